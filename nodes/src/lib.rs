@@ -1,1 +1,4 @@
-//! The nodes.
+//! The nodes of Retouch, and under them the diffusion networks and kernels.
+
+pub mod diffusion;
+pub mod kernels;

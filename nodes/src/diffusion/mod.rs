@@ -1,0 +1,77 @@
+//! The networks and the method: text encoder, U-Net with numbered attention sites, VAE, DDIM, attention control and
+//! the two stages of Layout-and-Retouch. No YAML and no ports in here.
+
+pub mod checkpoint;
+pub mod clip;
+pub mod control;
+pub mod layers;
+pub mod masks;
+pub mod noise;
+pub mod sampling;
+pub mod scheduler;
+pub mod tokenizer;
+pub mod unet;
+pub mod vae;
+pub mod weights;
+
+use std::path::PathBuf;
+
+/// What can go wrong below the nodes.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A configuration file that does not describe a network that is built here.
+    #[error("{}: {message}", file.display())]
+    Config {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it, and what was expected.
+        message: String,
+    },
+    /// A weight file that is missing, damaged or does not fit its configuration.
+    #[error("{}: {message}", file.display())]
+    Weights {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it, and what was expected.
+        message: String,
+    },
+    /// A request that cannot be met: a phrase that is not in the prompt, a trajectory of another size.
+    #[error("{message}")]
+    Request {
+        /// What is wrong.
+        message: String,
+        /// What to do about it.
+        help: Option<String>,
+    },
+    /// The run was cancelled between two steps.
+    #[error("cancelled")]
+    Cancelled,
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl Error {
+    /// A request that cannot be met.
+    pub fn request(message: impl Into<String>) -> Self {
+        Self::Request {
+            message: message.into(),
+            help: None,
+        }
+    }
+
+    /// Adds what to do about a request that cannot be met.
+    #[must_use]
+    pub fn help(self, text: impl Into<String>) -> Self {
+        match self {
+            Self::Request { message, .. } => Self::Request {
+                message,
+                help: Some(text.into()),
+            },
+            other => other,
+        }
+    }
+}
+
+/// The result of everything below the nodes.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

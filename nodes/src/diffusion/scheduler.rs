@@ -1,0 +1,320 @@
+//! DDIM with eta 0 (Song et al. 2021) and its inverse, on the tables of a checkpoint's `scheduler_config.json`.
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Result};
+
+/// What the network predicts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prediction {
+    /// The noise.
+    #[default]
+    Epsilon,
+    /// sqrt(alpha) noise - sqrt(1 - alpha) image (Salimans and Ho 2022).
+    VPrediction,
+}
+
+/// How T timesteps are laid over the N of training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Spacing {
+    /// From 0 in strides of floor(N / T), plus the offset.
+    #[default]
+    Leading,
+    /// From 0 to N - 1, both included.
+    Linspace,
+    /// From N - 1 downwards in strides of N / T.
+    Trailing,
+}
+
+/// How the noise grows over the N timesteps of training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BetaSchedule {
+    /// Betas are evenly spaced.
+    #[default]
+    Linear,
+    /// Their square roots are: Stable Diffusion.
+    ScaledLinear,
+    /// The cosine schedule (Nichol and Dhariwal 2021), betas at most 0.999.
+    SquaredcosCapV2,
+}
+
+/// `scheduler_config.json`; absent keys take the defaults of diffusers' `DDIMScheduler`, except that samples are not
+/// clipped.
+#[derive(Clone, Debug, Deserialize)]
+pub struct SchedulerConfig {
+    /// The class it was written for; other classes lend their betas, spacing, offset and prediction type.
+    #[serde(default, rename = "_class_name")]
+    pub class_name: String,
+    /// N.
+    #[serde(default = "train_timesteps")]
+    pub num_train_timesteps: usize,
+    /// b0.
+    #[serde(default = "beta_start")]
+    pub beta_start: f64,
+    /// b1.
+    #[serde(default = "beta_end")]
+    pub beta_end: f64,
+    /// How betas go from b0 to b1.
+    #[serde(default)]
+    pub beta_schedule: BetaSchedule,
+    /// Betas given one by one.
+    #[serde(default)]
+    pub trained_betas: Option<Vec<f64>>,
+    /// How timesteps are laid out.
+    #[serde(default)]
+    pub timestep_spacing: Spacing,
+    /// Added to each timestep of leading spacing.
+    #[serde(default)]
+    pub steps_offset: usize,
+    /// What the network predicts.
+    #[serde(default)]
+    pub prediction_type: Prediction,
+    /// Whether alpha below timestep 0 is 1 rather than that of timestep 0.
+    #[serde(default)]
+    pub set_alpha_to_one: Option<bool>,
+    /// Refused when true.
+    #[serde(default)]
+    pub clip_sample: bool,
+    /// Refused when true.
+    #[serde(default)]
+    pub thresholding: bool,
+    /// Refused when true.
+    #[serde(default)]
+    pub rescale_betas_zero_snr: bool,
+}
+
+fn train_timesteps() -> usize {
+    1000
+}
+fn beta_start() -> f64 {
+    0.0001
+}
+fn beta_end() -> f64 {
+    0.02
+}
+
+impl SchedulerConfig {
+    /// What is asked for that is not built, if anything.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        let refused = [
+            ("clip_sample", self.clip_sample),
+            ("thresholding", self.thresholding),
+            ("rescale_betas_zero_snr", self.rescale_betas_zero_snr),
+        ];
+        if let Some((name, _)) = refused.into_iter().find(|(_, on)| *on) {
+            return Some(format!("asks for {name}, which is not built; expected `{name}: false`"));
+        }
+        if self.num_train_timesteps == 0 || self.num_train_timesteps > 1_000_000 {
+            return Some(format!(
+                "num_train_timesteps is {}; expected 1 to 1000000",
+                self.num_train_timesteps
+            ));
+        }
+        if let Some(betas) = &self.trained_betas
+            && betas.len() != self.num_train_timesteps
+        {
+            return Some(format!(
+                "trained_betas has {} numbers for {} timesteps",
+                betas.len(),
+                self.num_train_timesteps
+            ));
+        }
+        let in_range = |b: f64| b > 0.0 && b < 1.0;
+        if !in_range(self.beta_start) || !in_range(self.beta_end) {
+            return Some("beta_start and beta_end must lie between 0 and 1".into());
+        }
+        None
+    }
+
+    /// Cumulative products of 1 - beta, one for each timestep of training.
+    #[must_use]
+    pub fn alphas(&self) -> Vec<f32> {
+        let n = self.num_train_timesteps;
+        let betas: Vec<f32> = match (&self.trained_betas, self.beta_schedule) {
+            (Some(betas), _) => betas.iter().map(|&b| b as f32).collect(),
+            (None, BetaSchedule::Linear) => {
+                linspace(self.beta_start as f32, self.beta_end as f32, n)
+            }
+            (None, BetaSchedule::ScaledLinear) => linspace(
+                self.beta_start.sqrt() as f32,
+                self.beta_end.sqrt() as f32,
+                n,
+            )
+            .into_iter()
+            .map(|x| x * x)
+            .collect(),
+            (None, BetaSchedule::SquaredcosCapV2) => {
+                let bar = |t: f64| {
+                    let x = libm::cos((t + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2);
+                    x * x
+                };
+                (0..n)
+                    .map(|i| {
+                        let (a, b) = (i as f64 / n as f64, (i + 1) as f64 / n as f64);
+                        (1.0 - bar(b) / bar(a)).min(0.999) as f32
+                    })
+                    .collect()
+            }
+        };
+        // torch keeps the running product in double precision and rounds each entry to f32.
+        let mut product = 1f64;
+        betas
+            .into_iter()
+            .map(|b| {
+                product *= f64::from(1.0 - b);
+                product as f32
+            })
+            .collect()
+    }
+
+    /// The timesteps of T steps, noisiest first.
+    ///
+    /// # Errors
+    /// When T is 0, above N, or the offset leads past the last timestep.
+    pub fn timesteps(&self, steps: usize) -> Result<Vec<usize>> {
+        let n = self.num_train_timesteps;
+        if steps == 0 || steps > n {
+            return Err(Error::request(format!(
+                "{steps} steps of a schedule of {n} timesteps; expected 1 to {n}"
+            )));
+        }
+        let timesteps: Vec<usize> = match self.timestep_spacing {
+            Spacing::Leading => (0..steps)
+                .rev()
+                .map(|i| i * (n / steps) + self.steps_offset)
+                .collect(),
+            Spacing::Linspace => (0..steps)
+                .rev()
+                .map(|i| {
+                    let stride = if steps > 1 {
+                        (n - 1) as f64 / (steps - 1) as f64
+                    } else {
+                        0.0
+                    };
+                    (i as f64 * stride).round_ties_even() as usize
+                })
+                .collect(),
+            Spacing::Trailing => (0..steps)
+                .map(|i| {
+                    let t = n as f64 - i as f64 * (n as f64 / steps as f64);
+                    (t.round_ties_even() as usize).saturating_sub(1)
+                })
+                .collect(),
+        };
+        match timesteps.first() {
+            Some(&first) if first >= n => Err(Error::request(format!(
+                "{steps} steps with steps_offset {} begin at timestep {first}, beyond the last one, {}",
+                self.steps_offset,
+                n - 1
+            ))
+            .help("use fewer steps")),
+            _ => Ok(timesteps),
+        }
+    }
+}
+
+/// `torch.linspace` in f32: counted from the nearer end.
+fn linspace(start: f32, end: f32, n: usize) -> Vec<f32> {
+    if n == 1 {
+        return vec![start];
+    }
+    let step = (end - start) / (n - 1) as f32;
+    (0..n)
+        .map(|i| {
+            if i < n / 2 {
+                start + step * i as f32
+            } else {
+                end - step * (n - 1 - i) as f32
+            }
+        })
+        .collect()
+}
+
+/// DDIM for T steps.
+#[derive(Clone, Debug)]
+pub struct Ddim {
+    timesteps: Vec<usize>,
+    stride: usize,
+    alphas: Vec<f32>,
+    final_alpha: f32,
+    prediction: Prediction,
+}
+
+impl Ddim {
+    /// Lays T steps over the schedule.
+    ///
+    /// # Errors
+    /// As [`SchedulerConfig::timesteps`].
+    pub fn new(config: &SchedulerConfig, steps: usize) -> Result<Self> {
+        let alphas = config.alphas();
+        // PNDMScheduler's default is false, that of DDIMScheduler (which other classes are read as) true.
+        let to_one = config
+            .set_alpha_to_one
+            .unwrap_or(config.class_name != "PNDMScheduler");
+        Ok(Self {
+            timesteps: config.timesteps(steps)?,
+            stride: config.num_train_timesteps / steps,
+            final_alpha: if to_one { 1.0 } else { alphas[0] },
+            alphas,
+            prediction: config.prediction_type,
+        })
+    }
+
+    /// The timesteps, noisiest first.
+    #[must_use]
+    pub fn timesteps(&self) -> &[usize] {
+        &self.timesteps
+    }
+
+    /// T.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        self.timesteps.len()
+    }
+
+    /// alpha at step k's timestep and at the one that it goes to, t - stride.
+    #[must_use]
+    pub fn alphas(&self, k: usize) -> (f32, f32) {
+        let t = self.timesteps[k];
+        let before = t
+            .checked_sub(self.stride)
+            .map_or(self.final_alpha, |t| self.alphas[t]);
+        (self.alphas[t], before)
+    }
+
+    fn transfer(&self, z: &Tensor, out: &Tensor, from: f32, to: f32) -> Result<Tensor> {
+        let root = |x: f32| f64::from(x.sqrt());
+        let (a, s) = (root(from), root(1.0 - from));
+        let (x0, eps) = match self.prediction {
+            Prediction::Epsilon => (((z - (out * s)?)? / a)?, out.clone()),
+            Prediction::VPrediction => (
+                ((z * a)? - (out * s)?)?,
+                ((out * a)? + (z * s)?)?,
+            ),
+        };
+        Ok(((x0 * root(to))? + (eps * root(1.0 - to))?)?)
+    }
+
+    /// z at step k + 1 from z at step k and what the network gave for it.
+    ///
+    /// # Errors
+    /// When the shapes differ.
+    pub fn step(&self, z: &Tensor, out: &Tensor, k: usize) -> Result<Tensor> {
+        let (from, to) = self.alphas(k);
+        self.transfer(z, out, from, to)
+    }
+
+    /// z at step k from z at step k + 1 and what the network gave for it *at step k's timestep*.
+    ///
+    /// # Errors
+    /// When the shapes differ.
+    pub fn inverse_step(&self, z: &Tensor, out: &Tensor, k: usize) -> Result<Tensor> {
+        let (to, from) = self.alphas(k);
+        self.transfer(z, out, from, to)
+    }
+}

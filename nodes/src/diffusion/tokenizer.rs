@@ -1,0 +1,280 @@
+//! CLIP's tokenizer: byte-level BPE over lower-cased words, from `vocab.json` and `merges.txt` or `tokenizer.json`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
+
+use super::{Error, Result};
+
+/// CLIP's pattern of words: contractions, letters, single digits, runs of anything else.
+const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// A token in the configuration files: a string, or a table with its `content`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum TokenName {
+    Plain(String),
+    Table { content: String },
+}
+
+impl TokenName {
+    fn text(self) -> String {
+        match self {
+            Self::Plain(text) | Self::Table { content: text } => text,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct SpecialTokens {
+    bos_token: Option<TokenName>,
+    eos_token: Option<TokenName>,
+    pad_token: Option<TokenName>,
+    unk_token: Option<TokenName>,
+    model_max_length: Option<f64>,
+}
+
+/// The texts of the files in a checkpoint's `tokenizer` folder.
+#[derive(Clone, Debug, Default)]
+pub struct TokenizerFiles {
+    /// `tokenizer.json`, if there is one.
+    pub tokenizer: Option<String>,
+    /// `vocab.json`.
+    pub vocab: Option<String>,
+    /// `merges.txt`.
+    pub merges: Option<String>,
+    /// `tokenizer_config.json`.
+    pub config: Option<String>,
+    /// `special_tokens_map.json`; it overrides the former, as in transformers. Stable Diffusion 2 pads with "!" by it.
+    pub special_tokens: Option<String>,
+}
+
+/// Turns prompts into token ids of a fixed length.
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    bos: u32,
+    eos: u32,
+    pad: u32,
+    length: usize,
+}
+
+/// A prompt as token ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// Begin, the words, end, padding: as many as the text encoder takes.
+    pub ids: Vec<u32>,
+    /// How many of them are begin, words and end.
+    pub used: usize,
+    /// How many words' tokens did not fit and were left out.
+    pub cut: usize,
+}
+
+fn config_error(file: &Path, message: impl Into<String>) -> Error {
+    Error::Config {
+        file: file.to_owned(),
+        message: message.into(),
+    }
+}
+
+impl Tokenizer {
+    /// Makes the tokenizer from the texts of its files. `folder` is for messages; `positions` is the text encoder's
+    /// longest sequence, used when the files give no length of their own.
+    ///
+    /// # Errors
+    /// When a file is missing or not what it should be.
+    pub fn new(files: &TokenizerFiles, folder: &Path, positions: usize) -> Result<Self> {
+        let parse = |text: &Option<String>, name: &str| -> Result<SpecialTokens> {
+            text.as_ref().map_or_else(
+                || Ok(SpecialTokens::default()),
+                |text| {
+                    serde_json::from_str(text)
+                        .map_err(|e| config_error(&folder.join(name), e.to_string()))
+                },
+            )
+        };
+        let config = parse(&files.config, "tokenizer_config.json")?;
+        let map = parse(&files.special_tokens, "special_tokens_map.json")?;
+        let name = |map: Option<TokenName>, config: Option<TokenName>, default: &str| {
+            map.or(config)
+                .map_or_else(|| default.to_owned(), TokenName::text)
+        };
+        let bos = name(map.bos_token, config.bos_token, "<|startoftext|>");
+        let eos = name(map.eos_token, config.eos_token, "<|endoftext|>");
+        let pad = name(map.pad_token, config.pad_token, &eos);
+        let unk = name(map.unk_token, config.unk_token, &eos);
+        let inner = if let (Some(vocab), Some(merges)) = (&files.vocab, &files.merges) {
+            Self::from_vocabulary(vocab, merges, folder, &[&bos, &eos], &unk)?
+        } else if let Some(text) = &files.tokenizer {
+            let mut inner = tokenizers::Tokenizer::from_bytes(text)
+                .map_err(|e| config_error(&folder.join("tokenizer.json"), e.to_string()))?;
+            // Length and padding are ours: they come from the checkpoint's other files.
+            inner.with_padding(None);
+            inner
+                .with_truncation(None)
+                .map_err(|e| config_error(&folder.join("tokenizer.json"), e.to_string()))?;
+            inner
+        } else {
+            return Err(config_error(
+                folder,
+                "has neither vocab.json and merges.txt nor tokenizer.json",
+            ));
+        };
+        let id = |token: &str| {
+            inner.token_to_id(token).ok_or_else(|| {
+                config_error(folder, format!("the vocabulary has no token {token:?}"))
+            })
+        };
+        // A tokenizer without a limit of its own says 1e30.
+        let length = config
+            .model_max_length
+            .filter(|&length| length >= 2.0 && length < 1e6)
+            .map_or(positions, |length| length as usize)
+            .min(positions);
+        Ok(Self {
+            bos: id(&bos)?,
+            eos: id(&eos)?,
+            pad: id(&pad)?,
+            length,
+            inner,
+        })
+    }
+
+    fn from_vocabulary(
+        vocab: &str,
+        merges: &str,
+        folder: &Path,
+        special: &[&str],
+        unknown: &str,
+    ) -> Result<tokenizers::Tokenizer> {
+        let vocabulary: BTreeMap<String, u32> = serde_json::from_str(vocab)
+            .map_err(|e| config_error(&folder.join("vocab.json"), e.to_string()))?;
+        let merges_file = folder.join("merges.txt");
+        let merges = merges
+            .lines()
+            .filter(|line| !line.starts_with("#version") && !line.trim().is_empty())
+            .map(|line| {
+                line.split_once(' ')
+                    .map(|(a, b)| (a.to_owned(), b.trim_end().to_owned()))
+                    .ok_or_else(|| {
+                        config_error(&merges_file, format!("the line {line:?} is not two tokens"))
+                    })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let model = BPE::builder()
+            .vocab_and_merges(vocabulary.into_iter().collect::<tokenizers::models::bpe::Vocab>(), merges)
+            .end_of_word_suffix("</w>".into())
+            .unk_token(unknown.into())
+            .build()
+            .map_err(|e| config_error(&merges_file, e.to_string()))?;
+        let mut inner = tokenizers::Tokenizer::new(model);
+        let built_in = |e: tokenizers::Error| config_error(folder, e.to_string());
+        inner
+            .with_normalizer(Some(Normalizers::new(vec![
+                NormalizerWrapper::NFC(NFC),
+                NormalizerWrapper::Replace(
+                    Replace::new(
+                        tokenizers::normalizers::replace::ReplacePattern::Regex(r"\s+".into()),
+                        " ",
+                    )
+                    .map_err(built_in)?,
+                ),
+                NormalizerWrapper::Lowercase(Lowercase),
+            ])))
+            .map_err(built_in)?;
+        inner.with_pre_tokenizer(Some(PreTokenizers::new(vec![
+            PreTokenizerWrapper::Split(
+                Split::new(
+                    SplitPattern::Regex(WORDS.into()),
+                    SplitDelimiterBehavior::Removed,
+                    true,
+                )
+                .map_err(built_in)?,
+            ),
+            PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, true)),
+        ])));
+        let special: Vec<_> = special
+            .iter()
+            .map(|token| AddedToken::from(*token, true))
+            .collect();
+        inner.add_special_tokens(special).map_err(built_in)?;
+        Ok(inner)
+    }
+
+    /// The number of tokens of every prompt.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// The highest id that it can give.
+    #[must_use]
+    pub fn highest_id(&self) -> u32 {
+        let words = self.inner.get_vocab(true).into_values().max();
+        words.unwrap_or(0).max(self.pad)
+    }
+
+    fn words(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|e| Error::request(format!("the prompt {text:?} cannot be tokenized: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The ids of a prompt: begin, words (as many as fit), end, padding.
+    ///
+    /// # Errors
+    /// When the text cannot be tokenized.
+    pub fn encode(&self, text: &str) -> Result<Tokens> {
+        let words = self.words(text)?;
+        let room = self.length.saturating_sub(2);
+        let kept = words.len().min(room);
+        let mut ids = Vec::with_capacity(self.length);
+        ids.push(self.bos);
+        ids.extend(&words[..kept]);
+        ids.push(self.eos);
+        let used = ids.len();
+        ids.resize(self.length.max(used), self.pad);
+        Ok(Tokens {
+            ids,
+            used,
+            cut: words.len() - kept,
+        })
+    }
+
+    /// The positions of the first occurrence of `phrase` in `prompt` as the text encoder sees it (truncated).
+    ///
+    /// # Errors
+    /// When the phrase is empty or not in the prompt.
+    pub fn span(&self, prompt: &str, phrase: &str) -> Result<std::ops::Range<usize>> {
+        let part = self.words(phrase)?;
+        if part.is_empty() {
+            return Err(Error::request("the subject is empty")
+                .help("name the words of the prompt that are the subject, such as `subject: \"teddy bear\"`"));
+        }
+        let tokens = self.encode(prompt)?;
+        tokens.ids[..tokens.used]
+            .windows(part.len())
+            .position(|window| window == part)
+            .map(|start| start..start + part.len())
+            .ok_or_else(|| {
+                let cut = if tokens.cut > 0 {
+                    format!(" (its last {} tokens do not fit and are left out)", tokens.cut)
+                } else {
+                    String::new()
+                };
+                Error::request(format!(
+                    "the subject {phrase:?} is not in the prompt {prompt:?}{cut}"
+                ))
+                .help("the subject is looked up word by word in each branch's prompt: see `subject`, `context_subject` and `reference_subject` of swap_attention")
+            })
+    }
+}

@@ -1,0 +1,717 @@
+//! The U-Net of Stable Diffusion 1.x and 2.x (diffusers' `UNet2DConditionModel`), with numbered attention sites.
+
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::control::{AttentionControl, AttentionKind, Qkv, Rows, Site};
+use super::layers::{
+    Conv2d, GroupNorm, LayerNorm, Linear, image_to_tokens, tokens_to_image, upsample_nearest,
+};
+use super::weights::{Scope, Weights};
+use super::{Error, Result};
+use crate::kernels::{Kernel, Padding};
+
+/// A number for the whole network, or one for each level.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(untagged)]
+pub enum PerLevel {
+    /// The same everywhere.
+    All(usize),
+    /// One for each level, finest first.
+    Each(Vec<usize>),
+}
+
+impl PerLevel {
+    fn at(&self, level: usize) -> Option<usize> {
+        match self {
+            Self::All(n) => Some(*n),
+            Self::Each(list) => list.get(level).copied(),
+        }
+    }
+}
+
+/// `unet/config.json`, as far as it changes the network; what is not built here is refused by name.
+#[derive(Clone, Debug, Deserialize)]
+#[allow(missing_docs)] // the names are diffusers'
+pub struct UnetConfig {
+    pub in_channels: usize,
+    pub out_channels: usize,
+    pub block_out_channels: Vec<usize>,
+    pub down_block_types: Vec<String>,
+    pub up_block_types: Vec<String>,
+    #[serde(default = "mid_block_type")]
+    pub mid_block_type: Option<String>,
+    #[serde(default = "two")]
+    pub layers_per_block: PerLevel,
+    pub cross_attention_dim: PerLevel,
+    /// The *number of heads*, whatever its name says.
+    #[serde(default = "eight")]
+    pub attention_head_dim: PerLevel,
+    #[serde(default)]
+    pub num_attention_heads: Option<PerLevel>,
+    #[serde(default = "one")]
+    pub transformer_layers_per_block: PerLevel,
+    #[serde(default = "thirty_two")]
+    pub norm_num_groups: Option<usize>,
+    #[serde(default = "norm_eps")]
+    pub norm_eps: f64,
+    #[serde(default)]
+    pub sample_size: Option<usize>,
+    #[serde(default)]
+    pub use_linear_projection: bool,
+    #[serde(default = "yes")]
+    pub flip_sin_to_cos: bool,
+    #[serde(default)]
+    pub freq_shift: f64,
+    #[serde(default = "one_usize")]
+    pub downsample_padding: usize,
+    /// Everything else, looked through for what is not built.
+    #[serde(flatten)]
+    pub rest: serde_json::Map<String, serde_json::Value>,
+}
+
+fn mid_block_type() -> Option<String> {
+    Some("UNetMidBlock2DCrossAttn".into())
+}
+fn one() -> PerLevel {
+    PerLevel::All(1)
+}
+fn two() -> PerLevel {
+    PerLevel::All(2)
+}
+fn eight() -> PerLevel {
+    PerLevel::All(8)
+}
+fn thirty_two() -> Option<usize> {
+    Some(32)
+}
+fn norm_eps() -> f64 {
+    1e-5
+}
+fn yes() -> bool {
+    true
+}
+fn one_usize() -> usize {
+    1
+}
+
+/// Where in the network a site is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// On the way down.
+    Down,
+    /// At the coarsest level.
+    Mid,
+    /// On the way up.
+    Up,
+}
+
+/// A self-attention site, known from the configuration alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteInfo {
+    /// Its number, in running order.
+    pub index: usize,
+    /// Where it is.
+    pub part: Part,
+    /// How many times the latent's grid has been halved (rounded up).
+    pub level: usize,
+}
+
+/// The grid of a level: each side halved `level` times, rounded up.
+#[must_use]
+pub fn grid_at(latent: (usize, usize), level: usize) -> (usize, usize) {
+    let halve = |n: usize| (0..level).fold(n, |n, _| n.div_ceil(2));
+    (halve(latent.0), halve(latent.1))
+}
+
+/// The settings of one transformer stack.
+#[derive(Clone, Copy)]
+struct Stack {
+    channels: usize,
+    heads: usize,
+    layers: usize,
+    context: usize,
+}
+
+impl UnetConfig {
+    /// What is asked for that is not built, or does not hang together; `None` when the network can be built.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        // Key, the values that change nothing. All of diffusers' options that would change the network are listed.
+        let neutral: &[(&str, &[serde_json::Value])] = &[
+            ("act_fn", &["silu".into(), "swish".into()]),
+            ("addition_embed_type", &[]),
+            ("attention_type", &["default".into()]),
+            ("center_input_sample", &[false.into()]),
+            ("class_embed_type", &[]),
+            ("conv_in_kernel", &[3.into()]),
+            ("conv_out_kernel", &[3.into()]),
+            ("cross_attention_norm", &[]),
+            ("dual_cross_attention", &[false.into()]),
+            ("encoder_hid_dim", &[]),
+            ("encoder_hid_dim_type", &[]),
+            ("mid_block_only_cross_attention", &[false.into()]),
+            ("mid_block_scale_factor", &[1.into(), 1.0.into()]),
+            ("num_class_embeds", &[]),
+            ("only_cross_attention", &[false.into()]),
+            ("resnet_out_scale_factor", &[1.into(), 1.0.into()]),
+            ("resnet_skip_time_act", &[false.into()]),
+            ("resnet_time_scale_shift", &["default".into()]),
+            ("reverse_transformer_layers_per_block", &[]),
+            ("time_cond_proj_dim", &[]),
+            ("time_embedding_act_fn", &[]),
+            ("time_embedding_dim", &[]),
+            ("time_embedding_type", &["positional".into()]),
+            ("timestep_post_act", &[]),
+        ];
+        for (key, values) in neutral {
+            if let Some(value) = self.rest.get(*key)
+                && !value.is_null()
+                && !values.contains(value)
+            {
+                return Some(format!("asks for {key} = {value}, which is not built here"));
+            }
+        }
+        let levels = self.block_out_channels.len();
+        if levels == 0 || levels > 8 {
+            return Some(format!("block_out_channels has {levels} levels; expected 1 to 8"));
+        }
+        for (key, list, known) in [
+            ("down_block_types", &self.down_block_types, ["DownBlock2D", "CrossAttnDownBlock2D"]),
+            ("up_block_types", &self.up_block_types, ["UpBlock2D", "CrossAttnUpBlock2D"]),
+        ] {
+            if list.len() != levels {
+                return Some(format!(
+                    "{key} has {} entries, block_out_channels has {levels}",
+                    list.len()
+                ));
+            }
+            if let Some(other) = list.iter().find(|name| !known.contains(&name.as_str())) {
+                return Some(format!(
+                    "{key} has {other:?}, which is not built here; expected {} or {}",
+                    known[0], known[1]
+                ));
+            }
+        }
+        match self.mid_block_type.as_deref() {
+            Some("UNetMidBlock2DCrossAttn") => {}
+            other => {
+                return Some(format!(
+                    "mid_block_type is {other:?}; expected UNetMidBlock2DCrossAttn"
+                ));
+            }
+        }
+        let groups = self.norm_num_groups.unwrap_or(0);
+        if groups == 0 {
+            return Some("norm_num_groups must be a number above 0".into());
+        }
+        for (level, &channels) in self.block_out_channels.iter().enumerate() {
+            let numbers = (
+                self.heads(level),
+                self.layers_per_block.at(level),
+                self.cross_attention_dim.at(level),
+                self.transformer_layers_per_block.at(level),
+            );
+            let (Some(heads), Some(layers), Some(context), Some(depth)) = numbers else {
+                return Some(format!(
+                    "a list of numbers for each level has none for level {level}"
+                ));
+            };
+            if channels == 0 || heads == 0 || layers == 0 || context == 0 || depth == 0 {
+                return Some(format!("level {level} has a 0 where a number above 0 is due"));
+            }
+            if channels % groups != 0 || channels % heads != 0 {
+                return Some(format!(
+                    "level {level}: {channels} channels are not a multiple of {groups} groups and {heads} heads"
+                ));
+            }
+        }
+        if self.block_out_channels[0] % 2 != 0 || self.in_channels == 0 || self.out_channels == 0 {
+            return Some("the channel numbers cannot be used".into());
+        }
+        if self.in_channels != self.out_channels {
+            return Some(format!(
+                "in_channels {} and out_channels {} differ (an inpainting or image-editing model), which is not built here",
+                self.in_channels, self.out_channels
+            ));
+        }
+        None
+    }
+
+    fn heads(&self, level: usize) -> Option<usize> {
+        self.num_attention_heads
+            .as_ref()
+            .unwrap_or(&self.attention_head_dim)
+            .at(level)
+    }
+
+    fn stack(&self, level: usize) -> Stack {
+        Stack {
+            channels: self.block_out_channels[level],
+            heads: self.heads(level).unwrap_or(1),
+            layers: self.transformer_layers_per_block.at(level).unwrap_or(1),
+            context: self.cross_attention_dim.at(level).unwrap_or(1),
+        }
+    }
+
+    fn layers(&self, level: usize) -> usize {
+        self.layers_per_block.at(level).unwrap_or(1)
+    }
+
+    /// The width of the text encoder's states that the network takes (of the finest level that has attention).
+    #[must_use]
+    pub fn context_width(&self) -> usize {
+        self.cross_attention_dim.at(0).unwrap_or(0)
+    }
+
+    /// Every self-attention site, in running order.
+    #[must_use]
+    pub fn sites(&self) -> Vec<SiteInfo> {
+        let levels = self.block_out_channels.len();
+        let mut sites = Vec::new();
+        let mut push = |part, level, count| {
+            for _ in 0..count {
+                sites.push(SiteInfo {
+                    index: sites.len(),
+                    part,
+                    level,
+                });
+            }
+        };
+        let depth = |level| self.transformer_layers_per_block.at(level).unwrap_or(1);
+        for (level, name) in self.down_block_types.iter().enumerate() {
+            if name == "CrossAttnDownBlock2D" {
+                push(Part::Down, level, self.layers(level) * depth(level));
+            }
+        }
+        push(Part::Mid, levels - 1, depth(levels - 1));
+        for (i, name) in self.up_block_types.iter().enumerate() {
+            let level = levels - 1 - i;
+            if name == "CrossAttnUpBlock2D" {
+                push(Part::Up, level, (self.layers(level) + 1) * depth(level));
+            }
+        }
+        sites
+    }
+}
+
+#[derive(Debug)]
+struct Resnet {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    time: Linear,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    shortcut: Option<Conv2d>,
+}
+
+impl Resnet {
+    fn load(scope: &Scope<'_>, input: usize, output: usize, config: &UnetConfig) -> Result<Self> {
+        let groups = config.norm_num_groups.unwrap_or(1);
+        Ok(Self {
+            norm1: GroupNorm::load(&scope.at("norm1"), input, groups, config.norm_eps)?,
+            conv1: Conv2d::load_same(&scope.at("conv1"), input, output, 3)?,
+            time: Linear::load(
+                &scope.at("time_emb_proj"),
+                config.block_out_channels[0] * 4,
+                output,
+                true,
+            )?,
+            norm2: GroupNorm::load(&scope.at("norm2"), output, groups, config.norm_eps)?,
+            conv2: Conv2d::load_same(&scope.at("conv2"), output, output, 3)?,
+            shortcut: (input != output)
+                .then(|| Conv2d::load_same(&scope.at("conv_shortcut"), input, output, 1))
+                .transpose()?,
+        })
+    }
+
+    /// `time`: SiLU of the timestep's embedding, `[B, 1, E]`.
+    fn forward(&self, x: &Tensor, time: &Tensor, kernel: &dyn Kernel) -> Result<Tensor> {
+        let h = self.norm1.forward_silu(x, kernel)?;
+        let h = self.conv1.forward(&h, kernel)?;
+        let time = self.time.forward(time, kernel)?;
+        let (b, _, c) = time.dims3()?;
+        let h = h.broadcast_add(&time.reshape((b, c, 1, 1))?)?;
+        let h = self.norm2.forward_silu(&h, kernel)?;
+        let h = self.conv2.forward(&h, kernel)?;
+        match &self.shortcut {
+            Some(shortcut) => Ok((shortcut.forward(x, kernel)? + h)?),
+            None => Ok((x + h)?),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Attention {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    out: Linear,
+    heads: usize,
+    scale: f64,
+}
+
+impl Attention {
+    fn load(scope: &Scope<'_>, channels: usize, context: usize, heads: usize) -> Result<Self> {
+        Ok(Self {
+            q: Linear::load(&scope.at("to_q"), channels, channels, false)?,
+            k: Linear::load(&scope.at("to_k"), context, channels, false)?,
+            v: Linear::load(&scope.at("to_v"), context, channels, false)?,
+            out: Linear::load(&scope.at("to_out.0"), channels, channels, true)?,
+            heads,
+            scale: ((channels / heads) as f64).powf(-0.5),
+        })
+    }
+
+    fn forward(
+        &self,
+        x: &Tensor,
+        source: &Tensor,
+        site: Site,
+        run: &mut Run<'_>,
+    ) -> Result<Tensor> {
+        let qkv = Qkv {
+            q: self.q.forward(x, run.kernel)?,
+            k: self.k.forward(source, run.kernel)?,
+            v: self.v.forward(source, run.kernel)?,
+            heads: self.heads,
+            scale: self.scale,
+        };
+        let out = run.control.attend(site, &qkv, run.kernel)?;
+        self.out.forward(&out, run.kernel)
+    }
+}
+
+#[derive(Debug)]
+struct TransformerLayer {
+    index: usize,
+    norm1: LayerNorm,
+    attention: Attention,
+    norm2: LayerNorm,
+    cross: Attention,
+    norm3: LayerNorm,
+    gate: Linear,
+    out: Linear,
+}
+
+/// LayerNorm's default in diffusers' `BasicTransformerBlock`.
+const LAYER_NORM_EPS: f64 = 1e-5;
+/// GroupNorm's in diffusers' `Transformer2DModel`.
+const TRANSFORMER_NORM_EPS: f64 = 1e-6;
+
+#[derive(Debug)]
+struct Transformer {
+    norm: GroupNorm,
+    project_in: Linear,
+    layers: Vec<TransformerLayer>,
+    project_out: Linear,
+}
+
+impl Transformer {
+    fn load(
+        scope: &Scope<'_>,
+        stack: Stack,
+        config: &UnetConfig,
+        next_site: &mut usize,
+    ) -> Result<Self> {
+        let c = stack.channels;
+        let layers = (0..stack.layers)
+            .map(|i| {
+                let layer = scope.at("transformer_blocks").at(i);
+                let index = *next_site;
+                *next_site += 1;
+                let norm = |name| LayerNorm::load(&layer.at(name), c, LAYER_NORM_EPS);
+                Ok(TransformerLayer {
+                    index,
+                    norm1: norm("norm1")?,
+                    attention: Attention::load(&layer.at("attn1"), c, c, stack.heads)?,
+                    norm2: norm("norm2")?,
+                    cross: Attention::load(&layer.at("attn2"), c, stack.context, stack.heads)?,
+                    norm3: norm("norm3")?,
+                    gate: Linear::load(&layer.at("ff.net.0.proj"), c, 8 * c, true)?,
+                    out: Linear::load(&layer.at("ff.net.2"), 4 * c, c, true)?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let groups = config.norm_num_groups.unwrap_or(1);
+        Ok(Self {
+            norm: GroupNorm::load(&scope.at("norm"), c, groups, TRANSFORMER_NORM_EPS)?,
+            // A 1x1 convolution (use_linear_projection = false) over an image is a linear layer over its pixels.
+            project_in: Linear::load(&scope.at("proj_in"), c, c, true)?,
+            layers,
+            project_out: Linear::load(&scope.at("proj_out"), c, c, true)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, run: &mut Run<'_>) -> Result<Tensor> {
+        let (_, _, h, w) = x.dims4()?;
+        let kernel = run.kernel;
+        let mut t = image_to_tokens(&self.norm.forward(x, kernel)?)?;
+        t = self.project_in.forward(&t, kernel)?;
+        for layer in &self.layers {
+            let site = |kind| Site {
+                step: run.step,
+                index: layer.index,
+                kind,
+                grid: (h, w),
+                rows: run.rows,
+            };
+            let (own, cross) = (site(AttentionKind::SelfAttention), site(AttentionKind::CrossAttention));
+            let y = layer.norm1.forward(&t, kernel)?;
+            t = (t + layer.attention.forward(&y, &y, own, run)?)?;
+            let y = layer.norm2.forward(&t, kernel)?;
+            let context = run.context.clone();
+            t = (t + layer.cross.forward(&y, &context, cross, run)?)?;
+            let y = layer.gate.forward(&layer.norm3.forward(&t, kernel)?, kernel)?;
+            t = (t + layer.out.forward(&kernel.geglu(&y)?, kernel)?)?;
+        }
+        let y = tokens_to_image(&self.project_out.forward(&t, kernel)?, h, w)?;
+        Ok((x + y)?)
+    }
+}
+
+#[derive(Debug)]
+struct Block {
+    resnets: Vec<(Resnet, Option<Transformer>)>,
+    resample: Option<Conv2d>,
+}
+
+/// What one call of the network carries through its layers.
+struct Run<'a> {
+    step: usize,
+    rows: Rows,
+    context: Tensor,
+    control: &'a mut dyn AttentionControl,
+    kernel: &'a dyn Kernel,
+}
+
+/// One call of the network.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    /// The latents `[R, C, h, w]`, a row for each image and half.
+    pub latent: &'a Tensor,
+    /// The timestep of each row.
+    pub timesteps: &'a [usize],
+    /// The text encoder's states `[R, N, E]`.
+    pub context: &'a Tensor,
+    /// The step k that the call belongs to, for the control.
+    pub step: usize,
+    /// What the rows are, for the control.
+    pub rows: Rows,
+}
+
+/// The U-Net.
+#[derive(Debug)]
+pub struct Unet {
+    config: UnetConfig,
+    conv_in: Conv2d,
+    time1: Linear,
+    time2: Linear,
+    down: Vec<Block>,
+    mid_first: Resnet,
+    mid_transformer: Transformer,
+    mid_last: Resnet,
+    up: Vec<Block>,
+    norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl Unet {
+    /// Loads the network.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape; while checking these are noted in `weights`. The configuration
+    /// must have passed [`UnetConfig::fault`].
+    pub fn load(config: &UnetConfig, weights: &Weights) -> Result<Self> {
+        if let Some(fault) = config.fault() {
+            return Err(Error::request(fault));
+        }
+        let root = weights.root();
+        let channels = &config.block_out_channels;
+        let levels = channels.len();
+        let first = channels[0];
+        let coarsest = channels[levels - 1];
+        let mut site = 0;
+        let time = root.at("time_embedding");
+        let conv_in = Conv2d::load_same(&root.at("conv_in"), config.in_channels, first, 3)?;
+        let time1 = Linear::load(&time.at("linear_1"), first, first * 4, true)?;
+        let time2 = Linear::load(&time.at("linear_2"), first * 4, first * 4, true)?;
+        // The channels of every skip connection, in the order in which the way down makes them.
+        let mut skips = vec![first];
+        let mut down = Vec::new();
+        for level in 0..levels {
+            let scope = root.at("down_blocks").at(level);
+            let output = channels[level];
+            let mut resnets = Vec::new();
+            for i in 0..config.layers(level) {
+                let input = *skips.last().unwrap_or(&first);
+                let resnet = Resnet::load(&scope.at("resnets").at(i), input, output, config)?;
+                let transformer = (config.down_block_types[level] == "CrossAttnDownBlock2D")
+                    .then(|| {
+                        let stack = config.stack(level);
+                        Transformer::load(&scope.at("attentions").at(i), stack, config, &mut site)
+                    })
+                    .transpose()?;
+                resnets.push((resnet, transformer));
+                skips.push(output);
+            }
+            let resample = (level + 1 < levels)
+                .then(|| {
+                    Conv2d::load(
+                        &scope.at("downsamplers.0.conv"),
+                        output,
+                        output,
+                        3,
+                        2,
+                        Padding::same(config.downsample_padding),
+                    )
+                })
+                .transpose()?;
+            if resample.is_some() {
+                skips.push(output);
+            }
+            down.push(Block { resnets, resample });
+        }
+        let mid = root.at("mid_block");
+        let mid_first = Resnet::load(&mid.at("resnets.0"), coarsest, coarsest, config)?;
+        let mid_transformer = Transformer::load(
+            &mid.at("attentions.0"),
+            config.stack(levels - 1),
+            config,
+            &mut site,
+        )?;
+        let mid_last = Resnet::load(&mid.at("resnets.1"), coarsest, coarsest, config)?;
+        let mut up = Vec::new();
+        let mut input = coarsest;
+        for i in 0..levels {
+            let level = levels - 1 - i;
+            let scope = root.at("up_blocks").at(i);
+            let output = channels[level];
+            let mut resnets = Vec::new();
+            for j in 0..=config.layers(level) {
+                let skip = skips.pop().unwrap_or(first);
+                let resnet =
+                    Resnet::load(&scope.at("resnets").at(j), input + skip, output, config)?;
+                let transformer = (config.up_block_types[i] == "CrossAttnUpBlock2D")
+                    .then(|| {
+                        let stack = config.stack(level);
+                        Transformer::load(&scope.at("attentions").at(j), stack, config, &mut site)
+                    })
+                    .transpose()?;
+                resnets.push((resnet, transformer));
+                input = output;
+            }
+            let resample = (i + 1 < levels)
+                .then(|| Conv2d::load_same(&scope.at("upsamplers.0.conv"), output, output, 3))
+                .transpose()?;
+            up.push(Block { resnets, resample });
+        }
+        let groups = config.norm_num_groups.unwrap_or(1);
+        Ok(Self {
+            conv_in,
+            time1,
+            time2,
+            down,
+            mid_first,
+            mid_transformer,
+            mid_last,
+            up,
+            norm_out: GroupNorm::load(&root.at("conv_norm_out"), first, groups, config.norm_eps)?,
+            conv_out: Conv2d::load_same(&root.at("conv_out"), first, config.out_channels, 3)?,
+            config: config.clone(),
+        })
+    }
+
+    /// The configuration that the network was built from.
+    #[must_use]
+    pub fn config(&self) -> &UnetConfig {
+        &self.config
+    }
+
+    /// Sinusoidal embeddings of the timesteps `[R, 1, C0]`, in f32 as diffusers computes them.
+    fn timestep_embedding(&self, timesteps: &[usize], device: &Device) -> Result<Tensor> {
+        let width = self.config.block_out_channels[0];
+        let half = width / 2;
+        let scale = (half as f64 - self.config.freq_shift) as f32;
+        let mut values = Vec::with_capacity(timesteps.len() * width);
+        for &t in timesteps {
+            let angles: Vec<f32> = (0..half)
+                .map(|i| {
+                    let exponent = -(10_000f64.ln() as f32) * i as f32 / scale;
+                    t as f32 * libm::expf(exponent)
+                })
+                .collect();
+            let sines = angles.iter().map(|&a| libm::sinf(a));
+            let cosines = angles.iter().map(|&a| libm::cosf(a));
+            if self.config.flip_sin_to_cos {
+                values.extend(cosines.chain(sines));
+            } else {
+                values.extend(sines.chain(cosines));
+            }
+        }
+        Ok(Tensor::from_vec(values, (timesteps.len(), 1, width), device)?)
+    }
+
+    /// What the network predicts for each row: `[R, C, h, w]`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or the control fails.
+    pub fn forward(
+        &self,
+        call: Call<'_>,
+        control: &mut dyn AttentionControl,
+        kernel: &dyn Kernel,
+    ) -> Result<Tensor> {
+        let run = &mut Run {
+            step: call.step,
+            rows: call.rows,
+            context: call.context.clone(),
+            control,
+            kernel,
+        };
+        let time = self.timestep_embedding(call.timesteps, call.latent.device())?;
+        let time = self.time1.forward(&time, kernel)?.silu()?;
+        // Every ResNet block takes SiLU of the embedding: applied once.
+        let time = self.time2.forward(&time, kernel)?.silu()?;
+        let mut x = self.conv_in.forward(call.latent, kernel)?;
+        let mut skips = vec![x.clone()];
+        for block in &self.down {
+            for (resnet, transformer) in &block.resnets {
+                x = resnet.forward(&x, &time, kernel)?;
+                if let Some(transformer) = transformer {
+                    x = transformer.forward(&x, run)?;
+                }
+                skips.push(x.clone());
+            }
+            if let Some(resample) = &block.resample {
+                x = resample.forward(&x, kernel)?;
+                skips.push(x.clone());
+            }
+        }
+        x = self.mid_first.forward(&x, &time, kernel)?;
+        x = self.mid_transformer.forward(&x, run)?;
+        x = self.mid_last.forward(&x, &time, kernel)?;
+        for block in &self.up {
+            for (resnet, transformer) in &block.resnets {
+                let skip = skips
+                    .pop()
+                    .ok_or_else(|| Error::request("the U-Net has fewer skips than it uses"))?;
+                x = resnet.forward(&Tensor::cat(&[&x, &skip], 1)?, &time, kernel)?;
+                if let Some(transformer) = transformer {
+                    x = transformer.forward(&x, run)?;
+                }
+            }
+            if let Some(resample) = &block.resample {
+                // To the grid of the next skip: twice the size, or one less where the way down rounded up.
+                let (h, w) = match skips.last() {
+                    Some(skip) => (skip.dim(2)?, skip.dim(3)?),
+                    None => (x.dim(2)? * 2, x.dim(3)? * 2),
+                };
+                x = resample.forward(&upsample_nearest(&x, h, w)?, kernel)?;
+            }
+        }
+        let x = self.norm_out.forward_silu(&x, kernel)?;
+        self.conv_out.forward(&x, kernel)
+    }
+}

@@ -1,0 +1,137 @@
+//! The plain kernels: candle's operators, image by image, written for reading. They run on every device and are what
+//! the tests hold the faster ones against.
+
+use candle_core::{D, Result, Tensor};
+
+use super::{GroupNormSpec, Kernel, Padding};
+
+/// The kernels made of candle's operators.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plain;
+
+/// Applies `f` to each image and joins the results, so that the shape of every product is that of one image.
+fn per_image(x: &Tensor, mut f: impl FnMut(usize, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    let images = (0..x.dim(0)?)
+        .map(|b| f(b, &x.narrow(0, b, 1)?))
+        .collect::<Result<Vec<_>>>()?;
+    if let [one] = images.as_slice() {
+        Ok(one.clone())
+    } else {
+        Tensor::cat(&images, 0)
+    }
+}
+
+/// `[1, N, C]` to `[heads, N, C / heads]`.
+fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (_, n, c) = x.dims3()?;
+    x.reshape((n, heads, c / heads))?
+        .transpose(0, 1)?
+        .contiguous()
+}
+
+impl Kernel for Plain {
+    fn name(&self) -> &'static str {
+        "plain"
+    }
+
+    fn linear(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let w = w.t()?;
+        per_image(x, |_, x| {
+            let y = x.squeeze(0)?.matmul(&w)?.unsqueeze(0)?;
+            match bias {
+                Some(bias) => y.broadcast_add(bias),
+                None => Ok(y),
+            }
+        })
+    }
+
+    fn conv2d(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: Padding,
+    ) -> Result<Tensor> {
+        per_image(x, |_, x| {
+            let x = x
+                .pad_with_zeros(2, padding.top, padding.bottom)?
+                .pad_with_zeros(3, padding.left, padding.right)?;
+            let y = x.conv2d(w, 0, stride, 1, 1)?;
+            match bias {
+                Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?),
+                None => Ok(y),
+            }
+        })
+    }
+
+    fn group_norm(&self, x: &Tensor, norm: &GroupNormSpec<'_>, silu: bool) -> Result<Tensor> {
+        let shape = x.dims().to_vec();
+        let channels = shape[1];
+        let grouped = x.reshape((shape[0], norm.groups, ()))?;
+        let mean = grouped.mean_keepdim(D::Minus1)?;
+        let centred = grouped.broadcast_sub(&mean)?;
+        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+        let y = centred
+            .broadcast_div(&(variance + norm.eps)?.sqrt()?)?
+            .reshape((shape[0], channels, ()))?
+            .broadcast_mul(&norm.weight.reshape((1, channels, 1))?)?
+            .broadcast_add(&norm.bias.reshape((1, channels, 1))?)?
+            .reshape(shape)?;
+        if silu { y.silu() } else { Ok(y) }
+    }
+
+    fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+        let mean = x.mean_keepdim(D::Minus1)?;
+        let centred = x.broadcast_sub(&mean)?;
+        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+        centred
+            .broadcast_div(&(variance + eps)?.sqrt()?)?
+            .broadcast_mul(weight)?
+            .broadcast_add(bias)
+    }
+
+    fn geglu(&self, x: &Tensor) -> Result<Tensor> {
+        let half = x.dim(D::Minus1)? / 2;
+        let h = x.narrow(D::Minus1, 0, half)?;
+        let g = x.narrow(D::Minus1, half, half)?.contiguous()?;
+        h * g.gelu_erf()?
+    }
+
+    fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        heads: usize,
+        scale: f64,
+        keys: Option<&[Vec<u32>]>,
+    ) -> Result<Tensor> {
+        let (_, n, c) = q.dims3()?;
+        let shared = k.dim(0)? == 1;
+        per_image(q, |b, q| {
+            let source = if shared { 0 } else { b };
+            let (mut k, mut v) = (k.narrow(0, source, 1)?, v.narrow(0, source, 1)?);
+            if let Some(keys) = keys {
+                let index = Tensor::new(keys[source].as_slice(), q.device())?;
+                (k, v) = (k.index_select(&index, 1)?, v.index_select(&index, 1)?);
+            }
+            let q = split_heads(q, heads)?;
+            let (k, v) = (split_heads(&k, heads)?, split_heads(&v, heads)?);
+            let scores = (q.matmul(&k.transpose(1, 2)?)? * scale)?;
+            candle_nn::ops::softmax_last_dim(&scores)?
+                .matmul(&v)?
+                .transpose(0, 1)?
+                .reshape((1, n, c))
+        })
+    }
+
+    fn attention_map(&self, q: &Tensor, k: &Tensor, heads: usize, scale: f64) -> Result<Tensor> {
+        let shared = k.dim(0)? == 1;
+        per_image(q, |b, q| {
+            let k = split_heads(&k.narrow(0, if shared { 0 } else { b }, 1)?, heads)?;
+            let scores = (split_heads(q, heads)?.matmul(&k.transpose(1, 2)?)? * scale)?;
+            candle_nn::ops::softmax_last_dim(&scores)?.mean_keepdim(0)
+        })
+    }
+}
