@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::clip::{ClipText, ClipTextConfig};
-use super::scheduler::{Prediction, SchedulerConfig, Spacing};
+use super::scheduler::{SchedulerConfig, Spacing};
 use super::tokenizer::{Tokenizer, TokenizerFiles};
 use super::unet::{SiteInfo, Unet, UnetConfig};
 use super::vae::{Vae, VaeConfig};
@@ -132,12 +132,8 @@ pub struct ModelFacts {
     pub sites: Vec<SiteInfo>,
     /// Tokens of a prompt.
     pub tokens: usize,
-    /// N.
-    pub train_timesteps: usize,
-    /// What the network predicts.
-    pub prediction: Prediction,
-    /// The rest of the schedule, in words.
-    pub schedule: String,
+    /// Its schedule.
+    pub scheduler: SchedulerConfig,
 }
 
 impl ModelFacts {
@@ -163,20 +159,34 @@ impl ModelFacts {
                 self.unet, other.unet
             ));
         }
-        if self.prediction != other.prediction {
-            return Some(format!(
-                "one predicts {:?}, the other {:?}",
-                self.prediction, other.prediction
-            ));
-        }
-        if self.schedule != other.schedule {
-            return Some(format!(
-                "their schedules differ: {}; {}",
-                self.schedule, other.schedule
-            ));
+        let (a, b) = (schedule(&self.scheduler), schedule(&other.scheduler));
+        if a != b {
+            return Some(format!("their schedules differ: {a}; {b}"));
         }
         None
     }
+}
+
+/// A schedule in words: everything that a run depends on.
+fn schedule(s: &SchedulerConfig) -> String {
+    let spacing = match s.timestep_spacing {
+        Spacing::Leading => format!("leading + {}", s.steps_offset),
+        Spacing::Linspace => "linspace".into(),
+        Spacing::Trailing => "trailing".into(),
+    };
+    let betas = s.trained_betas.as_ref().map_or_else(
+        || format!("{:?} betas {} to {}", s.beta_schedule, s.beta_start, s.beta_end),
+        |betas| {
+            let bytes: Vec<u8> = betas.iter().flat_map(|b| b.to_le_bytes()).collect();
+            format!("betas {}", &blake3::hash(&bytes).to_hex()[..8])
+        },
+    );
+    format!(
+        "{:?}, {} timesteps, {betas}, {spacing}, alpha below 0 is {}",
+        s.prediction_type,
+        s.num_train_timesteps,
+        if s.alpha_to_one() { "1" } else { "that of timestep 0" }
+    )
 }
 
 fn read_text(files: &dyn Files, path: &Path) -> Result<String> {
@@ -381,19 +391,6 @@ impl Description {
     #[must_use]
     pub fn facts(&self) -> ModelFacts {
         let unet = &self.unet;
-        let s = &self.scheduler;
-        let spacing = match s.timestep_spacing {
-            Spacing::Leading => format!("leading + {}", s.steps_offset),
-            Spacing::Linspace => "linspace".into(),
-            Spacing::Trailing => "trailing".into(),
-        };
-        let betas = s.trained_betas.as_ref().map_or_else(
-            || format!("{:?} {} to {}", s.beta_schedule, s.beta_start, s.beta_end),
-            |betas| {
-                let bytes: Vec<u8> = betas.iter().flat_map(|b| b.to_le_bytes()).collect();
-                format!("betas {}", &blake3::hash(&bytes).to_hex()[..8])
-            },
-        );
         ModelFacts {
             latent_channels: self.vae.latent_channels,
             factor: self.vae.factor(),
@@ -408,12 +405,7 @@ impl Description {
             ),
             sites: unet.sites(),
             tokens: self.text.max_position_embeddings,
-            train_timesteps: s.num_train_timesteps,
-            prediction: s.prediction_type,
-            schedule: format!(
-                "{} timesteps, {betas}, {spacing}, alpha below 0 {:?}",
-                s.num_train_timesteps, s.set_alpha_to_one
-            ),
+            scheduler: self.scheduler.clone(),
         }
     }
 }

@@ -44,7 +44,7 @@ pub enum BetaSchedule {
 
 /// `scheduler_config.json`; absent keys take the defaults of diffusers' `DDIMScheduler`, except that samples are not
 /// clipped.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SchedulerConfig {
     /// The class it was written for; other classes lend their betas, spacing, offset and prediction type.
     #[serde(default, rename = "_class_name")]
@@ -129,6 +129,14 @@ impl SchedulerConfig {
             return Some("beta_start and beta_end must lie between 0 and 1".into());
         }
         None
+    }
+
+    /// Whether alpha below timestep 0 is 1. PNDMScheduler's default is false; DDIMScheduler's, which other classes are
+    /// read as, is true.
+    #[must_use]
+    pub fn alpha_to_one(&self) -> bool {
+        self.set_alpha_to_one
+            .unwrap_or(self.class_name != "PNDMScheduler")
     }
 
     /// Cumulative products of 1 - beta, one for each timestep of training.
@@ -252,14 +260,10 @@ impl Ddim {
     /// As [`SchedulerConfig::timesteps`].
     pub fn new(config: &SchedulerConfig, steps: usize) -> Result<Self> {
         let alphas = config.alphas();
-        // PNDMScheduler's default is false, that of DDIMScheduler (which other classes are read as) true.
-        let to_one = config
-            .set_alpha_to_one
-            .unwrap_or(config.class_name != "PNDMScheduler");
         Ok(Self {
             timesteps: config.timesteps(steps)?,
             stride: config.num_train_timesteps / steps,
-            final_alpha: if to_one { 1.0 } else { alphas[0] },
+            final_alpha: if config.alpha_to_one() { 1.0 } else { alphas[0] },
             alphas,
             prediction: config.prediction_type,
         })

@@ -1,0 +1,273 @@
+//! `swap_attention`.
+
+use std::sync::Arc;
+
+use retouch_graph::{Context, Fault, Files, Node, NodeError, Types, ports};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{MaskGridField, Sites, ThresholdField};
+use crate::diffusion::checkpoint::ModelFacts;
+use crate::diffusion::sampling::Blend;
+use crate::fields::{Steps, Template};
+use crate::payload::{Control, ControlFacts, Mask, Model, Trajectory, TrajectoryFacts};
+
+/// Says what stage 2 attends to: inside the subject's mask the reference's keys and values, outside the context's.
+///
+/// Structure comes from the context (stage 1's trajectory), looks from the reference (an inverted photo). Nothing is
+/// computed here: the control is data, and `sample` acts on it. Step parameters are a number or a share of T such as
+/// `20%`; steps are counted from the noisiest, ranges are half-open.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SwapAttention {
+    /// The prompt of the reference's branch, subject's identifier included: "a photo of a sks teddy bear".
+    pub reference_prompt: Template,
+    /// The words of the target's prompt that are the subject. Needed for every mask that is not given.
+    #[serde(default)]
+    pub subject: Option<Template>,
+    /// The subject's words in the context's prompts. Default: `subject`.
+    #[serde(default)]
+    pub context_subject: Option<Template>,
+    /// The subject's words in `reference_prompt`. Default: `subject`.
+    #[serde(default)]
+    pub reference_subject: Option<Template>,
+    /// The prompt of the context's branch at the steps that the vanilla model did not draw. Default: what drew them.
+    #[serde(default)]
+    pub context_prompt: Option<Template>,
+    /// The self-attention sites that are swapped: `auto` (up blocks on the two finest grids), `all`, `none`, `10..16`,
+    /// or a list.
+    #[serde(default)]
+    pub sites: Sites,
+    /// Steps before this one are taken over from the context as they are.
+    #[serde(default = "start_step")]
+    pub start_step: Steps,
+    /// The swap begins at this step.
+    #[serde(default = "from_step")]
+    pub from_step: Steps,
+    /// The swap ends before this step.
+    #[serde(default = "until_step")]
+    pub until_step: Steps,
+    /// Before this step (the paper's lambda2) the queries are the context's, from it on the target's own.
+    #[serde(default = "structure_until")]
+    pub structure_until: Steps,
+    /// Whether the context's attention replaces the target's between `start_step` and `from_step`.
+    #[serde(default = "yes")]
+    pub lock: bool,
+    /// How the context's mask and the target's own of the step before make the mask of a step.
+    #[serde(default)]
+    pub blend: BlendField,
+    /// How a map in [0, 1] becomes a mask: `otsu`, `soft` (the map itself) or a number.
+    #[serde(default)]
+    pub threshold: ThresholdField,
+    /// Passes of a 3x3 filter over a map.
+    #[serde(default = "one")]
+    #[schemars(range(max = 100))]
+    pub smooth: usize,
+    /// The attention grid that maps are taken from: `auto`, or rows x columns such as `16x24`.
+    #[serde(default)]
+    pub mask_grid: MaskGridField,
+}
+
+/// How the masks of context and target are joined.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum BlendField {
+    /// The larger of the two.
+    #[default]
+    Union,
+    /// The context's.
+    Context,
+    /// The target's, of the step before.
+    Target,
+}
+
+impl From<BlendField> for Blend {
+    fn from(field: BlendField) -> Self {
+        match field {
+            BlendField::Union => Self::Union,
+            BlendField::Context => Self::Context,
+            BlendField::Target => Self::Target,
+        }
+    }
+}
+
+fn start_step() -> Steps {
+    Steps::Percent(20.0)
+}
+fn from_step() -> Steps {
+    Steps::Percent(8.0)
+}
+fn until_step() -> Steps {
+    Steps::Percent(100.0)
+}
+fn structure_until() -> Steps {
+    Steps::Percent(40.0)
+}
+fn yes() -> bool {
+    true
+}
+fn one() -> usize {
+    1
+}
+
+ports! {
+    /// What `swap_attention` takes.
+    pub struct Inputs {
+        /// The trajectory of stage 1 (or of an inverted picture): where things are.
+        pub context: Arc<Trajectory>,
+        /// The trajectory of the inverted photo: what the subject looks like.
+        pub reference: Arc<Trajectory>,
+        /// The model that drew the context's first steps, if it is not the one that `sample` uses.
+        pub vanilla: Option<Arc<Model>>,
+        /// The subject in the photo, in place of a mask computed from cross-attention.
+        pub reference_mask: Option<Arc<Mask>>,
+        /// The subject in the context, in place of a computed mask.
+        pub context_mask: Option<Arc<Mask>>,
+        /// Where the reference's looks go, at every step, in place of context and target masks.
+        pub blend_mask: Option<Arc<Mask>>,
+    }
+}
+
+ports! {
+    /// What `swap_attention` gives.
+    pub struct Outputs {
+        /// The control, for `sample`.
+        pub control: Arc<Control>,
+    }
+}
+
+impl SwapAttention {
+    /// What is at fault given a context and a reference of this size, beyond what one parameter alone shows.
+    fn faults(&self, inputs: &Types<Inputs>) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        let context: Option<TrajectoryFacts> = inputs.facts("context");
+        let reference: Option<TrajectoryFacts> = inputs.facts("reference");
+        if let (Some(context), Some(reference)) = (context, reference) {
+            if context.steps != reference.steps {
+                faults.push(
+                    Fault::mismatch(
+                        "reference",
+                        format!(
+                            "the reference has {} steps, the context {}",
+                            reference.steps, context.steps
+                        ),
+                    )
+                    .help("give both the same `steps`"),
+                );
+            }
+            if context.channels != reference.channels {
+                faults.push(Fault::mismatch(
+                    "reference",
+                    format!(
+                        "the reference's latents have {} channels, the context's {}",
+                        reference.channels, context.channels
+                    ),
+                ));
+            }
+            if reference.batch != 1 && reference.batch != context.batch {
+                faults.push(
+                    Fault::mismatch(
+                        "reference",
+                        format!(
+                            "a batch of {} references for {} pictures",
+                            reference.batch, context.batch
+                        ),
+                    )
+                    .help("give one reference for all, or one for each picture"),
+                );
+            }
+        }
+        if let Some(context) = context {
+            for (name, steps) in [
+                ("start_step", self.start_step),
+                ("from_step", self.from_step),
+                ("until_step", self.until_step),
+                ("structure_until", self.structure_until),
+            ] {
+                let resolved = steps.resolve(context.steps);
+                if resolved > context.steps {
+                    faults.push(
+                        Fault::value(
+                            name,
+                            format!("{name} is step {resolved} of a run of {}", context.steps),
+                        )
+                        .help(format!("give 0 to {}, or a share such as `40%`", context.steps)),
+                    );
+                }
+            }
+        }
+        let given = |port| inputs.is_linked(port);
+        let has_subject = |own: &Option<Template>| own.is_some() || self.subject.is_some();
+        let swaps = self.sites != Sites::List(Vec::new())
+            && context.is_none_or(|c| {
+                let first = self.start_step.resolve(c.steps).max(self.from_step.resolve(c.steps));
+                first < self.until_step.resolve(c.steps).min(c.steps)
+            });
+        let needs_target =
+            !given("blend_mask") && self.blend != BlendField::Context && self.subject.is_none();
+        let needs_context =
+            !given("blend_mask") && !given("context_mask") && !has_subject(&self.context_subject);
+        let needs_reference = !given("reference_mask") && !has_subject(&self.reference_subject);
+        if swaps && (needs_target || needs_context || needs_reference) {
+            let which: Vec<_> = [
+                (needs_reference, "the reference"),
+                (needs_context, "the context"),
+                (needs_target, "the target"),
+            ]
+            .into_iter()
+            .filter_map(|(needed, name)| needed.then_some(name))
+            .collect();
+            let mut fault = Fault::value(
+                "subject",
+                format!(
+                    "`subject` is missing: the masks of {} are looked up by its words",
+                    which.join(" and ")
+                ),
+            )
+            .help("give `subject`, such as `subject: \"teddy bear\"`, or the masks themselves: `reference_mask` and `blend_mask`");
+            fault.field = None;
+            faults.push(fault);
+        }
+        faults
+    }
+}
+
+impl Node for SwapAttention {
+    const OP: &'static str = "swap_attention";
+    const VERSION: u32 = 1;
+    type Inputs = Inputs;
+    type Outputs = Outputs;
+
+    fn check(
+        &self,
+        inputs: &Types<Inputs>,
+        _: &dyn Files,
+    ) -> Result<Types<Outputs>, Vec<Fault>> {
+        let faults = self.faults(inputs);
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let facts = ControlFacts {
+            context: inputs.facts("context"),
+            reference: inputs.facts("reference"),
+            vanilla: inputs.facts::<ModelFacts>("vanilla"),
+            settings: self.clone(),
+        };
+        Ok(Types::unknown().with("control", &facts))
+    }
+
+    fn run(&self, inputs: Inputs, _: &Context<'_>) -> Result<Outputs, NodeError> {
+        Ok(Outputs {
+            control: Arc::new(Control {
+                settings: self.clone(),
+                vanilla: inputs.vanilla,
+                context: inputs.context,
+                reference: inputs.reference,
+                reference_mask: inputs.reference_mask,
+                context_mask: inputs.context_mask,
+                blend_mask: inputs.blend_mask,
+            }),
+        })
+    }
+}

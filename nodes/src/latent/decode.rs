@@ -1,0 +1,112 @@
+//! `decode`.
+
+use std::sync::Arc;
+
+use retouch_graph::{Context, Fault, Files, Node, NodeError, Types, ports};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::diffusion::Result as NetworkResult;
+use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
+use crate::payload::{Image, ImageFacts, Latent, LatentFacts, Model};
+use crate::runtime::tensor_error;
+
+/// Turns latents into pictures with the model's VAE.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Decode {}
+
+ports! {
+    /// What `decode` takes.
+    pub struct Inputs {
+        /// The model whose VAE decodes.
+        pub model: Arc<Model>,
+        /// The latents.
+        pub latent: Arc<Latent>,
+    }
+}
+
+ports! {
+    /// What `decode` gives.
+    pub struct Outputs {
+        /// The pictures, one for each latent of the batch.
+        pub image: Arc<Image>,
+    }
+}
+
+/// Pictures `[B, 3, H, W]` in [0, 1], on the CPU, of scaled latents, one after another so that memory is bounded.
+pub(super) fn decode(
+    model: &Checkpoint,
+    latents: &candle_core::Tensor,
+) -> NetworkResult<candle_core::Tensor> {
+    let vae = model.vae()?;
+    let scale = vae.config().scaling_factor;
+    let pictures = (0..latents.dim(0)?)
+        .map(|b| {
+            let latent = (latents.narrow(0, b, 1)? / scale)?;
+            let picture = vae.decode(&latent, model.kernel())?;
+            Ok(((picture + 1.0)? * 0.5)?
+                .clamp(0f32, 1f32)?
+                .to_device(&candle_core::Device::Cpu)?)
+        })
+        .collect::<NetworkResult<Vec<_>>>()?;
+    Ok(candle_core::Tensor::cat(&pictures, 0)?)
+}
+
+/// Why latents of these facts do not fit a model, as a fault of `port`.
+pub(crate) fn channel_fault(model: &ModelFacts, channels: usize, port: &str) -> Option<Fault> {
+    (model.latent_channels != channels).then(|| {
+        Fault::mismatch(
+            port,
+            format!(
+                "latents of {channels} channels for a model that works on {}",
+                model.latent_channels
+            ),
+        )
+        .help("latents belong to the model family that made them")
+    })
+}
+
+impl Node for Decode {
+    const OP: &'static str = "decode";
+    const VERSION: u32 = 1;
+    const DEVICE: bool = true;
+    type Inputs = Inputs;
+    type Outputs = Outputs;
+
+    fn check(
+        &self,
+        inputs: &Types<Inputs>,
+        _: &dyn Files,
+    ) -> Result<Types<Outputs>, Vec<Fault>> {
+        let model: Option<ModelFacts> = inputs.facts("model");
+        let latent: Option<LatentFacts> = inputs.facts("latent");
+        let (Some(model), Some(latent)) = (model, latent) else {
+            return Ok(Types::unknown());
+        };
+        if let Some(fault) = channel_fault(&model, latent.channels, "latent") {
+            return Err(vec![fault]);
+        }
+        Ok(Types::unknown().with(
+            "image",
+            &ImageFacts {
+                batch: latent.batch,
+                width: latent.width * model.factor,
+                height: latent.height * model.factor,
+            },
+        ))
+    }
+
+    fn run(&self, inputs: Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
+        context.check_cancelled()?;
+        let model = &inputs.model.checkpoint;
+        let channels = inputs.latent.tensor.dim(1).map_err(tensor_error)?;
+        if let Some(fault) = channel_fault(&model.description().facts(), channels, "latent") {
+            return Err(NodeError::failed(fault.message));
+        }
+        let rgb = decode(model, &inputs.latent.tensor)?;
+        Ok(Outputs {
+            image: Arc::new(Image { rgb, alpha: None }),
+        })
+    }
+}

@@ -1,0 +1,182 @@
+//! `invert`.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use retouch_graph::{Context, Fault, Files, Node, NodeError, Types, ports};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::decode::{channel_fault, decode};
+use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
+use crate::diffusion::sampling::{Conditions, Drawer, Drawn, invert, step_blend_sample};
+use crate::diffusion::scheduler::Ddim;
+use crate::fields::Template;
+use crate::payload::{Latent, LatentFacts, Model, Table, Trajectory, TrajectoryFacts};
+use crate::runtime::{Reports, tensor_error};
+use crate::sample::steps_fault;
+
+/// Inverts a latent: finds, by running DDIM backwards, the noise that it could have come from, and every latent between.
+///
+/// One prompt and guidance 1; the U-Net is asked at the timestep that a step arrives at, as in MasaCtrl, DreamMatcher
+/// and diffusers' DDIMInverseScheduler.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Invert {
+    /// T, the number of steps.
+    #[serde(default = "fifty")]
+    pub steps: usize,
+    /// The prompt.
+    #[serde(default)]
+    pub prompt: Template,
+    /// Whether to sample back from the noise and report how far that is from the latent; costs T more U-Net calls.
+    #[serde(default)]
+    pub measure: bool,
+}
+
+fn fifty() -> usize {
+    50
+}
+
+ports! {
+    /// What `invert` takes.
+    pub struct Inputs {
+        /// The model.
+        pub model: Arc<Model>,
+        /// The latent, from `encode_reference` for one.
+        pub latent: Arc<Latent>,
+    }
+}
+
+ports! {
+    /// What `invert` gives.
+    pub struct Outputs {
+        /// The trajectory, noisiest first; its last latent is the one that was given.
+        pub trajectory: Arc<Trajectory>,
+        /// The noise that was found: the trajectory's first latent.
+        pub noise: Arc<Latent>,
+        /// With `measure`: the latent that sampling back from the noise gives.
+        pub replay: Option<Arc<Latent>>,
+        /// With `measure`: relative error in latents, and PSNR in dB of the decoded replay against the VAE's own
+        /// reconstruction, one row an image.
+        pub report: Option<Arc<Table>>,
+    }
+}
+
+impl Node for Invert {
+    const OP: &'static str = "invert";
+    const VERSION: u32 = 1;
+    const DEVICE: bool = true;
+    type Inputs = Inputs;
+    type Outputs = Outputs;
+
+    fn check(
+        &self,
+        inputs: &Types<Inputs>,
+        _: &dyn Files,
+    ) -> Result<Types<Outputs>, Vec<Fault>> {
+        let mut faults = Vec::new();
+        let model: Option<ModelFacts> = inputs.facts("model");
+        let latent: Option<LatentFacts> = inputs.facts("latent");
+        if let Some(model) = &model {
+            faults.extend(steps_fault(model, self.steps));
+            if let Some(latent) = &latent {
+                faults.extend(channel_fault(model, latent.channels, "latent"));
+            }
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let mut types = Types::unknown();
+        if let Some(latent) = latent {
+            let facts = TrajectoryFacts {
+                steps: self.steps,
+                batch: latent.batch,
+                channels: latent.channels,
+                height: latent.height,
+                width: latent.width,
+            };
+            types = types.with("trajectory", &facts).with("noise", &latent);
+            if self.measure {
+                types = types.with("replay", &latent);
+            }
+        }
+        if !self.measure {
+            for port in ["replay", "report"] {
+                types = types.without(
+                    port,
+                    format!("`invert` makes `{port}` only with `measure: true`"),
+                );
+            }
+        }
+        Ok(types)
+    }
+
+    fn run(&self, inputs: Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
+        let reports = Reports(context);
+        let model = &inputs.model.checkpoint;
+        let latent = &inputs.latent.tensor;
+        let ddim = Ddim::new(&model.description().scheduler, self.steps)?;
+        let conditions = Conditions::encode(model, &self.prompt, "", &reports)?;
+        let drawer = Drawer {
+            model,
+            conditions: &conditions,
+        };
+        let latents = invert(drawer, latent, &ddim, &reports)?;
+        let noise = latents.first().unwrap_or(latent).clone();
+        let (mut replay, mut report) = (None, None);
+        if self.measure {
+            let back = step_blend_sample(drawer, drawer, &noise, &ddim, 0, 1.0, &reports)?;
+            let back = back.last().unwrap_or(&noise).clone();
+            report = Some(Arc::new(measure(model, latent, &back, self.steps)?));
+            replay = Some(Arc::new(Latent { tensor: back }));
+        }
+        let drawn = Drawn {
+            model: model.id().to_owned(),
+            vanilla: false,
+            prompt: self.prompt.to_string(),
+            negative: String::new(),
+        };
+        Ok(Outputs {
+            trajectory: Arc::new(Trajectory {
+                latents,
+                drawn: vec![Some(drawn); self.steps],
+            }),
+            noise: Arc::new(Latent { tensor: noise }),
+            replay,
+            report,
+        })
+    }
+}
+
+/// |z - z'| / |z| in latents and PSNR of the decoded pictures in [0, 1], a row an image.
+fn measure(
+    model: &Checkpoint,
+    latent: &Tensor,
+    replay: &Tensor,
+    steps: usize,
+) -> Result<Table, NodeError> {
+    let norm = |t: &Tensor| -> candle_core::Result<f64> {
+        Ok(f64::from(t.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt())
+    };
+    let (own, back) = (decode(model, latent)?, decode(model, replay)?);
+    let rows = (0..latent.dim(0).map_err(tensor_error)?)
+        .map(|b| {
+            let row = || -> candle_core::Result<_> {
+                let (z, z2) = (latent.get(b)?, replay.get(b)?);
+                let error = norm(&(&z - &z2)?)? / norm(&z)?.max(f64::MIN_POSITIVE);
+                let difference = (own.get(b)? - back.get(b)?)?;
+                let mean = f64::from(difference.sqr()?.mean_all()?.to_scalar::<f32>()?);
+                Ok((error, -10.0 * mean.max(1e-10).log10()))
+            };
+            let (error, psnr) = row().map_err(tensor_error)?;
+            Ok(vec![b.into(), steps.into(), error.into(), psnr.into()])
+        })
+        .collect::<Result<_, NodeError>>()?;
+    Ok(Table {
+        columns: ["image", "steps", "latent_error", "psnr_db"]
+            .map(str::to_owned)
+            .to_vec(),
+        rows,
+    })
+}

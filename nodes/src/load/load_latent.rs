@@ -1,0 +1,312 @@
+//! `load_latent`.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use retouch_graph::{Context, Fault, Files, Node, NodeError, ReadFile, Types, ports};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::diffusion::sampling::Drawn;
+use crate::diffusion::weights::Header;
+use crate::fields::AssetPath;
+use crate::payload::{
+    Latent, LatentFacts, Mask, Masks, MasksFacts, READ_AS, Trajectory, TrajectoryFacts,
+};
+use crate::runtime::{Runtime, tensor_error};
+
+/// Loads a latent, a trajectory or masks from a safetensors file.
+///
+/// Files that Retouch saved say what they hold. In any other file name the tensor, if it holds several, and what it is
+/// to be read `as`. The outputs that the file does not hold are not made.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoadLatent {
+    /// The file.
+    pub path: AssetPath,
+    /// The name of the tensor. Default: the only one of the file.
+    #[serde(default)]
+    pub tensor: Option<String>,
+    /// What the tensor is. Default: what the file says of itself, else by its dimensions: 4 a latent, 5 a trajectory,
+    /// 2 or 3 a mask.
+    #[serde(default, rename = "as")]
+    pub read_as: Option<Kind>,
+}
+
+/// What a tensor is read as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum Kind {
+    /// `[B, C, h, w]`.
+    Latent,
+    /// `[T + 1, B, C, h, w]`, or `[T + 1, C, h, w]` for one image.
+    Trajectory,
+    /// `[B, h, w]` or `[h, w]`, in [0, 1].
+    Mask,
+    /// `[S, 3, B, h, w]`, or `[S, 3, h, w]` for one image.
+    Masks,
+}
+
+ports! {
+    /// `load_latent` takes nothing.
+    pub struct Inputs {}
+}
+
+ports! {
+    /// What `load_latent` gives: one of these.
+    pub struct Outputs {
+        /// The latent.
+        pub latent: Option<Arc<Latent>>,
+        /// The trajectory.
+        pub trajectory: Option<Arc<Trajectory>>,
+        /// The mask.
+        pub mask: Option<Arc<Mask>>,
+        /// The masks of a swap.
+        pub masks: Option<Arc<Masks>>,
+    }
+}
+
+/// What the header says of the tensor that is asked for.
+struct Found {
+    name: String,
+    kind: Kind,
+    shape: Vec<usize>,
+    drawn: Option<String>,
+    first_step: usize,
+}
+
+impl LoadLatent {
+    fn find(&self, files: &dyn Files) -> Result<Found, Fault> {
+        let path: &Path = self.path.as_path();
+        let unreadable = |e: std::io::Error| match e.kind() {
+            ErrorKind::NotFound => Fault::file("path", format!("{} does not exist", path.display()))
+                .help("relative paths count from the folder of the file that writes them"),
+            _ => Fault::file("path", format!("{} cannot be read: {e}", path.display())),
+        };
+        let damaged = |e: crate::diffusion::Error| Fault::content("path", e.to_string());
+        let (head, length) = files.read_head(path, 1 << 16).map_err(unreadable)?;
+        let needed = Header::length(path, &head, length).map_err(damaged)?;
+        let (head, length) = if needed > head.len() {
+            files.read_head(path, needed).map_err(unreadable)?
+        } else {
+            (head, length)
+        };
+        let header = Header::parse(path, &head, length).map_err(damaged)?;
+        let names: Vec<&str> = header.tensors.keys().map(String::as_str).take(12).collect();
+        let name = match (&self.tensor, names.as_slice()) {
+            (Some(name), _) => name.clone(),
+            (None, [only]) => (*only).to_owned(),
+            (None, []) => return Err(Fault::content("path", "the file holds no tensor")),
+            (None, several) => {
+                return Err(Fault::value(
+                    "path",
+                    format!("the file holds several tensors: {}", several.join(", ")),
+                )
+                .help("name one of them: `tensor: NAME`"));
+            }
+        };
+        let info = header.tensors.get(&name).ok_or_else(|| {
+            Fault::value("tensor", format!("the file has no tensor `{name}`"))
+                .help(format!("it has {}", names.join(", ")))
+        })?;
+        if !matches!(info.dtype.as_str(), "F16" | "BF16" | "F32" | "F64") {
+            return Err(Fault::content(
+                "path",
+                format!("the tensor `{name}` is of type {}; expected floating point", info.dtype),
+            ));
+        }
+        let own: Option<Kind> = header
+            .metadata
+            .get(READ_AS)
+            .and_then(|text| serde_json::from_value(text.as_str().into()).ok());
+        let by_rank = match info.shape.len() {
+            4 => Some(Kind::Latent),
+            5 => Some(Kind::Trajectory),
+            2 | 3 => Some(Kind::Mask),
+            _ => None,
+        };
+        let kind = self.read_as.or(own).or(by_rank);
+        let mut shape = info.shape.clone();
+        // A batch of one may be left out.
+        match (kind, shape.len()) {
+            (Some(Kind::Trajectory), 4) => shape.insert(1, 1),
+            (Some(Kind::Masks), 4) => shape.insert(2, 1),
+            (Some(Kind::Mask), 2) => shape.insert(0, 1),
+            _ => {}
+        }
+        let fits = match kind {
+            Some(Kind::Latent) => shape.len() == 4,
+            Some(Kind::Trajectory) => shape.len() == 5 && shape[0] >= 2,
+            Some(Kind::Mask) => shape.len() == 3,
+            Some(Kind::Masks) => shape.len() == 5 && shape[1] == 3,
+            None => false,
+        };
+        let Some(kind) = kind.filter(|_| fits && shape.iter().all(|&d| d > 0)) else {
+            return Err(Fault::content(
+                "path",
+                format!(
+                    "the tensor `{name}` of shape {:?} is not a {}",
+                    info.shape,
+                    kind.map_or("latent, trajectory or mask".into(), |k| format!("{k:?}").to_lowercase())
+                ),
+            )
+            .help("latents are [B, C, h, w], trajectories [T + 1, B, C, h, w], masks [S, 3, B, h, w], a mask [B, h, w]"));
+        };
+        Ok(Found {
+            name,
+            kind,
+            shape,
+            drawn: header.metadata.get(crate::payload::DRAWN).cloned(),
+            first_step: header
+                .metadata
+                .get(crate::payload::FIRST_STEP)
+                .and_then(|text| text.parse().ok())
+                .unwrap_or(0),
+        })
+    }
+}
+
+impl Node for LoadLatent {
+    const OP: &'static str = "load_latent";
+    const VERSION: u32 = 1;
+    type Inputs = Inputs;
+    type Outputs = Outputs;
+
+    fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>> {
+        // A missing file is `check`'s to report.
+        Ok(files
+            .is_file(self.path.as_path())
+            .then(|| ReadFile {
+                role: "file".into(),
+                path: self.path.to_path_buf(),
+            })
+            .into_iter()
+            .collect())
+    }
+
+    fn check(
+        &self,
+        _: &Types<Inputs>,
+        files: &dyn Files,
+    ) -> Result<Types<Outputs>, Vec<Fault>> {
+        let found = self.find(files).map_err(|fault| vec![fault])?;
+        let s = &found.shape;
+        let mut types = Types::unknown();
+        for (port, kind) in [
+            ("latent", Kind::Latent),
+            ("trajectory", Kind::Trajectory),
+            ("mask", Kind::Mask),
+            ("masks", Kind::Masks),
+        ] {
+            types = if kind != found.kind {
+                types.without(
+                    port,
+                    format!(
+                        "the tensor `{}` is read as a {}; give `as: {port}` if it is one",
+                        found.name,
+                        format!("{:?}", found.kind).to_lowercase()
+                    ),
+                )
+            } else {
+                match kind {
+                    Kind::Latent => types.with(
+                        port,
+                        &LatentFacts {
+                            batch: s[0],
+                            channels: s[1],
+                            height: s[2],
+                            width: s[3],
+                        },
+                    ),
+                    Kind::Trajectory => types.with(
+                        port,
+                        &TrajectoryFacts {
+                            steps: s[0] - 1,
+                            batch: s[1],
+                            channels: s[2],
+                            height: s[3],
+                            width: s[4],
+                        },
+                    ),
+                    Kind::Masks => types.with(
+                        port,
+                        &MasksFacts {
+                            steps: s[0],
+                            first_step: found.first_step,
+                        },
+                    ),
+                    Kind::Mask => types,
+                }
+            };
+        }
+        Ok(types)
+    }
+
+    fn run(&self, _: Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
+        let found = self
+            .find(context.files())
+            .map_err(|fault| NodeError::failed(fault.message))?;
+        let bytes = context.files().read(self.path.as_path()).map_err(|e| {
+            NodeError::failed(format!("{} cannot be read: {e}", self.path.as_path().display()))
+        })?;
+        let tensors =
+            candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(tensor_error)?;
+        let tensor = tensors
+            .get(&found.name)
+            .ok_or_else(|| NodeError::failed(format!("the file has no tensor `{}`", found.name)))?
+            .to_dtype(candle_core::DType::F32)
+            .and_then(|t| t.reshape(found.shape.as_slice()))
+            .map_err(tensor_error)?;
+        if tensor
+            .flatten_all()
+            .and_then(|t| t.to_vec1::<f32>())
+            .map_err(tensor_error)?
+            .iter()
+            .any(|x| !x.is_finite())
+        {
+            return Err(NodeError::failed(format!(
+                "{}: the tensor `{}` holds numbers that are infinite or not numbers",
+                self.path.as_path().display(),
+                found.name
+            )));
+        }
+        let device = &Runtime::of(context)?.device;
+        let placed = |t: &Tensor| t.to_device(device).map_err(tensor_error);
+        let mut outputs = Outputs {
+            latent: None,
+            trajectory: None,
+            mask: None,
+            masks: None,
+        };
+        match found.kind {
+            Kind::Latent => {
+                outputs.latent = Some(Arc::new(Latent {
+                    tensor: placed(&tensor)?,
+                }));
+            }
+            Kind::Trajectory => {
+                let steps = found.shape[0] - 1;
+                let latents = (0..=steps)
+                    .map(|k| tensor.get(k).map_err(tensor_error).and_then(|z| placed(&z)))
+                    .collect::<Result<_, _>>()?;
+                let drawn: Vec<Option<Drawn>> = found
+                    .drawn
+                    .and_then(|text| serde_json::from_str(&text).ok())
+                    .filter(|drawn: &Vec<_>| drawn.len() == steps)
+                    .unwrap_or_else(|| vec![None; steps]);
+                outputs.trajectory = Some(Arc::new(Trajectory { latents, drawn }));
+            }
+            Kind::Mask => outputs.mask = Some(Arc::new(Mask { plane: tensor })),
+            Kind::Masks => {
+                outputs.masks = Some(Arc::new(Masks {
+                    tensor,
+                    first_step: found.first_step,
+                }));
+            }
+        }
+        Ok(outputs)
+    }
+}

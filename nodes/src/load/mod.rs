@@ -1,0 +1,11 @@
+//! Nodes that read files.
+
+mod load_image;
+mod load_latent;
+mod load_mask;
+mod load_model;
+
+pub use load_image::LoadImage;
+pub use load_latent::LoadLatent;
+pub use load_mask::LoadMask;
+pub use load_model::LoadModel;

@@ -1,0 +1,56 @@
+//! Attention control as data.
+
+use std::sync::Arc;
+
+use retouch_graph::Payload;
+use serde::{Deserialize, Serialize};
+
+use super::{Mask, Model, Trajectory};
+use crate::attention::SwapAttention;
+use crate::diffusion::checkpoint::ModelFacts;
+use super::TrajectoryFacts;
+
+/// What stage 2 attends to: plain data, from which the sampler builds the state of each step.
+#[derive(Debug)]
+pub struct Control {
+    /// The parameters.
+    pub settings: SwapAttention,
+    /// What drew the context's first steps.
+    pub vanilla: Option<Arc<Model>>,
+    /// The trajectory of stage 1.
+    pub context: Arc<Trajectory>,
+    /// The inverted photo of the subject.
+    pub reference: Arc<Trajectory>,
+    /// Given in place of the reference's computed masks.
+    pub reference_mask: Option<Arc<Mask>>,
+    /// Given in place of the context's.
+    pub context_mask: Option<Arc<Mask>>,
+    /// Given in place of M_k.
+    pub blend_mask: Option<Arc<Mask>>,
+}
+
+/// What is known of a control before anything runs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ControlFacts {
+    /// The context.
+    pub context: Option<TrajectoryFacts>,
+    /// The reference.
+    pub reference: Option<TrajectoryFacts>,
+    /// The vanilla model.
+    pub vanilla: Option<ModelFacts>,
+    /// The parameters.
+    pub settings: SwapAttention,
+}
+
+impl Payload for Control {
+    const TYPE: &'static str = "control";
+
+    fn bytes(&self) -> usize {
+        // What it holds is shared with the values that it came from.
+        size_of::<Self>()
+    }
+
+    fn summary(&self) -> String {
+        format!("attention control over {} steps", self.context.steps())
+    }
+}

@@ -1,0 +1,47 @@
+//! Latents.
+
+use std::collections::HashMap;
+
+use candle_core::Tensor;
+use retouch_graph::{NodeError, Payload};
+use serde::{Deserialize, Serialize};
+
+use super::tensors::{READ_AS, encode_safetensors};
+
+/// A batch of latents, scaled as the U-Net takes them.
+#[derive(Debug)]
+pub struct Latent {
+    /// `[B, C, h, w]`, float32, on the compute device.
+    pub tensor: Tensor,
+}
+
+/// What is known of a latent before anything runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LatentFacts {
+    /// Images.
+    pub batch: usize,
+    /// Channels.
+    pub channels: usize,
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+impl Payload for Latent {
+    const TYPE: &'static str = "latent";
+    const FORMATS: &'static [&'static str] = &["safetensors"];
+
+    fn bytes(&self) -> usize {
+        self.tensor.elem_count() * 4
+    }
+
+    fn summary(&self) -> String {
+        format!("latent {:?}", self.tensor.dims())
+    }
+
+    fn encode(&self, _: &str) -> Result<Vec<Vec<u8>>, NodeError> {
+        let metadata = HashMap::from([(READ_AS.to_owned(), "latent".to_owned())]);
+        Ok(vec![encode_safetensors("latent", &self.tensor, metadata)?])
+    }
+}

@@ -1,0 +1,24 @@
+//! The types that cross ports.
+
+mod control;
+mod image;
+mod latent;
+mod mask;
+mod masks;
+mod model;
+mod table;
+mod tensors;
+mod trajectory;
+
+pub use control::{Control, ControlFacts};
+pub use image::{Image, ImageFacts};
+pub use latent::{Latent, LatentFacts};
+pub use mask::Mask;
+pub use masks::{Masks, MasksFacts};
+pub use model::Model;
+pub use table::Table;
+pub use trajectory::{Trajectory, TrajectoryFacts};
+
+pub(crate) use masks::FIRST_STEP;
+pub(crate) use tensors::{READ_AS, encode_safetensors};
+pub(crate) use trajectory::DRAWN;

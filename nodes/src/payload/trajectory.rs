@@ -1,0 +1,108 @@
+//! Trajectories: every latent of a run, and what drew each step.
+
+use std::collections::HashMap;
+
+use candle_core::Tensor;
+use retouch_graph::{NodeError, Payload};
+use serde::{Deserialize, Serialize};
+
+use super::LatentFacts;
+use super::tensors::{READ_AS, encode_safetensors};
+use crate::diffusion::sampling::Drawn;
+
+/// The latents z_0 .. z_T of a run, noisiest first.
+#[derive(Debug)]
+pub struct Trajectory {
+    /// T + 1 latents `[B, C, h, w]`, float32, on the compute device.
+    pub latents: Vec<Tensor>,
+    /// What drew each of the T steps; `None` when nobody knows (a file without metadata).
+    pub drawn: Vec<Option<Drawn>>,
+}
+
+/// What is known of a trajectory before anything runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrajectoryFacts {
+    /// T.
+    pub steps: usize,
+    /// Images.
+    pub batch: usize,
+    /// Channels.
+    pub channels: usize,
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+/// The metadata key of [`Trajectory::drawn`] in a file.
+pub(crate) const DRAWN: &str = "retouch_drawn";
+
+impl Trajectory {
+    /// T.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        self.latents.len().saturating_sub(1)
+    }
+
+    /// Everything as one tensor `[T + 1, B, C, h, w]`.
+    ///
+    /// # Errors
+    /// When the latents differ in shape.
+    pub fn tensor(&self) -> candle_core::Result<Tensor> {
+        Tensor::stack(&self.latents, 0)
+    }
+}
+
+impl Payload for Trajectory {
+    const TYPE: &'static str = "trajectory";
+    const FORMATS: &'static [&'static str] = &["safetensors"];
+
+    fn bytes(&self) -> usize {
+        self.latents.iter().map(|z| z.elem_count() * 4).sum()
+    }
+
+    fn summary(&self) -> String {
+        let shape = self.latents.first().map(|z| z.dims().to_vec());
+        format!(
+            "trajectory of {} steps, {:?} each",
+            self.steps(),
+            shape.unwrap_or_default()
+        )
+    }
+
+    fn encode(&self, _: &str) -> Result<Vec<Vec<u8>>, NodeError> {
+        let failed = |e: &dyn std::fmt::Display| NodeError::failed(e.to_string());
+        let drawn = serde_json::to_string(&self.drawn).map_err(|e| failed(&e))?;
+        let metadata = HashMap::from([
+            (READ_AS.to_owned(), "trajectory".to_owned()),
+            (DRAWN.to_owned(), drawn),
+        ]);
+        let tensor = self.tensor().map_err(|e| failed(&e))?;
+        Ok(vec![encode_safetensors("trajectory", &tensor, metadata)?])
+    }
+}
+
+impl TrajectoryFacts {
+    /// A trajectory of `steps` steps of latents of this shape.
+    #[must_use]
+    pub fn of(shape: LatentFacts, steps: usize) -> Self {
+        Self {
+            steps,
+            batch: shape.batch,
+            channels: shape.channels,
+            height: shape.height,
+            width: shape.width,
+        }
+    }
+
+    /// The shape of each of its latents.
+    #[must_use]
+    pub fn latent(&self) -> LatentFacts {
+        LatentFacts {
+            batch: self.batch,
+            channels: self.channels,
+            height: self.height,
+            width: self.width,
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What nodes need beyond their inputs, and the bridge from the engine's context to the networks below.
+
+use std::sync::Arc;
+
+use candle_core::Device;
+use retouch_graph::{Context, NodeError};
+
+use crate::diffusion::sampling::Monitor;
+use crate::diffusion::{Error, Result};
+use crate::kernels::{Kernel, for_device};
+
+/// The compute device and its kernels: the environment that whoever makes an engine gives the nodes.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    /// Where tensors are computed.
+    pub device: Device,
+    /// How.
+    pub kernel: Arc<dyn Kernel>,
+}
+
+impl Runtime {
+    /// The runtime of a device.
+    #[must_use]
+    pub fn new(device: Device) -> Self {
+        Self {
+            kernel: for_device(&device),
+            device,
+        }
+    }
+
+    /// The CPU.
+    #[must_use]
+    pub fn cpu() -> Self {
+        Self::new(Device::Cpu)
+    }
+
+    /// A device by the name that the command line takes: `cpu`, `cuda`, `cuda:1`, `metal`.
+    ///
+    /// # Errors
+    /// When there is no such device, or this build has no support for it.
+    pub fn by_name(name: &str) -> Result<Self, NodeError> {
+        let (kind, index) = name.split_once(':').unwrap_or((name, "0"));
+        let index: usize = index.parse().map_err(|_| {
+            NodeError::failed(format!("{name:?} is not a device"))
+                .help("give `cpu`, `cuda`, `cuda:1` or `metal`")
+        })?;
+        let missing = |feature: &str| {
+            NodeError::failed(format!("this build has no support for {kind}")).help(format!(
+                "build it with `cargo build --release --features {feature}`, or give `--device cpu`"
+            ))
+        };
+        let failed = |e: candle_core::Error| {
+            NodeError::failed(format!("the device {name} cannot be used: {e}"))
+                .help("give `--device cpu`")
+        };
+        let device = match kind {
+            "cpu" if index == 0 => Device::Cpu,
+            "cuda" if !candle_core::utils::cuda_is_available() => return Err(missing("cuda")),
+            "cuda" => Device::new_cuda(index).map_err(failed)?,
+            "metal" if !candle_core::utils::metal_is_available() => return Err(missing("metal")),
+            "metal" => Device::new_metal(index).map_err(failed)?,
+            _ => {
+                return Err(NodeError::failed(format!("{name:?} is not a device"))
+                    .help("give `cpu`, `cuda`, `cuda:1` or `metal`"));
+            }
+        };
+        Ok(Self::new(device))
+    }
+
+    /// What enters every cache key: results of another device class or kernel set may differ in their last bits.
+    #[must_use]
+    pub fn numerics(&self) -> String {
+        let class = match self.device {
+            Device::Cpu => "cpu",
+            Device::Cuda(_) => "cuda",
+            Device::Metal(_) => "metal",
+        };
+        format!("{class}/f32/{}", self.kernel.name())
+    }
+
+    /// The runtime of a running node.
+    ///
+    /// # Errors
+    /// When whoever made the engine gave none.
+    pub(crate) fn of<'a>(context: &'a Context<'_>) -> Result<&'a Self, NodeError> {
+        context
+            .environment::<Self>()
+            .ok_or_else(|| NodeError::failed("the engine was made without a compute device"))
+    }
+}
+
+/// Tells the engine what the networks tell their monitor.
+pub(crate) struct Reports<'a>(pub &'a Context<'a>);
+
+impl Monitor for Reports<'_> {
+    fn step(&self, done: usize, total: usize) -> Result<()> {
+        self.0.progress(done, total);
+        self.0.check_cancelled().map_err(|_| Error::Cancelled)
+    }
+    fn unet_calls(&self, images: usize) {
+        self.0.count("unet_calls", images as u64);
+    }
+    fn warn(&self, message: &str) {
+        self.0.warn(message);
+    }
+}
+
+impl From<Error> for NodeError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Cancelled => Self::Cancelled,
+            Error::Request { message, help } => Self::Failed { message, help },
+            other => Self::failed(other.to_string()),
+        }
+    }
+}
+
+/// A tensor operation's failure as the node's.
+pub(crate) fn tensor_error(error: candle_core::Error) -> NodeError {
+    NodeError::failed(format!("a tensor operation failed: {error}"))
+}

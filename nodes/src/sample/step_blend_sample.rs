@@ -1,0 +1,204 @@
+//! `step_blend_sample`.
+
+use std::sync::Arc;
+
+use retouch_graph::{Context, Fault, Files, Node, NodeError, Types, ports};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Start, guidance_fault, steps_fault};
+use crate::diffusion::checkpoint::ModelFacts;
+use crate::diffusion::sampling::{Conditions, Drawer, Drawn, step_blend_sample};
+use crate::diffusion::scheduler::Ddim;
+use crate::fields::{Seed, Steps, Template};
+use crate::latent::channel_fault;
+use crate::payload::{Latent, LatentFacts, Model, Trajectory, TrajectoryFacts};
+use crate::runtime::Reports;
+
+/// Stage 1: the vanilla model draws the first steps, and with them the layout, the personalised model the rest.
+///
+/// `blend_steps` (the paper's lambda1) is where the one hands over to the other: 0 is plain personalised sampling, T
+/// plain vanilla sampling, bit for bit. Each model encodes its own prompt with its own text encoder.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StepBlendSample {
+    /// What the vanilla model draws: the prompt without the subject's identifier, "a teddy bear on a beach".
+    pub vanilla_prompt: Template,
+    /// What the personalised model draws: the prompt with it, "a sks teddy bear on a beach".
+    pub personalized_prompt: Template,
+    /// What neither should draw.
+    #[serde(default)]
+    pub negative: Template,
+    /// Steps drawn by the vanilla model: a number, or a share of `steps` such as `20%`.
+    #[serde(default = "blend_steps")]
+    pub blend_steps: Steps,
+    /// T, the number of steps.
+    #[serde(default = "fifty")]
+    pub steps: usize,
+    /// How much the prompts count: u + g (c - u). 1 is no guidance and costs half.
+    #[serde(default = "guidance")]
+    pub guidance: f64,
+    /// The seed of the starting noise; image i of a batch has `seed + i`.
+    #[serde(default)]
+    pub seed: Option<Seed>,
+    /// Pictures to draw at once. Default: 1.
+    #[serde(default)]
+    pub batch: Option<usize>,
+    /// Width in pixels. Default: the model's own size.
+    #[serde(default)]
+    pub width: Option<usize>,
+    /// Height in pixels. Default: the model's own size.
+    #[serde(default)]
+    pub height: Option<usize>,
+}
+
+fn blend_steps() -> Steps {
+    Steps::Percent(20.0)
+}
+fn fifty() -> usize {
+    50
+}
+fn guidance() -> f64 {
+    7.5
+}
+
+ports! {
+    /// What `step_blend_sample` takes.
+    pub struct Inputs {
+        /// The base model.
+        pub vanilla: Arc<Model>,
+        /// The model that knows the subject.
+        pub personalized: Arc<Model>,
+        /// The starting noise, in place of seed, batch and size.
+        pub latent: Option<Arc<Latent>>,
+    }
+}
+
+ports! {
+    /// What `step_blend_sample` gives.
+    pub struct Outputs {
+        /// The finished latent.
+        pub latent: Arc<Latent>,
+        /// Every latent on the way, and what drew each step: the context of stage 2.
+        pub trajectory: Arc<Trajectory>,
+    }
+}
+
+impl StepBlendSample {
+    fn start(&self) -> Start {
+        Start {
+            seed: self.seed,
+            batch: self.batch,
+            width: self.width,
+            height: self.height,
+        }
+    }
+}
+
+impl Node for StepBlendSample {
+    const OP: &'static str = "step_blend_sample";
+    const VERSION: u32 = 1;
+    const DEVICE: bool = true;
+    type Inputs = Inputs;
+    type Outputs = Outputs;
+
+    fn check(
+        &self,
+        inputs: &Types<Inputs>,
+        _: &dyn Files,
+    ) -> Result<Types<Outputs>, Vec<Fault>> {
+        let vanilla: Option<ModelFacts> = inputs.facts("vanilla");
+        let personalized: Option<ModelFacts> = inputs.facts("personalized");
+        let latent: Option<LatentFacts> = inputs.facts("latent");
+        let mut faults = self
+            .start()
+            .faults(personalized.as_ref(), inputs.is_linked("latent"));
+        if let (Some(vanilla), Some(personalized)) = (&vanilla, &personalized)
+            && let Some(misfit) = vanilla.misfit(personalized)
+        {
+            faults.push(
+                Fault::mismatch(
+                    "personalized",
+                    format!("the two models cannot share a run: {misfit}"),
+                )
+                .help("a personalised model must come from the vanilla one: same latents, same U-Net shape, same schedule"),
+            );
+        }
+        if let Some(model) = &personalized {
+            faults.extend(steps_fault(model, self.steps));
+            if let Some(latent) = &latent {
+                faults.extend(channel_fault(model, latent.channels, "latent"));
+            }
+        }
+        if self.blend_steps.resolve(self.steps) > self.steps {
+            faults.push(
+                Fault::value(
+                    "blend_steps",
+                    format!("{} blend steps of {} steps", self.blend_steps, self.steps),
+                )
+                .help(format!("give 0 to {}, or a share such as `20%`", self.steps)),
+            );
+        }
+        faults.extend(guidance_fault(self.guidance));
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let types = Types::unknown();
+        Ok(match self.start().facts(personalized.as_ref(), latent) {
+            Some(shape) => types
+                .with("latent", &shape)
+                .with("trajectory", &TrajectoryFacts::of(shape, self.steps)),
+            None => types,
+        })
+    }
+
+    fn run(&self, inputs: Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
+        let reports = Reports(context);
+        let (vanilla, personalized) = (&inputs.vanilla.checkpoint, &inputs.personalized.checkpoint);
+        let ddim = Ddim::new(&personalized.description().scheduler, self.steps)?;
+        let noise = self.start().noise(personalized, inputs.latent.as_deref())?;
+        let blend_steps = self.blend_steps.resolve(self.steps);
+        // A model that draws no step need not be loaded: its place is taken by the other.
+        let encode = |model, prompt: &str| Conditions::encode(model, prompt, &self.negative, &reports);
+        let first = (blend_steps > 0)
+            .then(|| encode(vanilla, &self.vanilla_prompt))
+            .transpose()?;
+        let second = (blend_steps < self.steps)
+            .then(|| encode(personalized, &self.personalized_prompt))
+            .transpose()?;
+        let first = first.as_ref().map(|conditions| Drawer {
+            model: vanilla,
+            conditions,
+        });
+        let second = second.as_ref().map(|conditions| Drawer {
+            model: personalized,
+            conditions,
+        });
+        let (Some(a), Some(b)) = (first.or(second), second.or(first)) else {
+            return Err(NodeError::failed("a run of no steps"));
+        };
+        let latents =
+            step_blend_sample(a, b, &noise, &ddim, blend_steps, self.guidance, &reports)?;
+        let drawn = (0..self.steps)
+            .map(|k| {
+                let by_vanilla = k < blend_steps;
+                Some(Drawn {
+                    model: if by_vanilla { vanilla } else { personalized }.id().to_owned(),
+                    vanilla: by_vanilla,
+                    prompt: if by_vanilla {
+                        &self.vanilla_prompt
+                    } else {
+                        &self.personalized_prompt
+                    }
+                    .to_string(),
+                    negative: self.negative.to_string(),
+                })
+            })
+            .collect();
+        let tensor = latents.last().unwrap_or(&noise).clone();
+        Ok(Outputs {
+            latent: Arc::new(Latent { tensor }),
+            trajectory: Arc::new(Trajectory { latents, drawn }),
+        })
+    }
+}
