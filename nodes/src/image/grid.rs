@@ -1,0 +1,550 @@
+//! `grid`: a labelled contact sheet.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use embedded_graphics::Drawable;
+use embedded_graphics::Pixel;
+use embedded_graphics::draw_target::DrawTarget;
+use embedded_graphics::geometry::{OriginDimensions, Point, Size};
+use embedded_graphics::mono_font::iso_8859_1::{FONT_6X10, FONT_8X13, FONT_10X20};
+use embedded_graphics::mono_font::{MonoFont, MonoTextStyle};
+use embedded_graphics::pixelcolor::BinaryColor;
+use embedded_graphics::text::{Baseline, Text};
+use retouch_graph::{Context, Fault, Files, Node, NodeError, Types, ports};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::fields::Template;
+use crate::image::resample::{self, Filter};
+use crate::payload::image::{Colour, Image, ImageFacts, ImageOrMask, values};
+
+/// The longest side of a sheet in pixels: what a JPEG, and nearly any viewer, still takes.
+const MAX_SHEET_SIDE: usize = 32_768;
+/// The most pixels of a sheet: 100 megapixels are 1.2 GB of f32.
+const MAX_SHEET_PIXELS: usize = 100_000_000;
+/// The most lines of a column's label; what is longer is shortened.
+const MAX_LINES: usize = 3;
+/// The most characters in a line of a row's label, so that the labels don't become wider than the pictures.
+const ROW_LABEL_WIDTH: usize = 16;
+
+/// Lays pictures and masks out as a contact sheet with labels.
+///
+/// Each entry of `images` is a column and each picture of its batch a row, so that one row shows one seed; an entry with
+/// a single picture is repeated in every row. With `columns` the pictures are laid out one after the other instead, that
+/// many to a row. Pictures keep their aspect and are enlarged (or made smaller) until their longer side is `cell` pixels;
+/// masks are drawn white on black. Labels stand above the columns (with `columns`: above each picture) and at the left of
+/// the rows; long ones are broken into lines and then shortened. The letters are those of Latin-1 (English and the
+/// languages of western Europe); others are drawn as `?`, with a warning.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Grid {
+    /// One label an entry of `images`, or none.
+    #[serde(default)]
+    pub labels: Vec<Template>,
+    /// One label a row, or none.
+    #[serde(default)]
+    pub row_labels: Vec<Template>,
+    /// Pictures in a row, for a sheet that is filled row by row.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    pub columns: Option<usize>,
+    /// The longer side of each picture on the sheet in pixels, 16 to 4096.
+    #[serde(default = "default_cell")]
+    #[schemars(range(min = 16, max = 4096))]
+    pub cell: usize,
+    /// How the pictures are brought to that size: `nearest` shows the pixels of small ones.
+    #[serde(default)]
+    pub filter: Filter,
+    /// The space between pictures and around the sheet in pixels, 0 to 512.
+    #[serde(default = "default_gap")]
+    #[schemars(range(min = 0, max = 512))]
+    pub gap: usize,
+    /// The colour of the sheet as "#rrggbb"; the labels are black or white, whichever can be read on it.
+    #[serde(default)]
+    pub background: Colour,
+}
+
+fn default_cell() -> usize {
+    256
+}
+
+fn default_gap() -> usize {
+    8
+}
+
+ports! {
+    /// What `grid` takes.
+    pub struct Inputs {
+        /// The entries, each a batch of the same number or a single picture.
+        pub images: Vec<ImageOrMask>,
+    }
+}
+
+ports! {
+    /// What `grid` gives.
+    pub struct Outputs {
+        /// The sheet, a batch of one.
+        pub image: Arc<Image>,
+    }
+}
+
+impl Node for Grid {
+    const OP: &'static str = "grid";
+    const VERSION: u32 = 1;
+    type Inputs = Inputs;
+    type Outputs = Outputs;
+
+    fn check(&self, inputs: &Types<Inputs>, _: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
+        let entries = inputs.links("images");
+        let mut faults = self.faults(entries);
+        let facts: Option<Vec<ImageFacts>> = (0..entries)
+            .map(|entry| inputs.facts_at("images", entry))
+            .collect();
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let Some(facts) = facts else {
+            return Ok(Types::unknown());
+        };
+        match self.layout(&facts) {
+            Ok(layout) => Ok(Types::unknown().with(
+                "image",
+                &ImageFacts {
+                    batch: 1,
+                    width: layout.width,
+                    height: layout.height,
+                },
+            )),
+            Err(fault) => {
+                faults.push(fault);
+                Err(faults)
+            }
+        }
+    }
+
+    fn run(&self, inputs: Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
+        let failed = |fault: Fault| {
+            let error = NodeError::failed(fault.message);
+            match fault.help {
+                Some(help) => error.help(help),
+                None => error,
+            }
+        };
+        if let Some(fault) = self.faults(inputs.images.len()).into_iter().next() {
+            return Err(failed(fault));
+        }
+        let facts: Vec<ImageFacts> = inputs.images.iter().map(ImageOrMask::facts).collect();
+        let layout = self.layout(&facts).map_err(failed)?;
+        let labels = self.labels.iter().chain(&self.row_labels);
+        let unknown: String = labels
+            .flat_map(|label| plain(&label.0).chars().collect::<Vec<_>>())
+            .filter(|letter| !is_drawn(*letter))
+            .collect();
+        if !unknown.is_empty() {
+            context.warn(&format!(
+                "`grid` has letters of Latin-1 only and draws `?` for `{unknown}`"
+            ));
+        }
+
+        let mut sheet = Sheet::new(&layout, self.background);
+        for (done, cell) in layout.cells.iter().enumerate() {
+            context.check_cancelled()?;
+            context.progress(done, layout.cells.len());
+            let picture = inputs.images[cell.entry].picture(cell.picture)?;
+            let picture = resample::resize(&picture, cell.width, cell.height, self.filter)?;
+            sheet.place(&values(&picture.rgb)?, cell);
+        }
+        for line in &layout.lines {
+            sheet.write(line, layout.font);
+        }
+        let image = Image::from_planes(1, layout.width, layout.height, sheet.planes, None)?;
+        Ok(Outputs {
+            image: Arc::new(image),
+        })
+    }
+}
+
+/// A picture's place on the sheet.
+struct Cell {
+    entry: usize,
+    picture: usize,
+    x: usize,
+    y: usize,
+    width: usize,
+    height: usize,
+}
+
+/// A line of text and its upper left corner.
+struct Line {
+    text: String,
+    x: usize,
+    y: usize,
+}
+
+/// Where everything goes.
+struct Layout {
+    width: usize,
+    height: usize,
+    font: &'static MonoFont<'static>,
+    cells: Vec<Cell>,
+    lines: Vec<Line>,
+}
+
+impl Grid {
+    /// What is wrong whatever the pictures are.
+    fn faults(&self, entries: usize) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        if entries == 0 {
+            faults.push(
+                Fault::mismatch("images", "`grid` has no pictures")
+                    .help("list them: `images: [$layout_picture, $picture]`"),
+            );
+        } else if !self.labels.is_empty() && self.labels.len() != entries {
+            faults.push(
+                Fault::value(
+                    "labels",
+                    format!(
+                        "{} label{} for {entries} entr{} of `images`",
+                        self.labels.len(),
+                        if self.labels.len() == 1 { "" } else { "s" },
+                        if entries == 1 { "y" } else { "ies" }
+                    ),
+                )
+                .help("give one label an entry (\"\" for none), or leave `labels` out"),
+            );
+        }
+        if self.columns == Some(0) {
+            faults.push(Fault::value(
+                "columns",
+                "`columns` is 0; a row has at least one picture",
+            ));
+        }
+        if !(16..=4096).contains(&self.cell) {
+            faults.push(Fault::value(
+                "cell",
+                format!("`cell` is {}, not between 16 and 4096 pixels", self.cell),
+            ));
+        }
+        if self.gap > 512 {
+            faults.push(Fault::value(
+                "gap",
+                format!("`gap` is {}, not between 0 and 512 pixels", self.gap),
+            ));
+        }
+        faults
+    }
+
+    /// Which picture of which entry stands in which row and column.
+    fn places(&self, entries: &[ImageFacts]) -> Result<Vec<Vec<(usize, usize)>>, Fault> {
+        if let Some(columns) = self.columns {
+            let all: Vec<(usize, usize)> = entries
+                .iter()
+                .enumerate()
+                .flat_map(|(entry, facts)| (0..facts.batch).map(move |picture| (entry, picture)))
+                .collect();
+            return Ok(all.chunks(columns.max(1)).map(<[_]>::to_vec).collect());
+        }
+        let rows = entries.iter().map(|facts| facts.batch).max().unwrap_or(0);
+        if let Some(odd) = entries
+            .iter()
+            .position(|facts| facts.batch != rows && facts.batch != 1)
+        {
+            return Err(Fault::mismatch(
+                "images",
+                format!(
+                    "entry {} of `images` has {} pictures where another has {rows}",
+                    odd + 1,
+                    entries[odd].batch
+                ),
+            )
+            .help("every entry has one picture a row, or one for all rows; `columns` fills rows with any number"));
+        }
+        Ok((0..rows)
+            .map(|row| {
+                let place = |(entry, facts): (usize, &ImageFacts)| {
+                    (entry, if facts.batch == 1 { 0 } else { row })
+                };
+                entries.iter().enumerate().map(place).collect()
+            })
+            .collect())
+    }
+
+    fn layout(&self, entries: &[ImageFacts]) -> Result<Layout, Fault> {
+        let places = self.places(entries)?;
+        if !self.row_labels.is_empty() && self.row_labels.len() != places.len() {
+            return Err(Fault::value(
+                "row_labels",
+                format!(
+                    "{} row label{} for {} row{}",
+                    self.row_labels.len(),
+                    if self.row_labels.len() == 1 { "" } else { "s" },
+                    places.len(),
+                    if places.len() == 1 { "" } else { "s" }
+                ),
+            )
+            .help("give one label a row (\"\" for none), or leave `row_labels` out"));
+        }
+        let shown: Vec<(usize, usize)> = entries.iter().map(|facts| self.shown(facts)).collect();
+        let columns = places.iter().map(Vec::len).max().unwrap_or(0);
+        let mut widths = vec![0; columns];
+        let mut heights = vec![0; places.len()];
+        for (row, entries) in places.iter().enumerate() {
+            for (column, (entry, _)) in entries.iter().enumerate() {
+                widths[column] = widths[column].max(shown[*entry].0);
+                heights[row] = heights[row].max(shown[*entry].1);
+            }
+        }
+        // What the sheet takes without labels bounds it, so that nothing below can overflow or be built in vain.
+        let bare = |sides: &[usize]| sides.iter().sum::<usize>() + (sides.len() + 1) * self.gap;
+        self.check_sheet(bare(&widths), bare(&heights))?;
+
+        let font = self.font();
+        let letter = font.character_size.width as usize;
+        let line = font.character_size.height as usize;
+        let row_labels: Vec<Vec<String>> = self
+            .row_labels
+            .iter()
+            .zip(&heights)
+            .map(|(label, height)| wrap(&label.0, ROW_LABEL_WIDTH, (height / line).max(1)))
+            .collect();
+        let longest = row_labels
+            .iter()
+            .flatten()
+            .map(|text| text.chars().count())
+            .max()
+            .unwrap_or(0);
+        // Labels at the left are followed by a space of their own.
+        let margin = if longest == 0 {
+            self.gap
+        } else {
+            2 * self.gap.max(letter / 2) + longest * letter
+        };
+
+        let mut lines = Vec::new();
+        let mut cells = Vec::new();
+        let mut y = self.gap;
+        for (row, entries) in places.iter().enumerate() {
+            // Above a column its label stands once, above the first row.
+            let labelled = !self.labels.is_empty() && (row == 0 || self.columns.is_some());
+            let above: Vec<Vec<String>> = entries
+                .iter()
+                .zip(&widths)
+                .filter(|_| labelled)
+                .map(|((entry, _), width)| wrap(&self.labels[*entry].0, width / letter, MAX_LINES))
+                .collect();
+            let most = above.iter().map(Vec::len).max().unwrap_or(0);
+            let mut x = margin;
+            for (column, (entry, picture)) in entries.iter().enumerate() {
+                for (index, text) in above.get(column).into_iter().flatten().enumerate() {
+                    let indent = widths[column].saturating_sub(text.chars().count() * letter) / 2;
+                    // Short labels stand at the foot, next to their picture.
+                    let first = most - above[column].len();
+                    lines.push(Line {
+                        text: text.clone(),
+                        x: x + indent,
+                        y: y + (first + index) * line,
+                    });
+                }
+                let (width, height) = shown[*entry];
+                let space = if most == 0 { 0 } else { most * line + line / 4 };
+                cells.push(Cell {
+                    entry: *entry,
+                    picture: *picture,
+                    x: x + (widths[column] - width) / 2,
+                    y: y + space + (heights[row] - height) / 2,
+                    width,
+                    height,
+                });
+                x += widths[column] + self.gap;
+            }
+            if most > 0 {
+                y += most * line + line / 4;
+            }
+            if let Some(label) = row_labels.get(row) {
+                let first = y + heights[row].saturating_sub(label.len() * line) / 2;
+                for (index, text) in label.iter().enumerate() {
+                    lines.push(Line {
+                        text: text.clone(),
+                        x: self.gap.max(letter / 2),
+                        y: first + index * line,
+                    });
+                }
+            }
+            y += heights[row] + self.gap;
+        }
+        let width = margin + widths.iter().map(|width| width + self.gap).sum::<usize>();
+        self.check_sheet(width, y)?;
+        Ok(Layout {
+            width,
+            height: y,
+            font,
+            cells,
+            lines,
+        })
+    }
+
+    /// The size of an entry's pictures on the sheet: the longer side is `cell`.
+    fn shown(&self, facts: &ImageFacts) -> (usize, usize) {
+        let (width, height) = (facts.width.max(1), facts.height.max(1));
+        let rounded = |side: usize, of: usize| ((2 * side * self.cell + of) / (2 * of)).max(1);
+        if width >= height {
+            (self.cell, rounded(height, width))
+        } else {
+            (rounded(width, height), self.cell)
+        }
+    }
+
+    /// The largest letters of which a few words fit above a cell.
+    fn font(&self) -> &'static MonoFont<'static> {
+        match self.cell {
+            0..96 => &FONT_6X10,
+            96..160 => &FONT_8X13,
+            _ => &FONT_10X20,
+        }
+    }
+
+    fn check_sheet(&self, width: usize, height: usize) -> Result<(), Fault> {
+        if width > MAX_SHEET_SIDE
+            || height > MAX_SHEET_SIDE
+            || width.saturating_mul(height) > MAX_SHEET_PIXELS
+        {
+            return Err(Fault::value(
+                "cell",
+                format!(
+                    "the sheet would have {width}x{height} pixels; at most {MAX_SHEET_SIDE} a side and {} megapixels are drawn",
+                    MAX_SHEET_PIXELS / 1_000_000
+                ),
+            )
+            .help(format!(
+                "make `cell` smaller (it is {}), or put fewer pictures on a sheet",
+                self.cell
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// A text with the typographic signs that Latin-1 lacks written in those that it has.
+fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '\u{2018}' | '\u{2019}' | '\u{2032}' => plain.push('\''),
+            '\u{201c}' | '\u{201d}' | '\u{201e}' | '\u{2033}' => plain.push('"'),
+            '\u{2010}'..='\u{2015}' | '\u{2212}' => plain.push('-'),
+            '\u{2026}' => plain.push_str("..."),
+            letter if letter.is_whitespace() || letter.is_control() => plain.push(' '),
+            letter => plain.push(letter),
+        }
+    }
+    plain
+}
+
+/// Whether the font has the letter.
+fn is_drawn(letter: char) -> bool {
+    matches!(letter, ' '..='~' | '\u{a0}'..='\u{ff}')
+}
+
+/// Breaks a text into at most `most` lines of at most `letters` letters, at spaces where it can; what is longer is
+/// shortened and ends in three dots.
+fn wrap(text: &str, letters: usize, most: usize) -> Vec<String> {
+    let letters = letters.max(1);
+    let mut lines: Vec<Vec<char>> = Vec::new();
+    for word in plain(text).split_whitespace() {
+        let word: Vec<char> = word.chars().collect();
+        match lines.last_mut() {
+            Some(line) if line.len() + 1 + word.len() <= letters => {
+                line.push(' ');
+                line.extend(word);
+            }
+            _ => lines.extend(word.chunks(letters).map(<[char]>::to_vec)),
+        }
+    }
+    if lines.len() > most {
+        lines.truncate(most);
+        if let Some(line) = lines.last_mut() {
+            let dots = letters.min(3);
+            line.truncate(letters - dots);
+            line.extend(std::iter::repeat_n('.', dots));
+        }
+    }
+    lines.into_iter().map(String::from_iter).collect()
+}
+
+/// The sheet while it is drawn: three planes of f32.
+struct Sheet {
+    width: usize,
+    height: usize,
+    planes: Vec<f32>,
+    ink: f32,
+}
+
+impl Sheet {
+    fn new(layout: &Layout, background: Colour) -> Self {
+        let ground = background.rgb();
+        let area = layout.width * layout.height;
+        let mut planes = Vec::with_capacity(3 * area);
+        for value in ground {
+            planes.resize(planes.len() + area, value);
+        }
+        // Rec. 601's brightness; black can be read on the lighter half, white on the darker.
+        let light = 0.299 * ground[0] + 0.587 * ground[1] + 0.114 * ground[2];
+        Self {
+            width: layout.width,
+            height: layout.height,
+            planes,
+            ink: if light < 0.5 { 1.0 } else { 0.0 },
+        }
+    }
+
+    /// Copies a picture of the cell's size to its place.
+    fn place(&mut self, picture: &[f32], cell: &Cell) {
+        let area = self.width * self.height;
+        for (channel, plane) in picture.chunks_exact(cell.width * cell.height).enumerate() {
+            for (row, pixels) in plane.chunks_exact(cell.width).enumerate() {
+                let start = channel * area + (cell.y + row) * self.width + cell.x;
+                self.planes[start..start + cell.width].copy_from_slice(pixels);
+            }
+        }
+    }
+
+    fn write(&mut self, line: &Line, font: &'static MonoFont<'static>) {
+        // A sheet has at most 32768 pixels a side: both fit.
+        let corner = Point::new(line.x as i32, line.y as i32);
+        let style = MonoTextStyle::new(font, BinaryColor::On);
+        match Text::with_baseline(&line.text, corner, style, Baseline::Top).draw(self) {
+            Ok(_) => {}
+            Err(never) => match never {},
+        }
+    }
+}
+
+impl OriginDimensions for Sheet {
+    fn size(&self) -> Size {
+        Size::new(self.width as u32, self.height as u32)
+    }
+}
+
+impl DrawTarget for Sheet {
+    type Color = BinaryColor;
+    type Error = Infallible;
+
+    fn draw_iter<I>(&mut self, pixels: I) -> Result<(), Infallible>
+    where
+        I: IntoIterator<Item = Pixel<BinaryColor>>,
+    {
+        let area = self.width * self.height;
+        for Pixel(point, colour) in pixels {
+            let (Ok(x), Ok(y)) = (usize::try_from(point.x), usize::try_from(point.y)) else {
+                continue;
+            };
+            if colour.is_on() && x < self.width && y < self.height {
+                for channel in 0..3 {
+                    self.planes[channel * area + y * self.width + x] = self.ink;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,446 @@
+//! `load_image`, and the reading of picture files that `load_mask` shares.
+
+use std::io::Cursor;
+use std::path::Path;
+use std::sync::Arc;
+
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
+use retouch_graph::{Context, Fault, Files, Node, NodeError, ReadFile, Types, ports};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::fields::AssetPath;
+use crate::payload::image::{AlphaFacts, Image, ImageFacts, MAX_PIXELS, MAX_SIDE, check_size};
+
+/// The most bytes of a picture file: more than any picture of 64 megapixels with 16 bits a channel takes.
+const MAX_FILE: u64 = 768 * 1024 * 1024;
+
+/// The most memory that a decoder may take: 64 megapixels of four channels with 16 bits are 512 MB.
+const MAX_DECODED: u64 = 1024 * 1024 * 1024;
+
+/// Reads a picture from a PNG, JPEG or WebP file.
+///
+/// The kind is told by the file's content, not by its ending. The picture is turned as its EXIF orientation says.
+/// Channels of 8 and 16 bits, grey pictures, palettes and CMYK JPEGs (inverted, as Adobe and everybody after it writes
+/// them) all become RGB of f32 in 0..=1. Where there is an alpha channel, the colours are those over white, and the
+/// channel is kept beside them for `mask` and for saving. Of an animation the first picture is read.
+///
+/// Colours are taken as sRGB: an embedded ICC profile or PNG gamma is not applied. A picture has at most 8192 pixels a
+/// side and 64 megapixels. A file that is damaged or cut short is refused.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoadImage {
+    /// The picture file.
+    pub path: AssetPath,
+}
+
+ports! {
+    /// `load_image` takes no links.
+    pub struct Inputs {}
+}
+
+ports! {
+    /// What `load_image` gives.
+    pub struct Outputs {
+        /// The picture, a batch of one.
+        pub image: Arc<Image>,
+    }
+}
+
+impl Node for LoadImage {
+    const OP: &'static str = "load_image";
+    const VERSION: u32 = 1;
+    type Inputs = Inputs;
+    type Outputs = Outputs;
+
+    fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>> {
+        reads(&self.path.0, files)
+    }
+
+    fn check(&self, _: &Types<Inputs>, files: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
+        let Some(header) = inspect(&self.path.0, files)? else {
+            return Ok(Types::unknown());
+        };
+        Ok(Types::unknown().with(
+            "image",
+            &AlphaFacts {
+                image: header.facts(),
+                alpha: header.has_alpha,
+            },
+        ))
+    }
+
+    fn run(&self, _: Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
+        let picture = load(&self.path.0, context.files())?;
+        let Picture {
+            width,
+            height,
+            mut colours,
+            alpha,
+        } = picture;
+        if let Some(alpha) = &alpha {
+            over(&mut colours, alpha, 1.0);
+        }
+        let image = Image::from_planes(1, width, height, colours, alpha)?;
+        Ok(Outputs {
+            image: Arc::new(image),
+        })
+    }
+}
+
+/// What a picture file's header says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Header {
+    width: usize,
+    height: usize,
+    /// Whether there is an alpha channel.
+    pub(crate) has_alpha: bool,
+}
+
+impl Header {
+    /// The size after the EXIF orientation.
+    pub(crate) fn facts(self) -> ImageFacts {
+        ImageFacts {
+            batch: 1,
+            width: self.width,
+            height: self.height,
+        }
+    }
+}
+
+/// A picture as it was read, turned upright.
+pub(crate) struct Picture {
+    pub(crate) width: usize,
+    pub(crate) height: usize,
+    /// Red, green and blue planes in 0..=1, not composited.
+    pub(crate) colours: Vec<f32>,
+    /// The alpha plane in 0..=1, where there is one.
+    pub(crate) alpha: Option<Vec<f32>>,
+}
+
+/// Lays planes of colours over a grey of `ground`.
+pub(crate) fn over(planes: &mut [f32], alpha: &[f32], ground: f32) {
+    for plane in planes.chunks_exact_mut(alpha.len()) {
+        for (value, alpha) in plane.iter_mut().zip(alpha) {
+            *value = alpha * *value + (1.0 - alpha) * ground;
+        }
+    }
+}
+
+/// The file that a node with the parameter `path` reads.
+pub(crate) fn reads(path: &Path, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>> {
+    if files.is_file(path) {
+        return Ok(vec![ReadFile {
+            role: "picture".to_owned(),
+            path: path.to_owned(),
+        }]);
+    }
+    let fault = if files.is_dir(path) {
+        Fault::file("path", format!("`{}` is a folder", path.display()))
+            .help("name one picture file in it")
+    } else {
+        Fault::file("path", format!("there is no file `{}`", path.display())).help(
+            "a relative path starts from the folder of the workflow that writes it; check the spelling",
+        )
+    };
+    Err(vec![fault])
+}
+
+/// Looks at a picture file without decoding it; `None` when there is no such file, which [`reads`] reports.
+pub(crate) fn inspect(path: &Path, files: &dyn Files) -> Result<Option<Header>, Vec<Fault>> {
+    if !files.is_file(path) {
+        return Ok(None);
+    }
+    read(path, files)
+        .and_then(|bytes| Opened::new(&bytes).map(|opened| opened.header))
+        .map(Some)
+        .map_err(|problem| vec![problem.into_fault(path)])
+}
+
+/// Reads and decodes a picture file.
+pub(crate) fn load(path: &Path, files: &dyn Files) -> Result<Picture, NodeError> {
+    read(path, files)
+        .and_then(|bytes| Opened::new(&bytes)?.decode())
+        .map_err(|problem| problem.into_error(path))
+}
+
+/// Why a file is not a picture that can be read.
+enum Problem {
+    /// The file itself cannot be read.
+    Unreadable(String),
+    /// Its content is not as it should be: what is wrong, and what to do.
+    Content(String, &'static str),
+}
+
+const SAVE_AGAIN: &str = "get the file anew, or open it in an image editor and save it again";
+const SMALLER: &str = "make the picture smaller in an image editor";
+const CONVERT: &str = "convert it to PNG, JPEG or WebP";
+
+impl Problem {
+    fn into_fault(self, path: &Path) -> Fault {
+        let path = path.display();
+        match self {
+            Self::Unreadable(why) => Fault::file("path", format!("`{path}` cannot be read: {why}"))
+                .help("check the file's permissions"),
+            Self::Content(what, help) => {
+                Fault::content("path", format!("`{path}` {what}")).help(help)
+            }
+        }
+    }
+
+    fn into_error(self, path: &Path) -> NodeError {
+        let path = path.display();
+        match self {
+            Self::Unreadable(why) => NodeError::failed(format!("`{path}` cannot be read: {why}"))
+                .help("check the file's permissions"),
+            Self::Content(what, help) => NodeError::failed(format!("`{path}` {what}")).help(help),
+        }
+    }
+}
+
+/// The whole of a file that begins like a picture. Damage behind the header is found before anything runs only if all of
+/// it is looked at; the engine reads it for its digest anyway.
+fn read(path: &Path, files: &dyn Files) -> Result<Arc<[u8]>, Problem> {
+    let unreadable = |error: std::io::Error| Problem::Unreadable(error.to_string());
+    let (head, length) = files.read_head(path, 32).map_err(unreadable)?;
+    kind(&head, length)?;
+    if length > MAX_FILE {
+        return Err(Problem::Content(
+            format!(
+                "has {} MB, more than any picture of {} megapixels",
+                length / 1_000_000,
+                MAX_PIXELS / 1_000_000
+            ),
+            SMALLER,
+        ));
+    }
+    files.read(path).map_err(unreadable)
+}
+
+/// The kind of picture that a file begins like.
+fn kind(head: &[u8], length: u64) -> Result<ImageFormat, Problem> {
+    if length == 0 {
+        return Err(Problem::Content(
+            "is empty (0 bytes); a PNG, JPEG or WebP picture was expected".to_owned(),
+            SAVE_AGAIN,
+        ));
+    }
+    let at = |offset: usize, magic: &[u8]| {
+        head.get(offset..)
+            .is_some_and(|rest| rest.starts_with(magic))
+    };
+    if at(0, b"\x89PNG\r\n\x1a\n") {
+        return Ok(ImageFormat::Png);
+    }
+    if at(0, b"\xff\xd8\xff") {
+        return Ok(ImageFormat::Jpeg);
+    }
+    if at(0, b"RIFF") && at(8, b"WEBP") {
+        return Ok(ImageFormat::WebP);
+    }
+    let what = if at(0, b"GIF8") {
+        "a GIF"
+    } else if at(0, b"II*\0") || at(0, b"MM\0*") {
+        "a TIFF (or a camera's raw file)"
+    } else if at(4, b"ftypavif") || at(4, b"ftypavis") {
+        "an AVIF"
+    } else if at(4, b"ftyphei") || at(4, b"ftyphev") || at(4, b"ftypmif1") {
+        "a HEIC"
+    } else if at(0, b"\xff\x0a") || at(0, b"\0\0\0\x0cJXL ") {
+        "a JPEG XL"
+    } else if at(0, b"\0\0\0\x0cjP  ") {
+        "a JPEG 2000"
+    } else if at(0, b"8BPS") {
+        "a Photoshop file"
+    } else if at(0, b"BM") {
+        "a BMP"
+    } else if at(0, b"%PDF") {
+        "a PDF"
+    } else if at(0, b"<svg") || at(0, b"<?xml") {
+        "an SVG or XML file"
+    } else {
+        return Err(Problem::Content(
+            format!("is not a picture ({length} bytes); a PNG, JPEG or WebP picture was expected"),
+            CONVERT,
+        ));
+    };
+    Err(Problem::Content(
+        format!("is {what}; a PNG, JPEG or WebP picture was expected"),
+        CONVERT,
+    ))
+}
+
+/// A picture file whose header has been read.
+struct Opened<D> {
+    decoder: D,
+    header: Header,
+    orientation: Orientation,
+    name: &'static str,
+}
+
+impl Opened<()> {
+    fn new(bytes: &[u8]) -> Result<Opened<impl ImageDecoder + '_>, Problem> {
+        let format = kind(bytes, bytes.len() as u64)?;
+        let name = match format {
+            ImageFormat::Png => "PNG",
+            ImageFormat::Jpeg => "JPEG",
+            _ => "WebP",
+        };
+        let mut limits = Limits::no_limits();
+        limits.max_alloc = Some(MAX_DECODED);
+        let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+        reader.limits(limits);
+        let mut decoder = reader
+            .into_decoder()
+            .map_err(|error| broken("header", name, &error))?;
+        let (across, down) = decoder.dimensions();
+        let (across, down) = (across as usize, down as usize);
+        check_size(across, down).map_err(|what| {
+            Problem::Content(
+                format!("is too large: {what}"),
+                if across > MAX_SIDE || down > MAX_SIDE || across * down > MAX_PIXELS {
+                    SMALLER
+                } else {
+                    SAVE_AGAIN
+                },
+            )
+        })?;
+        if !is_complete(bytes, format) {
+            return Err(Problem::Content(
+                format!(
+                    "is a {name} that is cut short: it ends after {} bytes, before its picture does",
+                    bytes.len()
+                ),
+                SAVE_AGAIN,
+            ));
+        }
+        // Damaged metadata is no reason to refuse a picture.
+        let exif = decoder.exif_metadata().ok().flatten().unwrap_or_default();
+        // In a WebP the chunk should not begin with JPEG's marker, and in some it does.
+        let exif = exif.strip_prefix(b"Exif\0\0").unwrap_or(&exif);
+        let orientation = Orientation::from_exif_chunk(exif).unwrap_or(Orientation::NoTransforms);
+        let (width, height) = match orientation {
+            Orientation::Rotate90
+            | Orientation::Rotate270
+            | Orientation::Rotate90FlipH
+            | Orientation::Rotate270FlipH => (down, across),
+            _ => (across, down),
+        };
+        let header = Header {
+            width,
+            height,
+            has_alpha: decoder.color_type().has_alpha(),
+        };
+        Ok(Opened {
+            decoder,
+            header,
+            orientation,
+            name,
+        })
+    }
+}
+
+impl<D: ImageDecoder> Opened<D> {
+    fn decode(self) -> Result<Picture, Problem> {
+        let mut picture = DynamicImage::from_decoder(self.decoder)
+            .map_err(|error| broken("picture", self.name, &error))?;
+        picture.apply_orientation(self.orientation);
+        Ok(planes(picture))
+    }
+}
+
+fn broken(part: &str, name: &str, error: &ImageError) -> Problem {
+    match error {
+        ImageError::Unsupported(_) => Problem::Content(
+            format!("is a {name} of a kind that is not supported: {error}"),
+            "convert it to an ordinary PNG, JPEG or WebP",
+        ),
+        ImageError::Limits(_) => Problem::Content(
+            format!("is a {name} that takes more memory than a picture may: {error}"),
+            SMALLER,
+        ),
+        _ => Problem::Content(
+            format!("is a {name} whose {part} is damaged or cut short: {error}"),
+            SAVE_AGAIN,
+        ),
+    }
+}
+
+/// The channels of a decoded picture as planes in 0..=1.
+fn planes(picture: DynamicImage) -> Picture {
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    let byte = |value: &u8| f32::from(*value) / 255.0;
+    let word = |value: &u16| f32::from(*value) / 65535.0;
+    let (channels, values): (usize, Vec<f32>) = match &picture {
+        DynamicImage::ImageLuma8(pixels) => (1, pixels.iter().map(byte).collect()),
+        DynamicImage::ImageLumaA8(pixels) => (2, pixels.iter().map(byte).collect()),
+        DynamicImage::ImageRgb8(pixels) => (3, pixels.iter().map(byte).collect()),
+        DynamicImage::ImageRgba8(pixels) => (4, pixels.iter().map(byte).collect()),
+        DynamicImage::ImageLuma16(pixels) => (1, pixels.iter().map(word).collect()),
+        DynamicImage::ImageLumaA16(pixels) => (2, pixels.iter().map(word).collect()),
+        DynamicImage::ImageRgb16(pixels) => (3, pixels.iter().map(word).collect()),
+        DynamicImage::ImageRgba16(pixels) => (4, pixels.iter().map(word).collect()),
+        other => (4, other.to_rgba32f().into_raw()),
+    };
+    drop(picture);
+    let channel = |index: usize| values.iter().skip(index).step_by(channels).copied();
+    let mut colours = Vec::with_capacity(3 * width * height);
+    for index in 0..3 {
+        colours.extend(channel(if channels < 3 { 0 } else { index }));
+    }
+    let alpha = (channels % 2 == 0).then(|| channel(channels - 1).collect());
+    Picture {
+        width,
+        height,
+        colours,
+        alpha,
+    }
+}
+
+/// Whether a file goes on to the end that its format marks. The JPEG decoder fills what is missing with grey and says
+/// nothing, so a download that broke off would pass for a picture.
+fn is_complete(bytes: &[u8], format: ImageFormat) -> bool {
+    match format {
+        ImageFormat::Png => has_png_end(bytes),
+        ImageFormat::Jpeg => has_jpeg_end(bytes),
+        _ => has_webp_end(bytes),
+    }
+    .unwrap_or(false)
+}
+
+/// Walks the chunks (length, type, data, checksum) to the one called IEND; `None` where the file ends before it.
+fn has_png_end(bytes: &[u8]) -> Option<bool> {
+    let mut place = 8;
+    loop {
+        let length = u32::from_be_bytes(bytes.get(place..place + 4)?.try_into().ok()?) as usize;
+        if bytes.get(place + 4..place + 8)? == b"IEND" {
+            return Some(true);
+        }
+        place = place.checked_add(length)?.checked_add(12)?;
+    }
+}
+
+/// Walks the segments to the end-of-image marker; `None` where the file ends before it.
+fn has_jpeg_end(bytes: &[u8]) -> Option<bool> {
+    let mut place = 2;
+    loop {
+        // To the next marker: in a scan's data 0xff is followed by 0, or by a restart marker, which belongs to the data.
+        place += bytes.get(place..)?.iter().position(|byte| *byte == 0xff)?;
+        match *bytes.get(place + 1)? {
+            0xff => place += 1,
+            0x00 | 0x01 | 0xd0..=0xd8 => place += 2,
+            0xd9 => return Some(true),
+            _ => {
+                let length = bytes.get(place + 2..place + 4)?;
+                place += 2 + usize::from(u16::from_be_bytes(length.try_into().ok()?));
+            }
+        }
+    }
+}
+
+/// The RIFF header says how long the file is.
+fn has_webp_end(bytes: &[u8]) -> Option<bool> {
+    let length = u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?) as usize;
+    Some(bytes.len() >= length.saturating_add(8))
+}
