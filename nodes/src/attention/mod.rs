@@ -8,4 +8,4 @@ mod swap_attention;
 pub use attention_map::AttentionMap;
 pub use fields::{MaskGridField, Sites, ThresholdField};
 pub use mask_image::MaskImage;
-pub use swap_attention::SwapAttention;
+pub use swap_attention::{BlendField, SwapAttention};

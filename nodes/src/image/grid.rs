@@ -138,7 +138,7 @@ impl Node for Grid {
         let layout = self.layout(&facts).map_err(failed)?;
         let labels = self.labels.iter().chain(&self.row_labels);
         let unknown: String = labels
-            .flat_map(|label| plain(&label.0).chars().collect::<Vec<_>>())
+            .flat_map(|label| plain(label.as_str()).chars().collect::<Vec<_>>())
             .filter(|letter| !is_drawn(*letter))
             .collect();
         if !unknown.is_empty() {
@@ -306,7 +306,7 @@ impl Grid {
             .row_labels
             .iter()
             .zip(&heights)
-            .map(|(label, height)| wrap(&label.0, ROW_LABEL_WIDTH, (height / line).max(1)))
+            .map(|(label, height)| wrap(label.as_str(), ROW_LABEL_WIDTH, (height / line).max(1)))
             .collect();
         let longest = row_labels
             .iter()
@@ -331,7 +331,7 @@ impl Grid {
                 .iter()
                 .zip(&widths)
                 .filter(|_| labelled)
-                .map(|((entry, _), width)| wrap(&self.labels[*entry].0, width / letter, MAX_LINES))
+                .map(|((entry, _), width)| wrap(self.labels[*entry].as_str(), width / letter, MAX_LINES))
                 .collect();
             let most = above.iter().map(Vec::len).max().unwrap_or(0);
             let mut x = margin;

@@ -1,10 +1,10 @@
 //! Nodes that change pictures and masks.
 
-mod grid;
-mod mask;
+pub mod grid;
+pub mod mask;
 pub mod resample;
-mod resize_image;
+pub mod resize_image;
 
 pub use grid::Grid;
-pub use mask::MaskNode;
+pub use mask::MakeMask;
 pub use resize_image::ResizeImage;

@@ -55,11 +55,11 @@ impl Node for LoadImage {
     type Outputs = Outputs;
 
     fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>> {
-        reads(&self.path.0, files)
+        reads(self.path.as_path(), files)
     }
 
     fn check(&self, _: &Types<Inputs>, files: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
-        let Some(header) = inspect(&self.path.0, files)? else {
+        let Some(header) = inspect(self.path.as_path(), files)? else {
             return Ok(Types::unknown());
         };
         Ok(Types::unknown().with(
@@ -72,7 +72,7 @@ impl Node for LoadImage {
     }
 
     fn run(&self, _: Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
-        let picture = load(&self.path.0, context.files())?;
+        let picture = load(self.path.as_path(), context.files())?;
         let Picture {
             width,
             height,

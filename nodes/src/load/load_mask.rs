@@ -66,22 +66,22 @@ impl Node for LoadMask {
     type Outputs = Outputs;
 
     fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>> {
-        reads(&self.path.0, files)
+        reads(self.path.as_path(), files)
     }
 
     fn check(&self, _: &Types<Inputs>, files: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
-        let Some(header) = inspect(&self.path.0, files)? else {
+        let Some(header) = inspect(self.path.as_path(), files)? else {
             return Ok(Types::unknown());
         };
         if self.channel == Channel::Alpha && !header.has_alpha {
-            let message = format!("`{}` {NO_ALPHA}", self.path.0.display());
+            let message = format!("`{}` {NO_ALPHA}", self.path.as_path().display());
             return Err(vec![Fault::value("channel", message).help(NO_ALPHA_HELP)]);
         }
         Ok(Types::unknown().with("mask", &header.facts()))
     }
 
     fn run(&self, _: Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
-        let mut picture = load(&self.path.0, context.files())?;
+        let mut picture = load(self.path.as_path(), context.files())?;
         let area = picture.width * picture.height;
         if self.channel != Channel::Alpha
             && let Some(alpha) = &picture.alpha
@@ -95,7 +95,7 @@ impl Node for LoadMask {
                 picture.colours
             }
             Channel::Alpha => picture.alpha.ok_or_else(|| {
-                NodeError::failed(format!("`{}` {NO_ALPHA}", self.path.0.display()))
+                NodeError::failed(format!("`{}` {NO_ALPHA}", self.path.as_path().display()))
                     .help(NO_ALPHA_HELP)
             })?,
         };

@@ -1,8 +1,8 @@
 //! Nodes that read files.
 
-mod load_image;
+pub mod load_image;
 mod load_latent;
-mod load_mask;
+pub mod load_mask;
 mod load_model;
 
 pub use load_image::LoadImage;

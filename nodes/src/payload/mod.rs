@@ -1,12 +1,12 @@
 //! The types that cross ports.
 
 mod control;
-mod image;
+pub mod image;
 mod latent;
-mod mask;
+pub mod mask;
 mod masks;
 mod model;
-mod table;
+pub mod table;
 mod tensors;
 mod trajectory;
 
@@ -20,5 +20,5 @@ pub use table::Table;
 pub use trajectory::{Trajectory, TrajectoryFacts};
 
 pub(crate) use masks::FIRST_STEP;
-pub(crate) use tensors::{READ_AS, encode_safetensors};
+pub(crate) use tensors::READ_AS;
 pub(crate) use trajectory::DRAWN;
