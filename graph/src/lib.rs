@@ -1,5 +1,6 @@
 //! The engine of Retouch: from a YAML workflow to a plan to a run. It knows no tensor and prints nothing.
 
+pub mod fields;
 pub mod files;
 pub mod node;
 pub mod port;

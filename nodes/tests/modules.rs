@@ -3,12 +3,10 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use retouch_graph::{Digest, Files};
 use retouch_nodes::diffusion::checkpoint::{Checkpoint, Description, Parts};
 use retouch_nodes::diffusion::control::{
     AttentionControl, AttentionKind, Branch, Qkv, Rows, Site, Untouched,
@@ -16,29 +14,7 @@ use retouch_nodes::diffusion::control::{
 use retouch_nodes::diffusion::unet::{Call, grid_at};
 use retouch_nodes::diffusion::{Result, sampling};
 use retouch_nodes::kernels::{Cpu, Kernel, Plain};
-use support::{FAMILIES, MODULE, assert_close, data, expected};
-
-/// Plain files.
-struct Disk;
-
-impl Files for Disk {
-    fn read(&self, path: &Path) -> io::Result<Arc<[u8]>> {
-        std::fs::read(path).map(Into::into)
-    }
-    fn read_head(&self, path: &Path, length: usize) -> io::Result<(Vec<u8>, u64)> {
-        let bytes = std::fs::read(path)?;
-        Ok((bytes[..length.min(bytes.len())].to_vec(), bytes.len() as u64))
-    }
-    fn digest(&self, path: &Path) -> io::Result<Digest> {
-        Ok(blake3::hash(&std::fs::read(path)?).into())
-    }
-    fn is_file(&self, path: &Path) -> bool {
-        path.is_file()
-    }
-    fn is_dir(&self, path: &Path) -> bool {
-        path.is_dir()
-    }
-}
+use support::{Disk, FAMILIES, MODULE, assert_close, data, expected};
 
 fn model(folder: &Path, kernel: Arc<dyn Kernel>) -> Checkpoint {
     let description = Description::read(&Parts::of(folder), &Disk).unwrap();

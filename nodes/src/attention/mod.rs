@@ -1,9 +1,9 @@
 //! Nodes that say what to attend to, and show what was attended to.
 
-mod attention_map;
-mod fields;
-mod mask_image;
-mod swap_attention;
+pub mod attention_map;
+pub mod fields;
+pub mod mask_image;
+pub mod swap_attention;
 
 pub use attention_map::AttentionMap;
 pub use fields::{MaskGridField, Sites, ThresholdField};

@@ -1,8 +1,8 @@
 //! Nodes between pictures and latents.
 
-mod decode;
-mod encode_reference;
-mod invert;
+pub mod decode;
+pub mod encode_reference;
+pub mod invert;
 
 pub(crate) use decode::channel_fault;
 pub use decode::Decode;

@@ -1,9 +1,9 @@
 //! Nodes that read files.
 
 pub mod load_image;
-mod load_latent;
+pub mod load_latent;
 pub mod load_mask;
-mod load_model;
+pub mod load_model;
 
 pub use load_image::LoadImage;
 pub use load_latent::LoadLatent;

@@ -1,7 +1,7 @@
 //! Nodes that draw.
 
-mod sample;
-mod step_blend_sample;
+pub mod sample;
+pub mod step_blend_sample;
 
 pub use sample::Sample;
 pub use step_blend_sample::StepBlendSample;

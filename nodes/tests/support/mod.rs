@@ -50,3 +50,209 @@ pub fn assert_close(what: &str, a: &Tensor, b: &Tensor, tolerance: f32) {
     println!("{what}: {distance:.1e} of {tolerance:.0e}");
     assert!(distance <= tolerance, "{what}: {distance:.2e} is over {tolerance:.0e}");
 }
+
+use std::any::Any;
+use std::io;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use retouch_graph::{Context, Digest, Files, Host, Node, NodeError};
+use retouch_nodes::Runtime;
+use retouch_nodes::attention::SwapAttention;
+use retouch_nodes::load::LoadModel;
+use retouch_nodes::payload::{Control, Latent, Mask, Masks, Model, Trajectory};
+use retouch_nodes::sample::{Sample, StepBlendSample};
+
+/// Plain files.
+pub struct Disk;
+
+impl Files for Disk {
+    fn read(&self, path: &Path) -> io::Result<Arc<[u8]>> {
+        std::fs::read(path).map(Into::into)
+    }
+    fn read_head(&self, path: &Path, length: usize) -> io::Result<(Vec<u8>, u64)> {
+        let bytes = std::fs::read(path)?;
+        Ok((bytes[..length.min(bytes.len())].to_vec(), bytes.len() as u64))
+    }
+    fn digest(&self, path: &Path) -> io::Result<Digest> {
+        Ok(blake3::hash(&std::fs::read(path)?).into())
+    }
+    fn is_file(&self, path: &Path) -> bool {
+        path.is_file()
+    }
+    fn is_dir(&self, path: &Path) -> bool {
+        path.is_dir()
+    }
+}
+
+/// Runs nodes without an engine, on the device that `RETOUCH_TEST_DEVICE` names (the CPU by default).
+pub struct Stage {
+    pub calls: AtomicU64,
+    pub warnings: Mutex<Vec<String>>,
+    pub runtime: Runtime,
+}
+
+impl Default for Stage {
+    fn default() -> Self {
+        let device = std::env::var("RETOUCH_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
+        Self {
+            calls: AtomicU64::new(0),
+            warnings: Mutex::default(),
+            runtime: Runtime::by_name(&device).unwrap(),
+        }
+    }
+}
+
+impl Host for Stage {
+    fn progress(&self, _: usize, _: usize) {}
+    fn warn(&self, message: &str) {
+        self.warnings.lock().unwrap().push(message.to_owned());
+    }
+    fn count(&self, _: &'static str, by: u64) {
+        self.calls.fetch_add(by, Ordering::Relaxed);
+    }
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+    fn files(&self) -> &dyn Files {
+        &Disk
+    }
+    fn environment(&self) -> Option<&(dyn Any + Send + Sync)> {
+        Some(&self.runtime)
+    }
+}
+
+/// A node from its parameters.
+pub fn node<N: Node>(parameters: serde_json::Value) -> N {
+    serde_json::from_value(parameters).unwrap()
+}
+
+/// What drawing gave.
+pub struct Picture {
+    pub latent: Arc<Latent>,
+    pub trajectory: Arc<Trajectory>,
+    pub masks: Option<Arc<Masks>>,
+}
+
+impl Picture {
+    /// All latents as the oracle has them: `[T + 1, C, h, w]`.
+    pub fn tensor(&self) -> Tensor {
+        Tensor::cat(&self.trajectory.latents, 0).unwrap()
+    }
+}
+
+impl Stage {
+    pub fn run<N: Node>(&self, node: &N, inputs: N::Inputs) -> Result<N::Outputs, NodeError> {
+        node.run(inputs, &Context::new(self))
+    }
+
+    /// U-Net calls (one image, one half) since the last time.
+    pub fn take_calls(&self) -> u64 {
+        self.calls.swap(0, Ordering::Relaxed)
+    }
+
+    /// The family's vanilla model, or its personalised one.
+    pub fn model(&self, family: &str, personal: bool) -> Arc<Model> {
+        let folder = data().join(family);
+        let unet = data().join(format!("{family}-personal/unet"));
+        let load: LoadModel = if personal {
+            node(serde_json::json!({"path": folder, "unet": unet}))
+        } else {
+            node(serde_json::json!({"path": folder}))
+        };
+        self.run(&load, retouch_nodes::load::load_model::Inputs {}).unwrap().model
+    }
+
+    pub fn blend(
+        &self,
+        parameters: serde_json::Value,
+        vanilla: &Arc<Model>,
+        personalized: &Arc<Model>,
+        latent: Option<&Tensor>,
+    ) -> Picture {
+        let inputs = retouch_nodes::sample::step_blend_sample::Inputs {
+            vanilla: vanilla.clone(),
+            personalized: personalized.clone(),
+            latent: latent.map(latent_of),
+        };
+        let out = self.run(&node::<StepBlendSample>(parameters), inputs).unwrap();
+        Picture {
+            latent: out.latent,
+            trajectory: out.trajectory,
+            masks: None,
+        }
+    }
+
+    pub fn sample(
+        &self,
+        parameters: serde_json::Value,
+        model: &Arc<Model>,
+        control: Option<Arc<Control>>,
+        latent: Option<&Tensor>,
+    ) -> Result<Picture, NodeError> {
+        let inputs = retouch_nodes::sample::sample::Inputs {
+            model: model.clone(),
+            control,
+            latent: latent.map(latent_of),
+        };
+        let out = self.run(&node::<Sample>(parameters), inputs)?;
+        Ok(Picture {
+            latent: out.latent,
+            trajectory: out.trajectory,
+            masks: out.masks,
+        })
+    }
+
+    pub fn swap(&self, parameters: serde_json::Value, sources: Sources) -> Arc<Control> {
+        let inputs = retouch_nodes::attention::swap_attention::Inputs {
+            context: sources.context,
+            reference: sources.reference,
+            vanilla: sources.vanilla,
+            reference_mask: sources.reference_mask.as_ref().map(mask_of),
+            context_mask: sources.context_mask.as_ref().map(mask_of),
+            blend_mask: sources.blend_mask.as_ref().map(mask_of),
+        };
+        self.run(&node::<SwapAttention>(parameters), inputs).unwrap().control
+    }
+}
+
+/// What a swap takes.
+#[derive(Clone)]
+pub struct Sources {
+    pub context: Arc<Trajectory>,
+    pub reference: Arc<Trajectory>,
+    pub vanilla: Option<Arc<Model>>,
+    pub reference_mask: Option<Tensor>,
+    pub context_mask: Option<Tensor>,
+    pub blend_mask: Option<Tensor>,
+}
+
+impl Sources {
+    pub fn new(context: &Picture, reference: &Arc<Trajectory>) -> Self {
+        Self {
+            context: context.trajectory.clone(),
+            reference: reference.clone(),
+            vanilla: None,
+            reference_mask: None,
+            context_mask: None,
+            blend_mask: None,
+        }
+    }
+}
+
+fn latent_of(tensor: &Tensor) -> Arc<Latent> {
+    Arc::new(Latent { tensor: tensor.clone() })
+}
+
+/// `[h, w]` or `[B, h, w]` as a mask.
+pub fn mask_of(tensor: &Tensor) -> Arc<Mask> {
+    let plane = if tensor.rank() == 2 { tensor.unsqueeze(0).unwrap() } else { tensor.clone() };
+    Arc::new(Mask { plane: plane.contiguous().unwrap() })
+}
+
+/// The bits of a tensor.
+pub fn bits(t: &Tensor) -> Vec<u32> {
+    let values = t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    values.into_iter().map(f32::to_bits).collect()
+}
