@@ -58,6 +58,8 @@ pub enum Source {
     Alpha,
     /// The brightness: 0.299 red + 0.587 green + 0.114 blue (Rec. 601).
     Luma,
+    /// Everything: ones (or zeros, with `invert`), as large as the picture.
+    All,
 }
 
 ports! {
@@ -220,6 +222,7 @@ fn from_image(image: &Image, source: Source) -> Result<Mask, NodeError> {
             .chunks_exact(3 * width * height)
             .flat_map(luma)
             .collect(),
+        Source::All => vec![1.0; image.batch() * width * height],
     };
     Mask::from_values(image.batch(), width, height, planes)
 }
