@@ -1,5 +1,8 @@
 //! The laws of the method (docs/method.md), on the random models of the oracle.
 
+// The lints spare functions marked as tests, and not the functions that they share.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod support;
 
 use std::sync::Arc;
@@ -8,16 +11,26 @@ use candle_core::{DType, Device, Tensor};
 use retouch_nodes::latent::Invert;
 use retouch_nodes::payload::{Latent, Model, Trajectory};
 use serde_json::json;
-use support::{FAMILIES, Picture, Sources, Stage, TRAJECTORY, assert_close, bits, distance, expected, node};
+use support::{
+    FAMILIES, Picture, Sources, Stage, TRAJECTORY, assert_close, bits, distance, expected, node,
+};
 
 const VANILLA: &str = "a teddy bear on a beach";
 const PERSONAL: &str = "a sks teddy bear on a beach";
 const REFERENCE: &str = "a photo of a sks teddy bear";
 
-fn invert(stage: &Stage, model: &Arc<Model>, latent: &Tensor, steps: usize, prompt: &str) -> Arc<Trajectory> {
+fn invert(
+    stage: &Stage,
+    model: &Arc<Model>,
+    latent: &Tensor,
+    steps: usize,
+    prompt: &str,
+) -> Arc<Trajectory> {
     let inputs = retouch_nodes::latent::invert::Inputs {
         model: model.clone(),
-        latent: Arc::new(Latent { tensor: latent.clone() }),
+        latent: Arc::new(Latent {
+            tensor: latent.clone(),
+        }),
     };
     let invert: Invert = node(json!({"steps": steps, "prompt": prompt}));
     stage.run(&invert, inputs).unwrap().trajectory
@@ -41,11 +54,26 @@ fn law_1_blend_steps_0_is_personalised_and_t_is_vanilla_sampling_bitwise() {
     for family in FAMILIES {
         let stage = Stage::default();
         let noise = &expected(family)["noise"];
-        for (blend, personal, prompt) in [(json!(0), true, PERSONAL), (json!(8), false, VANILLA), (json!("100%"), false, VANILLA)] {
+        for (blend, personal, prompt) in [
+            (json!(0), true, PERSONAL),
+            (json!(8), false, VANILLA),
+            (json!("100%"), false, VANILLA),
+        ] {
             let blended = layout(&stage, family, blend, noise);
             let model = stage.model(family, personal);
-            let plain = stage.sample(json!({"prompt": prompt, "steps": 8, "guidance": 5.0}), &model, None, Some(noise)).unwrap();
-            assert_eq!(bits(&blended.tensor()), bits(&plain.tensor()), "{family} {prompt}");
+            let plain = stage
+                .sample(
+                    json!({"prompt": prompt, "steps": 8, "guidance": 5.0}),
+                    &model,
+                    None,
+                    Some(noise),
+                )
+                .unwrap();
+            assert_eq!(
+                bits(&blended.tensor()),
+                bits(&plain.tensor()),
+                "{family} {prompt}"
+            );
         }
     }
 }
@@ -62,7 +90,14 @@ fn law_2_a_swap_that_takes_everything_from_the_context_gives_the_context_bitwise
         sources.blend_mask = Some(Tensor::zeros((16, 16), DType::F32, &Device::Cpu).unwrap());
         sources.reference_mask = Some(ones(16, 16));
         let control = stage.swap(json!({"reference_prompt": REFERENCE, "sites": "all", "start_step": 0, "from_step": 0, "structure_until": 8}), sources);
-        let target = stage.sample(json!({"prompt": PERSONAL, "guidance": 5.0}), &personal, Some(control), None).unwrap();
+        let target = stage
+            .sample(
+                json!({"prompt": PERSONAL, "guidance": 5.0}),
+                &personal,
+                Some(control),
+                None,
+            )
+            .unwrap();
         assert_eq!(bits(&target.tensor()), bits(&context.tensor()), "{family}");
     }
 }
@@ -80,8 +115,20 @@ fn law_3_with_a_full_blend_mask_it_is_masactrl() {
         sources.reference_mask = Some(ones(16, 16));
         let control = stage.swap(json!({"reference_prompt": REFERENCE, "sites": "10..16", "start_step": 0, "from_step": 4, "structure_until": 0, "lock": false}), sources);
         stage.take_calls();
-        let target = stage.sample(json!({"prompt": PERSONAL, "guidance": 5.0}), &personal, Some(control), None).unwrap();
-        assert_close(&format!("{family} masactrl"), &target.tensor(), &t["masactrl"], TRAJECTORY);
+        let target = stage
+            .sample(
+                json!({"prompt": PERSONAL, "guidance": 5.0}),
+                &personal,
+                Some(control),
+                None,
+            )
+            .unwrap();
+        assert_close(
+            &format!("{family} masactrl"),
+            &target.tensor(),
+            &t["masactrl"],
+            TRAJECTORY,
+        );
         // The context is neither looked at nor run: 8 steps of the target and 4 of the reference, two halves each.
         assert_eq!(stage.take_calls(), 24);
     }
@@ -94,14 +141,29 @@ fn law_3_starting_at_the_end_gives_the_context_bitwise_without_a_call() {
     let personal = stage.model("tiny-sd1", true);
     let context = layout(&stage, "tiny-sd1", json!(3), &t["noise"]);
     let reference = invert(&stage, &personal, &t["reference_latent"], 8, "");
-    let control = stage.swap(json!({"reference_prompt": REFERENCE, "subject": "teddy bear", "start_step": "100%"}), Sources::new(&context, &reference));
+    let control = stage.swap(
+        json!({"reference_prompt": REFERENCE, "subject": "teddy bear", "start_step": "100%"}),
+        Sources::new(&context, &reference),
+    );
     stage.take_calls();
-    let target = stage.sample(json!({"prompt": PERSONAL, "guidance": 5.0}), &personal, Some(control), None).unwrap();
+    let target = stage
+        .sample(
+            json!({"prompt": PERSONAL, "guidance": 5.0}),
+            &personal,
+            Some(control),
+            None,
+        )
+        .unwrap();
     assert_eq!(bits(&target.tensor()), bits(&context.tensor()));
     assert_eq!(stage.take_calls(), 0);
     assert!(target.masks.is_none());
     let warnings = stage.warnings.lock().unwrap();
-    assert!(warnings.iter().any(|w| w.contains("no site and step to act on")), "{warnings:?}");
+    assert!(
+        warnings
+            .iter()
+            .any(|w| w.contains("no site and step to act on")),
+        "{warnings:?}"
+    );
 }
 
 #[test]
@@ -117,8 +179,20 @@ fn law_4_equal_branches_make_the_swap_change_nothing() {
             json!({"reference_prompt": PERSONAL, "subject": "teddy bear", "sites": "all", "start_step": 0, "from_step": 0}),
             sources,
         );
-        let target = stage.sample(json!({"prompt": PERSONAL, "guidance": 5.0}), &personal, Some(control), None).unwrap();
-        assert_close(&format!("{family} law 4"), &target.tensor(), &context.tensor(), 1e-5);
+        let target = stage
+            .sample(
+                json!({"prompt": PERSONAL, "guidance": 5.0}),
+                &personal,
+                Some(control),
+                None,
+            )
+            .unwrap();
+        assert_close(
+            &format!("{family} law 4"),
+            &target.tensor(),
+            &context.tensor(),
+            1e-5,
+        );
     }
 }
 
@@ -131,13 +205,19 @@ fn law_5_the_replay_error_of_an_inversion_falls_as_steps_grow() {
     for steps in [5, 20, 80] {
         let inputs = retouch_nodes::latent::invert::Inputs {
             model: personal.clone(),
-            latent: Arc::new(Latent { tensor: t["reference_latent"].clone() }),
+            latent: Arc::new(Latent {
+                tensor: t["reference_latent"].clone(),
+            }),
         };
         let invert: Invert = node(json!({"steps": steps, "measure": true}));
         stage.take_calls();
         let report = stage.run(&invert, inputs).unwrap().report.unwrap();
         assert_eq!(stage.take_calls(), 2 * steps);
-        let column = report.columns.iter().position(|c| c == "latent_error").unwrap();
+        let column = report
+            .columns
+            .iter()
+            .position(|c| c == "latent_error")
+            .unwrap();
         errors.push(report.rows[0][column].as_f64().unwrap());
     }
     println!("replay errors: {errors:?}");
@@ -159,16 +239,32 @@ fn law_6_an_image_of_a_batch_equals_the_single_image_with_its_own_seed_bitwise()
             let mut sources = Sources::new(&context, &reference);
             sources.vanilla = Some(vanilla.clone());
             let control = stage.swap(json!({"reference_prompt": REFERENCE, "subject": "teddy bear", "start_step": 0, "from_step": 1}), sources);
-            stage.sample(json!({"prompt": PERSONAL}), &personal, Some(control), None).unwrap()
+            stage
+                .sample(json!({"prompt": PERSONAL}), &personal, Some(control), None)
+                .unwrap()
         };
         let batch = draw(7, 3);
         for i in 0..3 {
             let single = draw(7 + i as u64, 1);
-            for (k, (a, b)) in batch.trajectory.latents.iter().zip(&single.trajectory.latents).enumerate() {
-                assert_eq!(bits(&a.narrow(0, i, 1).unwrap()), bits(b), "{family} image {i} step {k}");
+            for (k, (a, b)) in batch
+                .trajectory
+                .latents
+                .iter()
+                .zip(&single.trajectory.latents)
+                .enumerate()
+            {
+                assert_eq!(
+                    bits(&a.narrow(0, i, 1).unwrap()),
+                    bits(b),
+                    "{family} image {i} step {k}"
+                );
             }
             let masks = &batch.masks.as_ref().unwrap().tensor;
-            assert_eq!(bits(&masks.narrow(2, i, 1).unwrap()), bits(&single.masks.unwrap().tensor), "{family} masks of {i}");
+            assert_eq!(
+                bits(&masks.narrow(2, i, 1).unwrap()),
+                bits(&single.masks.unwrap().tensor),
+                "{family} masks of {i}"
+            );
         }
     }
 }
@@ -180,12 +276,19 @@ fn a_context_drawn_by_a_stranger_is_refused_before_any_call() {
     let personal = stage.model("tiny-sd1", true);
     let context = layout(&stage, "tiny-sd1", json!(3), &t["noise"]);
     let reference = invert(&stage, &personal, &t["reference_latent"], 8, "");
-    let control = stage.swap(json!({"reference_prompt": REFERENCE, "subject": "teddy bear", "start_step": 0}), Sources::new(&context, &reference));
+    let control = stage.swap(
+        json!({"reference_prompt": REFERENCE, "subject": "teddy bear", "start_step": 0}),
+        Sources::new(&context, &reference),
+    );
     stage.take_calls();
-    let Err(error) = stage.sample(json!({"prompt": PERSONAL}), &personal, Some(control), None) else {
+    let Err(error) = stage.sample(json!({"prompt": PERSONAL}), &personal, Some(control), None)
+    else {
         panic!("the vanilla model is not linked");
     };
-    assert!(error.to_string().contains("step 0 of the context"), "{error}");
+    assert!(
+        error.to_string().contains("step 0 of the context"),
+        "{error}"
+    );
     assert_eq!(stage.take_calls(), 0);
 }
 
@@ -196,8 +299,18 @@ fn a_control_that_lets_go_from_the_start_is_plain_sampling() {
     let personal = stage.model("tiny-sd1", true);
     let context = layout(&stage, "tiny-sd1", json!(0), &t["noise"]);
     let reference = invert(&stage, &personal, &t["reference_latent"], 8, "");
-    let control = stage.swap(json!({"reference_prompt": REFERENCE, "sites": "none", "start_step": 2}), Sources::new(&context, &reference));
-    let target = stage.sample(json!({"prompt": PERSONAL, "guidance": 5.0}), &personal, Some(control), None).unwrap();
+    let control = stage.swap(
+        json!({"reference_prompt": REFERENCE, "sites": "none", "start_step": 2}),
+        Sources::new(&context, &reference),
+    );
+    let target = stage
+        .sample(
+            json!({"prompt": PERSONAL, "guidance": 5.0}),
+            &personal,
+            Some(control),
+            None,
+        )
+        .unwrap();
     assert_eq!(bits(&target.tensor()), bits(&context.tensor()));
     assert!(distance(&target.tensor(), &t["personalized_only"]) < TRAJECTORY);
 }

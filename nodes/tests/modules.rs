@@ -1,5 +1,8 @@
 //! Each network alone, against numbers that diffusers and transformers made (tests/oracle).
 
+// The lints spare functions marked as tests, and not the functions that they share.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod support;
 
 use std::collections::BTreeMap;
@@ -36,7 +39,12 @@ fn the_text_encoder_gives_the_states_of_transformers() {
             for (name, prompt) in [("text", PROMPT), ("text_empty", "")] {
                 let (states, cut) = model.encode_prompt(prompt).unwrap();
                 assert_eq!(cut, 0);
-                assert_close(&format!("{family} {name}"), &states, &expected[name], MODULE);
+                assert_close(
+                    &format!("{family} {name}"),
+                    &states,
+                    &expected[name],
+                    MODULE,
+                );
             }
         }
     }
@@ -60,8 +68,16 @@ fn the_unet_gives_what_that_of_diffusers_gives_at_two_timesteps_and_off_the_squa
                 step: 0,
                 rows,
             };
-            let out = model.unet().unwrap().forward(call, &mut Untouched, model.kernel());
-            assert_close(&format!("{family} unet"), &out.unwrap(), &expected["unet_out"], MODULE);
+            let out = model
+                .unet()
+                .unwrap()
+                .forward(call, &mut Untouched, model.kernel());
+            assert_close(
+                &format!("{family} unet"),
+                &out.unwrap(),
+                &expected["unet_out"],
+                MODULE,
+            );
         }
     }
 }
@@ -74,29 +90,46 @@ fn the_vae_encodes_and_decodes_as_that_of_diffusers() {
             let model = model(&data().join(family), kernel);
             let vae = model.vae().unwrap();
             let mean = vae.encode_mean(&expected["image"], model.kernel()).unwrap();
-            assert_close(&format!("{family} encode"), &mean, &expected["vae_mean"], MODULE);
+            assert_close(
+                &format!("{family} encode"),
+                &mean,
+                &expected["vae_mean"],
+                MODULE,
+            );
             let decoded = vae.decode(&expected["noise"], model.kernel()).unwrap();
-            assert_close(&format!("{family} decode"), &decoded, &expected["vae_decoded"], MODULE);
+            assert_close(
+                &format!("{family} decode"),
+                &decoded,
+                &expected["vae_decoded"],
+                MODULE,
+            );
         }
     }
 }
 
 #[test]
 fn the_vae_agrees_with_that_of_candle_transformers() {
-    use candle_transformers::models::stable_diffusion::vae::{
-        AutoEncoderKL, AutoEncoderKLConfig,
-    };
+    use candle_transformers::models::stable_diffusion::vae::{AutoEncoderKL, AutoEncoderKLConfig};
     let family = "tiny-sd1";
     let ours = model(&data().join(family), Arc::new(Cpu));
     let config = ours.vae().unwrap().config().clone();
-    let file = data().join(family).join("vae/diffusion_pytorch_model.safetensors");
+    let file = data()
+        .join(family)
+        .join("vae/diffusion_pytorch_model.safetensors");
     let tensors = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
     // Its attention keeps the names of old diffusers.
-    let rename = [(".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn.")];
+    let rename = [
+        (".to_q.", ".query."),
+        (".to_k.", ".key."),
+        (".to_v.", ".value."),
+        (".to_out.0.", ".proj_attn."),
+    ];
     let tensors = tensors
         .into_iter()
         .map(|(name, tensor)| {
-            let name = rename.iter().fold(name, |name, (from, to)| name.replace(from, to));
+            let name = rename
+                .iter()
+                .fold(name, |name, (from, to)| name.replace(from, to));
             (name, tensor.to_dtype(candle_core::DType::F32).unwrap())
         })
         .collect();
@@ -154,11 +187,20 @@ fn sites_are_numbered_in_running_order_and_known_from_the_configuration() {
         step: 0,
         rows,
     };
-    model.unet().unwrap().forward(call, &mut notes, &Cpu).unwrap();
+    model
+        .unet()
+        .unwrap()
+        .forward(call, &mut notes, &Cpu)
+        .unwrap();
     let sites = model.description().unet.sites();
     assert_eq!((sites.len(), notes.1), (16, 16));
     for site in &sites {
-        assert_eq!(notes.0[&site.index], grid_at((12, 20), site.level), "site {}", site.index);
+        assert_eq!(
+            notes.0[&site.index],
+            grid_at((12, 20), site.level),
+            "site {}",
+            site.index
+        );
     }
     // Stable Diffusion 1.x and 2.x: 0-5 down, 6 mid, 7-15 up; auto is 10..16.
     assert_eq!(sampling::auto_sites(&sites), (10..16).collect());

@@ -89,11 +89,7 @@ impl Node for AttentionMap {
     type Inputs = Inputs;
     type Outputs = Outputs;
 
-    fn check(
-        &self,
-        inputs: &Types<Inputs>,
-        _: &dyn Files,
-    ) -> Result<Types<Outputs>, Vec<Fault>> {
+    fn check(&self, inputs: &Types<Inputs>, _: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
         let mut faults = Vec::new();
         let model: Option<ModelFacts> = inputs.facts("model");
         let trajectory: Option<TrajectoryFacts> = inputs.facts("trajectory");
@@ -101,8 +97,11 @@ impl Node for AttentionMap {
             && self.index(t.steps) >= t.steps
         {
             faults.push(
-                Fault::value("step", format!("step {} of {}", self.index(t.steps), t.steps))
-                    .help(format!("give 0 to {}", t.steps.saturating_sub(1))),
+                Fault::value(
+                    "step",
+                    format!("step {} of {}", self.index(t.steps), t.steps),
+                )
+                .help(format!("give 0 to {}", t.steps.saturating_sub(1))),
             );
         }
         if let (Some(model), Some(t)) = (&model, &trajectory) {
@@ -133,14 +132,17 @@ impl Node for AttentionMap {
         let steps = trajectory.steps();
         let k = self.index(steps);
         let (Some(z), Some(drawn)) = (trajectory.latents.get(k), trajectory.drawn.get(k)) else {
-            return Err(NodeError::failed(format!("step {k} of a trajectory of {steps}")));
+            return Err(NodeError::failed(format!(
+                "step {k} of a trajectory of {steps}"
+            )));
         };
         let prompt = match (&self.prompt, drawn) {
             (Some(prompt), _) => prompt.to_string(),
             (None, Some(drawn)) => drawn.prompt.clone(),
             (None, None) => {
                 return Err(
-                    NodeError::failed("the trajectory does not say what drew it").help("give `prompt`")
+                    NodeError::failed("the trajectory does not say what drew it")
+                        .help("give `prompt`"),
                 );
             }
         };
@@ -161,7 +163,13 @@ impl Node for AttentionMap {
         let picture = |plane: &Plane| -> Vec<f32> {
             let large = plane.nearest(size);
             (0..3)
-                .flat_map(|c| large.data.iter().map(move |&m| heat(m)[c]).collect::<Vec<_>>())
+                .flat_map(|c| {
+                    large
+                        .data
+                        .iter()
+                        .map(move |&m| heat(m)[c])
+                        .collect::<Vec<_>>()
+                })
                 .collect()
         };
         let pixels: Vec<f32> = maps.iter().flat_map(picture).collect();

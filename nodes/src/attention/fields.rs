@@ -54,7 +54,9 @@ const MAX_SITE: usize = 10_000;
 
 fn parse_range(text: &str) -> Result<(usize, usize), String> {
     let wrong = || {
-        format!("{text:?} is not a set of sites: expected `auto`, `all`, `none`, a range such as `10..16`, or a list")
+        format!(
+            "{text:?} is not a set of sites: expected `auto`, `all`, `none`, a range such as `10..16`, or a list"
+        )
     };
     let number = |text: &str| text.trim().parse::<usize>().map_err(|_| wrong());
     let (from, to) = match text.split_once("..") {

@@ -74,11 +74,7 @@ impl Node for MaskImage {
     type Inputs = Inputs;
     type Outputs = Outputs;
 
-    fn check(
-        &self,
-        inputs: &Types<Inputs>,
-        _: &dyn Files,
-    ) -> Result<Types<Outputs>, Vec<Fault>> {
+    fn check(&self, inputs: &Types<Inputs>, _: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
         if let Some(facts) = inputs.facts::<MasksFacts>("masks")
             && self.index(facts.steps) >= facts.steps
         {
@@ -105,7 +101,9 @@ impl Node for MaskImage {
         let (steps, _, _, _, _) = masks.dims5().map_err(tensor_error)?;
         let index = self.index(steps);
         if index >= steps {
-            return Err(NodeError::failed(format!("step {index} of a swap of {steps} steps")));
+            return Err(NodeError::failed(format!(
+                "step {index} of a swap of {steps} steps"
+            )));
         }
         let plane = masks
             .get(index)

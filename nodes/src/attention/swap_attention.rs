@@ -192,7 +192,10 @@ impl SwapAttention {
                             name,
                             format!("{name} is step {resolved} of a run of {}", context.steps),
                         )
-                        .help(format!("give 0 to {}, or a share such as `40%`", context.steps)),
+                        .help(format!(
+                            "give 0 to {}, or a share such as `40%`",
+                            context.steps
+                        )),
                     );
                 }
             }
@@ -201,7 +204,10 @@ impl SwapAttention {
         let has_subject = |own: &Option<Template>| own.is_some() || self.subject.is_some();
         let swaps = self.sites != Sites::List(Vec::new())
             && context.is_none_or(|c| {
-                let first = self.start_step.resolve(c.steps).max(self.from_step.resolve(c.steps));
+                let first = self
+                    .start_step
+                    .resolve(c.steps)
+                    .max(self.from_step.resolve(c.steps));
                 first < self.until_step.resolve(c.steps).min(c.steps)
             });
         let needs_target =
@@ -239,11 +245,7 @@ impl Node for SwapAttention {
     type Inputs = Inputs;
     type Outputs = Outputs;
 
-    fn check(
-        &self,
-        inputs: &Types<Inputs>,
-        _: &dyn Files,
-    ) -> Result<Types<Outputs>, Vec<Fault>> {
+    fn check(&self, inputs: &Types<Inputs>, _: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
         let faults = self.faults(inputs);
         if !faults.is_empty() {
             return Err(faults);

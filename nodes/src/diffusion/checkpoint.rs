@@ -96,7 +96,12 @@ const TOKENIZER_FILES: [&str; 5] = [
 const HEADER_PIECE: usize = 64 * 1024;
 
 /// Tensors that a file may hold beyond its network: buffers of old versions, the heads that Stable Diffusion leaves out.
-const SURPLUS: [&str; 4] = ["position_ids", "text_projection", "logit_scale", "model_ema"];
+const SURPLUS: [&str; 4] = [
+    "position_ids",
+    "text_projection",
+    "logit_scale",
+    "model_ema",
+];
 
 /// Everything that a checkpoint says of itself, without its weights.
 #[derive(Clone, Debug)]
@@ -175,7 +180,12 @@ fn schedule(s: &SchedulerConfig) -> String {
         Spacing::Trailing => "trailing".into(),
     };
     let betas = s.trained_betas.as_ref().map_or_else(
-        || format!("{:?} betas {} to {}", s.beta_schedule, s.beta_start, s.beta_end),
+        || {
+            format!(
+                "{:?} betas {} to {}",
+                s.beta_schedule, s.beta_start, s.beta_end
+            )
+        },
         |betas| {
             let bytes: Vec<u8> = betas.iter().flat_map(|b| b.to_le_bytes()).collect();
             format!("betas {}", &blake3::hash(&bytes).to_hex()[..8])
@@ -185,7 +195,11 @@ fn schedule(s: &SchedulerConfig) -> String {
         "{:?}, {} timesteps, {betas}, {spacing}, alpha below 0 is {}",
         s.prediction_type,
         s.num_train_timesteps,
-        if s.alpha_to_one() { "1" } else { "that of timestep 0" }
+        if s.alpha_to_one() {
+            "1"
+        } else {
+            "that of timestep 0"
+        }
     )
 }
 
@@ -212,15 +226,13 @@ fn read_config<T: DeserializeOwned>(files: &dyn Files, path: &Path) -> Result<T>
 
 fn read_header(files: &dyn Files, path: &Path) -> Result<Header> {
     let read = |length| {
-        files
-            .read_head(path, length)
-            .map_err(|e| Error::Weights {
-                file: path.to_owned(),
-                message: match e.kind() {
-                    std::io::ErrorKind::NotFound => "no such file".into(),
-                    _ => e.to_string(),
-                },
-            })
+        files.read_head(path, length).map_err(|e| Error::Weights {
+            file: path.to_owned(),
+            message: match e.kind() {
+                std::io::ErrorKind::NotFound => "no such file".into(),
+                _ => e.to_string(),
+            },
+        })
     };
     let (mut head, length) = read(HEADER_PIECE)?;
     let needed = Header::length(path, &head, length)?;
@@ -252,18 +264,27 @@ impl Description {
             }));
         };
         let unet = keep(read_config::<UnetConfig>(files, &unet_config), &mut faults);
-        let text = keep(read_config::<ClipTextConfig>(files, &text_config), &mut faults);
+        let text = keep(
+            read_config::<ClipTextConfig>(files, &text_config),
+            &mut faults,
+        );
         let vae = keep(read_config::<VaeConfig>(files, &vae_config), &mut faults);
         let scheduler = keep(
             read_config::<SchedulerConfig>(files, &scheduler_config),
             &mut faults,
         );
-        let unet_header = keep(read_header(files, &parts.unet.join(UNET_WEIGHTS)), &mut faults);
+        let unet_header = keep(
+            read_header(files, &parts.unet.join(UNET_WEIGHTS)),
+            &mut faults,
+        );
         let text_header = keep(
             read_header(files, &parts.text_encoder.join(TEXT_WEIGHTS)),
             &mut faults,
         );
-        let vae_header = keep(read_header(files, &parts.vae.join(UNET_WEIGHTS)), &mut faults);
+        let vae_header = keep(
+            read_header(files, &parts.vae.join(UNET_WEIGHTS)),
+            &mut faults,
+        );
         let mut tokenizer = TokenizerFiles::default();
         let [json, vocab, merges, config, special] = TOKENIZER_FILES.map(|name| {
             let path = parts.tokenizer.join(name);
@@ -422,7 +443,10 @@ impl<T> Default for Lazy<T> {
 
 impl<T> Lazy<T> {
     fn get(&self, load: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
-        let mut slot = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut slot = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(part) = &*slot {
             return Ok(part.clone());
         }
@@ -529,7 +553,11 @@ impl Checkpoint {
     pub fn tokenizer(&self) -> Result<Arc<Tokenizer>> {
         let d = &self.description;
         self.tokenizer.get(|| {
-            Tokenizer::new(&d.tokenizer, &d.parts.tokenizer, d.text.max_position_embeddings)
+            Tokenizer::new(
+                &d.tokenizer,
+                &d.parts.tokenizer,
+                d.text.max_position_embeddings,
+            )
         })
     }
 

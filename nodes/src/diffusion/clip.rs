@@ -58,7 +58,7 @@ impl ClipTextConfig {
         if self.hidden_size == 0 || self.num_attention_heads == 0 || self.vocab_size == 0 {
             return Some("hidden_size, num_attention_heads and vocab_size must be above 0".into());
         }
-        if self.hidden_size % self.num_attention_heads != 0 {
+        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             return Some(format!(
                 "hidden_size {} is not a multiple of num_attention_heads {}",
                 self.hidden_size, self.num_attention_heads
@@ -146,7 +146,10 @@ impl ClipText {
                 self.config.max_position_embeddings
             )));
         }
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.config.vocab_size) {
+        if let Some(id) = ids
+            .iter()
+            .find(|&&id| id as usize >= self.config.vocab_size)
+        {
             return Err(Error::request(format!(
                 "the tokenizer gives the id {id}, the text encoder knows {} tokens: they don't belong together",
                 self.config.vocab_size
@@ -154,10 +157,16 @@ impl ClipText {
         }
         let device = self.tokens.device();
         let ids = Tensor::new(ids, device)?;
-        let mut x = (self.tokens.index_select(&ids, 0)? + self.positions.narrow(0, 0, n)?)?
-            .unsqueeze(0)?;
+        let mut x =
+            (self.tokens.index_select(&ids, 0)? + self.positions.narrow(0, 0, n)?)?.unsqueeze(0)?;
         let mask: Vec<f32> = (0..n * n)
-            .map(|i| if i % n > i / n { f32::NEG_INFINITY } else { 0.0 })
+            .map(|i| {
+                if i % n > i / n {
+                    f32::NEG_INFINITY
+                } else {
+                    0.0
+                }
+            })
             .collect();
         let mask = Tensor::from_vec(mask, (1, n, n), device)?;
         let heads = self.config.num_attention_heads;
@@ -177,7 +186,9 @@ impl ClipText {
                 .transpose(0, 1)?
                 .reshape((1, n, heads * size))?;
             x = (x + layer.out.forward(&h, kernel)?)?;
-            let h = layer.fc1.forward(&layer.norm2.forward(&x, kernel)?, kernel)?;
+            let h = layer
+                .fc1
+                .forward(&layer.norm2.forward(&x, kernel)?, kernel)?;
             let h = match self.config.hidden_act {
                 Activation::QuickGelu => (&h * candle_nn::ops::sigmoid(&(&h * 1.702)?)?)?,
                 Activation::Gelu => h.gelu_erf()?,

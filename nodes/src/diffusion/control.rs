@@ -47,11 +47,8 @@ impl Rows {
     /// The rows of each half that is there, the prompt's last.
     #[must_use]
     pub fn halves(&self) -> Vec<Range<usize>> {
-        if self.guided {
-            vec![0..self.images, self.images..2 * self.images]
-        } else {
-            vec![0..self.images]
-        }
+        let negative = self.guided.then_some(0..self.images);
+        negative.into_iter().chain([self.prompt()]).collect()
     }
 
     /// The rows of the prompt half.
@@ -193,12 +190,15 @@ pub struct Captured {
     rows: Rows,
 }
 
+/// What a source branch gave at each of its sites.
+pub type Store = BTreeMap<usize, Captured>;
+
 /// Looks at a source branch: keeps queries, keys and values of the chosen sites, and the cross-attention maps.
 #[derive(Debug)]
 pub struct Capture<'a> {
     sites: &'a BTreeSet<usize>,
     /// What was kept, by site.
-    pub captured: BTreeMap<usize, Captured>,
+    pub captured: Store,
     /// The maps, if they are wanted.
     pub maps: Option<MapRecorder>,
 }
@@ -240,14 +240,14 @@ pub enum Action<'a> {
     /// The context's attention takes the place of the target's.
     Lock {
         /// What the context gave.
-        context: &'a BTreeMap<usize, Captured>,
+        context: &'a Store,
     },
     /// Inside the mask the reference's keys and values, outside the context's.
     Swap {
         /// What the context gave; `None` when the mask leaves nothing to it and the queries are the target's own.
-        context: Option<&'a BTreeMap<usize, Captured>>,
+        context: Option<&'a Store>,
         /// What the reference gave.
-        reference: &'a BTreeMap<usize, Captured>,
+        reference: &'a Store,
         /// Whether the queries are the context's (k < structure_until) or the target's own.
         context_queries: bool,
         /// M_ref of each reference image; a key counts from 0.5.
@@ -280,9 +280,12 @@ impl AttentionControl for Swap<'_> {
         if site.kind != AttentionKind::SelfAttention || !self.sites.contains(&site.index) {
             return qkv.attend(kernel);
         }
-        let at = |store: &BTreeMap<usize, Captured>, name: &str| {
+        let at = |store: &Store, name: &str| {
             store.get(&site.index).cloned().ok_or_else(|| {
-                Error::request(format!("the {name} branch gave nothing at site {}", site.index))
+                Error::request(format!(
+                    "the {name} branch gave nothing at site {}",
+                    site.index
+                ))
             })
         };
         match &self.action {
@@ -363,5 +366,9 @@ fn mask_rows(blend: &[Plane], site: Site, qkv: &Qkv) -> Result<Tensor> {
         .iter()
         .flat_map(|plane| plane.nearest(site.grid).data)
         .collect();
-    Ok(Tensor::from_vec(data, (blend.len(), h * w, 1), qkv.q.device())?)
+    Ok(Tensor::from_vec(
+        data,
+        (blend.len(), h * w, 1),
+        qkv.q.device(),
+    )?)
 }

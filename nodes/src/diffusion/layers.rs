@@ -29,7 +29,12 @@ impl Linear {
     ///
     /// # Errors
     /// As [`Scope::get`].
-    pub fn load_any(scope: &Scope<'_>, names: &[&str], input: usize, output: usize) -> Result<Self> {
+    pub fn load_any(
+        scope: &Scope<'_>,
+        names: &[&str],
+        input: usize,
+        output: usize,
+    ) -> Result<Self> {
         let named = |part: &str| -> Vec<String> {
             names.iter().map(|name| format!("{name}.{part}")).collect()
         };

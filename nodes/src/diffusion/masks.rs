@@ -161,7 +161,10 @@ pub fn otsu_bin(values: &[f32]) -> usize {
     let n = values.len().max(1) as f64;
     let share = histogram.map(|count| count / n);
     let centre = |b: usize| (b as f64 + 0.5) / BINS as f64;
-    let total: f64 = share.iter().enumerate().fold(0.0, |a, (b, p)| a + p * centre(b));
+    let total: f64 = share
+        .iter()
+        .enumerate()
+        .fold(0.0, |a, (b, p)| a + p * centre(b));
     let (mut weight, mut mean) = (0.0, 0.0);
     let (mut best, mut largest) = (0, f64::NEG_INFINITY);
     for (b, p) in share.iter().enumerate() {
@@ -229,15 +232,24 @@ mod tests {
             data: vec![0.0, 1.0, 2.0, 3.0, 4.0],
         };
         assert_eq!(plane.nearest((1, 3)).data, [0.0, 1.0, 3.0]);
-        assert_eq!(plane.nearest((2, 7)).data[..7], [0.0, 0.0, 1.0, 2.0, 2.0, 3.0, 4.0]);
+        assert_eq!(
+            plane.nearest((2, 7)).data[..7],
+            [0.0, 0.0, 1.0, 2.0, 2.0, 3.0, 4.0]
+        );
     }
 
     #[test]
     fn smoothing_keeps_a_constant_and_spreads_a_point() {
-        assert_eq!(Plane::filled((3, 4), 0.5).smoothed(), Plane::filled((3, 4), 0.5));
+        assert_eq!(
+            Plane::filled((3, 4), 0.5).smoothed(),
+            Plane::filled((3, 4), 0.5)
+        );
         let mut point = Plane::filled((3, 3), 0.0);
         point.data[4] = 16.0;
-        assert_eq!(point.smoothed().data, [1.0, 2.0, 1.0, 2.0, 4.0, 2.0, 1.0, 2.0, 1.0]);
+        assert_eq!(
+            point.smoothed().data,
+            [1.0, 2.0, 1.0, 2.0, 4.0, 2.0, 1.0, 2.0, 1.0]
+        );
         assert_eq!(Plane::filled((2, 2), 3.0).stretched().data, [0.0; 4]);
     }
 }

@@ -105,7 +105,10 @@ mod tests {
         let n = normal(42, Stream::Start, 40_000);
         let mean = n.iter().map(|&x| f64::from(x)).sum::<f64>() / n.len() as f64;
         let variance = n.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / n.len() as f64;
-        assert!(mean.abs() < 0.02 && (variance - 1.0).abs() < 0.03, "{mean} {variance}");
+        assert!(
+            mean.abs() < 0.02 && (variance - 1.0).abs() < 0.03,
+            "{mean} {variance}"
+        );
         assert_ne!(n[..8], normal(43, Stream::Start, 8)[..]);
         assert_ne!(n[..8], normal(42, Stream::Step(0), 8)[..]);
         assert_ne!(n[..8], normal(42 + (1 << 32), Stream::Start, 8)[..]);

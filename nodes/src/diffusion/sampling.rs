@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Checkpoint;
 use super::control::{
-    Action, AttentionControl, Branch, Capture, MapRecorder, Rows, Swap, Untouched,
+    Action, AttentionControl, Branch, Capture, MapRecorder, Rows, Store, Swap, Untouched,
 };
 use super::masks::{Plane, Threshold, subject_maps};
 use super::scheduler::Ddim;
@@ -121,7 +121,10 @@ impl Guided<'_> {
             step,
             rows,
         };
-        let out = self.model.unet()?.forward(call, control, self.model.kernel())?;
+        let out = self
+            .model
+            .unet()?
+            .forward(call, control, self.model.kernel())?;
         monitor.unet_calls(rows.count());
         Ok((out, rows))
     }
@@ -380,15 +383,18 @@ impl Retouch<'_> {
             let context_store;
             let reference_store;
             let action = if locking {
-                context_store = self.source(&self.context, k, t, false, Branch::Context, monitor)?.0;
+                context_store = self
+                    .source(&self.context, k, t, false, Branch::Context, monitor)?
+                    .0;
                 Action::Lock {
                     context: &context_store,
                 }
             } else if swapping {
                 let context_queries = k < s.structure_until;
-                let fills = self.blend_mask.as_ref().is_some_and(|planes| {
-                    planes.iter().all(|p| p.data.iter().all(|&m| m == 1.0))
-                });
+                let fills = self
+                    .blend_mask
+                    .as_ref()
+                    .is_some_and(|planes| planes.iter().all(|p| p.data.iter().all(|&m| m == 1.0)));
                 let (context_mask, store) =
                     self.context_at(k, t, fills && !context_queries, monitor)?;
                 context_store = store;
@@ -487,7 +493,7 @@ impl Retouch<'_> {
         t: usize,
         idle: bool,
         monitor: &dyn Monitor,
-    ) -> Result<(Vec<Plane>, std::collections::BTreeMap<usize, super::control::Captured>)> {
+    ) -> Result<(Vec<Plane>, Store)> {
         let grid = grid_of(&self.context.trajectory[k], self.settings.mask_levels.0)?;
         let span = self.context.drawers[k].span.is_some();
         let map_wanted = self.context.mask.is_none() && (self.blend_mask.is_none() || span);
@@ -497,7 +503,7 @@ impl Retouch<'_> {
         if idle && !map_wanted {
             let mask = self.context.mask.clone();
             let mask = mask.unwrap_or_else(|| vec![Plane::filled(grid, 0.0)]);
-            return Ok((mask, std::collections::BTreeMap::new()));
+            return Ok((mask, Store::new()));
         }
         let (store, map) =
             self.source(&self.context, k, t, map_wanted, Branch::Context, monitor)?;
@@ -518,10 +524,7 @@ impl Retouch<'_> {
         map: bool,
         branch: Branch,
         monitor: &dyn Monitor,
-    ) -> Result<(
-        std::collections::BTreeMap<usize, super::control::Captured>,
-        Option<Vec<Plane>>,
-    )> {
+    ) -> Result<(Store, Option<Vec<Plane>>)> {
         let s = &self.settings;
         let z = &source.trajectory[k];
         let level = if branch == Branch::Reference {

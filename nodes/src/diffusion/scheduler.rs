@@ -107,7 +107,9 @@ impl SchedulerConfig {
             ("rescale_betas_zero_snr", self.rescale_betas_zero_snr),
         ];
         if let Some((name, _)) = refused.into_iter().find(|(_, on)| *on) {
-            return Some(format!("asks for {name}, which is not built; expected `{name}: false`"));
+            return Some(format!(
+                "asks for {name}, which is not built; expected `{name}: false`"
+            ));
         }
         if self.num_train_timesteps == 0 || self.num_train_timesteps > 1_000_000 {
             return Some(format!(
@@ -263,7 +265,11 @@ impl Ddim {
         Ok(Self {
             timesteps: config.timesteps(steps)?,
             stride: config.num_train_timesteps / steps,
-            final_alpha: if config.alpha_to_one() { 1.0 } else { alphas[0] },
+            final_alpha: if config.alpha_to_one() {
+                1.0
+            } else {
+                alphas[0]
+            },
             alphas,
             prediction: config.prediction_type,
         })
@@ -296,10 +302,7 @@ impl Ddim {
         let (a, s) = (root(from), root(1.0 - from));
         let (x0, eps) = match self.prediction {
             Prediction::Epsilon => (((z - (out * s)?)? / a)?, out.clone()),
-            Prediction::VPrediction => (
-                ((z * a)? - (out * s)?)?,
-                ((out * a)? + (z * s)?)?,
-            ),
+            Prediction::VPrediction => (((z * a)? - (out * s)?)?, ((out * a)? + (z * s)?)?),
         };
         Ok(((x0 * root(to))? + (eps * root(1.0 - to))?)?)
     }

@@ -135,7 +135,7 @@ impl Tokenizer {
         // A tokenizer without a limit of its own says 1e30.
         let length = config
             .model_max_length
-            .filter(|&length| length >= 2.0 && length < 1e6)
+            .filter(|&length| (2.0..1e6).contains(&length))
             .map_or(positions, |length| length as usize)
             .min(positions);
         Ok(Self {
@@ -169,7 +169,12 @@ impl Tokenizer {
             })
             .collect::<Result<Vec<_>>>()?;
         let model = BPE::builder()
-            .vocab_and_merges(vocabulary.into_iter().collect::<tokenizers::models::bpe::Vocab>(), merges)
+            .vocab_and_merges(
+                vocabulary
+                    .into_iter()
+                    .collect::<tokenizers::models::bpe::Vocab>(),
+                merges,
+            )
             .end_of_word_suffix("</w>".into())
             .unk_token(unknown.into())
             .build()

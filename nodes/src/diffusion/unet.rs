@@ -175,11 +175,21 @@ impl UnetConfig {
         }
         let levels = self.block_out_channels.len();
         if levels == 0 || levels > 8 {
-            return Some(format!("block_out_channels has {levels} levels; expected 1 to 8"));
+            return Some(format!(
+                "block_out_channels has {levels} levels; expected 1 to 8"
+            ));
         }
         for (key, list, known) in [
-            ("down_block_types", &self.down_block_types, ["DownBlock2D", "CrossAttnDownBlock2D"]),
-            ("up_block_types", &self.up_block_types, ["UpBlock2D", "CrossAttnUpBlock2D"]),
+            (
+                "down_block_types",
+                &self.down_block_types,
+                ["DownBlock2D", "CrossAttnDownBlock2D"],
+            ),
+            (
+                "up_block_types",
+                &self.up_block_types,
+                ["UpBlock2D", "CrossAttnUpBlock2D"],
+            ),
         ] {
             if list.len() != levels {
                 return Some(format!(
@@ -219,7 +229,9 @@ impl UnetConfig {
                 ));
             };
             if channels == 0 || heads == 0 || layers == 0 || context == 0 || depth == 0 {
-                return Some(format!("level {level} has a 0 where a number above 0 is due"));
+                return Some(format!(
+                    "level {level} has a 0 where a number above 0 is due"
+                ));
             }
             if channels % groups != 0 || channels % heads != 0 {
                 return Some(format!(
@@ -227,7 +239,10 @@ impl UnetConfig {
                 ));
             }
         }
-        if self.block_out_channels[0] % 2 != 0 || self.in_channels == 0 || self.out_channels == 0 {
+        if !self.block_out_channels[0].is_multiple_of(2)
+            || self.in_channels == 0
+            || self.out_channels == 0
+        {
             return Some("the channel numbers cannot be used".into());
         }
         if self.in_channels != self.out_channels {
@@ -457,13 +472,18 @@ impl Transformer {
                 grid: (h, w),
                 rows: run.rows,
             };
-            let (own, cross) = (site(AttentionKind::SelfAttention), site(AttentionKind::CrossAttention));
+            let (own, cross) = (
+                site(AttentionKind::SelfAttention),
+                site(AttentionKind::CrossAttention),
+            );
             let y = layer.norm1.forward(&t, kernel)?;
             t = (t + layer.attention.forward(&y, &y, own, run)?)?;
             let y = layer.norm2.forward(&t, kernel)?;
             let context = run.context.clone();
             t = (t + layer.cross.forward(&y, &context, cross, run)?)?;
-            let y = layer.gate.forward(&layer.norm3.forward(&t, kernel)?, kernel)?;
+            let y = layer
+                .gate
+                .forward(&layer.norm3.forward(&t, kernel)?, kernel)?;
             t = (t + layer.out.forward(&kernel.geglu(&y)?, kernel)?)?;
         }
         let y = tokens_to_image(&self.project_out.forward(&t, kernel)?, h, w)?;
@@ -540,9 +560,8 @@ impl Unet {
         // The channels of every skip connection, in the order in which the way down makes them.
         let mut skips = vec![first];
         let mut down = Vec::new();
-        for level in 0..levels {
+        for (level, &output) in channels.iter().enumerate() {
             let scope = root.at("down_blocks").at(level);
-            let output = channels[level];
             let mut resnets = Vec::new();
             for i in 0..config.layers(level) {
                 let input = *skips.last().unwrap_or(&first);
@@ -650,7 +669,11 @@ impl Unet {
                 values.extend(sines.chain(cosines));
             }
         }
-        Ok(Tensor::from_vec(values, (timesteps.len(), 1, width), device)?)
+        Ok(Tensor::from_vec(
+            values,
+            (timesteps.len(), 1, width),
+            device,
+        )?)
     }
 
     /// What the network predicts for each row: `[R, C, h, w]`.

@@ -81,14 +81,22 @@ impl VaeConfig {
         }
         let levels = self.block_out_channels.len();
         if levels == 0 || levels > 8 {
-            return Some(format!("block_out_channels has {levels} levels; expected 1 to 8"));
+            return Some(format!(
+                "block_out_channels has {levels} levels; expected 1 to 8"
+            ));
         }
         for (key, list, known) in [
-            ("down_block_types", &self.down_block_types, "DownEncoderBlock2D"),
+            (
+                "down_block_types",
+                &self.down_block_types,
+                "DownEncoderBlock2D",
+            ),
             ("up_block_types", &self.up_block_types, "UpDecoderBlock2D"),
         ] {
             if list.len() != levels || list.iter().any(|name| name != known) {
-                return Some(format!("{key} is {list:?}; expected {known:?} {levels} times"));
+                return Some(format!(
+                    "{key} is {list:?}; expected {known:?} {levels} times"
+                ));
             }
         }
         if self.in_channels != 3 || self.out_channels != 3 {
@@ -98,7 +106,9 @@ impl VaeConfig {
             ));
         }
         if self.latent_channels == 0 || self.layers_per_block == 0 || self.norm_num_groups == 0 {
-            return Some("latent_channels, layers_per_block and norm_num_groups must be above 0".into());
+            return Some(
+                "latent_channels, layers_per_block and norm_num_groups must be above 0".into(),
+            );
         }
         if let Some(c) = self
             .block_out_channels
@@ -140,8 +150,12 @@ impl Resnet {
     }
 
     fn forward(&self, x: &Tensor, kernel: &dyn Kernel) -> Result<Tensor> {
-        let h = self.conv1.forward(&self.norm1.forward_silu(x, kernel)?, kernel)?;
-        let h = self.conv2.forward(&self.norm2.forward_silu(&h, kernel)?, kernel)?;
+        let h = self
+            .conv1
+            .forward(&self.norm1.forward_silu(x, kernel)?, kernel)?;
+        let h = self
+            .conv2
+            .forward(&self.norm2.forward_silu(&h, kernel)?, kernel)?;
         match &self.shortcut {
             Some(shortcut) => Ok((shortcut.forward(x, kernel)? + h)?),
             None => Ok((x + h)?),
@@ -296,8 +310,7 @@ impl Vae {
             conv_in: Conv2d::load_same(&scope.at("conv_in"), config.in_channels, first, 3)?,
             blocks: (0..levels)
                 .map(|i| {
-                    let resample =
-                        (i + 1 < levels).then_some(("downsamplers.0.conv", 2, padding));
+                    let resample = (i + 1 < levels).then_some(("downsamplers.0.conv", 2, padding));
                     Block::load(
                         &scope.at("down_blocks").at(i),
                         (channels[i.saturating_sub(1)], channels[i]),
@@ -371,7 +384,9 @@ impl Vae {
             }
         }
         x = half.middle.forward(&x, kernel)?;
-        x = half.conv_out.forward(&half.norm_out.forward_silu(&x, kernel)?, kernel)?;
+        x = half
+            .conv_out
+            .forward(&half.norm_out.forward_silu(&x, kernel)?, kernel)?;
         if let Some(quant) = &half.quant {
             x = quant.forward(&x, kernel)?;
         }
@@ -400,6 +415,7 @@ impl Vae {
                 x = resample.forward(&upsample_nearest(&x, 2 * h, 2 * w)?, kernel)?;
             }
         }
-        half.conv_out.forward(&half.norm_out.forward_silu(&x, kernel)?, kernel)
+        half.conv_out
+            .forward(&half.norm_out.forward_silu(&x, kernel)?, kernel)
     }
 }

@@ -53,7 +53,8 @@ impl Header {
         let header = u64::from_le_bytes(*first);
         if header > MAX_HEADER {
             return Err(bad(
-                "is not a safetensors file (its first 8 bytes are not the length of a header)".into(),
+                "is not a safetensors file (its first 8 bytes are not the length of a header)"
+                    .into(),
             ));
         }
         if header + 8 > length {
@@ -79,7 +80,11 @@ impl Header {
             .get(8..end)
             .ok_or_else(|| bad("has a header that could not be read whole".into()))?;
         let mut entries: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(json)
-            .map_err(|e| bad(format!("is not a safetensors file: its header is not JSON ({e})")))?;
+            .map_err(|e| {
+                bad(format!(
+                    "is not a safetensors file: its header is not JSON ({e})"
+                ))
+            })?;
         let metadata = entries
             .remove("__metadata__")
             .and_then(|m| serde_json::from_value(m).ok())
@@ -87,8 +92,11 @@ impl Header {
         let mut tensors = BTreeMap::new();
         let mut last = 0;
         for (name, entry) in entries {
-            let info: TensorInfo = serde_json::from_value(entry)
-                .map_err(|e| bad(format!("says nothing sensible of the tensor `{name}` ({e})")))?;
+            let info: TensorInfo = serde_json::from_value(entry).map_err(|e| {
+                bad(format!(
+                    "says nothing sensible of the tensor `{name}` ({e})"
+                ))
+            })?;
             let bytes = dtype_bytes(&info.dtype).and_then(|size| {
                 info.shape
                     .iter()
@@ -104,7 +112,7 @@ impl Header {
             last = last.max(stop);
             tensors.insert(name, info);
         }
-        let expected = last.checked_add(end as u64).unwrap_or(u64::MAX);
+        let expected = last.saturating_add(end as u64);
         if expected != length {
             return Err(bad(format!(
                 "is {}: its header promises {expected} bytes, the file has {length}",
@@ -237,7 +245,10 @@ impl Weights {
                         shape.dims()
                     )
                 } else if !matches!(info.dtype.as_str(), "F16" | "BF16" | "F32" | "F64") {
-                    format!("the tensor `{name}` is of type {}; expected F16, BF16 or F32", info.dtype)
+                    format!(
+                        "the tensor `{name}` is of type {}; expected F16, BF16 or F32",
+                        info.dtype
+                    )
                 } else if let Some(data) = &self.data {
                     return Ok(data
                         .load(name, &self.device)?

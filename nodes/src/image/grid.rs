@@ -331,7 +331,9 @@ impl Grid {
                 .iter()
                 .zip(&widths)
                 .filter(|_| labelled)
-                .map(|((entry, _), width)| wrap(self.labels[*entry].as_str(), width / letter, MAX_LINES))
+                .map(|((entry, _), width)| {
+                    wrap(self.labels[*entry].as_str(), width / letter, MAX_LINES)
+                })
                 .collect();
             let most = above.iter().map(Vec::len).max().unwrap_or(0);
             let mut x = margin;

@@ -466,8 +466,7 @@ impl Kernel for Cpu {
                         .with_min_len(32)
                         .for_each(|(out, x)| {
                             let (mean, inverse) = moments(x, eps);
-                            for (((out, &x), &w), &b) in
-                                out.iter_mut().zip(x).zip(weight).zip(bias)
+                            for (((out, &x), &w), &b) in out.iter_mut().zip(x).zip(weight).zip(bias)
                             {
                                 *out = (x - mean) * inverse * w + b;
                             }
@@ -529,7 +528,9 @@ impl Kernel for Cpu {
                             let (k, v) = (&k[s * m * c..][..m * c], &v[s * m * c..][..m * c]);
                             keys.map_or_else(
                                 || (std::borrow::Cow::Borrowed(k), std::borrow::Cow::Borrowed(v)),
-                                |keys| (gather(k, &keys[s], c).into(), gather(v, &keys[s], c).into()),
+                                |keys| {
+                                    (gather(k, &keys[s], c).into(), gather(v, &keys[s], c).into())
+                                },
                             )
                         })
                         .collect();
@@ -618,7 +619,9 @@ mod tests {
         let count: usize = shape.iter().product();
         let values: Vec<f32> = (0..count as u64)
             .map(|i| {
-                let mut x = (i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(seed << 32);
+                let mut x = (i + 1)
+                    .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                    .wrapping_add(seed << 32);
                 x ^= x >> 29;
                 x = x.wrapping_mul(0xbf58_476d_1ce4_e5b9);
                 x ^= x >> 32;
@@ -630,8 +633,22 @@ mod tests {
 
     fn close(a: &Tensor, b: &Tensor) {
         assert_eq!(a.dims(), b.dims());
-        let scale = b.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap().max(1.0);
-        let off = (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        let scale = b
+            .abs()
+            .unwrap()
+            .max_all()
+            .unwrap()
+            .to_scalar::<f32>()
+            .unwrap()
+            .max(1.0);
+        let off = (a - b)
+            .unwrap()
+            .abs()
+            .unwrap()
+            .max_all()
+            .unwrap()
+            .to_scalar::<f32>()
+            .unwrap();
         assert!(off <= 1e-4 * scale, "off by {off} of {scale}");
     }
 

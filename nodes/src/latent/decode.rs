@@ -74,11 +74,7 @@ impl Node for Decode {
     type Inputs = Inputs;
     type Outputs = Outputs;
 
-    fn check(
-        &self,
-        inputs: &Types<Inputs>,
-        _: &dyn Files,
-    ) -> Result<Types<Outputs>, Vec<Fault>> {
+    fn check(&self, inputs: &Types<Inputs>, _: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
         let model: Option<ModelFacts> = inputs.facts("model");
         let latent: Option<LatentFacts> = inputs.facts("latent");
         let (Some(model), Some(latent)) = (model, latent) else {

@@ -50,11 +50,7 @@ impl Node for EncodeReference {
     type Inputs = Inputs;
     type Outputs = Outputs;
 
-    fn check(
-        &self,
-        inputs: &Types<Inputs>,
-        _: &dyn Files,
-    ) -> Result<Types<Outputs>, Vec<Fault>> {
+    fn check(&self, inputs: &Types<Inputs>, _: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
         let Some(model) = inputs.facts::<ModelFacts>("model") else {
             return Ok(Types::unknown());
         };

@@ -70,11 +70,7 @@ impl Node for Invert {
     type Inputs = Inputs;
     type Outputs = Outputs;
 
-    fn check(
-        &self,
-        inputs: &Types<Inputs>,
-        _: &dyn Files,
-    ) -> Result<Types<Outputs>, Vec<Fault>> {
+    fn check(&self, inputs: &Types<Inputs>, _: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
         let mut faults = Vec::new();
         let model: Option<ModelFacts> = inputs.facts("model");
         let latent: Option<LatentFacts> = inputs.facts("latent");

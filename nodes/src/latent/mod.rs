@@ -4,7 +4,7 @@ pub mod decode;
 pub mod encode_reference;
 pub mod invert;
 
-pub(crate) use decode::channel_fault;
 pub use decode::Decode;
+pub(crate) use decode::channel_fault;
 pub use encode_reference::EncodeReference;
 pub use invert::Invert;

@@ -82,8 +82,10 @@ impl LoadLatent {
     fn find(&self, files: &dyn Files) -> Result<Found, Fault> {
         let path: &Path = self.path.as_path();
         let unreadable = |e: std::io::Error| match e.kind() {
-            ErrorKind::NotFound => Fault::file("path", format!("{} does not exist", path.display()))
-                .help("relative paths count from the folder of the file that writes them"),
+            ErrorKind::NotFound => {
+                Fault::file("path", format!("{} does not exist", path.display()))
+                    .help("relative paths count from the folder of the file that writes them")
+            }
             _ => Fault::file("path", format!("{} cannot be read: {e}", path.display())),
         };
         let damaged = |e: crate::diffusion::Error| Fault::content("path", e.to_string());
@@ -115,7 +117,10 @@ impl LoadLatent {
         if !matches!(info.dtype.as_str(), "F16" | "BF16" | "F32" | "F64") {
             return Err(Fault::content(
                 "path",
-                format!("the tensor `{name}` is of type {}; expected floating point", info.dtype),
+                format!(
+                    "the tensor `{name}` is of type {}; expected floating point",
+                    info.dtype
+                ),
             ));
         }
         let own: Option<Kind> = header
@@ -187,11 +192,7 @@ impl Node for LoadLatent {
             .collect())
     }
 
-    fn check(
-        &self,
-        _: &Types<Inputs>,
-        files: &dyn Files,
-    ) -> Result<Types<Outputs>, Vec<Fault>> {
+    fn check(&self, _: &Types<Inputs>, files: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
         let found = self.find(files).map_err(|fault| vec![fault])?;
         let s = &found.shape;
         let mut types = Types::unknown();
@@ -250,7 +251,10 @@ impl Node for LoadLatent {
             .find(context.files())
             .map_err(|fault| NodeError::failed(fault.message))?;
         let bytes = context.files().read(self.path.as_path()).map_err(|e| {
-            NodeError::failed(format!("{} cannot be read: {e}", self.path.as_path().display()))
+            NodeError::failed(format!(
+                "{} cannot be read: {e}",
+                self.path.as_path().display()
+            ))
         })?;
         let tensors =
             candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(tensor_error)?;

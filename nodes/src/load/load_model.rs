@@ -125,13 +125,15 @@ impl Node for LoadModel {
             .collect())
     }
 
-    fn check(
-        &self,
-        _: &Types<Inputs>,
-        files: &dyn Files,
-    ) -> Result<Types<Outputs>, Vec<Fault>> {
+    fn check(&self, _: &Types<Inputs>, files: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
         let folder = self.path.as_path();
-        let alone = [&self.unet, &self.text_encoder, &self.tokenizer, &self.vae, &self.scheduler];
+        let alone = [
+            &self.unet,
+            &self.text_encoder,
+            &self.tokenizer,
+            &self.vae,
+            &self.scheduler,
+        ];
         if alone.iter().any(|part| part.is_none()) && !files.is_dir(folder) {
             let what = if files.is_file(folder) {
                 "is a file; only folders in the diffusers layout can be loaded so far"
@@ -139,8 +141,11 @@ impl Node for LoadModel {
                 "does not exist"
             };
             return Err(vec![
-                Fault::file("path", format!("the model folder {} {what}", folder.display()))
-                    .help("relative paths count from the folder of the file that writes them"),
+                Fault::file(
+                    "path",
+                    format!("the model folder {} {what}", folder.display()),
+                )
+                .help("relative paths count from the folder of the file that writes them"),
             ]);
         }
         let description = Description::read(&self.parts(), files)

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use retouch_graph::Payload;
 use serde::{Deserialize, Serialize};
 
+use super::TrajectoryFacts;
 use super::{Mask, Model, Trajectory};
 use crate::attention::SwapAttention;
 use crate::diffusion::checkpoint::ModelFacts;
-use super::TrajectoryFacts;
 
 /// What stage 2 attends to: plain data, from which the sampler builds the state of each step.
 #[derive(Debug)]

@@ -24,6 +24,7 @@ pub(crate) fn encode_safetensors(
         .and_then(|t| t.to_vec1())
         .map_err(|e| failed(&e))?;
     let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-    let view = TensorView::new(Dtype::F32, tensor.dims().to_vec(), &bytes).map_err(|e| failed(&e))?;
+    let view =
+        TensorView::new(Dtype::F32, tensor.dims().to_vec(), &bytes).map_err(|e| failed(&e))?;
     safetensors::serialize([(name, view)], Some(metadata)).map_err(|e| failed(&e))
 }

@@ -1,5 +1,6 @@
 //! Nodes that draw.
 
+#[allow(clippy::module_inception)] // one file a node, of the node's name
 pub mod sample;
 pub mod step_blend_sample;
 
@@ -102,18 +103,28 @@ impl Start {
                 ("width", self.width.is_some()),
                 ("height", self.height.is_some()),
             ];
-            faults.extend(given.into_iter().filter(|(_, given)| *given).map(|(name, _)| {
-                Fault::value(
-                    name,
-                    format!("`{name}` has no effect: the starting noise is the linked `latent`"),
-                )
-                .help(format!("remove `{name}` or `latent`"))
-            }));
+            faults.extend(
+                given
+                    .into_iter()
+                    .filter(|(_, given)| *given)
+                    .map(|(name, _)| {
+                        Fault::value(
+                            name,
+                            format!(
+                                "`{name}` has no effect: the starting noise is the linked `latent`"
+                            ),
+                        )
+                        .help(format!("remove `{name}` or `latent`"))
+                    }),
+            );
             return faults;
         }
         if self.seed.is_none() {
-            let mut fault = Fault::value("seed", "`seed` is missing: the starting noise comes from it")
-                .help("give `seed: 42`, or link a `latent` to start from");
+            let mut fault = Fault::value(
+                "seed",
+                "`seed` is missing: the starting noise comes from it",
+            )
+            .help("give `seed: 42`, or link a `latent` to start from");
             fault.field = None;
             faults.push(fault);
         }
@@ -121,8 +132,11 @@ impl Start {
             && !(1..=MAX_BATCH).contains(&batch)
         {
             faults.push(
-                Fault::value("batch", format!("batch is {batch}; expected 1 to {MAX_BATCH}"))
-                    .help("image i of a batch has the seed `seed + i`"),
+                Fault::value(
+                    "batch",
+                    format!("batch is {batch}; expected 1 to {MAX_BATCH}"),
+                )
+                .help("image i of a batch has the seed `seed + i`"),
             );
         }
         if let Some(model) = model {

@@ -91,7 +91,10 @@ ports! {
 
 /// The steps of a control's swap: first and one past the last.
 fn swap_range(facts: &crate::attention::SwapAttention, steps: usize) -> Range<usize> {
-    let first = facts.start_step.resolve(steps).max(facts.from_step.resolve(steps));
+    let first = facts
+        .start_step
+        .resolve(steps)
+        .max(facts.from_step.resolve(steps));
     let last = facts.until_step.resolve(steps).min(steps);
     first..last.max(first)
 }
@@ -160,10 +163,9 @@ impl Sample {
             let grid = control.settings.mask_grid.0;
             let size = (context.height, context.width);
             if let Err(e) = mask_level(&model.sites, size, grid) {
-                faults.push(
-                    Fault::mismatch("control", e.to_string())
-                        .help("see `mask_grid` of the swap_attention node that the control comes from"),
-                );
+                faults.push(Fault::mismatch("control", e.to_string()).help(
+                    "see `mask_grid` of the swap_attention node that the control comes from",
+                ));
             }
         }
         faults
@@ -210,7 +212,10 @@ impl Sample {
             .help("give both the same `steps`"));
         }
         let shape = |trajectory: &Trajectory| -> Result<(usize, usize), NodeError> {
-            let z = trajectory.latents.first().ok_or_else(|| NodeError::failed("an empty trajectory"))?;
+            let z = trajectory
+                .latents
+                .first()
+                .ok_or_else(|| NodeError::failed("an empty trajectory"))?;
             let (_, c, h, w) = z.dims4().map_err(tensor_error)?;
             if c == facts.latent_channels {
                 Ok((h, w))
@@ -234,7 +239,10 @@ impl Sample {
         };
         let start = settings.start_step.resolve(steps);
         let swap = swap_range(settings, steps);
-        let lock_ends = settings.from_step.resolve(steps).min(settings.until_step.resolve(steps));
+        let lock_ends = settings
+            .from_step
+            .resolve(steps)
+            .min(settings.until_step.resolve(steps));
         let locks = settings.lock && start < lock_ends;
         let acts = !sites.is_empty() && (locks || !swap.is_empty());
         if !acts {
@@ -243,9 +251,12 @@ impl Sample {
             );
         }
         let swaps = !sites.is_empty() && !swap.is_empty();
-        let planes = |mask: &Option<Arc<Mask>>, size, level| -> Result<Option<Vec<Plane>>, NodeError> {
-            mask.as_ref().map(|mask| on_grid(mask, size, level)).transpose()
-        };
+        let planes =
+            |mask: &Option<Arc<Mask>>, size, level| -> Result<Option<Vec<Plane>>, NodeError> {
+                mask.as_ref()
+                    .map(|mask| on_grid(mask, size, level))
+                    .transpose()
+            };
         let reference_mask = planes(&control.reference_mask, reference, reference_level)?;
         let context_mask = planes(&control.context_mask, target, level)?;
         let blend_mask = planes(&control.blend_mask, target, level)?;
@@ -273,7 +284,9 @@ impl Sample {
             )));
         }
         let subject = |own: &Option<Template>| -> Option<String> {
-            own.as_ref().or(settings.subject.as_ref()).map(ToString::to_string)
+            own.as_ref()
+                .or(settings.subject.as_ref())
+                .map(ToString::to_string)
         };
         let span = |model: &Checkpoint, prompt: &str, subject: Option<String>| {
             subject
@@ -323,7 +336,11 @@ impl Sample {
             });
         }
         let reference_span = if swaps && reference_mask.is_none() {
-            span(model, &settings.reference_prompt, subject(&settings.reference_subject))?
+            span(
+                model,
+                &settings.reference_prompt,
+                subject(&settings.reference_subject),
+            )?
         } else {
             None
         };
@@ -418,7 +435,9 @@ fn masks_tensor(retouched: &Retouched, images: usize) -> Result<Tensor, NodeErro
 /// A given pixel mask on a mask grid: cropped as its picture is, averaged by area.
 fn on_grid(mask: &Mask, latent: (usize, usize), level: usize) -> Result<Vec<Plane>, NodeError> {
     let (h, w) = grid_at(latent, level);
-    let mask = mask.crop_to_aspect(latent.1, latent.0)?.area_average(h, w)?;
+    let mask = mask
+        .crop_to_aspect(latent.1, latent.0)?
+        .area_average(h, w)?;
     Ok(Plane::from_tensor(&mask.plane)?)
 }
 
@@ -500,7 +519,8 @@ impl Prompts {
             .iter()
             .map(|p| {
                 let owner = if p.vanilla { vanilla } else { Some(model) };
-                let owner = owner.ok_or_else(|| NodeError::failed("the control has no vanilla model"))?;
+                let owner =
+                    owner.ok_or_else(|| NodeError::failed("the control has no vanilla model"))?;
                 Ok(Encoded {
                     vanilla: p.vanilla,
                     conditions: Conditions::encode(owner, &p.prompt, &p.negative, reports)?,
@@ -517,11 +537,7 @@ impl Node for Sample {
     type Inputs = Inputs;
     type Outputs = Outputs;
 
-    fn check(
-        &self,
-        inputs: &Types<Inputs>,
-        _: &dyn Files,
-    ) -> Result<Types<Outputs>, Vec<Fault>> {
+    fn check(&self, inputs: &Types<Inputs>, _: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
         let model: Option<ModelFacts> = inputs.facts("model");
         let controlled = inputs.is_linked("control");
         let mut faults: Vec<Fault> = guidance_fault(self.guidance).into_iter().collect();
@@ -540,9 +556,14 @@ impl Node for Sample {
                 let no_sites = model
                     .and_then(|m| facts.settings.sites.resolve(&m.sites).ok())
                     .is_some_and(|sites| sites.is_empty());
-                types = types.with("latent", &context.latent()).with("trajectory", &context);
+                types = types
+                    .with("latent", &context.latent())
+                    .with("trajectory", &context);
                 types = if range.is_empty() || no_sites {
-                    types.without("masks", "the control swaps at no site and step, so it has no masks")
+                    types.without(
+                        "masks",
+                        "the control swaps at no site and step, so it has no masks",
+                    )
                 } else {
                     types.with(
                         "masks",
@@ -556,7 +577,10 @@ impl Node for Sample {
             return Ok(types);
         }
         let latent: Option<LatentFacts> = inputs.facts("latent");
-        faults.extend(self.start().faults(model.as_ref(), inputs.is_linked("latent")));
+        faults.extend(
+            self.start()
+                .faults(model.as_ref(), inputs.is_linked("latent")),
+        );
         if let Some(model) = &model {
             faults.extend(steps_fault(model, self.steps()));
             if let Some(latent) = &latent {

@@ -102,11 +102,7 @@ impl Node for StepBlendSample {
     type Inputs = Inputs;
     type Outputs = Outputs;
 
-    fn check(
-        &self,
-        inputs: &Types<Inputs>,
-        _: &dyn Files,
-    ) -> Result<Types<Outputs>, Vec<Fault>> {
+    fn check(&self, inputs: &Types<Inputs>, _: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
         let vanilla: Option<ModelFacts> = inputs.facts("vanilla");
         let personalized: Option<ModelFacts> = inputs.facts("personalized");
         let latent: Option<LatentFacts> = inputs.facts("latent");
@@ -136,7 +132,10 @@ impl Node for StepBlendSample {
                     "blend_steps",
                     format!("{} blend steps of {} steps", self.blend_steps, self.steps),
                 )
-                .help(format!("give 0 to {}, or a share such as `20%`", self.steps)),
+                .help(format!(
+                    "give 0 to {}, or a share such as `20%`",
+                    self.steps
+                )),
             );
         }
         faults.extend(guidance_fault(self.guidance));
@@ -159,7 +158,8 @@ impl Node for StepBlendSample {
         let noise = self.start().noise(personalized, inputs.latent.as_deref())?;
         let blend_steps = self.blend_steps.resolve(self.steps);
         // A model that draws no step need not be loaded: its place is taken by the other.
-        let encode = |model, prompt: &str| Conditions::encode(model, prompt, &self.negative, &reports);
+        let encode =
+            |model, prompt: &str| Conditions::encode(model, prompt, &self.negative, &reports);
         let first = (blend_steps > 0)
             .then(|| encode(vanilla, &self.vanilla_prompt))
             .transpose()?;
@@ -177,13 +177,14 @@ impl Node for StepBlendSample {
         let (Some(a), Some(b)) = (first.or(second), second.or(first)) else {
             return Err(NodeError::failed("a run of no steps"));
         };
-        let latents =
-            step_blend_sample(a, b, &noise, &ddim, blend_steps, self.guidance, &reports)?;
+        let latents = step_blend_sample(a, b, &noise, &ddim, blend_steps, self.guidance, &reports)?;
         let drawn = (0..self.steps)
             .map(|k| {
                 let by_vanilla = k < blend_steps;
                 Some(Drawn {
-                    model: if by_vanilla { vanilla } else { personalized }.id().to_owned(),
+                    model: if by_vanilla { vanilla } else { personalized }
+                        .id()
+                        .to_owned(),
                     vanilla: by_vanilla,
                     prompt: if by_vanilla {
                         &self.vanilla_prompt

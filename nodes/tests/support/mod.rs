@@ -34,11 +34,22 @@ pub fn distance(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.len(), b.len(), "sizes differ");
     let n = b.len() as f64;
     let mean = b.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
-    let std = (b.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt();
+    let std = (b
+        .iter()
+        .map(|&x| (f64::from(x) - mean).powi(2))
+        .sum::<f64>()
+        / (n - 1.0))
+        .sqrt();
     let off = a
         .iter()
         .zip(&b)
-        .map(|(a, b)| if a.is_finite() { (a - b).abs() } else { f32::INFINITY })
+        .map(|(a, b)| {
+            if a.is_finite() {
+                (a - b).abs()
+            } else {
+                f32::INFINITY
+            }
+        })
         .fold(0.0, f32::max);
     off / std as f32
 }
@@ -48,7 +59,10 @@ pub fn distance(a: &Tensor, b: &Tensor) -> f32 {
 pub fn assert_close(what: &str, a: &Tensor, b: &Tensor, tolerance: f32) {
     let distance = distance(a, b);
     println!("{what}: {distance:.1e} of {tolerance:.0e}");
-    assert!(distance <= tolerance, "{what}: {distance:.2e} is over {tolerance:.0e}");
+    assert!(
+        distance <= tolerance,
+        "{what}: {distance:.2e} is over {tolerance:.0e}"
+    );
 }
 
 use std::any::Any;
@@ -73,7 +87,10 @@ impl Files for Disk {
     }
     fn read_head(&self, path: &Path, length: usize) -> io::Result<(Vec<u8>, u64)> {
         let bytes = std::fs::read(path)?;
-        Ok((bytes[..length.min(bytes.len())].to_vec(), bytes.len() as u64))
+        Ok((
+            bytes[..length.min(bytes.len())].to_vec(),
+            bytes.len() as u64,
+        ))
     }
     fn digest(&self, path: &Path) -> io::Result<Digest> {
         Ok(blake3::hash(&std::fs::read(path)?).into())
@@ -161,7 +178,9 @@ impl Stage {
         } else {
             node(serde_json::json!({"path": folder}))
         };
-        self.run(&load, retouch_nodes::load::load_model::Inputs {}).unwrap().model
+        self.run(&load, retouch_nodes::load::load_model::Inputs {})
+            .unwrap()
+            .model
     }
 
     pub fn blend(
@@ -176,7 +195,9 @@ impl Stage {
             personalized: personalized.clone(),
             latent: latent.map(latent_of),
         };
-        let out = self.run(&node::<StepBlendSample>(parameters), inputs).unwrap();
+        let out = self
+            .run(&node::<StepBlendSample>(parameters), inputs)
+            .unwrap();
         Picture {
             latent: out.latent,
             trajectory: out.trajectory,
@@ -213,7 +234,9 @@ impl Stage {
             context_mask: sources.context_mask.as_ref().map(mask_of),
             blend_mask: sources.blend_mask.as_ref().map(mask_of),
         };
-        self.run(&node::<SwapAttention>(parameters), inputs).unwrap().control
+        self.run(&node::<SwapAttention>(parameters), inputs)
+            .unwrap()
+            .control
     }
 }
 
@@ -242,13 +265,21 @@ impl Sources {
 }
 
 fn latent_of(tensor: &Tensor) -> Arc<Latent> {
-    Arc::new(Latent { tensor: tensor.clone() })
+    Arc::new(Latent {
+        tensor: tensor.clone(),
+    })
 }
 
 /// `[h, w]` or `[B, h, w]` as a mask.
 pub fn mask_of(tensor: &Tensor) -> Arc<Mask> {
-    let plane = if tensor.rank() == 2 { tensor.unsqueeze(0).unwrap() } else { tensor.clone() };
-    Arc::new(Mask { plane: plane.contiguous().unwrap() })
+    let plane = if tensor.rank() == 2 {
+        tensor.unsqueeze(0).unwrap()
+    } else {
+        tensor.clone()
+    };
+    Arc::new(Mask {
+        plane: plane.contiguous().unwrap(),
+    })
 }
 
 /// The bits of a tensor.
