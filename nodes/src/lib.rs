@@ -15,3 +15,24 @@ mod runtime;
 pub mod sample;
 
 pub use runtime::Runtime;
+
+/// Every op, in the order of the reference.
+#[must_use]
+pub fn registry() -> retouch_graph::registry::Registry {
+    retouch_graph::registry::Registry::new()
+        .with::<load::LoadModel>()
+        .with::<load::LoadImage>()
+        .with::<load::LoadMask>()
+        .with::<load::LoadLatent>()
+        .with::<latent::EncodeReference>()
+        .with::<latent::Invert>()
+        .with::<sample::StepBlendSample>()
+        .with::<attention::SwapAttention>()
+        .with::<sample::Sample>()
+        .with::<latent::Decode>()
+        .with::<image::ResizeImage>()
+        .with::<image::MakeMask>()
+        .with::<image::Grid>()
+        .with::<attention::MaskImage>()
+        .with::<attention::AttentionMap>()
+}

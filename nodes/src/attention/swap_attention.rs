@@ -10,7 +10,7 @@ use super::{MaskGridField, Sites, ThresholdField};
 use crate::diffusion::checkpoint::ModelFacts;
 use crate::diffusion::sampling::Blend;
 use crate::fields::{Steps, Template};
-use crate::payload::{Control, ControlFacts, Mask, Model, Trajectory, TrajectoryFacts};
+use crate::payload::{Control, ControlFacts, MaskOrMasks, Model, Trajectory, TrajectoryFacts};
 
 /// Says what stage 2 attends to: inside the subject's mask the reference's keys and values, outside the context's.
 ///
@@ -120,12 +120,13 @@ ports! {
         pub reference: Arc<Trajectory>,
         /// The model that drew the context's first steps, if it is not the one that `sample` uses.
         pub vanilla: Option<Arc<Model>>,
-        /// The subject in the photo, in place of a mask computed from cross-attention.
-        pub reference_mask: Option<Arc<Mask>>,
+        /// The subject in the photo, in place of masks computed from cross-attention: one for all steps, or the masks of
+        /// another swap step by step (each of these ports takes its own plane of them).
+        pub reference_mask: Option<MaskOrMasks>,
         /// The subject in the context, in place of a computed mask.
-        pub context_mask: Option<Arc<Mask>>,
+        pub context_mask: Option<MaskOrMasks>,
         /// Where the reference's looks go, at every step, in place of context and target masks.
-        pub blend_mask: Option<Arc<Mask>>,
+        pub blend_mask: Option<MaskOrMasks>,
     }
 }
 

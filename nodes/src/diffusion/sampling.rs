@@ -298,7 +298,27 @@ pub struct Source<'a> {
     /// What runs step k: the model, its prompts and the subject's tokens, which may be missing when no map is needed.
     pub drawers: Vec<SourceStep<'a>>,
     /// Given masks in place of computed ones, on the mask grid.
-    pub mask: Option<Vec<Plane>>,
+    pub mask: Option<GivenMasks>,
+}
+
+/// Masks that were given, on a mask grid.
+#[derive(Clone, Debug)]
+pub struct GivenMasks {
+    /// The step of the first of them.
+    pub first_step: usize,
+    /// At least one step's masks, each of every image or one for all. Outside these steps the nearest is taken.
+    pub steps: Vec<Vec<Plane>>,
+}
+
+impl GivenMasks {
+    /// The masks of step k.
+    #[must_use]
+    pub fn at(&self, k: usize) -> &[Plane] {
+        let index = k.saturating_sub(self.first_step);
+        self.steps
+            .get(index.min(self.steps.len().saturating_sub(1)))
+            .map_or(&[], Vec::as_slice)
+    }
 }
 
 /// What runs one step of a source branch.
@@ -320,8 +340,8 @@ pub struct Retouch<'a> {
     pub context: Source<'a>,
     /// The inverted photo.
     pub reference: Source<'a>,
-    /// A given blend mask, on the mask grid.
-    pub blend_mask: Option<Vec<Plane>>,
+    /// Given blend masks, on the mask grid.
+    pub blend_mask: Option<GivenMasks>,
     /// The numbers.
     pub settings: RetouchSettings,
 }
@@ -391,10 +411,12 @@ impl Retouch<'_> {
                 }
             } else if swapping {
                 let context_queries = k < s.structure_until;
-                let fills = self
-                    .blend_mask
-                    .as_ref()
-                    .is_some_and(|planes| planes.iter().all(|p| p.data.iter().all(|&m| m == 1.0)));
+                let fills = self.blend_mask.as_ref().is_some_and(|given| {
+                    given
+                        .at(k)
+                        .iter()
+                        .all(|plane| plane.data.iter().all(|&m| m == 1.0))
+                });
                 let (context_mask, store) =
                     self.context_at(k, t, fills && !context_queries, monitor)?;
                 context_store = store;
@@ -408,12 +430,12 @@ impl Retouch<'_> {
                 )?;
                 reference_store = store;
                 let reference_mask = match (&self.reference.mask, map) {
-                    (Some(given), _) => given.clone(),
+                    (Some(given), _) => given.at(k).to_vec(),
                     (None, Some(map)) => map,
                     (None, None) => return Err(missing_span("reference", "reference_mask")),
                 };
                 let blend = match (&self.blend_mask, &previous) {
-                    (Some(given), _) => given.clone(),
+                    (Some(given), _) => given.at(k).to_vec(),
                     (None, None) => context_mask.clone(),
                     (None, Some(previous)) => match s.blend {
                         Blend::Context => context_mask.clone(),
@@ -501,14 +523,16 @@ impl Retouch<'_> {
             return Err(missing_span("context", "context_mask"));
         }
         if idle && !map_wanted {
-            let mask = self.context.mask.clone();
-            let mask = mask.unwrap_or_else(|| vec![Plane::filled(grid, 0.0)]);
+            let mask = self.context.mask.as_ref().map_or_else(
+                || vec![Plane::filled(grid, 0.0)],
+                |given| given.at(k).to_vec(),
+            );
             return Ok((mask, Store::new()));
         }
         let (store, map) =
             self.source(&self.context, k, t, map_wanted, Branch::Context, monitor)?;
         let mask = match (&self.context.mask, map) {
-            (Some(given), _) => given.clone(),
+            (Some(given), _) => given.at(k).to_vec(),
             (None, Some(map)) => map,
             (None, None) => vec![Plane::filled(grid, 0.0)],
         };

@@ -6,7 +6,7 @@ use retouch_graph::Payload;
 use serde::{Deserialize, Serialize};
 
 use super::TrajectoryFacts;
-use super::{Mask, Model, Trajectory};
+use super::{MaskOrMasks, Model, Trajectory};
 use crate::attention::SwapAttention;
 use crate::diffusion::checkpoint::ModelFacts;
 
@@ -22,11 +22,11 @@ pub struct Control {
     /// The inverted photo of the subject.
     pub reference: Arc<Trajectory>,
     /// Given in place of the reference's computed masks.
-    pub reference_mask: Option<Arc<Mask>>,
+    pub reference_mask: Option<MaskOrMasks>,
     /// Given in place of the context's.
-    pub context_mask: Option<Arc<Mask>>,
+    pub context_mask: Option<MaskOrMasks>,
     /// Given in place of M_k.
-    pub blend_mask: Option<Arc<Mask>>,
+    pub blend_mask: Option<MaskOrMasks>,
 }
 
 /// What is known of a control before anything runs.

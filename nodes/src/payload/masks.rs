@@ -1,11 +1,13 @@
 //! The masks of every step of a swap.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use candle_core::Tensor;
-use retouch_graph::{NodeError, Payload};
+use retouch_graph::{FromValue, NodeError, Payload, Value};
 use serde::{Deserialize, Serialize};
 
+use super::Mask;
 use super::tensors::{READ_AS, encode_safetensors};
 
 /// Reference, context and blend mask of each step of the swap.
@@ -51,5 +53,32 @@ impl Payload for Masks {
             (FIRST_STEP.to_owned(), self.first_step.to_string()),
         ]);
         Ok(vec![encode_safetensors("masks", &self.tensor, metadata)?])
+    }
+}
+
+/// Masks that a user gives a swap: one for all steps, or those of another swap, step by step.
+#[derive(Clone, Debug)]
+pub enum MaskOrMasks {
+    /// The same at every step.
+    Mask(Arc<Mask>),
+    /// Another at each step; outside the steps that they were made at, the nearest of them.
+    Masks(Arc<Masks>),
+}
+
+impl FromValue for MaskOrMasks {
+    const TYPES: &'static [&'static str] = &[Mask::TYPE, Masks::TYPE];
+
+    fn from_value(value: &Value) -> Option<Self> {
+        value
+            .downcast::<Mask>()
+            .map(Self::Mask)
+            .or_else(|| value.downcast::<Masks>().map(Self::Masks))
+    }
+
+    fn into_value(self) -> Value {
+        match self {
+            Self::Mask(mask) => Value::from_arc(mask),
+            Self::Masks(masks) => Value::from_arc(masks),
+        }
     }
 }

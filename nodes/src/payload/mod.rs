@@ -14,7 +14,7 @@ pub use control::{Control, ControlFacts};
 pub use image::{Image, ImageFacts};
 pub use latent::{Latent, LatentFacts};
 pub use mask::Mask;
-pub use masks::{Masks, MasksFacts};
+pub use masks::{MaskOrMasks, Masks, MasksFacts};
 pub use model::Model;
 pub use table::Table;
 pub use trajectory::{Trajectory, TrajectoryFacts};

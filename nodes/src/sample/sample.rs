@@ -12,7 +12,7 @@ use super::{Start, guidance_fault, steps_fault};
 use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
 use crate::diffusion::masks::Plane;
 use crate::diffusion::sampling::{
-    Conditions, Drawer, Drawn, MaskGrid, Retouch, RetouchSettings, Retouched, Source, SourceStep,
+    Conditions, Drawer, Drawn, GivenMasks, MaskGrid, Retouch, RetouchSettings, Retouched, Source, SourceStep,
     mask_level, step_blend_sample,
 };
 use crate::diffusion::scheduler::Ddim;
@@ -20,7 +20,7 @@ use crate::diffusion::unet::grid_at;
 use crate::fields::{Seed, Template};
 use crate::latent::channel_fault;
 use crate::payload::{
-    Control, ControlFacts, Latent, LatentFacts, Mask, Masks, MasksFacts, Model, Trajectory,
+    Control, ControlFacts, Latent, LatentFacts, Mask, MaskOrMasks, Masks, MasksFacts, Model, Trajectory,
     TrajectoryFacts,
 };
 use crate::runtime::{Reports, tensor_error};
@@ -251,15 +251,9 @@ impl Sample {
             );
         }
         let swaps = !sites.is_empty() && !swap.is_empty();
-        let planes =
-            |mask: &Option<Arc<Mask>>, size, level| -> Result<Option<Vec<Plane>>, NodeError> {
-                mask.as_ref()
-                    .map(|mask| on_grid(mask, size, level))
-                    .transpose()
-            };
-        let reference_mask = planes(&control.reference_mask, reference, reference_level)?;
-        let context_mask = planes(&control.context_mask, target, level)?;
-        let blend_mask = planes(&control.blend_mask, target, level)?;
+        let reference_mask = given(&control.reference_mask, 0, reference, reference_level)?;
+        let context_mask = given(&control.context_mask, 1, target, level)?;
+        let blend_mask = given(&control.blend_mask, 2, target, level)?;
         let images = control.context.latents[0].dim(0).map_err(tensor_error)?;
         let references = control.reference.latents[0].dim(0).map_err(tensor_error)?;
         for (name, mask, wanted) in [
@@ -267,13 +261,10 @@ impl Sample {
             ("context_mask", &context_mask, images),
             ("blend_mask", &blend_mask, images),
         ] {
-            if let Some(mask) = mask
-                && mask.len() != 1
-                && mask.len() != wanted
-            {
+            let count = mask.as_ref().map_or(1, |mask| mask.at(0).len());
+            if count != 1 && count != wanted {
                 return Err(NodeError::failed(format!(
-                    "`{name}` is a batch of {} masks for {wanted} pictures",
-                    mask.len()
+                    "`{name}` is a batch of {count} masks for {wanted} pictures"
                 ))
                 .help("give one mask for all, or one for each picture"));
             }
@@ -432,13 +423,37 @@ fn masks_tensor(retouched: &Retouched, images: usize) -> Result<Tensor, NodeErro
     Tensor::from_vec(data, shape, &Device::Cpu).map_err(tensor_error)
 }
 
-/// A given pixel mask on a mask grid: cropped as its picture is, averaged by area.
-fn on_grid(mask: &Mask, latent: (usize, usize), level: usize) -> Result<Vec<Plane>, NodeError> {
+/// Given masks on a mask grid: pixel masks cropped as their picture is and averaged by area, or plane `plane` of each
+/// step of another swap's masks.
+fn given(
+    mask: &Option<MaskOrMasks>,
+    plane: usize,
+    latent: (usize, usize),
+    level: usize,
+) -> Result<Option<GivenMasks>, NodeError> {
     let (h, w) = grid_at(latent, level);
-    let mask = mask
-        .crop_to_aspect(latent.1, latent.0)?
-        .area_average(h, w)?;
-    Ok(Plane::from_tensor(&mask.plane)?)
+    let on_grid = |mask: &Mask| -> Result<Vec<Plane>, NodeError> {
+        let mask = mask.crop_to_aspect(latent.1, latent.0)?.area_average(h, w)?;
+        Ok(Plane::from_tensor(&mask.plane)?)
+    };
+    Ok(match mask {
+        None => None,
+        Some(MaskOrMasks::Mask(mask)) => Some(GivenMasks {
+            first_step: 0,
+            steps: vec![on_grid(mask)?],
+        }),
+        Some(MaskOrMasks::Masks(masks)) => {
+            let steps = masks.tensor.dim(0).map_err(tensor_error)?;
+            let at = |k: usize| masks.tensor.get(k)?.get(plane)?.contiguous();
+            let steps = (0..steps)
+                .map(|k| on_grid(&Mask::new(at(k).map_err(tensor_error)?)?))
+                .collect::<Result<_, _>>()?;
+            Some(GivenMasks {
+                first_step: masks.first_step,
+                steps,
+            })
+        }
+    })
 }
 
 /// One pair of prompts of one model, used at several steps.

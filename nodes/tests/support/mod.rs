@@ -75,7 +75,7 @@ use retouch_graph::{Context, Digest, Files, Host, Node, NodeError};
 use retouch_nodes::Runtime;
 use retouch_nodes::attention::SwapAttention;
 use retouch_nodes::load::LoadModel;
-use retouch_nodes::payload::{Control, Latent, Mask, Masks, Model, Trajectory};
+use retouch_nodes::payload::{Control, Latent, Mask, MaskOrMasks, Masks, Model, Trajectory};
 use retouch_nodes::sample::{Sample, StepBlendSample};
 
 /// Plain files.
@@ -230,9 +230,9 @@ impl Stage {
             context: sources.context,
             reference: sources.reference,
             vanilla: sources.vanilla,
-            reference_mask: sources.reference_mask.as_ref().map(mask_of),
-            context_mask: sources.context_mask.as_ref().map(mask_of),
-            blend_mask: sources.blend_mask.as_ref().map(mask_of),
+            reference_mask: sources.reference_mask.as_ref().map(mask_of).map(MaskOrMasks::Mask),
+            context_mask: sources.context_mask.as_ref().map(mask_of).map(MaskOrMasks::Mask),
+            blend_mask: sources.blend_mask.as_ref().map(mask_of).map(MaskOrMasks::Mask),
         };
         self.run(&node::<SwapAttention>(parameters), inputs)
             .unwrap()

@@ -1,0 +1,222 @@
+//! The command line's arguments.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// Draws pictures from workflow files: node graphs for personalised text-to-image generation.
+///
+/// A workflow is one YAML file. `retouch new FOLDER` makes one to begin with, on the model that is in this program.
+#[derive(Debug, Parser)]
+#[command(
+    name = "retouch",
+    version,
+    max_term_width = 100,
+    after_help = "Results go to standard output, everything else to standard error.\n\
+        Exit codes: 0 done; 1 a node failed or a file could not be written; 2 wrong arguments;\n\
+        3 the workflow has faults; 130 interrupted.\n\
+        RETOUCH_LOG=debug logs what happens inside; NO_COLOR turns colours off."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a workflow and save its outputs.
+    Run(RunArgs),
+    /// Report every fault of workflows without running them.
+    Check(CheckArgs),
+    /// Say what a run would do, and why, without doing it.
+    Plan(PlanArgs),
+    /// Bring workflow files into the standard form; comments and meaning stay.
+    Fmt(FmtArgs),
+    /// The reference of the ops, or of one of them.
+    Nodes(NodesArgs),
+    /// Print the JSON Schema of the format, for editors.
+    Schema,
+    /// Draw the graph of a workflow as DOT or Mermaid text.
+    Graph(GraphArgs),
+    /// Explain an error code.
+    Explain(ExplainArgs),
+    /// Make a folder with the workflows, the demo model and the reference photos of this program.
+    New(NewArgs),
+    /// Measure the demo model, the main workflow and the engine on this machine.
+    Bench(BenchArgs),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+/// What sets a workflow's params.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ParamArgs {
+    /// Sets a param: `--set seed=7 --set place="in space"`.
+    #[arg(long = "set", value_name = "PARAM=VALUE")]
+    pub set: Vec<String>,
+    /// Sets params from a YAML file of `param: value` lines; `--set` wins over it.
+    #[arg(long, value_name = "FILE")]
+    pub params: Option<PathBuf>,
+}
+
+/// Where and how to compute.
+#[derive(Args, Clone, Debug)]
+pub struct DeviceArgs {
+    /// The device: `cpu`, `cuda`, `cuda:1` or `metal` (the last three when built with that feature).
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: String,
+    /// Threads for computing. Default: one for each core.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+/// `retouch run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// The workflow file.
+    pub file: PathBuf,
+    /// Outputs or nodes to make, with what they need, instead of all outputs.
+    #[arg(value_name = "NODE")]
+    pub targets: Vec<String>,
+    /// What sets its params.
+    #[command(flatten)]
+    pub params: ParamArgs,
+    /// The folder that outputs are saved below.
+    #[arg(long, value_name = "DIR", default_value = "out")]
+    pub out: PathBuf,
+    /// What to do when a file is there already with another content.
+    #[arg(long, value_enum, default_value_t = ExistsArg::Number)]
+    pub exists: ExistsArg,
+    /// Where and how to compute.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Print events as JSON lines on standard output.
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing but results, warnings and errors.
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// What to do when a file is there already with another content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExistsArg {
+    /// Write beside it: `42-2.png`.
+    Number,
+    /// Write over it.
+    Replace,
+    /// Leave it as it is.
+    Keep,
+    /// Fail.
+    Fail,
+}
+
+/// `retouch check`.
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    /// The workflow files.
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    /// What sets their params.
+    #[command(flatten)]
+    pub params: ParamArgs,
+    /// Print the faults as JSON lines on standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `retouch plan`.
+#[derive(Args, Debug)]
+pub struct PlanArgs {
+    /// The workflow file.
+    pub file: PathBuf,
+    /// Outputs or nodes to make, with what they need, instead of all outputs.
+    #[arg(value_name = "NODE")]
+    pub targets: Vec<String>,
+    /// What sets its params.
+    #[command(flatten)]
+    pub params: ParamArgs,
+    /// The device, which is part of every key.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: String,
+    /// Print the plan as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `retouch fmt`.
+#[derive(Args, Debug)]
+pub struct FmtArgs {
+    /// The workflow files; `-` reads standard input and prints to standard output.
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    /// Change nothing; fail if a file is not in the standard form.
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// `retouch nodes`.
+#[derive(Args, Debug)]
+pub struct NodesArgs {
+    /// The op, for its whole page.
+    pub op: Option<String>,
+    /// Print the reference as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `retouch graph`.
+#[derive(Args, Debug)]
+pub struct GraphArgs {
+    /// The workflow file.
+    pub file: PathBuf,
+    /// What sets its params.
+    #[command(flatten)]
+    pub params: ParamArgs,
+    /// The language to draw in.
+    #[arg(long, value_enum, default_value_t = GraphFormat::Dot)]
+    pub format: GraphFormat,
+}
+
+/// The language that a graph is drawn in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GraphFormat {
+    /// Graphviz.
+    Dot,
+    /// Mermaid, which GitHub and many editors show.
+    Mermaid,
+}
+
+/// `retouch explain`.
+#[derive(Args, Debug)]
+pub struct ExplainArgs {
+    /// The code, as an error shows it. Without one: all codes.
+    pub code: Option<String>,
+}
+
+/// `retouch new`.
+#[derive(Args, Debug)]
+pub struct NewArgs {
+    /// The folder to make; it must not exist, or be empty.
+    pub folder: PathBuf,
+}
+
+/// `retouch bench`.
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    /// How often each thing is measured; the median is printed.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub runs: u16,
+    /// Where and how to compute.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Print the figures as JSON.
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,11 @@
+//! The commands, one file each.
+
+pub mod bench;
+pub mod check;
+pub mod explain;
+pub mod fmt;
+pub mod graph;
+pub mod new;
+pub mod nodes;
+pub mod plan;
+pub mod run;

@@ -1,0 +1,16 @@
+//! Standard output, which carries results alone.
+
+use std::io::Write;
+
+use crate::Failure;
+
+/// Prints a line of results.
+///
+/// # Errors
+/// When standard output is closed: there is nobody to go on for.
+pub fn say(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.write_all(b"\n"))
+        .map_err(|e| Failure::failed(format!("standard output cannot be written: {e}")))
+}

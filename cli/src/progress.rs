@@ -1,0 +1,245 @@
+//! What a run tells people: a bar and lines on a terminal, plain lines elsewhere, JSON lines for programs.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use retouch_graph::event::{Event, Listener};
+
+/// Prints every event as a JSON line on standard output.
+#[derive(Debug, Default)]
+pub struct JsonLines;
+
+impl Listener for JsonLines {
+    fn event(&self, event: &Event) {
+        let mut out = std::io::stdout().lock();
+        // A reader that went away is no reason to end the run; its files are written all the same.
+        if let Ok(line) = serde_json::to_string(event) {
+            let _ = writeln!(out, "{line}");
+        }
+    }
+}
+
+/// How often a node's progress becomes a line where there is no terminal.
+const PLAIN_EVERY: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+struct Running {
+    index: usize,
+    of: usize,
+    since: Instant,
+    last_line: Instant,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    running: BTreeMap<String, Running>,
+    reused: usize,
+}
+
+/// Tells people, on standard error.
+#[derive(Debug)]
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    quiet: bool,
+    state: Mutex<State>,
+}
+
+impl Progress {
+    /// A bar on a terminal, plain lines elsewhere; with `quiet` warnings and errors alone.
+    #[must_use]
+    pub fn new(quiet: bool) -> Self {
+        let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+            bar.set_style(style(false));
+            bar
+        });
+        Self {
+            bar,
+            quiet,
+            state: Mutex::default(),
+        }
+    }
+
+    #[allow(clippy::print_stderr)] // this is the place that prints
+    fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    fn told(&self, text: &str) {
+        if !self.quiet {
+            self.line(text);
+        }
+    }
+}
+
+/// The bar's form: with a count of steps, or while a node says nothing of its own.
+fn style(steps: bool) -> ProgressStyle {
+    let template = if steps {
+        "{prefix} [{bar:24}] step {pos} of {len}, {per_sec}, {eta} left"
+    } else {
+        "{prefix} {spinner} {elapsed}"
+    };
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ")
+}
+
+/// `0.8 s`, `1 min 20 s`.
+#[must_use]
+pub fn duration(seconds: f64) -> String {
+    if seconds < 9.95 {
+        format!("{seconds:.1} s")
+    } else if seconds < 59.5 {
+        format!("{seconds:.0} s")
+    } else {
+        let whole = seconds.round() as u64;
+        format!("{} min {} s", whole / 60, whole % 60)
+    }
+}
+
+impl Listener for Progress {
+    fn event(&self, event: &Event) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::RunStarted {
+                workflow,
+                nodes,
+                params,
+                ..
+            } => {
+                let values: Vec<String> = params
+                    .iter()
+                    .filter(|param| !param.name.contains('/'))
+                    .map(|param| format!("{}={}", param.name, plain(&param.value)))
+                    .collect();
+                self.told(&format!("{workflow}: {nodes} nodes ({})", values.join(", ")));
+            }
+            Event::NodeReused { node, from, .. } => {
+                state.reused += 1;
+                self.told(&format!("  {node}: reused ({from})"));
+            }
+            Event::NodeStarted {
+                node, index, of, ..
+            } => {
+                let now = Instant::now();
+                let running = Running {
+                    index: *index,
+                    of: *of,
+                    since: now,
+                    last_line: now,
+                };
+                if let Some(bar) = &self.bar {
+                    bar.set_style(style(false));
+                    bar.set_prefix(format!("  [{index}/{of}] {node}"));
+                    bar.enable_steady_tick(Duration::from_millis(120));
+                }
+                state.running.insert(node.clone(), running);
+            }
+            Event::NodeProgress { node, done, total } => {
+                let Some(running) = state.running.get_mut(node) else {
+                    return;
+                };
+                if let Some(bar) = &self.bar {
+                    if *done == 0 || bar.length() != Some(*total as u64) {
+                        bar.reset();
+                        bar.set_style(style(true));
+                        bar.set_length(*total as u64);
+                    }
+                    bar.set_prefix(format!("  [{}/{}] {node}", running.index, running.of));
+                    bar.set_position(*done as u64);
+                } else if *done > 0
+                    && *done < *total
+                    && running.last_line.elapsed() >= PLAIN_EVERY
+                {
+                    running.last_line = Instant::now();
+                    let rate = *done as f64 / running.since.elapsed().as_secs_f64().max(1e-3);
+                    let left = (*total - *done) as f64 / rate.max(1e-9);
+                    let text = format!(
+                        "  [{}/{}] {node}: step {done} of {total}, {rate:.1}/s, {} left",
+                        running.index,
+                        running.of,
+                        duration(left)
+                    );
+                    self.told(&text);
+                }
+            }
+            Event::NodeWarning { node, message } => {
+                self.line(&format!("warning: {node}: {message}"));
+            }
+            Event::NodeFinished {
+                node,
+                seconds,
+                counters,
+            } => {
+                let Some(running) = state.running.remove(node) else {
+                    return;
+                };
+                let calls = counters
+                    .get("unet_calls")
+                    .map_or_else(String::new, |calls| format!(", {calls} U-Net calls"));
+                self.told(&format!(
+                    "  [{}/{}] {node}: {}{calls}",
+                    running.index,
+                    running.of,
+                    duration(*seconds)
+                ));
+            }
+            Event::NodeFailed {
+                node,
+                message,
+                help,
+            } => {
+                state.running.remove(node);
+                let help = help
+                    .as_ref()
+                    .map_or_else(String::new, |help| format!("\n  help: {help}"));
+                self.line(&format!("error: {node}: {message}{help}"));
+            }
+            Event::RunFinished {
+                seconds,
+                counters,
+                ran,
+                reused,
+                ..
+            } => {
+                if let Some(bar) = &self.bar {
+                    bar.finish_and_clear();
+                }
+                self.told(&format!(
+                    "{} nodes ran, {} reused, {}; U-Net calls: {}",
+                    ran,
+                    reused,
+                    duration(*seconds),
+                    counters.get("unet_calls").copied().unwrap_or(0)
+                ));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A param's value as people write it.
+fn plain(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::duration;
+
+    #[test]
+    fn durations_are_written_for_people() {
+        assert_eq!(duration(0.84), "0.8 s");
+        assert_eq!(duration(12.4), "12 s");
+        assert_eq!(duration(80.2), "1 min 20 s");
+    }
+}

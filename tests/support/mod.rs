@@ -1,0 +1,68 @@
+//! What the end-to-end suites share: an engine with all ops, and the program itself.
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use retouch_graph::{Cancel, Engine, Recorder, RunOptions, Settings, Value};
+use retouch_nodes::Runtime;
+
+/// The repository's root.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+}
+
+/// The program, to be run as a user would.
+pub fn retouch(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_retouch"))
+        .args(arguments)
+        .current_dir(folder)
+        .env("NO_COLOR", "1")
+        .output()
+        .unwrap()
+}
+
+/// An engine on the device that `RETOUCH_TEST_DEVICE` names (the CPU by default).
+pub struct Bench {
+    pub engine: Engine,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let device = std::env::var("RETOUCH_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
+        let runtime = Runtime::by_name(&device).unwrap();
+        let numerics = runtime.numerics();
+        Self {
+            engine: Engine::new(retouch_nodes::registry())
+                .with_environment(Arc::new(runtime))
+                .with_numerics(numerics),
+        }
+    }
+
+    /// Runs a workflow that is a text; its outputs by name.
+    #[track_caller]
+    pub fn run(&self, yaml: &str) -> BTreeMap<String, Value> {
+        self.run_with(yaml, &[]).0
+    }
+
+    /// The same with `--set`, and what happened.
+    #[track_caller]
+    pub fn run_with(&self, yaml: &str, set: &[&str]) -> (BTreeMap<String, Value>, Recorder) {
+        let settings = Settings {
+            set: set.iter().map(|&s| s.to_owned()).collect(),
+            ..Settings::default()
+        };
+        let checked = match self.engine.load_str("test.yaml", yaml, &settings) {
+            Ok(checked) => checked,
+            Err(problems) => panic!("{problems:?}\n{yaml}"),
+        };
+        let plan = self.engine.plan(&checked, &[]).unwrap();
+        let recorder = Recorder::new();
+        let options = RunOptions::default();
+        let report = self.engine.run(&plan, &recorder, &Cancel::new(), &options).unwrap();
+        let outputs = report.outputs.into_iter().map(|o| (o.name, o.value)).collect();
+        (outputs, recorder)
+    }
+}
