@@ -290,7 +290,9 @@ mod tests {
         assert_eq!(Steps::parse("12.5%").unwrap().resolve(20), 3); // 2.5
         assert_eq!(Steps::parse("7").unwrap().resolve(50), 7);
         assert_eq!(Steps::parse("100%").unwrap().resolve(0), 0);
-        for wrong in ["", "%", "-1", "101%", "a", "1e3", "1e1%", "nan%", "+5", "2.5"] {
+        for wrong in [
+            "", "%", "-1", "101%", "a", "1e3", "1e1%", "nan%", "+5", "2.5",
+        ] {
             assert!(Steps::parse(wrong).is_err(), "{wrong}");
         }
         for text in ["12", "\"12.5%\""] {

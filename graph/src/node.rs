@@ -55,11 +55,7 @@ pub trait Node: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stati
     ///
     /// # Errors
     /// [`NodeError::Cancelled`] when the run was cancelled, [`NodeError::Failed`] with what went wrong and what to do.
-    fn run(
-        &self,
-        inputs: Self::Inputs,
-        context: &Context<'_>,
-    ) -> Result<Self::Outputs, NodeError>;
+    fn run(&self, inputs: Self::Inputs, context: &Context<'_>) -> Result<Self::Outputs, NodeError>;
 }
 
 /// A file that a node reads.

@@ -143,7 +143,11 @@ impl ParamType {
                         format!("`{name}`: {message}"),
                     )),
                 },
-                _ => Err(expected(name, "a number of steps or a share of them, `10` or `20%`", tree)),
+                _ => Err(expected(
+                    name,
+                    "a number of steps or a share of them, `10` or `20%`",
+                    tree,
+                )),
             },
             Self::Seed => match &tree.node {
                 Node::Int(value) if *value >= 0 => Ok(Json::from(*value)),

@@ -91,7 +91,10 @@ impl Source {
         let start = lines.get(line - 1).copied().unwrap_or(0);
         let before = text.get(start..offset).unwrap_or("");
         // An editor does not show the byte order mark, so it is not a column.
-        (line, before.trim_start_matches('\u{feff}').chars().count() + 1)
+        (
+            line,
+            before.trim_start_matches('\u{feff}').chars().count() + 1,
+        )
     }
 
     fn clamp(&self, span: Span) -> Span {

@@ -151,7 +151,13 @@ impl Reader<'_> {
         &mut self.problems[last]
     }
 
-    fn fault(&mut self, code: Code, span: Span, message: impl Into<String>, help: impl Into<String>) {
+    fn fault(
+        &mut self,
+        code: Code,
+        span: Span,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) {
         let problem = self.report(code, span, message);
         *problem = problem.clone().help(help);
     }
@@ -380,7 +386,9 @@ impl Reader<'_> {
                 self.fault(
                     Code::UnknownSchema,
                     tree.span,
-                    format!("the workflow is written in `{text}`, which is newer than this program"),
+                    format!(
+                        "the workflow is written in `{text}`, which is newer than this program"
+                    ),
                     format!("this program reads `{SCHEMA}`; a newer version of it reads `{text}`"),
                 );
                 false
@@ -420,7 +428,7 @@ impl Reader<'_> {
             &format!("the param `{}`", key.text),
             &format!("write `{}: {{type: string, default: \"...\"}}`", key.text),
         )?;
-        let (kind, type_span) = self.kind(key, &entries, "param", |text| ParamType::parse(text))?;
+        let (kind, type_span) = self.kind(key, &entries, "param", ParamType::parse)?;
         self.value_decl(key, entries, kind, KEYS)
             .map(|decl| (decl, type_span))
     }
@@ -491,8 +499,7 @@ impl Reader<'_> {
                         Node::Int(value) => *value as f64,
                         Node::Float(value) => *value,
                         _ => {
-                            let mismatch =
-                                crate::params::expected(&key.text, "a number", &tree);
+                            let mismatch = crate::params::expected(&key.text, "a number", &tree);
                             self.problems.push(mismatch.at(self.source, tree.span));
                             continue;
                         }
@@ -507,7 +514,10 @@ impl Reader<'_> {
                 "min" | "max" => self.fault(
                     Code::BadDeclaration,
                     key.span,
-                    format!("`{}` is for numbers, and `{}` is a {kind}", key.text, name.text),
+                    format!(
+                        "`{}` is for numbers, and `{}` is a {kind}",
+                        key.text, name.text
+                    ),
                     "remove it",
                 ),
                 "values" if kind == ParamType::Choice => {
@@ -601,7 +611,9 @@ impl Reader<'_> {
     }
 
     fn input(&mut self, key: &Key, tree: Tree) -> Option<InputDecl> {
-        const VALUE_KEYS: &[&str] = &["type", "default", "min", "max", "values", "help", "optional"];
+        const VALUE_KEYS: &[&str] = &[
+            "type", "default", "min", "max", "values", "help", "optional",
+        ];
         const PORT_KEYS: &[&str] = &["type", "help", "optional"];
         let entries = self.map(
             tree,
@@ -685,8 +697,7 @@ impl Reader<'_> {
                 let help = fields
                     .iter()
                     .find(|(key, _)| {
-                        suggest::nearest(&key.text, ["op", "use"]).is_some()
-                            && key.text.len() <= 4
+                        suggest::nearest(&key.text, ["op", "use"]).is_some() && key.text.len() <= 4
                     })
                     .map_or_else(
                         || "add `op: ...` (see `retouch nodes`), or `use: other.yaml`".to_owned(),
@@ -721,13 +732,18 @@ impl Reader<'_> {
             }
             (None, Some((_, path))) => {
                 for (key, _) in &fields {
-                    let message =
-                        format!("`{}`: a node that uses a workflow has no key `{}`", name.text, key.text);
+                    let message = format!(
+                        "`{}`: a node that uses a workflow has no key `{}`",
+                        name.text, key.text
+                    );
                     self.fault(
                         Code::UnknownKey,
                         key.span,
                         message,
-                        format!("what the workflow is given stands under `with:`: `with: {{{}: ...}}`", key.text),
+                        format!(
+                            "what the workflow is given stands under `with:`: `with: {{{}: ...}}`",
+                            key.text
+                        ),
                     );
                 }
                 let with = match with {
@@ -767,7 +783,10 @@ impl Reader<'_> {
                             self.fault(
                                 Code::LinkDue,
                                 tree.span,
-                                format!("`value` is a reference to a node, not {}", tree.describe()),
+                                format!(
+                                    "`value` is a reference to a node, not {}",
+                                    tree.describe()
+                                ),
                                 "write `value: $picture`",
                             );
                             None
@@ -808,22 +827,14 @@ fn types() -> String {
 
 impl ParamDecl {
     /// Reads a value by the declaration: its type, its range, its choices.
-    pub(crate) fn read(
-        &self,
-        name: &str,
-        tree: &Tree,
-    ) -> Result<Json, crate::params::Mismatch> {
+    pub(crate) fn read(&self, name: &str, tree: &Tree) -> Result<Json, crate::params::Mismatch> {
         let value = self.kind.read(name, tree)?;
         self.limits(name, &value)?;
         Ok(value)
     }
 
     /// Whether a value of the right type is within the range and among the choices.
-    pub(crate) fn limits(
-        &self,
-        name: &str,
-        value: &Json,
-    ) -> Result<(), crate::params::Mismatch> {
+    pub(crate) fn limits(&self, name: &str, value: &Json) -> Result<(), crate::params::Mismatch> {
         use crate::params::Mismatch;
         if let Some(number) = value.as_f64() {
             let range = match (self.min, self.max) {

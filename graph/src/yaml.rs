@@ -181,9 +181,7 @@ pub fn parse(source: &Source, problems: &mut Vec<Problem>) -> Option<Tree> {
                     span.start.byte_offset().unwrap_or_default(),
                     span.end.byte_offset().unwrap_or_default(),
                 );
-                if builder.event(event, span).is_none() {
-                    return None;
-                }
+                builder.event(event, span)?;
             }
             Err(error) => {
                 let problem = syntax(source, &error);
@@ -212,7 +210,7 @@ pub(crate) fn comments(text: &str) -> Option<Vec<String>> {
     Some(comments)
 }
 
-/// The ranges of bytes that the formatter must leave alone: scalars with quotes, blocks, and texts over several lines.
+/// A scalar as the formatter sees it.
 pub(crate) struct Scalar {
     pub(crate) span: Span,
     pub(crate) style: Style,
@@ -232,7 +230,7 @@ pub(crate) struct Layout {
     pub(crate) scalars: Vec<Scalar>,
     /// The spans of the comments.
     pub(crate) comments: Vec<Span>,
-    /// The block sequences: the place of the first item, and whether they are the value of a map's key.
+    /// The spans of lists and maps in brackets.
     pub(crate) flow: Vec<Span>,
 }
 
@@ -293,7 +291,10 @@ fn syntax(source: &Source, error: &ScanError) -> Problem {
             Code::UnknownAlias,
             source,
             Span::new(at, at + length),
-            format!("nothing before this is marked `&{}`", rest.get(1..length).unwrap_or("")),
+            format!(
+                "nothing before this is marked `&{}`",
+                rest.get(1..length).unwrap_or("")
+            ),
         )
         .help("a reference to a node is written with a dollar: `$base`");
     }
@@ -311,16 +312,16 @@ fn syntax(source: &Source, error: &ScanError) -> Problem {
     } else {
         match error.kind() {
             ErrorKind::TabInBlockIndentation => Some("indent with spaces, two for each level"),
-            ErrorKind::MappingValueNotAllowed => {
-                Some("quote a text that has `: ` in it; a key and its value stand on a line of their own")
-            }
+            ErrorKind::MappingValueNotAllowed => Some(
+                "quote a text that has `: ` in it; a key and its value stand on a line of their own",
+            ),
             ErrorKind::UnclosedFlowCollection { .. } => Some("close the bracket"),
             ErrorKind::UnexpectedCharacter { .. } => {
                 Some("quote a text that begins with this character")
             }
-            ErrorKind::ExpectedBlockMappingKey => {
-                Some("the keys of a map begin in the same column; a text with brackets or quotes inside is quoted as a whole")
-            }
+            ErrorKind::ExpectedBlockMappingKey => Some(
+                "the keys of a map begin in the same column; a text with brackets or quotes inside is quoted as a whole",
+            ),
             _ if rest.starts_with('\t') => Some("indent with spaces, two for each level"),
             _ => None,
         }
@@ -669,9 +670,11 @@ impl Builder<'_> {
                         let mut problem =
                             Problem::new(code, self.source, tree.span, message).help(help);
                         if let Some(first) = first {
-                            problem = problem
-                                .label("again here")
-                                .also(self.source, first, "first given here");
+                            problem = problem.label("again here").also(
+                                self.source,
+                                first,
+                                "first given here",
+                            );
                         }
                         self.problems.push(problem);
                     }
@@ -720,7 +723,11 @@ fn plain(text: &str) -> Result<Node, String> {
         if value.unsigned_abs() > MAX_INTEGER {
             return Err(too_great());
         }
-        Ok(Node::Int(if text.starts_with('-') { -value } else { value }))
+        Ok(Node::Int(if text.starts_with('-') {
+            -value
+        } else {
+            value
+        }))
     };
     if body.bytes().all(|b| b.is_ascii_digit()) {
         return integer(body, 10);
@@ -739,7 +746,9 @@ fn plain(text: &str) -> Result<Node, String> {
         return integer(digits, 16);
     }
     if matches!(body, ".inf" | ".Inf" | ".INF") || matches!(text, ".nan" | ".NaN" | ".NAN") {
-        return Err(format!("{text} is not a number that anything here could use"));
+        return Err(format!(
+            "{text} is not a number that anything here could use"
+        ));
     }
     if is_float(body) {
         return match text.parse::<f64>() {
@@ -778,7 +787,9 @@ mod tests {
             Node::Int(i) => i.to_string(),
             Node::Float(f) => format!("{f:?}"),
             Node::String { text, .. } => format!("{text:?}"),
-            Node::Seq(items) => format!("[{}]", items.iter().map(show).collect::<Vec<_>>().join(",")),
+            Node::Seq(items) => {
+                format!("[{}]", items.iter().map(show).collect::<Vec<_>>().join(","))
+            }
             Node::Map(entries) => format!(
                 "{{{}}}",
                 entries
@@ -819,10 +830,7 @@ mod tests {
             value("[1, -2, +3, 0o17, 0xff, 1.5, .5, 1., 1e3, -1.5E-3]"),
             "[1,-2,3,15,255,1.5,0.5,1.0,1000.0,-0.0015]"
         );
-        assert_eq!(
-            value("[true, false, null, ~, ]"),
-            "[true,false,null,null]"
-        );
+        assert_eq!(value("[true, false, null, ~, ]"), "[true,false,null,null]");
         assert_eq!(
             value("[yes, on, True, 1_000, 10..16, 20%, 1e, 0x, '5', 1:30, 2026-01-01]"),
             r#"["yes","on","True","1_000","10..16","20%","1e","0x","5","1:30","2026-01-01"]"#
@@ -837,9 +845,15 @@ mod tests {
         assert_eq!(faults("a: 9007199254740992"), [("R0109", 1, 4)]);
         assert_eq!(faults("a: 99999999999999999999999"), [("R0109", 1, 4)]);
         assert_eq!(faults("a: [.inf, -.inf, .nan, 1e999]").len(), 4);
-        assert_eq!(faults("a: !!int 3\nb: !x y"), [("R0105", 1, 4), ("R0105", 2, 4)]);
+        assert_eq!(
+            faults("a: !!int 3\nb: !x y"),
+            [("R0105", 1, 4), ("R0105", 2, 4)]
+        );
         assert_eq!(faults("b: &b {x: 1}\na:\n  <<: *b\n"), [("R0106", 3, 3)]);
-        assert_eq!(faults("1: a\ntrue: b\n[x]: c\n"), [("R0108", 1, 1), ("R0108", 2, 1), ("R0108", 3, 1)]);
+        assert_eq!(
+            faults("1: a\ntrue: b\n[x]: c\n"),
+            [("R0108", 1, 1), ("R0108", 2, 1), ("R0108", 3, 1)]
+        );
         assert_eq!(faults("---\na: 1\n---\nb: 1\n"), [("R0104", 3, 1)]);
         assert_eq!(faults("a: *b"), [("R0110", 1, 4)]);
         assert_eq!(faults("a: &a [*a]"), [("R0110", 1, 8)]);
@@ -893,14 +907,23 @@ mod tests {
         }
         assert_eq!(faults(&chain)[0].0, "R0102");
         assert_eq!(faults(&" ".repeat(MAX_BYTES + 1))[0].0, "R0003");
-        assert_eq!(value("a: &x [1, 2]\nb: *x\nc: *x"), "{a:[1,2],b:[1,2],c:[1,2]}");
+        assert_eq!(
+            value("a: &x [1, 2]\nb: *x\nc: *x"),
+            "{a:[1,2],b:[1,2],c:[1,2]}"
+        );
         let comments = "# c\n".repeat(500);
-        assert_eq!(value(&format!("a:\n{comments}  b: 1\n{comments}")), "{a:{b:1}}");
+        assert_eq!(
+            value(&format!("a:\n{comments}  b: 1\n{comments}")),
+            "{a:{b:1}}"
+        );
     }
 
     #[test]
     fn bytes_that_are_not_utf8_are_a_fault_with_their_place() {
         let problem = decode("t", b"a: 1\nb: \xff").unwrap_err();
-        assert_eq!((problem.code().as_str(), problem.line_column()), ("R0002", (2, 4)));
+        assert_eq!(
+            (problem.code().as_str(), problem.line_column()),
+            ("R0002", (2, 4))
+        );
     }
 }
