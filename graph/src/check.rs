@@ -334,7 +334,9 @@ impl Checker<'_> {
             );
         }
         if !self.problems.is_empty() {
-            return Err(Problems::new(std::mem::take(&mut self.problems)));
+            let mut problems = std::mem::take(&mut self.problems);
+            one_for_each_number(&mut problems);
+            return Err(Problems::new(problems));
         }
         let warnings = self.warnings(&outputs);
         let groups = self.groups();
@@ -1548,7 +1550,10 @@ impl Checker<'_> {
         for (port, spec) in entry.inputs().iter().enumerate() {
             if spec.arity == Arity::One && !given_ports[port] {
                 broken = true;
-                let help = self.candidate(scope, spec, index).map_or_else(
+                if decl.tainted {
+                    continue;
+                }
+                let help = self.candidate(scope, spec.types, Some(index)).map_or_else(
                     || format!("add `{}: $node`", spec.name),
                     |found| format!("add `{}: {found}`", spec.name),
                 );
@@ -1571,6 +1576,9 @@ impl Checker<'_> {
         for (param, info) in entry.params().iter().enumerate() {
             if info.required && !given_params[param] {
                 broken = true;
+                if decl.tainted {
+                    continue;
+                }
                 self.problems.push(
                     Problem::new(
                         Code::MissingField,
@@ -2020,7 +2028,7 @@ impl Checker<'_> {
             }
             Target::Value => {
                 let help = self
-                    .candidate(scope, spec, index)
+                    .candidate(scope, spec.types, Some(index))
                     .map(|found| format!("write `{}: {found}`", spec.name));
                 let source = &self.scopes[scope].workflow.source;
                 self.problems.push(
@@ -2078,11 +2086,7 @@ impl Checker<'_> {
             (Some(port), _) => format!("did you mean `${name}.{port}`?"),
             (None, _) => match self.converter(types.as_slice(), takes) {
                 Some(op) => format!("a node `{op}` in between makes one of the other"),
-                None => format!(
-                    "`{port}` takes {}; `{text}` gives {}",
-                    takes.join(" or "),
-                    types.as_slice().join(" or ")
-                ),
+                None => self.maker(scope, takes),
             },
         };
         let source = &self.scopes[scope].workflow.source;
@@ -2101,6 +2105,28 @@ impl Checker<'_> {
             .help(help),
         );
         false
+    }
+
+    /// What gives a value of one of the types: a node of the scope, or else the ops that do.
+    fn maker(&self, scope: usize, takes: &[&str]) -> String {
+        if let Some(found) = self.candidate(scope, takes, None) {
+            return format!("`{found}` is a {}", takes.join(" or a "));
+        }
+        let ops: Vec<&str> = self
+            .world
+            .registry
+            .iter()
+            .filter(|entry| {
+                let mut types = entry.outputs().iter().flat_map(|spec| spec.types);
+                types.any(|one| takes.contains(one))
+            })
+            .map(|entry| entry.op())
+            .take(6)
+            .collect();
+        if ops.is_empty() {
+            return "no op gives such a value".to_owned();
+        }
+        format!("{} is given by {}", takes.join(" or "), suggest::list(&ops))
     }
 
     /// An op that takes one type and gives the other.
@@ -2132,25 +2158,25 @@ impl Checker<'_> {
         {
             return format!("did you mean `${text}`?");
         }
-        self.candidate(scope, spec, index).map_or_else(
+        self.candidate(scope, spec.types, Some(index)).map_or_else(
             || format!("write `{}: $node`", spec.name),
             |found| format!("write `{}: {found}`", spec.name),
         )
     }
 
     /// A node of the scope that makes what a port takes.
-    fn candidate(&self, scope: usize, spec: &PortSpec, not: usize) -> Option<String> {
+    fn candidate(&self, scope: usize, types: &[&str], not: Option<usize>) -> Option<String> {
         let here = &self.scopes[scope];
         // Looked for among the first only: with thousands of faults this must not take long.
         for name in here.workflow.nodes.keys().take(100) {
             let Some(Slot::Op(index)) = here.slots.get(name) else {
                 continue;
             };
-            if *index == not {
+            if Some(*index) == not {
                 continue;
             }
             for (at, output) in self.flat[*index].entry.outputs().iter().enumerate() {
-                if output.types.iter().any(|one| spec.types.contains(one)) {
+                if output.types.iter().any(|one| types.contains(one)) {
                     return Some(if at == 0 {
                         format!("${name}")
                     } else {
@@ -2779,6 +2805,23 @@ impl Checker<'_> {
         }
         problem::sort(&mut warnings);
         warnings
+    }
+}
+
+/// A number that is too great is read as a text: that it is one is not another fault.
+fn one_for_each_number(problems: &mut Vec<Problem>) {
+    let numbers: Vec<(Source, Span)> = problems
+        .iter()
+        .filter(|problem| problem.code() == Code::NumberOutOfRange)
+        .map(|problem| (problem.source_text().clone(), problem.span()))
+        .collect();
+    if !numbers.is_empty() {
+        problems.retain(|problem| {
+            problem.code() == Code::NumberOutOfRange
+                || !numbers.iter().any(|(source, span)| {
+                    *span == problem.span() && source.same(problem.source_text())
+                })
+        });
     }
 }
 

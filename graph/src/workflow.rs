@@ -97,6 +97,8 @@ pub struct NodeDecl {
     pub name_span: Span,
     /// What it is.
     pub body: NodeBody,
+    /// Whether keys of it were dropped and reported, so that what is missing may have been meant.
+    pub(crate) tainted: bool,
 }
 
 /// What a node is.
@@ -319,12 +321,19 @@ impl Reader<'_> {
                             );
                             continue;
                         }
-                        let body = self.node(&key, tree);
+                        let whole = tree.span;
+                        let tainted = self.problems.iter().any(|problem| {
+                            matches!(problem.code(), Code::MergeKey | Code::KeyNotText)
+                                && problem.span().start >= whole.start
+                                && problem.span().end <= whole.end
+                        });
+                        let body = self.node(&key, tree, tainted);
                         workflow.nodes.insert(
                             key.text,
                             NodeDecl {
                                 name_span: key.span,
                                 body,
+                                tainted,
                             },
                         );
                     }
@@ -657,7 +666,7 @@ impl Reader<'_> {
         Some(decl)
     }
 
-    fn node(&mut self, name: &Key, tree: Tree) -> NodeBody {
+    fn node(&mut self, name: &Key, tree: Tree, tainted: bool) -> NodeBody {
         let Some(entries) = self.map(
             tree,
             &format!("the node `{}`", name.text),
@@ -693,6 +702,7 @@ impl Reader<'_> {
         }
         match (op, path) {
             _ if broken => NodeBody::Broken,
+            (None, None) if tainted => NodeBody::Broken,
             (None, None) => {
                 let help = fields
                     .iter()

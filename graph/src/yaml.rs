@@ -275,7 +275,15 @@ fn span_is_empty(span: Span) -> bool {
 }
 
 fn syntax(source: &Source, error: &ScanError) -> Problem {
-    let at = error.marker().byte_offset().unwrap_or_default();
+    let mut at = error.marker().byte_offset().unwrap_or_default();
+    if matches!(error.kind(), ErrorKind::TabInBlockIndentation)
+        && source
+            .text()
+            .get(..at)
+            .is_some_and(|before| before.ends_with('\t'))
+    {
+        at -= 1; // the parser stops behind the tab
+    }
     let rest = source.text().get(at..).unwrap_or("");
     let width = rest
         .chars()
@@ -857,7 +865,7 @@ mod tests {
         assert_eq!(faults("---\na: 1\n---\nb: 1\n"), [("R0104", 3, 1)]);
         assert_eq!(faults("a: *b"), [("R0110", 1, 4)]);
         assert_eq!(faults("a: &a [*a]"), [("R0110", 1, 8)]);
-        assert_eq!(faults("a:\n\t- b"), [("R0101", 2, 2)]);
+        assert_eq!(faults("a:\n\t- b"), [("R0101", 2, 1)]);
     }
 
     #[test]
