@@ -212,8 +212,6 @@ struct Flat {
     node: Option<Arc<dyn ErasedNode>>,
     params: Json,
     reads: Vec<ReadFile>,
-    /// Whether a part is unknown, so that what its own check says of missing links does not count.
-    open: bool,
 }
 
 /// What a reference to an output comes to.
@@ -644,7 +642,6 @@ impl Checker<'_> {
                             node: None,
                             params: Json::Null,
                             reads: Vec::new(),
-                            open: false,
                         });
                         Slot::Op(self.flat.len() - 1)
                     }
@@ -1350,13 +1347,13 @@ impl Checker<'_> {
         let nodes = workflow.nodes.keys().map(String::as_str);
         let help = if self.problems.len() > HINTED {
             None
-        } else if let Some(near) = suggest::nearest(name, nodes.clone().chain(["params", "inputs"]))
-        {
-            Some(format!("did you mean `${near}{suffix}`?"))
         } else if workflow.params.contains_key(name) {
             Some(format!("did you mean `$params.{name}`?"))
         } else if workflow.inputs.contains_key(name) {
             Some(format!("did you mean `$inputs.{name}`?"))
+        } else if let Some(near) = suggest::nearest(name, nodes.clone().chain(["params", "inputs"]))
+        {
+            Some(format!("did you mean `${near}{suffix}`?"))
         } else {
             suggest::hint(name, "nodes", nodes)
         };
@@ -1987,15 +1984,7 @@ impl Checker<'_> {
     ) {
         match self.target(scope, text, span) {
             Target::Link(link, types) => {
-                if self.types_fit(
-                    scope,
-                    spec.name,
-                    spec.types,
-                    text,
-                    types,
-                    span,
-                    Some(link.node),
-                ) {
+                if self.types_fit(scope, spec.name, spec.types, text, types, span, Some(index)) {
                     self.flat[index].links[port].push((link, span));
                     self.flat[index].known_links[port] += 1;
                 }
@@ -2003,7 +1992,6 @@ impl Checker<'_> {
             Target::Open(types) => {
                 if self.types_fit(scope, spec.name, spec.types, text, types, span, None) {
                     self.flat[index].known_links[port] += 1;
-                    self.flat[index].open = true;
                 }
             }
             Target::Absent => {
@@ -2061,7 +2049,7 @@ impl Checker<'_> {
         text: &str,
         types: Types,
         span: Span,
-        node: Option<usize>,
+        at: Option<usize>,
     ) -> bool {
         if types.as_slice().iter().any(|one| takes.contains(one)) {
             return true;
@@ -2082,11 +2070,11 @@ impl Checker<'_> {
                 .map(|spec| spec.name),
             _ => None,
         };
-        let help = match (other, node) {
-            (Some(port), _) => format!("did you mean `${name}.{port}`?"),
-            (None, _) => match self.converter(types.as_slice(), takes) {
+        let help = match other {
+            Some(port) => format!("did you mean `${name}.{port}`?"),
+            None => match self.converter(types.as_slice(), takes) {
                 Some(op) => format!("a node `{op}` in between makes one of the other"),
-                None => self.maker(scope, takes),
+                None => self.maker(scope, takes, at),
             },
         };
         let source = &self.scopes[scope].workflow.source;
@@ -2108,8 +2096,8 @@ impl Checker<'_> {
     }
 
     /// What gives a value of one of the types: a node of the scope, or else the ops that do.
-    fn maker(&self, scope: usize, takes: &[&str]) -> String {
-        if let Some(found) = self.candidate(scope, takes, None) {
+    fn maker(&self, scope: usize, takes: &[&str], not: Option<usize>) -> String {
+        if let Some(found) = self.candidate(scope, takes, not) {
             return format!("`{found}` is a {}", takes.join(" or a "));
         }
         let ops: Vec<&str> = self
@@ -2208,16 +2196,8 @@ impl Checker<'_> {
                 continue;
             }
             match self.target(parent, &link.value, link.span) {
-                Target::Link(to, types) => {
-                    self.types_fit(
-                        parent,
-                        name,
-                        &[kind],
-                        &link.value,
-                        types,
-                        link.span,
-                        Some(to.node),
-                    );
+                Target::Link(_, types) => {
+                    self.types_fit(parent, name, &[kind], &link.value, types, link.span, None);
                 }
                 Target::Open(types) => {
                     self.types_fit(parent, name, &[kind], &link.value, types, link.span, None);
