@@ -1,8 +1,13 @@
 //! All reading goes through one trait: content digests are memoised, and what was read is the watch list.
 
-use std::io;
-use std::path::Path;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use indexmap::IndexSet;
 
 /// The digest of a file's content: BLAKE3, 256 bits.
 pub type Digest = [u8; 32];
@@ -32,4 +37,173 @@ pub trait Files: Send + Sync {
 
     /// Whether there is a folder.
     fn is_dir(&self, path: &Path) -> bool;
+}
+
+/// A lock that a panic elsewhere does not take away: what it guards is whole after every statement.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What tells whether a file is still the one whose digest is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stamp {
+    size: u64,
+    modified: Option<SystemTime>,
+    inode: (u64, u64),
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        #[cfg(unix)]
+        let inode = {
+            use std::os::unix::fs::MetadataExt;
+            (metadata.dev(), metadata.ino())
+        };
+        #[cfg(not(unix))]
+        let inode = (0, 0);
+        Self {
+            size: metadata.len(),
+            modified: metadata.modified().ok(),
+            inode,
+        }
+    }
+}
+
+/// The files of the disk.
+#[derive(Debug, Default)]
+pub struct DiskFiles {
+    digests: Mutex<HashMap<PathBuf, (Stamp, Digest)>>,
+    seen: Mutex<IndexSet<PathBuf>>,
+}
+
+impl DiskFiles {
+    /// Starts with nothing read.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The files that were read, in order: what to watch.
+    #[must_use]
+    pub fn read_so_far(&self) -> Vec<PathBuf> {
+        lock(&self.seen).iter().cloned().collect()
+    }
+
+    fn saw(&self, path: &Path) {
+        let mut seen = lock(&self.seen);
+        if !seen.contains(path) {
+            seen.insert(path.to_owned());
+        }
+    }
+}
+
+impl Files for DiskFiles {
+    fn read(&self, path: &Path) -> io::Result<Arc<[u8]>> {
+        self.saw(path);
+        fs::read(path).map(Arc::from)
+    }
+
+    fn read_head(&self, path: &Path, length: usize) -> io::Result<(Vec<u8>, u64)> {
+        self.saw(path);
+        let file = File::open(path)?;
+        let whole = file.metadata()?.len();
+        let mut head = Vec::new();
+        file.take(length as u64).read_to_end(&mut head)?;
+        Ok((head, whole))
+    }
+
+    fn digest(&self, path: &Path) -> io::Result<Digest> {
+        self.saw(path);
+        let mut file = File::open(path)?;
+        let stamp = Stamp::of(&file.metadata()?);
+        if let Some((known, digest)) = lock(&self.digests).get(path)
+            && *known == stamp
+        {
+            return Ok(*digest);
+        }
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            let count = file.read(&mut buffer)?;
+            if count == 0 {
+                break;
+            }
+            hasher.update(&buffer[..count]);
+        }
+        let digest = *hasher.finalize().as_bytes();
+        // A file that was written meanwhile is read again the next time.
+        if Stamp::of(&file.metadata()?) == stamp {
+            lock(&self.digests).insert(path.to_owned(), (stamp, digest));
+        }
+        Ok(digest)
+    }
+
+    fn is_file(&self, path: &Path) -> bool {
+        let there = path.is_file();
+        // A file that is missing is watched too: it may come.
+        self.saw(path);
+        there
+    }
+
+    fn is_dir(&self, path: &Path) -> bool {
+        path.is_dir()
+    }
+}
+
+/// Files in memory, for tests; folders are what lies before a file's name.
+#[derive(Debug, Default)]
+pub struct MemoryFiles {
+    files: Mutex<BTreeMap<PathBuf, Arc<[u8]>>>,
+}
+
+impl MemoryFiles {
+    /// Starts with no files.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a file, or replaces it.
+    pub fn insert(&self, path: impl Into<PathBuf>, content: impl AsRef<[u8]>) {
+        let path = crate::check::normal(&path.into());
+        lock(&self.files).insert(path, Arc::from(content.as_ref()));
+    }
+
+    /// Adds a file to what is built up.
+    #[must_use]
+    pub fn with(self, path: impl Into<PathBuf>, content: impl AsRef<[u8]>) -> Self {
+        self.insert(path, content);
+        self
+    }
+}
+
+impl Files for MemoryFiles {
+    fn read(&self, path: &Path) -> io::Result<Arc<[u8]>> {
+        lock(&self.files)
+            .get(&crate::check::normal(path))
+            .cloned()
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no such file"))
+    }
+
+    fn read_head(&self, path: &Path, length: usize) -> io::Result<(Vec<u8>, u64)> {
+        let content = self.read(path)?;
+        let head = content[..length.min(content.len())].to_vec();
+        Ok((head, content.len() as u64))
+    }
+
+    fn digest(&self, path: &Path) -> io::Result<Digest> {
+        self.read(path)
+            .map(|content| *blake3::hash(&content).as_bytes())
+    }
+
+    fn is_file(&self, path: &Path) -> bool {
+        self.read(path).is_ok()
+    }
+
+    fn is_dir(&self, path: &Path) -> bool {
+        let folder = crate::check::normal(path);
+        lock(&self.files)
+            .keys()
+            .any(|file| file != &folder && file.starts_with(&folder))
+    }
 }

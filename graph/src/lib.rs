@@ -1,12 +1,43 @@
 //! The engine of Retouch: from a YAML workflow to a plan to a run. It knows no tensor and prints nothing.
+//!
+//! [`Engine::load`] reads and checks a workflow, [`Engine::plan`] finds what its outputs need and what is there already,
+//! [`Engine::run`] does the rest. A [`Registry`] says which ops there are; a [`Node`] is one.
 
+pub mod cache;
+pub mod check;
+pub mod engine;
+pub mod event;
+pub mod execute;
 pub mod fields;
 pub mod files;
+pub mod format;
+pub mod key;
 pub mod node;
+pub mod params;
+pub mod plan;
 pub mod port;
+pub mod problem;
+pub mod registry;
+pub mod save;
+mod shape;
+pub mod suggest;
+pub mod template;
 pub mod value;
+pub mod workflow;
+pub mod yaml;
 
-pub use files::{Digest, Files};
+pub use cache::{Cache, HostCache, NoCache, Outputs};
+pub use check::{Checked, CheckedNode, CheckedOutput, Link, ResolvedParam, Settings};
+pub use engine::Engine;
+pub use event::{Counters, Event, Listener, Recorder, RunStatus, Silent};
+pub use execute::{Cancel, NodeOutcome, NodeReport, OutputValue, RunError, RunOptions, RunReport};
+pub use files::{Digest, DiskFiles, Files, MemoryFiles};
+pub use key::Key;
 pub use node::{Context, Environment, Fault, FaultKind, Host, Node, NodeError, ReadFile};
+pub use params::{How, ParamType};
+pub use plan::{Change, Plan, PlannedOutput, Reason, Status, Task, What};
 pub use port::{Arity, FromValue, Known, PortField, PortSpec, PortValues, Ports, Types};
+pub use problem::{Code, Problem, Problems, Severity, Source, Span};
+pub use registry::{Entry, ParamInfo, Registry};
+pub use save::{Exists, SaveError, SaveStatus, Saved, Saver};
 pub use value::{Payload, Value};

@@ -33,6 +33,8 @@ pub struct PortSpec {
     pub arity: Arity,
     /// Its documentation, from the doc comment.
     pub docs: &'static str,
+    /// File endings that its values can be saved as; `None` when that is known only once the value is there.
+    pub formats: Option<&'static [&'static str]>,
 }
 
 /// What one field of a port struct can be: `Arc<T>`, `Option<Arc<T>>`, `Vec<Arc<T>>`, or a type of one's own.
@@ -41,6 +43,8 @@ pub trait PortField: Sized + Send {
     const TYPES: &'static [&'static str];
     /// How many of them.
     const ARITY: Arity;
+    /// File endings that the value can be saved as; `None`: not known before the value is there.
+    const FORMATS: Option<&'static [&'static str]> = None;
 
     /// Makes the field from the values that are linked to the port `name`.
     ///
@@ -56,6 +60,8 @@ pub trait PortField: Sized + Send {
 pub trait FromValue: Sized + Send {
     /// The types that can be taken.
     const TYPES: &'static [&'static str];
+    /// File endings that the value can be saved as; `None`: not known before the value is there.
+    const FORMATS: Option<&'static [&'static str]> = None;
     /// Takes the value, or `None` when its type is not one of [`FromValue::TYPES`].
     fn from_value(value: &Value) -> Option<Self>;
     /// The value again.
@@ -64,6 +70,7 @@ pub trait FromValue: Sized + Send {
 
 impl<T: Payload> FromValue for Arc<T> {
     const TYPES: &'static [&'static str] = &[T::TYPE];
+    const FORMATS: Option<&'static [&'static str]> = Some(T::FORMATS);
     fn from_value(value: &Value) -> Option<Self> {
         value.downcast::<T>()
     }
@@ -85,6 +92,7 @@ fn convert<F: FromValue>(name: &'static str, value: &Value) -> Result<F, NodeErr
 impl<F: FromValue> PortField for F {
     const TYPES: &'static [&'static str] = F::TYPES;
     const ARITY: Arity = Arity::One;
+    const FORMATS: Option<&'static [&'static str]> = F::FORMATS;
     fn take(name: &'static str, values: Vec<Value>) -> Result<Self, NodeError> {
         match values.as_slice() {
             [value] => convert(name, value),
@@ -102,6 +110,7 @@ impl<F: FromValue> PortField for F {
 impl<F: FromValue> PortField for Option<F> {
     const TYPES: &'static [&'static str] = F::TYPES;
     const ARITY: Arity = Arity::Optional;
+    const FORMATS: Option<&'static [&'static str]> = F::FORMATS;
     fn take(name: &'static str, values: Vec<Value>) -> Result<Self, NodeError> {
         match values.as_slice() {
             [] => Ok(None),
@@ -120,6 +129,7 @@ impl<F: FromValue> PortField for Option<F> {
 impl<F: FromValue> PortField for Vec<F> {
     const TYPES: &'static [&'static str] = F::TYPES;
     const ARITY: Arity = Arity::Many;
+    const FORMATS: Option<&'static [&'static str]> = F::FORMATS;
     fn take(name: &'static str, values: Vec<Value>) -> Result<Self, NodeError> {
         values.iter().map(|value| convert(name, value)).collect()
     }
@@ -272,6 +282,7 @@ macro_rules! ports {
                     types: <$kind as $crate::PortField>::TYPES,
                     arity: <$kind as $crate::PortField>::ARITY,
                     docs: concat!($($docs, "\n"),*).trim_ascii(),
+                    formats: <$kind as $crate::PortField>::FORMATS,
                 } ),* ];
                 SPECS
             }

@@ -1,0 +1,41 @@
+//! Where the outputs of nodes are kept under their keys. Device memory and disk are tiers to come; the host's memory is
+//! [`HostCache`].
+
+mod host;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub use host::HostCache;
+
+use crate::key::Key;
+use crate::value::Value;
+
+/// The outputs of a node by port; cloning shares them.
+pub type Outputs = Arc<BTreeMap<&'static str, Value>>;
+
+/// Keeps the outputs of nodes. Only successes are stored.
+pub trait Cache: Send + Sync {
+    /// The outputs under a key.
+    fn get(&self, key: &Key) -> Option<Outputs>;
+
+    /// Where the outputs under a key are (`memory`), if they are there; this does not count as a use.
+    fn place(&self, key: &Key) -> Option<&'static str>;
+
+    /// Stores outputs that took so many seconds to make; what does not fit is not stored.
+    fn put(&self, key: Key, outputs: &Outputs, seconds: f64);
+}
+
+/// Keeps nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoCache;
+
+impl Cache for NoCache {
+    fn get(&self, _: &Key) -> Option<Outputs> {
+        None
+    }
+    fn place(&self, _: &Key) -> Option<&'static str> {
+        None
+    }
+    fn put(&self, _: Key, _: &Outputs, _: f64) {}
+}

@@ -1,0 +1,2975 @@
+//! From a workflow as it is written to one that can run: `use:` inlined, references resolved, parameters read, facts
+//! of the inputs known. All faults at once.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde_json::Value as Json;
+
+use crate::fields::MAX_INTEGER;
+use crate::files::Files;
+use crate::node::{Fault, FaultKind, ReadFile};
+use crate::params::{self, How, Mismatch, Origin, ParamType, Setting, expected};
+use crate::port::{Arity, Known, PortSpec};
+use crate::problem::{self, Code, Problem, Problems, Source, Span};
+use crate::registry::{Entry, ErasedNode, Field, KnownPorts, Registry, Step};
+use crate::save;
+use crate::shape::{Shape, Text};
+use crate::suggest;
+use crate::template::{self, Piece, TemplateFault};
+use crate::workflow::{self, InputKind, NodeBody, ParamDecl, Spanned, Workflow};
+use crate::yaml::{self, Key, Node, Tree};
+
+/// How many nodes a workflow may have with everything included.
+pub const MAX_NODES: usize = 200_000;
+/// How many levels of `use` there may be.
+pub const MAX_LEVELS: usize = 64;
+/// From so many faults on no "did you mean" is looked for: the search is not free, and nobody reads that far.
+const HINTED: usize = 500;
+
+/// What is given to a workflow from outside.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// The `name=value` of each `--set`; the last one for a name counts, and all count more than files.
+    pub set: Vec<String>,
+    /// The files of `--params`; the last one for a name counts.
+    pub params: Vec<PathBuf>,
+    /// The folder from which relative paths in `set` are resolved; empty: the current one.
+    pub folder: PathBuf,
+    /// Whether a reusable workflow is checked by itself: its inputs without defaults are then unknown, not missing.
+    /// What comes out can be checked but not run.
+    pub part: bool,
+    /// What `random` draws, for tests; unless given it is drawn from the system's randomness.
+    pub draw: Option<u64>,
+}
+
+/// The value of a param in this run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ResolvedParam {
+    /// Its name; of a param of an included workflow `retouch/seed`.
+    pub name: String,
+    /// Its value; of a seed always a number.
+    pub value: Json,
+    /// Where the value comes from.
+    pub from: How,
+}
+
+/// A link from a node's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The index of the node in [`Checked::nodes`].
+    pub node: usize,
+    /// The name of the output port.
+    pub port: &'static str,
+}
+
+/// A node that can run.
+#[derive(Clone)]
+pub struct CheckedNode {
+    pub(crate) name: String,
+    pub(crate) entry: Arc<Entry>,
+    pub(crate) node: Arc<dyn ErasedNode>,
+    /// The parameters with defaults filled in and paths left out.
+    pub(crate) params: Json,
+    /// The links of each input port in the order of declaration.
+    pub(crate) links: Vec<Vec<Link>>,
+    pub(crate) reads: Vec<ReadFile>,
+    pub(crate) source: Source,
+    pub(crate) span: Span,
+}
+
+impl CheckedNode {
+    /// The node's name; of an included one `retouch/swap`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its op.
+    #[must_use]
+    pub fn entry(&self) -> &Arc<Entry> {
+        &self.entry
+    }
+
+    /// Its parameters with defaults filled in; paths are null.
+    #[must_use]
+    pub fn params(&self) -> &Json {
+        &self.params
+    }
+
+    /// The links of each input port in the order of declaration.
+    #[must_use]
+    pub fn links(&self) -> &[Vec<Link>] {
+        &self.links
+    }
+
+    /// The files that it reads.
+    #[must_use]
+    pub fn reads(&self) -> &[ReadFile] {
+        &self.reads
+    }
+}
+
+/// An output that can be made.
+#[derive(Clone, Debug)]
+pub struct CheckedOutput {
+    /// Its name.
+    pub name: String,
+    /// Where its value comes from.
+    pub link: Link,
+    /// The path below the output folder, templates filled in.
+    pub save: Option<String>,
+}
+
+/// A workflow that is sound: a flat graph with everything included.
+#[derive(Clone)]
+pub struct Checked {
+    /// The workflow's name.
+    pub name: String,
+    /// What it does, for people.
+    pub description: Option<String>,
+    /// The workflow's text.
+    pub source: Source,
+    /// The values of its params, drawn seeds among them.
+    pub params: Vec<ResolvedParam>,
+    /// The nodes in the order of the file.
+    pub nodes: Vec<CheckedNode>,
+    /// The outputs in the order of the file.
+    pub outputs: Vec<CheckedOutput>,
+    /// What is odd but no fault.
+    pub warnings: Vec<Problem>,
+    /// The workflow files and parameter files that were read.
+    pub files: Vec<PathBuf>,
+    /// For each node that uses a workflow, by name: where its outputs come from.
+    pub(crate) groups: HashMap<String, Vec<usize>>,
+    /// Why it cannot run, if it is a part that was checked by itself.
+    pub(crate) open: Option<Problem>,
+}
+
+impl std::fmt::Debug for Checked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Checked")
+            .field("name", &self.name)
+            .field("nodes", &self.nodes.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Checked {
+    /// The node of that name.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<&CheckedNode> {
+        self.nodes.iter().find(|node| node.name == name)
+    }
+}
+
+/// A value of a param or an input.
+#[derive(Clone, Debug)]
+struct Bound {
+    value: Json,
+    kind: ParamType,
+    decl: (Source, Span),
+    origin: Origin,
+}
+
+#[derive(Clone, Debug)]
+enum Given {
+    Value(Bound),
+    /// Optional and not given.
+    Absent,
+    /// At fault, and reported; or an input of a part that is checked by itself.
+    Broken,
+}
+
+enum Slot {
+    Op(usize),
+    Use(usize),
+    Broken,
+}
+
+struct Scope {
+    workflow: Arc<Workflow>,
+    prefix: String,
+    parent: Option<usize>,
+    values: HashMap<String, Given>,
+    /// What is linked to the inputs, in the parent's terms.
+    links: HashMap<String, Spanned<String>>,
+    slots: HashMap<String, Slot>,
+}
+
+/// A node of the flat graph while it is being checked.
+struct Flat {
+    scope: usize,
+    /// The node's position in its workflow.
+    at: usize,
+    entry: Arc<Entry>,
+    links: Vec<Vec<(Link, Span)>>,
+    /// The number of links of each port, unknown ones of a part counted.
+    known_links: Vec<usize>,
+    node: Option<Arc<dyn ErasedNode>>,
+    params: Json,
+    reads: Vec<ReadFile>,
+}
+
+/// What a reference to an output comes to.
+enum Target {
+    Link(Link, Types),
+    /// An optional input that is not given.
+    Absent,
+    /// An input of a part that is checked by itself.
+    Open(Types),
+    /// A param or an input that is a value.
+    Value,
+    Broken,
+}
+
+#[derive(Clone, Copy)]
+enum Types {
+    Ports(&'static [&'static str]),
+    One(&'static str),
+}
+
+impl Types {
+    fn as_slice(&self) -> &[&'static str] {
+        match self {
+            Self::Ports(types) => types,
+            Self::One(one) => std::slice::from_ref(one),
+        }
+    }
+}
+
+enum Reference<'a> {
+    Param(&'a str),
+    Input(&'a str),
+    Node(&'a str, Option<&'a str>),
+}
+
+enum Built {
+    Value(Json),
+    Absent,
+    Broken,
+}
+
+/// What [`check`] works with.
+pub(crate) struct World<'a> {
+    pub(crate) registry: &'a Registry,
+    pub(crate) files: &'a dyn Files,
+    pub(crate) settings: &'a Settings,
+}
+
+/// Checks a workflow; `path` is its own, for recursion.
+pub(crate) fn check(
+    world: &World<'_>,
+    workflow: Workflow,
+    path: Option<&Path>,
+    problems: Vec<Problem>,
+) -> Result<Checked, Problems> {
+    let mut checker = Checker {
+        world,
+        problems,
+        workflows: HashMap::new(),
+        read: path.map(Path::to_owned).into_iter().collect(),
+        scopes: Vec::new(),
+        flat: Vec::new(),
+        resolved: Vec::new(),
+        used: HashSet::new(),
+        resolving: Vec::new(),
+        open: None,
+        overfull: false,
+        draws: 0,
+    };
+    checker.run(Arc::new(workflow), path)
+}
+
+struct Checker<'a> {
+    world: &'a World<'a>,
+    problems: Vec<Problem>,
+    workflows: HashMap<PathBuf, Option<Arc<Workflow>>>,
+    read: Vec<PathBuf>,
+    scopes: Vec<Scope>,
+    flat: Vec<Flat>,
+    resolved: Vec<ResolvedParam>,
+    /// The params of the outermost workflow that something refers to.
+    used: HashSet<String>,
+    /// The references that are being followed through included workflows.
+    resolving: Vec<(usize, String)>,
+    open: Option<Problem>,
+    overfull: bool,
+    draws: u64,
+}
+
+impl Checker<'_> {
+    fn run(&mut self, workflow: Arc<Workflow>, path: Option<&Path>) -> Result<Checked, Problems> {
+        let settings = self.settings(&workflow);
+        let mut trail: Vec<PathBuf> = path.map(normal).into_iter().collect();
+        let names = vec![workflow.source.name().to_owned()];
+        self.root(&workflow, settings);
+        self.nodes_of(0, &mut trail, &mut names.clone());
+        for index in 0..self.flat.len() {
+            self.fields(index);
+        }
+        for scope in 0..self.scopes.len() {
+            self.given_links(scope);
+        }
+        let outputs = self.outputs();
+        let order = self.order();
+        let known = self.facts(&order);
+        self.outputs_made(&outputs, &known);
+        let made = self.flat.iter().all(|flat| flat.node.is_some());
+        if self.problems.is_empty() && !made && self.open.is_none() {
+            // Every way to here has said why; this is the net below them.
+            self.problems.push(
+                Problem::new(
+                    Code::BadReference,
+                    &workflow.source,
+                    Span::default(),
+                    "some nodes cannot be made, and no fault was found in them",
+                )
+                .help("this is a fault of the program: please report the workflow"),
+            );
+        }
+        if !self.problems.is_empty() {
+            let mut problems = std::mem::take(&mut self.problems);
+            one_for_each_number(&mut problems);
+            return Err(Problems::new(problems));
+        }
+        let warnings = self.warnings(&outputs);
+        let groups = self.groups();
+        let outputs = if made { outputs } else { Vec::new() };
+        if !made {
+            // A part by itself: without some of its nodes the indices of links mean nothing.
+            for flat in &mut self.flat {
+                flat.links.clear();
+            }
+        }
+        let nodes = std::mem::take(&mut self.flat)
+            .into_iter()
+            .filter_map(|flat| {
+                let scope = &self.scopes[flat.scope];
+                let (name, decl) = scope.workflow.nodes.get_index(flat.at)?;
+                Some(CheckedNode {
+                    name: format!("{}{name}", scope.prefix),
+                    entry: flat.entry,
+                    node: flat.node?,
+                    params: flat.params,
+                    links: flat
+                        .links
+                        .into_iter()
+                        .map(|links| links.into_iter().map(|(link, _)| link).collect())
+                        .collect(),
+                    reads: flat.reads,
+                    source: scope.workflow.source.clone(),
+                    span: decl.name_span,
+                })
+            })
+            .collect();
+        Ok(Checked {
+            name: workflow.name.clone(),
+            description: workflow.description.clone(),
+            source: workflow.source.clone(),
+            params: std::mem::take(&mut self.resolved),
+            nodes,
+            outputs: outputs.into_iter().map(|(output, _)| output).collect(),
+            warnings,
+            files: std::mem::take(&mut self.read),
+            groups,
+            open: self.open.take(),
+        })
+    }
+
+    fn hint<'n>(
+        &self,
+        typed: &str,
+        what: &str,
+        known: impl IntoIterator<Item = &'n str> + Clone,
+    ) -> Option<String> {
+        if self.problems.len() > HINTED {
+            return None;
+        }
+        suggest::hint(typed, what, known)
+    }
+
+    // ---- values from outside ----
+
+    fn settings(&mut self, workflow: &Workflow) -> HashMap<String, Setting> {
+        let mut settings = HashMap::new();
+        for path in &self.world.settings.params {
+            self.read.push(path.clone());
+            let name = path.display().to_string();
+            let folder = Arc::new(folder_of(path));
+            match read(self.world.files, &name, path) {
+                Ok(source) => {
+                    for setting in params::read_file(&source, &folder, workflow, &mut self.problems)
+                    {
+                        settings.insert(setting.name.text.clone(), setting);
+                    }
+                }
+                Err(problem) => self.problems.push(problem),
+            }
+        }
+        let folder = Arc::new(self.world.settings.folder.clone());
+        for text in &self.world.settings.set {
+            if let Some(setting) = params::read_set(text, &folder, workflow, &mut self.problems) {
+                settings.insert(setting.name.text.clone(), setting);
+            }
+        }
+        settings
+    }
+
+    /// A seed from the system's randomness, or the one that a test asked for.
+    fn draw(&mut self) -> u64 {
+        self.draws += 1;
+        let drawn = self.world.settings.draw.map_or_else(
+            || {
+                use std::hash::{BuildHasher, Hasher};
+                // The keys of the standard library's hasher are random for each process and differ for each state.
+                let mut hasher = std::hash::RandomState::new().build_hasher();
+                hasher.write_u64(self.draws);
+                hasher.finish()
+            },
+            |draw| draw.wrapping_add(self.draws - 1),
+        );
+        drawn & MAX_INTEGER
+    }
+
+    fn bind(
+        &mut self,
+        prefix: &str,
+        name: &str,
+        kind: ParamType,
+        decl: (Source, Span),
+        mut value: Json,
+        mut origin: Origin,
+    ) -> Given {
+        if kind == ParamType::Seed && value.as_str() == Some("random") {
+            value = Json::from(self.draw());
+            origin.how = How::Drawn;
+        }
+        if prefix.is_empty() || origin.how == How::Drawn {
+            self.resolved.push(ResolvedParam {
+                name: format!("{prefix}{name}"),
+                value: value.clone(),
+                from: origin.how,
+            });
+        }
+        Given::Value(Bound {
+            value,
+            kind,
+            decl,
+            origin,
+        })
+    }
+
+    fn default_of(
+        &mut self,
+        prefix: &str,
+        name: &str,
+        decl: &ParamDecl,
+        w: &Workflow,
+    ) -> Option<Given> {
+        let default = decl.default.as_ref()?;
+        let origin = Origin {
+            source: w.source.clone(),
+            span: default.span,
+            folder: Arc::clone(&w.folder),
+            how: How::Default,
+        };
+        Some(self.bind(
+            prefix,
+            name,
+            decl.kind,
+            (w.source.clone(), decl.name_span),
+            default.value.clone(),
+            origin,
+        ))
+    }
+
+    /// The scope of the workflow that is run.
+    fn root(&mut self, workflow: &Arc<Workflow>, mut settings: HashMap<String, Setting>) {
+        let mut values = HashMap::new();
+        for (name, decl) in &workflow.params {
+            let given = if let Some(setting) = settings.remove(name) {
+                match decl.read(name, &setting.tree) {
+                    Ok(value) => self.bind(
+                        "",
+                        name,
+                        decl.kind,
+                        (workflow.source.clone(), decl.name_span),
+                        value,
+                        setting.origin,
+                    ),
+                    Err(mut mismatch) => {
+                        if setting.raw.is_some() {
+                            // On the command line it is `--set x=1`, not `x: 1`.
+                            mismatch.help = mismatch.help.map(|help| {
+                                help.replace(&format!("{name}: "), &format!("--set {name}="))
+                            });
+                        }
+                        self.problems.push(
+                            mismatch
+                                .at(&setting.origin.source, setting.origin.span)
+                                .also(&workflow.source, decl.name_span, "declared here"),
+                        );
+                        Given::Broken
+                    }
+                }
+            } else if let Some(given) = self.default_of("", name, decl, workflow) {
+                given
+            } else {
+                if !decl.optional && !self.world.settings.part {
+                    self.problems.push(
+                        Problem::new(
+                            Code::MissingParam,
+                            &workflow.source,
+                            decl.name_span,
+                            format!("the param `{name}` has no value"),
+                        )
+                        .help(format!(
+                            "give it one with `--set {name}=...`, or add a `default`"
+                        )),
+                    );
+                }
+                Given::Broken
+            };
+            values.insert(name.clone(), given);
+        }
+        let mut missing: Vec<(&str, Span)> = Vec::new();
+        for (name, decl) in &workflow.inputs {
+            let mut needed = !decl.optional;
+            if let InputKind::Value(value) = &decl.kind {
+                let given = self.default_of("", name, value, workflow);
+                needed &= given.is_none();
+                let given = given.unwrap_or(if decl.optional {
+                    Given::Absent
+                } else {
+                    Given::Broken
+                });
+                values.insert(name.clone(), given);
+            }
+            if needed {
+                missing.push((name, decl.name_span));
+            }
+        }
+        if let Some((first, span)) = missing.first() {
+            let names: Vec<&str> = missing.iter().map(|(name, _)| *name).collect();
+            let with: Vec<String> = names.iter().map(|name| format!("{name}: ...")).collect();
+            let problem = Problem::new(
+                Code::NotRunnable,
+                &workflow.source,
+                *span,
+                format!(
+                    "this workflow is a part: it needs {} from a workflow that uses it",
+                    suggest::list(&names)
+                ),
+            )
+            .label(format!("`{first}` has no default"))
+            .help(format!(
+                "run a workflow with a node `part: {{use: {}, with: {{{}}}}}`",
+                workflow.source.name(),
+                with.join(", ")
+            ));
+            if self.world.settings.part {
+                self.open = Some(problem);
+            } else {
+                self.problems.push(problem);
+            }
+        }
+        self.check_inputs(workflow);
+        self.scopes.push(Scope {
+            workflow: Arc::clone(workflow),
+            prefix: String::new(),
+            parent: None,
+            values,
+            links: HashMap::new(),
+            slots: HashMap::new(),
+        });
+    }
+
+    /// The types of inputs are known to the registry only.
+    fn check_inputs(&mut self, workflow: &Workflow) {
+        for decl in workflow.inputs.values() {
+            if let InputKind::Port(kind) = &decl.kind
+                && self.world.registry.port_type(kind).is_none()
+            {
+                let known: Vec<&str> = ParamType::ALL
+                    .iter()
+                    .map(|kind| kind.name())
+                    .chain(self.world.registry.port_types())
+                    .collect();
+                let mut unique: Vec<&str> = Vec::new();
+                for name in known {
+                    if !unique.contains(&name) {
+                        unique.push(name);
+                    }
+                }
+                let help = self.hint(kind, "types", unique.iter().copied());
+                self.problems.push(
+                    Problem::new(
+                        Code::UnknownType,
+                        &workflow.source,
+                        decl.type_span,
+                        format!("there is no type `{}`", kind.escape_debug()),
+                    )
+                    .maybe_help(help),
+                );
+            }
+        }
+    }
+
+    // ---- nodes and included workflows ----
+
+    /// Lists the nodes of a scope; workflows that it uses become scopes of their own.
+    fn nodes_of(&mut self, scope: usize, trail: &mut Vec<PathBuf>, names: &mut Vec<String>) {
+        let workflow = Arc::clone(&self.scopes[scope].workflow);
+        for (at, (name, decl)) in workflow.nodes.iter().enumerate() {
+            let slot = match &decl.body {
+                NodeBody::Broken => Slot::Broken,
+                NodeBody::Op { op, .. } => match self.world.registry.entry(&op.value) {
+                    _ if self.flat.len() >= MAX_NODES => {
+                        self.too_many(&workflow.source, decl.name_span);
+                        Slot::Broken
+                    }
+                    Some(entry) => {
+                        self.flat.push(Flat {
+                            scope,
+                            at,
+                            entry: Arc::clone(entry),
+                            links: vec![Vec::new(); entry.inputs().len()],
+                            known_links: vec![0; entry.inputs().len()],
+                            node: None,
+                            params: Json::Null,
+                            reads: Vec::new(),
+                        });
+                        Slot::Op(self.flat.len() - 1)
+                    }
+                    None => {
+                        let help = self.hint(
+                            &op.value,
+                            "ops",
+                            self.world.registry.iter().map(|entry| entry.op()),
+                        );
+                        self.problems.push(
+                            Problem::new(
+                                Code::UnknownOp,
+                                &workflow.source,
+                                op.span,
+                                format!("there is no op `{}`", op.value.escape_debug()),
+                            )
+                            .maybe_help(
+                                help.or_else(|| Some("`retouch nodes` lists all ops".to_owned())),
+                            ),
+                        );
+                        Slot::Broken
+                    }
+                },
+                NodeBody::Use { path, with } => self
+                    .include(scope, name, path, with, trail, names)
+                    .map_or(Slot::Broken, Slot::Use),
+            };
+            self.scopes[scope].slots.insert(name.clone(), slot);
+        }
+    }
+
+    fn too_many(&mut self, source: &Source, span: Span) {
+        if !self.overfull {
+            self.overfull = true;
+            self.problems.push(
+                Problem::new(
+                    Code::TooManyNodes,
+                    source,
+                    span,
+                    format!("with everything included there are more than {MAX_NODES} nodes"),
+                )
+                .help("does a workflow use one that uses many others many times over?"),
+            );
+        }
+    }
+
+    fn include(
+        &mut self,
+        outer: usize,
+        name: &str,
+        path: &Spanned<String>,
+        with: &[(Key, Tree)],
+        trail: &mut Vec<PathBuf>,
+        names: &mut Vec<String>,
+    ) -> Option<usize> {
+        let workflow = Arc::clone(&self.scopes[outer].workflow);
+        let source = &workflow.source;
+        let file = workflow.folder.join(&path.value);
+        let identity = normal(&file);
+        if let Some(from) = trail.iter().position(|known| *known == identity) {
+            let offset = names.len() - trail.len();
+            let mut files: Vec<&str> = names[from + offset..].iter().map(String::as_str).collect();
+            let again = files.first().copied().unwrap_or_default();
+            files.push(again);
+            let problem = Problem::new(
+                Code::IncludeCycle,
+                source,
+                path.span,
+                format!("the workflow includes itself: {}", files.join(" -> ")),
+            )
+            .help("put what both need into a third workflow");
+            self.problems.push(problem);
+            return None;
+        }
+        if trail.len() >= MAX_LEVELS || self.scopes.len() >= MAX_NODES {
+            self.too_many(source, path.span);
+            return None;
+        }
+        let inner = match self.workflows.get(&identity) {
+            Some(known) => known.clone()?,
+            None => {
+                let parsed = self.include_file(source, path, &file);
+                self.workflows.insert(identity.clone(), parsed.clone());
+                parsed?
+            }
+        };
+        let prefix = format!("{}{name}/", self.scopes[outer].prefix);
+        let name_span = workflow
+            .nodes
+            .get(name)
+            .map_or(path.span, |decl| decl.name_span);
+        let (values, links) = self.with(outer, &prefix, name, name_span, &inner, with);
+        self.scopes.push(Scope {
+            workflow: Arc::clone(&inner),
+            prefix,
+            parent: Some(outer),
+            values,
+            links,
+            slots: HashMap::new(),
+        });
+        let scope = self.scopes.len() - 1;
+        trail.push(identity);
+        names.push(inner.source.name().to_owned());
+        self.nodes_of(scope, trail, names);
+        names.pop();
+        trail.pop();
+        Some(scope)
+    }
+
+    fn include_file(
+        &mut self,
+        outer: &Source,
+        path: &Spanned<String>,
+        file: &Path,
+    ) -> Option<Arc<Workflow>> {
+        let name = display(file);
+        if path.value.is_empty() || !self.world.files.is_file(file) {
+            self.problems.push(
+                Problem::new(
+                    Code::IncludeMissing,
+                    outer,
+                    path.span,
+                    format!("there is no file `{name}`"),
+                )
+                .help("a path is relative to the file that wrote it"),
+            );
+            return None;
+        }
+        self.read.push(file.to_owned());
+        match read(self.world.files, &name, file) {
+            Ok(source) => {
+                let inner =
+                    workflow::parse(&source, &folder_of(file), &mut self.problems).map(Arc::new);
+                if let Some(inner) = &inner {
+                    self.check_inputs(inner);
+                }
+                inner
+            }
+            Err(problem) => {
+                self.problems
+                    .push(problem.also(outer, path.span, "used here"));
+                None
+            }
+        }
+    }
+
+    /// What an included workflow is given.
+    fn with(
+        &mut self,
+        outer: usize,
+        prefix: &str,
+        name: &str,
+        name_span: Span,
+        inner: &Workflow,
+        with: &[(Key, Tree)],
+    ) -> (HashMap<String, Given>, HashMap<String, Spanned<String>>) {
+        let workflow = Arc::clone(&self.scopes[outer].workflow);
+        let source = &workflow.source;
+        let mut values: HashMap<String, Given> = HashMap::new();
+        let mut links = HashMap::new();
+        for (key, tree) in with {
+            let input = inner.inputs.get(&key.text);
+            let decl = match input.map(|input| &input.kind) {
+                Some(InputKind::Value(decl)) => Some(decl),
+                Some(InputKind::Port(_)) => {
+                    match tree.as_text() {
+                        Some(text) if text.starts_with('$') && !text.starts_with("$$") => {
+                            links.insert(
+                                key.text.clone(),
+                                Spanned {
+                                    value: text.to_owned(),
+                                    span: tree.span,
+                                },
+                            );
+                        }
+                        _ => {
+                            self.problems.push(
+                                Problem::new(
+                                    Code::LinkDue,
+                                    source,
+                                    tree.span,
+                                    format!(
+                                        "the input `{}` takes a reference to a node's output, not {}",
+                                        key.text,
+                                        tree.describe()
+                                    ),
+                                )
+                                .help(format!("write `{}: $node`", key.text)),
+                            );
+                            // Given, if wrongly: it is not missing too.
+                            links.insert(
+                                key.text.clone(),
+                                Spanned {
+                                    value: String::new(),
+                                    span: tree.span,
+                                },
+                            );
+                        }
+                    }
+                    continue;
+                }
+                None => inner.params.get(&key.text),
+            };
+            let Some(decl) = decl else {
+                let known = inner
+                    .inputs
+                    .keys()
+                    .chain(inner.params.keys())
+                    .map(String::as_str);
+                let help = self.hint(&key.text, "inputs and params", known);
+                self.problems.push(
+                    Problem::new(
+                        Code::UnknownWith,
+                        source,
+                        key.span,
+                        format!(
+                            "`{}` has no input or param `{}`",
+                            inner.source.name(),
+                            key.text
+                        ),
+                    )
+                    .maybe_help(help),
+                );
+                continue;
+            };
+            let given = self.with_value(outer, prefix, key, tree, decl, inner);
+            values.insert(key.text.clone(), given);
+        }
+        let mut missing = Vec::new();
+        for (input, decl) in &inner.inputs {
+            match &decl.kind {
+                InputKind::Port(_) => {
+                    if !links.contains_key(input) && !decl.optional {
+                        missing.push(input.as_str());
+                    }
+                }
+                InputKind::Value(value) => {
+                    if !values.contains_key(input) {
+                        let given = self.default_of(prefix, input, value, inner);
+                        let given = given.unwrap_or_else(|| {
+                            if decl.optional {
+                                return Given::Absent;
+                            }
+                            missing.push(input);
+                            Given::Broken
+                        });
+                        values.insert(input.clone(), given);
+                    }
+                }
+            }
+        }
+        for (param, decl) in &inner.params {
+            if !values.contains_key(param) {
+                let given = self.default_of(prefix, param, decl, inner);
+                let given = given.unwrap_or_else(|| {
+                    if !decl.optional {
+                        missing.push(param);
+                    }
+                    Given::Broken
+                });
+                values.insert(param.clone(), given);
+            }
+        }
+        for missing in missing {
+            let declared = inner
+                .inputs
+                .get(missing)
+                .map(|decl| decl.name_span)
+                .or_else(|| inner.params.get(missing).map(|decl| decl.name_span));
+            let mut problem = Problem::new(
+                Code::MissingWith,
+                source,
+                name_span,
+                format!(
+                    "`{name}` is not given `{missing}`, which `{}` needs",
+                    inner.source.name()
+                ),
+            )
+            .help(format!("add `with: {{{missing}: ...}}`"));
+            if let Some(span) = declared {
+                problem = problem.also(&inner.source, span, "declared here");
+            }
+            self.problems.push(problem);
+        }
+        (values, links)
+    }
+
+    fn with_value(
+        &mut self,
+        outer: usize,
+        prefix: &str,
+        key: &Key,
+        tree: &Tree,
+        decl: &ParamDecl,
+        inner: &Workflow,
+    ) -> Given {
+        let workflow = Arc::clone(&self.scopes[outer].workflow);
+        let source = &workflow.source;
+        let declared = (inner.source.clone(), decl.name_span);
+        let mut origin = Origin {
+            source: source.clone(),
+            span: tree.span,
+            folder: Arc::clone(&workflow.folder),
+            how: How::With,
+        };
+        let mut literal = tree.clone();
+        if let Node::String { text, quoted } = &tree.node {
+            if let Some(rest) = text.strip_prefix("$$") {
+                literal.node = Node::String {
+                    text: format!("${rest}"),
+                    quoted: *quoted,
+                };
+            } else if text.starts_with('$') {
+                match self.value_reference(outer, text, tree.span, &key.text) {
+                    Built::Absent => return Given::Absent,
+                    Built::Broken => return Given::Broken,
+                    Built::Value(_) => {}
+                }
+                let Some(Given::Value(bound)) = self.bound(outer, text) else {
+                    return Given::Broken;
+                };
+                literal = to_tree(&bound.value, tree.span);
+                origin.folder = bound.origin.folder;
+                if decl.kind == ParamType::Path && bound.kind != ParamType::Path {
+                    origin.folder = Arc::clone(&workflow.folder);
+                }
+            } else if decl.kind == ParamType::String {
+                match self.fill(outer, text, tree.span, &[]) {
+                    Some(text) => {
+                        literal.node = Node::String {
+                            text,
+                            quoted: *quoted,
+                        };
+                    }
+                    None => return Given::Broken,
+                }
+            }
+        }
+        match decl.read(&key.text, &literal) {
+            Ok(value) => self.bind(prefix, &key.text, decl.kind, declared, value, origin),
+            Err(mismatch) => {
+                self.problems.push(mismatch.at(source, tree.span).also(
+                    &inner.source,
+                    decl.name_span,
+                    "declared here",
+                ));
+                Given::Broken
+            }
+        }
+    }
+
+    // ---- references ----
+
+    fn reference<'t>(&mut self, scope: usize, text: &'t str, span: Span) -> Option<Reference<'t>> {
+        let source = self.scopes[scope].workflow.source.clone();
+        let body = text.strip_prefix('$').unwrap_or(text);
+        let (name, port) = match body.split_once('.') {
+            Some((name, port)) => (name, Some(port)),
+            None => (body, None),
+        };
+        let help = format!(
+            "a reference is `$node`, `$node.port` or `$params.name`; a text that begins with a dollar is written `$${}`",
+            body.chars().take(20).collect::<String>()
+        );
+        let parsed = match (name, port) {
+            ("params", Some(param)) if template::is_name(param) => Some(Reference::Param(param)),
+            ("inputs", Some(input)) if template::is_name(input) => Some(Reference::Input(input)),
+            ("params" | "inputs" | "outputs", _) => None,
+            (name, None) if template::is_name(name) => Some(Reference::Node(name, None)),
+            (name, Some(port)) if template::is_name(name) && template::is_name(port) => {
+                Some(Reference::Node(name, Some(port)))
+            }
+            _ => None,
+        };
+        if parsed.is_none() {
+            self.problems.push(
+                Problem::new(
+                    Code::BadReference,
+                    &source,
+                    span,
+                    format!("`{}` is not a reference", text.escape_debug()),
+                )
+                .help(help),
+            );
+        }
+        parsed
+    }
+
+    fn bound(&self, scope: usize, text: &str) -> Option<Given> {
+        let name = text
+            .strip_prefix("$params.")
+            .or_else(|| text.strip_prefix("$inputs."))?;
+        self.scopes[scope].values.get(name).cloned()
+    }
+
+    /// Follows a reference where a value is due; the value itself is fetched with [`Checker::bound`].
+    fn value_reference(&mut self, scope: usize, text: &str, span: Span, field: &str) -> Built {
+        let workflow = Arc::clone(&self.scopes[scope].workflow);
+        let source = &workflow.source;
+        let Some(reference) = self.reference(scope, text, span) else {
+            return Built::Broken;
+        };
+        match reference {
+            Reference::Param(name) => {
+                if !workflow.params.contains_key(name) {
+                    self.unknown_param(&workflow, name, span);
+                    return Built::Broken;
+                }
+                if scope == 0 {
+                    self.used.insert(name.to_owned());
+                }
+                match self.scopes[scope].values.get(name) {
+                    Some(Given::Value(bound)) => Built::Value(bound.value.clone()),
+                    Some(Given::Absent) => Built::Absent,
+                    _ => Built::Broken,
+                }
+            }
+            Reference::Input(name) => match workflow.inputs.get(name).map(|decl| &decl.kind) {
+                Some(InputKind::Value(_)) => match self.scopes[scope].values.get(name) {
+                    Some(Given::Value(bound)) => Built::Value(bound.value.clone()),
+                    Some(Given::Absent) => Built::Absent,
+                    _ => Built::Broken,
+                },
+                Some(InputKind::Port(kind)) => {
+                    self.problems.push(
+                        Problem::new(
+                            Code::ValueDue,
+                            source,
+                            span,
+                            format!(
+                                "`{field}` takes a value, and the input `{name}` is a link to a {kind}"
+                            ),
+                        )
+                        .help("write a value, or a reference to a param"),
+                    );
+                    Built::Broken
+                }
+                None => {
+                    self.unknown_input(&workflow, name, span);
+                    Built::Broken
+                }
+            },
+            Reference::Node(name, _) => {
+                let param = workflow.params.contains_key(name);
+                let near = suggest::nearest(name, ["params", "inputs"]);
+                let help = match (param, near) {
+                    (true, _) => format!("did you mean `$params.{name}`?"),
+                    (_, Some(near)) => {
+                        let rest = text.split_once('.').map_or("name", |(_, rest)| rest);
+                        format!("did you mean `${near}.{rest}`?")
+                    }
+                    _ => format!("write a value, `{field}: ...`, or `{field}: $params.name`"),
+                };
+                self.problems.push(
+                    Problem::new(
+                        Code::ValueDue,
+                        source,
+                        span,
+                        format!(
+                            "`{field}` is a parameter and takes a value, not the output of a node"
+                        ),
+                    )
+                    .help(help),
+                );
+                Built::Broken
+            }
+        }
+    }
+
+    fn unknown_param(&mut self, workflow: &Workflow, name: &str, span: Span) {
+        let help = if workflow.inputs.contains_key(name) {
+            Some(format!("did you mean `$inputs.{name}`?"))
+        } else {
+            let near = self.hint(name, "params", workflow.params.keys().map(String::as_str));
+            near.map(|near| near.replace("mean `", "mean `$params."))
+        };
+        self.problems.push(
+            Problem::new(
+                Code::UnknownParam,
+                &workflow.source,
+                span,
+                format!("there is no param `{name}`"),
+            )
+            .maybe_help(help),
+        );
+    }
+
+    fn unknown_input(&mut self, workflow: &Workflow, name: &str, span: Span) {
+        let help = if workflow.params.contains_key(name) {
+            Some(format!("did you mean `$params.{name}`?"))
+        } else {
+            let near = self.hint(name, "inputs", workflow.inputs.keys().map(String::as_str));
+            near.map(|near| near.replace("mean `", "mean `$inputs."))
+        };
+        self.problems.push(
+            Problem::new(
+                Code::UnknownInput,
+                &workflow.source,
+                span,
+                format!("there is no input `{name}`"),
+            )
+            .maybe_help(help),
+        );
+    }
+
+    /// Follows a reference where a link is due, through included workflows to the node that makes the value.
+    fn target(&mut self, scope: usize, text: &str, span: Span) -> Target {
+        let workflow = Arc::clone(&self.scopes[scope].workflow);
+        let Some(reference) = self.reference(scope, text, span) else {
+            return Target::Broken;
+        };
+        match reference {
+            Reference::Param(name) => {
+                if workflow.params.contains_key(name) {
+                    if scope == 0 {
+                        self.used.insert(name.to_owned());
+                    }
+                    return Target::Value;
+                }
+                self.unknown_param(&workflow, name, span);
+                Target::Broken
+            }
+            Reference::Input(name) => self.input_target(scope, &workflow, name, span),
+            Reference::Node(name, port) => self.node_target(scope, &workflow, name, port, span),
+        }
+    }
+
+    fn input_target(
+        &mut self,
+        scope: usize,
+        workflow: &Workflow,
+        name: &str,
+        span: Span,
+    ) -> Target {
+        let Some(decl) = workflow.inputs.get(name) else {
+            self.unknown_input(workflow, name, span);
+            return Target::Broken;
+        };
+        let InputKind::Port(kind) = &decl.kind else {
+            return Target::Value;
+        };
+        let Some(kind) = self.world.registry.port_type(kind) else {
+            return Target::Broken; // reported at the declaration
+        };
+        let Some(parent) = self.scopes[scope].parent else {
+            return if decl.optional {
+                Target::Absent
+            } else if self.world.settings.part {
+                Target::Open(Types::One(kind))
+            } else {
+                Target::Broken
+            };
+        };
+        let Some(link) = self.scopes[scope].links.get(name).cloned() else {
+            return if decl.optional {
+                Target::Absent
+            } else {
+                Target::Broken
+            };
+        };
+        if link.value.is_empty() {
+            return Target::Broken;
+        }
+        match self.follow(parent, scope, name, &link) {
+            Target::Link(link, _) => Target::Link(link, Types::One(kind)),
+            Target::Open(_) => Target::Open(Types::One(kind)),
+            Target::Absent => Target::Absent,
+            // Said where the link is given.
+            Target::Value | Target::Broken => Target::Broken,
+        }
+    }
+
+    /// Follows what an input is linked to. Its faults are told once, by [`Checker::given_links`].
+    fn follow(
+        &mut self,
+        parent: usize,
+        scope: usize,
+        name: &str,
+        link: &Spanned<String>,
+    ) -> Target {
+        let here = (scope, name.to_owned());
+        if self.resolving.contains(&here) {
+            return Target::Broken; // told where the round began
+        }
+        if self.resolving.len() > 4 * MAX_LEVELS {
+            let source = self.scopes[parent].workflow.source.clone();
+            self.too_many(&source, link.span);
+            return Target::Broken;
+        }
+        self.resolving.push(here);
+        let before = self.problems.len();
+        let target = self.target(parent, &link.value, link.span);
+        self.keep_cycles(before);
+        self.resolving.pop();
+        target
+    }
+
+    fn node_target(
+        &mut self,
+        scope: usize,
+        workflow: &Workflow,
+        name: &str,
+        port: Option<&str>,
+        span: Span,
+    ) -> Target {
+        let inner = match self.scopes[scope].slots.get(name) {
+            Some(Slot::Broken) => return Target::Broken,
+            Some(Slot::Op(index)) => {
+                let index = *index;
+                let entry = Arc::clone(&self.flat[index].entry);
+                let found = match port {
+                    None => entry.outputs().first(),
+                    Some(port) => entry.outputs().iter().find(|spec| spec.name == port),
+                };
+                if let Some(spec) = found {
+                    let link = Link {
+                        node: index,
+                        port: spec.name,
+                    };
+                    return Target::Link(link, Types::Ports(spec.types));
+                }
+                let outputs = entry.outputs().iter().map(|spec| spec.name);
+                self.unknown_port(workflow, name, port.unwrap_or(""), span, outputs);
+                return Target::Broken;
+            }
+            Some(Slot::Use(inner)) => *inner,
+            None => {
+                self.unknown_node(workflow, name, port, span);
+                return Target::Broken;
+            }
+        };
+        let included = Arc::clone(&self.scopes[inner].workflow);
+        let found = match port {
+            None => included.outputs.iter().next(),
+            Some(port) => included.outputs.get_key_value(port),
+        };
+        let Some((output, decl)) = found else {
+            let outputs: Vec<&str> = included.outputs.keys().map(String::as_str).collect();
+            self.unknown_port(workflow, name, port.unwrap_or(""), span, outputs);
+            return Target::Broken;
+        };
+        let Some(value) = decl.value.clone() else {
+            return Target::Broken;
+        };
+        let here = (inner, format!("outputs.{output}"));
+        if self.resolving.contains(&here) || self.resolving.len() > 4 * MAX_LEVELS {
+            self.problems.push(
+                Problem::new(
+                    Code::Cycle,
+                    &workflow.source,
+                    span,
+                    format!("`{name}` needs its own output `{output}`"),
+                )
+                .help("cut one of the links"),
+            );
+            return Target::Broken;
+        }
+        self.resolving.push(here);
+        let before = self.problems.len();
+        let target = self.target(inner, &value.value, value.span);
+        self.keep_cycles(before);
+        self.resolving.pop();
+        match target {
+            Target::Value => Target::Broken,
+            other => other,
+        }
+    }
+
+    /// Drops the faults found on the way through other workflows: they are told there, once. Only that the way has no
+    /// end is told here.
+    fn keep_cycles(&mut self, before: usize) {
+        let faults: Vec<Problem> = self
+            .problems
+            .drain(before..)
+            .filter(|problem| matches!(problem.code(), Code::Cycle | Code::TooManyNodes))
+            .collect();
+        self.problems.extend(faults);
+    }
+
+    fn unknown_port<'n>(
+        &mut self,
+        workflow: &Workflow,
+        node: &str,
+        port: &str,
+        span: Span,
+        known: impl IntoIterator<Item = &'n str> + Clone,
+    ) {
+        let help = self
+            .hint(port, "outputs", known)
+            .map(|hint| hint.replace("mean `", &format!("mean `${node}.")));
+        let message = if port.is_empty() {
+            format!("`{node}` has no outputs")
+        } else {
+            format!("`{node}` has no output `{port}`")
+        };
+        self.problems.push(
+            Problem::new(Code::UnknownPort, &workflow.source, span, message).maybe_help(help),
+        );
+    }
+
+    fn unknown_node(&mut self, workflow: &Workflow, name: &str, port: Option<&str>, span: Span) {
+        let suffix = port.map(|port| format!(".{port}")).unwrap_or_default();
+        let nodes = workflow.nodes.keys().map(String::as_str);
+        let help = if self.problems.len() > HINTED {
+            None
+        } else if workflow.params.contains_key(name) {
+            Some(format!("did you mean `$params.{name}`?"))
+        } else if workflow.inputs.contains_key(name) {
+            Some(format!("did you mean `$inputs.{name}`?"))
+        } else if let Some(near) = suggest::nearest(name, nodes.clone().chain(["params", "inputs"]))
+        {
+            Some(format!("did you mean `${near}{suffix}`?"))
+        } else {
+            suggest::hint(name, "nodes", nodes)
+        };
+        self.problems.push(
+            Problem::new(
+                Code::UnknownNode,
+                &workflow.source,
+                span,
+                format!("there is no node `{name}`"),
+            )
+            .maybe_help(help),
+        );
+    }
+
+    // ---- templates ----
+
+    /// Fills in a template; `extra` are names that only this one knows.
+    fn fill(
+        &mut self,
+        scope: usize,
+        text: &str,
+        span: Span,
+        extra: &[(&str, &str)],
+    ) -> Option<String> {
+        if !text.contains(['{', '}']) {
+            return Some(text.to_owned());
+        }
+        let workflow = Arc::clone(&self.scopes[scope].workflow);
+        let source = &workflow.source;
+        let pieces = match template::pieces(text) {
+            Ok(pieces) => pieces,
+            Err(fault) => {
+                let (message, help) = match fault {
+                    TemplateFault::Brace(_) => (
+                        "the template has a brace by itself".to_owned(),
+                        "a brace in the text is written twice: `{{` or `}}`",
+                    ),
+                    TemplateFault::NotAName(range) => (
+                        format!(
+                            "`{}` in the template does not name a param",
+                            text.get(range).unwrap_or("").escape_debug()
+                        ),
+                        "write `{name}`; a brace in the text is written twice: `{{` or `}}`",
+                    ),
+                };
+                self.problems
+                    .push(Problem::new(Code::BadTemplate, source, span, message).help(help));
+                return None;
+            }
+        };
+        let mut filled = String::new();
+        let mut broken = false;
+        for piece in pieces {
+            let (name, range) = match piece {
+                Piece::Text(text) => {
+                    filled.push_str(&text);
+                    continue;
+                }
+                Piece::Name(name, range) => (name, range),
+            };
+            let place = within(source, span, text.get(range).unwrap_or(""));
+            match self.scopes[scope].values.get(name) {
+                Some(given) => {
+                    if scope == 0 {
+                        self.used.insert(name.to_owned());
+                    }
+                    match given {
+                        Given::Broken => broken = true,
+                        Given::Value(bound) if !bound.value.is_array() => match &bound.value {
+                            Json::String(text) => filled.push_str(text),
+                            other => filled.push_str(&other.to_string()),
+                        },
+                        given => {
+                            let message = match given {
+                                Given::Absent => format!("the input `{name}` is not given"),
+                                _ => format!("`{name}` is a list, and a list is no text"),
+                            };
+                            broken = true;
+                            self.problems.push(
+                                Problem::new(Code::BadTemplate, source, place, message)
+                                    .help("use another param in the template"),
+                            );
+                        }
+                    }
+                }
+                None => match extra.iter().find(|(known, _)| *known == name) {
+                    Some((_, text)) => filled.push_str(text),
+                    None => {
+                        broken = true;
+                        let port = workflow.inputs.contains_key(name);
+                        let known: Vec<&str> = workflow
+                            .params
+                            .keys()
+                            .map(String::as_str)
+                            .chain(
+                                workflow
+                                    .inputs
+                                    .iter()
+                                    .filter(|(_, decl)| matches!(decl.kind, InputKind::Value(_)))
+                                    .map(|(name, _)| name.as_str()),
+                            )
+                            .chain(extra.iter().map(|(name, _)| *name))
+                            .collect();
+                        let help = if port {
+                            Some(format!("the input `{name}` is a link and no text"))
+                        } else {
+                            self.hint(name, "params", known)
+                        };
+                        self.problems.push(
+                            Problem::new(
+                                Code::UnknownTemplateName,
+                                source,
+                                place,
+                                format!("the template names `{name}`, and there is no such param"),
+                            )
+                            .maybe_help(help),
+                        );
+                    }
+                },
+            }
+        }
+        (!broken).then_some(filled)
+    }
+
+    // ---- the fields of a node ----
+
+    fn fields(&mut self, index: usize) {
+        let scope = self.flat[index].scope;
+        let at = self.flat[index].at;
+        let entry = Arc::clone(&self.flat[index].entry);
+        let workflow = Arc::clone(&self.scopes[scope].workflow);
+        let Some((name, decl)) = workflow.nodes.get_index(at) else {
+            return;
+        };
+        let NodeBody::Op { fields, .. } = &decl.body else {
+            return;
+        };
+        let source = &workflow.source;
+        let mut params = serde_json::Map::new();
+        let mut given_ports = vec![false; entry.inputs().len()];
+        let mut given_params = vec![false; entry.params().len()];
+        let mut broken = false;
+        for (key, tree) in fields {
+            match entry.field(&key.text) {
+                Some(Field::Port(port)) => {
+                    given_ports[port] = true;
+                    let before = self.problems.len();
+                    self.port(index, scope, port, &entry.inputs()[port], tree);
+                    broken |= self.problems.len() > before;
+                }
+                Some(Field::Param(param)) => {
+                    let info = &entry.params()[param];
+                    match self.build(index, scope, &info.name, tree, &info.shape) {
+                        Built::Value(value) => {
+                            given_params[param] = true;
+                            params.insert(info.name.clone(), value);
+                        }
+                        Built::Absent => {}
+                        Built::Broken => {
+                            given_params[param] = true;
+                            broken = true;
+                        }
+                    }
+                }
+                None => {
+                    broken = true;
+                    let help = if key.text == "with" {
+                        Some(
+                            "`with` belongs to `use:`; an op's parameters stand beside `op`"
+                                .to_owned(),
+                        )
+                    } else {
+                        self.hint(&key.text, "keys of this op", entry.field_names())
+                    };
+                    self.problems.push(
+                        Problem::new(
+                            Code::UnknownField,
+                            source,
+                            key.span,
+                            format!(
+                                "`{}` has neither a parameter nor a port `{}`",
+                                entry.op(),
+                                key.text
+                            ),
+                        )
+                        .maybe_help(help),
+                    );
+                }
+            }
+        }
+        for (port, spec) in entry.inputs().iter().enumerate() {
+            if spec.arity == Arity::One && !given_ports[port] {
+                broken = true;
+                if decl.tainted {
+                    continue;
+                }
+                let help = self.candidate(scope, spec.types, Some(index)).map_or_else(
+                    || format!("add `{}: $node`", spec.name),
+                    |found| format!("add `{}: {found}`", spec.name),
+                );
+                self.problems.push(
+                    Problem::new(
+                        Code::MissingLink,
+                        source,
+                        decl.name_span,
+                        format!(
+                            "`{name}` ({}) is not linked to its {}: the port `{}` is missing",
+                            entry.op(),
+                            spec.types.join(" or "),
+                            spec.name
+                        ),
+                    )
+                    .help(help),
+                );
+            }
+        }
+        for (param, info) in entry.params().iter().enumerate() {
+            if info.required && !given_params[param] {
+                broken = true;
+                if decl.tainted {
+                    continue;
+                }
+                self.problems.push(
+                    Problem::new(
+                        Code::MissingField,
+                        source,
+                        decl.name_span,
+                        format!(
+                            "`{name}` ({}) needs the parameter `{}`",
+                            entry.op(),
+                            info.name
+                        ),
+                    )
+                    .help(format!(
+                        "add `{}: ...`; it takes {}",
+                        info.name,
+                        info.takes()
+                    )),
+                );
+            }
+        }
+        self.make(index, &workflow, params, broken);
+    }
+
+    /// Makes the node of its parameters; one that serde refuses is reported and left out, and the rest is tried again.
+    fn make(
+        &mut self,
+        index: usize,
+        workflow: &Workflow,
+        mut params: serde_json::Map<String, Json>,
+        mut broken: bool,
+    ) {
+        let entry = Arc::clone(&self.flat[index].entry);
+        let Some((name, decl)) = workflow.nodes.get_index(self.flat[index].at) else {
+            return;
+        };
+        let NodeBody::Op { fields, .. } = &decl.body else {
+            return;
+        };
+        loop {
+            match entry.make(Json::Object(params.clone())) {
+                Ok(node) => {
+                    if broken {
+                        return;
+                    }
+                    match node.params() {
+                        Ok(mut values) => {
+                            if let Json::Object(values) = &mut values {
+                                for info in entry.params() {
+                                    if info.shape.has_path
+                                        && let Some(value) = values.get_mut(&info.name)
+                                    {
+                                        info.shape.without_paths(value);
+                                    }
+                                }
+                            }
+                            self.flat[index].params = values;
+                            self.flat[index].node = Some(Arc::from(node));
+                        }
+                        Err(message) => self.problems.push(
+                            Problem::new(
+                                Code::NodeValue,
+                                &workflow.source,
+                                decl.name_span,
+                                format!(
+                                    "the parameters of `{name}` cannot be written down: {message}"
+                                ),
+                            )
+                            .help("a number that is not finite cannot be a parameter"),
+                        ),
+                    }
+                    return;
+                }
+                Err(refusal) => {
+                    let first = match refusal.path.first() {
+                        Some(Step::Key(key)) if params.contains_key(key) => Some(key.clone()),
+                        _ => None,
+                    };
+                    let Some(first) = first else {
+                        // What is missing because it was refused is not missing.
+                        if !broken {
+                            self.problems.push(
+                                Problem::new(
+                                    Code::ValueType,
+                                    &workflow.source,
+                                    decl.name_span,
+                                    format!(
+                                        "the parameters of `{name}` do not fit: {}",
+                                        refusal.message
+                                    ),
+                                )
+                                .help(format!(
+                                    "`retouch nodes {}` shows what it takes",
+                                    entry.op()
+                                )),
+                            );
+                        }
+                        return;
+                    };
+                    broken = true;
+                    params.shift_remove(&first);
+                    let tree = fields.iter().find(|(key, _)| key.text == first);
+                    let span =
+                        tree.map_or(decl.name_span, |(_, tree)| place(tree, &refusal.path[1..]));
+                    let takes = entry
+                        .params()
+                        .iter()
+                        .find(|info| info.name == first)
+                        .map(|info| format!("it takes {}", info.takes()));
+                    let mut problem = Problem::new(
+                        Code::ValueType,
+                        &workflow.source,
+                        span,
+                        format!("`{first}`: {}", refusal.message),
+                    )
+                    .maybe_help(takes);
+                    if let Some((_, tree)) = tree {
+                        problem = self.with_origin(problem, self.flat[index].scope, tree);
+                    }
+                    self.problems.push(problem);
+                }
+            }
+        }
+    }
+
+    /// Adds where a value was written, when the node has it by reference.
+    fn with_origin(&self, problem: Problem, scope: usize, tree: &Tree) -> Problem {
+        match tree.as_text().and_then(|text| self.bound(scope, text)) {
+            Some(Given::Value(bound)) => problem.also(
+                &bound.origin.source,
+                bound.origin.span,
+                "the value is from here",
+            ),
+            _ => problem,
+        }
+    }
+
+    fn mismatch(&mut self, scope: usize, span: Span, mismatch: Mismatch) -> Built {
+        let source = &self.scopes[scope].workflow.source;
+        self.problems.push(mismatch.at(source, span));
+        Built::Broken
+    }
+
+    /// Builds the JSON of a parameter: references followed, templates filled in, paths resolved.
+    fn build(
+        &mut self,
+        index: usize,
+        scope: usize,
+        name: &str,
+        tree: &Tree,
+        shape: &Shape,
+    ) -> Built {
+        let wrong = |this: &mut Self| {
+            let mismatch = expected(name, &shape.due(), tree);
+            this.mismatch(scope, tree.span, mismatch)
+        };
+        match &tree.node {
+            Node::Null if shape.null => Built::Value(Json::Null),
+            Node::Bool(value) if shape.boolean => Built::Value(Json::from(*value)),
+            Node::Int(value) if shape.integer || shape.number => {
+                self.ranged(scope, name, tree.span, shape, Json::from(*value))
+            }
+            Node::Float(value) if shape.number => {
+                self.ranged(scope, name, tree.span, shape, Json::from(*value))
+            }
+            Node::Seq(items) if shape.array => {
+                let mut values = Vec::with_capacity(items.len());
+                let mut broken = false;
+                for (at, item) in items.iter().enumerate() {
+                    let built = match shape.item(at) {
+                        Some(shape) => self.build(index, scope, name, item, shape),
+                        None => self.build(index, scope, name, item, &Shape::of(&Json::Bool(true))),
+                    };
+                    match built {
+                        Built::Value(value) => values.push(value),
+                        Built::Absent => {}
+                        Built::Broken => broken = true,
+                    }
+                }
+                if broken {
+                    Built::Broken
+                } else {
+                    Built::Value(Json::Array(values))
+                }
+            }
+            Node::Map(entries) if shape.object => {
+                let mut values = serde_json::Map::new();
+                let mut broken = false;
+                for (key, value) in entries {
+                    let built = match shape.property(&key.text) {
+                        Some(shape) => self.build(index, scope, &key.text, value, shape),
+                        None => self.build(
+                            index,
+                            scope,
+                            &key.text,
+                            value,
+                            &Shape::of(&Json::Bool(true)),
+                        ),
+                    };
+                    match built {
+                        Built::Value(value) => {
+                            values.insert(key.text.clone(), value);
+                        }
+                        Built::Absent => {}
+                        Built::Broken => broken = true,
+                    }
+                }
+                if broken {
+                    Built::Broken
+                } else {
+                    Built::Value(Json::Object(values))
+                }
+            }
+            Node::String { text, .. } => {
+                if text.starts_with('$') && !text.starts_with("$$") {
+                    return self.referred(scope, name, text, tree, shape);
+                }
+                if shape.seed && text == "random" {
+                    let drawn = self.draw();
+                    let node = self.node_name(index);
+                    self.resolved.push(ResolvedParam {
+                        name: format!("{node}.{name}"),
+                        value: Json::from(drawn),
+                        from: How::Drawn,
+                    });
+                    return Built::Value(Json::from(drawn));
+                }
+                if !shape.string {
+                    return wrong(self);
+                }
+                let literal = text.strip_prefix('$').filter(|_| text.starts_with("$$"));
+                let text = literal.unwrap_or(text);
+                match shape.text {
+                    Text::Template => match self.fill(scope, text, tree.span, &[]) {
+                        Some(text) => Built::Value(Json::from(text)),
+                        None => Built::Broken,
+                    },
+                    Text::Path => {
+                        if text.is_empty() {
+                            let mismatch = Mismatch::new(
+                                Code::ValueType,
+                                format!("`{name}` takes a path, and this text is empty"),
+                            );
+                            return self.mismatch(scope, tree.span, mismatch);
+                        }
+                        let folder = Arc::clone(&self.scopes[scope].workflow.folder);
+                        Built::Value(joined(&folder, text))
+                    }
+                    Text::Plain => match words(name, text, tree, shape) {
+                        Some(mismatch) => self.mismatch(scope, tree.span, mismatch),
+                        None => Built::Value(Json::from(text)),
+                    },
+                }
+            }
+            _ => wrong(self),
+        }
+    }
+
+    fn node_name(&self, index: usize) -> String {
+        let flat = &self.flat[index];
+        let scope = &self.scopes[flat.scope];
+        let name = scope
+            .workflow
+            .nodes
+            .get_index(flat.at)
+            .map_or("", |(name, _)| name.as_str());
+        format!("{}{name}", scope.prefix)
+    }
+
+    /// The value of a param or an input in place of a parameter's own.
+    fn referred(
+        &mut self,
+        scope: usize,
+        name: &str,
+        text: &str,
+        tree: &Tree,
+        shape: &Shape,
+    ) -> Built {
+        match self.value_reference(scope, text, tree.span, name) {
+            Built::Value(_) => {}
+            other => return other,
+        }
+        let Some(Given::Value(bound)) = self.bound(scope, text) else {
+            return Built::Broken;
+        };
+        let source = self.scopes[scope].workflow.source.clone();
+        let (decl_source, decl_span) = &bound.decl;
+        if !shape.fits(bound.kind) {
+            self.problems.push(
+                Problem::new(
+                    Code::ParamType,
+                    &source,
+                    tree.span,
+                    format!(
+                        "`{name}` takes {}, and `{text}` is a {}",
+                        shape.due(),
+                        bound.kind
+                    ),
+                )
+                .also(
+                    decl_source,
+                    *decl_span,
+                    format!("declared as {} here", bound.kind),
+                )
+                .help("change the declared type, or use another param"),
+            );
+            return Built::Broken;
+        }
+        let value = match &bound.value {
+            Json::String(text) if shape.text == Text::Path => joined(&bound.origin.folder, text),
+            other => other.clone(),
+        };
+        let as_tree = to_tree(&bound.value, tree.span);
+        let mismatch = match &bound.value {
+            Json::Number(number) if !shape.number && number.as_i64().is_none() => {
+                Some(expected(name, &shape.due(), &as_tree))
+            }
+            Json::Number(_) => range(name, &bound.value, shape),
+            Json::String(text) if shape.text == Text::Plain => words(name, text, &as_tree, shape),
+            _ => None,
+        };
+        if let Some(mismatch) = mismatch {
+            self.problems.push(mismatch.at(&source, tree.span).also(
+                &bound.origin.source,
+                bound.origin.span,
+                "the value is from here",
+            ));
+            return Built::Broken;
+        }
+        Built::Value(value)
+    }
+
+    fn ranged(
+        &mut self,
+        scope: usize,
+        name: &str,
+        span: Span,
+        shape: &Shape,
+        value: Json,
+    ) -> Built {
+        match range(name, &value, shape) {
+            Some(mismatch) => self.mismatch(scope, span, mismatch),
+            None => Built::Value(value),
+        }
+    }
+
+    // ---- links ----
+
+    fn port(&mut self, index: usize, scope: usize, port: usize, spec: &PortSpec, tree: &Tree) {
+        let items: Vec<&Tree> = match &tree.node {
+            Node::Null if spec.arity != Arity::One => return,
+            Node::Seq(items) if spec.arity == Arity::Many => items.iter().collect(),
+            Node::Seq(items) if items.len() != 1 => {
+                let source = &self.scopes[scope].workflow.source;
+                self.problems.push(
+                    Problem::new(
+                        Code::TooManyLinks,
+                        source,
+                        tree.span,
+                        format!(
+                            "the port `{}` takes one link, not a list of {}",
+                            spec.name,
+                            items.len()
+                        ),
+                    )
+                    .help(format!("write `{}: $node`", spec.name)),
+                );
+                return;
+            }
+            Node::Seq(items) => items.iter().collect(),
+            _ => vec![tree],
+        };
+        for item in items {
+            let text = match item.as_text() {
+                Some(text) if text.starts_with('$') && !text.starts_with("$$") => text,
+                _ => {
+                    let help = self.link_help(scope, spec, item, index);
+                    let source = &self.scopes[scope].workflow.source;
+                    self.problems.push(
+                        Problem::new(
+                            Code::LinkDue,
+                            source,
+                            item.span,
+                            format!(
+                                "the port `{}` takes a reference to a {}, not {}",
+                                spec.name,
+                                spec.types.join(" or a "),
+                                item.describe()
+                            ),
+                        )
+                        .help(help),
+                    );
+                    continue;
+                }
+            };
+            self.link(index, scope, port, spec, text, item.span);
+        }
+    }
+
+    fn link(
+        &mut self,
+        index: usize,
+        scope: usize,
+        port: usize,
+        spec: &PortSpec,
+        text: &str,
+        span: Span,
+    ) {
+        match self.target(scope, text, span) {
+            Target::Link(link, types) => {
+                if self.types_fit(scope, spec.name, spec.types, text, types, span, Some(index)) {
+                    self.flat[index].links[port].push((link, span));
+                    self.flat[index].known_links[port] += 1;
+                }
+            }
+            Target::Open(types) => {
+                if self.types_fit(scope, spec.name, spec.types, text, types, span, None) {
+                    self.flat[index].known_links[port] += 1;
+                }
+            }
+            Target::Absent => {
+                if spec.arity == Arity::One {
+                    let source = &self.scopes[scope].workflow.source;
+                    let name = text.rsplit('.').next().unwrap_or(text);
+                    self.problems.push(
+                        Problem::new(
+                            Code::MissingLink,
+                            source,
+                            span,
+                            format!(
+                                "the port `{}` must be linked, and `{text}` is not given",
+                                spec.name
+                            ),
+                        )
+                        .help(format!(
+                            "remove `optional` from the input `{name}`, or give it"
+                        )),
+                    );
+                }
+            }
+            Target::Value => {
+                let help = self
+                    .candidate(scope, spec.types, Some(index))
+                    .map(|found| format!("write `{}: {found}`", spec.name));
+                let source = &self.scopes[scope].workflow.source;
+                self.problems.push(
+                    Problem::new(
+                        Code::LinkDue,
+                        source,
+                        span,
+                        format!(
+                            "the port `{}` takes a reference to a {}, and `{text}` is a value",
+                            spec.name,
+                            spec.types.join(" or a ")
+                        ),
+                    )
+                    .maybe_help(help.or_else(|| Some(format!("write `{}: $node`", spec.name)))),
+                );
+            }
+            Target::Broken => {}
+        }
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one fault, told from all its sides"
+    )]
+    fn types_fit(
+        &mut self,
+        scope: usize,
+        port: &str,
+        takes: &[&str],
+        text: &str,
+        types: Types,
+        span: Span,
+        at: Option<usize>,
+    ) -> bool {
+        if types.as_slice().iter().any(|one| takes.contains(one)) {
+            return true;
+        }
+        // Another output of the same node may be what was meant.
+        let name = text
+            .strip_prefix('$')
+            .unwrap_or(text)
+            .split('.')
+            .next()
+            .unwrap_or("");
+        let other = match self.scopes[scope].slots.get(name) {
+            Some(Slot::Op(at)) => self.flat[*at]
+                .entry
+                .outputs()
+                .iter()
+                .find(|spec| spec.types.iter().any(|one| takes.contains(one)))
+                .map(|spec| spec.name),
+            _ => None,
+        };
+        let help = match other {
+            Some(port) => format!("did you mean `${name}.{port}`?"),
+            None => match self.converter(types.as_slice(), takes) {
+                Some(op) => format!("a node `{op}` in between makes one of the other"),
+                None => self.maker(scope, takes, at),
+            },
+        };
+        let source = &self.scopes[scope].workflow.source;
+        self.problems.push(
+            Problem::new(
+                Code::PortType,
+                source,
+                span,
+                format!(
+                    "`{port}` takes a {}, and `{text}` is a {}",
+                    takes.join(" or a "),
+                    types.as_slice().join(" or a ")
+                ),
+            )
+            .label(format!("a {}", types.as_slice().join(" or a ")))
+            .help(help),
+        );
+        false
+    }
+
+    /// What gives a value of one of the types: a node of the scope, or else the ops that do.
+    fn maker(&self, scope: usize, takes: &[&str], not: Option<usize>) -> String {
+        if let Some(found) = self.candidate(scope, takes, not) {
+            return format!("`{found}` is a {}", takes.join(" or a "));
+        }
+        let ops: Vec<&str> = self
+            .world
+            .registry
+            .iter()
+            .filter(|entry| {
+                let mut types = entry.outputs().iter().flat_map(|spec| spec.types);
+                types.any(|one| takes.contains(one))
+            })
+            .map(|entry| entry.op())
+            .take(6)
+            .collect();
+        if ops.is_empty() {
+            return "no op gives such a value".to_owned();
+        }
+        format!("{} is given by {}", takes.join(" or "), suggest::list(&ops))
+    }
+
+    /// An op that takes one type and gives the other.
+    fn converter(&self, from: &[&str], to: &[&str]) -> Option<&'static str> {
+        let meets = |ports: &[PortSpec], types: &[&str]| {
+            ports
+                .iter()
+                .any(|port| port.types.iter().any(|one| types.contains(one)))
+        };
+        self.world
+            .registry
+            .iter()
+            .find(|entry| {
+                meets(entry.inputs(), from)
+                    && entry
+                        .outputs()
+                        .first()
+                        .is_some_and(|first| meets(std::slice::from_ref(first), to))
+            })
+            .map(|entry| entry.op())
+    }
+
+    fn link_help(&self, scope: usize, spec: &PortSpec, tree: &Tree, index: usize) -> String {
+        let workflow = &self.scopes[scope].workflow;
+        if let Some(text) = tree.as_text()
+            && workflow
+                .nodes
+                .contains_key(text.split('.').next().unwrap_or(""))
+        {
+            return format!("did you mean `${text}`?");
+        }
+        self.candidate(scope, spec.types, Some(index)).map_or_else(
+            || format!("write `{}: $node`", spec.name),
+            |found| format!("write `{}: {found}`", spec.name),
+        )
+    }
+
+    /// A node of the scope that makes what a port takes.
+    fn candidate(&self, scope: usize, types: &[&str], not: Option<usize>) -> Option<String> {
+        let here = &self.scopes[scope];
+        // Looked for among the first only: with thousands of faults this must not take long.
+        for name in here.workflow.nodes.keys().take(100) {
+            let Some(Slot::Op(index)) = here.slots.get(name) else {
+                continue;
+            };
+            if Some(*index) == not {
+                continue;
+            }
+            for (at, output) in self.flat[*index].entry.outputs().iter().enumerate() {
+                if output.types.iter().any(|one| types.contains(one)) {
+                    return Some(if at == 0 {
+                        format!("${name}")
+                    } else {
+                        format!("${name}.{}", output.name)
+                    });
+                }
+            }
+        }
+        None
+    }
+
+    /// Checks what the inputs of an included workflow are linked to.
+    fn given_links(&mut self, scope: usize) {
+        let Some(parent) = self.scopes[scope].parent else {
+            return;
+        };
+        let inner = Arc::clone(&self.scopes[scope].workflow);
+        for (name, decl) in &inner.inputs {
+            let InputKind::Port(kind) = &decl.kind else {
+                continue;
+            };
+            let Some(kind) = self.world.registry.port_type(kind) else {
+                continue;
+            };
+            let Some(link) = self.scopes[scope].links.get(name).cloned() else {
+                continue;
+            };
+            if link.value.is_empty() {
+                continue;
+            }
+            match self.target(parent, &link.value, link.span) {
+                Target::Link(_, types) => {
+                    self.types_fit(parent, name, &[kind], &link.value, types, link.span, None);
+                }
+                Target::Open(types) => {
+                    self.types_fit(parent, name, &[kind], &link.value, types, link.span, None);
+                }
+                Target::Absent if !decl.optional => {
+                    let source = &self.scopes[parent].workflow.source;
+                    self.problems.push(
+                        Problem::new(
+                            Code::MissingWith,
+                            source,
+                            link.span,
+                            format!("`{}` is not given, and `{name}` is needed", link.value),
+                        )
+                        .also(&inner.source, decl.name_span, "declared here")
+                        .help("remove `optional` from the outer input"),
+                    );
+                }
+                Target::Value => {
+                    let source = &self.scopes[parent].workflow.source;
+                    self.problems.push(
+                        Problem::new(
+                            Code::LinkDue,
+                            source,
+                            link.span,
+                            format!(
+                                "the input `{name}` takes a {kind}, and `{}` is a value",
+                                link.value
+                            ),
+                        )
+                        .also(&inner.source, decl.name_span, "declared here")
+                        .help(format!("write `{name}: $node`")),
+                    );
+                }
+                Target::Absent | Target::Broken => {}
+            }
+        }
+    }
+
+    // ---- outputs ----
+
+    fn outputs(&mut self) -> Vec<(CheckedOutput, Span)> {
+        let mut outputs = Vec::new();
+        for scope in 0..self.scopes.len() {
+            let workflow = Arc::clone(&self.scopes[scope].workflow);
+            let mut paths: HashMap<String, (String, Span)> = HashMap::new();
+            for (name, decl) in &workflow.outputs {
+                let link = decl.value.as_ref().and_then(|value| {
+                    let is_reference =
+                        value.value.starts_with('$') && !value.value.starts_with("$$");
+                    let target = if is_reference {
+                        self.target(scope, &value.value, value.span)
+                    } else {
+                        Target::Value
+                    };
+                    match target {
+                        Target::Link(link, _) => Some((link, value.span)),
+                        Target::Value => {
+                            let node = workflow.nodes.contains_key(&value.value);
+                            self.problems.push(
+                                Problem::new(
+                                    Code::LinkDue,
+                                    &workflow.source,
+                                    value.span,
+                                    format!(
+                                        "the value of an output is a reference to a node, not `{}`",
+                                        value.value.escape_debug()
+                                    ),
+                                )
+                                .help(if node {
+                                    format!("did you mean `${}`?", value.value)
+                                } else {
+                                    "write `value: $node` or `value: $node.port`".to_owned()
+                                }),
+                            );
+                            None
+                        }
+                        _ => None,
+                    }
+                });
+                if scope != 0 {
+                    continue; // what an included workflow would save is for the one that runs to say
+                }
+                let mut path = None;
+                if let Some(save) = &decl.save {
+                    path = self.save_path(&workflow, name, save, link.map(|(link, _)| link));
+                    if let Some(path) = &path
+                        && let Some((other, span)) =
+                            paths.insert(path.clone(), (name.clone(), save.span))
+                    {
+                        self.problems.push(
+                            Problem::new(
+                                Code::SaveTwice,
+                                &workflow.source,
+                                save.span,
+                                format!("`{other}` and `{name}` would both be saved as `{path}`"),
+                            )
+                            .also(&workflow.source, span, format!("`{other}`"))
+                            .help("give one of them another name"),
+                        );
+                    }
+                }
+                if let Some((link, span)) = link {
+                    outputs.push((
+                        CheckedOutput {
+                            name: name.clone(),
+                            link,
+                            save: path,
+                        },
+                        span,
+                    ));
+                }
+            }
+        }
+        outputs
+    }
+
+    fn save_path(
+        &mut self,
+        workflow: &Workflow,
+        name: &str,
+        save: &Spanned<String>,
+        link: Option<Link>,
+    ) -> Option<String> {
+        let extra = [("workflow", workflow.name.as_str()), ("output", name)];
+        let filled = self.fill(0, &save.value, save.span, &extra)?;
+        // First the values: a separator in one of them would pass for a folder.
+        let mut unsafe_value = false;
+        for piece in template::pieces(&save.value).ok()? {
+            let Piece::Name(param, range) = piece else {
+                continue;
+            };
+            let value = match self.scopes[0].values.get(param) {
+                Some(Given::Value(bound)) => match &bound.value {
+                    Json::String(text) => text.clone(),
+                    other => other.to_string(),
+                },
+                _ => extra
+                    .iter()
+                    .find(|(known, _)| *known == param)
+                    .map_or_else(String::new, |(_, text)| (*text).to_owned()),
+            };
+            if let Err(why) = save::check_value(&value) {
+                unsafe_value = true;
+                let span = within(
+                    &workflow.source,
+                    save.span,
+                    save.value.get(range).unwrap_or(""),
+                );
+                let mut problem = Problem::new(
+                    Code::UnsafePath,
+                    &workflow.source,
+                    span,
+                    format!("`{{{param}}}` is `{}`, and {why}", value.escape_debug()),
+                )
+                .help("name the file without it, or give it another value");
+                if let Some(Given::Value(bound)) = self.scopes[0].values.get(param) {
+                    problem = problem.also(
+                        &bound.origin.source,
+                        bound.origin.span,
+                        "the value is from here",
+                    );
+                }
+                self.problems.push(problem);
+            }
+        }
+        if unsafe_value {
+            return None;
+        }
+        if let Err(why) = save::check_path(&filled) {
+            self.problems.push(
+                Problem::new(
+                    Code::UnsafePath,
+                    &workflow.source,
+                    save.span,
+                    format!("`{}` cannot be saved to: {why}", filled.escape_debug()),
+                )
+                .help(
+                    "a path is relative and stays below the output folder: `pictures/{seed}.png`",
+                ),
+            );
+            return None;
+        }
+        let link = link?;
+        let spec = self.flat[link.node]
+            .entry
+            .outputs()
+            .iter()
+            .find(|spec| spec.name == link.port)?;
+        if let Some(formats) = spec.formats {
+            let ending = save::ending(&filled);
+            let fits = ending
+                .as_deref()
+                .is_some_and(|ending| formats.contains(&ending));
+            if !fits {
+                let kind = spec.types.join(" or a ");
+                let endings: Vec<String> = formats.iter().map(|one| format!(".{one}")).collect();
+                let (message, help) = if formats.is_empty() {
+                    (
+                        format!("a {kind} cannot be saved"),
+                        "remove `save`; the value is there for other workflows".to_owned(),
+                    )
+                } else {
+                    let first = endings.first().cloned().unwrap_or_default();
+                    (
+                        match &ending {
+                            Some(ending) => format!("a {kind} cannot be saved as .{ending}"),
+                            None => {
+                                format!("`{filled}` has no ending that says how to save a {kind}")
+                            }
+                        },
+                        format!(
+                            "end it in {}",
+                            if endings.len() == 1 {
+                                format!("`{first}`")
+                            } else {
+                                suggest::list(&endings).replace(" and ", " or ")
+                            }
+                        ),
+                    )
+                };
+                self.problems.push(
+                    Problem::new(Code::SaveFormat, &workflow.source, save.span, message).help(help),
+                );
+            }
+        }
+        Some(filled)
+    }
+
+    // ---- the graph as a whole ----
+
+    /// The nodes so that each comes after what it needs, the file's order otherwise; those of a cycle are left out.
+    fn order(&mut self) -> Vec<usize> {
+        let count = self.flat.len();
+        let mut waits = vec![0usize; count];
+        let mut next: Vec<Vec<usize>> = vec![Vec::new(); count];
+        for (index, flat) in self.flat.iter().enumerate() {
+            for (link, _) in flat.links.iter().flatten() {
+                waits[index] += 1;
+                next[link.node].push(index);
+            }
+        }
+        let mut ready: BinaryHeap<Reverse<usize>> = waits
+            .iter()
+            .enumerate()
+            .filter(|(_, waits)| **waits == 0)
+            .map(|(index, _)| Reverse(index))
+            .collect();
+        let mut order = Vec::with_capacity(count);
+        while let Some(Reverse(index)) = ready.pop() {
+            order.push(index);
+            for &after in &next[index] {
+                waits[after] -= 1;
+                if waits[after] == 0 {
+                    ready.push(Reverse(after));
+                }
+            }
+        }
+        if order.len() < count {
+            self.cycles(&waits);
+        }
+        order
+    }
+
+    /// Reports each cycle among the nodes that still wait.
+    fn cycles(&mut self, waits: &[usize]) {
+        let mut seen = vec![0usize; waits.len()];
+        let mut round = 0;
+        for start in 0..waits.len() {
+            if waits[start] == 0 || seen[start] != 0 {
+                continue;
+            }
+            round += 1;
+            // Every node that waits has a predecessor that waits, so walking back ends in a cycle or on a known trail.
+            let mut trail = Vec::new();
+            let mut at = start;
+            while seen[at] == 0 {
+                seen[at] = round;
+                trail.push(at);
+                let before = self.flat[at]
+                    .links
+                    .iter()
+                    .flatten()
+                    .map(|(link, _)| link.node)
+                    .find(|node| waits[*node] > 0);
+                match before {
+                    Some(before) => at = before,
+                    None => break,
+                }
+            }
+            if seen[at] != round {
+                continue;
+            }
+            let Some(from) = trail.iter().position(|node| *node == at) else {
+                continue;
+            };
+            let mut cycle: Vec<usize> = trail[from..].to_vec();
+            // Walked backwards; told in the direction of the data, beginning with the first of the file.
+            cycle.reverse();
+            let first = cycle
+                .iter()
+                .enumerate()
+                .min_by_key(|(_, node)| **node)
+                .map_or(0, |(position, _)| position);
+            cycle.rotate_left(first);
+            let (head, last) = match (cycle.first(), cycle.last()) {
+                (Some(head), Some(last)) => (*head, *last),
+                _ => continue,
+            };
+            let mut names: Vec<String> = cycle
+                .iter()
+                .take(20)
+                .map(|node| self.node_name(*node))
+                .collect();
+            if cycle.len() > 20 {
+                names.push("…".to_owned());
+            }
+            names.push(self.node_name(head));
+            let span = self.flat[head]
+                .links
+                .iter()
+                .flatten()
+                .find(|(link, _)| link.node == last)
+                .map_or(Span::default(), |(_, span)| *span);
+            let source = &self.scopes[self.flat[head].scope].workflow.source;
+            let message = if cycle.len() == 1 {
+                format!("`{}` needs its own output", self.node_name(head))
+            } else {
+                format!("the nodes wait for each other: {}", names.join(" -> "))
+            };
+            self.problems.push(
+                Problem::new(Code::Cycle, source, span, message).help("cut one of the links"),
+            );
+        }
+    }
+
+    /// Lets each node check what it is linked to, in order.
+    fn facts(&mut self, order: &[usize]) -> Vec<KnownPorts> {
+        let mut known: Vec<KnownPorts> = vec![BTreeMap::new(); self.flat.len()];
+        for &index in order {
+            let Some(node) = self.flat[index].node.clone() else {
+                continue;
+            };
+            let scope = self.flat[index].scope;
+            let source = self.scopes[scope].workflow.source.clone();
+            let entry = Arc::clone(&self.flat[index].entry);
+            let mut inputs: KnownPorts = BTreeMap::new();
+            let mut absent = false;
+            for (port, spec) in entry.inputs().iter().enumerate() {
+                let flat = &self.flat[index];
+                let mut links = Vec::with_capacity(flat.known_links[port]);
+                for (link, span) in &flat.links[port] {
+                    let fact = known[link.node]
+                        .get(link.port)
+                        .and_then(|facts| facts.first())
+                        .cloned()
+                        .unwrap_or_default();
+                    if let Known::Absent(reason) = &fact {
+                        absent = true;
+                        self.problems.push(
+                            Problem::new(
+                                Code::NotMade,
+                                &source,
+                                *span,
+                                format!("`{}` will not be made: {reason}", link.port),
+                            )
+                            .help(format!(
+                                "change `{}`, or link something else",
+                                self.node_name(link.node)
+                            )),
+                        );
+                        links.push(Known::Unknown);
+                    } else {
+                        links.push(fact);
+                    }
+                }
+                links.resize(flat.known_links[port], Known::Unknown);
+                if !links.is_empty() {
+                    inputs.insert(spec.name, links);
+                }
+            }
+            match node.reads(self.world.files) {
+                Ok(reads) => {
+                    for file in &reads {
+                        if !self.world.files.is_file(&file.path) {
+                            let fault = Fault {
+                                field: self.path_field(index, &file.path),
+                                message: format!("there is no file `{}`", display(&file.path)),
+                                help: Some(
+                                    "a path is relative to the file that wrote it".to_owned(),
+                                ),
+                                kind: FaultKind::File,
+                            };
+                            self.fault(index, fault);
+                        }
+                    }
+                    self.flat[index].reads = reads;
+                }
+                Err(faults) => {
+                    for fault in faults {
+                        self.fault(index, fault);
+                    }
+                    continue; // its check would stumble over the same files
+                }
+            }
+            if absent {
+                continue;
+            }
+            match node.check(inputs, self.world.files) {
+                Ok(outputs) => known[index] = outputs,
+                Err(faults) => {
+                    for fault in faults {
+                        self.fault(index, fault);
+                    }
+                }
+            }
+        }
+        known
+    }
+
+    /// The parameter that leads to a file.
+    fn path_field(&self, index: usize, file: &Path) -> Option<String> {
+        let flat = &self.flat[index];
+        let scope = &self.scopes[flat.scope];
+        let (_, decl) = scope.workflow.nodes.get_index(flat.at)?;
+        let NodeBody::Op { fields, .. } = &decl.body else {
+            return None;
+        };
+        let paths = || {
+            flat.entry
+                .params()
+                .iter()
+                .filter(|info| info.shape.has_path)
+        };
+        let mut first = None;
+        for info in paths() {
+            let Some((_, tree)) = fields.iter().find(|(key, _)| key.text == info.name) else {
+                continue;
+            };
+            first = first.or(Some(info.name.clone()));
+            let written = match tree.as_text().and_then(|text| self.bound(flat.scope, text)) {
+                Some(Given::Value(bound)) => bound
+                    .value
+                    .as_str()
+                    .map(|text| bound.origin.folder.join(text)),
+                _ => tree.as_text().map(|text| scope.workflow.folder.join(text)),
+            };
+            if written.is_some_and(|path| file.starts_with(path)) {
+                return Some(info.name.clone());
+            }
+        }
+        first
+    }
+
+    fn fault(&mut self, index: usize, fault: Fault) {
+        let flat = &self.flat[index];
+        let scope = &self.scopes[flat.scope];
+        let Some((name, decl)) = scope.workflow.nodes.get_index(flat.at) else {
+            return;
+        };
+        let NodeBody::Op { fields, .. } = &decl.body else {
+            return;
+        };
+        let code = match fault.kind {
+            FaultKind::Value => Code::NodeValue,
+            FaultKind::Mismatch => Code::NodeMismatch,
+            FaultKind::File => Code::NodeFile,
+            FaultKind::Content => Code::NodeContent,
+        };
+        let field = fault.field.as_deref().and_then(|field| {
+            let field = field.split(['.', '[']).next().unwrap_or(field);
+            fields.iter().find(|(key, _)| key.text == field)
+        });
+        let span = field.map_or(decl.name_span, |(_, tree)| tree.span);
+        let mut problem = Problem::new(code, &scope.workflow.source, span, fault.message)
+            .label(format!("in `{}{name}`", scope.prefix))
+            .maybe_help(fault.help);
+        if let Some((_, tree)) = field {
+            problem = self.with_origin(problem, flat.scope, tree);
+        }
+        self.problems.push(problem);
+    }
+
+    fn outputs_made(&mut self, outputs: &[(CheckedOutput, Span)], known: &[KnownPorts]) {
+        for (output, span) in outputs {
+            let fact = known[output.link.node]
+                .get(output.link.port)
+                .and_then(|facts| facts.first());
+            if let Some(Known::Absent(reason)) = fact {
+                let source = &self.scopes[0].workflow.source;
+                self.problems.push(
+                    Problem::new(
+                        Code::NotMade,
+                        source,
+                        *span,
+                        format!("`{}` will not be made: {reason}", output.link.port),
+                    )
+                    .help("remove the output, or change the node"),
+                );
+            }
+        }
+    }
+
+    /// Where the outputs of each node that uses a workflow come from.
+    fn groups(&mut self) -> HashMap<String, Vec<usize>> {
+        let mut groups = HashMap::new();
+        for scope in 1..self.scopes.len() {
+            let workflow = Arc::clone(&self.scopes[scope].workflow);
+            let mut nodes = Vec::new();
+            for decl in workflow.outputs.values() {
+                if let Some(value) = &decl.value
+                    && let Target::Link(link, _) = self.target(scope, &value.value, value.span)
+                {
+                    nodes.push(link.node);
+                }
+            }
+            let name = self.scopes[scope].prefix.trim_end_matches('/').to_owned();
+            groups.insert(name, nodes);
+        }
+        groups
+    }
+
+    fn warnings(&self, outputs: &[(CheckedOutput, Span)]) -> Vec<Problem> {
+        let mut warnings = Vec::new();
+        let workflow = &self.scopes[0].workflow;
+        for (name, decl) in &workflow.params {
+            if !self.used.contains(name) {
+                warnings.push(
+                    Problem::new(
+                        Code::UnusedParam,
+                        &workflow.source,
+                        decl.name_span,
+                        format!("nothing uses the param `{name}`"),
+                    )
+                    .warning()
+                    .help(format!(
+                        "use it as `$params.{name}` or `{{{name}}}`, or remove it"
+                    )),
+                );
+            }
+        }
+        if !outputs.is_empty() {
+            let mut reached = vec![false; self.flat.len()];
+            let mut open: Vec<usize> = outputs.iter().map(|(output, _)| output.link.node).collect();
+            while let Some(index) = open.pop() {
+                if !std::mem::replace(&mut reached[index], true) {
+                    open.extend(
+                        self.flat[index]
+                            .links
+                            .iter()
+                            .flatten()
+                            .map(|(link, _)| link.node),
+                    );
+                }
+            }
+            // A used workflow is reached when any of its nodes is.
+            let mut scopes = vec![false; self.scopes.len()];
+            for (flat, reached) in self.flat.iter().zip(&reached) {
+                let mut scope = reached.then_some(flat.scope);
+                while let Some(at) = scope {
+                    if std::mem::replace(&mut scopes[at], true) {
+                        break;
+                    }
+                    scope = self.scopes[at].parent;
+                }
+            }
+            for (name, decl) in &workflow.nodes {
+                let used = match self.scopes[0].slots.get(name) {
+                    Some(Slot::Op(index)) => reached[*index],
+                    Some(Slot::Use(scope)) => scopes[*scope],
+                    _ => true,
+                };
+                if !used {
+                    warnings.push(
+                        Problem::new(
+                            Code::UnusedNode,
+                            &workflow.source,
+                            decl.name_span,
+                            format!("no output depends on the node `{name}`"),
+                        )
+                        .warning()
+                        .help("link it to something, make an output of it, or remove it"),
+                    );
+                }
+            }
+        }
+        problem::sort(&mut warnings);
+        warnings
+    }
+}
+
+/// A number that is too great is read as a text: that it is one is not another fault.
+fn one_for_each_number(problems: &mut Vec<Problem>) {
+    let numbers: Vec<(Source, Span)> = problems
+        .iter()
+        .filter(|problem| problem.code() == Code::NumberOutOfRange)
+        .map(|problem| (problem.source_text().clone(), problem.span()))
+        .collect();
+    if !numbers.is_empty() {
+        problems.retain(|problem| {
+            problem.code() == Code::NumberOutOfRange
+                || !numbers.iter().any(|(source, span)| {
+                    *span == problem.span() && source.same(problem.source_text())
+                })
+        });
+    }
+}
+
+fn words(name: &str, text: &str, tree: &Tree, shape: &Shape) -> Option<Mismatch> {
+    if shape.steps && shape.words.is_empty() {
+        return match crate::fields::Steps::parse(text) {
+            Ok(_) if text.ends_with('%') => None,
+            _ => Some(expected(
+                name,
+                "a number of steps or a share of them, `10` or `20%`",
+                tree,
+            )),
+        };
+    }
+    if shape.words.is_empty() || shape.words.iter().any(|word| word == text) {
+        return None;
+    }
+    // A quoted number may be meant as one.
+    let mismatch = expected(name, &shape.due(), tree);
+    if mismatch.code != Code::ValueType {
+        return Some(mismatch);
+    }
+    let known = shape.words.iter().map(String::as_str);
+    let help = suggest::nearest(text, known).map_or_else(
+        || format!("it takes {}", shape.due()),
+        |near| format!("did you mean `{near}`?"),
+    );
+    Some(Mismatch {
+        code: Code::OutOfRange,
+        message: format!("`{name}` has no value `{}`", text.escape_debug()),
+        help: Some(help),
+    })
+}
+
+fn range(name: &str, value: &Json, shape: &Shape) -> Option<Mismatch> {
+    let number = value.as_f64()?;
+    let inside = shape.minimum.is_none_or(|least| number >= least)
+        && shape.maximum.is_none_or(|most| number <= most)
+        && shape.above.is_none_or(|bound| number > bound)
+        && shape.below.is_none_or(|bound| number < bound);
+    if inside {
+        return None;
+    }
+    let low = shape
+        .minimum
+        .map(|least| format!("{least} or greater"))
+        .or_else(|| shape.above.map(|bound| format!("greater than {bound}")));
+    let high = shape
+        .maximum
+        .map(|most| format!("{most} or smaller"))
+        .or_else(|| shape.below.map(|bound| format!("smaller than {bound}")));
+    let range = match (shape.minimum, shape.maximum, low, high) {
+        (Some(least), Some(most), ..) => format!("from {least} to {most}"),
+        (_, _, Some(low), Some(high)) => format!("{low} and {high}"),
+        (_, _, Some(one), None) | (_, _, None, Some(one)) => one,
+        _ => return None,
+    };
+    Some(Mismatch::new(
+        Code::OutOfRange,
+        format!("`{name}` is {value}, and it must be {range}"),
+    ))
+}
+
+/// A JSON value as a tree at one place.
+fn to_tree(value: &Json, span: Span) -> Tree {
+    let node = match value {
+        Json::Null => Node::Null,
+        Json::Bool(value) => Node::Bool(*value),
+        Json::Number(number) => match number.as_i64() {
+            Some(value) => Node::Int(value),
+            None => Node::Float(number.as_f64().unwrap_or(0.0)),
+        },
+        Json::String(text) => Node::String {
+            text: text.clone(),
+            quoted: false,
+        },
+        Json::Array(items) => Node::Seq(items.iter().map(|item| to_tree(item, span)).collect()),
+        Json::Object(entries) => Node::Map(
+            entries
+                .iter()
+                .map(|(key, value)| {
+                    let key = Key {
+                        text: key.clone(),
+                        span,
+                    };
+                    (key, to_tree(value, span))
+                })
+                .collect(),
+        ),
+    };
+    Tree { node, span }
+}
+
+/// The place of a value inside a tree, as far as the way leads.
+fn place(tree: &Tree, path: &[Step]) -> Span {
+    let mut at = tree;
+    for step in path {
+        let next = match (step, &at.node) {
+            (Step::Key(name), Node::Map(entries)) => entries
+                .iter()
+                .find(|(key, _)| key.text == *name)
+                .map(|(_, value)| value),
+            (Step::Index(index), Node::Seq(items)) => items.get(*index),
+            _ => None,
+        };
+        match next {
+            Some(next) => at = next,
+            None => break,
+        }
+    }
+    at.span
+}
+
+/// The place of a piece of a text inside the text's span, or the whole span (escapes, blocks).
+fn within(source: &Source, span: Span, piece: &str) -> Span {
+    match source.slice(span).find(piece) {
+        Some(at) if !piece.is_empty() => Span::new(span.start + at, span.start + at + piece.len()),
+        _ => span,
+    }
+}
+
+fn joined(folder: &Path, text: &str) -> Json {
+    let path = folder.join(text);
+    // The path was made of texts, so this loses nothing but for a folder whose own name is not Unicode.
+    Json::from(path.to_string_lossy().into_owned())
+}
+
+/// The folder of a file.
+pub(crate) fn folder_of(file: &Path) -> PathBuf {
+    file.parent().map_or_else(PathBuf::new, Path::to_owned)
+}
+
+/// A path without `.` and `..` as far as the text alone tells, so that a file has one name.
+pub(crate) fn normal(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir
+                if matches!(clean.components().next_back(), Some(Component::Normal(_))) =>
+            {
+                clean.pop();
+            }
+            other => clean.push(other),
+        }
+    }
+    clean
+}
+
+/// A path for people.
+pub(crate) fn display(path: &Path) -> String {
+    normal(path).display().to_string()
+}
+
+/// Reads a workflow or a parameter file.
+pub(crate) fn read(files: &dyn Files, name: &str, path: &Path) -> Result<Source, Problem> {
+    // A checkpoint given by mistake is not read in full to find that it is not a workflow.
+    let result = files
+        .read_head(path, yaml::MAX_BYTES + 1)
+        .map(|(bytes, _)| bytes);
+    match result {
+        Ok(bytes) => yaml::decode(name, &bytes),
+        Err(error) => Err(Problem::new(
+            Code::FileUnreadable,
+            &Source::new(name, ""),
+            Span::default(),
+            format!("`{name}` cannot be read: {error}"),
+        )
+        .help("check the path")),
+    }
+}

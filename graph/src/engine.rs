@@ -1,0 +1,199 @@
+//! The engine: from a path to a checked workflow to a plan to a run.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::cache::{Cache, HostCache};
+use crate::check::{self, Checked, Settings, World};
+use crate::event::Listener;
+use crate::execute::{Cancel, Job, RunError, RunOptions, RunReport};
+use crate::files::{DiskFiles, Files};
+use crate::node::Environment;
+use crate::plan::Plan;
+use crate::problem::{Problems, Source};
+use crate::registry::Registry;
+use crate::workflow::{self, Workflow};
+
+/// The memory that the cache of a new engine may take, in bytes.
+pub const DEFAULT_CACHE: usize = 1 << 30;
+
+/// Everything that a run needs beside the workflow.
+///
+/// ```
+/// use retouch_graph::{Cancel, Engine, Registry, RunOptions, Settings, Silent};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let engine = Engine::new(Registry::new());
+/// let checked = engine.load_str("empty.yaml", "schema: retouch/v1\n", &Settings::default())?;
+/// assert!(engine.plan(&checked, &[]).is_err()); // there is nothing to run
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Engine {
+    registry: Arc<Registry>,
+    files: Arc<dyn Files>,
+    cache: Arc<dyn Cache>,
+    environment: Option<Environment>,
+    numerics: String,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("registry", &self.registry)
+            .field("numerics", &self.numerics)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Makes an engine that reads the disk and keeps outputs in 1 GiB of memory.
+    #[must_use]
+    pub fn new(registry: Registry) -> Self {
+        Self {
+            registry: Arc::new(registry),
+            files: Arc::new(DiskFiles::new()),
+            cache: Arc::new(HostCache::new(DEFAULT_CACHE)),
+            environment: None,
+            numerics: "cpu".to_owned(),
+        }
+    }
+
+    /// Reads files through something else.
+    #[must_use]
+    pub fn with_files(mut self, files: Arc<dyn Files>) -> Self {
+        self.files = files;
+        self
+    }
+
+    /// Keeps outputs elsewhere.
+    #[must_use]
+    pub fn with_cache(mut self, cache: Arc<dyn Cache>) -> Self {
+        self.cache = cache;
+        self
+    }
+
+    /// Gives nodes what they need beyond their inputs: the compute device.
+    #[must_use]
+    pub fn with_environment(mut self, environment: Environment) -> Self {
+        self.environment = Some(environment);
+        self
+    }
+
+    /// Says what numbers depend on (`cuda/f16/flash`); it is part of every key.
+    #[must_use]
+    pub fn with_numerics(mut self, numerics: impl Into<String>) -> Self {
+        self.numerics = numerics.into();
+        self
+    }
+
+    /// The ops.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// What files are read through.
+    #[must_use]
+    pub fn files(&self) -> &Arc<dyn Files> {
+        &self.files
+    }
+
+    /// Where outputs are kept.
+    #[must_use]
+    pub fn cache(&self) -> &Arc<dyn Cache> {
+        &self.cache
+    }
+
+    /// Reads a workflow as it is written, without a check: to list its params, say.
+    ///
+    /// # Errors
+    /// What is wrong with how it is written.
+    pub fn read(&self, path: &Path) -> Result<Workflow, Problems> {
+        let name = path.display().to_string();
+        let source = check::read(&*self.files, &name, path)?;
+        let mut problems = Vec::new();
+        let workflow = workflow::parse(&source, &check::folder_of(path), &mut problems);
+        match workflow {
+            Some(workflow) if problems.is_empty() => Ok(workflow),
+            _ => Err(Problems::new(problems)),
+        }
+    }
+
+    /// Reads and checks a workflow.
+    ///
+    /// # Errors
+    /// All faults of the workflow and of those that it uses.
+    pub fn load(&self, path: &Path, settings: &Settings) -> Result<Checked, Problems> {
+        let name = path.display().to_string();
+        let source = check::read(&*self.files, &name, path)?;
+        self.check(&source, Some(path), settings)
+    }
+
+    /// Checks a workflow that is a text; its relative paths are resolved from the folder of `name`.
+    ///
+    /// # Errors
+    /// As [`Engine::load`].
+    pub fn load_str(
+        &self,
+        name: &str,
+        text: &str,
+        settings: &Settings,
+    ) -> Result<Checked, Problems> {
+        let source = Source::new(name, text);
+        self.check(&source, Some(Path::new(name)), settings)
+    }
+
+    fn check(
+        &self,
+        source: &Source,
+        path: Option<&Path>,
+        settings: &Settings,
+    ) -> Result<Checked, Problems> {
+        let folder = path.map(check::folder_of).unwrap_or_default();
+        let mut problems = Vec::new();
+        let Some(workflow) = workflow::parse(source, &folder, &mut problems) else {
+            return Err(Problems::new(problems));
+        };
+        let world = World {
+            registry: &self.registry,
+            files: &*self.files,
+            settings,
+        };
+        check::check(&world, workflow, path, problems)
+    }
+
+    /// Plans what the targets need: names of outputs and nodes (`outputs.x` and `nodes.x` where both have the name),
+    /// all outputs when there are none. The files that nodes read are digested here.
+    ///
+    /// # Errors
+    /// When a target is not known, there is nothing to run, or a file cannot be read.
+    pub fn plan(&self, checked: &Checked, targets: &[String]) -> Result<Plan, Problems> {
+        Plan::new(checked, targets, &*self.files, &self.numerics)
+    }
+
+    /// Runs a plan. Outputs are saved as soon as they are ready.
+    ///
+    /// # Errors
+    /// When a node or the saving of an output failed, or the run was cancelled.
+    pub fn run(
+        &self,
+        plan: &Plan,
+        listener: &dyn Listener,
+        cancel: &Cancel,
+        options: &RunOptions,
+    ) -> Result<RunReport, RunError> {
+        Job {
+            plan,
+            files: &*self.files,
+            cache: &*self.cache,
+            environment: self.environment.as_ref(),
+            listener,
+            cancel,
+            options,
+        }
+        .run()
+    }
+}

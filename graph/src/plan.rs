@@ -1,0 +1,782 @@
+//! What is to be done: the nodes behind the requested outputs, keyed, equal ones merged, in order.
+//!
+//! Step chains come here: a sampler will offer the keys of its steps (`fn chain` beside `run` in
+//! [`Node`](crate::Node), given the keys upstream), [`Task`] will carry them beside its own key, and
+//! [`Plan::statuses`] will look for the last step that a cache holds before it says that all of the node runs. Until
+//! then a sampler is one entry.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::fmt;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use petgraph::Direction;
+use petgraph::graph::{DiGraph, NodeIndex};
+use serde_json::Value as Json;
+
+use crate::cache::Cache;
+use crate::check::{Checked, Link, ResolvedParam};
+use crate::files::{Digest, Files};
+use crate::key::{Ingredients, Key};
+use crate::problem::{Code, Problem, Problems, Source, Span};
+use crate::registry::{Entry, ErasedNode};
+use crate::suggest;
+
+/// What one task is: a node, or several whose outputs are the same.
+pub struct Task {
+    names: Vec<String>,
+    entry: Arc<Entry>,
+    key: Key,
+    pub(crate) node: Arc<dyn ErasedNode>,
+    /// For each input port: the tasks and their output ports.
+    pub(crate) inputs: Vec<(&'static str, Vec<(usize, &'static str)>)>,
+    params: Json,
+    files: Vec<(String, Digest)>,
+}
+
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Task")
+            .field("names", &self.names)
+            .field("op", &self.op())
+            .field("key", &self.key)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Task {
+    /// The node's name, or the first one's: `retouch/swap`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.names.first().map_or("", String::as_str)
+    }
+
+    /// The names of all nodes that this task is, in the order of the file.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The op.
+    #[must_use]
+    pub fn op(&self) -> &'static str {
+        self.entry.op()
+    }
+
+    /// The op's documentation, ports and parameters.
+    #[must_use]
+    pub fn entry(&self) -> &Arc<Entry> {
+        &self.entry
+    }
+
+    /// What its outputs are called.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        self.key
+    }
+
+    /// Whether it runs on the compute device.
+    #[must_use]
+    pub fn device(&self) -> bool {
+        self.entry.device()
+    }
+
+    /// Its parameters with defaults filled in; paths are null.
+    #[must_use]
+    pub fn params(&self) -> &Json {
+        &self.params
+    }
+
+    /// For each input port: the indices of the tasks that it is linked to, and their output ports.
+    #[must_use]
+    pub fn inputs(&self) -> &[(&'static str, Vec<(usize, &'static str)>)] {
+        &self.inputs
+    }
+}
+
+/// A link between tasks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Edge {
+    /// The output port of the one.
+    pub from: &'static str,
+    /// The input port of the other.
+    pub to: &'static str,
+}
+
+/// An output that the plan makes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedOutput {
+    /// Its name; for a node that was asked for by name `layout.latent`.
+    pub name: String,
+    /// The index of the task that makes it.
+    pub task: usize,
+    /// The output port.
+    pub port: &'static str,
+    /// The path below the output folder.
+    pub save: Option<String>,
+    /// Whether the run fails when the node does not give it: not for all ports of a node that was asked for by name.
+    pub(crate) required: bool,
+}
+
+/// Whether a task will run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Its outputs are there: the place (`memory`).
+    Cached(&'static str),
+    /// Nothing that runs needs its outputs.
+    NotNeeded,
+    /// It runs.
+    Run(Reason),
+}
+
+/// Why a task runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// No cache has outputs under its key, while all that it needs is there.
+    NotCached,
+    /// What it needs has to be made too: the tasks that run before it.
+    Upstream(Vec<String>),
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cached(place) => write!(f, "reused from {place}"),
+            Self::NotNeeded => f.write_str("not needed"),
+            Self::Run(Reason::NotCached) => f.write_str("runs: nothing is kept under its key"),
+            Self::Run(Reason::Upstream(names)) => {
+                write!(f, "runs: after {}", suggest::list(names))
+            }
+        }
+    }
+}
+
+/// What differs between two plans at one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The node.
+    pub node: String,
+    /// What of it.
+    pub what: What,
+    /// Before; empty when it was not there.
+    pub from: String,
+    /// After; empty when it is not there.
+    pub to: String,
+}
+
+/// What of a node differs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// The node is new or gone.
+    Node,
+    /// The op or its version.
+    Op,
+    /// A parameter.
+    Param(String),
+    /// The content of a file, by its role.
+    File(String),
+    /// What an input port is linked to, or the key of it.
+    Input(String),
+    /// What numbers depend on: the device, the data type, the kernels.
+    Numerics,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match &self.what {
+            What::Node => String::new(),
+            What::Op => " op".to_owned(),
+            What::Param(name) => format!(".{name}"),
+            What::File(role) => format!(" file {role}"),
+            What::Input(port) => format!(" input {port}"),
+            What::Numerics => " numerics".to_owned(),
+        };
+        let side = |text: &str| {
+            if text.is_empty() {
+                "nothing".to_owned()
+            } else {
+                text.to_owned()
+            }
+        };
+        write!(
+            f,
+            "{}{what}: {} -> {}",
+            self.node,
+            side(&self.from),
+            side(&self.to)
+        )
+    }
+}
+
+/// What is to be done, keys known before anything runs.
+#[derive(Debug)]
+pub struct Plan {
+    workflow: String,
+    params: Vec<ResolvedParam>,
+    numerics: String,
+    /// The tasks; their indices are in topological order, the file's order otherwise.
+    graph: DiGraph<Task, Edge>,
+    outputs: Vec<PlannedOutput>,
+}
+
+impl Plan {
+    /// Plans what the targets need: names of outputs and nodes, all outputs when there are none.
+    pub(crate) fn new(
+        checked: &Checked,
+        targets: &[String],
+        files: &dyn Files,
+        numerics: &str,
+    ) -> Result<Self, Problems> {
+        if let Some(open) = &checked.open {
+            return Err(open.clone().into());
+        }
+        let wanted = wanted(checked, targets)?;
+        let order = order(checked, wanted.iter().map(|wanted| wanted.link.node));
+        let mut graph: DiGraph<Task, Edge> = DiGraph::new();
+        let mut by_key: HashMap<Key, usize> = HashMap::new();
+        let mut task_of: HashMap<usize, usize> = HashMap::new();
+        let mut merged: HashMap<usize, Vec<usize>> = HashMap::new();
+        let mut problems = Vec::new();
+        for index in order {
+            let node = &checked.nodes[index];
+            let mut digests = Vec::with_capacity(node.reads.len());
+            for file in &node.reads {
+                match files.digest(&file.path) {
+                    Ok(digest) => digests.push((file.role.clone(), digest)),
+                    Err(error) => problems.push(
+                        Problem::new(
+                            Code::NodeFile,
+                            &node.source,
+                            node.span,
+                            format!("`{}` cannot be read: {error}", file.path.display()),
+                        )
+                        .help("check the file and whether it may be read"),
+                    ),
+                }
+            }
+            let inputs: Vec<(&'static str, Vec<(usize, &'static str)>)> = node
+                .entry
+                .inputs()
+                .iter()
+                .zip(&node.links)
+                .map(|(spec, links)| {
+                    let links = links
+                        .iter()
+                        .filter_map(|link| task_of.get(&link.node).map(|task| (*task, link.port)))
+                        .collect();
+                    (spec.name, links)
+                })
+                .collect();
+            let ports: Vec<(&'static str, Vec<(Key, &'static str)>)> = inputs
+                .iter()
+                .map(|(port, links)| {
+                    let links = links
+                        .iter()
+                        .map(|(task, output)| (graph[NodeIndex::new(*task)].key, *output))
+                        .collect();
+                    (*port, links)
+                })
+                .collect();
+            let key = Ingredients {
+                op: node.entry.op(),
+                version: node.entry.version(),
+                params: &node.params,
+                files: &digests,
+                ports: &ports,
+                numerics,
+            }
+            .key();
+            let task = match by_key.get(&key) {
+                Some(task) => *task,
+                None => {
+                    let edges: Vec<(usize, Edge)> = inputs
+                        .iter()
+                        .flat_map(|(to, links)| {
+                            links.iter().map(|(task, from)| (*task, Edge { from, to }))
+                        })
+                        .collect();
+                    let added = graph.add_node(Task {
+                        names: Vec::new(),
+                        entry: Arc::clone(&node.entry),
+                        key,
+                        node: Arc::clone(&node.node),
+                        inputs,
+                        params: node.params.clone(),
+                        files: digests,
+                    });
+                    for (task, edge) in edges {
+                        graph.add_edge(NodeIndex::new(task), added, edge);
+                    }
+                    by_key.insert(key, added.index());
+                    added.index()
+                }
+            };
+            task_of.insert(index, task);
+            merged.entry(task).or_default().push(index);
+        }
+        if !problems.is_empty() {
+            return Err(Problems::new(problems));
+        }
+        for (task, mut nodes) in merged {
+            nodes.sort_unstable();
+            graph[NodeIndex::new(task)].names = nodes
+                .into_iter()
+                .map(|node| checked.nodes[node].name.clone())
+                .collect();
+        }
+        let outputs = wanted
+            .into_iter()
+            .filter_map(|wanted| {
+                Some(PlannedOutput {
+                    name: wanted.name,
+                    task: *task_of.get(&wanted.link.node)?,
+                    port: wanted.link.port,
+                    save: wanted.save,
+                    required: wanted.required,
+                })
+            })
+            .collect();
+        Ok(Self {
+            workflow: checked.name.clone(),
+            params: checked.params.clone(),
+            numerics: numerics.to_owned(),
+            graph,
+            outputs,
+        })
+    }
+
+    /// The workflow's name.
+    #[must_use]
+    pub fn workflow(&self) -> &str {
+        &self.workflow
+    }
+
+    /// The values of the workflow's params, drawn seeds among them.
+    #[must_use]
+    pub fn params(&self) -> &[ResolvedParam] {
+        &self.params
+    }
+
+    /// The tasks in the order in which one thread would run them.
+    pub fn tasks(&self) -> impl Iterator<Item = &Task> {
+        self.graph.node_weights()
+    }
+
+    /// The task of that index, if there is one.
+    #[must_use]
+    pub fn task(&self, index: usize) -> Option<&Task> {
+        self.graph.node_weight(NodeIndex::new(index))
+    }
+
+    /// How many tasks there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.graph.node_count()
+    }
+
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The outputs that the plan makes, in the order of the file.
+    #[must_use]
+    pub fn outputs(&self) -> &[PlannedOutput] {
+        &self.outputs
+    }
+
+    /// The tasks and their links as a graph.
+    #[must_use]
+    pub fn graph(&self) -> &DiGraph<Task, Edge> {
+        &self.graph
+    }
+
+    /// Which tasks will run, and why; by index.
+    #[must_use]
+    pub fn statuses(&self, cache: &dyn Cache) -> Vec<Status> {
+        let mut statuses = self.decide(|_, key| cache.place(&key));
+        for index in 0..statuses.len() {
+            if !matches!(statuses[index], Status::Run(_)) {
+                continue;
+            }
+            let before: BTreeSet<usize> = self
+                .upstream(index)
+                .filter(|task| matches!(statuses[*task], Status::Run(_)))
+                .collect();
+            if !before.is_empty() {
+                let names = before
+                    .into_iter()
+                    .map(|task| self.graph[NodeIndex::new(task)].name().to_owned())
+                    .collect();
+                statuses[index] = Status::Run(Reason::Upstream(names));
+            }
+        }
+        statuses
+    }
+
+    /// Decides from the outputs backwards; `place` is asked only for what is needed.
+    pub(crate) fn decide(
+        &self,
+        mut place: impl FnMut(usize, Key) -> Option<&'static str>,
+    ) -> Vec<Status> {
+        let mut statuses = vec![Status::NotNeeded; self.len()];
+        let mut needed = vec![false; self.len()];
+        for output in &self.outputs {
+            needed[output.task] = true;
+        }
+        for index in (0..self.len()).rev() {
+            if !needed[index] {
+                continue;
+            }
+            let key = self.graph[NodeIndex::new(index)].key;
+            statuses[index] = match place(index, key) {
+                Some(place) => Status::Cached(place),
+                None => {
+                    for task in self.upstream(index) {
+                        needed[task] = true;
+                    }
+                    Status::Run(Reason::NotCached)
+                }
+            };
+        }
+        statuses
+    }
+
+    pub(crate) fn upstream(&self, index: usize) -> impl Iterator<Item = usize> {
+        self.graph
+            .neighbors_directed(NodeIndex::new(index), Direction::Incoming)
+            .map(NodeIndex::index)
+    }
+
+    /// What differs from another plan, node by node.
+    #[must_use]
+    pub fn changes_since(&self, old: &Self) -> Vec<Change> {
+        let before = old.by_name();
+        let after = self.by_name();
+        let mut changes = Vec::new();
+        let mut names: Vec<(usize, &str)> =
+            after.iter().map(|(name, task)| (*task, *name)).collect();
+        names.sort_unstable();
+        for (index, name) in names {
+            let task = &self.graph[NodeIndex::new(index)];
+            let change = |what, from: String, to: String| Change {
+                node: name.to_owned(),
+                what,
+                from,
+                to,
+            };
+            let Some(&old_index) = before.get(name) else {
+                changes.push(change(What::Node, String::new(), task.op().to_owned()));
+                continue;
+            };
+            let other = &old.graph[NodeIndex::new(old_index)];
+            if task.key == other.key {
+                continue;
+            }
+            let op = |task: &Task| format!("{} {}", task.op(), task.entry.version());
+            if op(task) != op(other) {
+                changes.push(change(What::Op, op(other), op(task)));
+            }
+            for (what, from, to) in differences(&params(other), &params(task)) {
+                changes.push(change(What::Param(what), from, to));
+            }
+            for (what, from, to) in differences(&digests(other), &digests(task)) {
+                changes.push(change(What::File(what), from, to));
+            }
+            for (what, from, to) in differences(&old.links(other), &self.links(task)) {
+                changes.push(change(What::Input(what), from, to));
+            }
+            if self.numerics != old.numerics {
+                changes.push(change(
+                    What::Numerics,
+                    old.numerics.clone(),
+                    self.numerics.clone(),
+                ));
+            }
+        }
+        let mut gone: Vec<(usize, &str)> = before
+            .iter()
+            .filter(|(name, _)| !after.contains_key(*name))
+            .map(|(name, task)| (*task, *name))
+            .collect();
+        gone.sort_unstable();
+        for (index, name) in gone {
+            changes.push(Change {
+                node: name.to_owned(),
+                what: What::Node,
+                from: old.graph[NodeIndex::new(index)].op().to_owned(),
+                to: String::new(),
+            });
+        }
+        changes
+    }
+
+    fn by_name(&self) -> HashMap<&str, usize> {
+        self.tasks()
+            .enumerate()
+            .flat_map(|(index, task)| task.names.iter().map(move |name| (name.as_str(), index)))
+            .collect()
+    }
+
+    fn links(&self, task: &Task) -> Vec<(String, String)> {
+        task.inputs
+            .iter()
+            .filter(|(_, links)| !links.is_empty())
+            .map(|(port, links)| {
+                let links: Vec<String> = links
+                    .iter()
+                    .map(|(task, output)| {
+                        let task = &self.graph[NodeIndex::new(*task)];
+                        format!("{}.{output} ({})", task.name(), task.key.short())
+                    })
+                    .collect();
+                ((*port).to_owned(), links.join(", "))
+            })
+            .collect()
+    }
+
+    /// The plan in the language of Graphviz.
+    #[must_use]
+    pub fn to_dot(&self) -> String {
+        let mut dot = String::from("digraph workflow {\n  rankdir=LR;\n  node [shape=box];\n");
+        let quoted =
+            |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+        for (index, task) in self.tasks().enumerate() {
+            let label =
+                quoted(&format!("{}\n{}", task.names.join(", "), task.op())).replace('\n', "\\n");
+            let _ = writeln!(dot, "  n{index} [label={label}];");
+        }
+        for (index, output) in self.outputs.iter().enumerate() {
+            let label = quoted(&output.name);
+            let _ = writeln!(dot, "  o{index} [label={label}, shape=oval];");
+        }
+        for (index, task) in self.tasks().enumerate() {
+            for (to, links) in &task.inputs {
+                for (from, output) in links {
+                    let label = quoted(&arrow(output, to));
+                    let _ = writeln!(dot, "  n{from} -> n{index} [label={label}];");
+                }
+            }
+        }
+        for (index, output) in self.outputs.iter().enumerate() {
+            let _ = writeln!(dot, "  n{} -> o{index};", output.task);
+        }
+        dot.push_str("}\n");
+        dot
+    }
+
+    /// The plan as a Mermaid flow chart.
+    #[must_use]
+    pub fn to_mermaid(&self) -> String {
+        let mut chart = String::from("flowchart LR\n");
+        let quoted = |text: &str| format!("\"{}\"", text.replace('"', "#quot;"));
+        for (index, task) in self.tasks().enumerate() {
+            let label = quoted(&format!("{}<br/>{}", task.names.join(", "), task.op()));
+            let _ = writeln!(chart, "  n{index}[{label}]");
+        }
+        for (index, output) in self.outputs.iter().enumerate() {
+            let _ = writeln!(chart, "  o{index}([{}])", quoted(&output.name));
+        }
+        for (index, task) in self.tasks().enumerate() {
+            for (to, links) in &task.inputs {
+                for (from, output) in links {
+                    let label = quoted(&arrow(output, to));
+                    let _ = writeln!(chart, "  n{from} -->|{label}| n{index}");
+                }
+            }
+        }
+        for (index, output) in self.outputs.iter().enumerate() {
+            let _ = writeln!(chart, "  n{} --> o{index}", output.task);
+        }
+        chart
+    }
+}
+
+fn arrow(from: &str, to: &str) -> String {
+    if from == to {
+        to.to_owned()
+    } else {
+        format!("{from} to {to}")
+    }
+}
+
+fn params(task: &Task) -> Vec<(String, String)> {
+    task.params
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(name, value)| (name.clone(), value.to_string()))
+        .collect()
+}
+
+fn digests(task: &Task) -> Vec<(String, String)> {
+    task.files
+        .iter()
+        .map(|(role, digest)| (role.clone(), Key(*digest).short()))
+        .collect()
+}
+
+/// The names whose text differs, or that only one side has.
+fn differences(
+    before: &[(String, String)],
+    after: &[(String, String)],
+) -> Vec<(String, String, String)> {
+    let find = |side: &[(String, String)], name: &str| {
+        side.iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, text)| text.clone())
+    };
+    let mut differences = Vec::new();
+    for (name, to) in after {
+        let from = find(before, name).unwrap_or_default();
+        if from != *to {
+            differences.push((name.clone(), from, to.clone()));
+        }
+    }
+    for (name, from) in before {
+        if find(after, name).is_none() {
+            differences.push((name.clone(), from.clone(), String::new()));
+        }
+    }
+    differences
+}
+
+struct Wanted {
+    name: String,
+    link: Link,
+    save: Option<String>,
+    required: bool,
+}
+
+fn wanted(checked: &Checked, targets: &[String]) -> Result<Vec<Wanted>, Problems> {
+    let output = |output: &crate::check::CheckedOutput| Wanted {
+        name: output.name.clone(),
+        link: output.link,
+        save: output.save.clone(),
+        required: true,
+    };
+    if targets.is_empty() {
+        if checked.outputs.is_empty() {
+            return Err(Problem::new(
+                Code::NothingToRun,
+                &checked.source,
+                Span::default(),
+                "the workflow has no outputs, so there is nothing to make",
+            )
+            .help("add `outputs:`, or name a node to run")
+            .into());
+        }
+        return Ok(checked.outputs.iter().map(output).collect());
+    }
+    let nodes: HashMap<&str, usize> = checked
+        .nodes
+        .iter()
+        .enumerate()
+        .map(|(index, node)| (node.name.as_str(), index))
+        .collect();
+    let mut wanted: Vec<Wanted> = Vec::new();
+    let mut problems = Vec::new();
+    let mut from = "run ".len();
+    for target in targets {
+        let (only_output, only_node) = (
+            target.strip_prefix("outputs."),
+            target.strip_prefix("nodes."),
+        );
+        let named = checked.outputs.iter().find(|known| {
+            only_node.is_none() && known.name == only_output.unwrap_or(target.as_str())
+        });
+        let node_name = only_node.unwrap_or(target);
+        let group: Vec<usize> = match nodes.get(node_name) {
+            _ if only_output.is_some() => Vec::new(),
+            Some(index) => vec![*index],
+            None => checked.groups.get(node_name).cloned().unwrap_or_default(),
+        };
+        if let Some(named) = named {
+            wanted.push(output(named));
+        } else if !group.is_empty() {
+            for index in group {
+                let node = &checked.nodes[index];
+                for spec in node.entry.outputs() {
+                    wanted.push(Wanted {
+                        name: format!("{}.{}", node.name, spec.name),
+                        link: Link {
+                            node: index,
+                            port: spec.name,
+                        },
+                        save: None,
+                        required: false,
+                    });
+                }
+            }
+        } else {
+            let line = format!("run {}", targets.join(" "));
+            let known = checked
+                .outputs
+                .iter()
+                .map(|output| output.name.as_str())
+                .chain(checked.nodes.iter().map(|node| node.name.as_str()));
+            problems.push(
+                Problem::new(
+                    Code::UnknownTarget,
+                    &Source::new("command line", line),
+                    Span::new(from, from + target.len()),
+                    format!("the workflow has neither an output nor a node `{target}`"),
+                )
+                .maybe_help(suggest::hint(target, "outputs and nodes", known)),
+            );
+        }
+        from += target.len() + 1;
+    }
+    if !problems.is_empty() {
+        return Err(Problems::new(problems));
+    }
+    // A target that is named twice is one.
+    let mut seen = std::collections::HashSet::new();
+    wanted.retain(|wanted| seen.insert(wanted.name.clone()));
+    Ok(wanted)
+}
+
+/// The nodes that the wanted ones need, each after what it needs itself, the file's order otherwise.
+fn order(checked: &Checked, wanted: impl Iterator<Item = usize>) -> Vec<usize> {
+    let count = checked.nodes.len();
+    let mut needed = vec![false; count];
+    let mut open: Vec<usize> = wanted.collect();
+    while let Some(index) = open.pop() {
+        if !std::mem::replace(&mut needed[index], true) {
+            open.extend(
+                checked.nodes[index]
+                    .links
+                    .iter()
+                    .flatten()
+                    .map(|link| link.node),
+            );
+        }
+    }
+    let mut waits = vec![0usize; count];
+    let mut next: Vec<Vec<usize>> = vec![Vec::new(); count];
+    for (index, node) in checked.nodes.iter().enumerate() {
+        if needed[index] {
+            for link in node.links.iter().flatten() {
+                waits[index] += 1;
+                next[link.node].push(index);
+            }
+        }
+    }
+    let mut ready: BinaryHeap<Reverse<usize>> = (0..count)
+        .filter(|index| needed[*index] && waits[*index] == 0)
+        .map(Reverse)
+        .collect();
+    let mut order = Vec::with_capacity(count);
+    while let Some(Reverse(index)) = ready.pop() {
+        order.push(index);
+        for &after in &next[index] {
+            waits[after] -= 1;
+            if waits[after] == 0 {
+                ready.push(Reverse(after));
+            }
+        }
+    }
+    order
+}

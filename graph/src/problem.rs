@@ -1,0 +1,710 @@
+//! Every fault that a workflow can have: a code, a place, what is wrong, and a way out.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use miette::{Diagnostic, LabeledSpan, MietteSpanContents, SourceCode, SourceSpan, SpanContents};
+
+/// A range of bytes of a source text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Span {
+    /// The first byte.
+    pub start: usize,
+    /// The byte after the last.
+    pub end: usize,
+}
+
+impl Span {
+    /// Makes a span from two byte offsets.
+    #[must_use]
+    pub fn new(start: usize, end: usize) -> Self {
+        Self { start, end }
+    }
+
+    /// The smallest span that covers both.
+    #[must_use]
+    pub fn to(self, other: Self) -> Self {
+        Self {
+            start: self.start.min(other.start),
+            end: self.end.max(other.end),
+        }
+    }
+}
+
+struct SourceText {
+    name: String,
+    text: String,
+    lines: OnceLock<Vec<usize>>,
+}
+
+/// A text with a name: a workflow file, or what was given to `--set`. Cloning shares it.
+#[derive(Clone)]
+pub struct Source(Arc<SourceText>);
+
+impl Source {
+    /// Makes a source; `name` is what diagnostics print (a path as the user wrote it).
+    pub fn new(name: impl Into<String>, text: impl Into<String>) -> Self {
+        Self(Arc::new(SourceText {
+            name: name.into(),
+            text: text.into(),
+            lines: OnceLock::new(),
+        }))
+    }
+
+    /// What diagnostics print as the place.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The whole text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.0.text
+    }
+
+    /// The text of a span; empty when the span is not one of this text.
+    #[must_use]
+    pub fn slice(&self, span: Span) -> &str {
+        self.0.text.get(span.start..span.end).unwrap_or("")
+    }
+
+    /// Whether both are the same text of the same name.
+    #[must_use]
+    pub fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+            || (self.0.name == other.0.name && self.0.text == other.0.text)
+    }
+
+    /// The line and column of a byte, both from 1, the column in characters.
+    #[must_use]
+    pub fn line_column(&self, offset: usize) -> (usize, usize) {
+        let text = &self.0.text;
+        let lines = self.0.lines.get_or_init(|| {
+            std::iter::once(0)
+                .chain(text.match_indices('\n').map(|(at, _)| at + 1))
+                .collect()
+        });
+        let offset = floor_boundary(text, offset);
+        let line = lines.partition_point(|&start| start <= offset).max(1);
+        let start = lines.get(line - 1).copied().unwrap_or(0);
+        let before = text.get(start..offset).unwrap_or("");
+        // An editor does not show the byte order mark, so it is not a column.
+        (
+            line,
+            before.trim_start_matches('\u{feff}').chars().count() + 1,
+        )
+    }
+
+    fn clamp(&self, span: Span) -> Span {
+        let start = floor_boundary(&self.0.text, span.start);
+        let end = floor_boundary(&self.0.text, span.end).max(start);
+        Span { start, end }
+    }
+}
+
+fn floor_boundary(text: &str, offset: usize) -> usize {
+    let mut offset = offset.min(text.len());
+    while !text.is_char_boundary(offset) {
+        offset -= 1;
+    }
+    offset
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Source").field(&self.0.name).finish()
+    }
+}
+
+impl SourceCode for Source {
+    fn read_span<'a>(
+        &'a self,
+        span: &SourceSpan,
+        context_lines_before: usize,
+        context_lines_after: usize,
+    ) -> Result<Box<dyn SpanContents<'a> + 'a>, miette::MietteError> {
+        let inner = self.0.text.as_str();
+        let contents = inner.read_span(span, context_lines_before, context_lines_after)?;
+        Ok(Box::new(MietteSpanContents::new_named(
+            self.0.name.clone(),
+            contents.data(),
+            *contents.span(),
+            contents.line(),
+            contents.column(),
+            contents.line_count(),
+        )))
+    }
+}
+
+macro_rules! codes {
+    ($( $(#[doc = $docs:literal])+ $variant:ident = $code:literal, $explanation:literal; )*) => {
+        /// The kinds of fault, each with a stable code.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Code { $( $(#[doc = $docs])+ $variant, )* }
+
+        impl Code {
+            /// All codes in order.
+            pub const ALL: &'static [Self] = &[ $( Self::$variant, )* ];
+
+            /// The code as it is printed: `R0301`.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $( Self::$variant => $code, )* }
+            }
+
+            /// What the fault is, in a few words.
+            #[must_use]
+            pub fn title(self) -> &'static str {
+                match self { $( Self::$variant => concat!($($docs),+).trim_ascii(), )* }
+            }
+
+            /// What the fault means and how to mend it, with an example.
+            #[must_use]
+            pub fn explanation(self) -> &'static str {
+                match self { $( Self::$variant => $explanation, )* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// A file cannot be read.
+    FileUnreadable = "R0001", "A workflow or a parameter file is missing, is a folder, or may not be read. Check the path: a path in a workflow is relative to the file that wrote it, a path on the command line to the current folder.";
+    /// A file is not UTF-8.
+    NotUtf8 = "R0002", "A workflow is text in UTF-8. The place given is the first byte that is not. Save the file as UTF-8 in the editor (a byte order mark does no harm).";
+    /// A file is too large.
+    TooLarge = "R0003", "A workflow of more than 4 MiB is refused, so that a wrong file (a picture, a checkpoint) is not read as one. Split a large workflow with `use:`.";
+    /// The YAML is not well-formed.
+    Syntax = "R0101", "The text is not YAML. Frequent causes: a tab as indentation (use spaces), a text with `: ` or ` #` in it (quote it), an unclosed `[`, `{` or quote, and a template that YAML takes for a map:\n\n    prompt: {place} at night      # wrong: `{` opens a map\n    prompt: \"{place} at night\"    # right";
+    /// The YAML is nested too deeply.
+    TooDeep = "R0102", "Maps and lists may be nested 64 deep, aliases counted in full. No workflow needs more; the limit keeps a hostile file from exhausting the memory.";
+    /// Aliases expand to too much.
+    TooManyAliases = "R0103", "Aliases (`*name`) may expand to 100,000 values together. Use `params:` for values that are used often.";
+    /// The file holds several documents.
+    SeveralDocuments = "R0104", "A file is one workflow: remove the second `---` and what follows it, or put it into a file of its own.";
+    /// A tag is used.
+    Tag = "R0105", "Tags (`!!int`, `!include`) are not part of the language. Write numbers without quotes and texts with quotes, and include another workflow with a node: `part: {use: part.yaml}`.";
+    /// A merge key is used.
+    MergeKey = "R0106", "Merge keys (`<<: *base`) are not part of the language: write the keys out, or put the common part into a reusable workflow and `use` it.";
+    /// A key is given twice.
+    DuplicateKey = "R0107", "A map has the same key twice, and only one can count. Remove or rename one of them:\n\n    sampler:\n      op: sample\n      steps: 20\n      steps: 50     # duplicate of `steps` above";
+    /// A key is not a text.
+    KeyNotText = "R0108", "Keys are texts. YAML reads `1:`, `true:` and `[a]:` as a number, a boolean and a list: put the key in quotes.";
+    /// A number is out of range.
+    NumberOutOfRange = "R0109", "Integers go up to 9007199254740991 (2^53 - 1), so that every program reads the same number; numbers must be finite. Put quotes around what is a text of digits.";
+    /// An alias has no anchor.
+    UnknownAlias = "R0110", "`*name` repeats the value that was marked `&name` earlier in the file; that mark is missing, comes later, or is of the value that holds the alias.";
+    /// `schema` is missing.
+    MissingSchema = "R0201", "A workflow says which version of the language it is written in. Put this at the top:\n\n    schema: retouch/v1";
+    /// The schema is not one that this program reads.
+    UnknownSchema = "R0202", "This program reads `retouch/v1`. A newer schema needs a newer program; anything else is a slip of the pen.";
+    /// A key is not known.
+    UnknownKey = "R0203", "The key has no meaning here. Keys that begin with `x-`, and `ui`, are carried and ignored: use those for notes of your own.";
+    /// A key is missing.
+    MissingKey = "R0204", "Something that must be said is not: a node needs `op` or `use`, an output `value`, a param and an input `type`.";
+    /// A value has the wrong shape.
+    WrongShape = "R0205", "A map, a list or a text is due and something else is there. For example `nodes:` is a map from names to nodes:\n\n    nodes:\n      base: {op: load_model, path: models/world}";
+    /// A name has letters that names cannot have.
+    BadName = "R0206", "Names are made of ASCII letters, digits, `_` and `-`, so that `$name.port` can be read in one way only.";
+    /// A name is reserved.
+    ReservedName = "R0207", "`params`, `inputs` and `outputs` cannot name a node: `$params.x` and `$inputs.x` mean something else.";
+    /// A part of the language is not built yet.
+    NotBuilt = "R0208", "The key is reserved for a part of the language that this version does not have yet.";
+    /// A type is not known.
+    UnknownType = "R0209", "Types of params: string, int, float, bool, steps, seed, path, choice, sites, threshold. Inputs of a reusable workflow take these and the types of ports (model, latent, image, ...; see `retouch nodes`).";
+    /// A declaration contradicts itself.
+    BadDeclaration = "R0210", "A default, a minimum, a maximum or the values of a choice do not fit the declared type or each other, or an input has the name of a param:\n\n    steps: {type: int, default: 0, min: 1}     # the default is below the minimum";
+    /// A reference cannot be read.
+    BadReference = "R0211", "A value that begins with `$` is a reference: `$node`, `$node.port`, `$params.name` or, in a reusable workflow, `$inputs.name`. There are no expressions. A text that begins with a dollar is written with two: `\"$$5\"`.";
+    /// A template cannot be read.
+    BadTemplate = "R0212", "In a template `{name}` is replaced by a param; a brace itself is written twice: `{{` and `}}`.";
+    /// A name in a template is not known.
+    UnknownTemplateName = "R0213", "`{name}` in a template must be a param of this workflow (or a value among its inputs); in `save` also `{workflow}` and `{output}`. A brace itself is written twice: `{{`.";
+    /// A template is not quoted.
+    UnquotedTemplate = "R0214", "YAML reads `{place}` without quotes as a map. Quote the template:\n\n    prompt: \"{place}\"";
+    /// An op is not known.
+    UnknownOp = "R0301", "`op` names what a node does; `retouch nodes` lists all ops.";
+    /// A node is not known.
+    UnknownNode = "R0302", "A reference names a node that this file does not have. Nodes inside an included workflow are reached by its outputs only.";
+    /// A port is not known.
+    UnknownPort = "R0303", "A reference names an output port that the node does not have; `retouch nodes OP` lists them. `$node` alone is its first.";
+    /// A param is not known.
+    UnknownParam = "R0304", "`$params.x` needs `x` under `params:` of the same file.";
+    /// An input is not known.
+    UnknownInput = "R0305", "`$inputs.x` needs `x` under `inputs:` of the same file.";
+    /// A node has no such parameter or port.
+    UnknownField = "R0306", "The op has neither a parameter nor an input port of that name; `retouch nodes OP` shows what it has.";
+    /// A port is not linked.
+    MissingLink = "R0307", "The port must be linked to another node's output: `model: $base`.";
+    /// A parameter is missing.
+    MissingField = "R0308", "The parameter has no default and must be given.";
+    /// A link joins two types.
+    PortType = "R0309", "What the link brings is not of a type that the port takes. Another output of the same node may fit, or a node in between (`decode` makes a picture of a latent).";
+    /// A port has a value in place of a link.
+    LinkDue = "R0310", "The key is an input port and takes a reference to a node's output, `model: $base`, not a value.";
+    /// A parameter has a link in place of a value.
+    ValueDue = "R0311", "The key is a parameter and takes a value or a reference to a param, `steps: 50` or `steps: $params.steps`, not a node's output.";
+    /// A value has the wrong type.
+    ValueType = "R0312", "The parameter takes another type of value, see `retouch nodes OP`. Numbers are written without quotes and without underscores, text that looks like a number in quotes.";
+    /// A number is quoted.
+    QuotedNumber = "R0313", "A number is due, and quotes make it a text. Write `steps: 50`, not `steps: \"50\"`.";
+    /// A boolean is not written as one.
+    NotABool = "R0314", "Booleans are `true` and `false`, as they are here: `yes`, `on`, `True` and quoted ones are texts.";
+    /// A value is out of range.
+    OutOfRange = "R0315", "The number is smaller or greater than the parameter allows, or the word is not one of its choices.";
+    /// A param's type does not fit where it is used.
+    ParamType = "R0316", "The param is declared with a type that the parameter can never take, so no value of it would do. Change the declaration, or use another param.";
+    /// Nodes wait for each other.
+    Cycle = "R0317", "Each of the nodes named needs another one's output first, so none can begin. Cut one of the links.";
+    /// A port has too many links.
+    TooManyLinks = "R0318", "The port takes one link. Only ports that take several (`grid`'s images) are given a list.";
+    /// A link is to an output that is not made.
+    NotMade = "R0319", "The node, as it is set up, will not make this output; the message says what to change.";
+    /// A node refuses a parameter's value.
+    NodeValue = "R0320", "The value is of the right type, but it does not fit the node or its other parameters.";
+    /// What is linked does not fit together.
+    NodeMismatch = "R0321", "The values that are linked are of the right types and still do not fit: another model family, another size, another number of steps.";
+    /// A file that a node reads is missing.
+    NodeFile = "R0322", "A model, a picture or another file that the node reads is missing or cannot be read. Paths are relative to the file that wrote them, with `--set` to the current folder.";
+    /// A file that a node reads is not what it should be.
+    NodeContent = "R0323", "The file is there, but it is damaged, of another format, or lacks something that the node needs.";
+    /// An included workflow is missing.
+    IncludeMissing = "R0401", "`use` names another workflow by a path relative to this file.";
+    /// Workflows include each other.
+    IncludeCycle = "R0402", "A workflow includes itself, directly or through others, and would never end. The message prints the path of files.";
+    /// `with` gives something that is not asked for.
+    UnknownWith = "R0403", "`with` gives values to the `inputs:` and `params:` of the included workflow; it has none of that name.";
+    /// `with` lacks an input.
+    MissingWith = "R0404", "The included workflow has an input or a param without a default; give it under `with:`.";
+    /// A reusable workflow is run by itself.
+    NotRunnable = "R0405", "The workflow has inputs without defaults, so it only runs as a part of another one: `part: {use: this.yaml, with: {...}}`.";
+    /// Too much is included.
+    TooManyNodes = "R0406", "With everything included a workflow may have 200,000 nodes and 64 levels of `use`.";
+    /// `--set` names a param that the workflow does not have.
+    UnknownSetting = "R0501", "`--set name=value` and `--params` change what the workflow declares under `params:`.";
+    /// `--set` cannot be read.
+    BadSetting = "R0502", "`--set` takes `name=value`: `--set steps=20`.";
+    /// A param has no value.
+    MissingParam = "R0503", "The param has no default: give it a value with `--set name=value`, with `--params FILE`, or a `default`.";
+    /// A file would be written outside of the output folder.
+    UnsafePath = "R0601", "What a run writes stays below `--out`: no absolute path, no `..`, no `\\`, no `:`, no control characters, and no value with a `/` in it in place of a `{name}`.";
+    /// An output cannot be saved in that format.
+    SaveFormat = "R0602", "The ending of `save` chooses the format, and the value cannot be written as that one. The message names the endings that it can.";
+    /// Two outputs are saved to one file.
+    SaveTwice = "R0603", "Two outputs of one run have the same path, and one would overwrite the other.";
+    /// A target is not known.
+    UnknownTarget = "R0604", "What is named on the command line is neither an output nor a node of the workflow. Where an output and a node share a name it means the output; write `nodes.name` for the node.";
+    /// There is nothing to run.
+    NothingToRun = "R0605", "The workflow has no `outputs:`, and a node is run only for what is made of it. Add an output:\n\n    outputs:\n      final: {value: $picture, save: \"{workflow}.png\"}";
+    /// A param is not used.
+    UnusedParam = "R0701", "A warning: nothing refers to the param, so changing it changes nothing.";
+    /// A node is not used.
+    UnusedNode = "R0702", "A warning: no output depends on the node, so it does not run.";
+    /// The formatter would have changed the meaning.
+    FormatRefused = "R0801", "The formatter checks that the text means the same before and after, comments too. Here it would not, so the text is left as it is. Please report the file.";
+}
+
+impl Code {
+    /// The code of that name: `R0301`, in any case.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|code| code.as_str().eq_ignore_ascii_case(text.trim()))
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What the fault with that code means and how to mend it.
+#[must_use]
+pub fn explain(code: &str) -> Option<&'static str> {
+    Code::parse(code).map(Code::explanation)
+}
+
+/// All codes with their titles, in order.
+pub fn codes() -> impl Iterator<Item = (&'static str, &'static str)> {
+    Code::ALL.iter().map(|code| (code.as_str(), code.title()))
+}
+
+/// Whether a problem stops the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Severity {
+    /// It does.
+    Error,
+    /// It does not.
+    Warning,
+}
+
+/// A place with a remark.
+#[derive(Clone, Debug)]
+pub struct Label {
+    /// The text that the place is in.
+    pub source: Source,
+    /// The place.
+    pub span: Span,
+    /// The remark.
+    pub text: String,
+}
+
+#[derive(Clone, Debug)]
+struct Body {
+    code: Code,
+    severity: Severity,
+    message: String,
+    source: Source,
+    span: Span,
+    label: String,
+    others: Vec<Label>,
+    related: Vec<Note>,
+    help: Option<String>,
+}
+
+/// One fault: what, where, and a way out.
+#[derive(Clone, Debug)]
+pub struct Problem(Box<Body>);
+
+impl Problem {
+    /// Makes a fault at a place.
+    pub fn new(code: Code, source: &Source, span: Span, message: impl Into<String>) -> Self {
+        Self(Box::new(Body {
+            code,
+            severity: Severity::Error,
+            message: message.into(),
+            source: source.clone(),
+            span: source.clamp(span),
+            label: String::new(),
+            others: Vec::new(),
+            related: Vec::new(),
+            help: None,
+        }))
+    }
+
+    /// Makes it a warning.
+    #[must_use]
+    pub fn warning(mut self) -> Self {
+        self.0.severity = Severity::Warning;
+        self
+    }
+
+    /// Sets the remark at the place itself.
+    #[must_use]
+    pub fn label(mut self, text: impl Into<String>) -> Self {
+        self.0.label = text.into();
+        self
+    }
+
+    /// Adds another place, in the same text or in another one.
+    #[must_use]
+    pub fn also(mut self, source: &Source, span: Span, text: impl Into<String>) -> Self {
+        let label = Label {
+            source: source.clone(),
+            span: source.clamp(span),
+            text: text.into(),
+        };
+        if source.same(&self.0.source) {
+            self.0.others.push(label);
+        } else {
+            self.0.related.push(Note(label));
+        }
+        self
+    }
+
+    /// Says what to do.
+    #[must_use]
+    pub fn help(mut self, text: impl Into<String>) -> Self {
+        self.0.help = Some(text.into());
+        self
+    }
+
+    /// Says what to do, if there is something to say.
+    #[must_use]
+    pub fn maybe_help(mut self, text: Option<String>) -> Self {
+        if text.is_some() {
+            self.0.help = text;
+        }
+        self
+    }
+
+    /// The code.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        self.0.code
+    }
+
+    /// Whether it stops the run.
+    #[must_use]
+    pub fn severity(&self) -> Severity {
+        self.0.severity
+    }
+
+    /// What is wrong.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// The text that the place is in.
+    #[must_use]
+    pub fn source_text(&self) -> &Source {
+        &self.0.source
+    }
+
+    /// The place.
+    #[must_use]
+    pub fn span(&self) -> Span {
+        self.0.span
+    }
+
+    /// The line and column of the place, both from 1, the column in characters.
+    #[must_use]
+    pub fn line_column(&self) -> (usize, usize) {
+        self.0.source.line_column(self.0.span.start)
+    }
+
+    /// What to do.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        self.0.help.as_deref()
+    }
+
+    /// The remark at the place itself.
+    #[must_use]
+    pub fn remark(&self) -> &str {
+        &self.0.label
+    }
+
+    /// The other places, in the same text or in others.
+    pub fn others(&self) -> impl Iterator<Item = &Label> {
+        self.0
+            .others
+            .iter()
+            .chain(self.0.related.iter().map(|note| &note.0))
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl Error for Problem {}
+
+fn labelled(span: Span, text: &str, primary: bool) -> LabeledSpan {
+    let text = (!text.is_empty()).then(|| text.to_owned());
+    let span = SourceSpan::from((span.start, span.end - span.start));
+    if primary {
+        LabeledSpan::new_primary_with_span(text, span)
+    } else {
+        LabeledSpan::new_with_span(text, span)
+    }
+}
+
+impl Diagnostic for Problem {
+    fn code<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        Some(Box::new(self.0.code))
+    }
+
+    fn severity(&self) -> Option<miette::Severity> {
+        Some(match self.0.severity {
+            Severity::Error => miette::Severity::Error,
+            Severity::Warning => miette::Severity::Warning,
+        })
+    }
+
+    fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        self.0
+            .help
+            .as_ref()
+            .map(|help| Box::new(help) as Box<dyn fmt::Display>)
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        Some(&self.0.source)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        let first = labelled(self.0.span, &self.0.label, true);
+        let others = self
+            .0
+            .others
+            .iter()
+            .map(|other| labelled(other.span, &other.text, false));
+        Some(Box::new(std::iter::once(first).chain(others)))
+    }
+
+    fn related<'a>(&'a self) -> Option<Box<dyn Iterator<Item = &'a dyn Diagnostic> + 'a>> {
+        if self.0.related.is_empty() {
+            return None;
+        }
+        Some(Box::new(
+            self.0.related.iter().map(|note| note as &dyn Diagnostic),
+        ))
+    }
+}
+
+/// A place in another text than the problem's own; miette's labels cannot leave their text.
+#[derive(Clone, Debug)]
+struct Note(Label);
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.text)
+    }
+}
+
+impl Error for Note {}
+
+impl Diagnostic for Note {
+    fn severity(&self) -> Option<miette::Severity> {
+        Some(miette::Severity::Advice)
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        Some(&self.0.source)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        Some(Box::new(std::iter::once(labelled(self.0.span, "", true))))
+    }
+}
+
+/// All faults of a workflow, by file and place; at least one.
+#[derive(Clone, Debug)]
+pub struct Problems(Vec<Problem>);
+
+impl Problems {
+    /// Sorts the problems by file (in order of appearance) and place, and drops what is said twice.
+    #[must_use]
+    pub fn new(mut problems: Vec<Problem>) -> Self {
+        sort(&mut problems);
+        Self(problems)
+    }
+
+    /// The problems in order.
+    pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
+        self.0.iter()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Sorts by file in order of appearance, then by place; drops repetitions (a file that is included twice).
+pub(crate) fn sort(problems: &mut Vec<Problem>) {
+    let mut files: indexmap::IndexSet<String> = indexmap::IndexSet::new();
+    for problem in problems.iter() {
+        files.insert(problem.0.source.name().to_owned());
+    }
+    let place = |p: &Problem| {
+        (
+            files.get_index_of(p.0.source.name()),
+            p.0.span.start,
+            p.0.span.end,
+            p.0.code,
+        )
+    };
+    problems.sort_by(|a, b| {
+        place(a)
+            .cmp(&place(b))
+            .then_with(|| a.0.message.cmp(&b.0.message))
+    });
+    problems.dedup_by(|a, b| {
+        a.0.code == b.0.code
+            && a.0.span == b.0.span
+            && a.0.message == b.0.message
+            && a.0.source.same(&b.0.source)
+    });
+}
+
+impl From<Problem> for Problems {
+    fn from(problem: Problem) -> Self {
+        Self(vec![problem])
+    }
+}
+
+impl IntoIterator for Problems {
+    type Item = Problem;
+    type IntoIter = std::vec::IntoIter<Problem>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl<'a> IntoIterator for &'a Problems {
+    type Item = &'a Problem;
+    type IntoIter = std::slice::Iter<'a, Problem>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            let (line, column) = problem.line_column();
+            write!(
+                f,
+                "{}:{line}:{column}: {}: {}",
+                problem.0.source.name(),
+                problem.0.code,
+                problem.0.message
+            )?;
+            if let Some(help) = &problem.0.help {
+                write!(f, " ({help})")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Error for Problems {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_sorted_and_explained() {
+        let codes: Vec<&str> = codes().map(|(code, _)| code).collect();
+        let mut sorted = codes.clone();
+        sorted.sort_unstable();
+        sorted.dedup();
+        assert_eq!(codes, sorted);
+        for code in Code::ALL {
+            assert!(explain(code.as_str()).is_some_and(|text| text.len() > 40));
+            assert!(code.title().ends_with('.'), "{}", code.title());
+        }
+        assert_eq!(explain("r0301"), Some(Code::UnknownOp.explanation()));
+        assert_eq!(explain("R9999"), None);
+    }
+
+    #[test]
+    fn columns_count_characters_and_not_the_byte_order_mark() {
+        let source = Source::new("a", "\u{feff}é: x\r\nb: y");
+        assert_eq!(source.line_column(3), (1, 1));
+        assert_eq!(source.line_column(5), (1, 2));
+        assert_eq!(source.line_column(10), (2, 1));
+        assert_eq!(source.line_column(999), (2, 5));
+    }
+}

@@ -1,0 +1,236 @@
+//! Arbitrary text never panics: not the parser, not the checker, not the formatter.
+
+mod common;
+
+use common::{engine, faults};
+use proptest::prelude::*;
+use retouch_graph::{Settings, Source, format};
+
+const GOOD: &str = "schema: retouch/v1
+name: good # a comment
+params:
+  place: {type: string, default: \"on a beach\"}
+  steps: {type: int, default: 50, min: 1, max: 1000}
+  blend: {type: steps, default: 20%, help: \"some\"}
+  seed:  {type: seed, default: random}
+  way:   {type: choice, default: pipe, values: [pipe, comma]}
+nodes:
+  one: {op: number, value: 1}
+  two:
+    op: read
+    path: one.txt
+  sum: {op: add, a: $one, b: $two, amount: 0.5, explain: true}
+  text:
+    op: join
+    items:
+    - $sum
+    - $one
+    prefix: \"{place} \"
+    separator: $params.way
+  long: {op: join, literal: |
+      no}
+  part: {use: part.yaml, with: {first: $sum, word: \"{place}\"}}
+  sample: {op: sample, steps: $params.steps, blend: $params.blend, seed: $params.seed, size: [1, 2]}
+outputs:
+  text: {value: $text, save: \"{workflow}/{seed}.txt\"}
+  report: {value: $sum.report, save: report.txt}
+  part: {value: $part.text}
+  sample: {value: $sample}
+";
+
+fn good() -> String {
+    GOOD.replace(
+        "  long: {op: join, literal: |\n      no}\n",
+        "  long:\n    op: join\n    literal: |\n      one\n        two\n",
+    )
+}
+
+#[test]
+fn the_good_workflow_is_good() {
+    assert_eq!(faults(&good()), Vec::<String>::new());
+    let once = format::format(&Source::new("t", good())).unwrap();
+    assert_eq!(faults(&once), Vec::<String>::new());
+    assert!(once.contains("    items:\n      - $sum\n"), "{once}");
+}
+
+fn everything(text: &str) {
+    for set in [vec![], vec!["steps=7".to_owned(), "place=".to_owned()]] {
+        let settings = Settings {
+            set,
+            ..Settings::default()
+        };
+        let engine = engine();
+        match engine.load_str("flows/main.yaml", text, &settings) {
+            Ok(checked) => {
+                if let Ok(plan) = engine.plan(&checked, &[]) {
+                    let _ = (
+                        plan.to_dot(),
+                        plan.to_mermaid(),
+                        plan.statuses(&**engine.cache()),
+                    );
+                }
+            }
+            Err(problems) => {
+                assert!(!problems.is_empty());
+                for problem in &problems {
+                    let (line, column) = problem.line_column();
+                    assert!(line >= 1 && column >= 1);
+                    let mut out = String::new();
+                    miette::NarratableReportHandler::new()
+                        .render_report(&mut out, problem)
+                        .unwrap();
+                }
+            }
+        }
+    }
+    if let Ok(once) = format::format(&Source::new("t", text)) {
+        assert_eq!(
+            format::format(&Source::new("t", once.as_str())).unwrap(),
+            once
+        );
+    }
+}
+
+fn pieces() -> impl Strategy<Value = String> {
+    prop::sample::select(vec![
+        "{",
+        "}",
+        "[",
+        "]",
+        ":",
+        ": ",
+        ",",
+        "-",
+        "- ",
+        "\n",
+        "\n  ",
+        "\n    ",
+        "\t",
+        "#",
+        " #",
+        "\"",
+        "'",
+        "|",
+        ">",
+        "&a ",
+        "*a",
+        "!t ",
+        "<<: *a",
+        "$",
+        "$$",
+        "$one",
+        "$params.",
+        "$params.place",
+        "$inputs.x",
+        "{place}",
+        "{{",
+        "op:",
+        "use: part.yaml",
+        "with:",
+        "nodes:",
+        "outputs:",
+        "params:",
+        "inputs:",
+        "sweep:",
+        "x-a:",
+        "null",
+        "~",
+        "true",
+        "1e999",
+        "-",
+        "0x",
+        "9999999999999999999",
+        "é",
+        "\u{feff}",
+        "\u{0}",
+        "\r\n",
+        "---",
+        "...",
+        "%YAML 1.2",
+        "@",
+        "`",
+    ])
+    .prop_map(str::to_owned)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn arbitrary_text_never_panics(text in any::<String>()) {
+        everything(&text);
+        everything(&format!("schema: retouch/v1\n{text}"));
+    }
+
+    #[test]
+    fn arbitrary_pieces_never_panic(pieces in prop::collection::vec(pieces(), 0..40)) {
+        let text = pieces.concat();
+        everything(&text);
+        everything(&format!("schema: retouch/v1\nnodes:\n  a: {text}\n"));
+        everything(&format!("schema: retouch/v1\n{text}\n"));
+    }
+
+    #[test]
+    fn mutations_of_a_good_workflow_never_panic(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), 0usize..30, pieces()), 1..5),
+    ) {
+        let mut text: Vec<char> = good().chars().collect();
+        for (at, length, piece) in edits {
+            let from = at.index(text.len());
+            let to = (from + length).min(text.len());
+            text.splice(from..to, piece.chars());
+            if text.is_empty() {
+                text.push(' ');
+            }
+        }
+        everything(&text.into_iter().collect::<String>());
+    }
+
+    #[test]
+    fn lines_moved_and_doubled_never_panic(order in prop::collection::vec(any::<prop::sample::Index>(), 1..40)) {
+        let good = good();
+        let lines: Vec<&str> = good.lines().collect();
+        let text: Vec<&str> = order.iter().map(|index| lines[index.index(lines.len())]).collect();
+        everything(&text.join("\n"));
+        everything(&format!("schema: retouch/v1\n{}", text.join("\n")));
+    }
+}
+
+/// Ten thousand trivial nodes; the bound is loose for slow machines, the figure is for whoever reads the output.
+#[test]
+fn ten_thousand_nodes_are_checked_and_planned_quickly() {
+    let mut text = "schema: retouch/v1\nnodes:\n  n0: {op: number, value: 0}\n".to_owned();
+    for index in 1..10_000 {
+        text.push_str(&format!(
+            "  n{index}: {{op: add, a: $n{}, amount: {}}}\n",
+            index - 1,
+            index % 7
+        ));
+    }
+    text.push_str("outputs:\n  o: {value: $n9999}\n");
+    let engine = engine();
+    let start = std::time::Instant::now();
+    let checked = engine
+        .load_str("flows/main.yaml", &text, &Settings::default())
+        .unwrap();
+    let loaded = start.elapsed();
+    let plan = engine.plan(&checked, &[]).unwrap();
+    let planned = start.elapsed();
+    println!("load {loaded:?}, plan {:?}", planned - loaded);
+    assert_eq!(plan.len(), 10_000);
+    assert!(planned.as_secs() < 5, "{planned:?}");
+    let options = retouch_graph::RunOptions {
+        threads: 2,
+        saver: None,
+    };
+    let engine = engine.with_cache(std::sync::Arc::new(retouch_graph::NoCache));
+    let start = std::time::Instant::now();
+    let cancel = retouch_graph::Cancel::new();
+    let report = engine
+        .run(&plan, &retouch_graph::Silent, &cancel, &options)
+        .unwrap();
+    let took = start.elapsed();
+    println!("run {took:?}, {:?} a node", took / 10_000);
+    assert_eq!(report.ran, 10_000);
+    assert!(took.as_secs() < 5, "{took:?}");
+}
