@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::path::Path;
 
-use retouch_graph::problem::{Problem, Source};
+use retouch_graph::problem::Source;
 
 use crate::args::FmtArgs;
 use crate::output::say;
@@ -30,9 +30,8 @@ pub fn fmt(args: &FmtArgs) -> Result<Exit, Failure> {
             .map_err(|_| Failure::failed(format!("{name} is not UTF-8 text")))?;
         let formatted = match retouch_graph::format::format(&Source::new(name, text.clone())) {
             Ok(formatted) => formatted,
-            Err(problems) => {
-                let problems: Vec<Problem> = problems.iter().cloned().collect();
-                eprint!("{}", report::render(&problems, report::colour()));
+            Err(problem) => {
+                eprint!("{}", report::render([&problem], report::colour()));
                 exit = Exit::Faults;
                 continue;
             }

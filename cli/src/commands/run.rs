@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use retouch_graph::event::Listener;
-use retouch_graph::{Cancel, Exists, RunError, RunOptions, Saver};
+use retouch_graph::{Cancel, Exists, RunError, RunOptions, SaveStatus, Saver};
 
 use crate::args::{ExistsArg, RunArgs};
 use crate::output::say;
@@ -47,7 +47,13 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
             if !args.json {
                 for output in &report.outputs {
                     for saved in &output.saved {
-                        let note = saved.status.to_string();
+                        let note = match saved.status {
+                            SaveStatus::New => "new",
+                            SaveStatus::Replaced => "replaced",
+                            SaveStatus::Unchanged => "unchanged",
+                            SaveStatus::Kept => "kept",
+                            SaveStatus::Numbered => "another was there",
+                        };
                         say(&format!("{}  {}  ({note})", output.name, saved.path.display()))?;
                     }
                     if output.saved.is_empty() {
