@@ -73,7 +73,7 @@ pub struct CheckedNode {
     pub(crate) entry: Arc<Entry>,
     pub(crate) node: Arc<dyn ErasedNode>,
     /// The parameters with defaults filled in and paths left out.
-    pub(crate) params: Json,
+    pub(crate) params: Arc<Json>,
     /// The links of each input port in the order of declaration.
     pub(crate) links: Vec<Vec<Link>>,
     pub(crate) reads: Vec<ReadFile>,
@@ -354,7 +354,7 @@ impl Checker<'_> {
                     name: format!("{}{name}", scope.prefix),
                     entry: flat.entry,
                     node: flat.node?,
-                    params: flat.params,
+                    params: Arc::new(flat.params),
                     links: flat
                         .links
                         .into_iter()
@@ -1603,7 +1603,7 @@ impl Checker<'_> {
         &mut self,
         index: usize,
         workflow: &Workflow,
-        mut params: serde_json::Map<String, Json>,
+        params: serde_json::Map<String, Json>,
         mut broken: bool,
     ) {
         let entry = Arc::clone(&self.flat[index].entry);
@@ -1613,8 +1613,9 @@ impl Checker<'_> {
         let NodeBody::Op { fields, .. } = &decl.body else {
             return;
         };
+        let mut params = Json::Object(params);
         loop {
-            match entry.make(Json::Object(params.clone())) {
+            match entry.make(&params) {
                 Ok(node) => {
                     if broken {
                         return;
@@ -1649,7 +1650,7 @@ impl Checker<'_> {
                 }
                 Err(refusal) => {
                     let first = match refusal.path.first() {
-                        Some(Step::Key(key)) if params.contains_key(key) => Some(key.clone()),
+                        Some(Step::Key(key)) if params.get(key).is_some() => Some(key.clone()),
                         _ => None,
                     };
                     let Some(first) = first else {
@@ -1674,7 +1675,9 @@ impl Checker<'_> {
                         return;
                     };
                     broken = true;
-                    params.shift_remove(&first);
+                    if let Json::Object(params) = &mut params {
+                        params.shift_remove(&first);
+                    }
                     let tree = fields.iter().find(|(key, _)| key.text == first);
                     let span =
                         tree.map_or(decl.name_span, |(_, tree)| place(tree, &refusal.path[1..]));

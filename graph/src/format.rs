@@ -100,6 +100,8 @@ fn pass(text: &str) -> Option<String> {
     let mut delta: isize = 0;
     let mut block: Option<(usize, usize)> = None;
     let mut blank = false;
+    // The columns, before and after, of the comment at the end of the line before: it may go on below.
+    let mut trailing: Option<(usize, usize)> = None;
     for (index, line) in lines.iter().enumerate() {
         match line.inside {
             Inside::Block => {
@@ -126,6 +128,7 @@ fn pass(text: &str) -> Option<String> {
         block = None;
         if line.is_blank() {
             blank = true;
+            trailing = None;
             continue;
         }
         if blank && !out.is_empty() {
@@ -141,6 +144,14 @@ fn pass(text: &str) -> Option<String> {
         }
         if line.is_comment() {
             let old = line.indent();
+            if let Some((before, after)) = trailing
+                && before == old
+            {
+                out.push_str(&" ".repeat(after));
+                out.push_str(line.text.trim());
+                out.push('\n');
+                continue;
+            }
             let next = lines[index + 1..]
                 .iter()
                 .find(|line| !line.is_blank() && !line.is_comment());
@@ -196,6 +207,14 @@ fn pass(text: &str) -> Option<String> {
             }
         }
         out.push_str(&rest);
+        trailing = comment_of(line, &layout).map(|at| {
+            let written = out.rsplit('\n').next().unwrap_or("").chars().count();
+            let comment = line.text[at..].chars().count();
+            (
+                line.text[..at].chars().count(),
+                written.saturating_sub(comment),
+            )
+        });
         out.push('\n');
     }
     let kept = out.trim_end_matches('\n').len();
@@ -405,20 +424,23 @@ fn lines<'a>(text: &'a str, layout: &Layout) -> Vec<Line<'a>> {
     lines
 }
 
+/// Where the comment of a line begins, if it has one.
+fn comment_of(line: &Line<'_>, layout: &Layout) -> Option<usize> {
+    let end = line.start + line.text.len();
+    let at = layout
+        .comments
+        .partition_point(|span| span.start < line.start);
+    layout
+        .comments
+        .get(at)
+        .filter(|span| span.start < end)
+        .map(|span| span.start - line.start)
+}
+
 /// A line from the byte `from` on: brackets spaced, the comment kept in its column as far as it goes.
 fn tail(line: &Line<'_>, from: usize, column: usize, layout: &Layout) -> String {
     let text = line.text;
-    let end = line.start + text.len();
-    let comment = {
-        let at = layout
-            .comments
-            .partition_point(|span| span.start < line.start);
-        layout
-            .comments
-            .get(at)
-            .filter(|span| span.start < end)
-            .map(|span| span.start - line.start)
-    };
+    let comment = comment_of(line, layout);
     let body_end = comment.unwrap_or(text.len());
     let body = text.get(from..body_end).unwrap_or("");
     let mut out = spaced(body, line.start + from, layout)
@@ -523,7 +545,7 @@ mod tests {
 
     #[test]
     fn tables_and_comments_are_left_in_their_columns() {
-        let text = "nodes:\n  base:     {op: a}\n  personal: {op: b}  # two\n\n  # three\n  layout:            # four\n    op: c\n    # five\n";
+        let text = "nodes:\n  base:     {op: a}\n  personal: {op: b}  # two\n\n  # three\n  layout:            # four\n    op: c\n    # five\n    x: 1   # six\n           # seven\n";
         assert_eq!(fmt(text), text);
         assert_eq!(fmt("a:   1\n\nbcd: 2\n"), "a: 1\n\nbcd: 2\n");
     }

@@ -24,6 +24,7 @@
 //! format changes the text of `format`.
 
 use std::fmt;
+use std::fmt::Write as _;
 
 use serde_json::Value as Json;
 
@@ -134,6 +135,10 @@ impl Ingredients<'_> {
 
 /// Writes JSON without spaces and with sorted keys.
 pub fn canonical(value: &Json, out: &mut String) {
+    // Writing to a text cannot fail, and a number or a text is its own canonical form.
+    let mut scalar = |value: &dyn fmt::Display| {
+        let _ = write!(out, "{value}");
+    };
     match value {
         Json::Array(items) => {
             out.push('[');
@@ -153,13 +158,27 @@ pub fn canonical(value: &Json, out: &mut String) {
                 if index > 0 {
                     out.push(',');
                 }
-                out.push_str(&Json::from(name.as_str()).to_string());
+                quoted(name, out);
                 out.push(':');
                 canonical(value, out);
             }
             out.push('}');
         }
-        scalar => out.push_str(&scalar.to_string()),
+        Json::String(text) => quoted(text, out),
+        other => scalar(other),
+    }
+}
+
+fn quoted(text: &str, out: &mut String) {
+    if text
+        .bytes()
+        .all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\')
+    {
+        out.push('"');
+        out.push_str(text);
+        out.push('"');
+    } else {
+        out.push_str(&Json::from(text).to_string());
     }
 }
 

@@ -31,7 +31,7 @@ pub struct Task {
     pub(crate) node: Arc<dyn ErasedNode>,
     /// For each input port: the tasks and their output ports.
     pub(crate) inputs: Vec<(&'static str, Vec<(usize, &'static str)>)>,
-    params: Json,
+    params: Arc<Json>,
     files: Vec<(String, Digest)>,
 }
 
@@ -302,7 +302,7 @@ impl Plan {
                         key,
                         node: Arc::clone(&node.node),
                         inputs,
-                        params: node.params.clone(),
+                        params: Arc::clone(&node.params),
                         files: digests,
                     });
                     for (task, edge) in edges {

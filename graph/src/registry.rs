@@ -66,7 +66,7 @@ pub(crate) enum Step {
     Index(usize),
 }
 
-fn make<N: Node>(params: Json) -> Result<Box<dyn ErasedNode>, Refusal> {
+fn make<N: Node>(params: &Json) -> Result<Box<dyn ErasedNode>, Refusal> {
     match serde_path_to_error::deserialize::<_, N>(params) {
         Ok(node) => Ok(Box::new(node)),
         Err(error) => {
@@ -130,7 +130,7 @@ pub struct Entry {
     inputs: &'static [PortSpec],
     outputs: &'static [PortSpec],
     fields: HashMap<String, Field>,
-    make: fn(Json) -> Result<Box<dyn ErasedNode>, Refusal>,
+    make: fn(&Json) -> Result<Box<dyn ErasedNode>, Refusal>,
 }
 
 impl fmt::Debug for Entry {
@@ -245,7 +245,7 @@ impl Entry {
         self.fields.get(name).copied()
     }
 
-    pub(crate) fn make(&self, params: Json) -> Result<Box<dyn ErasedNode>, Refusal> {
+    pub(crate) fn make(&self, params: &Json) -> Result<Box<dyn ErasedNode>, Refusal> {
         (self.make)(params)
     }
 

@@ -129,7 +129,7 @@ impl Tree {
 /// A fault with the place of the first byte that is not UTF-8, or when there are too many bytes.
 pub fn decode(name: &str, bytes: &[u8]) -> Result<Source, Problem> {
     if bytes.len() > MAX_BYTES {
-        return Err(too_large(&Source::new(name, ""), bytes.len()));
+        return Err(too_large(&Source::new(name, "")));
     }
     match std::str::from_utf8(bytes) {
         Ok(text) => Ok(Source::new(name, text)),
@@ -148,12 +148,12 @@ pub fn decode(name: &str, bytes: &[u8]) -> Result<Source, Problem> {
     }
 }
 
-fn too_large(source: &Source, bytes: usize) -> Problem {
+fn too_large(source: &Source) -> Problem {
     Problem::new(
         Code::TooLarge,
         source,
         Span::default(),
-        format!("the file has {bytes} bytes, a workflow has at most {MAX_BYTES}"),
+        format!("the file has more than {MAX_BYTES} bytes, a workflow has not"),
     )
     .help("is it a workflow at all?")
 }
@@ -161,7 +161,7 @@ fn too_large(source: &Source, bytes: usize) -> Problem {
 /// Reads a text as one YAML document; `None` when a fault leaves nothing to go on with.
 pub fn parse(source: &Source, problems: &mut Vec<Problem>) -> Option<Tree> {
     if source.text().len() > MAX_BYTES {
-        problems.push(too_large(source, source.text().len()));
+        problems.push(too_large(source));
         return None;
     }
     let mut builder = Builder {

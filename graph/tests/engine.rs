@@ -1,4 +1,5 @@
 //! From a workflow to its outputs: keys, reuse, merging, saving, cancelling, events.
+#![allow(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
 
 mod common;
 
@@ -606,7 +607,7 @@ fn files_that_exist_are_treated_as_asked() {
     );
     assert_eq!(read("a/n.txt"), "5");
     let watch = Arc::new(Saver::new(folder.path(), Exists::Number).replacing_own());
-    let mut watched = |value: &str| save_all(&engine, &text(value), &watch).unwrap().remove(0);
+    let watched = |value: &str| save_all(&engine, &text(value), &watch).unwrap().remove(0);
     assert_eq!(watched("7"), is("a/n-4.txt", SaveStatus::Numbered));
     let left = std::fs::read_dir(folder.path().join("a")).unwrap().count();
     assert_eq!(left, 4); // no temporary file is left behind

@@ -1,4 +1,5 @@
 //! Every fault: its code, line, column and hint.
+#![allow(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Arbitrary text never panics: not the parser, not the checker, not the formatter.
+#![allow(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
 
 mod common;
 
