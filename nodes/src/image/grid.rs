@@ -33,7 +33,7 @@ const ROW_LABEL_WIDTH: usize = 16;
 /// Each entry of `images` is a column and each picture of its batch a row, so that one row shows one seed; an entry with
 /// a single picture is repeated in every row. With `columns` the pictures are laid out one after the other instead, that
 /// many to a row. Pictures keep their aspect and are enlarged (or made smaller) until their longer side is `cell` pixels;
-/// masks are drawn white on black. Labels stand above the columns (with `columns`: above each picture) and at the left of
+/// masks are drawn white on black, cell by cell. Labels stand above the columns (with `columns`: above each picture) and at the left of
 /// the rows; long ones are broken into lines and then shortened. The letters are those of Latin-1 (English and the
 /// languages of western Europe); others are drawn as `?`, with a warning.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -152,7 +152,12 @@ impl Node for Grid {
             context.check_cancelled()?;
             context.progress(done, layout.cells.len());
             let picture = inputs.images[cell.entry].picture(cell.picture)?;
-            let picture = resample::resize(&picture, cell.width, cell.height, self.filter)?;
+            // A mask's cells are what there is to see: nothing is made up between them.
+            let filter = match inputs.images[cell.entry] {
+                ImageOrMask::Mask(_) if cell.width >= picture.size().0 => Filter::Nearest,
+                _ => self.filter,
+            };
+            let picture = resample::resize(&picture, cell.width, cell.height, filter)?;
             sheet.place(&values(&picture.rgb)?, cell);
         }
         for line in &layout.lines {
