@@ -61,7 +61,7 @@ impl Copy {
         let [fault] = faults.as_slice() else {
             panic!("one fault is due: {faults:#?}");
         };
-        assert_eq!(fault.line_column(), (3, 33), "{fault:?}");
+        assert_eq!(fault.line_column(), (3, 32), "{fault:?}");
         assert!(fault.hint().is_some());
         for word in [file].iter().chain(words) {
             assert!(fault.message().contains(word), "{word:?} in {:?}", fault.message());
@@ -223,7 +223,7 @@ fn bad_pictures_are_refused_at_the_line_that_names_them() {
         );
         let found = faults(&yaml);
         assert_eq!(found.len(), 1, "{name}: {found:#?}");
-        assert_eq!(found[0].line_column(), (3, 34), "{name}");
+        assert_eq!(found[0].line_column(), (3, 33), "{name}");
         assert!(found[0].hint().is_some(), "{name}");
         found[0].message().to_owned()
     };

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use retouch_graph::problem::Severity;
+use retouch_graph::problem::{Problem, Severity};
 use retouch_graph::{Checked, Engine, NodeError, Problems, Settings};
 use retouch_nodes::Runtime;
 
@@ -61,6 +61,22 @@ pub fn load(engine: &Engine, file: &Path, settings: &Settings) -> Result<Checked
     let checked = engine.load(file, settings).map_err(|problems| faults(&problems))?;
     warn(&checked);
     Ok(checked)
+}
+
+/// A fault as the JSON line that programs read.
+#[must_use]
+pub fn fault_as_json(problem: &Problem) -> serde_json::Value {
+    let (line, column) = problem.line_column();
+    serde_json::json!({
+        "event": "fault",
+        "code": problem.code().as_str(),
+        "severity": if problem.severity() == Severity::Warning { "warning" } else { "error" },
+        "file": problem.source_text().name(),
+        "line": line,
+        "column": column,
+        "message": problem.message(),
+        "help": problem.hint(),
+    })
 }
 
 /// Prints what is odd but no fault.

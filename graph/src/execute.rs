@@ -468,6 +468,7 @@ impl Run<'_> {
         };
         let name = task.name();
         let listener = self.job.listener;
+        tracing::debug!(node = name, op = task.op(), key = %task.key(), "starts");
         listener.event(&Event::NodeStarted {
             node: name.to_owned(),
             op: task.op(),

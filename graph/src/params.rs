@@ -167,13 +167,14 @@ impl ParamType {
                 _ => Err(expected(name, "`otsu`, `soft` or a number", tree)),
             },
             Self::Sites => {
-                let due = "`auto`, `all`, `none`, a range such as `10..16` or a list of numbers";
+                let due = "`auto`, `all`, `none`, a number, a range such as `10..16` or a list of them";
                 match &tree.node {
                     Node::String { text, .. }
                         if matches!(text.as_str(), "auto" | "all" | "none") || is_range(text) =>
                     {
                         Ok(Json::from(text.as_str()))
                     }
+                    Node::Int(value) if *value >= 0 => Ok(Json::from(*value)),
                     Node::Seq(items) => items
                         .iter()
                         .map(|item| match &item.node {

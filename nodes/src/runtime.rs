@@ -110,6 +110,7 @@ impl From<Error> for NodeError {
         match error {
             Error::Cancelled => Self::Cancelled,
             Error::Request { message, help } => Self::Failed { message, help },
+            Error::Tensor(error) => tensor_error(error),
             other => Self::failed(other.to_string()),
         }
     }
@@ -117,5 +118,26 @@ impl From<Error> for NodeError {
 
 /// A tensor operation's failure as the node's.
 pub(crate) fn tensor_error(error: candle_core::Error) -> NodeError {
-    NodeError::failed(format!("a tensor operation failed: {error}"))
+    // candle adds a backtrace when RUST_BACKTRACE is set: the first line is what a user can read.
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or("no reason given").to_owned();
+    NodeError::failed(format!("a tensor operation failed: {first}"))
+}
+
+/// Refuses a result that is not made of numbers.
+pub(crate) fn check_finite(
+    tensor: &candle_core::Tensor,
+    what: &str,
+) -> std::result::Result<(), NodeError> {
+    let sum = tensor
+        .abs()
+        .and_then(|t| t.sum_all())
+        .and_then(|t| t.to_scalar::<f32>())
+        .map_err(tensor_error)?;
+    if sum.is_finite() {
+        Ok(())
+    } else {
+        Err(NodeError::failed(format!("{what} is not made of finite numbers"))
+            .help("the model's weights may be damaged, or its configuration belong to another model"))
+    }
 }

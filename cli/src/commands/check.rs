@@ -1,7 +1,6 @@
 //! `retouch check`.
 
-use retouch_graph::problem::{Problem, Severity};
-use serde_json::json;
+use retouch_graph::problem::Severity;
 
 use crate::args::CheckArgs;
 use crate::output::say;
@@ -25,19 +24,27 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
         };
         if args.json {
             for problem in &problems {
-                say(&as_json(problem).to_string())?;
+                say(&session::fault_as_json(problem).to_string())?;
             }
         } else {
             eprint!("{}", report::render(&problems, report::colour()));
         }
         match checked {
-            Some(checked) if !args.json => say(&format!(
-                "{}: {} nodes, {} outputs, no faults",
-                file.display(),
-                checked.nodes.len(),
-                checked.outputs.len()
-            ))?,
-            Some(_) => {}
+            Some(_) if args.json => {}
+            Some(checked) => {
+                // A part has nodes that wait for its inputs: what is told is what the file has.
+                let part = engine.read(file).is_ok_and(|workflow| !workflow.inputs.is_empty());
+                say(&if part {
+                    format!("{}: a graph for use in others, no faults", file.display())
+                } else {
+                    format!(
+                        "{}: {} nodes, {} outputs, no faults",
+                        file.display(),
+                        checked.nodes.len(),
+                        checked.outputs.len()
+                    )
+                })?;
+            }
             None => {
                 exit = Exit::Faults;
                 if !args.json {
@@ -50,17 +57,4 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
         }
     }
     Ok(exit)
-}
-
-fn as_json(problem: &Problem) -> serde_json::Value {
-    let (line, column) = problem.line_column();
-    json!({
-        "code": problem.code().as_str(),
-        "severity": if problem.severity() == Severity::Warning { "warning" } else { "error" },
-        "file": problem.source_text().name(),
-        "line": line,
-        "column": column,
-        "message": problem.message(),
-        "help": problem.hint(),
-    })
 }

@@ -17,7 +17,16 @@ use crate::{Exit, Failure, session};
 /// When the device cannot be used or standard output is closed.
 pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     let engine = session::computing_engine(&args.device)?;
-    let checked = match session::load(&engine, &args.file, &session::settings(&args.params)) {
+    let settings = session::settings(&args.params);
+    if args.json
+        && let Err(problems) = engine.load(&args.file, &settings)
+    {
+        for problem in problems.iter() {
+            say(&session::fault_as_json(problem).to_string())?;
+        }
+        return Ok(Exit::Faults);
+    }
+    let checked = match session::load(&engine, &args.file, &settings) {
         Ok(checked) => checked,
         Err(exit) => return Ok(exit),
     };
@@ -25,6 +34,9 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
         Ok(plan) => plan,
         Err(problems) => return Ok(session::faults(&problems)),
     };
+    if plan.outputs().iter().any(|output| output.save.is_some()) {
+        writable(&args.out)?;
+    }
     let cancel = Cancel::new();
     interrupts(&cancel)?;
     let exists = match args.exists {
@@ -77,6 +89,18 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
             })
         }
     }
+}
+
+/// Makes the output folder and tries to write in it: better now than after hours of drawing.
+fn writable(out: &std::path::Path) -> Result<(), Failure> {
+    let probe = out.join(format!(".retouch-{}.tmp", std::process::id()));
+    std::fs::create_dir_all(out)
+        .and_then(|()| std::fs::write(&probe, b""))
+        .and_then(|()| std::fs::remove_file(&probe))
+        .map_err(|e| {
+            Failure::failed(format!("the output folder {} cannot be written: {e}", out.display()))
+                .help("name another with `--out DIR`")
+        })
 }
 
 #[allow(clippy::print_stderr)] // this is a place that prints

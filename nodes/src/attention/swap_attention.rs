@@ -216,6 +216,31 @@ impl SwapAttention {
         let needs_context =
             !given("blend_mask") && !given("context_mask") && !has_subject(&self.context_subject);
         let needs_reference = !given("reference_mask") && !has_subject(&self.reference_subject);
+        for (name, subject) in [
+            ("subject", &self.subject),
+            ("context_subject", &self.context_subject),
+            ("reference_subject", &self.reference_subject),
+        ] {
+            if subject.as_ref().is_some_and(|text| text.trim().is_empty()) {
+                faults.push(
+                    Fault::value(name, format!("`{name}` has no words"))
+                        .help("name the words of the prompt that are the subject: \"teddy bear\""),
+                );
+            }
+        }
+        if let Some(subject) = self.reference_subject.as_ref().or(self.subject.as_ref())
+            && swaps
+            && !given("reference_mask")
+            && !mentions(&self.reference_prompt, subject)
+        {
+            faults.push(
+                Fault::value(
+                    "reference_prompt",
+                    format!("the subject {:?} is not in the reference's prompt", subject.as_str()),
+                )
+                .help("name the subject's words in it with `reference_subject`, or give a `reference_mask`"),
+            );
+        }
         if swaps && (needs_target || needs_context || needs_reference) {
             let which: Vec<_> = [
                 (needs_reference, "the reference"),
@@ -240,6 +265,13 @@ impl SwapAttention {
     }
 }
 
+/// Whether the words of `phrase` can be in `prompt`: without them no tokens can be equal. (That they are is known when the
+/// prompt is tokenized.)
+pub(crate) fn mentions(prompt: &str, phrase: &str) -> bool {
+    let bare = |text: &str| text.split_whitespace().collect::<String>().to_lowercase();
+    bare(prompt).contains(&bare(phrase))
+}
+
 impl Node for SwapAttention {
     const OP: &'static str = "swap_attention";
     const VERSION: u32 = 1;
@@ -256,6 +288,7 @@ impl Node for SwapAttention {
             reference: inputs.facts("reference"),
             vanilla: inputs.facts::<ModelFacts>("vanilla"),
             settings: self.clone(),
+            masked: inputs.is_linked("blend_mask"),
         };
         Ok(Types::unknown().with("control", &facts))
     }

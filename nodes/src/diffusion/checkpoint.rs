@@ -516,7 +516,9 @@ impl Checkpoint {
     }
 
     fn weights(&self, index: usize) -> Result<Weights> {
-        Weights::open(self.description.headers[index].clone(), &self.device)
+        let header = &self.description.headers[index];
+        tracing::debug!(file = %header.file.display(), tensors = header.tensors.len(), "reads weights");
+        Weights::open(header.clone(), &self.device)
     }
 
     /// The U-Net.

@@ -32,6 +32,9 @@ pub struct ClipTextConfig {
     pub layer_norm_eps: f64,
 }
 
+/// No network of the family is nearly as wide; a bound keeps a damaged configuration from taking all memory.
+const MAX_WIDTH: usize = 65_536;
+
 fn default_positions() -> usize {
     77
 }
@@ -55,6 +58,16 @@ impl ClipTextConfig {
     /// What is wrong with the numbers, if anything.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
+        let bounded = [
+            ("num_hidden_layers", self.num_hidden_layers, 256),
+            ("hidden_size", self.hidden_size, MAX_WIDTH),
+            ("intermediate_size", self.intermediate_size, MAX_WIDTH),
+            ("max_position_embeddings", self.max_position_embeddings, MAX_WIDTH),
+            ("vocab_size", self.vocab_size, 10_000_000),
+        ];
+        if let Some((name, value, most)) = bounded.into_iter().find(|(_, v, most)| v > most) {
+            return Some(format!("{name} is {value}; expected at most {most}"));
+        }
         if self.hidden_size == 0 || self.num_attention_heads == 0 || self.vocab_size == 0 {
             return Some("hidden_size, num_attention_heads and vocab_size must be above 0".into());
         }

@@ -73,5 +73,15 @@ impl Error {
     }
 }
 
+/// A prompt in a message: in quotes, and cut when it is long.
+pub(crate) fn quoted(text: &str) -> String {
+    const LONGEST: usize = 120;
+    if text.chars().count() <= LONGEST {
+        return format!("{text:?}");
+    }
+    let start: String = text.chars().take(LONGEST).collect();
+    format!("{start:?}...")
+}
+
 /// The result of everything below the nodes.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

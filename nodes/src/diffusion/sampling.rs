@@ -64,7 +64,8 @@ impl Conditions {
             let (states, cut) = model.encode_prompt(text)?;
             if cut > 0 {
                 monitor.warn(&format!(
-                    "the last {cut} tokens of {text:?} do not fit the text encoder and are left out"
+                    "the last {cut} tokens do not fit the text encoder and are left out of the prompt {}",
+                    super::quoted(text)
                 ));
             }
             Ok(states)
@@ -318,6 +319,15 @@ impl GivenMasks {
         self.steps
             .get(index.min(self.steps.len().saturating_sub(1)))
             .map_or(&[], Vec::as_slice)
+    }
+
+    /// Keeps one mask for all images at each step where they are equal.
+    pub fn merge_equal(&mut self) {
+        for planes in &mut self.steps {
+            if planes.windows(2).all(|pair| pair[0] == pair[1]) {
+                planes.truncate(1);
+            }
+        }
     }
 }
 

@@ -228,18 +228,18 @@ impl SchedulerConfig {
     }
 }
 
-/// `torch.linspace` in f32: counted from the nearer end.
+/// `torch.linspace` in f32: counted from the nearer end, each number rounded once (torch multiplies and adds in one).
 fn linspace(start: f32, end: f32, n: usize) -> Vec<f32> {
     if n == 1 {
         return vec![start];
     }
-    let step = (end - start) / (n - 1) as f32;
+    let step = f64::from((end - start) / (n - 1) as f32);
     (0..n)
         .map(|i| {
             if i < n / 2 {
-                start + step * i as f32
+                (f64::from(start) + step * i as f64) as f32
             } else {
-                end - step * (n - 1 - i) as f32
+                (f64::from(end) - step * (n - 1 - i) as f64) as f32
             }
         })
         .collect()
@@ -323,5 +323,54 @@ impl Ddim {
     pub fn inverse_step(&self, z: &Tensor, out: &Tensor, k: usize) -> Result<Tensor> {
         let (to, from) = self.alphas(k);
         self.transfer(z, out, from, to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stable_diffusion() -> SchedulerConfig {
+        serde_json::from_str(
+            r#"{"_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+                "set_alpha_to_one": false, "steps_offset": 1, "clip_sample": false}"#,
+        )
+        .unwrap()
+    }
+
+    const ALPHAS: [(usize, u32); 8] = [(0, 0x3f7fc84b), (1, 0x3f7f9054), (2, 0x3f7f581a), (126, 0x3f5c5a03), (401, 0x3ed883e6), (500, 0x3e8d7b73), (853, 0x3cb97361), (999, 0x3b98b3b6)];
+
+    #[test]
+    fn alphas_are_those_of_torch_bit_for_bit() {
+        // torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000)**2, 0), torch 2.x, as bits.
+        let alphas = stable_diffusion().alphas();
+        for (i, bits) in ALPHAS {
+            assert_eq!(alphas[i].to_bits(), bits, "alpha {i} is {}", alphas[i]);
+        }
+    }
+
+    #[test]
+    fn timesteps_follow_spacing_and_offset_as_in_diffusers() {
+        let mut config = stable_diffusion();
+        assert_eq!(config.timesteps(8).unwrap(), [876, 751, 626, 501, 376, 251, 126, 1]);
+        assert_eq!(config.timesteps(7).unwrap()[..2], [853, 711]);
+        config.timestep_spacing = Spacing::Trailing;
+        assert_eq!(config.timesteps(7).unwrap(), [999, 856, 713, 570, 428, 285, 142]);
+        config.timestep_spacing = Spacing::Linspace;
+        assert_eq!(config.timesteps(7).unwrap(), [999, 832, 666, 500, 333, 166, 0]);
+        assert!(config.timesteps(0).is_err() && config.timesteps(1001).is_err());
+        config.timestep_spacing = Spacing::Leading;
+        // The offset leads past the end when every timestep is a step.
+        assert!(config.timesteps(1000).is_err());
+    }
+
+    #[test]
+    fn alpha_below_zero_is_one_only_where_the_scheduler_says_so() {
+        let mut config = stable_diffusion();
+        assert_eq!(Ddim::new(&config, 50).unwrap().alphas(49), (config.alphas()[1], config.alphas()[0]));
+        config.set_alpha_to_one = None;
+        assert_eq!(Ddim::new(&config, 50).unwrap().alphas(49).1, 1.0);
+        config.class_name = "PNDMScheduler".into();
+        assert_eq!(Ddim::new(&config, 50).unwrap().alphas(49).1, config.alphas()[0]);
     }
 }

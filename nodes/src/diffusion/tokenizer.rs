@@ -277,7 +277,9 @@ impl Tokenizer {
                     String::new()
                 };
                 Error::request(format!(
-                    "the subject {phrase:?} is not in the prompt {prompt:?}{cut}"
+                    "the subject {} is not in the prompt{cut}: {}",
+                    super::quoted(phrase),
+                    super::quoted(prompt)
                 ))
                 .help("the subject is looked up word by word in each branch's prompt: see `subject`, `context_subject` and `reference_subject` of swap_attention")
             })

@@ -212,6 +212,14 @@ impl UnetConfig {
                 ));
             }
         }
+        if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
+            return Some(format!("norm_eps is {}; expected a number above 0", self.norm_eps));
+        }
+        if let Some(size) = self.sample_size
+            && !(1..=2048).contains(&size)
+        {
+            return Some(format!("sample_size is {size}; expected 1 to 2048"));
+        }
         let groups = self.norm_num_groups.unwrap_or(0);
         if groups == 0 {
             return Some("norm_num_groups must be a number above 0".into());
@@ -228,6 +236,11 @@ impl UnetConfig {
                     "a list of numbers for each level has none for level {level}"
                 ));
             };
+            if layers > 64 || depth > 64 || channels > 65_536 || context > 65_536 {
+                return Some(format!(
+                    "level {level} asks for {layers} layers of {depth} transformer layers, {channels} channels and texts of {context}; expected at most 64, 64, 65536 and 65536"
+                ));
+            }
             if channels == 0 || heads == 0 || layers == 0 || context == 0 || depth == 0 {
                 return Some(format!(
                     "level {level} has a 0 where a number above 0 is due"
@@ -648,7 +661,8 @@ impl Unet {
         &self.config
     }
 
-    /// Sinusoidal embeddings of the timesteps `[R, 1, C0]`, in f32 as diffusers computes them.
+    /// Sinusoidal embeddings of the timesteps `[R, 1, C0]`, rounded to f32 where diffusers rounds: an angle of a thousand
+    /// has few bits left behind the point, so a last bit here is a last bit of 1e-5 there.
     fn timestep_embedding(&self, timesteps: &[usize], device: &Device) -> Result<Tensor> {
         let width = self.config.block_out_channels[0];
         let half = width / 2;
@@ -658,11 +672,11 @@ impl Unet {
             let angles: Vec<f32> = (0..half)
                 .map(|i| {
                     let exponent = -(10_000f64.ln() as f32) * i as f32 / scale;
-                    t as f32 * libm::expf(exponent)
+                    t as f32 * libm::exp(f64::from(exponent)) as f32
                 })
                 .collect();
-            let sines = angles.iter().map(|&a| libm::sinf(a));
-            let cosines = angles.iter().map(|&a| libm::cosf(a));
+            let sines = angles.iter().map(|&a| libm::sin(f64::from(a)) as f32);
+            let cosines = angles.iter().map(|&a| libm::cos(f64::from(a)) as f32);
             if self.config.flip_sin_to_cos {
                 values.extend(cosines.chain(sines));
             } else {

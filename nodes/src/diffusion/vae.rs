@@ -105,6 +105,10 @@ impl VaeConfig {
                 self.in_channels, self.out_channels
             ));
         }
+        let widest = self.block_out_channels.iter().max().copied().unwrap_or(0);
+        if self.layers_per_block > 64 || self.latent_channels > 1024 || widest > 65_536 {
+            return Some("layers_per_block, latent_channels and block_out_channels are out of range; expected at most 64, 1024 and 65536".into());
+        }
         if self.latent_channels == 0 || self.layers_per_block == 0 || self.norm_num_groups == 0 {
             return Some(
                 "latent_channels, layers_per_block and norm_num_groups must be above 0".into(),

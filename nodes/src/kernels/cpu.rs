@@ -12,6 +12,9 @@ use super::{GroupNormSpec, Kernel, Padding};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu;
 
+/// Inner length of a product that is summed in one go.
+const SUM_BLOCK: usize = 128;
+
 /// Query rows that one task of [`Cpu::attention`] handles: its scores against 4096 keys are 1 MiB, about one L2 cache.
 const ATTENTION_ROWS: usize = 64;
 
@@ -105,14 +108,38 @@ fn product(
         return;
     }
     assert_eq!(a.columns, b.rows, "inner dimensions");
+    // Inside a block products are summed one after another; the blocks' sums are added up. Rounding errors then grow with
+    // the root of the block's length and of their number, not of k, as in the blocked kernels of torch.
+    for first in (0..k.max(1)).step_by(SUM_BLOCK) {
+        let length = SUM_BLOCK.min(k - first);
+        block(dst, row_stride, accumulate || first > 0, scale, a, b, first..first + length, threads);
+    }
+}
+
+/// [`product`] over the inner indices of `inner` alone, its arguments checked.
+#[allow(clippy::too_many_arguments)]
+fn block(
+    dst: &mut [f32],
+    row_stride: usize,
+    accumulate: bool,
+    scale: f32,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    inner: std::ops::Range<usize>,
+    threads: Threads,
+) {
+    let (m, n, k) = (a.rows, b.columns, inner.len());
+    assert!(inner.end <= a.columns && inner.end <= b.rows);
     assert!(a.reach() <= a.data.len() && b.reach() <= b.data.len());
     assert!(row_stride >= n && (m - 1) * row_stride + n <= dst.len());
+    let a_data = &a.data[(inner.start * a.column_stride).min(a.data.len())..];
+    let b_data = &b.data[(inner.start * b.row_stride).min(b.data.len())..];
     let parallelism = match threads {
         Threads::One => gemm::Parallelism::None,
         Threads::All => gemm::Parallelism::Rayon(rayon::current_num_threads()),
     };
-    // SAFETY: gemm reads a at (i row_stride + p column_stride), i < m, p < k, whose largest index is reach() - 1, checked
-    // above to be inside a.data; the same for b. It writes dst at (i row_stride + j), i < m, j < n, checked above to be
+    // SAFETY: gemm reads a at (i row_stride + p column_stride), i < m, p in inner, whose largest index is below reach(),
+    // checked above to be inside a.data (a_data begins at p = inner.start); the same for b. It writes dst at (i row_stride + j), i < m, j < n, checked above to be
     // inside dst; rows do not overlap as row_stride >= n. dst is a unique borrow, so it aliases neither source. Strides
     // come from slice lengths and so fit isize.
     #[allow(clippy::cast_possible_wrap)]
@@ -125,10 +152,10 @@ fn product(
             1,
             row_stride as isize,
             accumulate,
-            a.data.as_ptr(),
+            a_data.as_ptr(),
             a.column_stride as isize,
             a.row_stride as isize,
-            b.data.as_ptr(),
+            b_data.as_ptr(),
             b.column_stride as isize,
             b.row_stride as isize,
             1.0,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::diffusion::Result as NetworkResult;
 use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
 use crate::payload::{Image, ImageFacts, Latent, LatentFacts, Model};
-use crate::runtime::tensor_error;
+use crate::runtime::{check_finite, tensor_error};
 
 /// Turns latents into pictures with the model's VAE.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -100,7 +100,9 @@ impl Node for Decode {
         if let Some(fault) = channel_fault(&model.description().facts(), channels, "latent") {
             return Err(NodeError::failed(fault.message));
         }
+        check_finite(&inputs.latent.tensor, "the latent")?;
         let rgb = decode(model, &inputs.latent.tensor)?;
+        check_finite(&rgb, "the picture")?;
         Ok(Outputs {
             image: Arc::new(Image { rgb, alpha: None }),
         })

@@ -141,7 +141,7 @@ pub(crate) fn reads(path: &Path, files: &dyn Files) -> Result<Vec<ReadFile>, Vec
             .help("name one picture file in it")
     } else {
         Fault::file("path", format!("there is no file `{}`", path.display())).help(
-            "a relative path starts from the folder of the workflow that writes it; check the spelling",
+            "a relative path starts from the folder of the file that writes it, and from the current folder when `--set` does; check the spelling",
         )
     };
     Err(vec![fault])

@@ -40,6 +40,8 @@ pub struct ControlFacts {
     pub vanilla: Option<ModelFacts>,
     /// The parameters.
     pub settings: SwapAttention,
+    /// Whether a blend mask is given, so that the target's own is not computed.
+    pub masked: bool,
 }
 
 impl Payload for Control {

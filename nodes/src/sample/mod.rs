@@ -67,9 +67,15 @@ pub(crate) fn size_faults(
 
 /// A number of steps that the model's schedule does not have.
 pub(crate) fn steps_fault(model: &ModelFacts, steps: usize) -> Option<Fault> {
-    Ddim::new(&model.scheduler, steps)
-        .err()
-        .map(|e| Fault::value("steps", e.to_string()).help("50 is a good number of steps for DDIM"))
+    let error = Ddim::new(&model.scheduler, steps).err()?;
+    let most = (1..=model.scheduler.num_train_timesteps)
+        .rev()
+        .find(|&most| Ddim::new(&model.scheduler, most).is_ok());
+    let most = most.map_or_else(String::new, |most| format!("; this schedule has at most {most}"));
+    Some(
+        Fault::value("steps", error.to_string())
+            .help(format!("50 is a good number of steps for DDIM{most}")),
+    )
 }
 
 /// Guidance that makes no sense.

@@ -23,7 +23,7 @@ use crate::payload::{
     Control, ControlFacts, Latent, LatentFacts, Mask, MaskOrMasks, Masks, MasksFacts, Model, Trajectory,
     TrajectoryFacts,
 };
-use crate::runtime::{Reports, tensor_error};
+use crate::runtime::{Reports, check_finite, tensor_error};
 
 /// Draws a picture's latent from noise by DDIM (eta 0); with a `control`, stage 2: the retouch.
 ///
@@ -148,6 +148,16 @@ impl Sample {
                 .help("a personalised model must come from the vanilla one: same latents, same U-Net shape, same schedule"),
             );
         }
+        let subject = control.settings.subject.as_deref();
+        let needs_target = !control.masked && control.settings.blend != crate::attention::BlendField::Context;
+        if let Some(subject) = subject.filter(|_| needs_target)
+            && !crate::attention::mentions(&self.prompt, subject)
+        {
+            faults.push(
+                Fault::value("prompt", format!("the control's subject {subject:?} is not in this prompt"))
+                    .help("the prompt must have the words of `subject` of the swap_attention node"),
+            );
+        }
         if let Err(e) = control.settings.sites.resolve(&model.sites) {
             faults.push(
                 Fault::mismatch("control", e)
@@ -251,16 +261,20 @@ impl Sample {
             );
         }
         let swaps = !sites.is_empty() && !swap.is_empty();
-        let reference_mask = given(&control.reference_mask, 0, reference, reference_level)?;
-        let context_mask = given(&control.context_mask, 1, target, level)?;
-        let blend_mask = given(&control.blend_mask, 2, target, level)?;
+        let mut reference_mask = given(&control.reference_mask, 0, reference, reference_level)?;
+        let mut context_mask = given(&control.context_mask, 1, target, level)?;
+        let mut blend_mask = given(&control.blend_mask, 2, target, level)?;
         let images = control.context.latents[0].dim(0).map_err(tensor_error)?;
         let references = control.reference.latents[0].dim(0).map_err(tensor_error)?;
         for (name, mask, wanted) in [
-            ("reference_mask", &reference_mask, references),
-            ("context_mask", &context_mask, images),
-            ("blend_mask", &blend_mask, images),
+            ("reference_mask", &mut reference_mask, references),
+            ("context_mask", &mut context_mask, images),
+            ("blend_mask", &mut blend_mask, images),
         ] {
+            // The masks of a batch that was drawn from one reference hold its mask once for each picture.
+            if let Some(mask) = mask.as_mut().filter(|_| wanted == 1) {
+                mask.merge_equal();
+            }
             let count = mask.as_ref().map_or(1, |mask| mask.at(0).len());
             if count != 1 && count != wanted {
                 return Err(NodeError::failed(format!(
@@ -577,7 +591,7 @@ impl Node for Sample {
                 types = if range.is_empty() || no_sites {
                     types.without(
                         "masks",
-                        "the control swaps at no site and step, so it has no masks",
+                        "the control swaps at no site and step (its `start_step` or `from_step` is not before `until_step`, or it has no sites), so there are no masks",
                     )
                 } else {
                     types.with(
@@ -645,6 +659,7 @@ impl Node for Sample {
         let Some(tensor) = retouched.trajectory.last().cloned() else {
             return Err(NodeError::failed("a run of no steps"));
         };
+        check_finite(&tensor, "what was drawn")?;
         let masks = if retouched.masks.is_empty() {
             None
         } else {
