@@ -64,13 +64,20 @@ impl Copy {
         assert_eq!(fault.line_column(), (3, 32), "{fault:?}");
         assert!(fault.hint().is_some());
         for word in [file].iter().chain(words) {
-            assert!(fault.message().contains(word), "{word:?} in {:?}", fault.message());
+            assert!(
+                fault.message().contains(word),
+                "{word:?} in {:?}",
+                fault.message()
+            );
         }
     }
 }
 
 fn faults(yaml: &str) -> Vec<Problem> {
-    match Bench::new().engine.load_str("test.yaml", yaml, &Settings::default()) {
+    match Bench::new()
+        .engine
+        .load_str("test.yaml", yaml, &Settings::default())
+    {
         Ok(_) => Vec::new(),
         Err(problems) => problems.iter().cloned().collect(),
     }
@@ -99,7 +106,13 @@ fn a_sound_copy_has_no_fault() {
 
 #[test]
 fn a_missing_file_is_named() {
-    for name in [UNET, "unet/config.json", "text_encoder/model.safetensors", "vae/config.json", "scheduler/scheduler_config.json"] {
+    for name in [
+        UNET,
+        "unet/config.json",
+        "text_encoder/model.safetensors",
+        "vae/config.json",
+        "scheduler/scheduler_config.json",
+    ] {
         let copy = Copy::new();
         std::fs::remove_file(copy.file(name)).unwrap();
         copy.fault(name, &["has no"]);
@@ -124,7 +137,11 @@ fn truncated_weights_are_refused_with_both_lengths() {
         copy.fault(UNET, &[]);
     }
     let copy = Copy::new();
-    std::fs::write(copy.file(UNET), "<!DOCTYPE html> this is what a failed download looks like").unwrap();
+    std::fs::write(
+        copy.file(UNET),
+        "<!DOCTYPE html> this is what a failed download looks like",
+    )
+    .unwrap();
     copy.fault(UNET, &["not a safetensors file"]);
 }
 
@@ -151,23 +168,51 @@ fn a_wrong_shape_and_a_missing_tensor_are_named_with_what_was_expected() {
 #[test]
 fn a_config_that_does_not_fit_its_weights_is_found() {
     let copy = Copy::new();
-    copy.edit("unet/config.json", "\"layers_per_block\": 2", "\"layers_per_block\": 1");
+    copy.edit(
+        "unet/config.json",
+        "\"layers_per_block\": 2",
+        "\"layers_per_block\": 1",
+    );
     copy.fault(UNET, &["config"]);
     let copy = Copy::new();
-    copy.edit("vae/config.json", "\"latent_channels\": 4", "\"latent_channels\": 5");
+    copy.edit(
+        "vae/config.json",
+        "\"latent_channels\": 4",
+        "\"latent_channels\": 5",
+    );
     assert!(!copy.faults().is_empty());
     for (from, to, word) in [
-        ("\"time_embedding_type\": \"positional\"", "\"time_embedding_type\": \"fourier\"", "time_embedding_type"),
-        ("\"addition_embed_type\": null", "\"addition_embed_type\": \"text_time\"", "addition_embed_type"),
-        ("\"UNetMidBlock2DCrossAttn\"", "\"UNetMidBlock2D\"", "mid_block_type"),
-        ("\"norm_num_groups\": 16", "\"norm_num_groups\": 7", "groups"),
+        (
+            "\"time_embedding_type\": \"positional\"",
+            "\"time_embedding_type\": \"fourier\"",
+            "time_embedding_type",
+        ),
+        (
+            "\"addition_embed_type\": null",
+            "\"addition_embed_type\": \"text_time\"",
+            "addition_embed_type",
+        ),
+        (
+            "\"UNetMidBlock2DCrossAttn\"",
+            "\"UNetMidBlock2D\"",
+            "mid_block_type",
+        ),
+        (
+            "\"norm_num_groups\": 16",
+            "\"norm_num_groups\": 7",
+            "groups",
+        ),
     ] {
         let copy = Copy::new();
         copy.edit("unet/config.json", from, to);
         copy.fault("unet/config.json", &[word]);
     }
     let copy = Copy::new();
-    copy.edit("scheduler/scheduler_config.json", "\"clip_sample\": false", "\"clip_sample\": true");
+    copy.edit(
+        "scheduler/scheduler_config.json",
+        "\"clip_sample\": false",
+        "\"clip_sample\": true",
+    );
     copy.fault("scheduler_config.json", &["clip_sample"]);
     let copy = Copy::new();
     std::fs::write(copy.file("unet/config.json"), "{").unwrap();
@@ -185,14 +230,34 @@ fn parts_of_different_families_are_refused() {
             two.display()
         )
     };
-    let found = faults(&yaml(format!(", text_encoder: '{}/text_encoder'", one.display())));
+    let found = faults(&yaml(format!(
+        ", text_encoder: '{}/text_encoder'",
+        one.display()
+    )));
     assert_eq!(found.len(), 1, "{found:#?}");
-    assert!(found[0].message().contains("gives 32 features, the U-Net takes 48"), "{}", found[0].message());
+    assert!(
+        found[0]
+            .message()
+            .contains("gives 32 features, the U-Net takes 48"),
+        "{}",
+        found[0].message()
+    );
     let world = root().join("models/world");
     let found = faults(&yaml(format!(", vae: '{}/vae'", world.display())));
-    assert!(found.iter().any(|f| f.message().contains("latents have 8 channels, the U-Net takes 4")), "{found:#?}");
-    let found = faults(&yaml(format!(", tokenizer: '{}/tokenizer'", world.display())));
-    assert!(found.is_empty(), "a smaller vocabulary can be encoded: {found:#?}");
+    assert!(
+        found.iter().any(|f| f
+            .message()
+            .contains("latents have 8 channels, the U-Net takes 4")),
+        "{found:#?}"
+    );
+    let found = faults(&yaml(format!(
+        ", tokenizer: '{}/tokenizer'",
+        world.display()
+    )));
+    assert!(
+        found.is_empty(),
+        "a smaller vocabulary can be encoded: {found:#?}"
+    );
 }
 
 #[test]
@@ -207,7 +272,11 @@ fn vanilla_and_personalised_models_that_do_not_fit_each_other_are_refused() {
     );
     let found = faults(&yaml);
     assert_eq!(found.len(), 1, "{found:#?}");
-    assert!(found[0].message().contains("different latents"), "{}", found[0].message());
+    assert!(
+        found[0].message().contains("different latents"),
+        "{}",
+        found[0].message()
+    );
     assert!(Code::ALL.contains(&found[0].code()));
 }
 
@@ -231,7 +300,9 @@ fn bad_pictures_are_refused_at_the_line_that_names_them() {
     bad("text.png", b"this is no picture");
     let mut png = Vec::new();
     let picture = image::RgbImage::from_pixel(20_000, 10, image::Rgb([1, 2, 3]));
-    picture.write_to(&mut std::io::Cursor::new(&mut png), image::ImageFormat::Png).unwrap();
+    picture
+        .write_to(&mut std::io::Cursor::new(&mut png), image::ImageFormat::Png)
+        .unwrap();
     let message = bad("wide.png", &png);
     assert!(message.contains("20000"), "{message}");
     png.truncate(png.len() / 2);

@@ -22,7 +22,10 @@ fn places() -> BTreeMap<String, Vec<String>> {
         .filter(|line| !line.starts_with('#') && !line.is_empty())
         .map(|line| {
             let (name, places) = line.split_once(':').unwrap();
-            (name.to_owned(), places.split_whitespace().map(str::to_owned).collect())
+            (
+                name.to_owned(),
+                places.split_whitespace().map(str::to_owned).collect(),
+            )
         })
         .collect()
 }
@@ -37,15 +40,29 @@ fn every_broken_file_is_refused_with_each_fault_at_its_place_and_a_way_out() {
         .filter_map(|name| name.strip_suffix(".yaml").map(str::to_owned))
         .collect();
     names.sort();
-    assert_eq!(names, places.keys().cloned().collect::<Vec<_>>(), "places.txt and the files");
+    assert_eq!(
+        names,
+        places.keys().cloned().collect::<Vec<_>>(),
+        "places.txt and the files"
+    );
     assert!(names.len() >= 70);
-    assert!(names.iter().filter(|name| name.starts_with("several-")).count() >= 10);
+    assert!(
+        names
+            .iter()
+            .filter(|name| name.starts_with("several-"))
+            .count()
+            >= 10
+    );
     let bench = Bench::new();
     let mut wrong = Vec::new();
     let root = format!("{}/", support::root().display());
     for name in &names {
         let path = folder.join(format!("{name}.yaml"));
-        let Err(problems) = bench.engine.load(&path, &Settings::default()).and_then(|checked| bench.engine.plan(&checked, &[]).map(drop)) else {
+        let Err(problems) = bench
+            .engine
+            .load(&path, &Settings::default())
+            .and_then(|checked| bench.engine.plan(&checked, &[]).map(drop))
+        else {
             wrong.push(format!("{name}: no fault was found"));
             continue;
         };
@@ -57,7 +74,11 @@ fn every_broken_file_is_refused_with_each_fault_at_its_place_and_a_way_out() {
             })
             .collect();
         if found != places[name] {
-            wrong.push(format!("{name}: {} (expected {})", found.join(" "), places[name].join(" ")));
+            wrong.push(format!(
+                "{name}: {} (expected {})",
+                found.join(" "),
+                places[name].join(" ")
+            ));
         }
         for problem in problems.iter() {
             if problem.hint().is_none() {

@@ -22,10 +22,8 @@ const MODULE: f32 = 1e-4;
 
 /// The folder of the oracle's data; `RETOUCH_ORACLE` names another one that `make.py` made.
 fn data() -> PathBuf {
-    std::env::var_os("RETOUCH_ORACLE").map_or_else(
-        || support::root().join("tests/oracle/data"),
-        PathBuf::from,
-    )
+    std::env::var_os("RETOUCH_ORACLE")
+        .map_or_else(|| support::root().join("tests/oracle/data"), PathBuf::from)
 }
 
 fn distance(a: &Tensor, b: &Tensor) -> f32 {
@@ -37,11 +35,22 @@ fn distance(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.len(), b.len(), "sizes differ");
     let n = b.len() as f64;
     let mean = b.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
-    let std = (b.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt();
+    let std = (b
+        .iter()
+        .map(|&x| (f64::from(x) - mean).powi(2))
+        .sum::<f64>()
+        / (n - 1.0))
+        .sqrt();
     let off = a
         .iter()
         .zip(&b)
-        .map(|(a, b)| if a.is_finite() { (a - b).abs() } else { f32::INFINITY })
+        .map(|(a, b)| {
+            if a.is_finite() {
+                (a - b).abs()
+            } else {
+                f32::INFINITY
+            }
+        })
         .fold(0.0, f32::max);
     off / std as f32
 }
@@ -84,7 +93,11 @@ impl Family {
     }
 
     fn layout(&self, blend_steps: usize, extra: &str) -> String {
-        let steps = if extra.contains("steps:") { "" } else { ", steps: 8" };
+        let steps = if extra.contains("steps:") {
+            ""
+        } else {
+            ", steps: 8"
+        };
         format!(
             "  layout: {{op: step_blend_sample, vanilla: $base, personalized: $personal, latent: $noise, \
              vanilla_prompt: {VANILLA}, personalized_prompt: {PERSONAL}, blend_steps: {blend_steps}, guidance: 5{steps}{extra}}}\n"
@@ -101,7 +114,11 @@ impl Family {
     fn close(&self, what: &str, actual: &Tensor, tolerance: f32) {
         let distance = distance(actual, &self.expected[what]);
         println!("{} {what}: {distance:.1e} of {tolerance:.0e}", self.name);
-        assert!(distance <= tolerance, "{} {what}: {distance:.2e} is over {tolerance:.0e}", self.name);
+        assert!(
+            distance <= tolerance,
+            "{} {what}: {distance:.2e} is over {tolerance:.0e}",
+            self.name
+        );
     }
 }
 
@@ -112,10 +129,16 @@ fn the_reference_latent_and_its_inversion_are_those_of_diffusers() {
         let yaml = family.head("noise")
             + "outputs:\n  latent: {value: $reference}\n  inverted: {value: $inverted.trajectory}\n";
         let values = family.bench.run(&yaml);
-        let latent = values["latent"].downcast::<retouch_nodes::payload::Latent>().unwrap();
+        let latent = values["latent"]
+            .downcast::<retouch_nodes::payload::Latent>()
+            .unwrap();
         family.close("reference_latent", &latent.tensor, MODULE);
         let inverted = values["inverted"].downcast::<Trajectory>().unwrap();
-        family.close("inverted", &Tensor::cat(&inverted.latents, 0).unwrap(), TRAJECTORY);
+        family.close(
+            "inverted",
+            &Tensor::cat(&inverted.latents, 0).unwrap(),
+            TRAJECTORY,
+        );
     }
 }
 
@@ -127,7 +150,12 @@ fn stage_1_is_that_of_the_oracle() {
             ("layout", "noise", 3, ""),
             ("personalized_only", "noise", 0, ""),
             ("vanilla_only", "noise", 8, ""),
-            ("negative_7_steps", "noise", 2, ", steps: 7, negative: a red car"),
+            (
+                "negative_7_steps",
+                "noise",
+                2,
+                ", steps: 7, negative: a red car",
+            ),
             ("layout_wide", "noise_wide", 3, ""),
         ] {
             let yaml = family.head(noise)
@@ -148,7 +176,9 @@ fn masactrl_is_a_case_of_the_swap() {
             + "  swap: {op: swap_attention, context: $layout.trajectory, reference: $inverted.trajectory, \
                reference_prompt: a photo of a sks teddy bear, reference_mask: $ones, blend_mask: $ones, sites: 10..16, \
                start_step: 0, from_step: 4, structure_until: 0, lock: false}\n"
-            + &format!("  draw: {{op: sample, model: $personal, prompt: {PERSONAL}, control: $swap, guidance: 5}}\n")
+            + &format!(
+                "  draw: {{op: sample, model: $personal, prompt: {PERSONAL}, control: $swap, guidance: 5}}\n"
+            )
             + "outputs:\n  out: {value: $draw.trajectory}\n";
         family.close("masactrl", &family.trajectory(&yaml, "out"), TRAJECTORY);
     }
@@ -177,29 +207,60 @@ const DEFAULT: Variant = Variant {
 };
 
 fn variants() -> Vec<Variant> {
-    let v = |name, swap| Variant { name, swap, ..DEFAULT };
+    let v = |name, swap| Variant {
+        name,
+        swap,
+        ..DEFAULT
+    };
     vec![
         DEFAULT,
         // The oracle's context mask is the given one mirrored, its blend mask the given one transposed: made in the test
         // from the file, as no op mirrors.
-        v("given_masks", &[("reference_mask", "$given.mask"), ("context_mask", "$mirrored.mask")]),
+        v(
+            "given_masks",
+            &[
+                ("reference_mask", "$given.mask"),
+                ("context_mask", "$mirrored.mask"),
+            ],
+        ),
         v("blend_mask", &[("blend_mask", "$transposed.mask")]),
         v("context_blend", &[("blend", "context")]),
         v("target_blend", &[("blend", "target"), ("lock", "false")]),
         v("soft", &[("threshold", "soft")]),
-        v("fixed_threshold", &[("threshold", "0.4"), ("from_step", "3"), ("structure_until", "0")]),
+        v(
+            "fixed_threshold",
+            &[
+                ("threshold", "0.4"),
+                ("from_step", "3"),
+                ("structure_until", "0"),
+            ],
+        ),
         v("until_step", &[("until_step", "5"), ("from_step", "0")]),
-        v("all_sites", &[("sites", "0..16"), ("from_step", "0"), ("structure_until", "8")]),
+        v(
+            "all_sites",
+            &[
+                ("sites", "0..16"),
+                ("from_step", "0"),
+                ("structure_until", "8"),
+            ],
+        ),
         Variant {
             name: "own_prompt",
             swap: &[("context_prompt", "a sks teddy bear on a beach")],
             prompt: "a big sks teddy bear in the snow",
             ..DEFAULT
         },
-        Variant { name: "no_guidance", guidance: 1.0, ..DEFAULT },
+        Variant {
+            name: "no_guidance",
+            guidance: 1.0,
+            ..DEFAULT
+        },
         v("start_step", &[("start_step", "3")]),
         v("no_smoothing", &[("smooth", "0")]),
-        v("smoothed_twice", &[("smooth", "2"), ("start_step", "2"), ("blend", "target")]),
+        v(
+            "smoothed_twice",
+            &[("smooth", "2"), ("start_step", "2"), ("blend", "target")],
+        ),
         Variant {
             name: "wide",
             swap: &[("reference_mask", "$given.mask"), ("mask_grid", "16x24")],
@@ -254,11 +315,19 @@ fn workflow(family: &Family, variant: &Variant, turned: &std::path::Path) -> Str
 fn turned_masks(family: &Family, folder: &std::path::Path) -> PathBuf {
     let given = family.expected["given_mask"].to_vec2::<f32>().unwrap();
     let n = given.len();
-    let mirrored: Vec<f32> = given.iter().flat_map(|row| row.iter().rev().copied()).collect();
-    let transposed: Vec<f32> = (0..n).flat_map(|i| given.iter().map(move |row| row[i])).collect();
+    let mirrored: Vec<f32> = given
+        .iter()
+        .flat_map(|row| row.iter().rev().copied())
+        .collect();
+    let transposed: Vec<f32> = (0..n)
+        .flat_map(|i| given.iter().map(move |row| row[i]))
+        .collect();
     let file = folder.join("turned.safetensors");
     let tensor = |v: Vec<f32>| Tensor::from_vec(v, (n, n), &Device::Cpu).unwrap();
-    let tensors = HashMap::from([("mirrored", tensor(mirrored)), ("transposed", tensor(transposed))]);
+    let tensors = HashMap::from([
+        ("mirrored", tensor(mirrored)),
+        ("transposed", tensor(transposed)),
+    ]);
     candle_core::safetensors::save(&tensors, &file).unwrap();
     file
 }
@@ -288,20 +357,39 @@ fn every_variant_of_stage_2_is_that_of_the_oracle_with_its_masks_and_picture() {
             // has parted from the oracle's for a reason that is none.
             assert!(flipped <= 2, "{name} {label}: {flipped} pixels differ");
             if flipped == 0 {
-                family.close(&format!("retouch.{}", variant.name), &trajectory, TRAJECTORY);
+                family.close(
+                    &format!("retouch.{}", variant.name),
+                    &trajectory,
+                    TRAJECTORY,
+                );
             } else {
-                let masks = expected_masks(expected, variant.blend_only, masks.first_step, folder.path());
+                let masks = expected_masks(
+                    expected,
+                    variant.blend_only,
+                    masks.first_step,
+                    folder.path(),
+                );
                 let mut yaml = workflow(&family, &variant, &turned).replace(
                     "  swap:\n",
-                    &format!("  oracle: {{op: load_latent, path: '{}'}}\n  swap:\n", masks.display()),
+                    &format!(
+                        "  oracle: {{op: load_latent, path: '{}'}}\n  swap:\n",
+                        masks.display()
+                    ),
                 );
                 for port in ["reference_mask", "context_mask", "blend_mask"] {
                     let given = variant.swap.iter().any(|(key, _)| *key == port);
                     if !given && (!variant.blend_only || port == "blend_mask") {
-                        yaml = yaml.replace("    op: swap_attention\n", &format!("    op: swap_attention\n    {port}: $oracle.masks\n"));
+                        yaml = yaml.replace(
+                            "    op: swap_attention\n",
+                            &format!("    op: swap_attention\n    {port}: $oracle.masks\n"),
+                        );
                     }
                 }
-                family.close(&format!("retouch.{}", variant.name), &family.trajectory(&yaml, "out"), TRAJECTORY);
+                family.close(
+                    &format!("retouch.{}", variant.name),
+                    &family.trajectory(&yaml, "out"),
+                    TRAJECTORY,
+                );
             }
             if variant.name == "default" && flipped == 0 {
                 let picture = values["picture"].downcast::<Image>().unwrap();
@@ -316,20 +404,39 @@ fn every_variant_of_stage_2_is_that_of_the_oracle_with_its_masks_and_picture() {
 fn flips(actual: &Tensor, expected: &Tensor, soft: bool) -> usize {
     assert_eq!(actual.dims(), expected.dims());
     let tolerance = if soft { 1e-3 } else { 0.0 };
-    let off = (actual - expected).unwrap().abs().unwrap().flatten_all().unwrap();
+    let off = (actual - expected)
+        .unwrap()
+        .abs()
+        .unwrap()
+        .flatten_all()
+        .unwrap();
     let off = off.to_vec1::<f32>().unwrap();
     off.into_iter().filter(|&d| d > tolerance).count()
 }
 
 /// The oracle's masks as a file of ours: `[S, 3, 1, h, w]`.
-fn expected_masks(expected: &Tensor, blend_only: bool, first_step: usize, folder: &std::path::Path) -> PathBuf {
+fn expected_masks(
+    expected: &Tensor,
+    blend_only: bool,
+    first_step: usize,
+    folder: &std::path::Path,
+) -> PathBuf {
     let expected = if blend_only {
         Tensor::stack(&[expected, expected, expected], 1).unwrap()
     } else {
         expected.clone()
     };
-    let masks = Masks { tensor: expected.unsqueeze(2).unwrap(), first_step };
+    let masks = Masks {
+        tensor: expected.unsqueeze(2).unwrap(),
+        first_step,
+    };
     let file = folder.join("masks.safetensors");
-    std::fs::write(&file, &retouch_graph::Value::new(masks).encode("safetensors").unwrap()[0]).unwrap();
+    std::fs::write(
+        &file,
+        &retouch_graph::Value::new(masks)
+            .encode("safetensors")
+            .unwrap()[0],
+    )
+    .unwrap();
     file
 }

@@ -40,15 +40,26 @@ fn every_shipped_workflow_opens_with_a_comment_checks_and_runs_at_few_steps() {
     let mut ran = 0;
     for file in files_below(&root().join("workflows")) {
         let source = std::fs::read_to_string(&file).unwrap();
-        assert!(source.starts_with("# "), "{} says what it shows", file.display());
+        assert!(
+            source.starts_with("# "),
+            "{} says what it shows",
+            file.display()
+        );
         let name = file.display().to_string();
         let check = retouch(out.path(), &["check", &name]);
         assert!(check.status.success(), "{}", text(&check.stderr));
         let format = retouch(out.path(), &["fmt", "--check", &name]);
-        assert!(format.status.success(), "{name} is not in the standard form");
+        assert!(
+            format.status.success(),
+            "{name} is not in the standard form"
+        );
         if source.contains("\ninputs:") {
             let run = retouch(out.path(), &["run", &name]);
-            assert_eq!(run.status.code(), Some(3), "a graph for use in others does not run alone");
+            assert_eq!(
+                run.status.code(),
+                Some(3),
+                "a graph for use in others does not run alone"
+            );
             continue;
         }
         let run = retouch(out.path(), &["run", &name, "--set", "steps=3", "--quiet"]);
@@ -60,7 +71,13 @@ fn every_shipped_workflow_opens_with_a_comment_checks_and_runs_at_few_steps() {
     assert!(ran >= 6);
     let saved = files_below(&out.path().join("out"));
     let has = |name: &str| saved.iter().any(|path| path.ends_with(name));
-    for name in ["layout-and-retouch/42.png", "layout-and-retouch/42-layout.png", "compare/42.png", "invert/error.csv", "masactrl/42.png"] {
+    for name in [
+        "layout-and-retouch/42.png",
+        "layout-and-retouch/42-layout.png",
+        "compare/42.png",
+        "invert/error.csv",
+        "masactrl/42.png",
+    ] {
         assert!(has(name), "{name} in {saved:?}");
     }
     let sheet = image::open(out.path().join("out/compare/42.png")).unwrap();
@@ -71,12 +88,34 @@ fn every_shipped_workflow_opens_with_a_comment_checks_and_runs_at_few_steps() {
 fn the_same_file_and_seed_give_the_same_bytes_at_any_number_of_threads() {
     let out = tempfile::tempdir().unwrap();
     let file = workflow("layout-and-retouch.yaml");
-    let first = ["run", &file, "--set", "steps=4", "--quiet", "--threads", "1"];
+    let first = [
+        "run",
+        &file,
+        "--set",
+        "steps=4",
+        "--quiet",
+        "--threads",
+        "1",
+    ];
     assert!(retouch(out.path(), &first).status.success());
-    let again = retouch(out.path(), &["run", &file, "--set", "steps=4", "--quiet", "--threads", "2"]);
+    let again = retouch(
+        out.path(),
+        &[
+            "run",
+            &file,
+            "--set",
+            "steps=4",
+            "--quiet",
+            "--threads",
+            "2",
+        ],
+    );
     assert!(again.status.success());
     let said = text(&again.stdout);
-    assert!(said.lines().all(|line| line.ends_with("(unchanged)")), "{said}");
+    assert!(
+        said.lines().all(|line| line.ends_with("(unchanged)")),
+        "{said}"
+    );
 }
 
 #[test]
@@ -85,21 +124,38 @@ fn editing_the_last_node_and_running_again_in_one_process_reuses_everything_befo
     let file = root().join("workflows/layout-and-retouch.yaml");
     let source = std::fs::read_to_string(&file).unwrap();
     let run = |source: &str| {
-        let settings = Settings { set: vec!["steps=3".into()], ..Settings::default() };
-        let checked = bench.engine.load_str(&file.display().to_string(), source, &settings).unwrap();
+        let settings = Settings {
+            set: vec!["steps=3".into()],
+            ..Settings::default()
+        };
+        let checked = bench
+            .engine
+            .load_str(&file.display().to_string(), source, &settings)
+            .unwrap();
         let plan = bench.engine.plan(&checked, &[]).unwrap();
         let recorder = Recorder::new();
-        bench.engine.run(&plan, &recorder, &Cancel::new(), &RunOptions::default()).unwrap();
+        bench
+            .engine
+            .run(&plan, &recorder, &Cancel::new(), &RunOptions::default())
+            .unwrap();
         recorder
     };
     let first = run(&source);
     assert!(first.reused().is_empty());
-    let edited = source.replace("final_large:  {op: resize_image, image: $retouch.picture, scale: 6}", "final_large:  {op: resize_image, image: $retouch.picture, scale: 3}");
+    let edited = source.replace(
+        "final_large:  {op: resize_image, image: $retouch.picture, scale: 6}",
+        "final_large:  {op: resize_image, image: $retouch.picture, scale: 3}",
+    );
     assert_ne!(edited, source);
     let second = run(&edited);
     assert_eq!(second.ran(), ["final_large"]);
     assert_eq!(second.reused().len() + 1, first.ran().len());
-    assert!(second.events().iter().any(|event| matches!(event, Event::RunFinished { ran: 1, .. })));
+    assert!(
+        second
+            .events()
+            .iter()
+            .any(|event| matches!(event, Event::RunFinished { ran: 1, .. }))
+    );
     // A comment, another order and another name change nothing.
     let renamed = format!("# a comment\n{}", edited.replace("final_large", "big"));
     assert!(run(&renamed).ran().is_empty());
@@ -119,7 +175,10 @@ fn exit_codes_are_those_of_the_manual() {
     assert_eq!(code(&["run", &file, "--set", "setps=3"]), Some(3));
     assert_eq!(code(&["run", &file, "nobody"]), Some(3));
     std::fs::write(out.path().join("blocked"), "a file where a folder is due").unwrap();
-    assert_eq!(code(&["run", &file, "--set", "steps=1", "--out", "blocked"]), Some(1));
+    assert_eq!(
+        code(&["run", &file, "--set", "steps=1", "--out", "blocked"]),
+        Some(1)
+    );
 }
 
 #[test]
@@ -151,8 +210,10 @@ fn events_are_json_lines_and_results_alone_are_on_standard_output() {
     let file = workflow("vanilla.yaml");
     let run = retouch(out.path(), &["run", &file, "--set", "steps=2", "--json"]);
     assert!(run.status.success());
-    let events: Vec<serde_json::Value> =
-        text(&run.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let events: Vec<serde_json::Value> = text(&run.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     assert_eq!(events[0]["event"], "run_started");
     assert_eq!(events[0]["schema"], 1);
     let last = events.last().unwrap();
@@ -160,7 +221,10 @@ fn events_are_json_lines_and_results_alone_are_on_standard_output() {
     assert_eq!(last["counters"]["unet_calls"], 4);
     let plain = retouch(out.path(), &["run", &file, "--set", "steps=2"]);
     let said = text(&plain.stdout);
-    assert!(said.lines().all(|line| line.contains("unchanged")), "{said}");
+    assert!(
+        said.lines().all(|line| line.contains("unchanged")),
+        "{said}"
+    );
     assert!(text(&plain.stderr).contains("U-Net calls: 4"));
 }
 
@@ -175,11 +239,20 @@ fn shipped_workflows_and_only_sound_ones_satisfy_the_schema_for_editors() {
     };
     for file in files_below(&root().join("workflows")) {
         let instance = as_json(&file);
-        let errors: Vec<String> =
-            validator.iter_errors(&instance).map(|e| format!("{}: {e}", e.instance_path())).collect();
+        let errors: Vec<String> = validator
+            .iter_errors(&instance)
+            .map(|e| format!("{}: {e}", e.instance_path()))
+            .collect();
         assert!(errors.is_empty(), "{}: {errors:#?}", file.display());
     }
-    for name in ["op-unknown", "field-unknown", "field-missing", "key-unknown-top", "param-type-unknown", "swap-blend-word"] {
+    for name in [
+        "op-unknown",
+        "field-unknown",
+        "field-missing",
+        "key-unknown-top",
+        "param-type-unknown",
+        "swap-blend-word",
+    ] {
         let instance = as_json(&root().join(format!("tests/invalid/{name}.yaml")));
         assert!(!validator.is_valid(&instance), "{name}");
     }
@@ -211,7 +284,12 @@ fn to_json(source: &str) -> serde_json::Value {
 #[test]
 fn the_reference_and_the_explanations_cover_everything() {
     let nodes = text(&retouch(&root(), &["nodes"]).stdout);
-    for op in ["load_model", "swap_attention", "step_blend_sample", "attention_map"] {
+    for op in [
+        "load_model",
+        "swap_attention",
+        "step_blend_sample",
+        "attention_map",
+    ] {
         assert!(nodes.contains(op));
         let page = text(&retouch(&root(), &["nodes", op]).stdout);
         assert!(page.contains("Outputs"), "{page}");
@@ -220,7 +298,10 @@ fn the_reference_and_the_explanations_cover_everything() {
     for line in codes.lines() {
         let code = line.split_whitespace().next().unwrap();
         let explained = retouch(&root(), &["explain", code]);
-        assert!(explained.status.success() && explained.stdout.len() > 40, "{code}");
+        assert!(
+            explained.status.success() && explained.stdout.len() > 40,
+            "{code}"
+        );
     }
 }
 
@@ -228,7 +309,16 @@ fn the_reference_and_the_explanations_cover_everything() {
 fn new_makes_a_folder_that_runs_on_its_own() {
     let out = tempfile::tempdir().unwrap();
     assert!(retouch(out.path(), &["new", "mine"]).status.success());
-    let run = retouch(&out.path().join("mine"), &["run", "workflows/vanilla.yaml", "--set", "steps=1", "--quiet"]);
+    let run = retouch(
+        &out.path().join("mine"),
+        &[
+            "run",
+            "workflows/vanilla.yaml",
+            "--set",
+            "steps=1",
+            "--quiet",
+        ],
+    );
     assert!(run.status.success(), "{}", text(&run.stderr));
     let again = retouch(out.path(), &["new", "mine"]);
     assert_eq!(again.status.code(), Some(1));
@@ -238,9 +328,15 @@ fn new_makes_a_folder_that_runs_on_its_own() {
 fn graphs_are_drawn_in_both_languages() {
     let file = workflow("layout-and-retouch.yaml");
     let dot = text(&retouch(&root(), &["graph", &file]).stdout);
-    assert!(dot.starts_with("digraph") && dot.contains("retouch/swap"), "{dot}");
+    assert!(
+        dot.starts_with("digraph") && dot.contains("retouch/swap"),
+        "{dot}"
+    );
     let mermaid = text(&retouch(&root(), &["graph", &file, "--format", "mermaid"]).stdout);
-    assert!(mermaid.starts_with("flowchart") || mermaid.starts_with("graph"), "{mermaid}");
+    assert!(
+        mermaid.starts_with("flowchart") || mermaid.starts_with("graph"),
+        "{mermaid}"
+    );
 }
 
 #[cfg(unix)]
@@ -248,7 +344,13 @@ fn graphs_are_drawn_in_both_languages() {
 fn an_interrupt_ends_within_a_step_with_130_and_leaves_nothing_half_written() {
     let out = tempfile::tempdir().unwrap();
     let mut child = Command::new(env!("CARGO_BIN_EXE_retouch"))
-        .args(["run", &workflow("layout-and-retouch.yaml"), "--set", "steps=500", "--json"])
+        .args([
+            "run",
+            &workflow("layout-and-retouch.yaml"),
+            "--set",
+            "steps=500",
+            "--json",
+        ])
         .current_dir(out.path())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -261,7 +363,10 @@ fn an_interrupt_ends_within_a_step_with_130_and_leaves_nothing_half_written() {
         std::io::BufRead::read_line(&mut events, &mut line).unwrap();
         assert!(!line.is_empty(), "the run ended before it drew");
     }
-    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let sent = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
     assert!(sent.success());
     let deadline = Instant::now() + Duration::from_secs(60);
     let drain = std::thread::spawn(move || {
@@ -279,7 +384,10 @@ fn an_interrupt_ends_within_a_step_with_130_and_leaves_nothing_half_written() {
     let rest = drain.join().unwrap().unwrap();
     assert!(rest.contains("\"status\":\"cancelled\""), "{rest}");
     // The log says how far it went on: not a whole step more than the one that was under way.
-    let steps = rest.lines().filter(|line| line.contains("node_progress")).count();
+    let steps = rest
+        .lines()
+        .filter(|line| line.contains("node_progress"))
+        .count();
     assert!(steps < 100, "{steps} more steps were drawn");
     assert_eq!(files_below(out.path()), Vec::<PathBuf>::new());
 }

@@ -40,6 +40,16 @@ fn the_arrows_are_cli_to_nodes_to_graph_and_cli_to_graph_and_no_other() {
         .map(|(from, to)| (from.to_owned(), to.into_iter().map(str::to_owned).collect()))
         .collect();
     assert_eq!(arrows, expected);
-    let graph = metadata.workspace_packages().into_iter().find(|p| p.name.as_str() == "retouch-graph").unwrap();
-    assert!(graph.dependencies.iter().all(|d| !d.name.starts_with("candle")), "the engine knows no tensor");
+    let graph = metadata
+        .workspace_packages()
+        .into_iter()
+        .find(|p| p.name.as_str() == "retouch-graph")
+        .unwrap();
+    assert!(
+        graph
+            .dependencies
+            .iter()
+            .all(|d| !d.name.starts_with("candle")),
+        "the engine knows no tensor"
+    );
 }

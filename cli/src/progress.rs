@@ -118,7 +118,10 @@ impl Listener for Progress {
                     .filter(|param| !param.name.contains('/'))
                     .map(|param| format!("{}={}", param.name, plain(&param.value)))
                     .collect();
-                self.told(&format!("{workflow}: {nodes} nodes ({})", values.join(", ")));
+                self.told(&format!(
+                    "{workflow}: {nodes} nodes ({})",
+                    values.join(", ")
+                ));
             }
             Event::NodeReused { node, from, .. } => {
                 state.reused += 1;
@@ -153,9 +156,7 @@ impl Listener for Progress {
                     }
                     bar.set_prefix(format!("  [{}/{}] {node}", running.index, running.of));
                     bar.set_position(*done as u64);
-                } else if *done > 0
-                    && *done < *total
-                    && running.last_line.elapsed() >= PLAIN_EVERY
+                } else if *done > 0 && *done < *total && running.last_line.elapsed() >= PLAIN_EVERY
                 {
                     running.last_line = Instant::now();
                     let rate = *done as f64 / running.since.elapsed().as_secs_f64().max(1e-3);

@@ -58,7 +58,9 @@ pub fn settings(params: &ParamArgs) -> Settings {
 /// # Errors
 /// The exit code for a workflow with faults.
 pub fn load(engine: &Engine, file: &Path, settings: &Settings) -> Result<Checked, Exit> {
-    let checked = engine.load(file, settings).map_err(|problems| faults(&problems))?;
+    let checked = engine
+        .load(file, settings)
+        .map_err(|problems| faults(&problems))?;
     warn(&checked);
     Ok(checked)
 }

@@ -167,7 +167,8 @@ impl ParamType {
                 _ => Err(expected(name, "`otsu`, `soft` or a number", tree)),
             },
             Self::Sites => {
-                let due = "`auto`, `all`, `none`, a number, a range such as `10..16` or a list of them";
+                let due =
+                    "`auto`, `all`, `none`, a number, a range such as `10..16` or a list of them";
                 match &tree.node {
                     Node::String { text, .. }
                         if matches!(text.as_str(), "auto" | "all" | "none") || is_range(text) =>

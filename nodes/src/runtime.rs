@@ -137,7 +137,10 @@ pub(crate) fn check_finite(
     if sum.is_finite() {
         Ok(())
     } else {
-        Err(NodeError::failed(format!("{what} is not made of finite numbers"))
-            .help("the model's weights may be damaged, or its configuration belong to another model"))
+        Err(
+            NodeError::failed(format!("{what} is not made of finite numbers")).help(
+                "the model's weights may be damaged, or its configuration belong to another model",
+            ),
+        )
     }
 }

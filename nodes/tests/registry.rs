@@ -17,7 +17,10 @@ fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
 #[test]
 fn every_op_in_the_sources_is_in_the_registry_and_no_other() {
     let mut files = Vec::new();
-    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    sources(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
+        &mut files,
+    );
     let written: BTreeSet<String> = files
         .iter()
         .filter_map(|file| std::fs::read_to_string(file).ok())
@@ -43,7 +46,12 @@ fn every_op_param_and_port_is_documented_in_a_third_person_sentence() {
     assert_eq!(retouch_nodes::registry().lint(), Vec::<String>::new());
     for entry in retouch_nodes::registry().iter() {
         let first = entry.summary().split_whitespace().next().unwrap_or("");
-        assert!(first.ends_with('s'), "{}: {:?}", entry.op(), entry.summary());
+        assert!(
+            first.ends_with('s'),
+            "{}: {:?}",
+            entry.op(),
+            entry.summary()
+        );
         assert!(!entry.outputs().is_empty(), "{} gives nothing", entry.op());
     }
 }

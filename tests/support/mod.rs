@@ -11,7 +11,10 @@ use retouch_nodes::Runtime;
 
 /// The repository's root.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()
+        .unwrap()
 }
 
 /// The program, to be run as a user would.
@@ -61,8 +64,15 @@ impl Bench {
         let plan = self.engine.plan(&checked, &[]).unwrap();
         let recorder = Recorder::new();
         let options = RunOptions::default();
-        let report = self.engine.run(&plan, &recorder, &Cancel::new(), &options).unwrap();
-        let outputs = report.outputs.into_iter().map(|o| (o.name, o.value)).collect();
+        let report = self
+            .engine
+            .run(&plan, &recorder, &Cancel::new(), &options)
+            .unwrap();
+        let outputs = report
+            .outputs
+            .into_iter()
+            .map(|o| (o.name, o.value))
+            .collect();
         (outputs, recorder)
     }
 }

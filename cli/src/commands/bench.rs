@@ -74,10 +74,7 @@ impl Node for Add {
 }
 
 /// Seconds of each run, sorted; `f` gives the seconds that count.
-fn measure(
-    runs: u16,
-    mut f: impl FnMut() -> Result<f64, Failure>,
-) -> Result<Vec<f64>, Failure> {
+fn measure(runs: u16, mut f: impl FnMut() -> Result<f64, Failure>) -> Result<Vec<f64>, Failure> {
     f()?; // the first is not counted: it loads weights and warms caches
     let mut seconds = (0..runs).map(|_| f()).collect::<Result<Vec<_>, _>>()?;
     seconds.sort_by(f64::total_cmp);
@@ -110,8 +107,8 @@ fn broken(what: &str) -> impl Fn(retouch_graph::Problems) -> Failure + '_ {
 /// When the device cannot be used or something that is measured fails.
 pub fn bench(args: &BenchArgs) -> Result<Exit, Failure> {
     let engine = session::computing_engine(&args.device)?.with_cache(Arc::new(NoCache));
-    let runtime = Runtime::by_name(&args.device.device)
-        .map_err(|e| Failure::usage(e.to_string()))?;
+    let runtime =
+        Runtime::by_name(&args.device.device).map_err(|e| Failure::usage(e.to_string()))?;
     let folder = std::env::temp_dir().join(format!("retouch-bench-{}", std::process::id()));
     let result = measure_all(args, &engine, &runtime, &folder);
     // The copy of the demo model is ours to remove, whatever happened.
@@ -125,7 +122,10 @@ pub fn bench(args: &BenchArgs) -> Result<Exit, Failure> {
                        "min": row.value(0), "max": row.value(row.seconds.len().saturating_sub(1))})
             })
             .collect();
-        say(&json!({"threads": rayon::current_num_threads(), "runs": args.runs, "rows": rows}).to_string())?;
+        say(
+            &json!({"threads": rayon::current_num_threads(), "runs": args.runs, "rows": rows})
+                .to_string(),
+        )?;
     } else {
         say(&format!(
             "{} threads, {} runs each: median (min to max)",
@@ -161,7 +161,9 @@ fn measure_all(
     rows.push(Row {
         what: "U-Net call of the demo model, batch 2, 16x16 latent",
         unit: "ms",
-        seconds: measure(args.runs.saturating_mul(4), || unet_call(&model, &runtime.device))?,
+        seconds: measure(args.runs.saturating_mul(4), || {
+            unet_call(&model, &runtime.device)
+        })?,
         factor: 1e3,
     });
 
@@ -169,7 +171,9 @@ fn measure_all(
     let checked = engine
         .load(&file, &Settings::default())
         .map_err(broken("the main workflow"))?;
-    let plan = engine.plan(&checked, &[]).map_err(broken("the main workflow"))?;
+    let plan = engine
+        .plan(&checked, &[])
+        .map_err(broken("the main workflow"))?;
     rows.push(Row {
         what: "layout-and-retouch.yaml, 50 steps, nothing cached",
         unit: "s",
@@ -221,7 +225,11 @@ fn measure_all(
 fn chain(nodes: usize) -> String {
     let mut text = String::from("schema: retouch/v1\nnodes:\n  n0: {op: add, by: 1}\n");
     for i in 1..nodes {
-        let _ = writeln!(text, "  n{i}:\n    op: add\n    number: $n{}\n    by: {i}", i - 1);
+        let _ = writeln!(
+            text,
+            "  n{i}:\n    op: add\n    number: $n{}\n    by: {i}",
+            i - 1
+        );
     }
     let _ = writeln!(text, "outputs:\n  sum: {{value: $n{}}}", nodes - 1);
     text

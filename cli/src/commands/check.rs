@@ -33,7 +33,9 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
             Some(_) if args.json => {}
             Some(checked) => {
                 // A part has nodes that wait for its inputs: what is told is what the file has.
-                let part = engine.read(file).is_ok_and(|workflow| !workflow.inputs.is_empty());
+                let part = engine
+                    .read(file)
+                    .is_ok_and(|workflow| !workflow.inputs.is_empty());
                 say(&if part {
                     format!("{}: a graph for use in others, no faults", file.display())
                 } else {
@@ -48,7 +50,9 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
             None => {
                 exit = Exit::Faults;
                 if !args.json {
-                    let faults = problems.iter().filter(|p| p.severity() != Severity::Warning);
+                    let faults = problems
+                        .iter()
+                        .filter(|p| p.severity() != Severity::Warning);
                     let faults = faults.count();
                     let s = if faults == 1 { "" } else { "s" };
                     eprintln!("{}: {faults} fault{s}", file.display());

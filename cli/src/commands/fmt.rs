@@ -25,7 +25,11 @@ pub fn fmt(args: &FmtArgs) -> Result<Exit, Failure> {
             std::fs::read(file)
         }
         .map_err(|e| Failure::failed(format!("{} cannot be read: {e}", file.display())))?;
-        let name = if stdin { "standard input".into() } else { file.display().to_string() };
+        let name = if stdin {
+            "standard input".into()
+        } else {
+            file.display().to_string()
+        };
         let text = String::from_utf8(text)
             .map_err(|_| Failure::failed(format!("{name} is not UTF-8 text")))?;
         let formatted = match retouch_graph::format::format(&Source::new(name, text.clone())) {
@@ -46,8 +50,9 @@ pub fn fmt(args: &FmtArgs) -> Result<Exit, Failure> {
             out.write_all(formatted.as_bytes())
                 .map_err(|e| Failure::failed(format!("standard output cannot be written: {e}")))?;
         } else if formatted != text {
-            replace(file, formatted.as_bytes())
-                .map_err(|e| Failure::failed(format!("{} cannot be written: {e}", file.display())))?;
+            replace(file, formatted.as_bytes()).map_err(|e| {
+                Failure::failed(format!("{} cannot be written: {e}", file.display()))
+            })?;
             say(&format!("formatted {}", file.display()))?;
         }
     }
@@ -61,7 +66,9 @@ fn replace(file: &Path, content: &[u8]) -> std::io::Result<()> {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
     let written = std::fs::write(&temporary, content)
-        .and_then(|()| std::fs::set_permissions(&temporary, std::fs::metadata(&target)?.permissions()))
+        .and_then(|()| {
+            std::fs::set_permissions(&temporary, std::fs::metadata(&target)?.permissions())
+        })
         .and_then(|()| std::fs::rename(&temporary, &target));
     if written.is_err() {
         let _ = std::fs::remove_file(&temporary);

@@ -23,7 +23,11 @@ pub fn new(args: &NewArgs) -> Result<Exit, Failure> {
     say(&first.display().to_string())?;
     #[allow(clippy::print_stderr)] // a hint for people, not a result
     {
-        eprintln!("made {}; now: retouch run {}", folder.display(), first.display());
+        eprintln!(
+            "made {}; now: retouch run {}",
+            folder.display(),
+            first.display()
+        );
     }
     Ok(Exit::Done)
 }

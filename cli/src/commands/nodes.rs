@@ -32,7 +32,11 @@ pub fn nodes(args: &NodesArgs) -> Result<Exit, Failure> {
         None => {
             let width = registry.iter().map(|e| e.op().len()).max().unwrap_or(0);
             for entry in registry.iter() {
-                say(&format!("{:width$}  {}", entry.op(), one_line(entry.summary())))?;
+                say(&format!(
+                    "{:width$}  {}",
+                    entry.op(),
+                    one_line(entry.summary())
+                ))?;
             }
         }
     }
@@ -57,7 +61,10 @@ fn one_line(text: &str) -> String {
 }
 
 fn paragraphs(text: &str) -> String {
-    text.split("\n\n").map(one_line).collect::<Vec<_>>().join("\n\n")
+    text.split("\n\n")
+        .map(one_line)
+        .collect::<Vec<_>>()
+        .join("\n\n")
 }
 
 fn page(entry: &Entry) -> String {
@@ -71,12 +78,22 @@ fn page(entry: &Entry) -> String {
             let _ = write!(page, "  {head}\n      {docs}\n");
         }
     };
-    section("Inputs (links: `$node` or `$node.port`)", ports(entry.inputs(), true));
+    section(
+        "Inputs (links: `$node` or `$node.port`)",
+        ports(entry.inputs(), true),
+    );
     section(
         "Parameters",
-        entry.params().iter().map(|p| (head(p), one_line(&p.docs))).collect(),
+        entry
+            .params()
+            .iter()
+            .map(|p| (head(p), one_line(&p.docs)))
+            .collect(),
     );
-    section("Outputs (the first is the default)", ports(entry.outputs(), false));
+    section(
+        "Outputs (the first is the default)",
+        ports(entry.outputs(), false),
+    );
     page
 }
 

@@ -45,9 +45,20 @@ pub fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
         say(&text)?;
         return Ok(Exit::Done);
     }
-    let names: Vec<String> = rows.iter().map(|(task, _)| task.names().join(" = ")).collect();
-    let name_width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
-    let op_width = rows.iter().map(|(task, _)| task.op().len()).max().unwrap_or(0);
+    let names: Vec<String> = rows
+        .iter()
+        .map(|(task, _)| task.names().join(" = "))
+        .collect();
+    let name_width = names
+        .iter()
+        .map(|name| name.chars().count())
+        .max()
+        .unwrap_or(0);
+    let op_width = rows
+        .iter()
+        .map(|(task, _)| task.op().len())
+        .max()
+        .unwrap_or(0);
     for ((task, status), name) in rows.iter().zip(&names) {
         say(&format!(
             "{name:name_width$}  {:op_width$}  {}  {status}",
@@ -59,7 +70,10 @@ pub fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
         let save = output.save.as_deref().unwrap_or("(not saved)");
         say(&format!("output {} -> {save}", output.name))?;
     }
-    let runs = statuses.iter().filter(|s| matches!(s, Status::Run(_))).count();
+    let runs = statuses
+        .iter()
+        .filter(|s| matches!(s, Status::Run(_)))
+        .count();
     say(&format!("{runs} of {} nodes would run", rows.len()))?;
     Ok(Exit::Done)
 }

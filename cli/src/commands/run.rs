@@ -66,7 +66,11 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
                             SaveStatus::Kept => "kept",
                             SaveStatus::Numbered => "another was there",
                         };
-                        say(&format!("{}  {}  ({note})", output.name, saved.path.display()))?;
+                        say(&format!(
+                            "{}  {}  ({note})",
+                            output.name,
+                            saved.path.display()
+                        ))?;
                     }
                     if output.saved.is_empty() {
                         say(&format!("{}  {}", output.name, output.value.summary()))?;
@@ -98,8 +102,11 @@ fn writable(out: &std::path::Path) -> Result<(), Failure> {
         .and_then(|()| std::fs::write(&probe, b""))
         .and_then(|()| std::fs::remove_file(&probe))
         .map_err(|e| {
-            Failure::failed(format!("the output folder {} cannot be written: {e}", out.display()))
-                .help("name another with `--out DIR`")
+            Failure::failed(format!(
+                "the output folder {} cannot be written: {e}",
+                out.display()
+            ))
+            .help("name another with `--out DIR`")
         })
 }
 

@@ -62,7 +62,11 @@ impl ClipTextConfig {
             ("num_hidden_layers", self.num_hidden_layers, 256),
             ("hidden_size", self.hidden_size, MAX_WIDTH),
             ("intermediate_size", self.intermediate_size, MAX_WIDTH),
-            ("max_position_embeddings", self.max_position_embeddings, MAX_WIDTH),
+            (
+                "max_position_embeddings",
+                self.max_position_embeddings,
+                MAX_WIDTH,
+            ),
             ("vocab_size", self.vocab_size, 10_000_000),
         ];
         if let Some((name, value, most)) = bounded.into_iter().find(|(_, v, most)| v > most) {

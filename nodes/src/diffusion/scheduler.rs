@@ -338,7 +338,16 @@ mod tests {
         .unwrap()
     }
 
-    const ALPHAS: [(usize, u32); 8] = [(0, 0x3f7fc84b), (1, 0x3f7f9054), (2, 0x3f7f581a), (126, 0x3f5c5a03), (401, 0x3ed883e6), (500, 0x3e8d7b73), (853, 0x3cb97361), (999, 0x3b98b3b6)];
+    const ALPHAS: [(usize, u32); 8] = [
+        (0, 0x3f7fc84b),
+        (1, 0x3f7f9054),
+        (2, 0x3f7f581a),
+        (126, 0x3f5c5a03),
+        (401, 0x3ed883e6),
+        (500, 0x3e8d7b73),
+        (853, 0x3cb97361),
+        (999, 0x3b98b3b6),
+    ];
 
     #[test]
     fn alphas_are_those_of_torch_bit_for_bit() {
@@ -352,12 +361,21 @@ mod tests {
     #[test]
     fn timesteps_follow_spacing_and_offset_as_in_diffusers() {
         let mut config = stable_diffusion();
-        assert_eq!(config.timesteps(8).unwrap(), [876, 751, 626, 501, 376, 251, 126, 1]);
+        assert_eq!(
+            config.timesteps(8).unwrap(),
+            [876, 751, 626, 501, 376, 251, 126, 1]
+        );
         assert_eq!(config.timesteps(7).unwrap()[..2], [853, 711]);
         config.timestep_spacing = Spacing::Trailing;
-        assert_eq!(config.timesteps(7).unwrap(), [999, 856, 713, 570, 428, 285, 142]);
+        assert_eq!(
+            config.timesteps(7).unwrap(),
+            [999, 856, 713, 570, 428, 285, 142]
+        );
         config.timestep_spacing = Spacing::Linspace;
-        assert_eq!(config.timesteps(7).unwrap(), [999, 832, 666, 500, 333, 166, 0]);
+        assert_eq!(
+            config.timesteps(7).unwrap(),
+            [999, 832, 666, 500, 333, 166, 0]
+        );
         assert!(config.timesteps(0).is_err() && config.timesteps(1001).is_err());
         config.timestep_spacing = Spacing::Leading;
         // The offset leads past the end when every timestep is a step.
@@ -367,10 +385,16 @@ mod tests {
     #[test]
     fn alpha_below_zero_is_one_only_where_the_scheduler_says_so() {
         let mut config = stable_diffusion();
-        assert_eq!(Ddim::new(&config, 50).unwrap().alphas(49), (config.alphas()[1], config.alphas()[0]));
+        assert_eq!(
+            Ddim::new(&config, 50).unwrap().alphas(49),
+            (config.alphas()[1], config.alphas()[0])
+        );
         config.set_alpha_to_one = None;
         assert_eq!(Ddim::new(&config, 50).unwrap().alphas(49).1, 1.0);
         config.class_name = "PNDMScheduler".into();
-        assert_eq!(Ddim::new(&config, 50).unwrap().alphas(49).1, config.alphas()[0]);
+        assert_eq!(
+            Ddim::new(&config, 50).unwrap().alphas(49).1,
+            config.alphas()[0]
+        );
     }
 }

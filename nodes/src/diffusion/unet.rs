@@ -213,7 +213,10 @@ impl UnetConfig {
             }
         }
         if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
-            return Some(format!("norm_eps is {}; expected a number above 0", self.norm_eps));
+            return Some(format!(
+                "norm_eps is {}; expected a number above 0",
+                self.norm_eps
+            ));
         }
         if let Some(size) = self.sample_size
             && !(1..=2048).contains(&size)

@@ -112,7 +112,16 @@ fn product(
     // the root of the block's length and of their number, not of k, as in the blocked kernels of torch.
     for first in (0..k.max(1)).step_by(SUM_BLOCK) {
         let length = SUM_BLOCK.min(k - first);
-        block(dst, row_stride, accumulate || first > 0, scale, a, b, first..first + length, threads);
+        block(
+            dst,
+            row_stride,
+            accumulate || first > 0,
+            scale,
+            a,
+            b,
+            first..first + length,
+            threads,
+        );
     }
 }
 

@@ -71,7 +71,9 @@ pub(crate) fn steps_fault(model: &ModelFacts, steps: usize) -> Option<Fault> {
     let most = (1..=model.scheduler.num_train_timesteps)
         .rev()
         .find(|&most| Ddim::new(&model.scheduler, most).is_ok());
-    let most = most.map_or_else(String::new, |most| format!("; this schedule has at most {most}"));
+    let most = most.map_or_else(String::new, |most| {
+        format!("; this schedule has at most {most}")
+    });
     Some(
         Fault::value("steps", error.to_string())
             .help(format!("50 is a good number of steps for DDIM{most}")),

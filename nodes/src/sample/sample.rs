@@ -12,16 +12,16 @@ use super::{Start, guidance_fault, steps_fault};
 use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
 use crate::diffusion::masks::Plane;
 use crate::diffusion::sampling::{
-    Conditions, Drawer, Drawn, GivenMasks, MaskGrid, Retouch, RetouchSettings, Retouched, Source, SourceStep,
-    mask_level, step_blend_sample,
+    Conditions, Drawer, Drawn, GivenMasks, MaskGrid, Retouch, RetouchSettings, Retouched, Source,
+    SourceStep, mask_level, step_blend_sample,
 };
 use crate::diffusion::scheduler::Ddim;
 use crate::diffusion::unet::grid_at;
 use crate::fields::{Seed, Template};
 use crate::latent::channel_fault;
 use crate::payload::{
-    Control, ControlFacts, Latent, LatentFacts, Mask, MaskOrMasks, Masks, MasksFacts, Model, Trajectory,
-    TrajectoryFacts,
+    Control, ControlFacts, Latent, LatentFacts, Mask, MaskOrMasks, Masks, MasksFacts, Model,
+    Trajectory, TrajectoryFacts,
 };
 use crate::runtime::{Reports, check_finite, tensor_error};
 
@@ -149,13 +149,17 @@ impl Sample {
             );
         }
         let subject = control.settings.subject.as_deref();
-        let needs_target = !control.masked && control.settings.blend != crate::attention::BlendField::Context;
+        let needs_target =
+            !control.masked && control.settings.blend != crate::attention::BlendField::Context;
         if let Some(subject) = subject.filter(|_| needs_target)
             && !crate::attention::mentions(&self.prompt, subject)
         {
             faults.push(
-                Fault::value("prompt", format!("the control's subject {subject:?} is not in this prompt"))
-                    .help("the prompt must have the words of `subject` of the swap_attention node"),
+                Fault::value(
+                    "prompt",
+                    format!("the control's subject {subject:?} is not in this prompt"),
+                )
+                .help("the prompt must have the words of `subject` of the swap_attention node"),
             );
         }
         if let Err(e) = control.settings.sites.resolve(&model.sites) {
@@ -447,7 +451,9 @@ fn given(
 ) -> Result<Option<GivenMasks>, NodeError> {
     let (h, w) = grid_at(latent, level);
     let on_grid = |mask: &Mask| -> Result<Vec<Plane>, NodeError> {
-        let mask = mask.crop_to_aspect(latent.1, latent.0)?.area_average(h, w)?;
+        let mask = mask
+            .crop_to_aspect(latent.1, latent.0)?
+            .area_average(h, w)?;
         Ok(Plane::from_tensor(&mask.plane)?)
     };
     Ok(match mask {

@@ -230,9 +230,21 @@ impl Stage {
             context: sources.context,
             reference: sources.reference,
             vanilla: sources.vanilla,
-            reference_mask: sources.reference_mask.as_ref().map(mask_of).map(MaskOrMasks::Mask),
-            context_mask: sources.context_mask.as_ref().map(mask_of).map(MaskOrMasks::Mask),
-            blend_mask: sources.blend_mask.as_ref().map(mask_of).map(MaskOrMasks::Mask),
+            reference_mask: sources
+                .reference_mask
+                .as_ref()
+                .map(mask_of)
+                .map(MaskOrMasks::Mask),
+            context_mask: sources
+                .context_mask
+                .as_ref()
+                .map(mask_of)
+                .map(MaskOrMasks::Mask),
+            blend_mask: sources
+                .blend_mask
+                .as_ref()
+                .map(mask_of)
+                .map(MaskOrMasks::Mask),
         };
         self.run(&node::<SwapAttention>(parameters), inputs)
             .unwrap()
