@@ -3,6 +3,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +13,9 @@ use serde_json::Value as Json;
 use crate::fields::MAX_INTEGER;
 use crate::files::Files;
 use crate::node::{Fault, FaultKind, ReadFile};
-use crate::params::{self, How, Mismatch, Origin, ParamType, Setting, expected};
+use crate::params::{
+    self, EMPTY_PATH, How, Mismatch, Origin, ParamType, Setting, expected, nearest_inside,
+};
 use crate::port::{Arity, Known, PortSpec};
 use crate::problem::{self, Code, Problem, Problems, Source, Span};
 use crate::registry::{Entry, ErasedNode, Field, KnownPorts, Registry, Step};
@@ -1343,6 +1346,9 @@ impl Checker<'_> {
     }
 
     fn unknown_node(&mut self, workflow: &Workflow, name: &str, port: Option<&str>, span: Span) {
+        if workflow.nodes_unread {
+            return;
+        }
         let suffix = port.map(|port| format!(".{port}")).unwrap_or_default();
         let nodes = workflow.nodes.keys().map(String::as_str);
         let help = if self.problems.len() > HINTED {
@@ -1386,6 +1392,19 @@ impl Checker<'_> {
         let pieces = match template::pieces(text) {
             Ok(pieces) => pieces,
             Err(fault) => {
+                // From the fault to the end of the text: what is found there is found once.
+                let (TemplateFault::Brace(at) | TemplateFault::NotAName(Range { start: at, .. })) =
+                    fault;
+                let tail = within(source, span, text.get(at..).unwrap_or(""));
+                let place = if tail == span && at > 0 {
+                    span // written with escapes, or over several lines
+                } else {
+                    let end = match &fault {
+                        TemplateFault::Brace(_) => tail.start + 1,
+                        TemplateFault::NotAName(range) => tail.start + range.len(),
+                    };
+                    Span::new(tail.start, end)
+                };
                 let (message, help) = match fault {
                     TemplateFault::Brace(_) => (
                         "the template has a brace by itself".to_owned(),
@@ -1400,7 +1419,7 @@ impl Checker<'_> {
                     ),
                 };
                 self.problems
-                    .push(Problem::new(Code::BadTemplate, source, span, message).help(help));
+                    .push(Problem::new(Code::BadTemplate, source, place, message).help(help));
                 return None;
             }
         };
@@ -1520,6 +1539,13 @@ impl Checker<'_> {
                 }
                 None => {
                     broken = true;
+                    // What was mistyped is not missing besides.
+                    let meant = suggest::nearest(&key.text, entry.field_names());
+                    match meant.and_then(|name| entry.field(name)) {
+                        Some(Field::Port(port)) => given_ports[port] = true,
+                        Some(Field::Param(param)) => given_params[param] = true,
+                        None => {}
+                    }
                     let help = if key.text == "with" {
                         Some(
                             "`with` belongs to `use:`; an op's parameters stand beside `op`"
@@ -1819,7 +1845,8 @@ impl Checker<'_> {
                             let mismatch = Mismatch::new(
                                 Code::ValueType,
                                 format!("`{name}` takes a path, and this text is empty"),
-                            );
+                            )
+                            .help(EMPTY_PATH);
                             return self.mismatch(scope, tree.span, mismatch);
                         }
                         let folder = Arc::clone(&self.scopes[scope].workflow.folder);
@@ -2862,10 +2889,13 @@ fn range(name: &str, value: &Json, shape: &Shape) -> Option<Mismatch> {
         (_, _, Some(one), None) | (_, _, None, Some(one)) => one,
         _ => return None,
     };
-    Some(Mismatch::new(
-        Code::OutOfRange,
-        format!("`{name}` is {value}, and it must be {range}"),
-    ))
+    Some(
+        Mismatch::new(
+            Code::OutOfRange,
+            format!("`{name}` is {value}, and it must be {range}"),
+        )
+        .help(nearest_inside(number, shape.minimum, shape.maximum)),
+    )
 }
 
 /// A JSON value as a tree at one place.

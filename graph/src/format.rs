@@ -17,9 +17,10 @@ pub fn format(source: &Source) -> Result<String, Problem> {
         return Err(faults.into_iter().next().unwrap_or_else(|| refused(source)));
     };
     let comments = yaml::comments(source.text());
+    // A byte order mark behind blank lines would come to the front, where it is one.
     let mut text = source
         .text()
-        .trim_start_matches('\u{feff}')
+        .trim_start_matches(['\u{feff}', '\r', '\n'])
         .replace("\r\n", "\n");
     // Moving one thing may free another to move; in practice the second round changes nothing.
     for _ in 0..4 {

@@ -36,6 +36,21 @@ pub enum ParamType {
     Threshold,
 }
 
+/// What to do about a path that is empty.
+pub(crate) const EMPTY_PATH: &str =
+    "name a file or a folder, relative to this one; or remove the key";
+/// What to do about a number of steps that is none.
+const STEPS_HELP: &str = "write `10` for ten steps, `20%` for a share of all of them";
+
+/// What to do about a number out of its range: the nearest that is inside, if the bounds themselves are.
+pub(crate) fn nearest_inside(number: f64, min: Option<f64>, max: Option<f64>) -> String {
+    match (min, max) {
+        (Some(min), _) if number < min => format!("the nearest is {min}"),
+        (_, Some(max)) if number > max => format!("the nearest is {max}"),
+        _ => "give a number inside of it".to_owned(),
+    }
+}
+
 /// A value that does not fit, not yet joined with its place.
 #[derive(Clone, Debug)]
 pub(crate) struct Mismatch {
@@ -114,7 +129,8 @@ impl ParamType {
                 Node::String { text, .. } if text.is_empty() => Err(Mismatch::new(
                     Code::ValueType,
                     format!("`{name}` takes a path, and this text is empty"),
-                )),
+                )
+                .help(EMPTY_PATH)),
                 _ => text("a path"),
             },
             Self::Int => match &tree.node {
@@ -135,13 +151,15 @@ impl ParamType {
                 Node::Int(value) => Err(Mismatch::new(
                     Code::OutOfRange,
                     format!("`{name}` is a number of steps and cannot be {value}"),
-                )),
+                )
+                .help(STEPS_HELP)),
                 Node::String { text, .. } if text.ends_with('%') => match Steps::parse(text) {
                     Ok(_) => Ok(Json::from(text.as_str())),
                     Err(message) => Err(Mismatch::new(
                         Code::ValueType,
                         format!("`{name}`: {message}"),
-                    )),
+                    )
+                    .help(STEPS_HELP)),
                 },
                 _ => Err(expected(
                     name,
@@ -154,7 +172,8 @@ impl ParamType {
                 Node::Int(value) => Err(Mismatch::new(
                     Code::OutOfRange,
                     format!("the seed `{name}` is from 0 to {MAX_INTEGER}, not {value}"),
-                )),
+                )
+                .help("any whole number will do: `42`; `random` draws one")),
                 Node::String { text, .. } if text == "random" => Ok(Json::from("random")),
                 _ => Err(expected(name, "a seed, an integer or `random`", tree)),
             },
@@ -208,6 +227,23 @@ fn is_range(text: &str) -> bool {
 
 /// The fault that a value is of another type than `what`, with the way to write it.
 pub(crate) fn expected(name: &str, what: &str, tree: &Tree) -> Mismatch {
+    let mismatch = unlike(name, what, tree);
+    if mismatch.help.is_some() {
+        return mismatch;
+    }
+    // The words of `what` that stand in backquotes are examples already.
+    let example = match what.split('`').nth(1) {
+        Some(example) => example,
+        None if what.contains("integer") => "50",
+        None if what.contains("number") => "7.5",
+        None if what.contains("list") => "[...]",
+        None => "\"...\"",
+    };
+    let help = format!("write it as in `{name}: {example}`");
+    mismatch.help(help)
+}
+
+fn unlike(name: &str, what: &str, tree: &Tree) -> Mismatch {
     let number = what.contains("number") || what.contains("integer");
     let boolean = what.contains("true");
     let message = format!("`{name}` takes {what}, not {}", tree.describe());

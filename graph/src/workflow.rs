@@ -43,6 +43,8 @@ pub struct Workflow {
     pub nodes: IndexMap<String, NodeDecl>,
     /// The outputs in the order of the file.
     pub outputs: IndexMap<String, OutputDecl>,
+    /// Whether `nodes` is not a map, and reported, so that nobody knows which nodes there are.
+    pub(crate) nodes_unread: bool,
 }
 
 /// A param.
@@ -262,6 +264,7 @@ impl Reader<'_> {
             inputs: IndexMap::new(),
             nodes: IndexMap::new(),
             outputs: IndexMap::new(),
+            nodes_unread: false,
         };
         match entries.iter().find(|(key, _)| key.text == "schema") {
             None => {
@@ -291,9 +294,11 @@ impl Reader<'_> {
                 "description" => workflow.description = self.text(&key, &tree),
                 "params" => {
                     for (key, tree) in self.section(tree, "params", "place: {type: string}") {
-                        if self.name(&key, "a param")
-                            && let Some((decl, _)) = self.param(&key, tree)
-                        {
+                        if self.name(&key, "a param") {
+                            // What refers to a param whose declaration is at fault is not at fault itself.
+                            let decl = self
+                                .param(&key, tree)
+                                .map_or_else(|| ParamDecl::broken(&key), |(decl, _)| decl);
                             workflow.params.insert(key.text, decl);
                         }
                     }
@@ -308,6 +313,7 @@ impl Reader<'_> {
                     }
                 }
                 "nodes" => {
+                    workflow.nodes_unread = !matches!(tree.node, Node::Map(_) | Node::Null);
                     for (key, tree) in self.section(tree, "nodes", "base: {op: load_model}") {
                         if !self.name(&key, "a node") {
                             continue;
@@ -559,6 +565,8 @@ impl Reader<'_> {
                 _ => {
                     let place = format!("the declaration of `{}`", name.text);
                     self.unknown_key(&key, &place, keys);
+                    // It may have been meant as the default.
+                    decl.optional = true;
                 }
             }
         }
@@ -836,6 +844,20 @@ fn types() -> String {
 }
 
 impl ParamDecl {
+    /// A param that is known by its name alone, its declaration being at fault and reported.
+    fn broken(name: &Key) -> Self {
+        Self {
+            name_span: name.span,
+            kind: ParamType::String,
+            default: None,
+            min: None,
+            max: None,
+            values: Vec::new(),
+            help: None,
+            optional: true,
+        }
+    }
+
     /// Reads a value by the declaration: its type, its range, its choices.
     pub(crate) fn read(&self, name: &str, tree: &Tree) -> Result<Json, crate::params::Mismatch> {
         let value = self.kind.read(name, tree)?;
@@ -858,7 +880,8 @@ impl ParamDecl {
                 return Err(Mismatch::new(
                     Code::OutOfRange,
                     format!("`{name}` is {value}, and it must be {range}"),
-                ));
+                )
+                .help(crate::params::nearest_inside(number, self.min, self.max)));
             }
         }
         if self.kind == ParamType::Choice

@@ -315,7 +315,9 @@ fn syntax(source: &Source, error: &ScanError) -> Problem {
         )
         .help("no workflow needs that; is a bracket missing?");
     }
-    let help = if unquoted_template_before(source.text(), at) {
+    let template = unquoted_template_before(source.text(), at);
+    let span = template.unwrap_or(span);
+    let help = if template.is_some() {
         Some("quote the template: `{` opens a map in YAML, so write `prompt: \"{place} at night\"`")
     } else {
         match error.kind() {
@@ -331,7 +333,9 @@ fn syntax(source: &Source, error: &ScanError) -> Problem {
                 "the keys of a map begin in the same column; a text with brackets or quotes inside is quoted as a whole",
             ),
             _ if rest.starts_with('\t') => Some("indent with spaces, two for each level"),
-            _ => None,
+            _ => Some(
+                "is a bracket or a quote not closed before this? A text with `: `, ` #`, brackets or quotes in it is quoted as a whole",
+            ),
         }
     };
     let message = error.info();
@@ -348,8 +352,8 @@ fn syntax(source: &Source, error: &ScanError) -> Problem {
     .maybe_help(help.map(str::to_owned))
 }
 
-/// Whether a `{name}` without quotes stands in the line before (or at) the place where the parser gave up.
-fn unquoted_template_before(text: &str, at: usize) -> bool {
+/// Where a `{name}` without quotes stands in the line before (or at) the place where the parser gave up.
+fn unquoted_template_before(text: &str, at: usize) -> Option<Span> {
     let start = text
         .get(..at)
         .and_then(|before| before.rfind('\n'))
@@ -373,14 +377,14 @@ fn unquoted_template_before(text: &str, at: usize) -> bool {
                     if let Some(from) = open.take()
                         && crate::template::is_name(&text[from + 1..position])
                     {
-                        return true;
+                        return Some(Span::new(from, position + 1));
                     }
                 }
                 _ => {}
             },
         }
     }
-    false
+    None
 }
 
 struct Anchored {

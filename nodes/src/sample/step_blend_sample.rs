@@ -15,7 +15,7 @@ use crate::latent::channel_fault;
 use crate::payload::{Latent, LatentFacts, Model, Trajectory, TrajectoryFacts};
 use crate::runtime::Reports;
 
-/// Stage 1: the vanilla model draws the first steps, and with them the layout, the personalised model the rest.
+/// Draws the layout, stage 1: the vanilla model the first steps, and with them the layout, the personalised model the rest.
 ///
 /// `blend_steps` (the paper's lambda1) is where the one hands over to the other: 0 is plain personalised sampling, T
 /// plain vanilla sampling, bit for bit. Each model encodes its own prompt with its own text encoder.
