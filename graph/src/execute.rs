@@ -444,7 +444,7 @@ impl Run<'_> {
             for (from, output) in links {
                 let value = state.values[*from]
                     .as_ref()
-                    .and_then(|values| values.get(output));
+                    .and_then(|values| values.get(*output));
                 match value {
                     Some(value) => values.push(value.clone()),
                     None => {
@@ -496,7 +496,12 @@ impl Run<'_> {
         let mut dropped: Vec<Outputs> = Vec::new();
         match result {
             Ok(values) => {
-                let values = Arc::new(values);
+                let values: Outputs = Arc::new(
+                    values
+                        .into_iter()
+                        .map(|(port, value)| (port.into(), value))
+                        .collect(),
+                );
                 self.job.cache.put(task.key(), &values, seconds);
                 listener.event(&Event::NodeFinished {
                     node: name.to_owned(),

@@ -40,4 +40,4 @@ pub use port::{Arity, FromValue, Known, PortField, PortSpec, PortValues, Ports, 
 pub use problem::{Code, Problem, Problems, Severity, Source, Span};
 pub use registry::{Entry, ParamInfo, Registry};
 pub use save::{Exists, SaveError, SaveStatus, Saved, Saver};
-pub use value::{Payload, Value};
+pub use value::{Decoders, Payload, Value};

@@ -1,10 +1,11 @@
 //! Values that cross ports: typed for the authors of nodes, erased for the engine.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::node::NodeError;
+use crate::node::{Environment, NodeError};
 
 /// A type that may cross a port: a latent, a picture, a model, a table.
 pub trait Payload: Any + Send + Sync + 'static {
@@ -30,6 +31,90 @@ pub trait Payload: Any + Send + Sync + 'static {
             Self::TYPE
         )))
     }
+
+    /// Whether it holds memory of a compute device other than the host's.
+    fn on_device(&self) -> bool {
+        false
+    }
+
+    /// The same value in the host's memory; `None` when it is there already.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn to_host(&self) -> Result<Option<Self>, NodeError>
+    where
+        Self: Sized,
+    {
+        Ok(None)
+    }
+
+    /// The same value on the compute device of the run's environment; `None` when it is where it is computed with.
+    ///
+    /// # Errors
+    /// When the device fails or has no room.
+    fn to_device(&self, environment: &Environment) -> Result<Option<Self>, NodeError>
+    where
+        Self: Sized,
+    {
+        let _ = environment;
+        Ok(None)
+    }
+
+    /// The value as bytes for a disk cache, safetensors for tensors; `None` for a type that is not kept there.
+    fn to_disk(&self) -> Option<Result<Vec<u8>, NodeError>> {
+        None
+    }
+
+    /// The value again, in the host's memory, bit for bit.
+    ///
+    /// # Errors
+    /// When the bytes are not what [`Payload::to_disk`] gave.
+    fn from_disk(bytes: &[u8]) -> Result<Self, NodeError>
+    where
+        Self: Sized,
+    {
+        let _ = bytes;
+        Err(NodeError::failed(format!(
+            "a {} is not kept on disk",
+            Self::TYPE
+        )))
+    }
+}
+
+/// How a value comes back from a disk cache.
+type Decoder = fn(&[u8]) -> Result<Value, NodeError>;
+
+/// The types of value that come back from a disk cache, by name.
+#[derive(Clone, Debug, Default)]
+pub struct Decoders(BTreeMap<&'static str, Decoder>);
+
+impl Decoders {
+    /// Knows no type.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a type.
+    #[must_use]
+    pub fn with<T: Payload>(mut self) -> Self {
+        self.0
+            .insert(T::TYPE, |bytes| T::from_disk(bytes).map(Value::new));
+        self
+    }
+
+    /// The value of that type.
+    ///
+    /// # Errors
+    /// When the type is not known, or the bytes are not its.
+    pub fn decode(&self, type_name: &str, bytes: &[u8]) -> Result<Value, NodeError> {
+        match self.0.get(type_name) {
+            Some(decode) => decode(bytes),
+            None => Err(NodeError::failed(format!(
+                "no value of type {type_name:?} is kept on disk"
+            ))),
+        }
+    }
 }
 
 /// The object-safe side of [`Payload`].
@@ -40,6 +125,10 @@ trait Erased: Any + Send + Sync {
     fn summary(&self) -> String;
     fn encode(&self, format: &str) -> Result<Vec<Vec<u8>>, NodeError>;
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
+    fn on_device(&self) -> bool;
+    fn to_host(&self) -> Result<Option<Value>, NodeError>;
+    fn to_device(&self, environment: &Environment) -> Result<Option<Value>, NodeError>;
+    fn to_disk(&self) -> Option<Result<Vec<u8>, NodeError>>;
 }
 
 impl<T: Payload> Erased for T {
@@ -60,6 +149,18 @@ impl<T: Payload> Erased for T {
     }
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
         self
+    }
+    fn on_device(&self) -> bool {
+        Payload::on_device(self)
+    }
+    fn to_host(&self) -> Result<Option<Value>, NodeError> {
+        Ok(Payload::to_host(self)?.map(Value::new))
+    }
+    fn to_device(&self, environment: &Environment) -> Result<Option<Value>, NodeError> {
+        Ok(Payload::to_device(self, environment)?.map(Value::new))
+    }
+    fn to_disk(&self) -> Option<Result<Vec<u8>, NodeError>> {
+        Payload::to_disk(self)
     }
 }
 
@@ -114,6 +215,37 @@ impl Value {
     /// As [`Payload::encode`].
     pub fn encode(&self, format: &str) -> Result<Vec<Vec<u8>>, NodeError> {
         self.0.encode(format)
+    }
+
+    /// Whether the payload holds memory of a compute device other than the host's.
+    #[must_use]
+    pub fn on_device(&self) -> bool {
+        self.0.on_device()
+    }
+
+    /// The value in the host's memory.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn to_host(&self) -> Result<Self, NodeError> {
+        Ok(self.0.to_host()?.unwrap_or_else(|| self.clone()))
+    }
+
+    /// The value where it is computed with.
+    ///
+    /// # Errors
+    /// When the device fails or has no room.
+    pub fn to_device(&self, environment: &Environment) -> Result<Self, NodeError> {
+        Ok(self
+            .0
+            .to_device(environment)?
+            .unwrap_or_else(|| self.clone()))
+    }
+
+    /// The payload as bytes for a disk cache; `None` for a type that is not kept there.
+    #[must_use]
+    pub fn to_disk(&self) -> Option<Result<Vec<u8>, NodeError>> {
+        self.0.to_disk()
     }
 }
 

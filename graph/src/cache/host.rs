@@ -193,7 +193,7 @@ mod tests {
     }
 
     fn block(bytes: usize) -> Outputs {
-        Arc::new(BTreeMap::from([("out", Value::new(Block(bytes)))]))
+        Arc::new(BTreeMap::from([("out".into(), Value::new(Block(bytes)))]))
     }
 
     #[test]

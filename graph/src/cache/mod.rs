@@ -3,6 +3,7 @@
 
 mod host;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -11,8 +12,8 @@ pub use host::HostCache;
 use crate::key::Key;
 use crate::value::Value;
 
-/// The outputs of a node by port; cloning shares them.
-pub type Outputs = Arc<BTreeMap<&'static str, Value>>;
+/// Named values under one key (the outputs of a node by port); cloning shares them.
+pub type Outputs = Arc<BTreeMap<Cow<'static, str>, Value>>;
 
 /// Keeps the outputs of nodes. Only successes are stored.
 pub trait Cache: Send + Sync {
@@ -24,6 +25,11 @@ pub trait Cache: Send + Sync {
 
     /// Stores outputs that took so many seconds to make; what does not fit is not stored.
     fn put(&self, key: Key, outputs: &Outputs, seconds: f64);
+
+    /// What it had to say since it was last asked: a damaged entry, a full disk. Each is said once.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// Keeps nothing.
