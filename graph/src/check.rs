@@ -80,6 +80,8 @@ pub struct CheckedNode {
     /// The links of each input port in the order of declaration.
     pub(crate) links: Vec<Vec<Link>>,
     pub(crate) reads: Vec<ReadFile>,
+    /// What is known of each link of each input port.
+    pub(crate) known: Arc<KnownPorts>,
     pub(crate) source: Source,
     pub(crate) span: Span,
 }
@@ -215,6 +217,7 @@ struct Flat {
     node: Option<Arc<dyn ErasedNode>>,
     params: Json,
     reads: Vec<ReadFile>,
+    known: Arc<KnownPorts>,
 }
 
 /// What a reference to an output comes to.
@@ -364,6 +367,7 @@ impl Checker<'_> {
                         .map(|links| links.into_iter().map(|(link, _)| link).collect())
                         .collect(),
                     reads: flat.reads,
+                    known: flat.known,
                     source: scope.workflow.source.clone(),
                     span: decl.name_span,
                 })
@@ -645,6 +649,7 @@ impl Checker<'_> {
                             node: None,
                             params: Json::Null,
                             reads: Vec::new(),
+                            known: Arc::default(),
                         });
                         Slot::Op(self.flat.len() - 1)
                     }
@@ -2635,6 +2640,7 @@ impl Checker<'_> {
             if absent {
                 continue;
             }
+            self.flat[index].known = Arc::new(inputs.clone());
             match node.check(inputs, self.world.files) {
                 Ok(outputs) => known[index] = outputs,
                 Err(faults) => {

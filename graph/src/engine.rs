@@ -5,18 +5,23 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::cache::{Cache, HostCache};
+use crate::chain::InFlight;
 use crate::check::{self, Checked, Settings, World};
 use crate::event::Listener;
 use crate::execute::{Cancel, Job, RunError, RunOptions, RunReport};
 use crate::files::{DiskFiles, Files};
 use crate::node::Environment;
-use crate::plan::Plan;
+use crate::plan::{Forecast, Plan};
 use crate::problem::{Problems, Source};
 use crate::registry::Registry;
 use crate::workflow::{self, Workflow};
 
 /// The memory that the cache of a new engine may take, in bytes.
 pub const DEFAULT_CACHE: usize = 1 << 30;
+
+/// The bytes of keys and values of attention that one run keeps for others, unless it is said otherwise: room for the
+/// reference's of all swapped steps of Stable Diffusion at 512 px (about 4 GB).
+pub const DEFAULT_SOURCES: u64 = 6 << 30;
 
 /// Everything that a run needs beside the workflow.
 ///
@@ -37,6 +42,8 @@ pub struct Engine {
     cache: Arc<dyn Cache>,
     environment: Option<Environment>,
     numerics: String,
+    sources: u64,
+    flight: Arc<InFlight>,
 }
 
 impl fmt::Debug for Engine {
@@ -58,6 +65,8 @@ impl Engine {
             cache: Arc::new(HostCache::new(DEFAULT_CACHE)),
             environment: None,
             numerics: "cpu".to_owned(),
+            sources: DEFAULT_SOURCES,
+            flight: Arc::default(),
         }
     }
 
@@ -87,6 +96,19 @@ impl Engine {
     pub fn with_numerics(mut self, numerics: impl Into<String>) -> Self {
         self.numerics = numerics.into();
         self
+    }
+
+    /// Keeps at most so many bytes of what calls give besides their result (keys and values of attention) for others.
+    #[must_use]
+    pub fn with_sources(mut self, bytes: u64) -> Self {
+        self.sources = bytes;
+        self
+    }
+
+    /// What a run of the plan would do.
+    #[must_use]
+    pub fn forecast(&self, plan: &Plan) -> Forecast {
+        plan.forecast(&*self.cache, self.sources)
     }
 
     /// The ops.
@@ -193,6 +215,8 @@ impl Engine {
             listener,
             cancel,
             options,
+            sources: self.sources,
+            flight: &self.flight,
         }
         .run()
     }

@@ -53,7 +53,7 @@ pub enum Event {
         op: &'static str,
         /// Its key.
         key: Key,
-        /// Where its outputs are: `memory`; or `not needed`.
+        /// Where its outputs are: `memory`, `device memory`, `disk`; or `not needed`.
         from: &'static str,
     },
     /// A node begins to run.
@@ -68,6 +68,20 @@ pub enum Event {
         index: usize,
         /// How many nodes run.
         of: usize,
+    },
+    /// A node found so many of its steps done already.
+    NodeResumed {
+        /// The node.
+        node: String,
+        /// The step that it goes on with; T: all are there.
+        step: usize,
+        /// T.
+        of: usize,
+    },
+    /// The cache has something to say: a damaged entry, a full disk.
+    CacheWarning {
+        /// What it says.
+        message: String,
     },
     /// A node got on.
     NodeProgress {
@@ -174,6 +188,15 @@ impl Recorder {
     pub fn reused(&self) -> Vec<String> {
         self.pick(|event| match event {
             Event::NodeReused { node, .. } => Some(node.clone()),
+            _ => None,
+        })
+    }
+
+    /// The nodes that went on from a step, and that step.
+    #[must_use]
+    pub fn resumed(&self) -> Vec<(String, usize)> {
+        self.pick(|event| match event {
+            Event::NodeResumed { node, step, .. } => Some((node.clone(), *step)),
             _ => None,
         })
     }

@@ -9,11 +9,12 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::cache::{Cache, Outputs};
+use crate::chain::{Chain, Claim, InFlight, Item, Note, Wanted};
 use crate::event::{Counters, EVENT_SCHEMA, Event, Listener, RunStatus};
 use crate::files::{Files, lock};
 use crate::key::Key;
 use crate::node::{Context, Environment, Host, NodeError};
-use crate::plan::{Plan, Status};
+use crate::plan::{Forecast, Plan, Status, Task, slower};
 use crate::port::PortValues;
 use crate::save::{SaveError, Saved, Saver};
 use crate::value::Value;
@@ -163,6 +164,10 @@ pub(crate) struct Job<'a> {
     pub(crate) listener: &'a dyn Listener,
     pub(crate) cancel: &'a Cancel,
     pub(crate) options: &'a RunOptions,
+    /// Bytes of what calls give besides that may be kept.
+    pub(crate) sources: u64,
+    /// What this engine's runs are making right now.
+    pub(crate) flight: &'a InFlight,
 }
 
 struct State {
@@ -195,6 +200,7 @@ struct Run<'a> {
     /// For each task: the outputs that it makes.
     outputs: Vec<Vec<usize>>,
     of: usize,
+    forecast: Forecast,
 }
 
 enum Work {
@@ -261,15 +267,65 @@ impl Job<'_> {
         result.map_err(|stopped| stopped.0)
     }
 
+    /// The values of a task's ports from the cache, if all of them are there, and where the slowest was.
+    fn fetch(
+        &self,
+        task: &Task,
+        ports: &BTreeSet<&'static str>,
+    ) -> Option<(&'static str, Outputs)> {
+        let mut keys: Vec<Key> = ports.iter().map(|port| task.port_key(port)).collect();
+        keys.dedup();
+        let mut place: Option<&'static str> = None;
+        let mut merged = BTreeMap::new();
+        for key in keys {
+            let here = self.cache.place(&key)?;
+            place = Some(place.map_or(here, |other| slower(other, here)));
+            for (name, value) in self.cache.get(&key)?.iter() {
+                if task.port_key(name) == key {
+                    merged.insert(name.clone(), value.clone());
+                }
+            }
+        }
+        Some((place?, Arc::new(merged)))
+    }
+
+    /// Puts the outputs of a task into the cache, each port under its key.
+    fn store(&self, task: &Task, outputs: &Outputs, seconds: f64) {
+        let mut by_key: BTreeMap<Key, BTreeMap<std::borrow::Cow<'static, str>, Value>> =
+            BTreeMap::new();
+        for (port, value) in outputs.iter() {
+            by_key
+                .entry(task.port_key(port))
+                .or_default()
+                .insert(port.clone(), value.clone());
+        }
+        if by_key.is_empty() {
+            by_key.insert(task.key(), BTreeMap::new());
+        }
+        for (key, values) in by_key {
+            // The last state of a chain is there already, with the seconds of its own step.
+            if key == task.key() || self.cache.place(&key).is_none() {
+                self.cache.put(key, &Arc::new(values), seconds);
+            }
+        }
+    }
+
+    /// Says what the cache has to say.
+    fn cache_warnings(&self) {
+        for message in self.cache.warnings() {
+            self.listener.event(&Event::CacheWarning { message });
+        }
+    }
+
     /// Finds what is there already, and what is ready.
     fn prepare(&self) -> Run<'_> {
         let plan = self.plan;
         let count = plan.len();
         let mut values: Vec<Option<Outputs>> = vec![None; count];
         // What is found is held from here on: another run may push it out of the cache meanwhile.
-        let statuses = plan.decide(|index, key| {
-            let place = self.cache.place(&key)?;
-            values[index] = Some(self.cache.get(&key)?);
+        let (statuses, ports) = plan.decide(|index, task, ports| {
+            let (place, outputs) = self.fetch(task, ports)?;
+            values[index] = Some(outputs);
             Some(place)
         });
         let mut outputs: Vec<Vec<usize>> = vec![Vec::new(); count];
@@ -282,7 +338,9 @@ impl Job<'_> {
         let mut uses: Vec<usize> = outputs.iter().map(Vec::len).collect();
         let mut ready = BTreeSet::new();
         let mut of = 0;
-        for (index, (task, status)) in plan.tasks().zip(&statuses).enumerate() {
+        let forecast = plan.forecast_of(statuses, ports, self.cache, self.sources);
+        let statuses = &forecast.statuses;
+        for (index, (task, status)) in plan.tasks().zip(statuses).enumerate() {
             let from = match status {
                 Status::Run(_) => {
                     of += 1;
@@ -332,6 +390,7 @@ impl Job<'_> {
             next,
             outputs,
             of,
+            forecast,
         };
         {
             let mut state = lock(&run.state);
@@ -480,14 +539,38 @@ impl Run<'_> {
             job: self.job,
             name,
             counters: Mutex::default(),
+            task,
+            ports: &self.forecast.ports[index],
+            wanted: &self.forecast.wanted,
         };
         let start = Instant::now();
-        let result = {
+        // Another run of this engine may be at the same node: its outputs are taken then.
+        let claim = self
+            .job
+            .flight
+            .claim(task.key(), || self.job.cancel.is_cancelled());
+        let made = self.job.fetch(task, &self.forecast.ports[index]);
+        let result = if let Some((_, outputs)) = made {
+            Ok(outputs)
+        } else {
             let context = Context::new(&host);
             // What a panic leaves behind is only what the node had: its inputs are dropped, its outputs never were.
             catch_unwind(AssertUnwindSafe(|| task.node.run(inputs, &context)))
                 .unwrap_or_else(|panic| Err(panicked(&*panic)))
+                .map(|values| {
+                    let outputs: Outputs = Arc::new(
+                        values
+                            .into_iter()
+                            .map(|(port, value)| (port.into(), value))
+                            .collect(),
+                    );
+                    self.job
+                        .store(task, &outputs, start.elapsed().as_secs_f64());
+                    outputs
+                })
         };
+        drop(claim);
+        self.job.cache_warnings();
         let seconds = start.elapsed().as_secs_f64();
         let counters = host
             .counters
@@ -496,13 +579,6 @@ impl Run<'_> {
         let mut dropped: Vec<Outputs> = Vec::new();
         match result {
             Ok(values) => {
-                let values: Outputs = Arc::new(
-                    values
-                        .into_iter()
-                        .map(|(port, value)| (port.into(), value))
-                        .collect(),
-                );
-                self.job.cache.put(task.key(), &values, seconds);
                 listener.event(&Event::NodeFinished {
                     node: name.to_owned(),
                     seconds,
@@ -697,6 +773,9 @@ struct NodeHost<'a> {
     job: &'a Job<'a>,
     name: &'a str,
     counters: Mutex<BTreeMap<&'static str, u64>>,
+    task: &'a Task,
+    ports: &'a BTreeSet<&'static str>,
+    wanted: &'a Wanted,
 }
 
 impl Host for NodeHost<'_> {
@@ -729,5 +808,44 @@ impl Host for NodeHost<'_> {
 
     fn environment(&self) -> Option<&(dyn Any + Send + Sync)> {
         self.job.environment.map(|environment| &**environment)
+    }
+
+    fn chain(&self) -> Option<&Chain> {
+        self.task.chain().map(|chain| &**chain)
+    }
+
+    fn note(&self) -> Option<&Note> {
+        self.task.note()
+    }
+
+    fn wants(&self, port: &str) -> bool {
+        self.ports.contains(port)
+    }
+
+    fn wanted(&self, call: &Key) -> &[Item] {
+        self.wanted.get(call).map_or(&[], Vec::as_slice)
+    }
+
+    fn kept(&self, key: &Key) -> Option<Outputs> {
+        self.job.cache.get(key)
+    }
+
+    fn keep(&self, key: Key, outputs: Outputs, seconds: f64) {
+        self.job.cache.put(key, &outputs, seconds);
+        self.job.cache_warnings();
+    }
+
+    fn claim(&self, key: Key) -> Option<Claim<'_>> {
+        self.job
+            .flight
+            .claim(key, || self.job.cancel.is_cancelled())
+    }
+
+    fn resumed(&self, step: usize, of: usize) {
+        self.job.listener.event(&Event::NodeResumed {
+            node: self.name.to_owned(),
+            step,
+            of,
+        });
     }
 }

@@ -4,6 +4,7 @@
 //! [`Engine::run`] does the rest. A [`Registry`] says which ops there are; a [`Node`] is one.
 
 pub mod cache;
+pub mod chain;
 pub mod check;
 pub mod engine;
 pub mod event;
@@ -27,6 +28,7 @@ pub mod workflow;
 pub mod yaml;
 
 pub use cache::{Cache, HostCache, NoCache, Outputs};
+pub use chain::{Chain, Chained, Claim, Item, Need, Note, Step, UpLink, Upstream};
 pub use check::{Checked, CheckedNode, CheckedOutput, Link, ResolvedParam, Settings};
 pub use engine::Engine;
 pub use event::{Counters, Event, Listener, Recorder, RunStatus, Silent};
@@ -35,7 +37,7 @@ pub use files::{Digest, DiskFiles, Files, MemoryFiles};
 pub use key::Key;
 pub use node::{Context, Environment, Fault, FaultKind, Host, Node, NodeError, ReadFile};
 pub use params::{How, ParamType};
-pub use plan::{Change, Plan, PlannedOutput, Reason, Status, Task, What};
+pub use plan::{Change, Forecast, Plan, PlannedOutput, Reason, Record, Status, Task, What};
 pub use port::{Arity, FromValue, Known, PortField, PortSpec, PortValues, Ports, Types};
 pub use problem::{Code, Problem, Problems, Severity, Source, Span};
 pub use registry::{Entry, ParamInfo, Registry};

@@ -1,6 +1,7 @@
 //! What a node is: a typed trait for authors, an erased one for the engine.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,8 +10,12 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::cache::Outputs;
+use crate::chain::{Chain, Chained, Claim, Item, Note, Upstream};
 use crate::files::Files;
+use crate::key::Key;
 use crate::port::{Ports, Types};
+use crate::value::{Payload, Value};
 
 /// A node is its parameters; its doc comment is its reference page.
 ///
@@ -50,6 +55,13 @@ pub trait Node: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stati
 
     /// Whether the node needs the one compute device (a sampler) rather than a CPU thread (a picture's resize).
     const DEVICE: bool = false;
+
+    /// Says, while the plan is made, what those downstream need to know of it and which steps it has (see
+    /// [`chain`](crate::chain)). A node without steps needs none of this.
+    fn chain(&self, upstream: &Upstream<'_>) -> Chained {
+        let _ = upstream;
+        Chained::default()
+    }
 
     /// Does the work.
     ///
@@ -188,6 +200,43 @@ pub trait Host: Sync {
     fn files(&self) -> &dyn Files;
     /// What the nodes need beyond their inputs (the compute device), put there by whoever made the engine.
     fn environment(&self) -> Option<&(dyn Any + Send + Sync)>;
+    /// The steps that the node said it has.
+    fn chain(&self) -> Option<&Chain> {
+        None
+    }
+    /// What the node said of itself while the plan was made.
+    fn note(&self) -> Option<&Note> {
+        None
+    }
+    /// Whether anything needs that output port.
+    fn wants(&self, port: &str) -> bool {
+        let _ = port;
+        true
+    }
+    /// What of a call is to be kept for others.
+    fn wanted(&self, call: &Key) -> &[Item] {
+        let _ = call;
+        &[]
+    }
+    /// What is kept under a key.
+    fn kept(&self, key: &Key) -> Option<Outputs> {
+        let _ = key;
+        None
+    }
+    /// Keeps values under a key; `seconds` is what they took to make.
+    fn keep(&self, key: Key, outputs: Outputs, seconds: f64) {
+        let _ = (key, outputs, seconds);
+    }
+    /// Takes the making of what a key names for itself, after whoever is at it; `None` when the run was cancelled
+    /// meanwhile, or nothing else can be at it.
+    fn claim(&self, key: Key) -> Option<Claim<'_>> {
+        let _ = key;
+        None
+    }
+    /// Says where the node goes on: so many of so many steps are there already.
+    fn resumed(&self, step: usize, of: usize) {
+        let _ = (step, of);
+    }
 }
 
 impl<'a> Context<'a> {
@@ -210,6 +259,57 @@ impl<'a> Context<'a> {
     /// Adds to a counter of the run, `unet_calls` for one.
     pub fn count(&self, counter: &'static str, by: u64) {
         self.host.count(counter, by);
+    }
+
+    /// The steps that the node said it has, if it is run by a plan.
+    #[must_use]
+    pub fn chain(&self) -> Option<&Chain> {
+        self.host.chain()
+    }
+
+    /// What the node said of itself while the plan was made, as `T`.
+    #[must_use]
+    pub fn note<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        Arc::clone(self.host.note()?).downcast().ok()
+    }
+
+    /// Whether anything needs that output port.
+    #[must_use]
+    pub fn wants(&self, port: &str) -> bool {
+        self.host.wants(port)
+    }
+
+    /// What of a call is to be kept for others.
+    #[must_use]
+    pub fn wanted(&self, call: &Key) -> &[Item] {
+        self.host.wanted(call)
+    }
+
+    /// The value of that name among those that are kept under a key.
+    #[must_use]
+    pub fn kept<T: Payload>(&self, key: &Key, name: &str) -> Option<Arc<T>> {
+        self.host.kept(key)?.get(name)?.downcast()
+    }
+
+    /// Keeps a value under a key; `seconds` is what it took to make.
+    pub fn keep<T: Payload>(&self, key: Key, name: &'static str, value: Arc<T>, seconds: f64) {
+        let outputs = BTreeMap::from([(name.into(), Value::from_arc(value))]);
+        self.host.keep(key, Outputs::new(outputs), seconds);
+    }
+
+    /// Takes the making of what a key names for itself, after whoever is at it.
+    ///
+    /// # Errors
+    /// [`NodeError::Cancelled`] when the run was cancelled meanwhile.
+    pub fn claim(&self, key: Key) -> Result<Option<Claim<'_>>, NodeError> {
+        let claim = self.host.claim(key);
+        self.check_cancelled()?;
+        Ok(claim)
+    }
+
+    /// Says where the node goes on: so many of so many steps are there already.
+    pub fn resumed(&self, step: usize, of: usize) {
+        self.host.resumed(step, of);
     }
 
     /// Leaves the node when the run was cancelled; call it at every step.

@@ -1,9 +1,5 @@
-//! What is to be done: the nodes behind the requested outputs, keyed, equal ones merged, in order.
-//!
-//! Step chains come here: a sampler will offer the keys of its steps (`fn chain` beside `run` in
-//! [`Node`](crate::Node), given the keys upstream), [`Task`] will carry them beside its own key, and
-//! [`Plan::statuses`] will look for the last step that a cache holds before it says that all of the node runs. Until
-//! then a sampler is one entry.
+//! What is to be done: the nodes behind the requested outputs, keyed, equal ones merged, in order; and what of it is
+//! left to do when a cache has a part of it already.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap};
@@ -11,11 +7,14 @@ use std::fmt;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
 use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
+use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use crate::cache::Cache;
+use crate::chain::{self, Chain, Chained, Note, Upstream, Wanted};
 use crate::check::{Checked, Link, ResolvedParam};
 use crate::files::{Digest, Files};
 use crate::key::{Ingredients, Key};
@@ -33,6 +32,10 @@ pub struct Task {
     pub(crate) inputs: Vec<(&'static str, Vec<(usize, &'static str)>)>,
     params: Arc<Json>,
     files: Vec<(String, Digest)>,
+    ports: Vec<(&'static str, Key)>,
+    chain: Option<Arc<Chain>>,
+    note: Option<Note>,
+    calls: u64,
 }
 
 impl fmt::Debug for Task {
@@ -74,6 +77,34 @@ impl Task {
     #[must_use]
     pub fn key(&self) -> Key {
         self.key
+    }
+
+    /// What the value of an output port is called: the task's own key, unless it is that of a chain's state.
+    #[must_use]
+    pub fn port_key(&self, port: &str) -> Key {
+        let own = self.ports.iter().find(|(name, _)| *name == port);
+        own.map_or(self.key, |(_, key)| *key)
+    }
+
+    /// Its steps, if it is a chain of them.
+    #[must_use]
+    pub fn chain(&self) -> Option<&Arc<Chain>> {
+        self.chain.as_ref()
+    }
+
+    /// What it says of itself to those downstream.
+    #[must_use]
+    pub fn note(&self) -> Option<&Note> {
+        self.note.as_ref()
+    }
+
+    /// What its seconds depend on: a chain's class, else the op.
+    #[must_use]
+    pub fn class(&self) -> &str {
+        match &self.chain {
+            Some(chain) if !chain.class.is_empty() => &chain.class,
+            _ => self.op(),
+        }
     }
 
     /// Whether it runs on the compute device.
@@ -149,6 +180,144 @@ impl fmt::Display for Status {
                 write!(f, "runs: after {}", suggest::list(names))
             }
         }
+    }
+}
+
+/// What a run would do.
+#[derive(Clone, Debug)]
+pub struct Forecast {
+    /// For each task: whether it runs, and why.
+    pub statuses: Vec<Status>,
+    /// For each task that is a chain and runs: the step that it resumes at, and T.
+    pub resumes: Vec<Option<(usize, usize)>>,
+    /// For each task: the calls of a network that it makes.
+    pub calls: Vec<u64>,
+    /// For each task: the output ports that something needs.
+    pub(crate) ports: Vec<BTreeSet<&'static str>>,
+    /// What of each call is to be kept.
+    pub(crate) wanted: Wanted,
+}
+
+impl Forecast {
+    /// The calls of a network that the run makes.
+    #[must_use]
+    pub fn total_calls(&self) -> u64 {
+        self.calls.iter().sum()
+    }
+
+    /// The bytes of what calls give besides and the run keeps.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        self.wanted.values().flatten().map(|item| item.bytes).sum()
+    }
+
+    /// What becomes of a task, in words.
+    #[must_use]
+    pub fn describe(&self, task: usize) -> String {
+        let Some(status) = self.statuses.get(task) else {
+            return String::new();
+        };
+        match (status, self.resumes.get(task).copied().flatten()) {
+            (Status::Run(_), Some((at, of))) if at == of => {
+                "put together from its steps, which are all there".to_owned()
+            }
+            (Status::Run(reason), Some((at, of))) if at > 0 => {
+                format!("resumes at step {at} of {of}{}", because(reason))
+            }
+            _ => status.to_string(),
+        }
+    }
+}
+
+fn because(reason: &Reason) -> String {
+    match reason {
+        Reason::NotCached => String::new(),
+        Reason::Upstream(names) => format!(", after {}", suggest::list(names)),
+    }
+}
+
+/// The place that takes longer to get at, of two.
+pub(crate) fn slower(a: &'static str, b: &'static str) -> &'static str {
+    const SLOWEST_FIRST: [&str; 3] = ["disk", "memory", "device memory"];
+    let rank = |place: &str| SLOWEST_FIRST.iter().position(|known| *known == place);
+    if rank(a) <= rank(b) { a } else { b }
+}
+
+/// What the keys of a plan's nodes come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    numerics: String,
+    nodes: IndexMap<String, NodeRecord>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct NodeRecord {
+    key: String,
+    op: String,
+    params: Vec<(String, String)>,
+    files: Vec<(String, String)>,
+    inputs: Vec<(String, String)>,
+}
+
+impl Record {
+    /// What differs from an older record, node by node.
+    #[must_use]
+    pub fn changes_since(&self, old: &Self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for (name, task) in &self.nodes {
+            let change = |what, from: String, to: String| Change {
+                node: name.clone(),
+                what,
+                from,
+                to,
+            };
+            let Some(other) = old.nodes.get(name) else {
+                changes.push(change(What::Node, String::new(), task.op_name()));
+                continue;
+            };
+            if task.key == other.key {
+                continue;
+            }
+            if task.op != other.op {
+                changes.push(change(What::Op, other.op.clone(), task.op.clone()));
+            }
+            for (what, from, to) in differences(&other.params, &task.params) {
+                changes.push(change(What::Param(what), from, to));
+            }
+            for (what, from, to) in differences(&other.files, &task.files) {
+                changes.push(change(What::File(what), from, to));
+            }
+            for (what, from, to) in differences(&other.inputs, &task.inputs) {
+                changes.push(change(What::Input(what), from, to));
+            }
+            if self.numerics != old.numerics {
+                changes.push(change(
+                    What::Numerics,
+                    old.numerics.clone(),
+                    self.numerics.clone(),
+                ));
+            }
+        }
+        for (name, other) in &old.nodes {
+            if !self.nodes.contains_key(name) {
+                changes.push(Change {
+                    node: name.clone(),
+                    what: What::Node,
+                    from: other.op_name(),
+                    to: String::new(),
+                });
+            }
+        }
+        changes
+    }
+}
+
+impl NodeRecord {
+    fn op_name(&self) -> String {
+        self.op
+            .split_once(' ')
+            .map_or(self.op.as_str(), |(op, _)| op)
+            .to_owned()
     }
 }
 
@@ -273,7 +442,9 @@ impl Plan {
                 .map(|(port, links)| {
                     let links = links
                         .iter()
-                        .map(|(task, output)| (graph[NodeIndex::new(*task)].key, *output))
+                        .map(|(task, output)| {
+                            (graph[NodeIndex::new(*task)].port_key(output), *output)
+                        })
                         .collect();
                     (*port, links)
                 })
@@ -296,6 +467,19 @@ impl Plan {
                             links.iter().map(|(task, from)| (*task, Edge { from, to }))
                         })
                         .collect();
+                    let chained = node.node.chain(&Upstream {
+                        key,
+                        files: &digests,
+                        numerics,
+                        links: up_links(&graph, &inputs),
+                        known: &node.known,
+                    });
+                    let Chained {
+                        note,
+                        ports,
+                        chain,
+                        calls,
+                    } = chained;
                     let added = graph.add_node(Task {
                         names: Vec::new(),
                         entry: Arc::clone(&node.entry),
@@ -304,6 +488,10 @@ impl Plan {
                         inputs,
                         params: Arc::clone(&node.params),
                         files: digests,
+                        ports,
+                        chain: chain.map(Arc::new),
+                        note,
+                        calls,
                     });
                     for (task, edge) in edges {
                         graph.add_edge(NodeIndex::new(task), added, edge);
@@ -396,7 +584,50 @@ impl Plan {
     /// Which tasks will run, and why; by index.
     #[must_use]
     pub fn statuses(&self, cache: &dyn Cache) -> Vec<Status> {
-        let mut statuses = self.decide(|_, key| cache.place(&key));
+        self.forecast(cache, u64::MAX).statuses
+    }
+
+    /// What a run would do: which tasks run and why, where they resume, how many calls of a network they make. `sources`
+    /// is the budget in bytes of what calls give besides (see [`Item::large`](crate::chain::Item::large)).
+    #[must_use]
+    pub fn forecast(&self, cache: &dyn Cache, sources: u64) -> Forecast {
+        let (statuses, ports) = self.decide(|_, task, ports| {
+            ports
+                .iter()
+                .map(|port| cache.place(&task.port_key(port)))
+                .reduce(|all, one| Some(slower(all?, one?)))
+                .flatten()
+        });
+        self.forecast_of(statuses, ports, cache, sources)
+    }
+
+    pub(crate) fn forecast_of(
+        &self,
+        mut statuses: Vec<Status>,
+        ports: Vec<BTreeSet<&'static str>>,
+        cache: &dyn Cache,
+        sources: u64,
+    ) -> Forecast {
+        let mut resumes = vec![None; self.len()];
+        let mut calls = vec![0; self.len()];
+        let mut chains = Vec::new();
+        let mut places = Vec::new();
+        for (index, task) in self.tasks().enumerate() {
+            if !matches!(statuses[index], Status::Run(_)) {
+                continue;
+            }
+            calls[index] = task.calls;
+            if let Some(chain) = &task.chain {
+                let looks = chain.looks.is_some_and(|port| ports[index].contains(port));
+                chains.push((&**chain, looks));
+                places.push(index);
+            }
+        }
+        let (left, wanted) = chain::forecast(&chains, cache, sources);
+        for ((index, (chain, _)), (done, count)) in places.into_iter().zip(&chains).zip(left) {
+            resumes[index] = Some((chain.first + done, chain.end()));
+            calls[index] += count;
+        }
         for index in 0..statuses.len() {
             if !matches!(statuses[index], Status::Run(_)) {
                 continue;
@@ -413,35 +644,43 @@ impl Plan {
                 statuses[index] = Status::Run(Reason::Upstream(names));
             }
         }
-        statuses
+        Forecast {
+            statuses,
+            resumes,
+            calls,
+            ports,
+            wanted,
+        }
     }
 
-    /// Decides from the outputs backwards; `place` is asked only for what is needed.
+    /// Decides from the outputs backwards; `place` is asked only for what is needed, with the ports that are.
     pub(crate) fn decide(
         &self,
-        mut place: impl FnMut(usize, Key) -> Option<&'static str>,
-    ) -> Vec<Status> {
+        mut place: impl FnMut(usize, &Task, &BTreeSet<&'static str>) -> Option<&'static str>,
+    ) -> (Vec<Status>, Vec<BTreeSet<&'static str>>) {
         let mut statuses = vec![Status::NotNeeded; self.len()];
-        let mut needed = vec![false; self.len()];
+        let mut ports: Vec<BTreeSet<&'static str>> = vec![BTreeSet::new(); self.len()];
         for output in &self.outputs {
-            needed[output.task] = true;
+            ports[output.task].insert(output.port);
         }
         for index in (0..self.len()).rev() {
-            if !needed[index] {
+            if ports[index].is_empty() {
                 continue;
             }
-            let key = self.graph[NodeIndex::new(index)].key;
-            statuses[index] = match place(index, key) {
+            let task = &self.graph[NodeIndex::new(index)];
+            statuses[index] = match place(index, task, &ports[index]) {
                 Some(place) => Status::Cached(place),
                 None => {
-                    for task in self.upstream(index) {
-                        needed[task] = true;
+                    for (_, links) in &task.inputs {
+                        for (from, output) in links {
+                            ports[*from].insert(output);
+                        }
                     }
                     Status::Run(Reason::NotCached)
                 }
             };
         }
-        statuses
+        (statuses, ports)
     }
 
     pub(crate) fn upstream(&self, index: usize) -> impl Iterator<Item = usize> {
@@ -453,71 +692,33 @@ impl Plan {
     /// What differs from another plan, node by node.
     #[must_use]
     pub fn changes_since(&self, old: &Self) -> Vec<Change> {
-        let before = old.by_name();
-        let after = self.by_name();
-        let mut changes = Vec::new();
-        let mut names: Vec<(usize, &str)> =
-            after.iter().map(|(name, task)| (*task, *name)).collect();
-        names.sort_unstable();
-        for (index, name) in names {
-            let task = &self.graph[NodeIndex::new(index)];
-            let change = |what, from: String, to: String| Change {
-                node: name.to_owned(),
-                what,
-                from,
-                to,
-            };
-            let Some(&old_index) = before.get(name) else {
-                changes.push(change(What::Node, String::new(), task.op().to_owned()));
-                continue;
-            };
-            let other = &old.graph[NodeIndex::new(old_index)];
-            if task.key == other.key {
-                continue;
-            }
-            let op = |task: &Task| format!("{} {}", task.op(), task.entry.version());
-            if op(task) != op(other) {
-                changes.push(change(What::Op, op(other), op(task)));
-            }
-            for (what, from, to) in differences(&params(other), &params(task)) {
-                changes.push(change(What::Param(what), from, to));
-            }
-            for (what, from, to) in differences(&digests(other), &digests(task)) {
-                changes.push(change(What::File(what), from, to));
-            }
-            for (what, from, to) in differences(&old.links(other), &self.links(task)) {
-                changes.push(change(What::Input(what), from, to));
-            }
-            if self.numerics != old.numerics {
-                changes.push(change(
-                    What::Numerics,
-                    old.numerics.clone(),
-                    self.numerics.clone(),
-                ));
-            }
-        }
-        let mut gone: Vec<(usize, &str)> = before
-            .iter()
-            .filter(|(name, _)| !after.contains_key(*name))
-            .map(|(name, task)| (*task, *name))
-            .collect();
-        gone.sort_unstable();
-        for (index, name) in gone {
-            changes.push(Change {
-                node: name.to_owned(),
-                what: What::Node,
-                from: old.graph[NodeIndex::new(index)].op().to_owned(),
-                to: String::new(),
-            });
-        }
-        changes
+        self.record().changes_since(&old.record())
     }
 
-    fn by_name(&self) -> HashMap<&str, usize> {
-        self.tasks()
-            .enumerate()
-            .flat_map(|(index, task)| task.names.iter().map(move |name| (name.as_str(), index)))
-            .collect()
+    /// What the keys of the nodes come from, to be kept and compared with another plan's.
+    #[must_use]
+    pub fn record(&self) -> Record {
+        let mut nodes: Vec<(usize, String, NodeRecord)> = Vec::new();
+        for (index, task) in self.tasks().enumerate() {
+            let record = NodeRecord {
+                key: task.key.to_string(),
+                op: format!("{} {}", task.op(), task.entry.version()),
+                params: params(task),
+                files: digests(task),
+                inputs: self.links(task),
+            };
+            for name in &task.names {
+                nodes.push((index, name.clone(), record.clone()));
+            }
+        }
+        nodes.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        Record {
+            numerics: self.numerics.clone(),
+            nodes: nodes
+                .into_iter()
+                .map(|(_, name, record)| (name, record))
+                .collect(),
+        }
     }
 
     fn links(&self, task: &Task) -> Vec<(String, String)> {
@@ -527,9 +728,13 @@ impl Plan {
             .map(|(port, links)| {
                 let links: Vec<String> = links
                     .iter()
-                    .map(|(task, output)| {
-                        let task = &self.graph[NodeIndex::new(*task)];
-                        format!("{}.{output} ({})", task.name(), task.key.short())
+                    .map(|(from, output)| {
+                        let from = &self.graph[NodeIndex::new(*from)];
+                        format!(
+                            "{}.{output} ({})",
+                            from.name(),
+                            from.port_key(output).short()
+                        )
                     })
                     .collect();
                 ((*port).to_owned(), links.join(", "))
@@ -594,6 +799,25 @@ impl Plan {
     }
 }
 
+fn up_links(
+    graph: &DiGraph<Task, Edge>,
+    inputs: &[(&'static str, Vec<(usize, &'static str)>)],
+) -> Vec<(&'static str, Vec<chain::UpLink>)> {
+    inputs
+        .iter()
+        .map(|(port, links)| {
+            let links = links
+                .iter()
+                .map(|(from, output)| {
+                    let from = &graph[NodeIndex::new(*from)];
+                    Upstream::up(from.port_key(output), output, from.note.clone())
+                })
+                .collect();
+            (*port, links)
+        })
+        .collect()
+}
+
 fn arrow(from: &str, to: &str) -> String {
     if from == to {
         to.to_owned()
@@ -643,15 +867,15 @@ fn differences(
     differences
 }
 
-struct Wanted {
+struct Asked {
     name: String,
     link: Link,
     save: Option<String>,
     required: bool,
 }
 
-fn wanted(checked: &Checked, targets: &[String]) -> Result<Vec<Wanted>, Problems> {
-    let output = |output: &crate::check::CheckedOutput| Wanted {
+fn wanted(checked: &Checked, targets: &[String]) -> Result<Vec<Asked>, Problems> {
+    let output = |output: &crate::check::CheckedOutput| Asked {
         name: output.name.clone(),
         link: output.link,
         save: output.save.clone(),
@@ -676,7 +900,7 @@ fn wanted(checked: &Checked, targets: &[String]) -> Result<Vec<Wanted>, Problems
         .enumerate()
         .map(|(index, node)| (node.name.as_str(), index))
         .collect();
-    let mut wanted: Vec<Wanted> = Vec::new();
+    let mut wanted: Vec<Asked> = Vec::new();
     let mut problems = Vec::new();
     let mut from = "run ".len();
     for target in targets {
@@ -699,7 +923,7 @@ fn wanted(checked: &Checked, targets: &[String]) -> Result<Vec<Wanted>, Problems
             for index in group {
                 let node = &checked.nodes[index];
                 for spec in node.entry.outputs() {
-                    wanted.push(Wanted {
+                    wanted.push(Asked {
                         name: format!("{}.{}", node.name, spec.name),
                         link: Link {
                             node: index,

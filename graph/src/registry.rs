@@ -9,6 +9,7 @@ use indexmap::IndexMap;
 use schemars::generate::SchemaSettings;
 use serde_json::{Value as Json, json};
 
+use crate::chain::{Chained, Upstream};
 use crate::files::Files;
 use crate::node::{Context, Fault, Node, NodeError, ReadFile};
 use crate::params::ParamType;
@@ -29,6 +30,7 @@ pub(crate) trait ErasedNode: Send + Sync {
         context: &Context<'_>,
     ) -> Result<BTreeMap<&'static str, Value>, NodeError>;
     fn params(&self) -> Result<Json, String>;
+    fn chain(&self, upstream: &Upstream<'_>) -> Chained;
 }
 
 impl<N: Node> ErasedNode for N {
@@ -51,6 +53,10 @@ impl<N: Node> ErasedNode for N {
 
     fn params(&self) -> Result<Json, String> {
         serde_json::to_value(self).map_err(|error| error.to_string())
+    }
+
+    fn chain(&self, upstream: &Upstream<'_>) -> Chained {
+        Node::chain(self, upstream)
     }
 }
 

@@ -26,6 +26,11 @@ pub trait Cache: Send + Sync {
     /// Stores outputs that took so many seconds to make; what does not fit is not stored.
     fn put(&self, key: Key, outputs: &Outputs, seconds: f64);
 
+    /// Whether it keeps anything at all.
+    fn keeps(&self) -> bool {
+        true
+    }
+
     /// What it had to say since it was last asked: a damaged entry, a full disk. Each is said once.
     fn warnings(&self) -> Vec<String> {
         Vec::new()
@@ -44,4 +49,7 @@ impl Cache for NoCache {
         None
     }
     fn put(&self, _: Key, _: &Outputs, _: f64) {}
+    fn keeps(&self) -> bool {
+        false
+    }
 }
