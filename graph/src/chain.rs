@@ -67,8 +67,8 @@ pub struct Chain {
     pub first: usize,
     /// The steps from there on.
     pub steps: Vec<Step>,
-    /// For the state before each step, and after the last: the entries that hold it. A run resumes at the end of the
-    /// longest row of states that are all there. The first is usually empty: it comes with the inputs.
+    /// For each step: the entries that hold the state after it, and what later steps need of it besides. A step whose
+    /// entries are all there is not made again.
     pub states: Vec<Vec<Key>>,
     /// The port that [`Step::looks`] are for.
     pub looks: Option<&'static str>,
@@ -83,16 +83,6 @@ impl Chain {
     #[must_use]
     pub fn end(&self) -> usize {
         self.first + self.steps.len()
-    }
-
-    /// How many steps of the chain are done when all states that `there` knows are.
-    pub fn resume(&self, mut there: impl FnMut(&Key) -> bool) -> usize {
-        self.states
-            .iter()
-            .take_while(|keys| keys.iter().all(&mut there))
-            .count()
-            .saturating_sub(1)
-            .min(self.steps.len())
     }
 }
 
@@ -181,10 +171,11 @@ impl Upstream<'_> {
 /// What a run keeps of each call, by the call: what others need of it.
 pub type Wanted = HashMap<Key, Vec<Item>>;
 
-/// Finds what of each call is to be kept, and how many calls each chain is left with.
+/// Finds which steps each chain is left with, how many calls that makes, and what of each call is to be kept.
 ///
 /// `chains`: each chain that runs, in order, and whether the port of [`Chain::looks`] is wanted of it. `sources`: the
-/// bytes of large items that may be kept; those of the first needs come first.
+/// bytes of large items that may be kept; those of the first needs come first. Gives for each chain the first step (from
+/// 0) that is made, or their number, and the calls.
 pub(crate) fn forecast(
     chains: &[(&Chain, bool)],
     cache: &dyn Cache,
@@ -196,62 +187,65 @@ pub(crate) fn forecast(
             .entry(*key)
             .or_insert_with(|| cache.place(key).is_some())
     };
-    // Where each resumes: what the chains before it make in this run is there for it.
+    // Which steps each makes: what the chains before it make in this run is there for it.
     let mut made: HashSet<Key> = HashSet::new();
-    let mut resumes = Vec::with_capacity(chains.len());
+    let mut makes: Vec<Vec<bool>> = Vec::with_capacity(chains.len());
     for (chain, _) in chains {
-        let resume = chain.resume(|key| made.contains(key) || cached(key));
-        for keys in chain.states.iter().skip(resume + 1) {
-            made.extend(keys);
+        let missing = chain
+            .states
+            .iter()
+            .map(|keys| !keys.iter().all(|key| made.contains(key) || cached(key)))
+            .collect();
+        if cache.keeps() {
+            made.extend(chain.states.iter().flatten());
         }
-        resumes.push(resume);
+        makes.push(missing);
     }
-    let needs = |chain: &'_ Chain, index: usize, resume: usize, looks: bool| -> Vec<Need> {
-        let step = &chain.steps[index];
-        match (index >= resume, looks) {
-            (true, _) => step.needs.clone(),
-            (false, true) => step.looks.clone(),
-            (false, false) => Vec::new(),
+    let needs = |chain: usize, step: usize| -> &[Need] {
+        let (of, looks) = &chains[chain];
+        let step_of = &of.steps[step];
+        match (makes[chain].get(step).copied().unwrap_or(true), looks) {
+            (true, _) => &step_of.needs,
+            (false, true) => &step_of.looks,
+            (false, false) => &[],
         }
     };
     // What is wanted of each call; a call whose large items do not fit keeps its small ones alone.
     let mut wanted = Wanted::new();
     let mut counted: HashSet<Key> = HashSet::new();
-    let mut left = sources;
-    if cache.keeps() {
-        for ((chain, looks), &resume) in chains.iter().zip(&resumes) {
-            for index in 0..chain.steps.len() {
-                for need in needs(chain, index, resume, *looks) {
-                    let large: u64 = need
-                        .items
-                        .iter()
-                        .filter(|item| item.large && !counted.contains(&item.key))
-                        .map(|item| item.bytes)
-                        .sum();
-                    let fits = large <= left;
-                    if fits {
-                        left -= large;
-                        counted.extend(need.items.iter().map(|item| item.key));
-                    }
-                    for item in &need.items {
-                        if (fits || !item.large) && !cached(&item.key) {
-                            let items = wanted.entry(need.call).or_default();
-                            if !items.iter().any(|known| known.key == item.key) {
-                                items.push(item.clone());
-                            }
-                        }
-                    }
+    let mut left = if cache.keeps() { sources } else { 0 };
+    let all_needs = (0..chains.len()).flat_map(|chain| {
+        let needs = &needs;
+        (0..chains[chain].0.steps.len()).flat_map(move |step| needs(chain, step))
+    });
+    for need in all_needs.filter(|_| cache.keeps()) {
+        let large: u64 = need
+            .items
+            .iter()
+            .filter(|item| item.large && !counted.contains(&item.key))
+            .map(|item| item.bytes)
+            .sum();
+        let fits = large <= left;
+        if fits {
+            left -= large;
+            counted.extend(need.items.iter().map(|item| item.key));
+        }
+        for item in &need.items {
+            if (fits || !item.large) && !cached(&item.key) {
+                let items = wanted.entry(need.call).or_default();
+                if !items.iter().any(|known| known.key == item.key) {
+                    items.push(item.clone());
                 }
             }
         }
     }
     // What is left to call.
     let mut items: HashSet<Key> = HashSet::new();
-    let mut calls = Vec::with_capacity(chains.len());
-    for ((chain, looks), &resume) in chains.iter().zip(&resumes) {
+    let mut left = Vec::with_capacity(chains.len());
+    for (index, (chain, _)) in chains.iter().enumerate() {
         let mut count = chain.extra;
-        for (index, step) in chain.steps.iter().enumerate() {
-            for need in needs(chain, index, resume, *looks) {
+        for (step, of) in chain.steps.iter().enumerate() {
+            for need in needs(index, step) {
                 let there = need
                     .items
                     .iter()
@@ -262,17 +256,18 @@ pub(crate) fn forecast(
                     items.extend(kept.into_iter().flatten().map(|item| item.key));
                 }
             }
-            if index >= resume {
-                count += step.calls;
-                for call in &step.offers {
+            if makes[index].get(step).copied().unwrap_or(true) {
+                count += of.calls;
+                for call in &of.offers {
                     let kept = wanted.get(call);
                     items.extend(kept.into_iter().flatten().map(|item| item.key));
                 }
             }
         }
-        calls.push((resume, count));
+        let first = makes[index].iter().position(|makes| *makes);
+        left.push((first.unwrap_or(chain.steps.len()), count));
     }
-    (calls, wanted)
+    (left, wanted)
 }
 
 /// What is being made right now, by key: who needs it too waits and finds it in the cache.
@@ -338,9 +333,7 @@ mod tests {
 
     fn chain(states: &[u8], needs: Vec<Vec<Need>>, offers: &[u8]) -> Chain {
         Chain {
-            states: std::iter::once(Vec::new())
-                .chain(states.iter().map(|&name| vec![key(name)]))
-                .collect(),
+            states: states.iter().map(|&name| vec![key(name)]).collect(),
             steps: needs
                 .into_iter()
                 .enumerate()
@@ -366,13 +359,13 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_resumes_after_the_longest_row_of_states() {
+    fn a_chain_makes_the_steps_whose_states_are_missing() {
         let cache = HostCache::new(10_000);
         let chain = chain(&[1, 2, 3], vec![vec![], vec![], vec![]], &[]);
         let resume = |cache: &HostCache| forecast(&[(&chain, false)], cache, 0).0[0];
         assert_eq!(resume(&cache), (0, 6));
         kept(&cache, &[1, 3]);
-        assert_eq!(resume(&cache), (1, 4));
+        assert_eq!(resume(&cache), (1, 2));
         kept(&cache, &[2]);
         assert_eq!(resume(&cache), (3, 0));
     }

@@ -4,6 +4,7 @@
 //! steps: the file, and a line in [`registry`].
 
 pub mod attention;
+mod chain;
 pub mod diffusion;
 pub mod fields;
 pub mod image;

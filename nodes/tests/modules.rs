@@ -56,11 +56,7 @@ fn the_unet_gives_what_that_of_diffusers_gives_at_two_timesteps_and_off_the_squa
         let expected = expected(family);
         for kernel in kernels() {
             let model = model(&data().join(family), kernel);
-            let rows = Rows {
-                branch: Branch::Plain,
-                images: 2,
-                guided: false,
-            };
+            let rows = Rows::new(Branch::Plain, 2, false);
             let call = Call {
                 latent: &expected["unet_in"],
                 timesteps: &[981, 401],
@@ -175,11 +171,7 @@ fn sites_are_numbered_in_running_order_and_known_from_the_configuration() {
     let model = model(&data().join("tiny-sd1"), Arc::new(Cpu));
     let mut notes = Notes::default();
     let expected = expected("tiny-sd1");
-    let rows = Rows {
-        branch: Branch::Plain,
-        images: 2,
-        guided: false,
-    };
+    let rows = Rows::new(Branch::Plain, 2, false);
     let call = Call {
         latent: &expected["unet_in"],
         timesteps: &[981, 401],

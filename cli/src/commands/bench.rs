@@ -267,11 +267,7 @@ fn unet_call(model: &Model, device: &Device) -> Result<f64, Failure> {
             timesteps: &[501, 501],
             context: &context,
             step: 0,
-            rows: Rows {
-                branch: Branch::Plain,
-                images: 1,
-                guided: true,
-            },
+            rows: Rows::new(Branch::Plain, 1, true),
         };
         let start = Instant::now();
         let out = unet.forward(call, &mut Untouched, checkpoint.kernel())?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use retouch_graph::{Context, Fault, Files, Node, NodeError, Types, ports};
+use retouch_graph::{Chained, Context, Fault, Files, Node, NodeError, Types, Upstream, ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -122,6 +122,14 @@ impl Node for AttentionMap {
             Ok(Types::unknown())
         } else {
             Err(faults)
+        }
+    }
+
+    fn chain(&self, upstream: &Upstream<'_>) -> Chained {
+        let trajectory: Option<TrajectoryFacts> = upstream.facts("trajectory");
+        Chained {
+            calls: trajectory.map_or(1, |t| t.batch as u64),
+            ..Chained::default()
         }
     }
 

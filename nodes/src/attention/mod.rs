@@ -8,5 +8,5 @@ pub mod swap_attention;
 pub use attention_map::AttentionMap;
 pub use fields::{MaskGridField, Sites, ThresholdField};
 pub use mask_image::MaskImage;
-pub(crate) use swap_attention::mentions;
 pub use swap_attention::{BlendField, SwapAttention};
+pub(crate) use swap_attention::{ControlNote, mentions};

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use retouch_graph::{Context, Fault, Files, Node, NodeError, Types, ports};
+use retouch_graph::{Chained, Context, Fault, Files, Key, Node, NodeError, Types, Upstream, ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{MaskGridField, Sites, ThresholdField};
+use crate::chain::{ModelNote, TrajectoryNote, is_ones};
 use crate::diffusion::checkpoint::ModelFacts;
 use crate::diffusion::sampling::Blend;
 use crate::fields::{Steps, Template};
@@ -66,6 +67,22 @@ pub struct SwapAttention {
     /// The attention grid that maps are taken from: `auto`, or rows x columns such as `16x24`.
     #[serde(default)]
     pub mask_grid: MaskGridField,
+}
+
+/// What `swap_attention` says of itself while the plan is made.
+#[derive(Debug)]
+pub(crate) struct ControlNote {
+    pub settings: SwapAttention,
+    pub context: Arc<TrajectoryNote>,
+    pub reference: Arc<TrajectoryNote>,
+    /// The vanilla model, by its content.
+    pub vanilla: Option<String>,
+    /// The keys of given masks.
+    pub reference_mask: Option<Key>,
+    pub context_mask: Option<Key>,
+    pub blend_mask: Option<Key>,
+    /// The blend mask is known to be 1 everywhere.
+    pub fills: bool,
 }
 
 /// How the masks of context and target are joined.
@@ -291,6 +308,30 @@ impl Node for SwapAttention {
             masked: inputs.is_linked("blend_mask"),
         };
         Ok(Types::unknown().with("control", &facts))
+    }
+
+    fn chain(&self, upstream: &Upstream<'_>) -> Chained {
+        let note = || {
+            let mask = |port| upstream.link(port).map(|link| link.key);
+            let vanilla = match upstream.link("vanilla") {
+                Some(link) => Some(link.note::<ModelNote>()?.id.clone()),
+                None => None,
+            };
+            Some(ControlNote {
+                settings: self.clone(),
+                context: TrajectoryNote::of(upstream, "context")?,
+                reference: TrajectoryNote::of(upstream, "reference")?,
+                vanilla,
+                reference_mask: mask("reference_mask"),
+                context_mask: mask("context_mask"),
+                blend_mask: mask("blend_mask"),
+                fills: is_ones(upstream.link("blend_mask")),
+            })
+        };
+        Chained {
+            note: note().map(|note| Arc::new(note) as retouch_graph::Note),
+            ..Chained::default()
+        }
     }
 
     fn run(&self, inputs: Inputs, _: &Context<'_>) -> Result<Outputs, NodeError> {

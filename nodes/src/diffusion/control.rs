@@ -20,7 +20,7 @@ pub enum AttentionKind {
 }
 
 /// Which of the method's branches a call belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Branch {
     /// Plain sampling or inversion.
     Plain,
@@ -32,36 +32,65 @@ pub enum Branch {
     Target,
 }
 
-/// What the rows of a call are: the negative half of every image, if there is one, then the prompt half of each.
+/// One of the two network outputs of guidance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Half {
+    /// u, by the negative prompt.
+    Negative,
+    /// c, by the prompt.
+    Prompt,
+}
+
+/// What the rows of a call are: the negative half of every image, if it is there, then the prompt half of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rows {
     /// The branch.
     pub branch: Branch,
     /// Images.
     pub images: usize,
-    /// Whether the negative half is there (guidance is not 1).
-    pub guided: bool,
+    /// Whether the negative half is there.
+    pub negative: bool,
+    /// Whether the prompt half is there.
+    pub prompt: bool,
 }
 
 impl Rows {
-    /// The rows of each half that is there, the prompt's last.
+    /// The rows of a branch: both halves if `guided` (guidance is not 1), else the prompt's alone.
     #[must_use]
-    pub fn halves(&self) -> Vec<Range<usize>> {
-        let negative = self.guided.then_some(0..self.images);
-        negative.into_iter().chain([self.prompt()]).collect()
+    pub fn new(branch: Branch, images: usize, guided: bool) -> Self {
+        Self {
+            branch,
+            images,
+            negative: guided,
+            prompt: true,
+        }
     }
 
-    /// The rows of the prompt half.
+    /// The rows of each half that is there, the prompt's last.
     #[must_use]
-    pub fn prompt(&self) -> Range<usize> {
-        let first = if self.guided { self.images } else { 0 };
-        first..first + self.images
+    pub fn halves(&self) -> Vec<(Half, Range<usize>)> {
+        [Half::Negative, Half::Prompt]
+            .into_iter()
+            .filter_map(|half| Some((half, self.half(half)?)))
+            .collect()
+    }
+
+    /// The rows of a half, if it is there.
+    #[must_use]
+    pub fn half(&self, half: Half) -> Option<Range<usize>> {
+        let first = match half {
+            Half::Negative => self.negative.then_some(0),
+            Half::Prompt => self
+                .prompt
+                .then_some(if self.negative { self.images } else { 0 }),
+        }?;
+        Some(first..first + self.images)
     }
 
     /// All rows.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.prompt().end
+        self.images * (usize::from(self.negative) + usize::from(self.prompt))
     }
 }
 
@@ -153,11 +182,14 @@ impl MapRecorder {
         }
     }
 
-    fn record(&mut self, site: Site, qkv: &Qkv, kernel: &dyn Kernel) -> Result<()> {
+    pub(super) fn record(&mut self, site: Site, qkv: &Qkv, kernel: &dyn Kernel) -> Result<()> {
         if site.kind != AttentionKind::CrossAttention || site.grid != self.grid {
             return Ok(());
         }
-        let prompt = qkv.rows(&site.rows.prompt())?;
+        let Some(rows) = site.rows.half(Half::Prompt) else {
+            return Ok(());
+        };
+        let prompt = qkv.rows(&rows)?;
         let map = kernel.attention_map(&prompt.q, &prompt.k, qkv.heads, qkv.scale)?;
         self.sum = Some(match self.sum.take() {
             Some(sum) => (sum + map)?,
@@ -182,51 +214,133 @@ impl MapRecorder {
     }
 }
 
-/// What a source branch gave at one site.
-#[derive(Clone, Debug)]
-pub struct Captured {
-    qkv: Qkv,
-    grid: (usize, usize),
-    rows: Rows,
+/// Something that a call of one half gives besides its result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// Keys and values of a self-attention site.
+    KeysValues(usize),
+    /// Its queries.
+    Queries(usize),
+    /// The raw cross-attention maps of the layers of this level (the prompt half's alone).
+    Map(usize),
 }
 
-/// What a source branch gave at each of its sites.
-pub type Store = BTreeMap<usize, Captured>;
-
-/// Looks at a source branch: keeps queries, keys and values of the chosen sites, and the cross-attention maps.
-#[derive(Debug)]
-pub struct Capture<'a> {
-    sites: &'a BTreeSet<usize>,
-    /// What was kept, by site.
-    pub captured: Store,
-    /// The maps, if they are wanted.
-    pub maps: Option<MapRecorder>,
-}
-
-impl<'a> Capture<'a> {
-    /// Keeps these sites, and the maps on this grid.
+impl Part {
+    /// The part as a number, to be kept beside a key.
     #[must_use]
-    pub fn new(sites: &'a BTreeSet<usize>, map_grid: Option<(usize, usize)>) -> Self {
-        Self {
-            sites,
-            captured: BTreeMap::new(),
-            maps: map_grid.map(MapRecorder::new),
+    pub fn tag(self) -> u64 {
+        let (kind, index) = match self {
+            Self::KeysValues(site) => (0, site),
+            Self::Queries(site) => (1, site),
+            Self::Map(level) => (2, level),
+        };
+        (index as u64) << 2 | kind
+    }
+
+    /// The part of that number.
+    #[must_use]
+    pub fn of_tag(tag: u64) -> Option<Self> {
+        let index = usize::try_from(tag >> 2).ok()?;
+        match tag & 3 {
+            0 => Some(Self::KeysValues(index)),
+            1 => Some(Self::Queries(index)),
+            2 => Some(Self::Map(index)),
+            _ => None,
         }
     }
 }
 
-impl AttentionControl for Capture<'_> {
-    fn attend(&mut self, site: Site, qkv: &Qkv, kernel: &dyn Kernel) -> Result<Tensor> {
-        if let Some(maps) = &mut self.maps {
-            maps.record(site, qkv, kernel)?;
+/// A [`Part`] as it was given, for every image of the batch.
+#[derive(Clone, Debug)]
+pub enum Given {
+    /// `[B, N, C]` each.
+    KeysValues {
+        /// Keys.
+        k: Tensor,
+        /// Values.
+        v: Tensor,
+        /// (rows, columns) of the pixels.
+        grid: (usize, usize),
+    },
+    /// `[B, N, C]`.
+    Queries(Tensor),
+    /// `[B, h w, tokens]`: mean over heads and layers.
+    Map(Tensor),
+}
+
+/// What a source branch gave, by half.
+pub type Store = BTreeMap<(Half, Part), Given>;
+
+/// Looks at a call and keeps what is wanted of it.
+#[derive(Debug, Default)]
+pub struct Capture {
+    wanted: BTreeSet<(Half, Part)>,
+    maps: BTreeMap<usize, MapRecorder>,
+    given: Store,
+}
+
+impl Capture {
+    /// Keeps these parts; `grid` is that of a level for the latents of the call.
+    #[must_use]
+    pub fn new(wanted: BTreeSet<(Half, Part)>, grid: impl Fn(usize) -> (usize, usize)) -> Self {
+        let maps = wanted
+            .iter()
+            .filter_map(|(_, part)| match part {
+                Part::Map(level) => Some((*level, MapRecorder::new(grid(*level)))),
+                _ => None,
+            })
+            .collect();
+        Self {
+            wanted,
+            maps,
+            given: Store::new(),
         }
-        if site.kind == AttentionKind::SelfAttention && self.sites.contains(&site.index) {
-            let captured = Captured {
-                qkv: qkv.clone(),
-                grid: site.grid,
-                rows: site.rows,
-            };
-            self.captured.insert(site.index, captured);
+    }
+
+    /// Whether nothing is wanted.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.wanted.is_empty()
+    }
+
+    /// What was kept.
+    ///
+    /// # Errors
+    /// When a map was wanted and no layer is on its grid.
+    pub fn finish(mut self) -> Result<Store> {
+        for (level, recorder) in self.maps {
+            self.given.insert(
+                (Half::Prompt, Part::Map(level)),
+                Given::Map(recorder.finish()?),
+            );
+        }
+        Ok(self.given)
+    }
+}
+
+impl AttentionControl for Capture {
+    fn attend(&mut self, site: Site, qkv: &Qkv, kernel: &dyn Kernel) -> Result<Tensor> {
+        for recorder in self.maps.values_mut() {
+            recorder.record(site, qkv, kernel)?;
+        }
+        if site.kind == AttentionKind::SelfAttention && !self.wanted.is_empty() {
+            for (half, rows) in site.rows.halves() {
+                let (keys_values, queries) =
+                    (Part::KeysValues(site.index), Part::Queries(site.index));
+                if self.wanted.contains(&(half, keys_values)) {
+                    let own = qkv.rows(&rows)?;
+                    let given = Given::KeysValues {
+                        k: own.k,
+                        v: own.v,
+                        grid: site.grid,
+                    };
+                    self.given.insert((half, keys_values), given);
+                }
+                if self.wanted.contains(&(half, queries)) {
+                    let given = Given::Queries(qkv.rows(&rows)?.q);
+                    self.given.insert((half, queries), given);
+                }
+            }
         }
         qkv.attend(kernel)
     }
@@ -280,19 +394,36 @@ impl AttentionControl for Swap<'_> {
         if site.kind != AttentionKind::SelfAttention || !self.sites.contains(&site.index) {
             return qkv.attend(kernel);
         }
-        let at = |store: &Store, name: &str| {
-            store.get(&site.index).cloned().ok_or_else(|| {
-                Error::request(format!(
-                    "the {name} branch gave nothing at site {}",
-                    site.index
-                ))
-            })
+        let missing = |name: &str| {
+            Error::request(format!(
+                "the {name} branch gave nothing at site {}",
+                site.index
+            ))
+        };
+        let keys_values = |store: &Store, half: Half, name: &str| match store
+            .get(&(half, Part::KeysValues(site.index)))
+        {
+            Some(Given::KeysValues { k, v, grid }) => Ok((k.clone(), v.clone(), *grid)),
+            _ => Err(missing(name)),
+        };
+        let queries =
+            |store: &Store, half: Half| match store.get(&(half, Part::Queries(site.index))) {
+                Some(Given::Queries(q)) => Ok(q.clone()),
+                _ => Err(missing("context")),
+            };
+        let attend = |q: &Tensor, k: &Tensor, v: &Tensor, keys: Option<&[Vec<u32>]>| {
+            kernel.attention(q, k, v, qkv.heads, qkv.scale, keys)
         };
         match &self.action {
             Action::Let => qkv.attend(kernel),
             Action::Lock { context } => {
                 self.fired += 1;
-                at(context, "context")?.qkv.attend(kernel)
+                let mut halves = Vec::new();
+                for (half, _) in site.rows.halves() {
+                    let (k, v, _) = keys_values(context, half, "context")?;
+                    halves.push(attend(&queries(context, half)?, &k, &v, None)?);
+                }
+                Ok(Tensor::cat(&halves, 0)?)
             }
             Action::Swap {
                 context,
@@ -302,29 +433,22 @@ impl AttentionControl for Swap<'_> {
                 blend,
             } => {
                 self.fired += 1;
-                let context = context.map(|store| at(store, "context")).transpose()?;
-                let reference = at(reference, "reference")?;
-                let (keys, unmasked) = keys_inside(reference_mask, reference.grid);
-                self.unmasked += usize::from(unmasked);
-                let keys = keys.as_deref();
                 let mask = mask_rows(blend, site, qkv)?;
                 let mut halves = Vec::new();
-                let sources = site.rows.halves().into_iter().zip(reference.rows.halves());
-                for (rows, reference_rows) in sources {
+                for (half, rows) in site.rows.halves() {
                     let own = qkv.rows(&rows)?;
-                    let reference = reference.qkv.rows(&reference_rows)?;
-                    let context = context.as_ref().map(|c| c.qkv.rows(&rows)).transpose()?;
-                    let query = match &context {
-                        Some(context) if *context_queries => &context.q,
-                        _ => &own.q,
+                    let query = match context {
+                        Some(context) if *context_queries => queries(context, half)?,
+                        _ => own.q,
                     };
-                    let attend = |source: &Qkv, keys| {
-                        kernel.attention(query, &source.k, &source.v, own.heads, own.scale, keys)
-                    };
-                    let inside = attend(&reference, keys)?;
-                    halves.push(match &context {
+                    let (k, v, grid) = keys_values(reference, half, "reference")?;
+                    let (keys, unmasked) = keys_inside(reference_mask, grid);
+                    self.unmasked += usize::from(unmasked && half == Half::Prompt);
+                    let inside = attend(&query, &k, &v, keys.as_deref())?;
+                    halves.push(match context {
                         Some(context) => {
-                            let outside = attend(context, None)?;
+                            let (k, v, _) = keys_values(context, half, "context")?;
+                            let outside = attend(&query, &k, &v, None)?;
                             (mask.broadcast_mul(&inside)?
                                 + (1.0 - &mask)?.broadcast_mul(&outside)?)?
                         }

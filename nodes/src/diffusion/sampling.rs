@@ -1,13 +1,16 @@
 //! The method: step-blended sampling (stage 1), inversion, and the retouch by attention swap (stage 2).
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use candle_core::Tensor;
+use retouch_graph::Key;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Checkpoint;
 use super::control::{
-    Action, AttentionControl, Branch, Capture, MapRecorder, Rows, Store, Swap, Untouched,
+    Action, AttentionControl, Branch, Capture, Given, Half, MapRecorder, Part, Rows, Store, Swap,
+    Untouched,
 };
 use super::masks::{Plane, Threshold, subject_maps};
 use super::scheduler::Ddim;
@@ -26,6 +29,73 @@ pub trait Monitor {
     /// Something that the user should know but that does not end the run.
     fn warn(&self, message: &str);
 }
+
+/// Something that is held until it is dropped.
+pub trait Held {}
+
+/// What is kept between runs: the states between steps, and what calls give besides their result. All of it may be
+/// forgotten at any time, and is made again then.
+pub trait Memory {
+    /// z_k, if it is kept.
+    fn state(&self, k: usize) -> Option<Tensor> {
+        let _ = k;
+        None
+    }
+    /// Keeps z_k, which took so many seconds from z_{k-1}.
+    fn keep_state(&self, k: usize, z: &Tensor, seconds: f64) {
+        let _ = (k, z, seconds);
+    }
+    /// The raw maps of the target's step k, if they are kept.
+    fn target_map(&self, k: usize) -> Option<Tensor> {
+        let _ = k;
+        None
+    }
+    /// Keeps the raw maps of the target's step k.
+    fn keep_target_map(&self, k: usize, map: &Tensor, seconds: f64) {
+        let _ = (k, map, seconds);
+    }
+    /// Takes the making of z_k for itself, after whoever is at it, until what is returned is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    fn claim(&self, k: usize) -> Result<Option<Box<dyn Held + '_>>> {
+        let _ = k;
+        Ok(None)
+    }
+    /// What the call of a branch at step k is called.
+    fn call(&self, branch: Branch, half: Half, k: usize) -> Option<Key> {
+        let _ = (branch, half, k);
+        None
+    }
+    /// What is to be kept of a call.
+    fn wanted(&self, call: &Key) -> Vec<Part> {
+        let _ = call;
+        Vec::new()
+    }
+    /// A part of a call, if it is kept.
+    fn part(&self, call: &Key, part: Part) -> Option<Given> {
+        let _ = (call, part);
+        None
+    }
+    /// Keeps a part of a call.
+    fn keep_part(&self, call: &Key, part: Part, given: &Given, seconds: f64) {
+        let _ = (call, part, given, seconds);
+    }
+    /// Whether the masks of the swap are wanted.
+    fn wants_masks(&self) -> bool {
+        true
+    }
+    /// The first step that is not kept, or T, of T: said once.
+    fn resumed(&self, step: usize, of: usize) {
+        let _ = (step, of);
+    }
+}
+
+/// Keeps nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Forgets;
+
+impl Memory for Forgets {}
 
 /// What drew a step of a trajectory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,7 +147,7 @@ impl Conditions {
     }
 }
 
-/// One call for all images and halves of a branch.
+/// One call for all images of a branch, and for those of its halves that are asked for.
 struct Guided<'a> {
     model: &'a Checkpoint,
     conditions: &'a Conditions,
@@ -86,34 +156,34 @@ struct Guided<'a> {
 }
 
 impl Guided<'_> {
+    /// The rows of a whole call.
+    fn all_rows(&self, z: &Tensor) -> Result<Rows> {
+        Ok(Rows::new(self.branch, z.dim(0)?, self.guidance != 1.0))
+    }
+
     /// The rows' outputs, before guidance.
     fn rows(
         &self,
         z: &Tensor,
         timestep: usize,
         step: usize,
+        rows: Rows,
         control: &mut dyn AttentionControl,
         monitor: &dyn Monitor,
-    ) -> Result<(Tensor, Rows)> {
-        let images = z.dim(0)?;
-        let rows = Rows {
-            branch: self.branch,
-            images,
-            guided: self.guidance != 1.0,
-        };
-        let repeat = |states: &Tensor| states.repeat((images, 1, 1));
-        let (latent, context) = if rows.guided {
-            let context = Tensor::cat(
-                &[
-                    repeat(&self.conditions.negative)?,
-                    repeat(&self.conditions.prompt)?,
-                ],
-                0,
-            )?;
-            (Tensor::cat(&[z, z], 0)?, context)
-        } else {
-            (z.clone(), repeat(&self.conditions.prompt)?)
-        };
+    ) -> Result<Tensor> {
+        let states: Vec<Tensor> = rows
+            .halves()
+            .into_iter()
+            .map(|(half, _)| {
+                let states = match half {
+                    Half::Negative => &self.conditions.negative,
+                    Half::Prompt => &self.conditions.prompt,
+                };
+                states.repeat((rows.images, 1, 1))
+            })
+            .collect::<candle_core::Result<_>>()?;
+        let latents = vec![z; states.len()];
+        let (latent, context) = (Tensor::cat(&latents, 0)?, Tensor::cat(&states, 0)?);
         let timesteps = vec![timestep; rows.count()];
         let call = Call {
             latent: &latent,
@@ -127,7 +197,7 @@ impl Guided<'_> {
             .unet()?
             .forward(call, control, self.model.kernel())?;
         monitor.unet_calls(rows.count());
-        Ok((out, rows))
+        Ok(out)
     }
 
     /// u + g (c - u); c alone at g = 1.
@@ -139,13 +209,104 @@ impl Guided<'_> {
         control: &mut dyn AttentionControl,
         monitor: &dyn Monitor,
     ) -> Result<Tensor> {
-        let (out, rows) = self.rows(z, timestep, step, control, monitor)?;
-        if !rows.guided {
+        let rows = self.all_rows(z)?;
+        let out = self.rows(z, timestep, step, rows, control, monitor)?;
+        if !rows.negative {
             return Ok(out);
         }
         let u = out.narrow(0, 0, rows.images)?;
         let c = out.narrow(0, rows.images, rows.images)?;
         Ok((&u + ((c - &u)? * self.guidance)?)?)
+    }
+}
+
+/// What is wanted of the halves of a branch's call at step k by whoever comes later.
+fn wanted(memory: &dyn Memory, branch: Branch, k: usize, rows: Rows) -> BTreeSet<(Half, Part)> {
+    let mut wanted = BTreeSet::new();
+    for (half, _) in rows.halves() {
+        if let Some(call) = memory.call(branch, half, k) {
+            wanted.extend(memory.wanted(&call).into_iter().map(|part| (half, part)));
+        }
+    }
+    wanted
+}
+
+/// Keeps what was wanted of a call that took so many seconds.
+fn keep(memory: &dyn Memory, branch: Branch, k: usize, rows: Rows, store: &Store, seconds: f64) {
+    let halves = rows.halves();
+    for (half, _) in &halves {
+        let Some(call) = memory.call(branch, *half, k) else {
+            continue;
+        };
+        let parts = memory.wanted(&call);
+        // Only together do they save the call, so they share its cost.
+        let share = seconds / (halves.len() * parts.len().max(1)) as f64;
+        for part in parts {
+            if let Some(given) = store.get(&(*half, part)) {
+                memory.keep_part(&call, part, given, share);
+            }
+        }
+    }
+}
+
+/// Gives a model with its encoded prompts when a step needs it: what is kept already needs neither.
+pub trait Draws {
+    /// The model and the prompts.
+    ///
+    /// # Errors
+    /// When a part of the model cannot be loaded.
+    fn drawer(&self) -> Result<Drawer<'_>>;
+}
+
+/// A model and the prompts that it encodes when they are first needed.
+pub struct Prompted<'a> {
+    model: &'a Checkpoint,
+    prompt: &'a str,
+    negative: &'a str,
+    monitor: &'a dyn Monitor,
+    conditions: std::cell::OnceCell<Conditions>,
+}
+
+impl<'a> Prompted<'a> {
+    /// A model with a prompt and a negative prompt.
+    #[must_use]
+    pub fn new(
+        model: &'a Checkpoint,
+        prompt: &'a str,
+        negative: &'a str,
+        monitor: &'a dyn Monitor,
+    ) -> Self {
+        Self {
+            model,
+            prompt,
+            negative,
+            monitor,
+            conditions: std::cell::OnceCell::new(),
+        }
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn model(&self) -> &'a Checkpoint {
+        self.model
+    }
+}
+
+impl Draws for Prompted<'_> {
+    fn drawer(&self) -> Result<Drawer<'_>> {
+        if self.conditions.get().is_none() {
+            let conditions =
+                Conditions::encode(self.model, self.prompt, self.negative, self.monitor)?;
+            let _ = self.conditions.set(conditions); // it was empty
+        }
+        let conditions = self
+            .conditions
+            .get()
+            .ok_or_else(|| Error::request("the prompts were not encoded"))?;
+        Ok(Drawer {
+            model: self.model,
+            conditions,
+        })
     }
 }
 
@@ -158,68 +319,152 @@ pub struct Drawer<'a> {
     pub conditions: &'a Conditions,
 }
 
+/// Says once where a run goes on.
+struct Resume<'a> {
+    memory: &'a dyn Memory,
+    said: bool,
+    steps: usize,
+}
+
+impl<'a> Resume<'a> {
+    fn new(memory: &'a dyn Memory, steps: usize) -> Self {
+        Self {
+            memory,
+            said: false,
+            steps,
+        }
+    }
+
+    /// Step k (counted from the first that could be kept, `first`) is made.
+    fn makes(&mut self, k: usize, first: usize) {
+        if !self.said && k > first {
+            self.memory.resumed(k, self.steps);
+        }
+        self.said = true;
+    }
+
+    /// There is no step left.
+    fn end(&mut self, first: usize) {
+        self.makes(self.steps, first);
+    }
+}
+
 /// Stage 1: the steps before `blend_steps` by `vanilla`, the others by `personalized` (the paper's equation for
-/// step-blended denoising). Returns the latents z_0 .. z_T, noisiest first, `[B, C, h, w]` each.
+/// step-blended denoising). Returns the latents z_0 .. z_T, noisiest first, `[B, C, h, w]` each. A drawer may be `None`
+/// when none of its steps is left to draw.
 ///
 /// # Errors
 /// When a call fails or the run is cancelled.
+#[allow(clippy::too_many_arguments)]
 pub fn step_blend_sample(
-    vanilla: Drawer<'_>,
-    personalized: Drawer<'_>,
+    vanilla: &dyn Draws,
+    personalized: &dyn Draws,
     noise: &Tensor,
     ddim: &Ddim,
     blend_steps: usize,
     guidance: f64,
     monitor: &dyn Monitor,
+    memory: &dyn Memory,
 ) -> Result<Vec<Tensor>> {
     let mut trajectory = vec![noise.clone()];
     let mut z = noise.clone();
+    let mut resume = Resume::new(memory, ddim.steps());
     for (k, &t) in ddim.timesteps().iter().enumerate() {
         monitor.step(k, ddim.steps())?;
-        let drawer = if k < blend_steps {
-            vanilla
-        } else {
-            personalized
+        let mut there = memory.state(k + 1);
+        let claim = match there {
+            Some(_) => None,
+            None => memory.claim(k + 1)?,
         };
-        let guided = Guided {
-            model: drawer.model,
-            conditions: drawer.conditions,
-            guidance,
-            branch: Branch::Plain,
+        if claim.is_some() {
+            // Whoever was at it has made it.
+            there = memory.state(k + 1);
+        }
+        z = match there {
+            Some(next) => next,
+            None => {
+                resume.makes(k, 0);
+                let drawer = if k < blend_steps {
+                    vanilla.drawer()?
+                } else {
+                    personalized.drawer()?
+                };
+                let guided = Guided {
+                    model: drawer.model,
+                    conditions: drawer.conditions,
+                    guidance,
+                    branch: Branch::Plain,
+                };
+                let start = Instant::now();
+                let rows = guided.all_rows(&z)?;
+                let (_, _, h, w) = z.dims4()?;
+                let mut capture = Capture::new(wanted(memory, Branch::Plain, k, rows), |level| {
+                    grid_at((h, w), level)
+                });
+                let out = guided.noise(&z, t, k, &mut capture, monitor)?;
+                let seconds = start.elapsed().as_secs_f64();
+                if !capture.is_idle() {
+                    let store = capture.finish()?;
+                    keep(memory, Branch::Plain, k, rows, &store, seconds);
+                }
+                let next = ddim.step(&z, &out, k)?;
+                memory.keep_state(k + 1, &next, seconds);
+                next
+            }
         };
-        let out = guided.noise(&z, t, k, &mut Untouched, monitor)?;
-        z = ddim.step(&z, &out, k)?;
         trajectory.push(z.clone());
     }
+    resume.end(0);
     monitor.step(ddim.steps(), ddim.steps())?;
     Ok(trajectory)
 }
 
 /// DDIM inversion with one prompt and guidance 1: the latents z_0 .. z_T, noisiest first, of which the last is
-/// `latent` itself.
+/// `latent` itself. For the memory, state n is the latent after n steps of the inversion.
 ///
 /// # Errors
 /// When a call fails or the run is cancelled.
 pub fn invert(
-    drawer: Drawer<'_>,
+    draws: &dyn Draws,
     latent: &Tensor,
     ddim: &Ddim,
     monitor: &dyn Monitor,
+    memory: &dyn Memory,
 ) -> Result<Vec<Tensor>> {
-    let guided = Guided {
-        model: drawer.model,
-        conditions: drawer.conditions,
-        guidance: 1.0,
-        branch: Branch::Plain,
-    };
     let mut trajectory = vec![latent.clone()];
     let mut z = latent.clone();
+    let mut resume = Resume::new(memory, ddim.steps());
     for (done, (k, &t)) in ddim.timesteps().iter().enumerate().rev().enumerate() {
         monitor.step(done, ddim.steps())?;
-        let out = guided.noise(&z, t, k, &mut Untouched, monitor)?;
-        z = ddim.inverse_step(&z, &out, k)?;
+        let mut there = memory.state(done + 1);
+        let claim = match there {
+            Some(_) => None,
+            None => memory.claim(done + 1)?,
+        };
+        if claim.is_some() {
+            there = memory.state(done + 1);
+        }
+        z = match there {
+            Some(next) => next,
+            None => {
+                resume.makes(done, 0);
+                let drawer = draws.drawer()?;
+                let guided = Guided {
+                    model: drawer.model,
+                    conditions: drawer.conditions,
+                    guidance: 1.0,
+                    branch: Branch::Plain,
+                };
+                let start = Instant::now();
+                let out = guided.noise(&z, t, k, &mut Untouched, monitor)?;
+                let next = ddim.inverse_step(&z, &out, k)?;
+                memory.keep_state(done + 1, &next, start.elapsed().as_secs_f64());
+                next
+            }
+        };
         trajectory.push(z.clone());
     }
+    resume.end(0);
     monitor.step(ddim.steps(), ddim.steps())?;
     trajectory.reverse();
     Ok(trajectory)
@@ -237,19 +482,30 @@ pub fn cross_attention(
     grid: (usize, usize),
     monitor: &dyn Monitor,
 ) -> Result<Tensor> {
-    let sites = BTreeSet::new();
-    let mut capture = Capture::new(&sites, Some(grid));
+    let mut recorder = Maps(MapRecorder::new(grid));
     let guided = Guided {
         model: drawer.model,
         conditions: drawer.conditions,
         guidance: 1.0,
         branch: Branch::Plain,
     };
-    guided.noise(z, ddim.timesteps()[k], k, &mut capture, monitor)?;
-    capture.maps.map_or_else(
-        || Err(Error::request("no maps were recorded")),
-        MapRecorder::finish,
-    )
+    guided.noise(z, ddim.timesteps()[k], k, &mut recorder, monitor)?;
+    recorder.0.finish()
+}
+
+/// Records maps and leaves attention as it is.
+struct Maps(MapRecorder);
+
+impl AttentionControl for Maps {
+    fn attend(
+        &mut self,
+        site: super::control::Site,
+        qkv: &super::control::Qkv,
+        kernel: &dyn crate::kernels::Kernel,
+    ) -> Result<Tensor> {
+        self.0.record(site, qkv, kernel)?;
+        qkv.attend(kernel)
+    }
 }
 
 /// How the context's mask and the target's make M_k.
@@ -292,11 +548,11 @@ pub struct RetouchSettings {
     pub guidance: f64,
 }
 
-/// One step's source: the context's or the reference's branch.
+/// A source of stage 2: the context's or the reference's branch.
 pub struct Source<'a> {
     /// The latents z_0 .. z_T.
     pub trajectory: &'a [Tensor],
-    /// What runs step k: the model, its prompts and the subject's tokens, which may be missing when no map is needed.
+    /// What runs step k.
     pub drawers: Vec<SourceStep<'a>>,
     /// Given masks in place of computed ones, on the mask grid.
     pub mask: Option<GivenMasks>,
@@ -335,15 +591,15 @@ impl GivenMasks {
 #[derive(Clone)]
 pub struct SourceStep<'a> {
     /// The model and its prompts.
-    pub drawer: Drawer<'a>,
-    /// The subject's tokens in its prompt.
+    pub draws: &'a dyn Draws,
+    /// The subject's tokens in its prompt, which may be missing when no map is needed.
     pub span: Option<std::ops::Range<usize>>,
 }
 
 /// Everything that stage 2 works on.
 pub struct Retouch<'a> {
     /// The target's model and prompts.
-    pub target: Drawer<'a>,
+    pub target: &'a dyn Draws,
     /// The subject's tokens in the target's prompt.
     pub target_span: Option<std::ops::Range<usize>>,
     /// The trajectory of stage 1 and what drew it.
@@ -354,6 +610,105 @@ pub struct Retouch<'a> {
     pub blend_mask: Option<GivenMasks>,
     /// The numbers.
     pub settings: RetouchSettings,
+}
+
+/// What is given to a swap in place of what it would compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Givens {
+    /// The reference's mask.
+    pub reference: bool,
+    /// The context's.
+    pub context: bool,
+    /// The blend mask.
+    pub blend: bool,
+    /// The blend mask is known to be 1 everywhere at the step.
+    pub fills: bool,
+    /// A subject to look up in the context's prompt.
+    pub context_subject: bool,
+}
+
+/// What the target does at a step, and what it needs for that.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepNeeds {
+    /// The context's attention takes the place of the target's.
+    pub lock: bool,
+    /// The swap is on.
+    pub swap: bool,
+    /// Queries are the context's.
+    pub context_queries: bool,
+    /// What is needed of each half of the context's branch (the map of the prompt half alone).
+    pub context: BTreeSet<Part>,
+    /// What is needed of the reference's.
+    pub reference: BTreeSet<Part>,
+    /// The next step's mask depends on the target's map of this one.
+    pub target_map: bool,
+}
+
+impl RetouchSettings {
+    /// What step k of T needs.
+    #[must_use]
+    pub fn needs(&self, k: usize, steps: usize, given: Givens) -> StepNeeds {
+        let until = self.until_step.min(steps);
+        let acts = k < self.until_step && !self.sites.is_empty();
+        let swap = acts && k >= self.from_step;
+        let lock = acts && k < self.from_step && self.lock;
+        let context_queries = swap && k < self.structure_until;
+        let mut context = BTreeSet::new();
+        let mut reference = BTreeSet::new();
+        let keys_values = || self.sites.iter().map(|&site| Part::KeysValues(site));
+        let queries = || self.sites.iter().map(|&site| Part::Queries(site));
+        if lock {
+            context.extend(keys_values().chain(queries()));
+        }
+        if swap {
+            reference.extend(keys_values());
+            if !given.reference {
+                reference.insert(Part::Map(self.mask_levels.1));
+            }
+            if !(given.fills && !context_queries) {
+                context.extend(keys_values());
+            }
+            if context_queries {
+                context.extend(queries());
+            }
+            if !given.context && (!given.blend || given.context_subject) {
+                context.insert(Part::Map(self.mask_levels.0));
+            }
+        }
+        let next = k + 1;
+        StepNeeds {
+            lock,
+            swap,
+            context_queries,
+            context,
+            reference,
+            target_map: !given.blend
+                && self.blend != Blend::Context
+                && !self.sites.is_empty()
+                && next >= self.from_step
+                && next < until,
+        }
+    }
+}
+
+/// The parts that are needed of a half: maps are the prompt's alone.
+#[must_use]
+pub fn of_half(parts: &BTreeSet<Part>, half: Half) -> BTreeSet<Part> {
+    parts
+        .iter()
+        .copied()
+        .filter(|part| half == Half::Prompt || !matches!(part, Part::Map(_)))
+        .collect()
+}
+
+/// Of the parts those that masks are made of.
+#[must_use]
+pub fn maps_alone(parts: &BTreeSet<Part>) -> BTreeSet<Part> {
+    parts
+        .iter()
+        .copied()
+        .filter(|part| matches!(part, Part::Map(_)))
+        .collect()
 }
 
 /// The masks of one swapped step: of each image, or one for all.
@@ -393,103 +748,128 @@ impl Retouch<'_> {
     ///
     /// # Errors
     /// When a call fails, a subject is needed and missing, or the run is cancelled.
-    pub fn run(&self, ddim: &Ddim, monitor: &dyn Monitor) -> Result<Retouched> {
+    pub fn run(
+        &self,
+        ddim: &Ddim,
+        monitor: &dyn Monitor,
+        memory: &dyn Memory,
+    ) -> Result<Retouched> {
         let s = &self.settings;
         let steps = ddim.steps();
         let start = s.start_step.min(steps);
         let mut trajectory: Vec<Tensor> = self.context.trajectory[..=start].to_vec();
         let mut z = self.context.trajectory[start].clone();
         let mut masks = Vec::new();
-        let mut previous: Option<Vec<Plane>> = None;
+        // The target's map of the step before, if that step was made in this run.
+        let mut before: Option<Tensor> = None;
         let (mut fired, mut due, mut warned) = (0, false, false);
+        let mut resume = Resume::new(memory, steps);
         for k in start..steps {
             monitor.step(k, steps)?;
-            let t = ddim.timesteps()[k];
-            let acts = k < s.until_step && !s.sites.is_empty();
-            let swapping = acts && k >= s.from_step;
-            let locking = acts && k < s.from_step && s.lock;
-            due |= swapping || locking;
+            let needs = s.needs(k, steps, self.givens(k));
+            let kept = || {
+                let next = memory.state(k + 1)?;
+                let map = needs.target_map.then(|| memory.target_map(k));
+                (map.as_ref().is_none_or(Option::is_some)).then(|| (next, map.flatten()))
+            };
+            let mut there = kept();
+            let claim = match there {
+                Some(_) => None,
+                None => memory.claim(k + 1)?,
+            };
+            if claim.is_some() {
+                there = kept();
+            }
+            let previous = before.take();
+            if there.is_none() {
+                resume.makes(k, start);
+            }
+            // Sources are called for even if the step is there when their masks are to be looked at.
+            let looks = there.is_some();
             let step_masks;
-            let context_store;
-            let reference_store;
-            let action = if locking {
-                context_store = self
-                    .source(&self.context, k, t, false, Branch::Context, monitor)?
-                    .0;
-                Action::Lock {
-                    context: &context_store,
-                }
-            } else if swapping {
-                let context_queries = k < s.structure_until;
-                let fills = self.blend_mask.as_ref().is_some_and(|given| {
-                    given
-                        .at(k)
-                        .iter()
-                        .all(|plane| plane.data.iter().all(|&m| m == 1.0))
-                });
-                let (context_mask, store) =
-                    self.context_at(k, t, fills && !context_queries, monitor)?;
-                context_store = store;
-                let (store, map) = self.source(
+            let (mut context, mut reference) = (Store::new(), Store::new());
+            let mut blend_masks = None;
+            if needs.lock && !looks {
+                context = self.source(
+                    &self.context,
+                    k,
+                    &needs.context,
+                    Branch::Context,
+                    ddim,
+                    monitor,
+                    memory,
+                )?;
+            }
+            if needs.swap && (!looks || memory.wants_masks()) {
+                let of = |parts: &BTreeSet<Part>| {
+                    if looks {
+                        maps_alone(parts)
+                    } else {
+                        parts.clone()
+                    }
+                };
+                context = self.source(
+                    &self.context,
+                    k,
+                    &of(&needs.context),
+                    Branch::Context,
+                    ddim,
+                    monitor,
+                    memory,
+                )?;
+                reference = self.source(
                     &self.reference,
                     k,
-                    t,
-                    self.reference.mask.is_none(),
+                    &of(&needs.reference),
                     Branch::Reference,
+                    ddim,
                     monitor,
+                    memory,
                 )?;
-                reference_store = store;
-                let reference_mask = match (&self.reference.mask, map) {
-                    (Some(given), _) => given.at(k).to_vec(),
-                    (None, Some(map)) => map,
-                    (None, None) => return Err(missing_span("reference", "reference_mask")),
-                };
-                let blend = match (&self.blend_mask, &previous) {
-                    (Some(given), _) => given.at(k).to_vec(),
-                    (None, None) => context_mask.clone(),
-                    (None, Some(previous)) => match s.blend {
-                        Blend::Context => context_mask.clone(),
-                        Blend::Target => previous.clone(),
-                        Blend::Union => zip_planes(&context_mask, previous, Plane::max),
-                    },
-                };
-                step_masks = StepMasks {
-                    reference: reference_mask,
-                    context: context_mask,
-                    blend,
-                };
+                step_masks = self.masks_at(k, start, &context, &reference, previous, memory)?;
                 masks.push(step_masks.clone());
-                Action::Swap {
-                    context: (!context_store.is_empty()).then_some(&context_store),
-                    reference: &reference_store,
-                    context_queries,
-                    reference_mask: &step_masks.reference,
-                    blend: &step_masks.blend,
-                }
-            } else {
-                Action::Let
+                blend_masks = Some(step_masks);
+            }
+            if let Some((next, map)) = there {
+                before = map;
+                z = next;
+                trajectory.push(z.clone());
+                continue;
+            }
+            due |= needs.swap || needs.lock;
+            let action = match &blend_masks {
+                None if needs.lock => Action::Lock { context: &context },
+                None => Action::Let,
+                Some(masks) => Action::Swap {
+                    context: needs
+                        .context
+                        .iter()
+                        .any(|part| matches!(part, Part::KeysValues(_)))
+                        .then_some(&context),
+                    reference: &reference,
+                    context_queries: needs.context_queries,
+                    reference_mask: &masks.reference,
+                    blend: &masks.blend,
+                },
             };
-            let next = k + 1;
-            let map_wanted = self.blend_mask.is_none()
-                && s.blend != Blend::Context
-                && !s.sites.is_empty()
-                && next >= s.from_step
-                && next < s.until_step.min(steps);
             let grid = grid_of(&z, s.mask_levels.0)?;
             let mut swap = Swap {
                 sites: &s.sites,
                 action,
-                maps: map_wanted.then(|| MapRecorder::new(grid)),
+                maps: needs.target_map.then(|| MapRecorder::new(grid)),
                 fired: 0,
                 unmasked: 0,
             };
+            let target = self.target.drawer()?;
             let guided = Guided {
-                model: self.target.model,
-                conditions: self.target.conditions,
+                model: target.model,
+                conditions: target.conditions,
                 guidance: s.guidance,
                 branch: Branch::Target,
             };
-            let out = guided.noise(&z, t, k, &mut swap, monitor)?;
+            let since = Instant::now();
+            let out = guided.noise(&z, ddim.timesteps()[k], k, &mut swap, monitor)?;
+            let seconds = since.elapsed().as_secs_f64();
             fired += swap.fired;
             if swap.unmasked > 0 && !warned {
                 warned = true;
@@ -499,15 +879,15 @@ impl Retouch<'_> {
                 ));
             }
             if let Some(maps) = swap.maps {
-                let span = self
-                    .target_span
-                    .clone()
-                    .ok_or_else(|| missing_span("target", "blend_mask"))?;
-                previous = Some(self.binarised(&maps.finish()?, span, grid)?);
+                let map = maps.finish()?;
+                memory.keep_target_map(k, &map, seconds);
+                before = Some(map);
             }
             z = ddim.step(&z, &out, k)?;
+            memory.keep_state(k + 1, &z, seconds);
             trajectory.push(z.clone());
         }
+        resume.end(start);
         if due && fired == 0 {
             return Err(Error::request(
                 "the control has sites and steps to act on and acted on none",
@@ -517,72 +897,150 @@ impl Retouch<'_> {
         Ok(Retouched { trajectory, masks })
     }
 
-    /// The context's mask and what its branch gave at step k; nothing of it is run when `idle` (neither its queries
-    /// nor its keys and values are looked at) and its mask is not to be computed.
-    fn context_at(
-        &self,
-        k: usize,
-        t: usize,
-        idle: bool,
-        monitor: &dyn Monitor,
-    ) -> Result<(Vec<Plane>, Store)> {
-        let grid = grid_of(&self.context.trajectory[k], self.settings.mask_levels.0)?;
-        let span = self.context.drawers[k].span.is_some();
-        let map_wanted = self.context.mask.is_none() && (self.blend_mask.is_none() || span);
-        if map_wanted && !span {
-            return Err(missing_span("context", "context_mask"));
+    /// What is given at step k.
+    fn givens(&self, k: usize) -> Givens {
+        let fills = self.blend_mask.as_ref().is_some_and(|given| {
+            given
+                .at(k)
+                .iter()
+                .all(|plane| plane.data.iter().all(|&m| m == 1.0))
+        });
+        Givens {
+            reference: self.reference.mask.is_some(),
+            context: self.context.mask.is_some(),
+            blend: self.blend_mask.is_some(),
+            fills,
+            context_subject: self.context.drawers[k].span.is_some(),
         }
-        if idle && !map_wanted {
-            let mask = self.context.mask.as_ref().map_or_else(
-                || vec![Plane::filled(grid, 0.0)],
-                |given| given.at(k).to_vec(),
-            );
-            return Ok((mask, Store::new()));
-        }
-        let (store, map) =
-            self.source(&self.context, k, t, map_wanted, Branch::Context, monitor)?;
-        let mask = match (&self.context.mask, map) {
-            (Some(given), _) => given.at(k).to_vec(),
-            (None, Some(map)) => map,
-            (None, None) => vec![Plane::filled(grid, 0.0)],
-        };
-        Ok((mask, store))
     }
 
-    /// Runs a source branch at step k: what it gave at the chosen sites, and its subject mask if `map`.
+    /// The masks of step k; `previous` is the target's map of the step before, if this run made it.
+    fn masks_at(
+        &self,
+        k: usize,
+        start: usize,
+        context: &Store,
+        reference: &Store,
+        previous: Option<Tensor>,
+        memory: &dyn Memory,
+    ) -> Result<StepMasks> {
+        let s = &self.settings;
+        let computed =
+            |source: &Source<'_>, store: &Store, level: usize| -> Result<Option<Vec<Plane>>> {
+                let Some(Given::Map(map)) = store.get(&(Half::Prompt, Part::Map(level))) else {
+                    return Ok(None);
+                };
+                let Some(span) = source.drawers[k].span.clone() else {
+                    return Ok(None);
+                };
+                let grid = grid_of(&source.trajectory[k], level)?;
+                Ok(Some(self.binarised(map, span, grid)?))
+            };
+        let reference_mask = match &self.reference.mask {
+            Some(given) => given.at(k).to_vec(),
+            None => computed(&self.reference, reference, s.mask_levels.1)?
+                .ok_or_else(|| missing_span("reference", "reference_mask"))?,
+        };
+        let grid = grid_of(&self.context.trajectory[k], s.mask_levels.0)?;
+        let context_mask = match &self.context.mask {
+            Some(given) => given.at(k).to_vec(),
+            None => match computed(&self.context, context, s.mask_levels.0)? {
+                Some(mask) => mask,
+                // Nobody needs it: the blend mask is given, and no subject.
+                None if self.blend_mask.is_some() => vec![Plane::filled(grid, 0.0)],
+                None => return Err(missing_span("context", "context_mask")),
+            },
+        };
+        let blend = match &self.blend_mask {
+            Some(given) => given.at(k).to_vec(),
+            // Before the target's first step it has no map of its own.
+            None if k == start || s.blend == Blend::Context => context_mask.clone(),
+            None => {
+                let map = previous
+                    .or_else(|| memory.target_map(k - 1))
+                    .ok_or_else(|| Error::request("the target's map of the step before is gone"))?;
+                let span = self
+                    .target_span
+                    .clone()
+                    .ok_or_else(|| missing_span("target", "blend_mask"))?;
+                let own = self.binarised(&map, span, grid)?;
+                if s.blend == Blend::Target {
+                    own
+                } else {
+                    zip_planes(&context_mask, &own, Plane::max)
+                }
+            }
+        };
+        Ok(StepMasks {
+            reference: reference_mask,
+            context: context_mask,
+            blend,
+        })
+    }
+
+    /// What a source branch gives at step k: from the memory, else by calling those of its halves that lack something.
+    #[allow(clippy::too_many_arguments)]
     fn source(
         &self,
         source: &Source<'_>,
         k: usize,
-        t: usize,
-        map: bool,
+        parts: &BTreeSet<Part>,
         branch: Branch,
+        ddim: &Ddim,
         monitor: &dyn Monitor,
-    ) -> Result<(Store, Option<Vec<Plane>>)> {
-        let s = &self.settings;
+        memory: &dyn Memory,
+    ) -> Result<Store> {
+        let mut store = Store::new();
         let z = &source.trajectory[k];
-        let level = if branch == Branch::Reference {
-            s.mask_levels.1
-        } else {
-            s.mask_levels.0
+        let all = Rows::new(branch, z.dim(0)?, self.settings.guidance != 1.0);
+        let mut rows = Rows {
+            negative: false,
+            prompt: false,
+            ..all
         };
-        let grid = grid_of(z, level)?;
-        let step = &source.drawers[k];
-        let mut capture = Capture::new(&s.sites, map.then_some(grid));
+        for (half, _) in all.halves() {
+            let parts = of_half(parts, half);
+            let kept: Option<Vec<Given>> = memory
+                .call(branch, half, k)
+                .and_then(|call| parts.iter().map(|part| memory.part(&call, *part)).collect());
+            match kept {
+                Some(kept) => {
+                    store.extend(parts.into_iter().map(|part| (half, part)).zip(kept));
+                }
+                None if parts.is_empty() => {}
+                None if half == Half::Negative => rows.negative = true,
+                None => rows.prompt = true,
+            }
+        }
+        if rows.count() == 0 {
+            return Ok(store);
+        }
+        let drawer = source.drawers[k].draws.drawer()?;
         let guided = Guided {
-            model: step.drawer.model,
-            conditions: step.drawer.conditions,
-            guidance: s.guidance,
+            model: drawer.model,
+            conditions: drawer.conditions,
+            guidance: self.settings.guidance,
             branch,
         };
-        guided.rows(z, t, k, &mut capture, monitor)?;
-        let mask = match (capture.maps, &step.span) {
-            (Some(maps), Some(span)) => {
-                Some(self.binarised(&maps.finish()?, span.clone(), grid)?)
-            }
-            _ => None,
-        };
-        Ok((capture.captured, mask))
+        let mut asked = wanted(memory, branch, k, rows);
+        for (half, _) in rows.halves() {
+            asked.extend(of_half(parts, half).into_iter().map(|part| (half, part)));
+        }
+        let (_, _, h, w) = z.dims4()?;
+        let mut capture = Capture::new(asked, |level| grid_at((h, w), level));
+        let start = Instant::now();
+        guided.rows(z, ddim.timesteps()[k], k, rows, &mut capture, monitor)?;
+        let given = capture.finish()?;
+        keep(
+            memory,
+            branch,
+            k,
+            rows,
+            &given,
+            start.elapsed().as_secs_f64(),
+        );
+        store.extend(given);
+        Ok(store)
     }
 
     fn binarised(

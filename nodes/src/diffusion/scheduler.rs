@@ -275,6 +275,12 @@ impl Ddim {
         })
     }
 
+    /// What the network predicts.
+    #[must_use]
+    pub fn prediction(&self) -> Prediction {
+        self.prediction
+    }
+
     /// The timesteps, noisiest first.
     #[must_use]
     pub fn timesteps(&self) -> &[usize] {

@@ -116,6 +116,8 @@ pub struct SiteInfo {
     pub part: Part,
     /// How many times the latent's grid has been halved (rounded up).
     pub level: usize,
+    /// Features of its queries, keys and values (heads x head size).
+    pub width: usize,
 }
 
 /// The grid of a level: each side halved `level` times, rounded up.
@@ -301,12 +303,14 @@ impl UnetConfig {
     pub fn sites(&self) -> Vec<SiteInfo> {
         let levels = self.block_out_channels.len();
         let mut sites = Vec::new();
-        let mut push = |part, level, count| {
+        let mut push = |part, level: usize, count| {
+            let width = self.block_out_channels[level];
             for _ in 0..count {
                 sites.push(SiteInfo {
                     index: sites.len(),
                     part,
                     level,
+                    width,
                 });
             }
         };

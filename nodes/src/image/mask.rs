@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use retouch_graph::{Context, Fault, Files, Node, NodeError, Types, ports};
+use retouch_graph::{Chained, Context, Fault, Files, Node, NodeError, Types, Upstream, ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::chain::MaskNote;
 use crate::payload::image::{AlphaFacts, Image, ImageFacts, MAX_SIDE, values};
 use crate::payload::mask::Mask;
 
@@ -104,6 +105,17 @@ impl Node for MakeMask {
             Some(facts) => Types::unknown().with("mask", &facts),
             None => Types::unknown(),
         })
+    }
+
+    fn chain(&self, _: &Upstream<'_>) -> Chained {
+        // Growing or blurring leaves ones as they are, shrinking and thresholds below 1 too: the border goes on outside.
+        let ones = self.from == Some(Source::All)
+            && !self.invert
+            && self.threshold.is_none_or(|threshold| threshold < 1.0);
+        Chained {
+            note: Some(Arc::new(MaskNote { ones })),
+            ..Chained::default()
+        }
     }
 
     fn run(&self, inputs: Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {

@@ -1,15 +1,19 @@
 //! `invert`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use retouch_graph::{Context, Fault, Files, Node, NodeError, Types, ports};
+use retouch_graph::{
+    Chain, Chained, Context, Fault, Files, Node, NodeError, Step, Types, Upstream, ports,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::decode::{channel_fault, decode};
+use crate::chain::{self, Draw, Remembers, SamplerNote, TrajectoryNote};
 use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
-use crate::diffusion::sampling::{Conditions, Drawer, Drawn, invert, step_blend_sample};
+use crate::diffusion::sampling::{Drawn, Forgets, Prompted, invert, step_blend_sample};
 use crate::diffusion::scheduler::Ddim;
 use crate::fields::Template;
 use crate::payload::{Latent, LatentFacts, Model, Table, Trajectory, TrajectoryFacts};
@@ -63,6 +67,66 @@ ports! {
     }
 }
 
+impl Invert {
+    fn keys(&self, upstream: &Upstream<'_>) -> Option<Chained> {
+        let (id, facts) = chain::model(upstream, "model")?;
+        let latent: LatentFacts = upstream.facts("latent")?;
+        let ddim = Ddim::new(&facts.scheduler, self.steps).ok()?;
+        let of = TrajectoryFacts::of(latent, self.steps);
+        let draw = Draw {
+            model: &id,
+            prompt: &self.prompt,
+            negative: "",
+            guidance: 1.0,
+            numerics: upstream.numerics,
+        };
+        let mut states = vec![chain::state_of(&upstream.link("latent")?.key, 0)];
+        for k in (0..self.steps).rev() {
+            let before = states.last()?;
+            let after = draw.inverse(before, &ddim, k);
+            states.push(after);
+        }
+        let images = latent.batch as u64;
+        let step = Step {
+            calls: images,
+            ..Step::default()
+        };
+        let drawn = Drawn {
+            model: id.clone(),
+            vanilla: false,
+            prompt: self.prompt.to_string(),
+            negative: String::new(),
+        };
+        let trajectory = Arc::new(TrajectoryNote {
+            states: states.iter().rev().copied().collect(),
+            drawn: Some(vec![Some(drawn); self.steps]),
+            facts: of,
+        });
+        Some(Chained {
+            ports: vec![("trajectory", trajectory.key())],
+            chain: Some(Chain {
+                first: 0,
+                steps: vec![step; self.steps],
+                states: states[1..].iter().map(|state| vec![*state]).collect(),
+                looks: None,
+                extra: if self.measure {
+                    self.steps as u64 * images
+                } else {
+                    0
+                },
+                class: chain::class(&id, &of),
+            }),
+            note: Some(Arc::new(SamplerNote {
+                trajectory,
+                states,
+                maps: HashMap::new(),
+                calls: HashMap::new(),
+            })),
+            calls: 0,
+        })
+    }
+}
+
 impl Node for Invert {
     const OP: &'static str = "invert";
     const VERSION: u32 = 1;
@@ -108,21 +172,23 @@ impl Node for Invert {
         Ok(types)
     }
 
+    fn chain(&self, upstream: &Upstream<'_>) -> Chained {
+        self.keys(upstream).unwrap_or_default()
+    }
+
     fn run(&self, inputs: Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
         let reports = Reports(context);
         let model = &inputs.model.checkpoint;
         let latent = &inputs.latent.tensor;
         let ddim = Ddim::new(&model.description().scheduler, self.steps)?;
-        let conditions = Conditions::encode(model, &self.prompt, "", &reports)?;
-        let drawer = Drawer {
-            model,
-            conditions: &conditions,
-        };
-        let latents = invert(drawer, latent, &ddim, &reports)?;
+        let prompted = Prompted::new(model, &self.prompt, "", &reports);
+        let latents = invert(&prompted, latent, &ddim, &reports, &Remembers::new(context))?;
         let noise = latents.first().unwrap_or(latent).clone();
         let (mut replay, mut report) = (None, None);
         if self.measure {
-            let back = step_blend_sample(drawer, drawer, &noise, &ddim, 0, 1.0, &reports)?;
+            let back = step_blend_sample(
+                &prompted, &prompted, &noise, &ddim, 0, 1.0, &reports, &Forgets,
+            )?;
             let back = back.last().unwrap_or(&noise).clone();
             report = Some(Arc::new(measure(model, latent, &back, self.steps)?));
             replay = Some(Arc::new(Latent { tensor: back }));

@@ -3,10 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use retouch_graph::{Context, Fault, Files, Node, NodeError, ReadFile, Types, ports};
+use retouch_graph::{
+    Chained, Context, Fault, Files, Node, NodeError, ReadFile, Types, Upstream, ports,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::chain::{ModelNote, model_id};
 use crate::diffusion::Error;
 use crate::diffusion::checkpoint::{Checkpoint, Description, Parts};
 use crate::fields::AssetPath;
@@ -153,6 +156,15 @@ impl Node for LoadModel {
         Ok(Types::unknown().with("model", &description.facts()))
     }
 
+    fn chain(&self, upstream: &Upstream<'_>) -> Chained {
+        let files = upstream.files.iter();
+        let id = model_id(files.map(|(role, digest)| (role.as_str(), *digest)));
+        Chained {
+            note: Some(Arc::new(ModelNote { id })),
+            ..Chained::default()
+        }
+    }
+
     fn run(&self, _: Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
         let runtime = Runtime::of(context)?;
         let parts = self.parts();
@@ -161,18 +173,20 @@ impl Node for LoadModel {
             NodeError::failed(messages.join("; "))
         })?;
         // The VAE neither draws nor encodes prompts: what drew a step is the same model with another VAE.
-        let mut hasher = blake3::Hasher::new();
+        let mut digests = Vec::new();
         for file in parts.files() {
-            if !file.role.starts_with("vae/") && context.files().is_file(&file.path) {
+            if context.files().is_file(&file.path) {
                 let digest = context.files().digest(&file.path).map_err(|e| {
                     NodeError::failed(format!("{} cannot be read: {e}", file.path.display()))
                 })?;
-                hasher.update(&(file.role.len() as u64).to_le_bytes());
-                hasher.update(file.role.as_bytes());
-                hasher.update(&digest);
+                digests.push((file.role, digest));
             }
         }
-        let id = hasher.finalize().to_hex().to_string();
+        let id = model_id(
+            digests
+                .iter()
+                .map(|(role, digest)| (role.as_str(), *digest)),
+        );
         let checkpoint = Checkpoint::new(
             description,
             id,

@@ -14,6 +14,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::payload::mask::Mask;
+use crate::payload::tensors::{self, Packed};
 
 /// The longest side in pixels of a picture that is read or resized to; four times what the largest models draw.
 pub const MAX_SIDE: usize = 8192;
@@ -232,6 +233,17 @@ impl Image {
 impl Payload for Image {
     const TYPE: &'static str = "image";
     const FORMATS: &'static [&'static str] = &["png", "jpg", "jpeg", "webp"];
+
+    fn to_disk(&self) -> Option<Result<Vec<u8>, NodeError>> {
+        let mut planes = vec![("rgb", &self.rgb)];
+        planes.extend(self.alpha.as_ref().map(|alpha| ("alpha", alpha)));
+        Some(tensors::pack(&planes, std::collections::HashMap::new()))
+    }
+
+    fn from_disk(bytes: &[u8]) -> Result<Self, NodeError> {
+        let mut packed = Packed::read(bytes)?;
+        Self::new(packed.take("rgb")?, packed.tensors.remove("alpha"))
+    }
 
     fn bytes(&self) -> usize {
         let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use candle_core::Tensor;
-use retouch_graph::{NodeError, Payload};
+use retouch_graph::{Environment, NodeError, Payload};
 use serde::{Deserialize, Serialize};
 
-use super::tensors::{READ_AS, encode_safetensors};
+use super::tensors::{self, Packed, READ_AS, encode_safetensors};
 
 /// A batch of latents, scaled as the U-Net takes them.
 #[derive(Debug)]
@@ -31,6 +31,28 @@ pub struct LatentFacts {
 impl Payload for Latent {
     const TYPE: &'static str = "latent";
     const FORMATS: &'static [&'static str] = &["safetensors"];
+
+    fn on_device(&self) -> bool {
+        tensors::on_device(&self.tensor)
+    }
+
+    fn to_host(&self) -> Result<Option<Self>, NodeError> {
+        let host = || tensors::to_host(&self.tensor).map(|tensor| Self { tensor });
+        tensors::on_device(&self.tensor).then(host).transpose()
+    }
+
+    fn to_device(&self, environment: &Environment) -> Result<Option<Self>, NodeError> {
+        Ok(tensors::to_device(&self.tensor, environment)?.map(|tensor| Self { tensor }))
+    }
+
+    fn to_disk(&self) -> Option<Result<Vec<u8>, NodeError>> {
+        Some(tensors::pack(&[("latent", &self.tensor)], HashMap::new()))
+    }
+
+    fn from_disk(bytes: &[u8]) -> Result<Self, NodeError> {
+        let tensor = Packed::read(bytes)?.take("latent")?;
+        Ok(Self { tensor })
+    }
 
     fn bytes(&self) -> usize {
         self.tensor.elem_count() * 4

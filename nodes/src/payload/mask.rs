@@ -11,6 +11,7 @@ use crate::image::resample;
 use crate::payload::image::{
     Image, ImageFacts, describe, on_cpu, tensor_failed, to_byte, unknown_format, values, write_png,
 };
+use crate::payload::tensors::{self, Packed};
 
 /// The name of the one tensor in a mask's safetensors file.
 const TENSOR: &str = "mask";
@@ -187,6 +188,14 @@ impl Mask {
 impl Payload for Mask {
     const TYPE: &'static str = "mask";
     const FORMATS: &'static [&'static str] = &["png", "safetensors"];
+
+    fn to_disk(&self) -> Option<Result<Vec<u8>, NodeError>> {
+        Some(tensors::pack(&[(TENSOR, &self.plane)], HashMap::new()))
+    }
+
+    fn from_disk(bytes: &[u8]) -> Result<Self, NodeError> {
+        Self::new(Packed::read(bytes)?.take(TENSOR)?)
+    }
 
     fn bytes(&self) -> usize {
         self.plane.elem_count() * self.plane.dtype().size_in_bytes()

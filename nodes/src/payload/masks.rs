@@ -8,7 +8,7 @@ use retouch_graph::{FromValue, NodeError, Payload, Value};
 use serde::{Deserialize, Serialize};
 
 use super::Mask;
-use super::tensors::{READ_AS, encode_safetensors};
+use super::tensors::{Packed, READ_AS, encode_safetensors};
 
 /// Reference, context and blend mask of each step of the swap.
 #[derive(Debug)]
@@ -34,6 +34,18 @@ pub(crate) const FIRST_STEP: &str = "retouch_first_step";
 impl Payload for Masks {
     const TYPE: &'static str = "masks";
     const FORMATS: &'static [&'static str] = &["safetensors"];
+
+    fn to_disk(&self) -> Option<Result<Vec<u8>, NodeError>> {
+        Some(self.encode("safetensors").map(|files| files.concat()))
+    }
+
+    fn from_disk(bytes: &[u8]) -> Result<Self, NodeError> {
+        let mut packed = Packed::read(bytes)?;
+        Ok(Self {
+            first_step: packed.know(FIRST_STEP)?,
+            tensor: packed.take("masks")?,
+        })
+    }
 
     fn bytes(&self) -> usize {
         self.tensor.elem_count() * 4

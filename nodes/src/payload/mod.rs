@@ -1,5 +1,6 @@
 //! The types that cross ports.
 
+mod attention;
 mod control;
 pub mod image;
 mod latent;
@@ -19,6 +20,20 @@ pub use model::Model;
 pub use table::Table;
 pub use trajectory::{Trajectory, TrajectoryFacts};
 
+/// The types of value that the disk cache keeps. Models and controls are not: they cost nothing to make again.
+#[must_use]
+pub fn decoders() -> retouch_graph::Decoders {
+    retouch_graph::Decoders::new()
+        .with::<Latent>()
+        .with::<Trajectory>()
+        .with::<Mask>()
+        .with::<Masks>()
+        .with::<Image>()
+        .with::<Table>()
+        .with::<Attention>()
+}
+
+pub(crate) use attention::Attention;
 pub(crate) use masks::FIRST_STEP;
 pub(crate) use tensors::READ_AS;
 pub(crate) use trajectory::DRAWN;

@@ -109,6 +109,19 @@ impl Payload for Table {
     const TYPE: &'static str = "table";
     const FORMATS: &'static [&'static str] = &["csv", "json"];
 
+    fn to_disk(&self) -> Option<Result<Vec<u8>, NodeError>> {
+        let parts = (&self.columns, &self.rows);
+        Some(serde_json::to_vec(&parts).map_err(|e| NodeError::failed(e.to_string())))
+    }
+
+    fn from_disk(bytes: &[u8]) -> Result<Self, NodeError> {
+        let (columns, rows) =
+            serde_json::from_slice(bytes).map_err(|e| NodeError::failed(e.to_string()))?;
+        let table = Self { columns, rows };
+        table.check()?;
+        Ok(table)
+    }
+
     fn bytes(&self) -> usize {
         let cells = self.rows.iter().flatten();
         let texts = cells.map(|cell| match cell {

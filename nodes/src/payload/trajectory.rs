@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 
 use candle_core::Tensor;
-use retouch_graph::{NodeError, Payload};
+use retouch_graph::{Environment, NodeError, Payload};
 use serde::{Deserialize, Serialize};
 
 use super::LatentFacts;
-use super::tensors::{READ_AS, encode_safetensors};
+use super::tensors::{self, Packed, READ_AS, encode_safetensors};
 use crate::diffusion::sampling::Drawn;
+use crate::runtime::tensor_error;
 
 /// The latents z_0 .. z_T of a run, noisiest first.
 #[derive(Debug)]
@@ -56,6 +57,51 @@ impl Trajectory {
 impl Payload for Trajectory {
     const TYPE: &'static str = "trajectory";
     const FORMATS: &'static [&'static str] = &["safetensors"];
+
+    fn on_device(&self) -> bool {
+        self.latents.iter().any(tensors::on_device)
+    }
+
+    fn to_host(&self) -> Result<Option<Self>, NodeError> {
+        if !Payload::on_device(self) {
+            return Ok(None);
+        }
+        let latents = self.latents.iter().map(tensors::to_host);
+        Ok(Some(Self {
+            latents: latents.collect::<Result<_, _>>()?,
+            drawn: self.drawn.clone(),
+        }))
+    }
+
+    fn to_device(&self, environment: &Environment) -> Result<Option<Self>, NodeError> {
+        let latents: Option<Vec<Tensor>> = self
+            .latents
+            .iter()
+            .map(|z| tensors::to_device(z, environment))
+            .collect::<Result<_, _>>()?;
+        Ok(latents.map(|latents| Self {
+            latents,
+            drawn: self.drawn.clone(),
+        }))
+    }
+
+    fn to_disk(&self) -> Option<Result<Vec<u8>, NodeError>> {
+        Some(self.encode("safetensors").map(|files| files.concat()))
+    }
+
+    fn from_disk(bytes: &[u8]) -> Result<Self, NodeError> {
+        let mut packed = Packed::read(bytes)?;
+        let drawn = packed.know(DRAWN)?;
+        let all = packed.take("trajectory")?;
+        let count = all.dim(0).map_err(tensor_error)?;
+        let latents = (0..count).map(|k| all.get(k)?.copy());
+        Ok(Self {
+            latents: latents
+                .collect::<candle_core::Result<_>>()
+                .map_err(tensor_error)?,
+            drawn,
+        })
+    }
 
     fn bytes(&self) -> usize {
         self.latents.iter().map(|z| z.elem_count() * 4).sum()

@@ -7,14 +7,20 @@ pub mod step_blend_sample;
 pub use sample::Sample;
 pub use step_blend_sample::StepBlendSample;
 
-use candle_core::Tensor;
-use retouch_graph::{Fault, NodeError};
+use std::collections::HashMap;
+use std::sync::Arc;
 
+use candle_core::Tensor;
+use retouch_graph::{Chain, Chained, Fault, NodeError, Upstream};
+
+use crate::chain::{self, Draw, SamplerNote, TrajectoryNote};
 use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
+use crate::diffusion::control::Branch;
 use crate::diffusion::noise::starting_noise;
+use crate::diffusion::sampling::Drawn;
 use crate::diffusion::scheduler::Ddim;
 use crate::fields::Seed;
-use crate::payload::{Latent, LatentFacts};
+use crate::payload::{Latent, LatentFacts, TrajectoryFacts};
 
 /// The largest side of a picture, in pixels.
 const MAX_SIDE: usize = 8192;
@@ -169,6 +175,71 @@ impl Start {
             channels: model.latent_channels,
             height: size.height / model.factor,
             width: size.width / model.factor,
+        })
+    }
+
+    /// The steps of a plain sampler, each drawn as `drawn` says, and the keys of what it gives.
+    pub(crate) fn keys(
+        &self,
+        upstream: &Upstream<'_>,
+        model: &ModelFacts,
+        steps: usize,
+        guidance: f64,
+        drawn: Vec<Drawn>,
+    ) -> Option<Chained> {
+        let shape = self.facts(Some(model), upstream.facts("latent"))?;
+        let of = TrajectoryFacts::of(shape, steps);
+        let ddim = Ddim::new(&model.scheduler, steps).ok()?;
+        let start = match upstream.link("latent") {
+            Some(latent) => chain::state_of(&latent.key, 0),
+            None => chain::noise(
+                self.seed?.get(),
+                [shape.batch, shape.channels, shape.height, shape.width],
+            ),
+        };
+        let (mut states, mut plain, mut calls) = (vec![start], Vec::new(), HashMap::new());
+        for (k, drawn) in drawn.iter().enumerate() {
+            let draw = Draw {
+                model: &drawn.model,
+                prompt: &drawn.prompt,
+                negative: &drawn.negative,
+                guidance,
+                numerics: upstream.numerics,
+            };
+            let before = *states.last()?;
+            plain.push(chain::plain_step(draw, &before, &ddim, k, shape.batch));
+            for half in draw.halves() {
+                let call = draw.call(&before, &ddim, k, *half);
+                calls.insert((Branch::Plain, *half, k), call);
+            }
+            states.push(draw.step(&before, &ddim, k, None));
+        }
+        let class = chain::class(&drawn.last()?.model, &of);
+        let trajectory = Arc::new(TrajectoryNote {
+            states: states.clone(),
+            drawn: Some(drawn.into_iter().map(Some).collect()),
+            facts: of,
+        });
+        Some(Chained {
+            ports: vec![
+                ("latent", *states.last()?),
+                ("trajectory", trajectory.key()),
+            ],
+            chain: Some(Chain {
+                first: 0,
+                steps: plain,
+                states: states[1..].iter().map(|state| vec![*state]).collect(),
+                looks: None,
+                extra: 0,
+                class,
+            }),
+            note: Some(Arc::new(SamplerNote {
+                trajectory,
+                states,
+                maps: HashMap::new(),
+                calls,
+            })),
+            calls: 0,
         })
     }
 

@@ -1,19 +1,26 @@
 //! `sample`.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use retouch_graph::{Context, Fault, Files, Node, NodeError, Types, ports};
+use retouch_graph::key::KeyHasher;
+use retouch_graph::{
+    Chain, Chained, Context, Fault, Files, Key, Node, NodeError, Step, Types, Upstream, ports,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Start, guidance_fault, steps_fault};
+use crate::attention::{ControlNote, SwapAttention};
+use crate::chain::{self, Draw, Remembers, SamplerNote, TrajectoryNote};
 use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
+use crate::diffusion::control::{Branch, Half};
 use crate::diffusion::masks::Plane;
 use crate::diffusion::sampling::{
-    Conditions, Drawer, Drawn, GivenMasks, MaskGrid, Retouch, RetouchSettings, Retouched, Source,
-    SourceStep, mask_level, step_blend_sample,
+    Blend, Drawn, GivenMasks, Givens, MaskGrid, Prompted, Retouch, RetouchSettings, Retouched,
+    Source, SourceStep, maps_alone, mask_level, step_blend_sample,
 };
 use crate::diffusion::scheduler::Ddim;
 use crate::diffusion::unet::grid_at;
@@ -90,7 +97,7 @@ ports! {
 }
 
 /// The steps of a control's swap: first and one past the last.
-fn swap_range(facts: &crate::attention::SwapAttention, steps: usize) -> Range<usize> {
+fn swap_range(facts: &SwapAttention, steps: usize) -> Range<usize> {
     let first = facts
         .start_step
         .resolve(steps)
@@ -189,23 +196,201 @@ impl Sample {
         let model = &inputs.model.checkpoint;
         let ddim = Ddim::new(&model.description().scheduler, self.steps())?;
         let noise = self.start().noise(model, inputs.latent.as_deref())?;
-        let conditions = Conditions::encode(model, &self.prompt, &self.negative, reports)?;
-        let drawer = Drawer {
-            model,
-            conditions: &conditions,
-        };
+        let prompted = Prompted::new(model, &self.prompt, &self.negative, reports);
         Ok(Retouched {
             trajectory: step_blend_sample(
-                drawer,
-                drawer,
+                &prompted,
+                &prompted,
                 &noise,
                 &ddim,
                 0,
                 self.guidance,
                 reports,
+                &Remembers::new(reports.0),
             )?,
             masks: Vec::new(),
         })
+    }
+
+    /// The steps and keys of a plain sampler.
+    fn plain_keys(&self, upstream: &Upstream<'_>) -> Option<Chained> {
+        let (model, facts) = chain::model(upstream, "model")?;
+        let drawn = Drawn {
+            model,
+            vanilla: false,
+            prompt: self.prompt.to_string(),
+            negative: self.negative.to_string(),
+        };
+        let steps = self.steps();
+        self.start()
+            .keys(upstream, &facts, steps, self.guidance, vec![drawn; steps])
+    }
+
+    /// The steps and keys of stage 2.
+    fn retouch_keys(&self, upstream: &Upstream<'_>) -> Option<Chained> {
+        let (id, facts) = chain::model(upstream, "model")?;
+        let control = upstream.link("control")?.note::<ControlNote>()?;
+        let (context, reference) = (&control.context, &control.reference);
+        let steps = context.facts.steps;
+        if reference.facts.steps != steps {
+            return None;
+        }
+        let ddim = Ddim::new(&facts.scheduler, steps).ok()?;
+        let sides = |of: &TrajectoryFacts| (of.height, of.width);
+        let settings = resolved(
+            &control.settings,
+            &facts,
+            steps,
+            sides(&context.facts),
+            sides(&reference.facts),
+            self.guidance,
+        )
+        .ok()?;
+        let target = Draw {
+            model: &id,
+            prompt: &self.prompt,
+            negative: &self.negative,
+            guidance: self.guidance,
+            numerics: upstream.numerics,
+        };
+        let reference_draw = Draw {
+            prompt: &control.settings.reference_prompt,
+            negative: "",
+            ..target
+        };
+        let swaps = !settings.sites.is_empty() && !swap_range(&control.settings, steps).is_empty();
+        let context_subject = subject_of(&control.settings, &control.settings.context_subject);
+        let given = Givens {
+            reference: control.reference_mask.is_some(),
+            context: control.context_mask.is_some(),
+            blend: control.blend_mask.is_some(),
+            fills: control.fills,
+            context_subject: swaps && control.context_mask.is_none() && context_subject.is_some(),
+        };
+        let start = settings.start_step.min(steps);
+        let mut states = context.states.get(..=start)?.to_vec();
+        let (mut made, mut kept) = (Vec::new(), Vec::new());
+        let (mut maps, mut calls) = (HashMap::new(), HashMap::new());
+        for k in start..steps {
+            let needs = settings.needs(k, steps, given);
+            let mut step = Step {
+                calls: (target.halves().len() * context.facts.batch) as u64,
+                ..Step::default()
+            };
+            let mut hasher = KeyHasher::new("retouch/control/1");
+            if needs.lock || needs.swap {
+                for site in &settings.sites {
+                    hasher.field("site", &(*site as u64).to_le_bytes());
+                }
+                // Who draws the context's step; nobody knows before a file is read, but it says so itself.
+                let drawer = self.context_drawer(k, &id, &control)?;
+                for half in target.halves() {
+                    let call = match &drawer {
+                        Some((model, prompt, negative)) => Draw {
+                            model,
+                            prompt,
+                            negative,
+                            ..target
+                        }
+                        .call(&context.states[k], &ddim, k, *half),
+                        None => opaque_call(&context.states[k], &ddim, k, *half, &id, &control),
+                    };
+                    hasher.field("context", &call.0);
+                    calls.insert((Branch::Context, *half, k), call);
+                    let of = &context.facts;
+                    step.needs
+                        .extend(chain::need(call, *half, &needs.context, &facts, of));
+                    let looks = maps_alone(&needs.context);
+                    step.looks
+                        .extend(chain::need(call, *half, &looks, &facts, of));
+                }
+            }
+            if needs.swap {
+                for half in target.halves() {
+                    let call = reference_draw.call(&reference.states[k], &ddim, k, *half);
+                    hasher.field("reference", &call.0);
+                    calls.insert((Branch::Reference, *half, k), call);
+                    let of = &reference.facts;
+                    step.needs
+                        .extend(chain::need(call, *half, &needs.reference, &facts, of));
+                    let looks = maps_alone(&needs.reference);
+                    step.looks
+                        .extend(chain::need(call, *half, &looks, &facts, of));
+                }
+                hasher.field("queries", &[u8::from(needs.context_queries)]);
+                mask_rules(&mut hasher, &control, &settings, k == start);
+            }
+            let before = *states.last()?;
+            let control = (needs.lock || needs.swap).then(|| hasher.finish());
+            let after = target.step(&before, &ddim, k, control.as_ref());
+            let mut entries = vec![after];
+            if needs.target_map {
+                let map = chain::map_key(&after, settings.mask_levels.0);
+                maps.insert(k, map);
+                entries.push(map);
+            }
+            states.push(after);
+            made.push(step);
+            kept.push(entries);
+        }
+        let own = Drawn {
+            model: id.clone(),
+            vanilla: false,
+            prompt: self.prompt.to_string(),
+            negative: self.negative.to_string(),
+        };
+        let drawn = context.drawn.as_ref().map(|drawn| {
+            let taken_over = drawn.iter().take(start).cloned();
+            taken_over
+                .chain(std::iter::repeat_n(Some(own), steps - start))
+                .collect()
+        });
+        let trajectory = Arc::new(TrajectoryNote {
+            states: states.clone(),
+            drawn,
+            facts: context.facts,
+        });
+        // Whoever drew a context from a file enters the trajectory's key by the file's content, which its states hold.
+        Some(Chained {
+            ports: vec![
+                ("latent", *states.last()?),
+                ("trajectory", trajectory.key()),
+            ],
+            chain: Some(Chain {
+                first: start,
+                steps: made,
+                states: kept,
+                looks: Some("masks"),
+                extra: 0,
+                class: chain::class(&id, &context.facts),
+            }),
+            note: Some(Arc::new(SamplerNote {
+                trajectory,
+                states,
+                maps,
+                calls,
+            })),
+            calls: 0,
+        })
+    }
+
+    /// The model and prompts that run the context's step k; `Some(None)` when only the trajectory itself will tell, `None`
+    /// when the run will refuse it.
+    #[allow(clippy::option_option)]
+    fn context_drawer(
+        &self,
+        k: usize,
+        id: &str,
+        control: &ControlNote,
+    ) -> Option<Option<(String, String, String)>> {
+        let Some(drawn) = &control.context.drawn else {
+            return Some(None);
+        };
+        let prompt = control.settings.context_prompt.as_deref();
+        let vanilla = control.vanilla.as_deref();
+        let who = who_draws(k, id, vanilla, prompt, drawn.get(k)?.as_ref()).ok()?;
+        let model = if who.by_vanilla { vanilla? } else { id };
+        Some(Some((model.to_owned(), who.prompt, who.negative)))
     }
 
     fn retouch(
@@ -241,16 +426,10 @@ impl Sample {
             }
         };
         let (target, reference) = (shape(&control.context)?, shape(&control.reference)?);
-        let sites = settings
-            .sites
-            .resolve(&facts.sites)
+        let numbers = resolved(settings, &facts, steps, target, reference, self.guidance)
             .map_err(NodeError::failed)?;
-        let level = mask_level(&facts.sites, target, settings.mask_grid.0)?;
-        let reference_level = match settings.mask_grid.0 {
-            MaskGrid::Auto => mask_level(&facts.sites, reference, MaskGrid::Auto)?,
-            // A grid that is given is the target's; the reference's is the one of the same layers.
-            MaskGrid::Size(..) => level,
-        };
+        let sites = &numbers.sites;
+        let (level, reference_level) = numbers.mask_levels;
         let start = settings.start_step.resolve(steps);
         let swap = swap_range(settings, steps);
         let lock_ends = settings
@@ -292,11 +471,7 @@ impl Sample {
                 "a batch of {references} references for {images} pictures"
             )));
         }
-        let subject = |own: &Option<Template>| -> Option<String> {
-            own.as_ref()
-                .or(settings.subject.as_ref())
-                .map(ToString::to_string)
-        };
+        let subject = |own: &Option<Template>| subject_of(settings, own);
         let span = |model: &Checkpoint, prompt: &str, subject: Option<String>| {
             subject
                 .map(|subject| model.tokenizer()?.span(prompt, &subject))
@@ -323,24 +498,23 @@ impl Sample {
         let reference_step = prompts.add(false, &settings.reference_prompt, "");
         let target_step = prompts.add(false, &self.prompt, &self.negative);
         let vanilla = control.vanilla.as_ref().map(|model| &model.checkpoint);
-        let encoded = prompts.encode(model, vanilla, start, steps, reports)?;
-        let drawer = |index: usize| encoded[index].drawer(model, vanilla);
+        let prompted = prompts.prompted(model, vanilla, reports)?;
         let wants_context_map = swaps && context_mask.is_none();
-        let mut spans: Vec<Option<Option<Range<usize>>>> = vec![None; encoded.len()];
+        let mut spans: Vec<Option<Option<Range<usize>>>> = vec![None; prompted.len()];
         let mut context_drawers = Vec::new();
         for (k, &index) in context_steps.iter().enumerate() {
             let span = if wants_context_map && swap.contains(&k) {
                 if spans[index].is_none() {
-                    let drawer = drawer(index)?;
+                    let model = prompted[index].model();
                     let subject = subject(&settings.context_subject);
-                    spans[index] = Some(span(drawer.model, &prompts.0[index].prompt, subject)?);
+                    spans[index] = Some(span(model, &prompts.0[index].prompt, subject)?);
                 }
                 spans[index].clone().flatten()
             } else {
                 None
             };
             context_drawers.push(SourceStep {
-                drawer: drawer(index)?,
+                draws: &prompted[index],
                 span,
             });
         }
@@ -354,11 +528,11 @@ impl Sample {
             None
         };
         let reference_drawer = SourceStep {
-            drawer: drawer(reference_step)?,
+            draws: &prompted[reference_step],
             span: reference_span,
         };
         let retouch = Retouch {
-            target: drawer(target_step)?,
+            target: &prompted[target_step],
             target_span,
             context: Source {
                 trajectory: &control.context.latents,
@@ -371,21 +545,9 @@ impl Sample {
                 mask: reference_mask,
             },
             blend_mask,
-            settings: RetouchSettings {
-                sites,
-                start_step: start,
-                from_step: settings.from_step.resolve(steps),
-                until_step: settings.until_step.resolve(steps),
-                structure_until: settings.structure_until.resolve(steps),
-                lock: settings.lock,
-                blend: settings.blend.into(),
-                threshold: settings.threshold.0,
-                smooth: settings.smooth,
-                mask_levels: (level, reference_level),
-                guidance: self.guidance,
-            },
+            settings: numbers.clone(),
         };
-        Ok(retouch.run(&ddim, reports)?)
+        Ok(retouch.run(&ddim, reports, &Remembers::new(reports.0))?)
     }
 
     /// Which prompts run the context's step k.
@@ -397,30 +559,170 @@ impl Sample {
         drawn: Option<&Drawn>,
         prompts: &mut Prompts,
     ) -> Result<usize, NodeError> {
-        let given = control.settings.context_prompt.as_deref();
-        let Some(drawn) = drawn else {
-            let prompt = given.ok_or_else(|| {
-                NodeError::failed("the context does not say what drew it")
-                    .help("give `context_prompt`: what the context's picture shows")
-            })?;
-            return Ok(prompts.add(false, prompt, ""));
-        };
         let vanilla = control.vanilla.as_ref().map(|m| m.checkpoint.id());
-        let (own, other) = (drawn.model == model.id(), vanilla == Some(&drawn.model));
-        let by_vanilla = other && (drawn.vanilla || !own);
-        if !own && !other {
-            return Err(NodeError::failed(format!(
-                "step {k} of the context was drawn by a model that is neither this sampler's nor the control's `vanilla`"
-            ))
-            .help("link the model that drew it: `vanilla: $base` in swap_attention"));
+        let given = control.settings.context_prompt.as_deref();
+        let who = who_draws(k, model.id(), vanilla, given, drawn)?;
+        Ok(prompts.add(who.by_vanilla, &who.prompt, &who.negative))
+    }
+}
+
+/// Who runs a step of the context's branch.
+struct Who {
+    by_vanilla: bool,
+    prompt: String,
+    negative: String,
+}
+
+/// Who runs the context's step k: what drew it, with `context_prompt` (`given`) where the vanilla model did not.
+fn who_draws(
+    k: usize,
+    own: &str,
+    vanilla: Option<&str>,
+    given: Option<&str>,
+    drawn: Option<&Drawn>,
+) -> Result<Who, NodeError> {
+    let Some(drawn) = drawn else {
+        let prompt = given.ok_or_else(|| {
+            NodeError::failed("the context does not say what drew it")
+                .help("give `context_prompt`: what the context's picture shows")
+        })?;
+        return Ok(Who {
+            by_vanilla: false,
+            prompt: prompt.to_owned(),
+            negative: String::new(),
+        });
+    };
+    let (is_own, other) = (drawn.model == own, vanilla == Some(&drawn.model));
+    let by_vanilla = other && (drawn.vanilla || !is_own);
+    if !is_own && !other {
+        return Err(NodeError::failed(format!(
+            "step {k} of the context was drawn by a model that is neither this sampler's nor the control's `vanilla`"
+        ))
+        .help("link the model that drew it: `vanilla: $base` in swap_attention"));
+    }
+    let prompt = if by_vanilla || drawn.vanilla {
+        &drawn.prompt
+    } else {
+        given.unwrap_or(&drawn.prompt)
+    };
+    Ok(Who {
+        by_vanilla,
+        prompt: prompt.to_owned(),
+        negative: drawn.negative.clone(),
+    })
+}
+
+/// The subject's words for a branch: its own, or those of the swap.
+fn subject_of(settings: &SwapAttention, own: &Option<Template>) -> Option<String> {
+    own.as_ref()
+        .or(settings.subject.as_ref())
+        .map(ToString::to_string)
+}
+
+/// The parameters of a swap as numbers, for a model, T steps, and the latents' sizes of target and reference.
+fn resolved(
+    settings: &SwapAttention,
+    model: &ModelFacts,
+    steps: usize,
+    target: (usize, usize),
+    reference: (usize, usize),
+    guidance: f64,
+) -> Result<RetouchSettings, String> {
+    let level = |latent, grid| mask_level(&model.sites, latent, grid).map_err(|e| e.to_string());
+    let own = level(target, settings.mask_grid.0)?;
+    let reference_level = match settings.mask_grid.0 {
+        MaskGrid::Auto => level(reference, MaskGrid::Auto)?,
+        // A grid that is given is the target's; the reference's is the one of the same layers.
+        MaskGrid::Size(..) => own,
+    };
+    Ok(RetouchSettings {
+        sites: settings.sites.resolve(&model.sites)?,
+        start_step: settings.start_step.resolve(steps),
+        from_step: settings.from_step.resolve(steps),
+        until_step: settings.until_step.resolve(steps),
+        structure_until: settings.structure_until.resolve(steps),
+        lock: settings.lock,
+        blend: settings.blend.into(),
+        threshold: settings.threshold.0,
+        smooth: settings.smooth,
+        mask_levels: (own, reference_level),
+        guidance,
+    })
+}
+
+/// A call of a context that only says what drew it once its file is read: all that decides it.
+fn opaque_call(
+    state: &Key,
+    ddim: &Ddim,
+    k: usize,
+    half: Half,
+    id: &str,
+    control: &ControlNote,
+) -> Key {
+    let mut hasher = KeyHasher::new("retouch/call-of-file/1");
+    hasher.field("state", &state.0);
+    hasher.field("timestep", &(ddim.timesteps()[k] as u64).to_le_bytes());
+    hasher.field("half", format!("{half:?}").as_bytes());
+    hasher.field("model", id.as_bytes());
+    hasher.field("vanilla", format!("{:?}", control.vanilla).as_bytes());
+    hasher.field(
+        "prompt",
+        format!("{:?}", control.settings.context_prompt.as_deref()).as_bytes(),
+    );
+    hasher.finish()
+}
+
+/// Adds to a step's control what its masks are: given ones by their keys, computed ones by their rule.
+fn mask_rules(
+    hasher: &mut KeyHasher,
+    control: &ControlNote,
+    settings: &RetouchSettings,
+    first: bool,
+) {
+    let rule = |hasher: &mut KeyHasher,
+                name: &str,
+                given: Option<Key>,
+                subject: Option<String>,
+                level: usize| {
+        match given {
+            Some(key) => hasher.field(name, &key.0),
+            None => hasher.field(
+                name,
+                format!(
+                    "{subject:?} level {level} smooth {} threshold {:?}",
+                    settings.smooth, settings.threshold
+                )
+                .as_bytes(),
+            ),
         }
-        let vanilla_drew = by_vanilla || drawn.vanilla;
-        let prompt = if vanilla_drew {
-            &drawn.prompt
-        } else {
-            given.unwrap_or(&drawn.prompt)
-        };
-        Ok(prompts.add(by_vanilla, prompt, &drawn.negative))
+    };
+    let of = &control.settings;
+    let (level, reference_level) = settings.mask_levels;
+    let reference = subject_of(of, &of.reference_subject);
+    rule(
+        hasher,
+        "reference_mask",
+        control.reference_mask,
+        reference,
+        reference_level,
+    );
+    if let Some(key) = control.blend_mask {
+        hasher.field("blend_mask", &key.0);
+        return;
+    }
+    // At the target's first step there is no map of its own, so each rule is the context's mask.
+    let blend = if first {
+        Blend::Context
+    } else {
+        settings.blend
+    };
+    hasher.field("blend", format!("{blend:?}").as_bytes());
+    if blend != Blend::Target {
+        let context = subject_of(of, &of.context_subject);
+        rule(hasher, "context_mask", control.context_mask, context, level);
+    }
+    if blend != Blend::Context {
+        rule(hasher, "target_mask", None, subject_of(of, &None), level);
     }
 }
 
@@ -488,30 +790,6 @@ struct Prompt {
 #[derive(Default)]
 struct Prompts(Vec<Prompt>);
 
-/// Prompts that were encoded.
-struct Encoded {
-    vanilla: bool,
-    conditions: Conditions,
-}
-
-impl Encoded {
-    fn drawer<'a>(
-        &'a self,
-        model: &'a Checkpoint,
-        vanilla: Option<&'a Checkpoint>,
-    ) -> Result<Drawer<'a>, NodeError> {
-        let model = if self.vanilla {
-            vanilla.ok_or_else(|| NodeError::failed("the control has no vanilla model"))?
-        } else {
-            model
-        };
-        Ok(Drawer {
-            model,
-            conditions: &self.conditions,
-        })
-    }
-}
-
 impl Prompts {
     fn add(&mut self, vanilla: bool, prompt: &str, negative: &str) -> usize {
         let prompt = Prompt {
@@ -525,41 +803,20 @@ impl Prompts {
         })
     }
 
-    fn encode(
-        &self,
-        model: &Checkpoint,
-        vanilla: Option<&Checkpoint>,
-        start: usize,
-        steps: usize,
-        reports: &Reports<'_>,
-    ) -> Result<Vec<Encoded>, NodeError> {
-        if start >= steps {
-            // Nothing is drawn: no network is loaded, and nothing will look at these.
-            let nothing = Tensor::zeros((1, 1, 1), candle_core::DType::F32, model.device())
-                .map_err(tensor_error)?;
-            let conditions = Conditions {
-                prompt: nothing.clone(),
-                negative: nothing,
-            };
-            return Ok(self
-                .0
-                .iter()
-                .map(|_| Encoded {
-                    vanilla: false,
-                    conditions: conditions.clone(),
-                })
-                .collect());
-        }
+    /// Each with its model, to be encoded when it is first needed.
+    fn prompted<'a>(
+        &'a self,
+        model: &'a Checkpoint,
+        vanilla: Option<&'a Checkpoint>,
+        reports: &'a Reports<'_>,
+    ) -> Result<Vec<Prompted<'a>>, NodeError> {
         self.0
             .iter()
             .map(|p| {
                 let owner = if p.vanilla { vanilla } else { Some(model) };
                 let owner =
                     owner.ok_or_else(|| NodeError::failed("the control has no vanilla model"))?;
-                Ok(Encoded {
-                    vanilla: p.vanilla,
-                    conditions: Conditions::encode(owner, &p.prompt, &p.negative, reports)?,
-                })
+                Ok(Prompted::new(owner, &p.prompt, &p.negative, reports))
             })
             .collect()
     }
@@ -635,6 +892,14 @@ impl Node for Sample {
                 .with("trajectory", &TrajectoryFacts::of(shape, self.steps())),
             None => types,
         })
+    }
+
+    fn chain(&self, upstream: &Upstream<'_>) -> Chained {
+        match upstream.link("control") {
+            Some(_) => self.retouch_keys(upstream),
+            None => self.plain_keys(upstream),
+        }
+        .unwrap_or_default()
     }
 
     fn run(&self, inputs: Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {

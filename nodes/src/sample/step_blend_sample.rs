@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use retouch_graph::{Context, Fault, Files, Node, NodeError, Types, ports};
+use retouch_graph::{Chained, Context, Fault, Files, Node, NodeError, Types, Upstream, ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Start, guidance_fault, steps_fault};
+use crate::chain::{self, Remembers};
 use crate::diffusion::checkpoint::ModelFacts;
-use crate::diffusion::sampling::{Conditions, Drawer, Drawn, step_blend_sample};
+use crate::diffusion::sampling::{Drawn, Prompted, step_blend_sample};
 use crate::diffusion::scheduler::Ddim;
 use crate::fields::{Seed, Steps, Template};
 use crate::latent::channel_fault;
@@ -85,6 +86,32 @@ ports! {
 }
 
 impl StepBlendSample {
+    fn keys(&self, upstream: &Upstream<'_>) -> Option<Chained> {
+        let (vanilla, _) = chain::model(upstream, "vanilla")?;
+        let (personalized, facts) = chain::model(upstream, "personalized")?;
+        let blend_steps = self.blend_steps.resolve(self.steps);
+        let drawn: Vec<Drawn> = (0..self.steps)
+            .map(|k| self.drawn(k, blend_steps, &vanilla, &personalized))
+            .collect();
+        self.start()
+            .keys(upstream, &facts, self.steps, self.guidance, drawn)
+    }
+
+    fn drawn(&self, k: usize, blend_steps: usize, vanilla: &str, personalized: &str) -> Drawn {
+        let by_vanilla = k < blend_steps;
+        let (model, prompt) = if by_vanilla {
+            (vanilla, &self.vanilla_prompt)
+        } else {
+            (personalized, &self.personalized_prompt)
+        };
+        Drawn {
+            model: model.to_owned(),
+            vanilla: by_vanilla,
+            prompt: prompt.to_string(),
+            negative: self.negative.to_string(),
+        }
+    }
+
     fn start(&self) -> Start {
         Start {
             seed: self.seed,
@@ -151,50 +178,31 @@ impl Node for StepBlendSample {
         })
     }
 
+    fn chain(&self, upstream: &Upstream<'_>) -> Chained {
+        self.keys(upstream).unwrap_or_default()
+    }
+
     fn run(&self, inputs: Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
         let reports = Reports(context);
         let (vanilla, personalized) = (&inputs.vanilla.checkpoint, &inputs.personalized.checkpoint);
         let ddim = Ddim::new(&personalized.description().scheduler, self.steps)?;
         let noise = self.start().noise(personalized, inputs.latent.as_deref())?;
         let blend_steps = self.blend_steps.resolve(self.steps);
-        // A model that draws no step need not be loaded: its place is taken by the other.
-        let encode =
-            |model, prompt: &str| Conditions::encode(model, prompt, &self.negative, &reports);
-        let first = (blend_steps > 0)
-            .then(|| encode(vanilla, &self.vanilla_prompt))
-            .transpose()?;
-        let second = (blend_steps < self.steps)
-            .then(|| encode(personalized, &self.personalized_prompt))
-            .transpose()?;
-        let first = first.as_ref().map(|conditions| Drawer {
-            model: vanilla,
-            conditions,
-        });
-        let second = second.as_ref().map(|conditions| Drawer {
-            model: personalized,
-            conditions,
-        });
-        let (Some(a), Some(b)) = (first.or(second), second.or(first)) else {
-            return Err(NodeError::failed("a run of no steps"));
-        };
-        let latents = step_blend_sample(a, b, &noise, &ddim, blend_steps, self.guidance, &reports)?;
+        let prompted = |model, prompt| Prompted::new(model, prompt, &self.negative, &reports);
+        let first = prompted(vanilla, &self.vanilla_prompt);
+        let second = prompted(personalized, &self.personalized_prompt);
+        let latents = step_blend_sample(
+            &first,
+            &second,
+            &noise,
+            &ddim,
+            blend_steps,
+            self.guidance,
+            &reports,
+            &Remembers::new(context),
+        )?;
         let drawn = (0..self.steps)
-            .map(|k| {
-                let by_vanilla = k < blend_steps;
-                Some(Drawn {
-                    model: if by_vanilla { vanilla } else { personalized }
-                        .id()
-                        .to_owned(),
-                    vanilla: by_vanilla,
-                    prompt: if by_vanilla {
-                        &self.vanilla_prompt
-                    } else {
-                        &self.personalized_prompt
-                    }
-                    .to_string(),
-                    negative: self.negative.to_string(),
-                })
-            })
+            .map(|k| Some(self.drawn(k, blend_steps, vanilla.id(), personalized.id())))
             .collect();
         let tensor = latents.last().unwrap_or(&noise).clone();
         Ok(Outputs {

@@ -1,0 +1,397 @@
+//! The keys of samplers' steps and calls, and the memory that they are kept in between runs.
+//!
+//! # Format
+//! Every key is built by [`KeyHasher`], so it begins with a field `format`. What they are made of:
+//!
+//! | format | fields |
+//! | --- | --- |
+//! | `retouch/noise/1` | seed, shape |
+//! | `retouch/state-of/1` | the key of a value, the number of the state in it |
+//! | `retouch/step/1` | the state before; timestep, both alphas, prediction; model, prompt, negative prompt, guidance; numerics; control |
+//! | `retouch/inverse/1` | the state before; timestep, both alphas, prediction; model, prompt; numerics |
+//! | `retouch/call/1` | state, timestep, model, prompt, numerics: one half of a call of the U-Net |
+//! | `retouch/part/1` | a call, the part of it |
+//! | `retouch/map/1` | the state after the target's step, the level |
+//!
+//! A model is the content of its U-Net, text encoder and tokenizer. A call is the same whichever half of guidance it is
+//! and whichever node makes it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use retouch_graph::key::KeyHasher;
+use retouch_graph::{Context, Digest, Item, Key, Need, Step, UpLink, Upstream};
+
+use crate::diffusion::checkpoint::ModelFacts;
+use crate::diffusion::control::{Branch, Given, Half, Part};
+use crate::diffusion::sampling::{Drawn, Held, Memory, of_half};
+use crate::diffusion::scheduler::Ddim;
+use crate::diffusion::unet::grid_at;
+use crate::diffusion::{Error, Result};
+use crate::payload::{Attention, Latent, TrajectoryFacts};
+
+/// The name of the one value under a state's key; the port of a sampler's last state has it too.
+const LATENT: &str = "latent";
+/// The name of the one value under a part's key.
+const PART: &str = "part";
+
+/// What stands for the content of a model: its files but for the VAE's, which neither draws nor encodes prompts.
+pub(crate) fn model_id<'a>(files: impl IntoIterator<Item = (&'a str, Digest)>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for (role, digest) in files {
+        if !role.starts_with("vae/") {
+            hasher.update(&(role.len() as u64).to_le_bytes());
+            hasher.update(role.as_bytes());
+            hasher.update(&digest);
+        }
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// What `load_model` says of itself while the plan is made.
+#[derive(Debug)]
+pub(crate) struct ModelNote {
+    /// Stands for its content.
+    pub id: String,
+}
+
+/// What `mask` says of itself: whether its masks are 1 everywhere.
+#[derive(Debug)]
+pub(crate) struct MaskNote {
+    pub ones: bool,
+}
+
+/// A trajectory, while the plan is made.
+#[derive(Clone, Debug)]
+pub(crate) struct TrajectoryNote {
+    /// The keys of z_0 .. z_T.
+    pub states: Vec<Key>,
+    /// What drew each step; `None` when that is known only when it is there (a file).
+    pub drawn: Option<Vec<Option<Drawn>>>,
+    pub facts: TrajectoryFacts,
+}
+
+impl TrajectoryNote {
+    /// The trajectory behind a port: a sampler's own, or one that only its key and its facts are known of.
+    pub(crate) fn of(upstream: &Upstream<'_>, port: &str) -> Option<Arc<Self>> {
+        let link = upstream.link(port)?;
+        if let Some(note) = link.note::<SamplerNote>() {
+            return Some(note.trajectory.clone());
+        }
+        let facts: TrajectoryFacts = upstream.facts(port)?;
+        Some(Arc::new(Self {
+            states: (0..=facts.steps).map(|k| state_of(&link.key, k)).collect(),
+            drawn: None,
+            facts,
+        }))
+    }
+
+    /// The key of the trajectory as a value.
+    pub(crate) fn key(&self) -> Key {
+        let mut hasher = KeyHasher::new("retouch/trajectory/1");
+        for state in &self.states {
+            hasher.field("state", &state.0);
+        }
+        let drawn = serde_json::to_vec(&self.drawn).unwrap_or_default();
+        hasher.field("drawn", &drawn);
+        hasher.finish()
+    }
+}
+
+/// What a sampler says of itself: its trajectory for those downstream, the keys of its calls for itself.
+#[derive(Debug)]
+pub(crate) struct SamplerNote {
+    pub trajectory: Arc<TrajectoryNote>,
+    /// The keys of the states that the node's own loop counts by.
+    pub states: Vec<Key>,
+    /// The keys of the target's maps, by step.
+    pub maps: HashMap<usize, Key>,
+    /// The calls of its branches.
+    pub calls: HashMap<(Branch, Half, usize), Key>,
+}
+
+/// State `index` of a value that is not a chain.
+pub(crate) fn state_of(key: &Key, index: usize) -> Key {
+    let mut hasher = KeyHasher::new("retouch/state-of/1");
+    hasher.field("key", &key.0);
+    hasher.field("index", &(index as u64).to_le_bytes());
+    hasher.finish()
+}
+
+/// Starting noise.
+pub(crate) fn noise(seed: u64, shape: [usize; 4]) -> Key {
+    let mut hasher = KeyHasher::new("retouch/noise/1");
+    hasher.field("seed", &seed.to_le_bytes());
+    for side in shape {
+        hasher.field("shape", &(side as u64).to_le_bytes());
+    }
+    hasher.finish()
+}
+
+fn schedule(hasher: &mut KeyHasher, ddim: &Ddim, k: usize) {
+    let (from, to) = ddim.alphas(k);
+    hasher.field("timestep", &(ddim.timesteps()[k] as u64).to_le_bytes());
+    hasher.field("alpha", &from.to_le_bytes());
+    hasher.field("alpha", &to.to_le_bytes());
+    hasher.field("prediction", format!("{:?}", ddim.prediction()).as_bytes());
+}
+
+/// Who draws a step, and with what.
+#[derive(Clone, Copy)]
+pub(crate) struct Draw<'a> {
+    pub model: &'a str,
+    pub prompt: &'a str,
+    pub negative: &'a str,
+    pub guidance: f64,
+    pub numerics: &'a str,
+}
+
+impl Draw<'_> {
+    /// Whether both halves are called.
+    pub(crate) fn halves(&self) -> &'static [Half] {
+        if self.guidance == 1.0 {
+            &[Half::Prompt]
+        } else {
+            &[Half::Negative, Half::Prompt]
+        }
+    }
+
+    /// The key of the state after step k; `control` stands for what is done to its attention.
+    pub(crate) fn step(&self, before: &Key, ddim: &Ddim, k: usize, control: Option<&Key>) -> Key {
+        let mut hasher = KeyHasher::new("retouch/step/1");
+        hasher.field("before", &before.0);
+        schedule(&mut hasher, ddim, k);
+        hasher.field("model", self.model.as_bytes());
+        hasher.field("prompt", self.prompt.as_bytes());
+        if self.guidance != 1.0 {
+            hasher.field("negative", self.negative.as_bytes());
+        }
+        hasher.field("guidance", &self.guidance.to_le_bytes());
+        hasher.field("numerics", self.numerics.as_bytes());
+        if let Some(control) = control {
+            hasher.field("control", &control.0);
+        }
+        hasher.finish()
+    }
+
+    /// The key of the state after an inverse step to timestep k.
+    pub(crate) fn inverse(&self, before: &Key, ddim: &Ddim, k: usize) -> Key {
+        let mut hasher = KeyHasher::new("retouch/inverse/1");
+        hasher.field("before", &before.0);
+        schedule(&mut hasher, ddim, k);
+        hasher.field("model", self.model.as_bytes());
+        hasher.field("prompt", self.prompt.as_bytes());
+        hasher.field("numerics", self.numerics.as_bytes());
+        hasher.finish()
+    }
+
+    /// The call of a half at a state.
+    pub(crate) fn call(&self, state: &Key, ddim: &Ddim, k: usize, half: Half) -> Key {
+        let text = match half {
+            Half::Negative => self.negative,
+            Half::Prompt => self.prompt,
+        };
+        let mut hasher = KeyHasher::new("retouch/call/1");
+        hasher.field("state", &state.0);
+        hasher.field("timestep", &(ddim.timesteps()[k] as u64).to_le_bytes());
+        hasher.field("model", self.model.as_bytes());
+        hasher.field("prompt", text.as_bytes());
+        hasher.field("numerics", self.numerics.as_bytes());
+        hasher.finish()
+    }
+}
+
+/// The key of a part of a call.
+fn part_key(call: &Key, part: Part) -> Key {
+    let mut hasher = KeyHasher::new("retouch/part/1");
+    hasher.field("call", &call.0);
+    hasher.field("part", &part.tag().to_le_bytes());
+    hasher.finish()
+}
+
+/// The key of the target's maps of the step that ends in a state.
+pub(crate) fn map_key(after: &Key, level: usize) -> Key {
+    let mut hasher = KeyHasher::new("retouch/map/1");
+    hasher.field("after", &after.0);
+    hasher.field("level", &(level as u64).to_le_bytes());
+    hasher.finish()
+}
+
+/// What a step needs of a half of a source's call; `None` when it needs nothing.
+pub(crate) fn need(
+    call: Key,
+    half: Half,
+    parts: &BTreeSet<Part>,
+    model: &ModelFacts,
+    of: &TrajectoryFacts,
+) -> Option<Need> {
+    let parts = of_half(parts, half);
+    let pixels = |level| {
+        let (h, w) = grid_at((of.height, of.width), level);
+        h * w * of.batch
+    };
+    let items: Vec<Item> = parts
+        .into_iter()
+        .map(|part| {
+            let site = |index: usize| model.sites.get(index);
+            let numbers = match part {
+                Part::KeysValues(index) => {
+                    site(index).map_or(0, |site| 2 * pixels(site.level) * site.width)
+                }
+                Part::Queries(index) => {
+                    site(index).map_or(0, |site| pixels(site.level) * site.width)
+                }
+                Part::Map(level) => pixels(level) * model.tokens,
+            };
+            Item {
+                key: part_key(&call, part),
+                tag: part.tag(),
+                bytes: numbers as u64 * 4,
+                large: !matches!(part, Part::Map(_)),
+            }
+        })
+        .collect();
+    (!items.is_empty()).then_some(Need {
+        call,
+        items,
+        calls: of.batch as u64,
+    })
+}
+
+/// What a call's seconds depend on.
+pub(crate) fn class(model: &str, of: &TrajectoryFacts) -> String {
+    let id: String = model.chars().take(16).collect();
+    format!("unet/{id}/{}x{}x{}", of.channels, of.height, of.width)
+}
+
+/// The step of a plain sampler.
+pub(crate) fn plain_step(
+    draw: Draw<'_>,
+    before: &Key,
+    ddim: &Ddim,
+    k: usize,
+    batch: usize,
+) -> Step {
+    Step {
+        calls: (draw.halves().len() * batch) as u64,
+        offers: draw
+            .halves()
+            .iter()
+            .map(|half| draw.call(before, ddim, k, *half))
+            .collect(),
+        ..Step::default()
+    }
+}
+
+/// The model behind a port: who it is and what is known of it.
+pub(crate) fn model(upstream: &Upstream<'_>, port: &str) -> Option<(String, ModelFacts)> {
+    let note = upstream.link(port)?.note::<ModelNote>()?;
+    Some((note.id.clone(), upstream.facts(port)?))
+}
+
+/// Whether what is linked is known to be 1 everywhere.
+pub(crate) fn is_ones(link: Option<&UpLink>) -> bool {
+    link.and_then(UpLink::note::<MaskNote>)
+        .is_some_and(|note| note.ones)
+}
+
+impl Held for retouch_graph::Claim<'_> {}
+
+/// The engine's cache as the memory of a sampler.
+pub(crate) struct Remembers<'a> {
+    context: &'a Context<'a>,
+    note: Option<Arc<SamplerNote>>,
+}
+
+impl<'a> Remembers<'a> {
+    /// The memory of the node that runs.
+    pub(crate) fn new(context: &'a Context<'a>) -> Self {
+        Self {
+            context,
+            note: context.note(),
+        }
+    }
+
+    fn state_key(&self, k: usize) -> Option<Key> {
+        self.note.as_ref()?.states.get(k).copied()
+    }
+
+    fn map_key(&self, k: usize) -> Option<Key> {
+        self.note.as_ref()?.maps.get(&k).copied()
+    }
+
+    fn keep_attention(&self, key: Key, given: &Given, seconds: f64) {
+        // What cannot be copied cannot be kept; the run goes on without.
+        if let Ok(attention) = Attention::of(given) {
+            self.context.keep(key, PART, Arc::new(attention), seconds);
+        }
+    }
+}
+
+impl Memory for Remembers<'_> {
+    fn state(&self, k: usize) -> Option<Tensor> {
+        let latent = self.context.kept::<Latent>(&self.state_key(k)?, LATENT)?;
+        Some(latent.tensor.clone())
+    }
+
+    fn keep_state(&self, k: usize, z: &Tensor, seconds: f64) {
+        if let Some(key) = self.state_key(k) {
+            let latent = Latent { tensor: z.clone() };
+            self.context.keep(key, LATENT, Arc::new(latent), seconds);
+        }
+    }
+
+    fn target_map(&self, k: usize) -> Option<Tensor> {
+        let kept = self.context.kept::<Attention>(&self.map_key(k)?, PART)?;
+        match &kept.0 {
+            Given::Map(map) => Some(map.clone()),
+            _ => None,
+        }
+    }
+
+    fn keep_target_map(&self, k: usize, map: &Tensor, seconds: f64) {
+        if let Some(key) = self.map_key(k) {
+            self.keep_attention(key, &Given::Map(map.clone()), seconds);
+        }
+    }
+
+    fn claim(&self, k: usize) -> Result<Option<Box<dyn Held + '_>>> {
+        let Some(key) = self.state_key(k) else {
+            return Ok(None);
+        };
+        let claim = self.context.claim(key).map_err(|_| Error::Cancelled)?;
+        Ok(claim.map(|claim| Box::new(claim) as Box<dyn Held + '_>))
+    }
+
+    fn call(&self, branch: Branch, half: Half, k: usize) -> Option<Key> {
+        self.note.as_ref()?.calls.get(&(branch, half, k)).copied()
+    }
+
+    fn wanted(&self, call: &Key) -> Vec<Part> {
+        let items = self.context.wanted(call);
+        items
+            .iter()
+            .filter_map(|item| Part::of_tag(item.tag))
+            .collect()
+    }
+
+    fn part(&self, call: &Key, part: Part) -> Option<Given> {
+        let kept = self
+            .context
+            .kept::<Attention>(&part_key(call, part), PART)?;
+        Some(kept.0.clone())
+    }
+
+    fn keep_part(&self, call: &Key, part: Part, given: &Given, seconds: f64) {
+        self.keep_attention(part_key(call, part), given, seconds);
+    }
+
+    fn wants_masks(&self) -> bool {
+        self.context.wants("masks")
+    }
+
+    fn resumed(&self, step: usize, of: usize) {
+        self.context.resumed(step, of);
+    }
+}

@@ -1,0 +1,107 @@
+//! What a call of the U-Net gives besides its result: keys, values and queries of a site, or raw maps.
+
+use std::collections::HashMap;
+
+use candle_core::Tensor;
+use retouch_graph::{Environment, NodeError, Payload};
+
+use super::tensors::{self, Packed};
+use crate::diffusion::control::Given;
+
+/// A part of a call, kept in the cache and never on a port.
+#[derive(Debug)]
+pub(crate) struct Attention(pub Given);
+
+/// The name of the grid of keys and values among the metadata.
+const GRID: &str = "grid";
+
+impl Attention {
+    fn parts(&self) -> Vec<(&'static str, &Tensor)> {
+        match &self.0 {
+            Given::KeysValues { k, v, .. } => vec![("k", k), ("v", v)],
+            Given::Queries(q) => vec![("q", q)],
+            Given::Map(map) => vec![("map", map)],
+        }
+    }
+
+    /// The same with each tensor replaced.
+    fn map(
+        &self,
+        mut f: impl FnMut(&Tensor) -> Result<Option<Tensor>, NodeError>,
+    ) -> Result<Option<Self>, NodeError> {
+        Ok(match &self.0 {
+            Given::KeysValues { k, v, grid } => f(k)?.zip(f(v)?).map(|(k, v)| {
+                let grid = *grid;
+                Self(Given::KeysValues { k, v, grid })
+            }),
+            Given::Queries(q) => f(q)?.map(|q| Self(Given::Queries(q))),
+            Given::Map(map) => f(map)?.map(|map| Self(Given::Map(map))),
+        })
+    }
+
+    /// A copy that does not hold on to the whole batch that it is a part of.
+    pub(crate) fn of(given: &Given) -> Result<Self, NodeError> {
+        let copy = |t: &Tensor| t.copy().map_err(crate::runtime::tensor_error);
+        Ok(Self(match given {
+            Given::KeysValues { k, v, grid } => Given::KeysValues {
+                k: copy(k)?,
+                v: copy(v)?,
+                grid: *grid,
+            },
+            Given::Queries(q) => Given::Queries(copy(q)?),
+            Given::Map(map) => Given::Map(copy(map)?),
+        }))
+    }
+}
+
+impl Payload for Attention {
+    const TYPE: &'static str = "attention";
+
+    fn bytes(&self) -> usize {
+        self.parts().iter().map(|(_, t)| t.elem_count() * 4).sum()
+    }
+
+    fn summary(&self) -> String {
+        let names: Vec<&str> = self.parts().iter().map(|(name, _)| *name).collect();
+        format!("attention: {}", names.join(", "))
+    }
+
+    fn on_device(&self) -> bool {
+        self.parts().iter().any(|(_, t)| tensors::on_device(t))
+    }
+
+    fn to_host(&self) -> Result<Option<Self>, NodeError> {
+        self.map(|t| {
+            tensors::on_device(t)
+                .then(|| tensors::to_host(t))
+                .transpose()
+        })
+    }
+
+    fn to_device(&self, environment: &Environment) -> Result<Option<Self>, NodeError> {
+        self.map(|t| tensors::to_device(t, environment))
+    }
+
+    fn to_disk(&self) -> Option<Result<Vec<u8>, NodeError>> {
+        let mut metadata = HashMap::new();
+        if let Given::KeysValues { grid, .. } = &self.0 {
+            metadata.insert(GRID.to_owned(), format!("[{},{}]", grid.0, grid.1));
+        }
+        Some(tensors::pack(&self.parts(), metadata))
+    }
+
+    fn from_disk(bytes: &[u8]) -> Result<Self, NodeError> {
+        let mut packed = Packed::read(bytes)?;
+        Ok(Self(if packed.tensors.contains_key("k") {
+            Given::KeysValues {
+                grid: packed.know(GRID)?,
+                k: packed.take("k")?,
+                v: packed.take("v")?,
+            }
+        } else if packed.tensors.contains_key("q") {
+            Given::Queries(packed.take("q")?)
+        } else {
+            Given::Map(packed.take("map")?)
+        }))
+    }
+}
