@@ -27,7 +27,7 @@ pub mod value;
 pub mod workflow;
 pub mod yaml;
 
-pub use cache::{Cache, HostCache, NoCache, Outputs};
+pub use cache::{Cache, DiskCache, DiskEntry, HostCache, NoCache, Outputs, TieredCache, Verified};
 pub use chain::{Chain, Chained, Claim, Item, Need, Note, Step, UpLink, Upstream};
 pub use check::{Checked, CheckedNode, CheckedOutput, Link, ResolvedParam, Settings};
 pub use engine::Engine;

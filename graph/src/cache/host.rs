@@ -41,7 +41,7 @@ struct Entry {
 
 /// A worth that can be ordered.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Worth(f64);
+pub(super) struct Worth(pub(super) f64);
 
 impl Eq for Worth {}
 
@@ -93,7 +93,75 @@ impl HostCache {
 
     /// Gives up everything.
     pub fn clear(&self) {
-        *lock(&self.state) = State::default();
+        // As elsewhere, what is given up is dropped after the lock is.
+        let old = std::mem::take(&mut *lock(&self.state));
+        drop(old);
+    }
+
+    /// Takes an entry out.
+    pub fn remove(&self, key: &Key) -> Option<Outputs> {
+        let entry = lock(&self.state).remove(key)?;
+        Some(entry.outputs)
+    }
+
+    /// Stores outputs as [`Cache::put`] does and gives back what it gave up for them, with the seconds that each took
+    /// to make: that is the entry itself when it is larger than the budget.
+    pub fn put_evicting(
+        &self,
+        key: Key,
+        outputs: &Outputs,
+        seconds: f64,
+    ) -> Vec<(Key, Outputs, f64)> {
+        let bytes = outputs
+            .values()
+            .fold(OVERHEAD, |sum, value| sum.saturating_add(value.bytes()));
+        let seconds = if seconds.is_finite() { seconds } else { 0.0 };
+        if bytes > self.budget {
+            return vec![(key, Outputs::clone(outputs), seconds)];
+        }
+        // What is given up is dropped after the lock is: it may be gigabytes.
+        let mut given_up = Vec::new();
+        let mut state = lock(&self.state);
+        let replaced = state.remove(&key);
+        while state.bytes + bytes > self.budget {
+            let Some((&(worth, _), &least)) = state.order.first_key_value() else {
+                break;
+            };
+            state.floor = worth.0;
+            if let Some(entry) = state.remove(&least) {
+                given_up.push((least, entry.outputs, entry.seconds));
+            }
+        }
+        let rank = state.rank(bytes, seconds);
+        state.order.insert(rank, key);
+        state.bytes += bytes;
+        state.entries.insert(
+            key,
+            Entry {
+                outputs: Outputs::clone(outputs),
+                bytes,
+                seconds,
+                rank,
+            },
+        );
+        drop(state);
+        drop(replaced);
+        given_up
+    }
+
+    /// The outputs under a key and the seconds that they took to make; this counts as a use.
+    pub(super) fn get_with_seconds(&self, key: &Key) -> Option<(Outputs, f64)> {
+        let mut state = lock(&self.state);
+        let (bytes, seconds, old) = {
+            let entry = state.entries.get(key)?;
+            (entry.bytes, entry.seconds, entry.rank)
+        };
+        let rank = state.rank(bytes, seconds);
+        state.order.remove(&old);
+        state.order.insert(rank, *key);
+        let entry = state.entries.get_mut(key)?;
+        entry.rank = rank;
+        Some((Outputs::clone(&entry.outputs), seconds))
     }
 }
 
@@ -115,17 +183,7 @@ impl State {
 
 impl Cache for HostCache {
     fn get(&self, key: &Key) -> Option<Outputs> {
-        let mut state = lock(&self.state);
-        let (bytes, seconds, old) = {
-            let entry = state.entries.get(key)?;
-            (entry.bytes, entry.seconds, entry.rank)
-        };
-        let rank = state.rank(bytes, seconds);
-        state.order.remove(&old);
-        state.order.insert(rank, *key);
-        let entry = state.entries.get_mut(key)?;
-        entry.rank = rank;
-        Some(Outputs::clone(&entry.outputs))
+        self.get_with_seconds(key).map(|(outputs, _)| outputs)
     }
 
     fn place(&self, key: &Key) -> Option<&'static str> {
@@ -136,37 +194,7 @@ impl Cache for HostCache {
     }
 
     fn put(&self, key: Key, outputs: &Outputs, seconds: f64) {
-        let bytes = outputs
-            .values()
-            .fold(OVERHEAD, |sum, value| sum.saturating_add(value.bytes()));
-        if bytes > self.budget {
-            return;
-        }
-        let seconds = if seconds.is_finite() { seconds } else { 0.0 };
-        // What is given up is dropped after the lock is: it may be gigabytes.
-        let mut given_up = Vec::new();
-        let mut state = lock(&self.state);
-        given_up.extend(state.remove(&key));
-        while state.bytes + bytes > self.budget {
-            let Some((&(worth, _), &least)) = state.order.first_key_value() else {
-                break;
-            };
-            state.floor = worth.0;
-            given_up.extend(state.remove(&least));
-        }
-        let rank = state.rank(bytes, seconds);
-        state.order.insert(rank, key);
-        state.bytes += bytes;
-        state.entries.insert(
-            key,
-            Entry {
-                outputs: Outputs::clone(outputs),
-                bytes,
-                seconds,
-                rank,
-            },
-        );
-        drop(state);
+        drop(self.put_evicting(key, outputs, seconds));
     }
 }
 
@@ -227,6 +255,31 @@ mod tests {
         cache.put(key(2), &block(2000), 100.0);
         assert!(cache.place(&key(1)).is_some());
         assert!(cache.place(&key(2)).is_none());
+    }
+
+    #[test]
+    fn what_is_given_up_comes_back_and_so_does_what_is_too_large() {
+        let cache = HostCache::new(1000 + OVERHEAD);
+        assert!(cache.put_evicting(key(1), &block(1000), 1.0).is_empty());
+        // The same key again replaces the entry: nothing is given up for it.
+        assert!(cache.put_evicting(key(1), &block(1000), 2.0).is_empty());
+        let back = cache.put_evicting(key(2), &block(10), 3.0);
+        assert_eq!(
+            back.iter()
+                .map(|entry| (entry.0, entry.2))
+                .collect::<Vec<_>>(),
+            [(key(1), 2.0)]
+        );
+        let back = cache.put_evicting(key(3), &block(2000), 4.0);
+        assert_eq!(
+            back.iter()
+                .map(|entry| (entry.0, entry.2))
+                .collect::<Vec<_>>(),
+            [(key(3), 4.0)]
+        );
+        assert!(cache.remove(&key(2)).is_some());
+        assert!(cache.remove(&key(2)).is_none());
+        assert_eq!(cache.bytes(), 0);
     }
 
     proptest! {

@@ -1,13 +1,19 @@
-//! Where the outputs of nodes are kept under their keys. Device memory and disk are tiers to come; the host's memory is
-//! [`HostCache`].
+//! Where the outputs of nodes are kept under their keys: in memory ([`HostCache`]), on disk ([`DiskCache`]), or in the
+//! memory of a device over that of the host over the disk ([`TieredCache`]).
 
+pub mod disk;
+#[cfg(test)]
+mod fake;
 mod host;
+mod tiered;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub use disk::{DiskCache, DiskEntry, Verified};
 pub use host::HostCache;
+pub use tiered::TieredCache;
 
 use crate::key::Key;
 use crate::value::Value;
@@ -20,7 +26,7 @@ pub trait Cache: Send + Sync {
     /// The outputs under a key.
     fn get(&self, key: &Key) -> Option<Outputs>;
 
-    /// Where the outputs under a key are (`memory`), if they are there; this does not count as a use.
+    /// Where the outputs under a key are (`memory`, `device memory`, `disk`), if they are there; this is not a use.
     fn place(&self, key: &Key) -> Option<&'static str>;
 
     /// Stores outputs that took so many seconds to make; what does not fit is not stored.

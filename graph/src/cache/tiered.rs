@@ -1,0 +1,379 @@
+//! The memory of a device over the memory of the host over the disk.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex};
+
+use crate::cache::{Cache, DiskCache, HostCache, Outputs};
+use crate::files::lock;
+use crate::key::Key;
+use crate::node::{Environment, NodeError};
+use crate::value::Value;
+
+/// Keeps outputs in tiers, each with its budget: what one gives up moves to the one below, what is used moves up.
+///
+/// Outputs lie in one of the two memory tiers, in that of the device if any value holds memory of it. What can be
+/// stored on disk is written there when it comes, so that it is there after the process ends, however it ends.
+#[derive(Debug)]
+pub struct TieredCache {
+    device: HostCache,
+    host: HostCache,
+    disk: Option<DiskCache>,
+    environment: Option<Environment>,
+    said: Mutex<Said>,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    /// A device without room fails for each value: the same words once are enough.
+    ever: HashSet<String>,
+    pending: Vec<String>,
+}
+
+impl TieredCache {
+    /// Makes a cache with budgets in bytes for the memory of the device and of the host; without an environment,
+    /// nothing is moved to the device.
+    #[must_use]
+    pub fn new(
+        device_budget: usize,
+        host_budget: usize,
+        disk: Option<DiskCache>,
+        environment: Option<Environment>,
+    ) -> Self {
+        Self {
+            device: HostCache::new(device_budget),
+            host: HostCache::new(host_budget),
+            disk,
+            environment,
+            said: Mutex::default(),
+        }
+    }
+
+    /// The tier in the device's memory.
+    #[must_use]
+    pub fn device(&self) -> &HostCache {
+        &self.device
+    }
+
+    /// The tier in the host's memory.
+    #[must_use]
+    pub fn host(&self) -> &HostCache {
+        &self.host
+    }
+
+    /// The tier on disk.
+    #[must_use]
+    pub fn disk(&self) -> Option<&DiskCache> {
+        self.disk.as_ref()
+    }
+
+    fn say(&self, text: String) {
+        let mut said = lock(&self.said);
+        if said.ever.insert(text.clone()) {
+            said.pending.push(text);
+        }
+    }
+
+    fn put_on_device(&self, key: Key, outputs: &Outputs, seconds: f64) {
+        let given_up = self.device.put_evicting(key, outputs, seconds);
+        if given_up.iter().all(|(other, ..)| *other != key) {
+            self.host.remove(&key);
+        }
+        for (key, outputs, seconds) in given_up {
+            self.demote(key, &outputs, seconds);
+        }
+    }
+
+    fn put_on_host(&self, key: Key, outputs: &Outputs, seconds: f64) {
+        for (key, outputs, seconds) in self.host.put_evicting(key, outputs, seconds) {
+            if let Some(disk) = &self.disk
+                && disk.place(&key).is_none()
+            {
+                disk.put(key, &outputs, seconds);
+            }
+        }
+    }
+
+    /// Moves what the device's tier gave up to the host.
+    fn demote(&self, key: Key, outputs: &Outputs, seconds: f64) {
+        match each(outputs, Value::to_host) {
+            Ok(outputs) => self.put_on_host(key, &outputs, seconds),
+            Err(error) => self.say(format!(
+                "what the cache gave up could not be moved from the device: {error}"
+            )),
+        }
+    }
+
+    /// Moves what was found below the device's tier up to where it is used; `below` says that the host's tier does not
+    /// have it.
+    fn promote(&self, key: Key, outputs: Outputs, seconds: f64, below: bool) -> Outputs {
+        let moved = match &self.environment {
+            None => Outputs::clone(&outputs),
+            Some(environment) => match each(&outputs, |value| value.to_device(environment)) {
+                Ok(moved) => moved,
+                Err(error) => {
+                    self.say(format!(
+                        "what the cache holds could not be moved to the device: {error}"
+                    ));
+                    Outputs::clone(&outputs)
+                }
+            },
+        };
+        if on_device(&moved) {
+            for (other, given_up, seconds) in self.device.put_evicting(key, &moved, seconds) {
+                if other != key {
+                    self.demote(other, &given_up, seconds);
+                } else if below {
+                    // There is no room for it on the device, ever; what came from below need not be moved back.
+                    self.put_on_host(key, &outputs, seconds);
+                }
+            }
+            if self.device.place(&key).is_some() {
+                self.host.remove(&key);
+            }
+        } else if below {
+            self.put_on_host(key, &moved, seconds);
+        }
+        moved
+    }
+}
+
+fn on_device(outputs: &Outputs) -> bool {
+    outputs.values().any(Value::on_device)
+}
+
+/// The outputs with each value changed.
+fn each(
+    outputs: &Outputs,
+    change: impl Fn(&Value) -> Result<Value, NodeError>,
+) -> Result<Outputs, NodeError> {
+    let changed: Result<BTreeMap<_, _>, _> = outputs
+        .iter()
+        .map(|(port, value)| Ok((port.clone(), change(value)?)))
+        .collect();
+    changed.map(Arc::new)
+}
+
+impl Cache for TieredCache {
+    fn get(&self, key: &Key) -> Option<Outputs> {
+        if let Some(outputs) = self.device.get(key) {
+            return Some(outputs);
+        }
+        if let Some((outputs, seconds)) = self.host.get_with_seconds(key) {
+            return Some(self.promote(*key, outputs, seconds, false));
+        }
+        let (outputs, seconds) = self.disk.as_ref()?.get_with_seconds(key)?;
+        Some(self.promote(*key, outputs, seconds, true))
+    }
+
+    fn place(&self, key: &Key) -> Option<&'static str> {
+        if self.device.place(key).is_some() {
+            return Some("device memory");
+        }
+        self.host
+            .place(key)
+            .or_else(|| self.disk.as_ref()?.place(key))
+    }
+
+    fn put(&self, key: Key, outputs: &Outputs, seconds: f64) {
+        if let Some(disk) = &self.disk {
+            disk.put(key, outputs, seconds);
+        }
+        if on_device(outputs) {
+            self.put_on_device(key, outputs, seconds);
+        } else {
+            self.device.remove(&key);
+            self.put_on_host(key, outputs, seconds);
+        }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.disk.as_ref().map(Cache::warnings).unwrap_or_default();
+        warnings.append(&mut lock(&self.said).pending);
+        warnings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::fake::{self, Bytes, Device, key, on_host, outputs};
+    use crate::value::Decoders;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use tempfile::TempDir;
+
+    /// The budget of a memory tier that holds so many entries of 100 bytes.
+    fn room(entries: usize) -> usize {
+        entries * 356
+    }
+
+    fn disk(folder: &TempDir) -> Option<DiskCache> {
+        let decoders = Decoders::new().with::<Bytes>();
+        Some(DiskCache::open(folder.path(), 1 << 20, decoders).unwrap())
+    }
+
+    fn folder() -> TempDir {
+        TempDir::new().unwrap()
+    }
+
+    fn value(name: u8, on_device: bool) -> Outputs {
+        outputs(Bytes::new(&[name; 100], on_device))
+    }
+
+    fn environment() -> Option<Environment> {
+        Some(Arc::new(Device::default()))
+    }
+
+    #[track_caller]
+    fn found(cache: &TieredCache, name: u8, on_device: bool) {
+        let found = cache.get(&key(name)).unwrap();
+        let bytes = found["out"].downcast::<Bytes>().unwrap();
+        assert_eq!(bytes.content, [name; 100]);
+        assert_eq!(bytes.on_device, on_device);
+    }
+
+    fn places(cache: &TieredCache, names: impl IntoIterator<Item = u8>) -> Vec<&'static str> {
+        names
+            .into_iter()
+            .map(|name| cache.place(&key(name)).unwrap_or("nowhere"))
+            .collect()
+    }
+
+    #[test]
+    fn what_is_given_up_goes_down_and_what_is_used_comes_up() {
+        let folder = folder();
+        let cache = TieredCache::new(room(1), room(1), disk(&folder), environment());
+        for name in 1..=3 {
+            cache.put(key(name), &value(name, true), 1.0);
+        }
+        assert_eq!(
+            places(&cache, 1..=4),
+            ["disk", "memory", "device memory", "nowhere"]
+        );
+        assert!(!on_device(&cache.host.get(&key(2)).unwrap()));
+        found(&cache, 3, true);
+        // From the host: the two change places.
+        found(&cache, 2, true);
+        assert_eq!(places(&cache, 1..=3), ["disk", "device memory", "memory"]);
+        // From the disk.
+        found(&cache, 1, true);
+        assert_eq!(places(&cache, 1..=3), ["device memory", "memory", "disk"]);
+        assert_eq!((cache.device.len(), cache.host.len()), (1, 1));
+        assert!(cache.warnings().is_empty());
+    }
+
+    #[test]
+    fn what_the_disk_gave_up_is_written_when_memory_gives_it_up() {
+        let folder = folder();
+        let cache = TieredCache::new(0, room(1), disk(&folder), None);
+        cache.put(key(1), &value(1, false), 1.0);
+        assert_eq!(cache.disk().unwrap().clear().unwrap().0, 1);
+        assert_eq!(places(&cache, [1]), ["memory"]);
+        cache.put(key(2), &value(2, false), 1.0);
+        assert_eq!(places(&cache, 1..=2), ["disk", "memory"]);
+        found(&cache, 1, false);
+    }
+
+    #[test]
+    fn without_a_disk_it_is_gone() {
+        let cache = TieredCache::new(room(1), room(1), None, environment());
+        for name in 1..=3 {
+            cache.put(key(name), &value(name, true), 1.0);
+        }
+        assert_eq!(
+            places(&cache, 1..=3),
+            ["nowhere", "memory", "device memory"]
+        );
+        assert!(cache.get(&key(1)).is_none());
+    }
+
+    #[test]
+    fn it_outlives_the_process() {
+        let folder = folder();
+        let cache = TieredCache::new(room(4), room(4), disk(&folder), environment());
+        cache.put(key(1), &value(1, true), 1.0);
+        cache.put(key(2), &outputs(Device::default()), 1.0);
+        assert_eq!(places(&cache, 1..=2), ["device memory", "memory"]);
+        let cache = TieredCache::new(room(4), room(4), disk(&folder), environment());
+        assert_eq!(places(&cache, 1..=2), ["disk", "nowhere"]);
+        found(&cache, 1, true);
+        let cache = TieredCache::new(room(4), room(4), disk(&folder), None);
+        found(&cache, 1, false);
+        assert_eq!(places(&cache, 1..=2), ["memory", "nowhere"]);
+    }
+
+    #[test]
+    fn a_device_without_room_is_said_and_the_value_is_used_as_it_is() {
+        let folder = folder();
+        let device = Arc::new(Device {
+            full: AtomicBool::new(true),
+        });
+        let cache = TieredCache::new(
+            room(4),
+            room(4),
+            disk(&folder),
+            Some(Arc::clone(&device) as Environment),
+        );
+        cache.disk().unwrap().put(key(1), &value(1, false), 1.0);
+        found(&cache, 1, false);
+        assert_eq!(places(&cache, [1]), ["memory"]);
+        found(&cache, 1, false);
+        assert_eq!(cache.warnings().len(), 1);
+        device.full.store(false, Ordering::Relaxed);
+        found(&cache, 1, true);
+        assert_eq!(places(&cache, [1]), ["device memory"]);
+        assert!(cache.warnings().is_empty());
+    }
+
+    #[test]
+    fn what_is_too_large_for_the_device_stays_on_the_host() {
+        let folder = folder();
+        let cache = TieredCache::new(room(1) - 1, room(2), disk(&folder), environment());
+        cache.put(key(1), &value(1, true), 1.0);
+        assert_eq!(places(&cache, [1]), ["memory"]);
+        found(&cache, 1, true);
+        assert_eq!(places(&cache, [1]), ["memory"]);
+        let again = TieredCache::new(0, room(2), disk(&folder), environment());
+        found(&again, 1, true);
+        assert_eq!(places(&again, [1]), ["memory"]);
+        assert!(!on_device(&again.host.get(&key(1)).unwrap()));
+    }
+
+    #[test]
+    fn an_entry_is_in_one_memory_tier() {
+        let cache = TieredCache::new(room(2), room(2), None, None);
+        cache.put(key(1), &on_host(&[1; 100]), 1.0);
+        cache.put(key(1), &fake::on_device(&[1; 100]), 1.0);
+        assert_eq!((cache.device.len(), cache.host.len()), (1, 0));
+        cache.put(key(1), &on_host(&[1; 100]), 1.0);
+        assert_eq!((cache.device.len(), cache.host.len()), (0, 1));
+    }
+
+    #[test]
+    fn the_budgets_hold_when_many_use_it() {
+        let folder = folder();
+        let cache = TieredCache::new(room(3), room(4), disk(&folder), environment());
+        std::thread::scope(|scope| {
+            for thread in 0..4u8 {
+                let cache = &cache;
+                scope.spawn(move || {
+                    for step in 0..100u8 {
+                        let name = step.wrapping_mul(7).wrapping_add(thread) % 20;
+                        match cache.get(&key(name)) {
+                            Some(outputs) => {
+                                let bytes = outputs["out"].downcast::<Bytes>().unwrap();
+                                assert_eq!(bytes.content, [name; 100]);
+                            }
+                            None => cache.put(key(name), &value(name, true), 1.0),
+                        }
+                        assert!(cache.device().bytes() <= cache.device().budget());
+                        assert!(cache.host().bytes() <= cache.host().budget());
+                    }
+                });
+            }
+        });
+        for name in 0..20 {
+            found(&cache, name, true);
+        }
+        assert!(cache.warnings().is_empty());
+    }
+}
