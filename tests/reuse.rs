@@ -1,0 +1,377 @@
+//! Nothing is computed twice: how many U-Net calls an edit costs, counted and foretold; and that what is resumed is bit
+//! for bit what a fresh run gives (law 7).
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use retouch_graph::{
+    Cancel, DiskCache, Engine, HostCache, NoCache, Recorder, RunOptions, Settings, TieredCache,
+};
+use retouch_nodes::Runtime;
+use retouch_nodes::payload::{Latent, Masks, Trajectory, decoders};
+
+/// A copy of a U-Net's folder with one weight moved by its last bit: another model.
+fn nudged(unet: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for name in ["config.json", "diffusion_pytorch_model.safetensors"] {
+        std::fs::copy(unet.join(name), to.join(name)).unwrap();
+    }
+    let file = to.join("diffusion_pytorch_model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let last = bytes.len() - 2;
+    bytes[last] ^= 1;
+    std::fs::write(file, bytes).unwrap();
+}
+
+/// The main job on a tiny model, everything that an edit touches being a param.
+fn workflow() -> String {
+    let data = support::root().join("tests/oracle/data");
+    let data = data.display();
+    format!(
+        "schema: retouch/v1
+name: job
+params:
+  steps: {{type: int, default: 50}}
+  blend_steps: {{type: steps, default: 20%}}
+  start_step: {{type: steps, default: 20%}}
+  from_step: {{type: steps, default: 8%}}
+  structure_until: {{type: steps, default: 40%}}
+  seed: {{type: seed, default: 1}}
+  guidance: {{type: float, default: 5}}
+  last_guidance: {{type: float, default: 5}}
+  vanilla_prompt: {{type: string, default: a teddy bear on a beach}}
+  prompt: {{type: string, default: a sks teddy bear on a beach}}
+  subject: {{type: string, default: teddy bear}}
+  threshold: {{type: threshold, default: otsu}}
+  smooth: {{type: int, default: 1}}
+  blend: {{type: choice, default: union, values: [union, context, target]}}
+  sites: {{type: sites, default: 10..16}}
+  photo: {{type: path, default: '{data}/tiny-sd1.png'}}
+  vanilla_unet: {{type: path, default: '{data}/tiny-sd1/unet'}}
+  personal_unet: {{type: path, default: '{data}/tiny-sd1-personal/unet'}}
+  name: {{type: string, default: a}}
+nodes:
+  base: {{op: load_model, path: '{data}/tiny-sd1', unet: $params.vanilla_unet}}
+  personal: {{op: load_model, path: '{data}/tiny-sd1', unet: $params.personal_unet}}
+  photo: {{op: load_image, path: $params.photo}}
+  reference: {{op: encode_reference, model: $personal, image: $photo}}
+  inverted: {{op: invert, model: $personal, latent: $reference, steps: $params.steps}}
+  layout:
+    op: step_blend_sample
+    vanilla: $base
+    personalized: $personal
+    vanilla_prompt: $params.vanilla_prompt
+    personalized_prompt: a sks teddy bear on a beach
+    blend_steps: $params.blend_steps
+    steps: $params.steps
+    guidance: $params.guidance
+    seed: $params.seed
+  swap:
+    op: swap_attention
+    vanilla: $base
+    context: $layout.trajectory
+    reference: $inverted.trajectory
+    reference_prompt: a photo of a sks teddy bear
+    subject: $params.subject
+    sites: $params.sites
+    start_step: $params.start_step
+    from_step: $params.from_step
+    structure_until: $params.structure_until
+    threshold: $params.threshold
+    smooth: $params.smooth
+    blend: $params.blend
+  draw: {{op: sample, model: $personal, prompt: $params.prompt, control: $swap, guidance: $params.last_guidance}}
+  picture: {{op: decode, model: $personal, latent: $draw}}
+outputs:
+  picture: {{value: $picture, save: \"{{name}}.png\"}}
+  latent: {{value: $draw}}
+  trajectory: {{value: $draw.trajectory}}
+  masks: {{value: $draw.masks}}
+"
+    )
+}
+
+/// Edits of the main job: what is set, and the calls that it costs with the sources' keys and values kept, and without.
+fn edits(folder: &Path) -> Vec<(&'static str, Vec<String>, u64, u64)> {
+    let data = support::root().join("tests/oracle/data");
+    let set = |pairs: &[&str]| pairs.iter().map(|&s| s.to_owned()).collect::<Vec<_>>();
+    let (vanilla, personal) = (folder.join("vanilla"), folder.join("personal"));
+    nudged(&data.join("tiny-sd1/unet"), &vanilla);
+    nudged(&data.join("tiny-sd1-personal/unet"), &personal);
+    let photo = data.join("tiny-sd2.png");
+    vec![
+        ("the name of a saved file", set(&["name=b"]), 0, 0),
+        (
+            "from_step, start_step being past both",
+            set(&["from_step=6"]),
+            0,
+            0,
+        ),
+        ("structure_until", set(&["structure_until=25"]), 70, 180),
+        (
+            "blend_steps and start_step",
+            set(&["blend_steps=12", "start_step=12"]),
+            156,
+            308,
+        ),
+        ("start_step alone", set(&["start_step=8"]), 92, 252),
+        // At the target's first step union and target are the context's mask: one step less than another rule.
+        ("the mask rule", set(&["blend=target"]), 78, 234),
+        ("threshold", set(&["threshold=0.4"]), 80, 240),
+        ("smooth", set(&["smooth=0"]), 80, 240),
+        ("subject", set(&["subject=bear"]), 80, 240),
+        (
+            "the last prompt",
+            set(&["prompt=a big sks teddy bear in the snow"]),
+            80,
+            240,
+        ),
+        ("the last guidance", set(&["last_guidance=3"]), 80, 240),
+        ("fewer sites", set(&["sites=12..16"]), 80, 240),
+        ("seed", set(&["seed=2"]), 180, 340),
+        (
+            "guidance of both stages",
+            set(&["guidance=3", "last_guidance=3"]),
+            180,
+            340,
+        ),
+        (
+            "vanilla prompt",
+            set(&["vanilla_prompt=a teddy bear in the snow"]),
+            180,
+            340,
+        ),
+        (
+            "vanilla model",
+            vec![format!("vanilla_unet={}", vanilla.display())],
+            180,
+            340,
+        ),
+        (
+            "reference photo",
+            vec![format!("photo={}", photo.display())],
+            210,
+            290,
+        ),
+        (
+            "personalised weights",
+            vec![format!("personal_unet={}", personal.display())],
+            290,
+            370,
+        ),
+    ]
+}
+
+struct Run {
+    calls: u64,
+    foretold: u64,
+    bits: Vec<Vec<u32>>,
+    recorder: Recorder,
+}
+
+fn engine() -> Engine {
+    let device = std::env::var("RETOUCH_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
+    let runtime = Runtime::by_name(&device).unwrap();
+    let numerics = runtime.numerics();
+    Engine::new(retouch_nodes::registry())
+        .with_environment(Arc::new(runtime))
+        .with_numerics(numerics)
+        .with_cache(Arc::new(HostCache::new(8 << 30)))
+}
+
+fn run_of(engine: &Engine, yaml: &str, set: &[String]) -> Run {
+    let settings = Settings {
+        set: set.to_vec(),
+        ..Settings::default()
+    };
+    let checked = match engine.load_str("test.yaml", yaml, &settings) {
+        Ok(checked) => checked,
+        Err(problems) => panic!("{problems}"),
+    };
+    let plan = engine.plan(&checked, &[]).unwrap();
+    let foretold = engine.forecast(&plan).total_calls();
+    let recorder = Recorder::new();
+    let report = engine
+        .run(&plan, &recorder, &Cancel::new(), &RunOptions::default())
+        .unwrap();
+    let bits_of = |t: &Tensor| -> Vec<u32> {
+        let t = t.to_device(&candle_core::Device::Cpu).unwrap();
+        let values = t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        values.into_iter().map(f32::to_bits).collect()
+    };
+    let mut bits = Vec::new();
+    for output in &report.outputs {
+        if let Some(latent) = output.value.downcast::<Latent>() {
+            bits.push(bits_of(&latent.tensor));
+        } else if let Some(trajectory) = output.value.downcast::<Trajectory>() {
+            bits.extend(trajectory.latents.iter().map(bits_of));
+        } else if let Some(masks) = output.value.downcast::<Masks>() {
+            bits.push(bits_of(&masks.tensor));
+        }
+    }
+    Run {
+        calls: report.counters.get("unet_calls").copied().unwrap_or(0),
+        foretold,
+        bits,
+        recorder,
+    }
+}
+
+fn run(engine: &Engine, set: &[String]) -> Run {
+    run_of(engine, &workflow(), set)
+}
+
+/// The table of docs/engine.md: `kept` says which of its columns.
+fn table(kept: bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = engine().with_sources(if kept { 4 << 30 } else { 0 });
+    let cold = run(&engine, &[]);
+    let due = if kept { 310 } else { 390 };
+    assert_eq!((cold.calls, cold.foretold), (due, due), "cold");
+    for (what, set, with, without) in edits(folder.path()) {
+        let due = if kept { with } else { without };
+        let edited = run(&engine, &set);
+        println!("{what}: {} calls", edited.calls);
+        assert_eq!((edited.calls, edited.foretold), (due, due), "{what}");
+    }
+}
+
+#[test]
+fn an_edit_costs_the_calls_of_column_a_when_the_sources_are_kept_and_the_plan_foretells_them() {
+    table(true);
+}
+
+#[test]
+fn an_edit_costs_the_calls_of_column_b_when_they_are_not_and_the_plan_foretells_them() {
+    table(false);
+}
+
+/// Short runs with the same proportions.
+fn short(set: &[&str]) -> Vec<String> {
+    let mut all = vec!["steps=10".to_owned()];
+    all.extend(set.iter().map(|&s| s.to_owned()));
+    all
+}
+
+const SHORT_EDITS: [&[&str]; 9] = [
+    &["structure_until=6"],
+    &["blend_steps=3", "start_step=3"],
+    &["start_step=1", "from_step=2"],
+    &["start_step=0", "from_step=3", "blend=target"],
+    &["threshold=0.4"],
+    &["subject=bear"],
+    &["sites=12..16"],
+    &["last_guidance=1"],
+    &["seed=2"],
+];
+
+#[test]
+fn what_is_resumed_equals_a_fresh_run_bit_for_bit() {
+    let kept = engine();
+    let recomputed = engine().with_sources(0);
+    let fresh = engine().with_cache(Arc::new(NoCache));
+    for engine in [&kept, &recomputed] {
+        run(engine, &short(&[]));
+    }
+    for set in SHORT_EDITS {
+        let expected = run(&fresh, &short(set));
+        assert_eq!(expected.calls, expected.foretold, "{set:?}");
+        for (name, engine) in [("kept", &kept), ("recomputed", &recomputed)] {
+            let resumed = run(engine, &short(set));
+            assert!(resumed.calls < expected.calls, "{name} {set:?}");
+            assert_eq!(resumed.calls, resumed.foretold, "{name} {set:?}");
+            assert!(resumed.bits == expected.bits, "{name} {set:?}");
+        }
+    }
+}
+
+#[test]
+fn another_process_resumes_from_disk_bit_for_bit_and_a_known_run_runs_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    // An engine of its own is what another process has: nothing in memory.
+    let from_disk = || {
+        let disk = DiskCache::open(folder.path(), 1 << 30, decoders()).unwrap();
+        engine().with_cache(Arc::new(TieredCache::new(0, 1 << 30, Some(disk), None)))
+    };
+    let cold = run(&from_disk(), &short(&[]));
+    assert_eq!(cold.calls, cold.foretold);
+    let again = run(&from_disk(), &short(&[]));
+    assert!(
+        again.recorder.ran().is_empty(),
+        "{:?}",
+        again.recorder.ran()
+    );
+    assert_eq!((again.calls, again.foretold), (0, 0));
+    assert!(again.bits == cold.bits);
+    let fresh = engine().with_cache(Arc::new(NoCache));
+    for set in SHORT_EDITS {
+        let resumed = run(&from_disk(), &short(set));
+        let expected = run(&fresh, &short(set));
+        assert_eq!(resumed.calls, resumed.foretold, "{set:?}");
+        assert!(resumed.calls < expected.calls, "{set:?}");
+        assert!(resumed.bits == expected.bits, "{set:?}");
+    }
+}
+
+#[test]
+fn the_event_log_says_where_each_sampler_went_on() {
+    let engine = engine();
+    run(&engine, &[]);
+    let edited = run(&engine, &["blend_steps=12".into(), "start_step=12".into()]);
+    let log = edited.recorder;
+    assert_eq!(log.resumed(), [("layout".to_owned(), 10)]);
+    assert_eq!(log.ran(), ["layout", "swap", "draw", "picture"]);
+    let edited = run(&engine, &["structure_until=25".into()]);
+    assert_eq!(edited.recorder.resumed(), [("draw".to_owned(), 20)]);
+}
+
+#[test]
+fn sixteen_seeds_on_one_reference_pay_its_branch_once() {
+    let engine = engine();
+    let seeds = (1..=16).map(|seed| run(&engine, &short(&[&format!("seed={seed}")])).calls);
+    let calls: Vec<u64> = seeds.collect();
+    // Inversion 10, stage 1 20, reference 16, target 16; then stage 1 and target alone.
+    assert_eq!(calls[0], 62);
+    assert!(calls[1..].iter().all(|&calls| calls == 36), "{calls:?}");
+}
+
+#[test]
+fn blend_steps_0_shares_every_step_with_the_personalised_model_alone() {
+    let bench = engine();
+    let world = |file: &str| -> (String, String) {
+        let path = support::root().join("workflows").join(file);
+        let text = std::fs::read_to_string(&path).unwrap();
+        (path.display().to_string(), text)
+    };
+    let calls = |file: &str, targets: &[&str], set: &[&str]| -> u64 {
+        let (path, text) = world(file);
+        let settings = Settings {
+            set: set.iter().map(|&s| s.to_owned()).collect(),
+            ..Settings::default()
+        };
+        let checked = bench.load_str(&path, &text, &settings).unwrap();
+        let targets: Vec<String> = targets.iter().map(|&s| s.to_owned()).collect();
+        let plan = bench.plan(&checked, &targets).unwrap();
+        let report = bench
+            .run(
+                &plan,
+                &Recorder::new(),
+                &Cancel::new(),
+                &RunOptions::default(),
+            )
+            .unwrap();
+        report.counters.get("unet_calls").copied().unwrap_or(0)
+    };
+    assert_eq!(calls("personalized.yaml", &[], &["steps=4"]), 8);
+    let shared = ["steps=4", "blend_steps=0"];
+    assert_eq!(
+        calls("layout-and-retouch.yaml", &["layout_picture"], &shared),
+        0
+    );
+}
