@@ -104,7 +104,7 @@ fn edits(folder: &Path) -> Vec<(&'static str, Vec<String>, u64, u64)> {
     let (vanilla, personal) = (folder.join("vanilla"), folder.join("personal"));
     nudged(&data.join("tiny-sd1/unet"), &vanilla);
     nudged(&data.join("tiny-sd1-personal/unet"), &personal);
-    let photo = data.join("tiny-sd2.png");
+    let photo = support::root().join("references/teddy/01.png");
     vec![
         ("the name of a saved file", set(&["name=b"]), 0, 0),
         (

@@ -16,7 +16,8 @@ use clap_complete::Shell;
     after_help = "Results go to standard output, everything else to standard error.\n\
         Exit codes: 0 done; 1 a node failed or a file could not be written; 2 wrong arguments;\n\
         3 the workflow has faults; 130 interrupted.\n\
-        RETOUCH_LOG=debug logs what happens inside; NO_COLOR turns colours off."
+        RETOUCH_LOG=debug logs what happens inside; NO_COLOR turns colours off; RETOUCH_CONFIG names a\n\
+        configuration file in place of the platform's retouch/config.yaml."
 )]
 pub struct Cli {
     /// What to do.
@@ -45,6 +46,8 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Make a folder with the workflows, the demo model and the reference photos of this program.
     New(NewArgs),
+    /// Look at the disk cache, or empty it.
+    Cache(CacheToolArgs),
     /// Measure the demo model, the main workflow and the engine on this machine.
     Bench(BenchArgs),
     /// Print a completion script for a shell.
@@ -76,6 +79,66 @@ pub struct DeviceArgs {
     pub threads: Option<u16>,
 }
 
+/// What is kept between steps, runs and processes, and how much of it.
+#[derive(Args, Clone, Debug, Default)]
+pub struct CacheArgs {
+    /// The folder of the disk cache. Default: `retouch` in the platform's cache folder.
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "RETOUCH_CACHE",
+        help_heading = "Cache"
+    )]
+    pub cache_dir: Option<PathBuf>,
+    /// Neither read nor write the disk cache.
+    #[arg(long, help_heading = "Cache", env = "RETOUCH_NO_CACHE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub no_cache: bool,
+    /// Disk that the cache may take. Default: 10GiB; 0: none.
+    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, help_heading = "Cache")]
+    pub disk_cache: Option<u64>,
+    /// Memory that the cache may take. Default: 2GiB.
+    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, help_heading = "Cache")]
+    pub ram_cache: Option<u64>,
+    /// Memory of a GPU that the cache may take. Default: 2GiB.
+    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, help_heading = "Cache")]
+    pub device_cache: Option<u64>,
+    /// Keys and values of attention that a run may keep for later ones. Default: 6GiB; 0: they are recomputed.
+    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, help_heading = "Cache")]
+    pub source_store: Option<u64>,
+}
+
+/// `retouch cache`.
+#[derive(Args, Debug)]
+pub struct CacheToolArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: CacheCommand,
+    /// Which cache.
+    #[command(flatten)]
+    pub cache: CacheArgs,
+}
+
+/// What to do with the disk cache.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum CacheCommand {
+    /// List the entries, the last used first.
+    Ls {
+        /// Print JSON lines.
+        #[arg(long)]
+        json: bool,
+    },
+    /// How much there is, of what.
+    Stats {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove everything.
+    Clear,
+    /// Read everything, and remove what is damaged.
+    Verify,
+}
+
 /// `retouch run`.
 #[derive(Args, Debug)]
 pub struct RunArgs {
@@ -96,6 +159,9 @@ pub struct RunArgs {
     /// Where and how to compute.
     #[command(flatten)]
     pub device: DeviceArgs,
+    /// What is kept.
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// Print events as JSON lines on standard output.
     #[arg(long)]
     pub json: bool,
@@ -145,6 +211,9 @@ pub struct PlanArgs {
     /// The device, which is part of every key.
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: String,
+    /// What is kept.
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// Print the plan as JSON.
     #[arg(long)]
     pub json: bool,

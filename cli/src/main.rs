@@ -2,10 +2,13 @@
 
 mod args;
 mod commands;
+mod journal;
 mod output;
 mod progress;
+mod records;
 mod report;
 mod session;
+mod store;
 
 use std::process::ExitCode;
 
@@ -91,6 +94,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Graph(args) => commands::graph::graph(&args),
         Command::Explain(args) => commands::explain::explain(&args),
         Command::New(args) => commands::new::new(&args),
+        Command::Cache(args) => commands::cache::cache(&args),
         Command::Bench(args) => commands::bench::bench(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -170,6 +170,17 @@ impl Listener for Progress {
                     self.told(&text);
                 }
             }
+            Event::NodeResumed { node, step, of } => {
+                let text = if step == of {
+                    format!("  {node}: all {of} steps are there")
+                } else {
+                    format!("  {node}: goes on at step {step} of {of}")
+                };
+                self.told(&text);
+            }
+            Event::CacheWarning { message } => {
+                self.line(&format!("warning: {message}"));
+            }
             Event::NodeWarning { node, message } => {
                 self.line(&format!("warning: {node}: {message}"));
             }
@@ -213,10 +224,11 @@ impl Listener for Progress {
                     bar.finish_and_clear();
                 }
                 self.told(&format!(
-                    "{} nodes ran, {} reused, {}; U-Net calls: {}",
-                    ran,
-                    reused,
-                    duration(*seconds),
+                    "{ran} nodes ran, {reused} reused, {}",
+                    duration(*seconds)
+                ));
+                self.told(&format!(
+                    "U-Net calls: {}",
                     counters.get("unet_calls").copied().unwrap_or(0)
                 ));
             }

@@ -4,35 +4,54 @@ use std::path::Path;
 use std::sync::Arc;
 
 use retouch_graph::problem::{Problem, Severity};
-use retouch_graph::{Checked, Engine, NodeError, Problems, Settings};
+use retouch_graph::{Checked, DiskFiles, Engine, NodeError, Problems, Settings};
 use retouch_nodes::Runtime;
 
 use crate::args::{DeviceArgs, ParamArgs};
+use crate::store::Store;
 use crate::{Exit, Failure, report};
+
+fn runtime(device: &str) -> Result<Runtime, Failure> {
+    Runtime::by_name(device).map_err(|e| match e {
+        NodeError::Failed {
+            message,
+            help: Some(help),
+        } => Failure::usage(message).help(help),
+        other => Failure::usage(other.to_string()),
+    })
+}
 
 /// An engine with all ops on the device.
 ///
 /// # Errors
 /// When the device cannot be used.
 pub fn engine(device: &str) -> Result<Engine, Failure> {
-    let runtime = Runtime::by_name(device).map_err(|e| match e {
-        NodeError::Failed {
-            message,
-            help: Some(help),
-        } => Failure::usage(message).help(help),
-        other => Failure::usage(other.to_string()),
-    })?;
+    let runtime = runtime(device)?;
     let numerics = runtime.numerics();
     Ok(Engine::new(retouch_nodes::registry())
         .with_environment(Arc::new(runtime))
         .with_numerics(numerics))
 }
 
-/// Sets the number of threads and makes the engine.
+/// An engine with all ops on the device, over the cache of this user.
 ///
 /// # Errors
 /// When the device cannot be used.
-pub fn computing_engine(args: &DeviceArgs) -> Result<Engine, Failure> {
+pub fn caching_engine(device: &str, store: &Store) -> Result<Engine, Failure> {
+    let runtime: retouch_graph::Environment = Arc::new(runtime(device)?);
+    let engine = engine(device)?;
+    let digests = store.file("digests.json");
+    Ok(engine
+        .with_cache(store.cache(runtime))
+        .with_sources(store.sources)
+        .with_files(Arc::new(DiskFiles::with_memo(digests))))
+}
+
+/// Sets the number of threads that compute.
+///
+/// # Errors
+/// When they cannot be started.
+pub fn threads(args: &DeviceArgs) -> Result<(), Failure> {
     if let Some(threads) = args.threads {
         // Fails only when the pool is there already, and nothing has used it yet.
         rayon::ThreadPoolBuilder::new()
@@ -40,7 +59,7 @@ pub fn computing_engine(args: &DeviceArgs) -> Result<Engine, Failure> {
             .build_global()
             .map_err(|e| Failure::failed(format!("{threads} threads cannot be started: {e}")))?;
     }
-    engine(&args.device)
+    Ok(())
 }
 
 /// The params as the engine takes them.

@@ -5,9 +5,10 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use indexmap::IndexSet;
+use serde::{Deserialize, Serialize};
 
 /// The digest of a file's content: BLAKE3, 256 bits.
 pub type Digest = [u8; 32];
@@ -37,12 +38,33 @@ pub trait Files: Send + Sync {
 
     /// Whether there is a folder.
     fn is_dir(&self, path: &Path) -> bool;
+
+    /// Writes down what is to be known in the next process, if anything is; nobody misses it when that fails.
+    fn flush(&self) {}
 }
 
 /// A lock that a panic elsewhere does not take away: what it guards is whole after every statement.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// A digest that outlives the process.
+#[derive(Serialize, Deserialize)]
+struct Known {
+    path: PathBuf,
+    size: u64,
+    seconds: u64,
+    nanoseconds: u32,
+    inode: (u64, u64),
+    digest: String,
+}
+
+/// Smaller files are digested in no time.
+const LARGE: u64 = 1 << 20;
+/// A file that was changed so shortly ago may change again within the resolution of its time.
+const SETTLED: Duration = Duration::from_secs(2);
+/// Digests that are written down at most.
+const MOST_KNOWN: usize = 10_000;
 
 /// What tells whether a file is still the one whose digest is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +94,7 @@ impl Stamp {
 /// The files of the disk.
 #[derive(Debug, Default)]
 pub struct DiskFiles {
+    memo: Option<PathBuf>,
     digests: Mutex<HashMap<PathBuf, (Stamp, Digest)>>,
     seen: Mutex<IndexSet<PathBuf>>,
 }
@@ -81,6 +104,33 @@ impl DiskFiles {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Starts with the digests of large files that an earlier process wrote down in `memo`; [`Files::flush`] writes them.
+    #[must_use]
+    pub fn with_memo(memo: Option<PathBuf>) -> Self {
+        let known = memo
+            .as_ref()
+            .and_then(|memo| fs::read(memo).ok())
+            .and_then(|text| serde_json::from_slice::<Vec<Known>>(&text).ok())
+            .unwrap_or_default();
+        let digests = known
+            .into_iter()
+            .filter_map(|known| {
+                let stamp = Stamp {
+                    size: known.size,
+                    modified: Some(UNIX_EPOCH + Duration::new(known.seconds, known.nanoseconds)),
+                    inode: known.inode,
+                };
+                let digest = blake3::Hash::from_hex(&known.digest).ok()?;
+                Some((known.path, (stamp, *digest.as_bytes())))
+            })
+            .collect();
+        Self {
+            memo,
+            digests: Mutex::new(digests),
+            seen: Mutex::default(),
+        }
     }
 
     /// The files that were read, in order: what to watch.
@@ -116,7 +166,8 @@ impl Files for DiskFiles {
         self.saw(path);
         let mut file = File::open(path)?;
         let stamp = Stamp::of(&file.metadata()?);
-        if let Some((known, digest)) = lock(&self.digests).get(path)
+        let place = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        if let Some((known, digest)) = lock(&self.digests).get(&place)
             && *known == stamp
         {
             return Ok(*digest);
@@ -133,7 +184,7 @@ impl Files for DiskFiles {
         let digest = *hasher.finalize().as_bytes();
         // A file that was written meanwhile is read again the next time.
         if Stamp::of(&file.metadata()?) == stamp {
-            lock(&self.digests).insert(path.to_owned(), (stamp, digest));
+            lock(&self.digests).insert(place, (stamp, digest));
         }
         Ok(digest)
     }
@@ -147,6 +198,41 @@ impl Files for DiskFiles {
 
     fn is_dir(&self, path: &Path) -> bool {
         path.is_dir()
+    }
+
+    fn flush(&self) {
+        let Some(memo) = &self.memo else {
+            return;
+        };
+        let now = SystemTime::now();
+        let known: Vec<Known> = lock(&self.digests)
+            .iter()
+            .filter_map(|(path, (stamp, digest))| {
+                let modified = stamp.modified?;
+                let settled = now.duration_since(modified).ok()? >= SETTLED;
+                let since = modified.duration_since(UNIX_EPOCH).ok()?;
+                (settled && stamp.size >= LARGE && path.is_absolute()).then(|| Known {
+                    path: path.clone(),
+                    size: stamp.size,
+                    seconds: since.as_secs(),
+                    nanoseconds: since.subsec_nanos(),
+                    inode: stamp.inode,
+                    digest: blake3::Hash::from_bytes(*digest).to_hex().to_string(),
+                })
+            })
+            .take(MOST_KNOWN)
+            .collect();
+        if known.is_empty() {
+            return;
+        }
+        let temporary = memo.with_extension(format!("{}.tmp", std::process::id()));
+        let written = serde_json::to_vec(&known)
+            .map_err(io::Error::other)
+            .and_then(|text| fs::write(&temporary, text))
+            .and_then(|()| fs::rename(&temporary, memo));
+        if written.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
     }
 }
 

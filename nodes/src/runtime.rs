@@ -75,7 +75,11 @@ impl Runtime {
             Device::Cuda(_) => "cuda",
             Device::Metal(_) => "metal",
         };
-        format!("{class}/f32/{}", self.kernel.name())
+        let vectors = match self.device {
+            Device::Cpu => format!("/{}", vectors()),
+            _ => String::new(),
+        };
+        format!("{class}/f32/{}{vectors}", self.kernel.name())
     }
 
     /// The runtime of a running node.
@@ -87,6 +91,21 @@ impl Runtime {
             .environment::<Self>()
             .ok_or_else(|| NodeError::failed("the engine was made without a compute device"))
     }
+}
+
+/// The width of the vectors that products are summed in: `gemm` picks its kernel by it, and so do the last bits.
+fn vectors() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            return "avx512";
+        }
+        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
+        {
+            return "avx2";
+        }
+    }
+    std::env::consts::ARCH
 }
 
 /// Tells the engine what the networks tell their monitor.

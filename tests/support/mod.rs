@@ -23,6 +23,8 @@ pub fn retouch(folder: &Path, arguments: &[&str]) -> Output {
         .args(arguments)
         .current_dir(folder)
         .env("NO_COLOR", "1")
+        .env("RETOUCH_NO_CACHE", "1")
+        .env("RETOUCH_CONFIG", "")
         .output()
         .unwrap()
 }

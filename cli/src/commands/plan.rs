@@ -1,18 +1,22 @@
 //! `retouch plan`.
 
-use retouch_graph::plan::Status;
+use retouch_graph::{Reason, Status};
 use serde_json::json;
 
 use crate::args::PlanArgs;
+use crate::journal;
 use crate::output::say;
-use crate::{Exit, Failure, session};
+use crate::progress::duration;
+use crate::store::{Store, size};
+use crate::{Exit, Failure, records, session};
 
-/// Says what a run would do.
+/// Says what a run would do, and what it would take.
 ///
 /// # Errors
 /// When the device cannot be used or standard output is closed.
 pub fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
-    let engine = session::engine(&args.device)?;
+    let store = Store::of(&args.cache)?;
+    let engine = session::caching_engine(&args.device, &store)?;
     let checked = match session::load(&engine, &args.file, &session::settings(&args.params)) {
         Ok(checked) => checked,
         Err(exit) => return Ok(exit),
@@ -21,15 +25,37 @@ pub fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
         Ok(plan) => plan,
         Err(problems) => return Ok(session::faults(&problems)),
     };
-    let statuses = plan.statuses(engine.cache().as_ref());
-    let rows: Vec<_> = plan.tasks().zip(&statuses).collect();
+    engine.files().flush();
+    let forecast = engine.forecast(&plan);
+    let costs = journal::costs(store.file("journal.jsonl").as_deref(), &plan, &forecast);
+    let changes = records::changes(&store, &args.file, &plan).unwrap_or_default();
+    let seconds: Option<f64> = costs.iter().map(|cost| cost.seconds).sum();
+    let peak = costs.iter().filter_map(|cost| cost.peak).max();
+    let reason = |index: usize, names: &[String]| -> Option<String> {
+        matches!(forecast.statuses[index], Status::Run(_))
+            .then(|| records::reason(&changes, names))
+            .flatten()
+    };
     if args.json {
-        let tasks: Vec<_> = rows
-            .iter()
-            .map(|(task, status)| {
+        let tasks: Vec<_> = plan
+            .tasks()
+            .enumerate()
+            .map(|(index, task)| {
+                let resume = forecast.resumes[index]
+                    .map(|(step, of)| json!({"step": step, "of": of}));
+                let cached = match &forecast.statuses[index] {
+                    Status::Cached(place) => Some(*place),
+                    _ => None,
+                };
+                let after = match &forecast.statuses[index] {
+                    Status::Run(Reason::Upstream(names)) => names.clone(),
+                    _ => Vec::new(),
+                };
                 json!({
                     "nodes": task.names(), "op": task.op(), "key": task.key().to_string(),
-                    "runs": matches!(status, Status::Run(_)), "why": status.to_string(),
+                    "runs": matches!(forecast.statuses[index], Status::Run(_)), "cached": cached, "resume": resume,
+                    "why": forecast.describe(index), "changed": reason(index, task.names()), "after": after,
+                    "unet_calls": forecast.calls[index], "seconds": costs[index].seconds, "peak_bytes": costs[index].peak,
                 })
             })
             .collect();
@@ -40,40 +66,59 @@ pub fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
             .collect();
         let text = serde_json::to_string_pretty(&json!({
             "workflow": plan.workflow(), "params": plan.params(), "tasks": tasks, "outputs": outputs,
+            "unet_calls": forecast.total_calls(), "seconds": seconds, "peak_bytes": peak,
+            "kept_bytes": forecast.kept_bytes(),
         }))
         .map_err(|e| Failure::failed(e.to_string()))?;
         say(&text)?;
         return Ok(Exit::Done);
     }
-    let names: Vec<String> = rows
-        .iter()
-        .map(|(task, _)| task.names().join(" = "))
-        .collect();
-    let name_width = names
-        .iter()
-        .map(|name| name.chars().count())
-        .max()
-        .unwrap_or(0);
-    let op_width = rows
-        .iter()
-        .map(|(task, _)| task.op().len())
-        .max()
-        .unwrap_or(0);
-    for ((task, status), name) in rows.iter().zip(&names) {
-        say(&format!(
-            "{name:name_width$}  {:op_width$}  {}  {status}",
+    let names: Vec<String> = plan.tasks().map(|task| task.names().join(" = ")).collect();
+    let width = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or(0);
+    let name_width = width(&mut names.iter().map(|name| name.chars().count()));
+    let op_width = width(&mut plan.tasks().map(|task| task.op().len()));
+    for (index, (task, name)) in plan.tasks().zip(&names).enumerate() {
+        let mut line = format!(
+            "{name:name_width$}  {:op_width$}  {}  {}",
             task.op(),
-            task.key().short()
-        ))?;
+            task.key().short(),
+            forecast.describe(index)
+        );
+        if let Some(reason) = reason(index, task.names()) {
+            line.push_str(&format!(" ({reason})"));
+        }
+        if forecast.calls[index] > 0 {
+            line.push_str(&format!("; {} U-Net calls", forecast.calls[index]));
+        }
+        if let Some(seconds) = costs[index].seconds.filter(|&seconds| seconds >= 0.05) {
+            line.push_str(&format!(", about {}", duration(seconds)));
+        }
+        say(&line)?;
     }
     for output in plan.outputs() {
         let save = output.save.as_deref().unwrap_or("(not saved)");
         say(&format!("output {} -> {save}", output.name))?;
     }
-    let runs = statuses
+    let runs = forecast
+        .statuses
         .iter()
         .filter(|s| matches!(s, Status::Run(_)))
         .count();
-    say(&format!("{runs} of {} nodes would run", rows.len()))?;
+    let mut line = format!("{runs} of {} nodes would run", plan.len());
+    match seconds {
+        Some(seconds) => line.push_str(&format!(", about {}", duration(seconds))),
+        None => line.push_str("; how long is not known before a first run"),
+    }
+    if let Some(peak) = peak.filter(|&peak| peak > 0) {
+        line.push_str(&format!(", up to {} of memory", size(peak)));
+    }
+    if forecast.kept_bytes() > 0 {
+        line.push_str(&format!(
+            "; keeps {} of keys, values and maps",
+            size(forecast.kept_bytes())
+        ));
+    }
+    say(&line)?;
+    say(&format!("U-Net calls: {}", forecast.total_calls()))?;
     Ok(Exit::Done)
 }

@@ -7,8 +7,11 @@ use retouch_graph::event::Listener;
 use retouch_graph::{Cancel, Exists, RunError, RunOptions, SaveStatus, Saver};
 
 use crate::args::{ExistsArg, RunArgs};
+use crate::journal::Journal;
 use crate::output::say;
 use crate::progress::{JsonLines, Progress};
+use crate::records;
+use crate::store::Store;
 use crate::{Exit, Failure, session};
 
 /// Runs a workflow and saves its outputs.
@@ -16,7 +19,9 @@ use crate::{Exit, Failure, session};
 /// # Errors
 /// When the device cannot be used or standard output is closed.
 pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
-    let engine = session::computing_engine(&args.device)?;
+    let store = Store::of(&args.cache)?;
+    session::threads(&args.device)?;
+    let engine = session::caching_engine(&args.device.device, &store)?;
     let settings = session::settings(&args.params);
     if args.json
         && let Err(problems) = engine.load(&args.file, &settings)
@@ -54,7 +59,12 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     } else {
         Box::new(Progress::new(args.quiet))
     };
-    match engine.run(&plan, listener.as_ref(), &cancel, &options) {
+    let journal = Journal::new(listener.as_ref(), store.file("journal.jsonl"), &plan);
+    let result = engine.run(&plan, &journal, &cancel, &options);
+    journal.write();
+    records::write(&store, &args.file, &plan);
+    engine.files().flush();
+    match result {
         Ok(report) => {
             if !args.json {
                 for output in &report.outputs {

@@ -1,0 +1,216 @@
+//! The journal of earlier runs: what a call, or an op, took. The plan foretells seconds and memory from it.
+
+use std::collections::HashMap;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use retouch_graph::event::{Event, Listener};
+use retouch_graph::{Forecast, Plan, Status};
+use serde::{Deserialize, Serialize};
+
+/// Lines that are kept when the journal is cut; it is when it has twice as many.
+const LINES: usize = 2000;
+/// The last so many of a class are looked at.
+const LAST: usize = 20;
+
+/// What a node took.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Line {
+    /// What its seconds depend on, see `Task::class`.
+    class: String,
+    /// Calls of the U-Net.
+    calls: u64,
+    seconds: f64,
+    /// The most memory that the process had while it ran, in bytes; 0 when the system does not say.
+    peak: u64,
+}
+
+/// Notes what nodes take, beside another listener.
+pub struct Journal<'a> {
+    inner: &'a dyn Listener,
+    file: Option<PathBuf>,
+    classes: HashMap<String, String>,
+    lines: Mutex<Vec<Line>>,
+}
+
+impl<'a> Journal<'a> {
+    /// Notes the nodes of a plan in a file.
+    #[must_use]
+    pub fn new(inner: &'a dyn Listener, file: Option<PathBuf>, plan: &Plan) -> Self {
+        let classes = plan
+            .tasks()
+            .map(|task| (task.name().to_owned(), task.class().to_owned()))
+            .collect();
+        Self {
+            inner,
+            file,
+            classes,
+            lines: Mutex::default(),
+        }
+    }
+
+    /// Writes what was noted; a journal that cannot be written is done without.
+    pub fn write(&self) {
+        let Some(file) = &self.file else {
+            return;
+        };
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut text = String::new();
+        for line in lines.iter() {
+            if let Ok(line) = serde_json::to_string(line) {
+                text.push_str(&line);
+                text.push('\n');
+            }
+        }
+        if text.is_empty() {
+            return;
+        }
+        // One write of whole lines, so that several processes may write at once.
+        let written = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(file)
+            .and_then(|mut file| file.write_all(text.as_bytes()));
+        if written.is_ok() {
+            cut(file);
+        }
+    }
+}
+
+impl Listener for Journal<'_> {
+    fn event(&self, event: &Event) {
+        match event {
+            Event::NodeStarted { .. } => memory::forget_peak(),
+            Event::NodeFinished {
+                node,
+                seconds,
+                counters,
+            } => {
+                if let Some(class) = self.classes.get(node) {
+                    self.lines
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push(Line {
+                            class: class.clone(),
+                            calls: counters.get("unet_calls").copied().unwrap_or(0),
+                            seconds: *seconds,
+                            peak: memory::peak(),
+                        });
+                }
+            }
+            _ => {}
+        }
+        self.inner.event(event);
+    }
+}
+
+fn cut(file: &Path) {
+    let Ok(text) = fs::read_to_string(file) else {
+        return;
+    };
+    let lines: Vec<&str> = text.lines().collect();
+    if lines.len() > 2 * LINES {
+        let kept = lines[lines.len() - LINES..].join("\n") + "\n";
+        // The next run tries again.
+        let _ = crate::store::write_whole(file, kept.as_bytes());
+    }
+}
+
+/// What a run is foretold to take.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// Seconds; `None` when the journal knows nothing like it.
+    pub seconds: Option<f64>,
+    /// Bytes of memory.
+    pub peak: Option<u64>,
+}
+
+/// What each task of a plan is foretold to take.
+#[must_use]
+pub fn costs(file: Option<&Path>, plan: &Plan, forecast: &Forecast) -> Vec<Cost> {
+    let text = file
+        .and_then(|file| fs::read_to_string(file).ok())
+        .unwrap_or_default();
+    let mut by_class: HashMap<String, Vec<Line>> = HashMap::new();
+    for line in text.lines() {
+        // A line that was cut off by a crash is no line.
+        if let Ok(line) = serde_json::from_str::<Line>(line) {
+            by_class.entry(line.class.clone()).or_default().push(line);
+        }
+    }
+    plan.tasks()
+        .enumerate()
+        .map(|(index, task)| {
+            if !matches!(forecast.statuses[index], Status::Run(_)) {
+                return Cost {
+                    seconds: Some(0.0),
+                    peak: Some(0),
+                };
+            }
+            let Some(lines) = by_class.get(task.class()) else {
+                return Cost::default();
+            };
+            let last = &lines[lines.len().saturating_sub(LAST)..];
+            let calls = forecast.calls[index];
+            let seconds = if task.chain().is_some() {
+                let each: Vec<f64> = last
+                    .iter()
+                    .filter(|line| line.calls > 0)
+                    .map(|line| line.seconds / line.calls as f64)
+                    .collect();
+                if calls == 0 {
+                    Some(0.0)
+                } else {
+                    median(each).map(|each| each * calls as f64)
+                }
+            } else {
+                median(last.iter().map(|line| line.seconds).collect())
+            };
+            Cost {
+                seconds,
+                peak: last
+                    .iter()
+                    .map(|line| line.peak)
+                    .max()
+                    .filter(|&peak| peak > 0),
+            }
+        })
+        .collect()
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+/// The memory of this process.
+mod memory {
+    /// The most that it had since [`forget_peak`]; 0 when the system does not say.
+    #[cfg(target_os = "linux")]
+    pub(super) fn peak() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .and_then(|rest| rest.trim().strip_suffix("kB"))
+            .and_then(|number| number.trim().parse::<u64>().ok())
+            .map_or(0, |kib| kib * 1024)
+    }
+
+    /// Begins to count anew.
+    #[cfg(target_os = "linux")]
+    pub(super) fn forget_peak() {
+        // A system that does not let it be reset gives the peak of the whole run: too much, never too little.
+        let _ = std::fs::write("/proc/self/clear_refs", "5");
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn peak() -> u64 {
+        0
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn forget_peak() {}
+}

@@ -1,0 +1,54 @@
+//! What the last run of a workflow was made of, so that the plan can say what changed since.
+
+use std::path::{Path, PathBuf};
+
+use retouch_graph::{Change, Plan, Record, What};
+
+use crate::store::{Store, write_whole};
+
+/// The record's file: named by a digest of the workflow's path.
+fn file(store: &Store, workflow: &Path) -> Option<PathBuf> {
+    let path = std::path::absolute(workflow).ok()?;
+    let mut hasher = retouch_graph::key::KeyHasher::new("retouch/record/1");
+    hasher.field("path", path.as_os_str().as_encoded_bytes());
+    store.file(&format!("plans/{}.json", hasher.finish()))
+}
+
+/// Notes what a run was made of; nobody misses it when that fails.
+pub fn write(store: &Store, workflow: &Path, plan: &Plan) {
+    if let Some(file) = file(store, workflow)
+        && let Ok(text) = serde_json::to_vec(&plan.record())
+    {
+        let _ = write_whole(&file, &text);
+    }
+}
+
+/// What changed since the last run of the workflow; `None` when there was none.
+#[must_use]
+pub fn changes(store: &Store, workflow: &Path, plan: &Plan) -> Option<Vec<Change>> {
+    let text = std::fs::read(file(store, workflow)?).ok()?;
+    let old: Record = serde_json::from_slice(&text).ok()?;
+    Some(plan.record().changes_since(&old))
+}
+
+/// Why a node is not what it was, in words: what of itself changed, else nothing.
+#[must_use]
+pub fn reason(changes: &[Change], names: &[String]) -> Option<String> {
+    let own: Vec<String> = changes
+        .iter()
+        .filter(|change| names.contains(&change.node))
+        .filter_map(|change| {
+            let (from, to) = (&change.from, &change.to);
+            Some(match &change.what {
+                What::Param(name) => format!("{name}: {from} -> {to}"),
+                What::File(role) => format!("file {role}: {from} -> {to}"),
+                What::Op => format!("op: {from} -> {to}"),
+                What::Numerics => format!("numerics: {from} -> {to}"),
+                What::Node => "new".to_owned(),
+                // Which of the nodes before it changed stands at that node.
+                What::Input(_) => return None,
+            })
+        })
+        .collect();
+    (!own.is_empty()).then(|| own.join(", "))
+}

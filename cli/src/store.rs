@@ -1,0 +1,320 @@
+//! Where the cache of this user is, how large it may be, and the engine on it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use retouch_graph::engine::DEFAULT_SOURCES;
+use retouch_graph::yaml::{self, Node};
+use retouch_graph::{DiskCache, TieredCache};
+use retouch_nodes::payload::decoders;
+
+use crate::Failure;
+use crate::args::CacheArgs;
+
+/// Memory of the host that the cache may take: a quarter of what a small machine has.
+const RAM: u64 = 2 << 30;
+/// Memory of a device that the cache may take.
+const DEVICE: u64 = 2 << 30;
+/// Disk that the cache may take.
+const DISK: u64 = 10 << 30;
+
+/// The cache's settings: the command line's, else the configuration file's, else the defaults.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Store {
+    /// The folder of the disk tier and of the journal; `None`: nothing outlives the process.
+    pub folder: Option<PathBuf>,
+    /// Bytes of each tier.
+    pub device: u64,
+    /// Bytes of the host's memory.
+    pub ram: u64,
+    /// Bytes of disk.
+    pub disk: u64,
+    /// Bytes of keys and values of attention that a run keeps.
+    pub sources: u64,
+}
+
+/// A size: `512MiB`, `2 GiB`, `10GB`, `0`.
+///
+/// # Errors
+/// What is due, in words.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no size: write `512MiB`, `2GiB`, `10GB` or `0`");
+    let text = text.trim();
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let number: f64 = text[..digits].parse().map_err(|_| wrong())?;
+    let unit: f64 = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024.0 * 1024.0,
+        "g" | "gib" => 1024.0 * 1024.0 * 1024.0,
+        "t" | "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        _ => return Err(wrong()),
+    };
+    let bytes = number * unit;
+    if bytes.is_finite() && bytes <= 2f64.powi(60) {
+        Ok(bytes as u64)
+    } else {
+        Err(wrong())
+    }
+}
+
+/// Bytes for people: `12.3 MiB`.
+#[must_use]
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{bytes} B")
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
+}
+
+/// What the configuration file says.
+#[derive(Debug, Default)]
+struct Config {
+    folder: Option<PathBuf>,
+    device: Option<u64>,
+    ram: Option<u64>,
+    disk: Option<u64>,
+    sources: Option<u64>,
+}
+
+/// The configuration file: `RETOUCH_CONFIG`, else `retouch/config.yaml` in the platform's configuration folder.
+fn config_file() -> Option<PathBuf> {
+    match std::env::var_os("RETOUCH_CONFIG") {
+        Some(path) if path.is_empty() => None,
+        Some(path) => Some(PathBuf::from(path)),
+        None => dirs::config_dir().map(|folder| folder.join("retouch").join("config.yaml")),
+    }
+}
+
+fn read_config() -> Result<Config, Failure> {
+    let mut config = Config::default();
+    let Some(file) = config_file() else {
+        return Ok(config);
+    };
+    let bytes = match fs::read(&file) {
+        Ok(bytes) => bytes,
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound
+                && std::env::var_os("RETOUCH_CONFIG").is_none() =>
+        {
+            return Ok(config);
+        }
+        Err(error) => {
+            return Err(Failure::usage(format!(
+                "the configuration file {} cannot be read: {error}",
+                file.display()
+            )));
+        }
+    };
+    let name = file.display().to_string();
+    let mut problems = Vec::new();
+    let tree = yaml::decode(&name, &bytes)
+        .map_err(|problem| vec![problem])
+        .and_then(|source| {
+            let tree = yaml::parse(&source, &mut problems);
+            if problems.is_empty() {
+                Ok((source, tree))
+            } else {
+                Err(std::mem::take(&mut problems))
+            }
+        });
+    let (source, tree) = match tree {
+        Ok(read) => read,
+        Err(problems) => {
+            let first = problems.first();
+            return Err(Failure::usage(format!(
+                "{name}: {}",
+                first.map_or_else(String::new, ToString::to_string)
+            )));
+        }
+    };
+    let wrong = |span: retouch_graph::Span, what: &str| {
+        let (line, column) = source.line_column(span.start);
+        Failure::usage(format!("{name}:{line}:{column}: {what}")).help(
+            "the file is `cache: {folder: DIR, device: 2GiB, ram: 2GiB, disk: 10GiB, sources: 6GiB}`",
+        )
+    };
+    let Some(tree) = tree else {
+        return Ok(config);
+    };
+    let entries = match tree.node {
+        Node::Map(entries) => entries,
+        Node::Null => Vec::new(),
+        _ => return Err(wrong(tree.span, "the configuration is a map")),
+    };
+    for (key, value) in entries {
+        if key.text != "cache" {
+            return Err(wrong(
+                key.span,
+                &format!("there is no setting `{}`", key.text),
+            ));
+        }
+        let Node::Map(entries) = value.node else {
+            return Err(wrong(value.span, "`cache` is a map"));
+        };
+        for (key, value) in entries {
+            let text = match &value.node {
+                Node::String { text, .. } => text.clone(),
+                Node::Int(number) => number.to_string(),
+                _ => return Err(wrong(value.span, "a size or a folder is due")),
+            };
+            if key.text == "folder" {
+                let base = file.parent().unwrap_or(Path::new(""));
+                config.folder = Some(base.join(text));
+                continue;
+            }
+            let bytes = parse_size(&text).map_err(|what| wrong(value.span, &what))?;
+            match key.text.as_str() {
+                "device" => config.device = Some(bytes),
+                "ram" => config.ram = Some(bytes),
+                "disk" => config.disk = Some(bytes),
+                "sources" => config.sources = Some(bytes),
+                other => {
+                    return Err(wrong(
+                        key.span,
+                        &format!("`cache` has no setting `{other}`"),
+                    ));
+                }
+            }
+        }
+    }
+    Ok(config)
+}
+
+impl Store {
+    /// The settings of a command.
+    ///
+    /// # Errors
+    /// When the configuration file makes no sense.
+    pub fn of(args: &CacheArgs) -> Result<Self, Failure> {
+        let config = read_config()?;
+        let folder = args
+            .cache_dir
+            .clone()
+            .or(config.folder)
+            .or_else(|| dirs::cache_dir().map(|folder| folder.join("retouch")));
+        let disk = args.disk_cache.or(config.disk).unwrap_or(DISK);
+        Ok(Self {
+            folder: folder.filter(|_| !args.no_cache && disk > 0),
+            device: args.device_cache.or(config.device).unwrap_or(DEVICE),
+            ram: args.ram_cache.or(config.ram).unwrap_or(RAM),
+            disk,
+            sources: args
+                .source_store
+                .or(config.sources)
+                .unwrap_or(DEFAULT_SOURCES),
+        })
+    }
+
+    /// The disk tier, if there is one.
+    ///
+    /// # Errors
+    /// When its folder cannot be made.
+    pub fn open_disk(&self) -> io::Result<Option<DiskCache>> {
+        self.folder
+            .as_ref()
+            .map(|folder| DiskCache::open(folder, self.disk, decoders()))
+            .transpose()
+    }
+
+    /// The cache. A folder that cannot be made is said and done without.
+    #[must_use]
+    pub fn cache(&self, environment: retouch_graph::Environment) -> Arc<TieredCache> {
+        let disk = self.open_disk().unwrap_or_else(|error| {
+            let folder = self.folder.clone().unwrap_or_default();
+            warn(&format!(
+                "the cache's folder {} cannot be used: {error}; going on without it",
+                folder.display()
+            ));
+            None
+        });
+        let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        Arc::new(TieredCache::new(
+            bytes(self.device),
+            bytes(self.ram),
+            disk,
+            Some(environment),
+        ))
+    }
+
+    /// A file of the cache's folder that is no entry: the journal, the records of plans.
+    #[must_use]
+    pub fn file(&self, name: &str) -> Option<PathBuf> {
+        self.folder.as_ref().map(|folder| folder.join(name))
+    }
+}
+
+/// Writes a file as a whole: to a temporary name, then renamed. Nobody misses it when that fails.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    fs::create_dir_all(folder)?;
+    let temporary = folder.join(format!(".{}.tmp", std::process::id()));
+    fs::write(&temporary, bytes)
+        .and_then(|()| fs::rename(&temporary, path))
+        .inspect_err(|_| {
+            let _ = fs::remove_file(&temporary);
+        })
+}
+
+#[allow(clippy::print_stderr)] // this is a place that prints
+fn warn(text: &str) {
+    eprintln!("warning: {text}");
+}
+
+/// How long ago, for people: `3 min`.
+#[must_use]
+pub fn ago(time: SystemTime) -> String {
+    let seconds = SystemTime::now()
+        .duration_since(time)
+        .unwrap_or(Duration::ZERO)
+        .as_secs();
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..86_400 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+/// Seconds since 1970.
+#[must_use]
+pub fn unix(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_and_written() {
+        assert_eq!(parse_size("512MiB"), Ok(512 << 20));
+        assert_eq!(parse_size("1.5 GiB"), Ok(3 << 29));
+        assert_eq!(parse_size("10GB"), Ok(10_000_000_000));
+        assert_eq!(parse_size("0"), Ok(0));
+        for wrong in ["", "MiB", "-1", "1 xb", "1e99TB", "1.2.3G"] {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(size(512), "512 B");
+        assert_eq!(size(3 << 29), "1.5 GiB");
+    }
+}
