@@ -375,3 +375,58 @@ fn blend_steps_0_shares_every_step_with_the_personalised_model_alone() {
         0
     );
 }
+
+#[test]
+fn the_plan_foretells_the_calls_of_every_workflow_that_ships() {
+    let folder = support::root().join("workflows");
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| !path.ends_with("retouch.yaml"))
+        .collect();
+    files.sort();
+    for file in files {
+        let engine = engine();
+        let settings = Settings {
+            set: vec!["steps=10".to_owned()],
+            ..Settings::default()
+        };
+        let checked = engine.load(&file, &settings).unwrap();
+        let plan = engine.plan(&checked, &[]).unwrap();
+        let mut calls = Vec::new();
+        for _ in 0..2 {
+            let foretold = engine.forecast(&plan).total_calls();
+            let report = engine
+                .run(
+                    &plan,
+                    &Recorder::new(),
+                    &Cancel::new(),
+                    &RunOptions::default(),
+                )
+                .unwrap();
+            let made = report.counters.get("unet_calls").copied().unwrap_or(0);
+            assert_eq!(foretold, made, "{}", file.display());
+            calls.push(made);
+        }
+        assert!(
+            calls[0] > 0 && calls[1] == 0,
+            "{}: {calls:?}",
+            file.display()
+        );
+    }
+}
+
+#[test]
+fn two_runs_of_one_engine_at_once_share_their_steps() {
+    let engine = engine();
+    let calls: u64 = std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..2)
+            .map(|_| scope.spawn(|| run(&engine, &short(&[])).calls))
+            .collect();
+        runs.into_iter().map(|run| run.join().unwrap()).sum()
+    });
+    // Each may call for the same part of a source before the other has kept it, but no step is drawn twice.
+    let fresh = run(&crate::engine(), &short(&[])).calls;
+    assert!(calls < 2 * fresh, "{calls} of {fresh}");
+    assert!(calls <= fresh + 16, "{calls} of {fresh}");
+}

@@ -87,23 +87,24 @@ pub struct CacheArgs {
         long,
         value_name = "DIR",
         env = "RETOUCH_CACHE",
+        global = true,
         help_heading = "Cache"
     )]
     pub cache_dir: Option<PathBuf>,
     /// Neither read nor write the disk cache.
-    #[arg(long, help_heading = "Cache", env = "RETOUCH_NO_CACHE", value_parser = clap::builder::FalseyValueParser::new())]
+    #[arg(long, global = true, help_heading = "Cache", env = "RETOUCH_NO_CACHE", value_parser = clap::builder::FalseyValueParser::new())]
     pub no_cache: bool,
     /// Disk that the cache may take. Default: 10GiB; 0: none.
-    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, help_heading = "Cache")]
+    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, global = true, help_heading = "Cache")]
     pub disk_cache: Option<u64>,
     /// Memory that the cache may take. Default: 2GiB.
-    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, help_heading = "Cache")]
+    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, global = true, help_heading = "Cache")]
     pub ram_cache: Option<u64>,
     /// Memory of a GPU that the cache may take. Default: 2GiB.
-    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, help_heading = "Cache")]
+    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, global = true, help_heading = "Cache")]
     pub device_cache: Option<u64>,
     /// Keys and values of attention that a run may keep for later ones. Default: 6GiB; 0: they are recomputed.
-    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, help_heading = "Cache")]
+    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, global = true, help_heading = "Cache")]
     pub source_store: Option<u64>,
 }
 

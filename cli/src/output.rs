@@ -12,5 +12,9 @@ pub fn say(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())
         .and_then(|()| out.write_all(b"\n"))
-        .map_err(|e| Failure::failed(format!("standard output cannot be written: {e}")))
+        .map_err(|e| match e.kind() {
+            // `retouch nodes | head`: whoever reads has seen enough, and that is no fault to talk about.
+            std::io::ErrorKind::BrokenPipe => std::process::exit(crate::Exit::Failed as i32),
+            _ => Failure::failed(format!("standard output cannot be written: {e}")),
+        })
 }

@@ -37,7 +37,7 @@ pub use files::{Digest, DiskFiles, Files, MemoryFiles};
 pub use key::Key;
 pub use node::{Context, Environment, Fault, FaultKind, Host, Node, NodeError, ReadFile};
 pub use params::{How, ParamType};
-pub use plan::{Change, Forecast, Plan, PlannedOutput, Reason, Record, Status, Task, What};
+pub use plan::{Change, Forecast, Plan, PlannedOutput, Reason, Record, Resume, Status, Task, What};
 pub use port::{Arity, FromValue, Known, PortField, PortSpec, PortValues, Ports, Types};
 pub use problem::{Code, Problem, Problems, Severity, Source, Span};
 pub use registry::{Entry, ParamInfo, Registry};

@@ -183,13 +183,24 @@ impl fmt::Display for Status {
     }
 }
 
+/// Where a chain of steps goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resume {
+    /// The number of its first step.
+    pub first: usize,
+    /// The first step that is made; T when all are there.
+    pub at: usize,
+    /// T.
+    pub of: usize,
+}
+
 /// What a run would do.
 #[derive(Clone, Debug)]
 pub struct Forecast {
     /// For each task: whether it runs, and why.
     pub statuses: Vec<Status>,
-    /// For each task that is a chain and runs: the step that it resumes at, and T.
-    pub resumes: Vec<Option<(usize, usize)>>,
+    /// For each task that is a chain and runs: where it goes on.
+    pub resumes: Vec<Option<Resume>>,
     /// For each task: the calls of a network that it makes.
     pub calls: Vec<u64>,
     /// For each task: the output ports that something needs.
@@ -218,12 +229,15 @@ impl Forecast {
             return String::new();
         };
         match (status, self.resumes.get(task).copied().flatten()) {
-            (Status::Run(_), Some((at, of))) if at == of => {
+            (Status::Run(_), Some(resume)) if resume.at == resume.of => {
                 "put together from its steps, which are all there".to_owned()
             }
-            (Status::Run(reason), Some((at, of))) if at > 0 => {
-                format!("resumes at step {at} of {of}{}", because(reason))
-            }
+            (Status::Run(reason), Some(resume)) if resume.at > resume.first => format!(
+                "resumes at step {} of {}{}",
+                resume.at,
+                resume.of,
+                because(reason)
+            ),
             _ => status.to_string(),
         }
     }
@@ -625,7 +639,11 @@ impl Plan {
         }
         let (left, wanted) = chain::forecast(&chains, cache, sources);
         for ((index, (chain, _)), (done, count)) in places.into_iter().zip(&chains).zip(left) {
-            resumes[index] = Some((chain.first + done, chain.end()));
+            resumes[index] = Some(Resume {
+                first: chain.first,
+                at: chain.first + done,
+                of: chain.end(),
+            });
             calls[index] += count;
         }
         for index in 0..statuses.len() {

@@ -42,7 +42,7 @@ pub fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
             .enumerate()
             .map(|(index, task)| {
                 let resume = forecast.resumes[index]
-                    .map(|(step, of)| json!({"step": step, "of": of}));
+                    .map(|resume| json!({"step": resume.at, "of": resume.of}));
                 let cached = match &forecast.statuses[index] {
                     Status::Cached(place) => Some(*place),
                     _ => None,

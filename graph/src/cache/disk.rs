@@ -88,6 +88,8 @@ struct State {
     /// Damaged entries that cannot be removed, which was said.
     stuck: HashSet<Key>,
     warnings: Vec<String>,
+    /// Entries that this process wrote, or read and found whole.
+    sound: HashSet<Key>,
 }
 
 /// What is known of an entry without its content.
@@ -291,6 +293,7 @@ impl DiskCache {
         let flaw = match open_entry(&path, key).and_then(|opened| opened.decode(&self.decoders)) {
             Ok(found) => {
                 self.mark_used(key, &path);
+                lock(&self.state).sound.insert(*key);
                 return Some(found);
             }
             Err(flaw) => flaw,
@@ -789,8 +792,15 @@ impl Cache for DiskCache {
     fn put(&self, key: Key, outputs: &Outputs, seconds: f64) {
         let path = self.path(&key);
         if path.is_file() {
-            self.mark_used(&key, &path);
-            return;
+            if lock(&self.state).sound.contains(&key) {
+                self.mark_used(&key, &path);
+                return;
+            }
+            // Somebody made it again although it is there: it may have been found damaged, or not been looked at. A sound
+            // one stays, a damaged one is removed by this.
+            if self.get(&key).is_some() {
+                return;
+            }
         }
         if lock(&self.state).unwritable {
             return;
@@ -807,7 +817,9 @@ impl Cache for DiskCache {
             }
         };
         match self.store(&key, &entry) {
-            Ok(()) => {}
+            Ok(()) => {
+                lock(&self.state).sound.insert(key);
+            }
             // Another process cleared the cache meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
@@ -1288,5 +1300,21 @@ mod tests {
         let last = open(&folder, budget);
         last.put(key(200), &on_host(b"last"), 1.0);
         assert!(sum(&last) <= budget);
+    }
+
+    #[test]
+    fn a_damaged_entry_that_nobody_read_is_written_anew() {
+        let folder = folder();
+        let value = on_host(b"what it was");
+        open(&folder, 1 << 20).put(key(1), &value, 1.0);
+        let cache = open(&folder, 1 << 20);
+        let path = cache.path(&key(1));
+        let mut bytes = fs::read(&path).unwrap();
+        let last = bytes.len() - 40;
+        bytes[last] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        cache.put(key(1), &value, 1.0);
+        assert_eq!(content(&cache.get(&key(1)).unwrap()), b"what it was");
+        assert_eq!(cache.warnings().len(), 1);
     }
 }
