@@ -807,3 +807,139 @@ proptest! {
         }
     }
 }
+
+/// A tree of sums: sum `i` adds to an earlier one what its own file holds and its own amount.
+#[derive(Clone, Debug)]
+struct Tree {
+    parents: Vec<prop::sample::Index>,
+    amounts: Vec<u8>,
+    contents: Vec<u8>,
+}
+
+impl Tree {
+    fn parent(&self, at: usize) -> Option<usize> {
+        (at > 0).then(|| self.parents[at].index(at))
+    }
+
+    fn files(&self) -> retouch_graph::MemoryFiles {
+        let files = files();
+        for (at, content) in self.contents.iter().enumerate() {
+            files.insert(format!("f{at}.txt"), format!("{}.{content}", at + 1));
+        }
+        files
+    }
+
+    /// The workflow, its nodes in this order and under names of this form.
+    fn write(&self, order: &[usize], name: &str, comment: &str, block: bool) -> String {
+        let mut text = format!("{comment}nodes:\n  {name}base: {{op: number, value: 0}}\n");
+        let mut node = |name: String, fields: &[(&str, String)]| {
+            if block {
+                text.push_str(&format!("  {name}: {comment}\n"));
+                for (key, value) in fields.iter().rev() {
+                    text.push_str(&format!("      {key}:   {value}\n"));
+                }
+            } else {
+                let fields: Vec<String> = fields.iter().map(|(k, v)| format!("{k}: {v}")).collect();
+                text.push_str(&format!("  {name}: {{{}}}\n", fields.join(", ")));
+            }
+        };
+        for &at in order {
+            let parent = self.parent(at).map_or_else(
+                || format!("${name}base"),
+                |parent| format!("${name}s{parent}"),
+            );
+            node(
+                format!("{name}s{at}"),
+                &[
+                    ("op", "add".into()),
+                    ("a", parent),
+                    ("b", format!("${name}r{at}")),
+                    ("amount", self.amounts[at].to_string()),
+                ],
+            );
+            node(
+                format!("{name}r{at}"),
+                &[("op", "read".into()), ("path", format!("../f{at}.txt"))],
+            );
+        }
+        text.push_str("outputs:\n");
+        for at in order {
+            text.push_str(&format!("  o{at}: {{value: ${name}s{at}}}\n"));
+        }
+        text
+    }
+
+    fn keys(&self) -> BTreeMap<String, Key> {
+        let order: Vec<usize> = (0..self.parents.len()).collect();
+        let engine = with_files(self.files());
+        keys(&plan(&engine, &self.write(&order, "", "", false)))
+    }
+
+    /// Whether sum `at` depends on sum `on`, or is it.
+    fn depends(&self, at: usize, on: usize) -> bool {
+        at == on
+            || self
+                .parent(at)
+                .is_some_and(|parent| self.depends(parent, on))
+    }
+}
+
+fn tree() -> impl Strategy<Value = Tree> {
+    (2usize..10).prop_flat_map(|count| {
+        (
+            prop::collection::vec(any::<prop::sample::Index>(), count),
+            prop::collection::vec(20u8..100, count),
+            prop::collection::vec(20u8..100, count),
+        )
+            .prop_map(|(parents, amounts, contents)| Tree {
+                parents,
+                amounts,
+                contents,
+            })
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn nodes_renamed_reordered_reformatted_and_commented_have_the_same_keys(
+        tree in tree(), shuffle in any::<prop::sample::Index>(), block: bool, commented: bool,
+    ) {
+        let count = tree.parents.len();
+        let mut order: Vec<usize> = (0..count).collect();
+        order.rotate_left(shuffle.index(count));
+        order.swap(0, count - 1);
+        let comment = if commented { "# something to say\n" } else { "" };
+        let engine = with_files(tree.files());
+        let other = plan(&engine, &tree.write(&order, "other-", comment, block));
+        let mut before: Vec<Key> = tree.keys().into_values().collect();
+        let mut after: Vec<Key> = keys(&other).into_values().collect();
+        before.sort_unstable();
+        after.sort_unstable();
+        prop_assert_eq!(before, after);
+    }
+
+    #[test]
+    fn a_changed_param_link_or_byte_of_a_file_changes_the_keys_of_exactly_what_is_downstream(
+        tree in tree(), which in any::<prop::sample::Index>(), kind in 0u8..3, parent in any::<prop::sample::Index>(),
+    ) {
+        let which = which.index(tree.parents.len());
+        let mut changed = tree.clone();
+        match kind {
+            0 => changed.amounts[which] += 100,
+            1 => changed.contents[which] += 100,
+            _ => changed.parents[which] = parent,
+        }
+        prop_assume!(kind < 2 || changed.parent(which) != tree.parent(which));
+        let (before, after) = (tree.keys(), changed.keys());
+        for (name, key) in &before {
+            let depends = match (name.as_bytes()[0], name[1..].parse::<usize>()) {
+                (b's', Ok(at)) => tree.depends(at, which),
+                (b'r', Ok(at)) => kind == 1 && at == which,
+                _ => false,
+            };
+            prop_assert_eq!(after[name] != *key, depends, "{}", name);
+        }
+    }
+}
