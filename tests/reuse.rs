@@ -6,10 +6,12 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::Tensor;
+use retouch_graph::event::{Event, Listener};
 use retouch_graph::{
     Cancel, DiskCache, Engine, HostCache, NoCache, Recorder, RunOptions, Settings, TieredCache,
 };
@@ -429,4 +431,61 @@ fn two_runs_of_one_engine_at_once_share_their_steps() {
     let fresh = run(&crate::engine(), &short(&[])).calls;
     assert!(calls < 2 * fresh, "{calls} of {fresh}");
     assert!(calls <= fresh + 16, "{calls} of {fresh}");
+}
+
+/// Looks at the size of a folder at every event.
+struct Watch {
+    folder: PathBuf,
+    most: AtomicU64,
+}
+
+impl Listener for Watch {
+    fn event(&self, _: &Event) {
+        let mut bytes = 0;
+        let mut open = vec![self.folder.clone()];
+        while let Some(folder) = open.pop() {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                let of = entry.metadata().unwrap();
+                if of.is_dir() {
+                    open.push(entry.path());
+                } else {
+                    bytes += of.len();
+                }
+            }
+        }
+        self.most.fetch_max(bytes, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn the_budget_of_the_disk_is_kept_while_more_than_it_is_put_in() {
+    const BUDGET: u64 = 2 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let disk = DiskCache::open(folder.path(), BUDGET, decoders()).unwrap();
+    let engine = engine().with_cache(Arc::new(TieredCache::new(0, 0, Some(disk), None)));
+    let watch = Watch {
+        folder: folder.path().to_owned(),
+        most: AtomicU64::new(0),
+    };
+    // One thread, so that nothing is written while the folder is looked at.
+    let options = RunOptions {
+        threads: 1,
+        ..RunOptions::default()
+    };
+    let mut kept = 0;
+    for seed in ["seed=1", "seed=2"] {
+        let settings = Settings {
+            set: short(&[seed]),
+            ..Settings::default()
+        };
+        let checked = engine
+            .load_str("test.yaml", &workflow(), &settings)
+            .unwrap();
+        let plan = engine.plan(&checked, &[]).unwrap();
+        kept += engine.forecast(&plan).kept_bytes();
+        engine.run(&plan, &watch, &Cancel::new(), &options).unwrap();
+    }
+    let most = watch.most.into_inner();
+    assert!(kept > 2 * BUDGET, "{kept} bytes are too few for this test");
+    assert!(most > BUDGET / 2 && most <= BUDGET, "{most} of {BUDGET}");
 }

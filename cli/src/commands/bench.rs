@@ -1,13 +1,17 @@
 //! `retouch bench`: the demo model, the main workflow and the engine, on this machine.
 
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
+use retouch_graph::event::Listener;
 use retouch_graph::{
-    Cancel, Context, Engine, NoCache, Node, NodeError, Payload, Registry, RunOptions, Settings,
-    Silent, Value, ports,
+    Cancel, Context, DiskCache, Engine, HostCache, NoCache, Node, NodeError, Payload, Registry,
+    RunOptions, Settings, Silent, TieredCache, Value, ports,
 };
 use retouch_nodes::Runtime;
 use retouch_nodes::diffusion::control::{Branch, Rows, Untouched};
@@ -111,10 +115,11 @@ pub fn bench(args: &BenchArgs) -> Result<Exit, Failure> {
     let runtime =
         Runtime::by_name(&args.device.device).map_err(|e| Failure::usage(e.to_string()))?;
     let folder = std::env::temp_dir().join(format!("retouch-bench-{}", std::process::id()));
-    let result = measure_all(args, &engine, &runtime, &folder);
+    let result = measure_all(args, &engine, &runtime, &folder)
+        .and_then(|rows| Ok((rows, edits(args, &engine, &folder)?)));
     // The copy of the demo model is ours to remove, whatever happened.
     let _ = std::fs::remove_dir_all(&folder);
-    let rows = result?;
+    let (rows, edits) = result?;
     if args.json {
         let rows: Vec<_> = rows
             .iter()
@@ -123,8 +128,12 @@ pub fn bench(args: &BenchArgs) -> Result<Exit, Failure> {
                        "min": row.value(0), "max": row.value(row.seconds.len().saturating_sub(1))})
             })
             .collect();
+        let edits: Vec<_> = edits
+            .iter()
+            .map(|edit| json!({"edit": edit.what, "unet_calls": edit.calls, "seconds": edit.median(), "ratio": edit.ratio}))
+            .collect();
         say(
-            &json!({"threads": rayon::current_num_threads(), "runs": args.runs, "rows": rows})
+            &json!({"threads": rayon::current_num_threads(), "runs": args.runs, "rows": rows, "edits": edits})
                 .to_string(),
         )?;
     } else {
@@ -143,6 +152,16 @@ pub fn bench(args: &BenchArgs) -> Result<Exit, Failure> {
                 row.value(row.seconds.len().saturating_sub(1))
             ))?;
         }
+        say("layout-and-retouch.yaml again after an edit, the cache in memory:")?;
+        for edit in &edits {
+            say(&format!(
+                "  {:44} {:4} U-Net calls {:7.2} s  {:5.3} of the cold run",
+                edit.what,
+                edit.calls,
+                edit.median(),
+                edit.ratio
+            ))?;
+        }
     }
     Ok(Exit::Done)
 }
@@ -151,7 +170,7 @@ fn measure_all(
     args: &BenchArgs,
     engine: &Engine,
     runtime: &Runtime,
-    folder: &std::path::Path,
+    folder: &Path,
 ) -> Result<Vec<Row>, Failure> {
     super::new::write(&NewArgs {
         folder: folder.to_owned(),
@@ -188,6 +207,10 @@ fn measure_all(
         factor: 1.0,
     });
 
+    rows.push(keys(args, engine, &file)?);
+    rows.push(cached_process(args, folder)?);
+    rows.push(full_disk(engine, &file, folder)?);
+
     let trivial = Engine::new(Registry::new().with::<Add>()).with_cache(Arc::new(NoCache));
     let text = chain(NODES);
     let load = || {
@@ -222,6 +245,235 @@ fn measure_all(
     Ok(rows)
 }
 
+/// The plan of the main workflow, divided by the keys in it.
+fn keys(args: &BenchArgs, engine: &Engine, file: &Path) -> Result<Row, Failure> {
+    let checked = engine
+        .load(file, &Settings::default())
+        .map_err(broken("the main workflow"))?;
+    let mut count = 1;
+    let mut seconds = measure(args.runs, || {
+        let start = Instant::now();
+        let plan = engine
+            .plan(&checked, &[])
+            .map_err(broken("the main workflow"))?;
+        let seconds = start.elapsed().as_secs_f64();
+        let chains = plan.tasks().filter_map(|task| task.chain());
+        let of_chains: usize = chains
+            .map(|chain| {
+                let steps = chain.steps.iter().map(|step| {
+                    let needs = step.needs.iter().chain(&step.looks);
+                    step.offers.len() + needs.map(|need| 1 + need.items.len()).sum::<usize>()
+                });
+                steps.sum::<usize>() + chain.states.iter().map(Vec::len).sum::<usize>()
+            })
+            .sum();
+        count = plan.len() + of_chains;
+        Ok(seconds)
+    })?;
+    seconds.iter_mut().for_each(|s| *s /= count as f64);
+    Ok(Row {
+        what: "a key, all of the plan counted (goal: 10 us)",
+        unit: "us",
+        seconds,
+        factor: 1e6,
+    })
+}
+
+/// A process that finds everything in the disk cache.
+fn cached_process(args: &BenchArgs, folder: &Path) -> Result<Row, Failure> {
+    let program = std::env::current_exe().map_err(|e| Failure::failed(e.to_string()))?;
+    let run = || -> Result<f64, Failure> {
+        let start = Instant::now();
+        let status = Command::new(&program)
+            .arg("run")
+            .arg(folder.join("workflows").join("compare.yaml"))
+            .args(["--quiet", "--cache-dir"])
+            .arg(folder.join("cache"))
+            .arg("--out")
+            .arg(folder.join("out"))
+            .env("RETOUCH_CONFIG", "")
+            .env_remove("RETOUCH_NO_CACHE")
+            .stdout(Stdio::null())
+            .status()
+            .map_err(|e| Failure::failed(e.to_string()))?;
+        if status.success() {
+            Ok(start.elapsed().as_secs_f64())
+        } else {
+            Err(Failure::failed("compare.yaml did not run"))
+        }
+    };
+    Ok(Row {
+        what: "compare.yaml, all of it known, process start to end (goal: 0.3 s)",
+        unit: "s",
+        seconds: measure(args.runs, run)?,
+        factor: 1.0,
+    })
+}
+
+/// The most that a disk cache with a budget of 64 MiB holds while more than that is put into it.
+fn full_disk(engine: &Engine, file: &Path, folder: &Path) -> Result<Row, Failure> {
+    const BUDGET: u64 = 64 << 20;
+    let place = folder.join("full");
+    let disk = DiskCache::open(&place, BUDGET, retouch_nodes::payload::decoders())
+        .map_err(|e| Failure::failed(e.to_string()))?;
+    let engine = engine
+        .clone()
+        .with_cache(Arc::new(TieredCache::new(0, 0, Some(disk), None)));
+    let watch = Watch {
+        folder: place,
+        most: AtomicU64::new(0),
+    };
+    // One thread, so that nothing is written while the folder is looked at.
+    let options = RunOptions {
+        threads: 1,
+        ..RunOptions::default()
+    };
+    for seed in ["seed=1", "seed=2"] {
+        let settings = Settings {
+            set: vec![seed.to_owned()],
+            ..Settings::default()
+        };
+        let checked = engine
+            .load(file, &settings)
+            .map_err(broken("the main workflow"))?;
+        let plan = engine
+            .plan(&checked, &[])
+            .map_err(broken("the main workflow"))?;
+        engine
+            .run(&plan, &watch, &Cancel::new(), &options)
+            .map_err(|e| Failure::failed(e.to_string()))?;
+    }
+    Ok(Row {
+        what: "the most that a disk cache of 64 MiB held, 132 MiB put into it",
+        unit: "MiB",
+        seconds: vec![watch.most.into_inner() as f64],
+        factor: 1.0 / f64::from(1 << 20),
+    })
+}
+
+/// Looks at the size of a folder at every event.
+struct Watch {
+    folder: PathBuf,
+    most: AtomicU64,
+}
+
+impl Listener for Watch {
+    fn event(&self, _: &retouch_graph::Event) {
+        let mut bytes = 0;
+        let mut open = vec![self.folder.clone()];
+        while let Some(folder) = open.pop() {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                match entry.metadata() {
+                    Ok(of) if of.is_dir() => open.push(entry.path()),
+                    Ok(of) => bytes += of.len(),
+                    Err(_) => {}
+                }
+            }
+        }
+        self.most.fetch_max(bytes, Ordering::Relaxed);
+    }
+}
+
+/// What an edit of the main workflow costs after a cold run.
+struct Edit {
+    what: &'static str,
+    calls: u64,
+    seconds: Vec<f64>,
+    ratio: f64,
+}
+
+impl Edit {
+    fn median(&self) -> f64 {
+        let mut seconds = self.seconds.clone();
+        seconds.sort_by(f64::total_cmp);
+        seconds.get(seconds.len() / 2).copied().unwrap_or(0.0)
+    }
+}
+
+/// Edits of the main workflow: what is replaced in its text, and by what.
+const EDITS: [(&str, &str, &str); 10] = [
+    ("cold", "", ""),
+    (
+        "the name of a saved file",
+        "{seed}-raw.png",
+        "{seed}-small.png",
+    ),
+    (
+        "the size of the enlarged picture",
+        "image: $retouch.picture, scale: 6",
+        "image: $retouch.picture, scale: 4",
+    ),
+    (
+        "structure_until 40% -> 50%",
+        "      subject:",
+        "      structure_until: 50%\n      subject:",
+    ),
+    (
+        "blend_steps (and start_step) 20% -> 24%",
+        "type: steps, default: 20%",
+        "type: steps, default: 24%",
+    ),
+    (
+        "start_step alone 20% -> 16%",
+        "start_step: $params.blend_steps",
+        "start_step: 16%",
+    ),
+    (
+        "threshold otsu -> 0.4",
+        "      subject:",
+        "      threshold: 0.4\n      subject:",
+    ),
+    (
+        "the prompt of stage 2 alone",
+        "      prompt: \"a sks",
+        "      prompt: \"a small sks",
+    ),
+    ("seed", "type: seed, default: 42", "type: seed, default: 43"),
+    ("reference photo", "teddy/01.png", "teddy/02.png"),
+];
+
+fn edits(args: &BenchArgs, engine: &Engine, folder: &Path) -> Result<Vec<Edit>, Failure> {
+    let file = folder.join("workflows").join("layout-and-retouch.yaml");
+    let text = std::fs::read_to_string(&file).map_err(|e| Failure::failed(e.to_string()))?;
+    let mut rows: Vec<Edit> = EDITS
+        .iter()
+        .map(|(what, ..)| Edit {
+            what,
+            calls: 0,
+            seconds: Vec::new(),
+            ratio: 1.0,
+        })
+        .collect();
+    for _ in 0..args.runs {
+        let engine = engine.clone().with_cache(Arc::new(HostCache::new(2 << 30)));
+        for (row, (what, from, to)) in rows.iter_mut().zip(EDITS) {
+            let edited = text.replacen(from, to, 1);
+            if !from.is_empty() && edited == text {
+                return Err(Failure::failed(format!(
+                    "the workflow has nothing to edit for: {what}"
+                )));
+            }
+            let start = Instant::now();
+            let checked = engine
+                .load_str(&file.display().to_string(), &edited, &Settings::default())
+                .map_err(broken("the edited workflow"))?;
+            let plan = engine
+                .plan(&checked, &[])
+                .map_err(broken("the edited workflow"))?;
+            let report = engine
+                .run(&plan, &Silent, &Cancel::new(), &RunOptions::default())
+                .map_err(|e| Failure::failed(e.to_string()))?;
+            row.seconds.push(start.elapsed().as_secs_f64());
+            row.calls = report.counters.get("unet_calls").copied().unwrap_or(0);
+        }
+    }
+    let cold = rows.first().map_or(1.0, Edit::median);
+    for row in &mut rows {
+        row.ratio = row.median() / cold;
+    }
+    Ok(rows)
+}
+
 /// Nodes that each add to the one before.
 fn chain(nodes: usize) -> String {
     let mut text = String::from("schema: retouch/v1\nnodes:\n  n0: {op: add, by: 1}\n");
@@ -236,7 +488,7 @@ fn chain(nodes: usize) -> String {
     text
 }
 
-fn load_model(engine: &Engine, file: &std::path::Path) -> Result<Arc<Model>, Failure> {
+fn load_model(engine: &Engine, file: &Path) -> Result<Arc<Model>, Failure> {
     let checked = engine
         .load(file, &Settings::default())
         .map_err(broken("vanilla.yaml"))?;

@@ -665,7 +665,7 @@ impl RetouchSettings {
             if !given.reference {
                 reference.insert(Part::Map(self.mask_levels.1));
             }
-            if !(given.fills && !context_queries) {
+            if !given.fills || context_queries {
                 context.extend(keys_values());
             }
             if context_queries {
