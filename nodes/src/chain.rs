@@ -13,6 +13,9 @@
 //! | `retouch/part/1` | a call, the part of it |
 //! | `retouch/map/1` | the state after the target's step, the level |
 //!
+//! The version of an op is not in these keys, as equal steps of different ops share them: a change of what a step computes
+//! changes the format's number.
+//!
 //! A model is the content of its U-Net, text encoder and tokenizer. A call is the same whichever half of guidance it is
 //! and whichever node makes it.
 

@@ -154,6 +154,10 @@ fn each(
 }
 
 impl Cache for TieredCache {
+    fn keeps(&self) -> bool {
+        self.device.budget() > 0 || self.host.budget() > 0 || self.disk.is_some()
+    }
+
     fn get(&self, key: &Key) -> Option<Outputs> {
         if let Some(outputs) = self.device.get(key) {
             return Some(outputs);

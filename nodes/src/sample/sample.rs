@@ -685,7 +685,11 @@ fn mask_rules(
                 subject: Option<String>,
                 level: usize| {
         match given {
-            Some(key) => hasher.field(name, &key.0),
+            Some(key) => {
+                hasher.field(name, &key.0);
+                // It is averaged to the mask grid before it is turned to a site's.
+                hasher.field("level", &(level as u64).to_le_bytes());
+            }
             None => hasher.field(
                 name,
                 format!(
@@ -707,7 +711,7 @@ fn mask_rules(
         reference_level,
     );
     if let Some(key) = control.blend_mask {
-        hasher.field("blend_mask", &key.0);
+        rule(hasher, "blend_mask", Some(key), None, level);
         return;
     }
     // At the target's first step there is no map of its own, so each rule is the context's mask.
