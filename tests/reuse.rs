@@ -615,7 +615,7 @@ fn a_given_mask_on_another_grid_is_another_mask() {
             )
             .replace(
                 "    blend: $params.blend\n",
-                &format!("    blend: $params.blend\n    blend_mask: $soft\n    mask_grid: {grid}\n"),
+                &format!("    blend: $params.blend\n    blend_mask: $soft\n    reference_mask: $luma\n    mask_grid: {grid}\n"),
             )
     };
     let set = short(&[]);
