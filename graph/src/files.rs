@@ -293,3 +293,50 @@ impl Files for MemoryFiles {
             .any(|file| file != &folder && file.starts_with(&folder))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_of_large_files_outlive_the_process_until_the_file_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, memo) = (folder.path().join("weights"), folder.path().join("memo"));
+        let old = SystemTime::now() - Duration::from_secs(60);
+        let write = |byte: u8| {
+            fs::write(&file, vec![byte; 1 << 20]).unwrap();
+            File::options()
+                .write(true)
+                .open(&file)
+                .unwrap()
+                .set_modified(old)
+                .unwrap();
+            *blake3::hash(&vec![byte; 1 << 20]).as_bytes()
+        };
+        let first = write(1);
+        let files = DiskFiles::with_memo(Some(memo.clone()));
+        assert_eq!(files.digest(&file).unwrap(), first);
+        files.flush();
+        // A digest that is written down is believed: it is what tells that the file was not read again.
+        let text = fs::read_to_string(&memo).unwrap();
+        let hex = |digest: &Digest| blake3::Hash::from_bytes(*digest).to_hex().to_string();
+        assert!(text.contains(&hex(&first)));
+        let other = [7u8; 32];
+        fs::write(&memo, text.replace(&hex(&first), &hex(&other))).unwrap();
+        let files = DiskFiles::with_memo(Some(memo.clone()));
+        assert_eq!(files.digest(&file).unwrap(), other);
+        // Another size or time is another file.
+        let second = {
+            fs::write(&file, vec![2; (1 << 20) + 1]).unwrap();
+            *blake3::hash(&vec![2; (1 << 20) + 1]).as_bytes()
+        };
+        assert_eq!(files.digest(&file).unwrap(), second);
+        // What was written just now may change again within its time's resolution: it is not written down.
+        files.flush();
+        assert!(!fs::read_to_string(&memo).unwrap().contains(&hex(&second)));
+        // A memo that is no memo is none.
+        fs::write(&memo, "{").unwrap();
+        let files = DiskFiles::with_memo(Some(memo));
+        assert_eq!(files.digest(&file).unwrap(), second);
+    }
+}
