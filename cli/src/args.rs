@@ -30,6 +30,8 @@ pub struct Cli {
 pub enum Command {
     /// Run a workflow and save its outputs.
     Run(RunArgs),
+    /// Run a workflow, and again whenever something that it reads changes.
+    Watch(WatchArgs),
     /// Report every fault of workflows without running them.
     Check(CheckArgs),
     /// Say what a run would do, and why, without doing it.
@@ -169,6 +171,31 @@ pub struct RunArgs {
     /// Print nothing but results, warnings and errors.
     #[arg(long, short)]
     pub quiet: bool,
+}
+
+/// `retouch watch`.
+#[derive(Args, Debug)]
+pub struct WatchArgs {
+    /// The workflow file.
+    pub file: PathBuf,
+    /// Outputs or nodes to make, with what they need, instead of all outputs.
+    #[arg(value_name = "NODE")]
+    pub targets: Vec<String>,
+    /// What sets its params.
+    #[command(flatten)]
+    pub params: ParamArgs,
+    /// The folder that outputs are saved below; what this session wrote it replaces.
+    #[arg(long, value_name = "DIR", default_value = "out")]
+    pub out: PathBuf,
+    /// Where and how to compute.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// What is kept.
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// Print events as JSON lines on standard output.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What to do when a file is there already with another content.

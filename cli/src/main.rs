@@ -80,6 +80,7 @@ fn log() {
 fn run(cli: Cli) -> Result<Exit, Failure> {
     match cli.command {
         Command::Run(args) => commands::run::run(&args),
+        Command::Watch(args) => commands::watch::watch(&args),
         Command::Check(args) => commands::check::check(&args),
         Command::Plan(args) => commands::plan::plan(&args),
         Command::Fmt(args) => commands::fmt::fmt(&args),

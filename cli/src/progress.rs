@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use retouch_graph::event::{Event, Listener};
+use retouch_graph::event::{Event, Listener, RunStatus};
 
 /// Prints every event as a JSON line on standard output.
 #[derive(Debug, Default)]
@@ -18,6 +18,61 @@ impl Listener for JsonLines {
         // A reader that went away is no reason to end the run; its files are written all the same.
         if let Ok(line) = serde_json::to_string(event) {
             let _ = writeln!(out, "{line}");
+        }
+    }
+}
+
+/// Tells people one line a node: reused, resumed at k, ran.
+#[derive(Debug, Default)]
+pub struct Lines {
+    resumed: Mutex<BTreeMap<String, (usize, usize)>>,
+}
+
+impl Listener for Lines {
+    #[allow(clippy::print_stderr)] // this is a place that prints
+    fn event(&self, event: &Event) {
+        let mut resumed = self.resumed.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::NodeReused { node, from, .. } if *from != "not needed" => {
+                eprintln!("  {node}: reused ({from})");
+            }
+            Event::NodeResumed { node, step, of } => {
+                resumed.insert(node.clone(), (*step, *of));
+            }
+            Event::NodeFinished { node, seconds, .. } => {
+                let how = resumed.remove(node).map_or_else(
+                    || "ran".to_owned(),
+                    |(step, of)| format!("resumed at {step} of {of}"),
+                );
+                eprintln!("  {node}: {how}, {}", duration(*seconds));
+            }
+            Event::NodeFailed {
+                node,
+                message,
+                help,
+            } => {
+                eprintln!("error: {node}: {message}");
+                if let Some(help) = help {
+                    eprintln!("  help: {help}");
+                }
+            }
+            Event::NodeWarning { node, message } => eprintln!("warning: {node}: {message}"),
+            Event::CacheWarning { message } => eprintln!("warning: {message}"),
+            Event::RunFinished {
+                status,
+                seconds,
+                counters,
+                ..
+            } => {
+                let calls = counters.get("unet_calls").copied().unwrap_or(0);
+                let how = match status {
+                    RunStatus::Ok => "done",
+                    RunStatus::Failed => "failed",
+                    RunStatus::Cancelled => "stopped for an edit",
+                };
+                eprintln!("{how} in {}, U-Net calls: {calls}", duration(*seconds));
+            }
+            _ => {}
         }
     }
 }

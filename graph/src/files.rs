@@ -139,6 +139,11 @@ impl DiskFiles {
         lock(&self.seen).iter().cloned().collect()
     }
 
+    /// Forgets what was read; digests stay known.
+    pub fn forget_reads(&self) {
+        lock(&self.seen).clear();
+    }
+
     fn saw(&self, path: &Path) {
         let mut seen = lock(&self.seen);
         if !seen.contains(path) {

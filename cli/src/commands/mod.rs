@@ -10,3 +10,4 @@ pub mod new;
 pub mod nodes;
 pub mod plan;
 pub mod run;
+pub mod watch;

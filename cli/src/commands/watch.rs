@@ -1,0 +1,386 @@
+//! `retouch watch`: runs a workflow again whenever something that it reads changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use notify::{RecursiveMode, Watcher};
+use retouch_graph::event::Listener;
+use retouch_graph::{
+    Cancel, DiskFiles, Engine, Exists, Files, Plan, Problems, RunError, RunOptions, RunReport,
+    Saver, Settings,
+};
+use serde_json::json;
+
+use crate::args::WatchArgs;
+use crate::journal::Journal;
+use crate::output::say;
+use crate::progress::{JsonLines, Lines};
+use crate::store::Store;
+use crate::{Exit, Failure, records, session};
+
+/// After the last of a burst of changes it is quiet for so long.
+const QUIET: Duration = Duration::from_millis(60);
+/// A burst that does not end is looked at all the same.
+const LONGEST: Duration = Duration::from_millis(600);
+/// How often the flag of Ctrl-C is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+/// Folders that could not be watched are tried again, and what they hold is compared, this often.
+const POLL: Duration = Duration::from_secs(2);
+
+/// Something to act on.
+enum Signal {
+    /// Something below a watched folder changed, or may have.
+    Change,
+    /// The run is over.
+    Done(Box<Result<RunReport, RunError>>),
+}
+
+/// What was read, and what it held: `None` where there was no file.
+type Snapshot = BTreeMap<PathBuf, Option<[u8; 32]>>;
+
+/// Runs a workflow, and again whenever what it reads changes, until Ctrl-C.
+///
+/// # Errors
+/// When the device cannot be used, or no file system can be watched.
+pub fn watch(args: &WatchArgs) -> Result<Exit, Failure> {
+    let store = Store::of(&args.cache)?;
+    session::threads(&args.device)?;
+    let files = Arc::new(DiskFiles::with_memo(store.file("digests.json")));
+    let engine = session::caching_engine(&args.device.device, &store)?
+        .with_files(Arc::clone(&files) as Arc<dyn Files>);
+    let (sender, receiver) = channel();
+    let changes = sender.clone();
+    let watcher = notify::recommended_watcher(move |_: notify::Result<notify::Event>| {
+        // An error of the watcher may stand for lost events: what was read is compared anyway.
+        let _ = changes.send(Signal::Change);
+    })
+    .map_err(|e| Failure::failed(format!("files cannot be watched: {e}")))?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::SeqCst) {
+            std::process::exit(Exit::Interrupted as i32);
+        }
+    })
+    .map_err(|e| Failure::failed(format!("Ctrl-C cannot be handled: {e}")))?;
+    let loop_ = Loop {
+        args,
+        store: &store,
+        engine: &engine,
+        files: &files,
+        saver: Arc::new(Saver::new(&args.out, Exists::Number).replacing_own()),
+        stop: &stop,
+        sender,
+        receiver,
+        watcher,
+        watched: BTreeSet::new(),
+        snapshot: Snapshot::new(),
+        own: BTreeSet::new(),
+    };
+    loop_.run()
+}
+
+struct Loop<'a, W: Watcher> {
+    args: &'a WatchArgs,
+    store: &'a Store,
+    engine: &'a Engine,
+    files: &'a DiskFiles,
+    saver: Arc<Saver>,
+    stop: &'a AtomicBool,
+    sender: Sender<Signal>,
+    receiver: Receiver<Signal>,
+    watcher: W,
+    /// The folders that are watched.
+    watched: BTreeSet<PathBuf>,
+    snapshot: Snapshot,
+    /// What this session wrote: a change of it is no reason to run.
+    own: BTreeSet<PathBuf>,
+}
+
+impl<W: Watcher> Loop<'_, W> {
+    fn run(mut self) -> Result<Exit, Failure> {
+        loop {
+            let plan = self.load()?;
+            let mut plan = match plan {
+                Some(plan) => plan,
+                None => {
+                    if self.wait()? {
+                        continue;
+                    }
+                    return Ok(Exit::Done);
+                }
+            };
+            // A run, and while it goes on, what changes.
+            loop {
+                let next = self.draw(&plan)?;
+                match next {
+                    Next::Plan(next) => plan = *next,
+                    Next::Load => break,
+                    Next::Wait => {
+                        if !self.wait()? {
+                            return Ok(Exit::Done);
+                        }
+                        break;
+                    }
+                    Next::Stop => return Ok(Exit::Done),
+                }
+            }
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        session::settings(&self.args.params)
+    }
+
+    /// Reads, checks and plans; notes what was read. A workflow with faults is told and waited for.
+    fn load(&mut self) -> Result<Option<Plan>, Failure> {
+        self.files.forget_reads();
+        let engine = self.engine;
+        let loaded = engine
+            .load(&self.args.file, &self.settings())
+            .and_then(|checked| {
+                let plan = engine.plan(&checked, &self.args.targets)?;
+                Ok((checked, plan))
+            });
+        self.snapshot = self.look(&self.read());
+        self.follow();
+        match loaded {
+            Ok((checked, plan)) => {
+                session::warn(&checked);
+                Ok(Some(plan))
+            }
+            Err(problems) => {
+                self.tell_faults(&problems)?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn tell_faults(&self, problems: &Problems) -> Result<(), Failure> {
+        if self.args.json {
+            for problem in problems.iter() {
+                say(&session::fault_as_json(problem).to_string())?;
+            }
+        } else {
+            let _ = session::faults(problems);
+        }
+        Ok(())
+    }
+
+    /// Everything that was read since the last load, and the workflow itself.
+    fn read(&self) -> BTreeSet<PathBuf> {
+        let mut read: BTreeSet<PathBuf> = self.files.read_so_far().into_iter().collect();
+        read.insert(self.args.file.clone());
+        read.retain(|path| !self.own.contains(&absolute(path)));
+        read
+    }
+
+    /// What these files hold now.
+    fn look(&self, paths: &BTreeSet<PathBuf>) -> Snapshot {
+        paths
+            .iter()
+            .map(|path| (path.clone(), self.files.digest(path).ok()))
+            .collect()
+    }
+
+    /// Watches the folders of what was read: editors write beside a file and rename.
+    fn follow(&mut self) {
+        let mut folders = BTreeSet::new();
+        for path in self.snapshot.keys() {
+            let path = absolute(path);
+            // The nearest folder that is there: a missing one may come.
+            if let Some(folder) = path.ancestors().skip(1).find(|folder| folder.is_dir()) {
+                folders.insert(folder.to_owned());
+            }
+        }
+        for gone in self.watched.difference(&folders) {
+            let _ = self.watcher.unwatch(gone); // it may be gone itself
+        }
+        let mut watched = BTreeSet::new();
+        for folder in folders {
+            // A folder that cannot be watched is looked at every so often.
+            if self.watched.contains(&folder)
+                || self
+                    .watcher
+                    .watch(&folder, RecursiveMode::NonRecursive)
+                    .is_ok()
+            {
+                watched.insert(folder);
+            }
+        }
+        self.watched = watched;
+    }
+
+    /// Whether what was read holds something else now; if so, that is what it is compared with from here on.
+    fn changed(&mut self) -> bool {
+        let paths = self.snapshot.keys().cloned().collect();
+        let now = self.look(&paths);
+        if now == self.snapshot {
+            return false;
+        }
+        self.snapshot = now;
+        true
+    }
+
+    /// Lets a burst of changes come to its end.
+    fn settle(&self) -> Option<Signal> {
+        let start = Instant::now();
+        loop {
+            match self.receiver.recv_timeout(QUIET) {
+                Ok(Signal::Change) if start.elapsed() < LONGEST => {}
+                Ok(Signal::Change) | Err(_) => return None,
+                Ok(done) => return Some(done),
+            }
+        }
+    }
+
+    /// Waits for a change of what was read; false when it is to stop.
+    fn wait(&mut self) -> Result<bool, Failure> {
+        if self.args.json {
+            say(&json!({"event": "watching", "files": self.snapshot.len()}).to_string())?;
+        }
+        let mut looked = Instant::now();
+        loop {
+            if self.stop.load(Ordering::SeqCst) {
+                return Ok(false);
+            }
+            match self.receiver.recv_timeout(LOOK) {
+                Ok(Signal::Change) => {
+                    let _ = self.settle(); // nothing runs that could be done
+                }
+                Ok(Signal::Done(_)) => continue,
+                Err(RecvTimeoutError::Timeout) if looked.elapsed() >= POLL => {}
+                Err(_) => continue,
+            }
+            looked = Instant::now();
+            if self.changed() {
+                return Ok(true);
+            }
+            self.follow();
+        }
+    }
+
+    /// Runs a plan; an edit that touches it ends the run at its next step, and what is left of it is run anew.
+    fn draw(&mut self, plan: &Plan) -> Result<Next, Failure> {
+        let cancel = Cancel::new();
+        let options = RunOptions {
+            threads: usize::from(self.args.device.threads.unwrap_or(0)),
+            saver: Some(Arc::clone(&self.saver)),
+        };
+        let lines: Box<dyn Listener> = if self.args.json {
+            Box::new(JsonLines)
+        } else {
+            Box::new(Lines::default())
+        };
+        let journal = Journal::new(lines.as_ref(), self.store.file("journal.jsonl"), plan);
+        let (engine, sender) = (self.engine, self.sender.clone());
+        let next = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let result = engine.run(plan, &journal, &cancel, &options);
+                let _ = sender.send(Signal::Done(Box::new(result))); // the loop waits for it
+            });
+            self.while_running(plan, &cancel)
+        })?;
+        journal.write();
+        records::write(self.store, &self.args.file, plan);
+        engine.files().flush();
+        Ok(next)
+    }
+
+    fn while_running(&mut self, plan: &Plan, cancel: &Cancel) -> Result<Next, Failure> {
+        let mut next: Option<Next> = None;
+        loop {
+            if self.stop.load(Ordering::SeqCst) {
+                cancel.cancel();
+                next = Some(Next::Stop);
+            }
+            let signal = match self.receiver.recv_timeout(LOOK) {
+                Ok(Signal::Change) => match self.settle() {
+                    Some(done) => done,
+                    None => {
+                        if matches!(next, Some(Next::Stop)) || !self.changed() {
+                            continue;
+                        }
+                        // A broken edit is told, and the run goes on with what it has.
+                        if let Some(edited) = self.load()? {
+                            let same = edited.record() == plan.record()
+                                && edited.outputs() == plan.outputs();
+                            next = (!same).then(|| Next::Plan(Box::new(edited)));
+                            if next.is_some() {
+                                cancel.cancel();
+                            }
+                        }
+                        continue;
+                    }
+                },
+                Ok(done) => done,
+                Err(_) => continue,
+            };
+            let Signal::Done(result) = signal else {
+                continue;
+            };
+            return Ok(match *result {
+                Ok(report) => {
+                    let saved = report.outputs.iter().flat_map(|output| &output.saved);
+                    self.own.extend(saved.map(|saved| absolute(&saved.path)));
+                    self.tell_saved(&report)?;
+                    // An edit that came while the last node ran is drawn at once; else what else changed is looked for.
+                    match next {
+                        Some(next) => next,
+                        None if self.changed() => Next::Load,
+                        None => Next::Wait,
+                    }
+                }
+                Err(RunError::Cancelled) => next.unwrap_or(Next::Load),
+                Err(error) => {
+                    self.tell_error(&error)?;
+                    next.unwrap_or(Next::Wait)
+                }
+            });
+        }
+    }
+
+    fn tell_saved(&self, report: &RunReport) -> Result<(), Failure> {
+        if self.args.json {
+            return Ok(());
+        }
+        for output in &report.outputs {
+            for saved in &output.saved {
+                say(&format!("{}  {}", output.name, saved.path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::print_stderr)] // this is a place that prints
+    fn tell_error(&self, error: &RunError) -> Result<(), Failure> {
+        // The listener has said which node failed, and why.
+        if !matches!(error, RunError::NodeFailed { .. }) {
+            eprintln!("error: {error}");
+            if let Some(hint) = error.hint() {
+                eprintln!("  help: {hint}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What to do after a run.
+enum Next {
+    /// Run this, which an edit made of it.
+    Plan(Box<Plan>),
+    /// Read everything again.
+    Load,
+    /// Wait for a change.
+    Wait,
+    /// End.
+    Stop,
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
