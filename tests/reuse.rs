@@ -624,3 +624,119 @@ fn a_given_mask_on_another_grid_is_another_mask() {
     assert!(edited.bits == run_of(&fresh, &on("8x8"), &set).bits);
     assert!(edited.bits != run_of(&fresh, &on("16x16"), &set).bits);
 }
+
+/// Runs workflows one after another on one engine; each must give what a fresh run gives, for the calls foretold.
+fn same_as_fresh(row: &[String]) {
+    let engine = engine();
+    let fresh = crate::engine().with_cache(Arc::new(NoCache));
+    for yaml in row {
+        let expected = run_of(&fresh, yaml, &short(&[]));
+        let edited = run_of(&engine, yaml, &short(&[]));
+        assert!(edited.bits == expected.bits, "{yaml}");
+        assert_eq!(edited.calls, edited.foretold, "{yaml}");
+        assert_eq!(expected.calls, expected.foretold, "{yaml}");
+    }
+}
+
+#[test]
+fn two_values_of_one_node_are_not_taken_for_one_another() {
+    let from = |port: &str| {
+        let whole = workflow();
+        let head = &whole[..whole.find("outputs:\n").unwrap()];
+        head.replace(
+            "steps: $params.steps}\n  layout",
+            "steps: $params.steps, measure: true}\n  layout",
+        ) + &format!(
+            "  again: {{op: sample, model: $personal, prompt: a bear, latent: $inverted.{port}, steps: 4, guidance: 5}}\noutputs:\n  latent: {{value: $again}}\n"
+        )
+    };
+    same_as_fresh(&[from("noise"), from("replay")]);
+}
+
+#[test]
+fn a_retouch_of_a_retouch_of_a_file_knows_what_drew_each_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = workflow();
+    let engine = engine();
+    let settings = Settings {
+        set: short(&[]),
+        ..Settings::default()
+    };
+    let checked = engine.load_str("test.yaml", &whole, &settings).unwrap();
+    let plan = engine.plan(&checked, &["layout".to_owned()]).unwrap();
+    let report = engine
+        .run(
+            &plan,
+            &Recorder::new(),
+            &Cancel::new(),
+            &RunOptions::default(),
+        )
+        .unwrap();
+    let trajectory = report
+        .outputs
+        .iter()
+        .find(|output| output.name == "layout.trajectory")
+        .unwrap();
+    let file = folder.path().join("layout.safetensors");
+    std::fs::write(&file, &trajectory.value.encode("safetensors").unwrap()[0]).unwrap();
+    let row = |prompt: &str| {
+        let swap = &whole[whole.find("  swap:\n").unwrap()..whole.find("  draw:").unwrap()];
+        let second = swap
+            .replace("  swap:", "  swap2:")
+            .replace("$layout.trajectory", "$draw.trajectory");
+        whole
+            .replace("context: $layout.trajectory", "context: $file.trajectory")
+            .replace(
+                "nodes:\n",
+                &format!("nodes:\n  file: {{op: load_latent, path: '{}'}}\n", file.display()),
+            )
+            .replace("prompt: $params.prompt", &format!("prompt: {prompt}"))
+            .replace(
+                "outputs:\n",
+                &format!("{second}  draw2: {{op: sample, model: $personal, prompt: a sks teddy bear, control: $swap2}}\noutputs:\n  second: {{value: $draw2}}\n"),
+            )
+    };
+    same_as_fresh(&[row("a sks teddy bear"), row("a big sks teddy bear")]);
+}
+
+#[test]
+fn halves_with_one_prompt_are_one_call_and_a_mask_of_ones_is_foretold_as_it_is_used() {
+    let given = |with: &str| {
+        workflow()
+            .replace(
+                "nodes:\n",
+                "nodes:\n  ones: {op: mask, image: $photo, from: all}\n  white: {op: mask, mask: $ones, feather: 2}\n",
+            )
+            .replace("    blend: $params.blend\n", &format!("    blend: $params.blend\n{with}"))
+    };
+    same_as_fresh(&[
+        given("    reference_mask: $white\n").replace("a photo of a sks teddy bear", "''"),
+        given("    blend_mask: $white\n"),
+        given("    blend_mask: $ones\n"),
+    ]);
+}
+
+#[test]
+fn naming_a_node_twice_runs_nothing_the_second_time() {
+    let engine = engine();
+    let file = support::root().join("workflows/personalized.yaml");
+    let settings = Settings {
+        set: vec!["steps=2".to_owned()],
+        ..Settings::default()
+    };
+    let checked = engine.load(&file, &settings).unwrap();
+    let node = checked
+        .nodes
+        .iter()
+        .find(|node| node.entry().op() == "sample")
+        .unwrap();
+    let plan = engine.plan(&checked, &[node.name().to_owned()]).unwrap();
+    let ran = || {
+        let recorder = Recorder::new();
+        engine
+            .run(&plan, &recorder, &Cancel::new(), &RunOptions::default())
+            .unwrap();
+        recorder.ran().len()
+    };
+    assert_eq!((ran(), ran()), (2, 0));
+}

@@ -136,7 +136,7 @@ pub enum CacheCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Remove everything.
+    /// Remove everything: entries, the journal, the make-up of last runs, known digests.
     Clear,
     /// Read everything, and remove what is damaged.
     Verify,

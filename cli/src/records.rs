@@ -20,6 +20,30 @@ pub fn write(store: &Store, workflow: &Path, plan: &Plan) {
         && let Ok(text) = serde_json::to_vec(&plan.record())
     {
         let _ = write_whole(&file, &text);
+        prune(&file);
+    }
+}
+
+/// Records of so many workflows are kept.
+const MOST: usize = 256;
+
+/// Removes the records that are oldest when there are too many.
+fn prune(file: &Path) {
+    let entries = file
+        .parent()
+        .and_then(|folder| std::fs::read_dir(folder).ok());
+    let mut records: Vec<(std::time::SystemTime, PathBuf)> = entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    if records.len() > MOST {
+        records.sort();
+        let many = records.len() - MOST / 2;
+        for (_, path) in records.drain(..many) {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 

@@ -26,11 +26,14 @@ fn runtime(device: &str) -> Result<Runtime, Failure> {
 /// # Errors
 /// When the device cannot be used.
 pub fn engine(device: &str) -> Result<Engine, Failure> {
-    let runtime = runtime(device)?;
+    Ok(engine_on(Arc::new(runtime(device)?)))
+}
+
+fn engine_on(runtime: Arc<Runtime>) -> Engine {
     let numerics = runtime.numerics();
-    Ok(Engine::new(retouch_nodes::registry())
-        .with_environment(Arc::new(runtime))
-        .with_numerics(numerics))
+    Engine::new(retouch_nodes::registry())
+        .with_environment(runtime)
+        .with_numerics(numerics)
 }
 
 /// An engine with all ops on the device, over the cache of this user.
@@ -38,8 +41,9 @@ pub fn engine(device: &str) -> Result<Engine, Failure> {
 /// # Errors
 /// When the device cannot be used.
 pub fn caching_engine(device: &str, store: &Store) -> Result<Engine, Failure> {
-    let runtime: retouch_graph::Environment = Arc::new(runtime(device)?);
-    let engine = engine(device)?;
+    // One runtime for both: what the cache moves to the device must be on the very one that computes.
+    let runtime = Arc::new(runtime(device)?);
+    let engine = engine_on(Arc::clone(&runtime));
     let digests = store.file("digests.json");
     Ok(engine
         .with_cache(store.cache(runtime))

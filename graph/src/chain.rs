@@ -52,8 +52,8 @@ pub struct Need {
 pub struct Step {
     /// The calls that the step itself makes.
     pub calls: u64,
-    /// Their names: what others need of them can be kept while they are made.
-    pub offers: Vec<Key>,
+    /// Their names, and whether they give what is small too: what others need of them can be kept while they are made.
+    pub offers: Vec<(Key, bool)>,
     /// What the step needs of other calls.
     pub needs: Vec<Need>,
     /// What is needed of other calls, even if the step is there already, to make the port of [`Chain::looks`].
@@ -245,12 +245,14 @@ pub(crate) fn forecast(
     for (index, (chain, _)) in chains.iter().enumerate() {
         let mut count = chain.extra;
         for (step, of) in chain.steps.iter().enumerate() {
+            // Two halves with one prompt are one call of the step, whether anything of it is kept or not.
+            let mut called: HashSet<Key> = HashSet::new();
             for need in needs(index, step) {
                 let there = need
                     .items
                     .iter()
                     .all(|item| items.contains(&item.key) || cached(&item.key));
-                if !there {
+                if !there && called.insert(need.call) {
                     count += need.calls;
                     let kept = wanted.get(&need.call);
                     items.extend(kept.into_iter().flatten().map(|item| item.key));
@@ -258,9 +260,9 @@ pub(crate) fn forecast(
             }
             if makes[index].get(step).copied().unwrap_or(true) {
                 count += of.calls;
-                for call in &of.offers {
-                    let kept = wanted.get(call);
-                    items.extend(kept.into_iter().flatten().map(|item| item.key));
+                for (call, all) in &of.offers {
+                    let kept = wanted.get(call).into_iter().flatten();
+                    items.extend(kept.filter(|item| *all || item.large).map(|item| item.key));
                 }
             }
         }
@@ -341,7 +343,7 @@ mod tests {
                     calls: 2,
                     offers: offers
                         .get(index)
-                        .map(|&name| key(name))
+                        .map(|&name| (key(name), true))
                         .into_iter()
                         .collect(),
                     needs,

@@ -290,7 +290,7 @@ impl Job<'_> {
     }
 
     /// Puts the outputs of a task into the cache, each port under its key.
-    fn store(&self, task: &Task, outputs: &Outputs, seconds: f64) {
+    fn store(&self, task: &Task, ports: &BTreeSet<&'static str>, outputs: &Outputs, seconds: f64) {
         let mut by_key: BTreeMap<Key, BTreeMap<std::borrow::Cow<'static, str>, Value>> =
             BTreeMap::new();
         for (port, value) in outputs.iter() {
@@ -299,8 +299,9 @@ impl Job<'_> {
                 .or_default()
                 .insert(port.clone(), value.clone());
         }
-        if by_key.is_empty() {
-            by_key.insert(task.key(), BTreeMap::new());
+        // A port that was asked for and not made is known not to be: the next run need not try again.
+        if ports.iter().any(|port| task.port_key(port) == task.key()) {
+            by_key.entry(task.key()).or_default();
         }
         for (key, values) in by_key {
             // The last state of a chain is there already, with the seconds of its own step.
@@ -564,8 +565,12 @@ impl Run<'_> {
                             .map(|(port, value)| (port.into(), value))
                             .collect(),
                     );
-                    self.job
-                        .store(task, &outputs, start.elapsed().as_secs_f64());
+                    self.job.store(
+                        task,
+                        &self.forecast.ports[index],
+                        &outputs,
+                        start.elapsed().as_secs_f64(),
+                    );
                     outputs
                 })
         };

@@ -51,11 +51,13 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// A digest that outlives the process.
 #[derive(Serialize, Deserialize)]
 struct Known {
-    path: PathBuf,
+    /// A digest of the path: a folder that is shared names no places.
+    place: String,
     size: u64,
     seconds: u64,
     nanoseconds: u32,
     inode: (u64, u64),
+    changed: (i64, i64),
     digest: String,
 }
 
@@ -72,21 +74,27 @@ struct Stamp {
     size: u64,
     modified: Option<SystemTime>,
     inode: (u64, u64),
+    /// When the inode itself changed, which no program sets: a file that was replaced in place under its old time.
+    changed: (i64, i64),
 }
 
 impl Stamp {
     fn of(metadata: &Metadata) -> Self {
         #[cfg(unix)]
-        let inode = {
+        let (inode, changed) = {
             use std::os::unix::fs::MetadataExt;
-            (metadata.dev(), metadata.ino())
+            (
+                (metadata.dev(), metadata.ino()),
+                (metadata.ctime(), metadata.ctime_nsec()),
+            )
         };
         #[cfg(not(unix))]
-        let inode = (0, 0);
+        let (inode, changed) = ((0, 0), (0, 0));
         Self {
             size: metadata.len(),
             modified: metadata.modified().ok(),
             inode,
+            changed,
         }
     }
 }
@@ -95,7 +103,8 @@ impl Stamp {
 #[derive(Debug, Default)]
 pub struct DiskFiles {
     memo: Option<PathBuf>,
-    digests: Mutex<HashMap<PathBuf, (Stamp, Digest)>>,
+    /// By a digest of the absolute path.
+    digests: Mutex<HashMap<Digest, (Stamp, Digest)>>,
     seen: Mutex<IndexSet<PathBuf>>,
 }
 
@@ -117,13 +126,17 @@ impl DiskFiles {
         let digests = known
             .into_iter()
             .filter_map(|known| {
+                let since = Duration::from_secs(known.seconds)
+                    .checked_add(Duration::from_nanos(known.nanoseconds.into()))?;
                 let stamp = Stamp {
                     size: known.size,
-                    modified: Some(UNIX_EPOCH + Duration::new(known.seconds, known.nanoseconds)),
+                    modified: Some(UNIX_EPOCH.checked_add(since)?),
                     inode: known.inode,
+                    changed: known.changed,
                 };
+                let place = blake3::Hash::from_hex(&known.place).ok()?;
                 let digest = blake3::Hash::from_hex(&known.digest).ok()?;
-                Some((known.path, (stamp, *digest.as_bytes())))
+                Some((*place.as_bytes(), (stamp, *digest.as_bytes())))
             })
             .collect();
         Self {
@@ -172,6 +185,7 @@ impl Files for DiskFiles {
         let mut file = File::open(path)?;
         let stamp = Stamp::of(&file.metadata()?);
         let place = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let place = *blake3::hash(place.as_os_str().as_encoded_bytes()).as_bytes();
         if let Some((known, digest)) = lock(&self.digests).get(&place)
             && *known == stamp
         {
@@ -212,16 +226,17 @@ impl Files for DiskFiles {
         let now = SystemTime::now();
         let known: Vec<Known> = lock(&self.digests)
             .iter()
-            .filter_map(|(path, (stamp, digest))| {
+            .filter_map(|(place, (stamp, digest))| {
                 let modified = stamp.modified?;
                 let settled = now.duration_since(modified).ok()? >= SETTLED;
                 let since = modified.duration_since(UNIX_EPOCH).ok()?;
-                (settled && stamp.size >= LARGE && path.is_absolute()).then(|| Known {
-                    path: path.clone(),
+                (settled && stamp.size >= LARGE).then(|| Known {
+                    place: blake3::Hash::from_bytes(*place).to_hex().to_string(),
                     size: stamp.size,
                     seconds: since.as_secs(),
                     nanoseconds: since.subsec_nanos(),
                     inode: stamp.inode,
+                    changed: stamp.changed,
                     digest: blake3::Hash::from_bytes(*digest).to_hex().to_string(),
                 })
             })
@@ -341,6 +356,10 @@ mod tests {
         assert!(!fs::read_to_string(&memo).unwrap().contains(&hex(&second)));
         // A memo that is no memo is none.
         fs::write(&memo, "{").unwrap();
+        let files = DiskFiles::with_memo(Some(memo.clone()));
+        assert_eq!(files.digest(&file).unwrap(), second);
+        let far = text.replace("\"seconds\":", "\"seconds\":1844674407370955161");
+        fs::write(&memo, far).unwrap();
         let files = DiskFiles::with_memo(Some(memo));
         assert_eq!(files.digest(&file).unwrap(), second);
     }

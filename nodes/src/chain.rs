@@ -6,7 +6,7 @@
 //! | format | fields |
 //! | --- | --- |
 //! | `retouch/noise/1` | seed, shape |
-//! | `retouch/state-of/1` | the key of a value, the number of the state in it |
+//! | `retouch/state-of/1` | the key of a value, the port that it comes from, the number of the state in it |
 //! | `retouch/step/1` | the state before; timestep, both alphas, prediction; model, prompt, negative prompt, guidance; numerics; control |
 //! | `retouch/inverse/1` | the state before; timestep, both alphas, prediction; model, prompt; numerics |
 //! | `retouch/call/1` | state, timestep, model, prompt, numerics: one half of a call of the U-Net |
@@ -70,8 +70,8 @@ pub(crate) struct MaskNote {
 pub(crate) struct TrajectoryNote {
     /// The keys of z_0 .. z_T.
     pub states: Vec<Key>,
-    /// What drew each step; `None` when that is known only when it is there (a file).
-    pub drawn: Option<Vec<Option<Drawn>>>,
+    /// What drew each step; `None` where that is known only once it is there (a file).
+    pub drawn: Vec<Option<Drawn>>,
     pub facts: TrajectoryFacts,
 }
 
@@ -84,8 +84,8 @@ impl TrajectoryNote {
         }
         let facts: TrajectoryFacts = upstream.facts(port)?;
         Some(Arc::new(Self {
-            states: (0..=facts.steps).map(|k| state_of(&link.key, k)).collect(),
-            drawn: None,
+            states: (0..=facts.steps).map(|k| state_of(link, k)).collect(),
+            drawn: vec![None; facts.steps],
             facts,
         }))
     }
@@ -112,12 +112,16 @@ pub(crate) struct SamplerNote {
     pub maps: HashMap<usize, Key>,
     /// The calls of its branches.
     pub calls: HashMap<(Branch, Half, usize), Key>,
+    /// The blend mask is known to be 1 everywhere.
+    pub fills: bool,
 }
 
-/// State `index` of a value that is not a chain.
-pub(crate) fn state_of(key: &Key, index: usize) -> Key {
+/// State `index` of the value of a link that is not a chain.
+pub(crate) fn state_of(link: &UpLink, index: usize) -> Key {
     let mut hasher = KeyHasher::new("retouch/state-of/1");
-    hasher.field("key", &key.0);
+    hasher.field("key", &link.key.0);
+    // One node may give several values under its key.
+    hasher.field("port", link.port.as_bytes());
     hasher.field("index", &(index as u64).to_le_bytes());
     hasher.finish()
 }
@@ -281,7 +285,7 @@ pub(crate) fn plain_step(
         offers: draw
             .halves()
             .iter()
-            .map(|half| draw.call(before, ddim, k, *half))
+            .map(|half| (draw.call(before, ddim, k, *half), *half == Half::Prompt))
             .collect(),
         ..Step::default()
     }
@@ -297,6 +301,14 @@ pub(crate) fn model(upstream: &Upstream<'_>, port: &str) -> Option<(String, Mode
 pub(crate) fn is_ones(link: Option<&UpLink>) -> bool {
     link.and_then(UpLink::note::<MaskNote>)
         .is_some_and(|note| note.ones)
+}
+
+/// Whether all is made of numbers: only successes are kept, and a device may err once.
+fn is_finite(t: &Tensor) -> bool {
+    t.abs()
+        .and_then(|t| t.sum_all())
+        .and_then(|t| t.to_scalar::<f32>())
+        .is_ok_and(f32::is_finite)
 }
 
 impl Held for retouch_graph::Claim<'_> {}
@@ -325,8 +337,12 @@ impl<'a> Remembers<'a> {
     }
 
     fn keep_attention(&self, key: Key, given: &Given, seconds: f64) {
+        let finite = match given {
+            Given::KeysValues { k, v, .. } => is_finite(k) && is_finite(v),
+            Given::Queries(t) | Given::Map(t) => is_finite(t),
+        };
         // What cannot be copied cannot be kept; the run goes on without.
-        if let Ok(attention) = Attention::of(given) {
+        if finite && let Ok(attention) = Attention::of(given) {
             self.context.keep(key, PART, Arc::new(attention), seconds);
         }
     }
@@ -339,7 +355,9 @@ impl Memory for Remembers<'_> {
     }
 
     fn keep_state(&self, k: usize, z: &Tensor, seconds: f64) {
-        if let Some(key) = self.state_key(k) {
+        if let Some(key) = self.state_key(k)
+            && is_finite(z)
+        {
             let latent = Latent { tensor: z.clone() };
             self.context.keep(key, LATENT, Arc::new(latent), seconds);
         }

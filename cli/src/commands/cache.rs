@@ -80,6 +80,17 @@ pub fn cache(args: &CacheToolArgs) -> Result<Exit, Failure> {
         }
         CacheCommand::Clear => {
             let (entries, bytes) = disk.clear().map_err(failed)?;
+            for name in ["plans", "journal.jsonl", "digests.json"] {
+                let path = folder.join(name);
+                let removed = match path.is_dir() {
+                    true => std::fs::remove_dir_all(&path),
+                    false => std::fs::remove_file(&path),
+                };
+                match removed {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+                    _ => {}
+                }
+            }
             say(&format!("{entries} entries, {} removed", size(bytes)))?;
         }
         CacheCommand::Verify => {

@@ -46,6 +46,8 @@ const HEADER_LIMIT: u32 = 1 << 20;
 const CHUNK: usize = 1 << 18;
 /// After such a time without use an entry is worth half.
 const HALF_LIFE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// So many entries are many to put in order.
+const MANY: usize = 1024;
 /// A temporary file that was not written to for so long is one of a process that died.
 const STALE: Duration = Duration::from_secs(60 * 60);
 
@@ -414,7 +416,7 @@ impl DiskCache {
         for (path, _, written) in self.temporaries()? {
             // Whose process it is does not matter: one that is being written is younger.
             if now.duration_since(written).is_ok_and(|age| age > STALE) {
-                remove(&path)?;
+                let _ = remove(&path); // another user's, say
             }
         }
         Ok(())
@@ -454,9 +456,19 @@ impl DiskCache {
             });
             order.insert((known.worth(seconds, now), known.used, *key));
         }
-        while !fits(state) {
+        // Among many a little more is given up at a time: the order is not made anew for every entry.
+        let spare = if state.index.len() > MANY {
+            self.budget / 16
+        } else {
+            0
+        };
+        let ends = |state: &State| {
+            let taken = state.bytes.saturating_add(state.reserved);
+            taken.saturating_add(bytes).saturating_add(spare) <= self.budget
+        };
+        while !ends(state) {
             let Some((_, used, key)) = order.pop_first() else {
-                return Ok(false);
+                return Ok(fits(state));
             };
             let metadata = match fs::metadata(self.path(&key)) {
                 Ok(metadata) => metadata,
@@ -464,7 +476,8 @@ impl DiskCache {
                     state.forget(&key);
                     continue;
                 }
-                Err(error) => return Err(error),
+                // It stays, and still counts.
+                Err(_) => continue,
             };
             let modified = metadata.modified()?;
             if modified > used
@@ -476,7 +489,8 @@ impl DiskCache {
                 order.insert((known.worth(seconds, now), modified, key));
                 continue;
             }
-            self.give_up(&key, state)?;
+            // One that cannot be removed stays, and still counts.
+            let _ = self.give_up(&key, state);
         }
         Ok(true)
     }

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{MaskGridField, Sites, ThresholdField};
-use crate::chain::{ModelNote, TrajectoryNote, is_ones};
+use crate::chain::{ModelNote, TrajectoryNote, is_ones, state_of};
 use crate::diffusion::checkpoint::ModelFacts;
 use crate::diffusion::sampling::Blend;
 use crate::fields::{Steps, Template};
@@ -312,7 +312,7 @@ impl Node for SwapAttention {
 
     fn chain(&self, upstream: &Upstream<'_>) -> Chained {
         let note = || {
-            let mask = |port| upstream.link(port).map(|link| link.key);
+            let mask = |port| upstream.link(port).map(|link| state_of(link, 0));
             let vanilla = match upstream.link("vanilla") {
                 Some(link) => Some(link.note::<ModelNote>()?.id.clone()),
                 None => None,

@@ -225,7 +225,8 @@ fn wanted(memory: &dyn Memory, branch: Branch, k: usize, rows: Rows) -> BTreeSet
     let mut wanted = BTreeSet::new();
     for (half, _) in rows.halves() {
         if let Some(call) = memory.call(branch, half, k) {
-            wanted.extend(memory.wanted(&call).into_iter().map(|part| (half, part)));
+            let parts = memory.wanted(&call).into_iter().collect();
+            wanted.extend(of_half(&parts, half).into_iter().map(|part| (half, part)));
         }
     }
     wanted
@@ -608,6 +609,8 @@ pub struct Retouch<'a> {
     pub reference: Source<'a>,
     /// Given blend masks, on the mask grid.
     pub blend_mask: Option<GivenMasks>,
+    /// Whether the blend mask fills the picture, as the plan has it; `None`: the mask itself tells.
+    pub fills: Option<bool>,
     /// The numbers.
     pub settings: RetouchSettings,
 }
@@ -762,7 +765,7 @@ impl Retouch<'_> {
         let mut masks = Vec::new();
         // The target's map of the step before, if that step was made in this run.
         let mut before: Option<Tensor> = None;
-        let (mut fired, mut due, mut warned) = (0, false, false);
+        let mut warned = false;
         let mut resume = Resume::new(memory, steps);
         for k in start..steps {
             monitor.step(k, steps)?;
@@ -836,7 +839,6 @@ impl Retouch<'_> {
                 trajectory.push(z.clone());
                 continue;
             }
-            due |= needs.swap || needs.lock;
             let action = match &blend_masks {
                 None if needs.lock => Action::Lock { context: &context },
                 None => Action::Let,
@@ -870,7 +872,11 @@ impl Retouch<'_> {
             let since = Instant::now();
             let out = guided.noise(&z, ddim.timesteps()[k], k, &mut swap, monitor)?;
             let seconds = since.elapsed().as_secs_f64();
-            fired += swap.fired;
+            if swap.fired == 0 && (needs.swap || needs.lock) {
+                return Err(Error::request(
+                    "the control has sites to act on and acted on none",
+                ));
+            }
             if swap.unmasked > 0 && !warned {
                 warned = true;
                 monitor.warn(&format!(
@@ -888,23 +894,19 @@ impl Retouch<'_> {
             trajectory.push(z.clone());
         }
         resume.end(start);
-        if due && fired == 0 {
-            return Err(Error::request(
-                "the control has sites and steps to act on and acted on none",
-            ));
-        }
         monitor.step(steps, steps)?;
         Ok(Retouched { trajectory, masks })
     }
 
     /// What is given at step k.
     fn givens(&self, k: usize) -> Givens {
-        let fills = self.blend_mask.as_ref().is_some_and(|given| {
-            given
-                .at(k)
-                .iter()
-                .all(|plane| plane.data.iter().all(|&m| m == 1.0))
-        });
+        let full = |given: &GivenMasks| {
+            let planes = given.at(k).iter();
+            planes.flat_map(|plane| &plane.data).all(|&m| m == 1.0)
+        };
+        let fills = self
+            .fills
+            .unwrap_or_else(|| self.blend_mask.as_ref().is_some_and(full));
         Givens {
             reference: self.reference.mask.is_some(),
             context: self.context.mask.is_some(),
@@ -1015,6 +1017,14 @@ impl Retouch<'_> {
         if rows.count() == 0 {
             return Ok(store);
         }
+        // Both halves with one prompt are one call.
+        let name = |half| memory.call(branch, half, k);
+        let same = rows.negative
+            && rows.prompt
+            && name(Half::Negative).is_some_and(|call| name(Half::Prompt) == Some(call));
+        if same {
+            rows.negative = false;
+        }
         let drawer = source.drawers[k].draws.drawer()?;
         let guided = Guided {
             model: drawer.model,
@@ -1039,6 +1049,13 @@ impl Retouch<'_> {
             &given,
             start.elapsed().as_secs_f64(),
         );
+        if same {
+            let negative = given.iter().filter_map(|((_, part), given)| {
+                let large = !matches!(part, Part::Map(_));
+                large.then(|| ((Half::Negative, *part), given.clone()))
+            });
+            store.extend(negative.collect::<Store>());
+        }
         store.extend(given);
         Ok(store)
     }

@@ -80,7 +80,7 @@ impl Invert {
             guidance: 1.0,
             numerics: upstream.numerics,
         };
-        let mut states = vec![chain::state_of(&upstream.link("latent")?.key, 0)];
+        let mut states = vec![chain::state_of(upstream.link("latent")?, 0)];
         for k in (0..self.steps).rev() {
             let before = states.last()?;
             let after = draw.inverse(before, &ddim, k);
@@ -99,7 +99,7 @@ impl Invert {
         };
         let trajectory = Arc::new(TrajectoryNote {
             states: states.iter().rev().copied().collect(),
-            drawn: Some(vec![Some(drawn); self.steps]),
+            drawn: vec![Some(drawn); self.steps],
             facts: of,
         });
         Some(Chained {
@@ -121,6 +121,7 @@ impl Invert {
                 states,
                 maps: HashMap::new(),
                 calls: HashMap::new(),
+                fills: false,
             })),
             calls: 0,
         })

@@ -191,7 +191,7 @@ impl Start {
         let of = TrajectoryFacts::of(shape, steps);
         let ddim = Ddim::new(&model.scheduler, steps).ok()?;
         let start = match upstream.link("latent") {
-            Some(latent) => chain::state_of(&latent.key, 0),
+            Some(latent) => chain::state_of(latent, 0),
             None => chain::noise(
                 self.seed?.get(),
                 [shape.batch, shape.channels, shape.height, shape.width],
@@ -217,7 +217,7 @@ impl Start {
         let class = chain::class(&drawn.last()?.model, &of);
         let trajectory = Arc::new(TrajectoryNote {
             states: states.clone(),
-            drawn: Some(drawn.into_iter().map(Some).collect()),
+            drawn: drawn.into_iter().map(Some).collect(),
             facts: of,
         });
         Some(Chained {
@@ -238,6 +238,7 @@ impl Start {
                 states,
                 maps: HashMap::new(),
                 calls,
+                fills: false,
             })),
             calls: 0,
         })

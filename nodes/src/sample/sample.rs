@@ -339,18 +339,19 @@ impl Sample {
             prompt: self.prompt.to_string(),
             negative: self.negative.to_string(),
         };
-        let drawn = context.drawn.as_ref().map(|drawn| {
-            let taken_over = drawn.iter().take(start).cloned();
-            taken_over
-                .chain(std::iter::repeat_n(Some(own), steps - start))
-                .collect()
-        });
+        // What drew the steps of a file is unknown until it is read, what draws these is not.
+        let drawn = context
+            .drawn
+            .iter()
+            .take(start)
+            .cloned()
+            .chain(std::iter::repeat_n(Some(own), steps - start))
+            .collect();
         let trajectory = Arc::new(TrajectoryNote {
             states: states.clone(),
             drawn,
             facts: context.facts,
         });
-        // Whoever drew a context from a file enters the trajectory's key by the file's content, which its states hold.
         Some(Chained {
             ports: vec![
                 ("latent", *states.last()?),
@@ -369,6 +370,7 @@ impl Sample {
                 states,
                 maps,
                 calls,
+                fills: control.fills,
             })),
             calls: 0,
         })
@@ -383,12 +385,12 @@ impl Sample {
         id: &str,
         control: &ControlNote,
     ) -> Option<Option<(String, String, String)>> {
-        let Some(drawn) = &control.context.drawn else {
+        let Some(drawn) = control.context.drawn.get(k)? else {
             return Some(None);
         };
         let prompt = control.settings.context_prompt.as_deref();
         let vanilla = control.vanilla.as_deref();
-        let who = who_draws(k, id, vanilla, prompt, drawn.get(k)?.as_ref()).ok()?;
+        let who = who_draws(k, id, vanilla, prompt, Some(drawn)).ok()?;
         let model = if who.by_vanilla { vanilla? } else { id };
         Some(Some((model.to_owned(), who.prompt, who.negative)))
     }
@@ -545,6 +547,7 @@ impl Sample {
                 mask: reference_mask,
             },
             blend_mask,
+            fills: reports.0.note::<SamplerNote>().map(|note| note.fills),
             settings: numbers.clone(),
         };
         Ok(retouch.run(&ddim, reports, &Remembers::new(reports.0))?)
