@@ -185,3 +185,52 @@ fn a_cache_that_cannot_be_written_is_done_without() {
     assert!(text.contains("going on without it"), "{text}");
     assert_eq!(files(&folder.join("out")).len(), 5);
 }
+
+#[test]
+fn what_was_found_damaged_is_kept_anew_and_the_next_picture_costs_what_it_should() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    calls(start(folder, "sound", "a", 7));
+    let next = calls(start(folder, "sound", "b", 8));
+    calls(start(folder, "cache", "a", 7));
+    // Cut short and flipped, in turn.
+    let mut open = vec![folder.join("cache/v1")];
+    let mut at = 0;
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                open.push(path);
+                continue;
+            }
+            let mut bytes = std::fs::read(&path).unwrap();
+            at += 1;
+            if at % 2 == 0 {
+                bytes.clear();
+            } else {
+                *bytes.last_mut().unwrap() ^= 1;
+            }
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
+    let output = start(folder, "cache", "c", 7).wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    // A few are told, the others counted.
+    let told = text
+        .lines()
+        .filter(|line| line.starts_with("warning:"))
+        .count();
+    assert_eq!(told, 6, "{text}");
+    assert_eq!(calls(start(folder, "cache", "d", 8)), next);
+}
+
+#[test]
+fn a_run_goes_on_when_nobody_reads_what_it_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let mut child = start(folder, "cache", "out", 3);
+    drop(child.stderr.take());
+    assert!(child.wait().unwrap().success());
+    assert_eq!(files(&folder.join("out")).len(), 5);
+}

@@ -72,11 +72,11 @@ fn every_shipped_workflow_opens_with_a_comment_checks_and_runs_at_few_steps() {
     let saved = files_below(&out.path().join("out"));
     let has = |name: &str| saved.iter().any(|path| path.ends_with(name));
     for name in [
-        "layout-and-retouch/42.png",
-        "layout-and-retouch/42-layout.png",
+        "layout-and-retouch/43.png",
+        "layout-and-retouch/43-layout.png",
         "compare/42.png",
         "invert/error.csv",
-        "masactrl/42.png",
+        "masactrl/43.png",
     ] {
         assert!(has(name), "{name} in {saved:?}");
     }
@@ -190,11 +190,11 @@ fn what_exists_is_numbered_replaced_kept_or_refused() {
         arguments.extend(more);
         retouch(out.path(), &arguments)
     };
-    let picture = out.path().join("out/vanilla/42-raw.png");
+    let picture = out.path().join("out/vanilla/43-raw.png");
     assert!(run("steps=1", &[]).status.success());
     let first = std::fs::read(&picture).unwrap();
     assert!(run("steps=2", &[]).status.success());
-    assert!(picture.with_file_name("42-raw-2.png").exists());
+    assert!(picture.with_file_name("43-raw-2.png").exists());
     assert_eq!(std::fs::read(&picture).unwrap(), first);
     assert!(run("steps=2", &["--exists", "keep"]).status.success());
     assert_eq!(std::fs::read(&picture).unwrap(), first);

@@ -106,13 +106,12 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     }
 }
 
-#[allow(clippy::print_stderr)] // this is the place that prints
 fn main() -> ExitCode {
     log();
     let exit = run(Cli::parse()).unwrap_or_else(|failure| {
-        eprintln!("error: {}", failure.message);
+        output::tell(&format!("error: {}", failure.message));
         if let Some(help) = failure.help {
-            eprintln!("  help: {help}");
+            output::tell(&format!("  help: {help}"));
         }
         failure.exit
     });

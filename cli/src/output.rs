@@ -18,3 +18,10 @@ pub fn say(text: &str) -> Result<(), Failure> {
             _ => Failure::failed(format!("standard output cannot be written: {e}")),
         })
 }
+
+/// Prints a line that is no result, on standard error. When nobody reads it the work goes on all the same.
+pub fn tell(text: &str) {
+    if !text.is_empty() {
+        let _ = writeln!(std::io::stderr().lock(), "{text}");
+    }
+}

@@ -29,12 +29,11 @@ pub struct Lines {
 }
 
 impl Listener for Lines {
-    #[allow(clippy::print_stderr)] // this is a place that prints
     fn event(&self, event: &Event) {
         let mut resumed = self.resumed.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
             Event::NodeReused { node, from, .. } if *from != "not needed" => {
-                eprintln!("  {node}: reused ({from})");
+                crate::output::tell(&format!("  {node}: reused ({from})"));
             }
             Event::NodeResumed { node, step, of } => {
                 resumed.insert(node.clone(), (*step, *of));
@@ -44,20 +43,22 @@ impl Listener for Lines {
                     || "ran".to_owned(),
                     |(step, of)| format!("resumed at {step} of {of}"),
                 );
-                eprintln!("  {node}: {how}, {}", duration(*seconds));
+                crate::output::tell(&format!("  {node}: {how}, {}", duration(*seconds)));
             }
             Event::NodeFailed {
                 node,
                 message,
                 help,
             } => {
-                eprintln!("error: {node}: {message}");
+                crate::output::tell(&format!("error: {node}: {message}"));
                 if let Some(help) = help {
-                    eprintln!("  help: {help}");
+                    crate::output::tell(&format!("  help: {help}"));
                 }
             }
-            Event::NodeWarning { node, message } => eprintln!("warning: {node}: {message}"),
-            Event::CacheWarning { message } => eprintln!("warning: {message}"),
+            Event::NodeWarning { node, message } => {
+                crate::output::tell(&format!("warning: {node}: {message}"))
+            }
+            Event::CacheWarning { message } => crate::output::tell(&format!("warning: {message}")),
             Event::RunFinished {
                 status,
                 seconds,
@@ -70,12 +71,18 @@ impl Listener for Lines {
                     RunStatus::Failed => "failed",
                     RunStatus::Cancelled => "stopped for an edit",
                 };
-                eprintln!("{how} in {}, U-Net calls: {calls}", duration(*seconds));
+                crate::output::tell(&format!(
+                    "{how} in {}, U-Net calls: {calls}",
+                    duration(*seconds)
+                ));
             }
             _ => {}
         }
     }
 }
+
+/// So many warnings of the cache are told; of more than that the number.
+const MOST_WARNINGS: usize = 5;
 
 /// How often a node's progress becomes a line where there is no terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -92,6 +99,7 @@ struct Running {
 struct State {
     running: BTreeMap<String, Running>,
     reused: usize,
+    cache_warnings: usize,
 }
 
 /// Tells people, on standard error.
@@ -118,11 +126,10 @@ impl Progress {
         }
     }
 
-    #[allow(clippy::print_stderr)] // this is the place that prints
     fn line(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| crate::output::tell(text)),
+            None => crate::output::tell(text),
         }
     }
 
@@ -234,7 +241,10 @@ impl Listener for Progress {
                 self.told(&text);
             }
             Event::CacheWarning { message } => {
-                self.line(&format!("warning: {message}"));
+                state.cache_warnings += 1;
+                if state.cache_warnings <= MOST_WARNINGS {
+                    self.line(&format!("warning: {message}"));
+                }
             }
             Event::NodeWarning { node, message } => {
                 self.line(&format!("warning: {node}: {message}"));
@@ -277,6 +287,12 @@ impl Listener for Progress {
             } => {
                 if let Some(bar) = &self.bar {
                     bar.finish_and_clear();
+                }
+                let more = state.cache_warnings.saturating_sub(MOST_WARNINGS);
+                if more > 0 {
+                    self.line(&format!(
+                        "warning: {more} more entries of the disk cache were found damaged; `retouch cache verify` removes all that are"
+                    ));
                 }
                 self.told(&format!(
                     "{ran} nodes ran, {reused} reused, {}",

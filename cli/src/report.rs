@@ -1,6 +1,6 @@
 //! Faults for people: file, line, column, the line itself, a caret and a way out.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 
 use miette::{GraphicalReportHandler, GraphicalTheme};
 use retouch_graph::problem::{Problem, Problems, Severity};
@@ -34,17 +34,19 @@ pub fn colour() -> bool {
 }
 
 /// Prints the faults of a workflow and how many there are.
-#[allow(clippy::print_stderr)] // this is the place that prints
 pub fn print_problems(problems: &Problems) {
-    eprint!("{}", render(problems.iter(), colour()));
+    let mut text = render(problems.iter(), colour());
     let faults = problems
         .iter()
         .filter(|problem| problem.severity() != Severity::Warning)
         .count();
     if faults > 0 {
-        eprintln!(
+        text.push_str(&format!(
             "{faults} fault{} found; `retouch explain CODE` says more of each",
             if faults == 1 { "" } else { "s" }
-        );
+        ));
+        text.push('\n');
     }
+    // Nobody may be reading.
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }

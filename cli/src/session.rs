@@ -105,13 +105,12 @@ pub fn fault_as_json(problem: &Problem) -> serde_json::Value {
 }
 
 /// Prints what is odd but no fault.
-#[allow(clippy::print_stderr)] // this is a place that prints
 pub fn warn(checked: &Checked) {
     let warnings = checked
         .warnings
         .iter()
         .filter(|problem| problem.severity() == Severity::Warning);
-    eprint!("{}", report::render(warnings, report::colour()));
+    crate::output::tell(report::render(warnings, report::colour()).trim_end_matches('\n'));
 }
 
 /// Prints faults.

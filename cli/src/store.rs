@@ -138,11 +138,15 @@ fn read_config() -> Result<Config, Failure> {
     let (source, tree) = match tree {
         Ok(read) => read,
         Err(problems) => {
-            let first = problems.first();
-            return Err(Failure::usage(format!(
-                "{name}: {}",
-                first.map_or_else(String::new, ToString::to_string)
-            )));
+            let Some(first) = problems.into_iter().next() else {
+                return Ok(config);
+            };
+            let (line, column) = first.line_column();
+            let fault = Failure::usage(format!("{name}:{line}:{column}: {}", first.message()));
+            return Err(match first.hint() {
+                Some(hint) => fault.help(hint),
+                None => fault,
+            });
         }
     };
     let wrong = |span: retouch_graph::Span, what: &str| {
@@ -273,9 +277,8 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
         })
 }
 
-#[allow(clippy::print_stderr)] // this is a place that prints
 fn warn(text: &str) {
-    eprintln!("warning: {text}");
+    crate::output::tell(&format!("warning: {text}"));
 }
 
 /// How long ago, for people: `3 min`.

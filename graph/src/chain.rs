@@ -168,19 +168,20 @@ impl Upstream<'_> {
     }
 }
 
-/// What a run keeps of each call, by the call: what others need of it.
+/// What a run keeps of each call, by the call: what others need of it. What seems to be kept already is among it, in case
+/// that it is found damaged.
 pub type Wanted = HashMap<Key, Vec<Item>>;
 
 /// Finds which steps each chain is left with, how many calls that makes, and what of each call is to be kept.
 ///
 /// `chains`: each chain that runs, in order, and whether the port of [`Chain::looks`] is wanted of it. `sources`: the
 /// bytes of large items that may be kept; those of the first needs come first. Gives for each chain the first step (from
-/// 0) that is made, or their number, and the calls.
+/// 0) that is made, or their number, and the calls; last the bytes that are newly kept.
 pub(crate) fn forecast(
     chains: &[(&Chain, bool)],
     cache: &dyn Cache,
     sources: u64,
-) -> (Vec<(usize, u64)>, Wanted) {
+) -> (Vec<(usize, u64)>, Wanted, u64) {
     let mut known: HashMap<Key, bool> = HashMap::new();
     let mut cached = |key: &Key| {
         *known
@@ -214,9 +215,12 @@ pub(crate) fn forecast(
     let mut wanted = Wanted::new();
     let mut counted: HashSet<Key> = HashSet::new();
     let mut left = if cache.keeps() { sources } else { 0 };
-    let all_needs = (0..chains.len()).flat_map(|chain| {
+    // Those of steps that seem to be there count too: they may be found damaged, and who has room for what does not
+    // depend on where a run resumes.
+    let all_needs = chains.iter().enumerate().flat_map(|(chain, (of, _))| {
         let needs = &needs;
-        (0..chains[chain].0.steps.len()).flat_map(move |step| needs(chain, step))
+        let steps = of.steps.iter().enumerate();
+        steps.flat_map(move |(step, of)| of.needs.iter().chain(needs(chain, step)))
     });
     for need in all_needs.filter(|_| cache.keeps()) {
         let large: u64 = need
@@ -231,7 +235,7 @@ pub(crate) fn forecast(
             counted.extend(need.items.iter().map(|item| item.key));
         }
         for item in &need.items {
-            if (fits || !item.large) && !cached(&item.key) {
+            if fits || !item.large {
                 let items = wanted.entry(need.call).or_default();
                 if !items.iter().any(|known| known.key == item.key) {
                     items.push(item.clone());
@@ -269,7 +273,20 @@ pub(crate) fn forecast(
         let first = makes[index].iter().position(|makes| *makes);
         left.push((first.unwrap_or(chain.steps.len()), count));
     }
-    (left, wanted)
+    let mut new = 0;
+    let mut seen: HashSet<Key> = HashSet::new();
+    let admitted: HashSet<Key> = wanted.values().flatten().map(|item| item.key).collect();
+    for (chain, (of, _)) in chains.iter().enumerate() {
+        for item in (0..of.steps.len())
+            .flat_map(|step| needs(chain, step))
+            .flat_map(|need| &need.items)
+        {
+            if admitted.contains(&item.key) && !cached(&item.key) && seen.insert(item.key) {
+                new += item.bytes;
+            }
+        }
+    }
+    (left, wanted, new)
 }
 
 /// What is being made right now, by key: who needs it too waits and finds it in the cache.
@@ -377,7 +394,7 @@ mod tests {
         let cache = HostCache::new(10_000);
         let first = chain(&[1, 2, 3], vec![vec![], vec![], vec![]], &[]);
         let second = chain(&[1, 2, 9], vec![vec![], vec![], vec![]], &[]);
-        let (calls, _) = forecast(&[(&first, false), (&second, false)], &cache, 0);
+        let (calls, ..) = forecast(&[(&first, false), (&second, false)], &cache, 0);
         assert_eq!(calls, [(0, 6), (2, 2)]);
     }
 
@@ -400,20 +417,20 @@ mod tests {
         );
         let both = [(&first, false), (&second, false)];
         // The first chain makes call 51 anyway; call 60 is the second one's own.
-        let (calls, wanted) = forecast(&both, &cache, 100);
+        let (calls, wanted, _) = forecast(&both, &cache, 100);
         assert_eq!(calls, [(0, 4), (0, 5)]);
         assert_eq!(wanted[&key(51)].len(), 2);
         assert_eq!(wanted[&key(60)].len(), 1);
         // Without room the large ones are called for anew; small ones are kept all the same.
-        let (calls, wanted) = forecast(&both, &cache, 0);
+        let (calls, wanted, _) = forecast(&both, &cache, 0);
         assert_eq!(calls, [(0, 4), (0, 6)]);
         assert_eq!(wanted[&key(51)], [item(102, false)]);
         // With room for one, the first need has it.
-        let (calls, _) = forecast(&both, &cache, 10);
+        let (calls, ..) = forecast(&both, &cache, 10);
         assert_eq!(calls, [(0, 4), (0, 5)]);
         // What is there is not called for.
         kept(&cache, &[103, 1, 2]);
-        let (calls, _) = forecast(&both, &cache, 100);
+        let (calls, ..) = forecast(&both, &cache, 100);
         assert_eq!(calls, [(2, 0), (0, 5)]);
     }
 

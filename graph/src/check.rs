@@ -1581,10 +1581,12 @@ impl Checker<'_> {
                 if decl.tainted {
                     continue;
                 }
-                let help = self.candidate(scope, spec.types, Some(index)).map_or_else(
-                    || format!("add `{}: $node`", spec.name),
-                    |found| format!("add `{}: {found}`", spec.name),
-                );
+                let help = self
+                    .candidate(scope, spec.name, spec.types, Some(index))
+                    .map_or_else(
+                        || format!("add `{}: $node`", spec.name),
+                        |found| format!("add `{}: {found}`", spec.name),
+                    );
                 self.problems.push(
                     Problem::new(
                         Code::MissingLink,
@@ -1993,9 +1995,9 @@ impl Checker<'_> {
                             source,
                             item.span,
                             format!(
-                                "the port `{}` takes a reference to a {}, not {}",
+                                "the port `{}` takes a reference to {}, not {}",
                                 spec.name,
-                                spec.types.join(" or a "),
+                                suggest::a(spec.types),
                                 item.describe()
                             ),
                         )
@@ -2051,7 +2053,7 @@ impl Checker<'_> {
             }
             Target::Value => {
                 let help = self
-                    .candidate(scope, spec.types, Some(index))
+                    .candidate(scope, spec.name, spec.types, Some(index))
                     .map(|found| format!("write `{}: {found}`", spec.name));
                 let source = &self.scopes[scope].workflow.source;
                 self.problems.push(
@@ -2060,9 +2062,9 @@ impl Checker<'_> {
                         source,
                         span,
                         format!(
-                            "the port `{}` takes a reference to a {}, and `{text}` is a value",
+                            "the port `{}` takes a reference to {}, and `{text}` is a value",
                             spec.name,
-                            spec.types.join(" or a ")
+                            suggest::a(spec.types)
                         ),
                     )
                     .maybe_help(help.or_else(|| Some(format!("write `{}: $node`", spec.name)))),
@@ -2109,7 +2111,7 @@ impl Checker<'_> {
             Some(port) => format!("did you mean `${name}.{port}`?"),
             None => match self.converter(types.as_slice(), takes) {
                 Some(op) => format!("a node `{op}` in between makes one of the other"),
-                None => self.maker(scope, takes, at),
+                None => self.maker(scope, port, takes, at),
             },
         };
         let source = &self.scopes[scope].workflow.source;
@@ -2119,21 +2121,21 @@ impl Checker<'_> {
                 source,
                 span,
                 format!(
-                    "`{port}` takes a {}, and `{text}` is a {}",
-                    takes.join(" or a "),
-                    types.as_slice().join(" or a ")
+                    "`{port}` takes {}, and `{text}` is {}",
+                    suggest::a(takes),
+                    suggest::a(types.as_slice())
                 ),
             )
-            .label(format!("a {}", types.as_slice().join(" or a ")))
+            .label(suggest::a(types.as_slice()))
             .help(help),
         );
         false
     }
 
     /// What gives a value of one of the types: a node of the scope, or else the ops that do.
-    fn maker(&self, scope: usize, takes: &[&str], not: Option<usize>) -> String {
-        if let Some(found) = self.candidate(scope, takes, not) {
-            return format!("`{found}` is a {}", takes.join(" or a "));
+    fn maker(&self, scope: usize, port: &str, takes: &[&str], not: Option<usize>) -> String {
+        if let Some(found) = self.candidate(scope, port, takes, not) {
+            return format!("`{found}` is {}", suggest::a(takes));
         }
         let ops: Vec<&str> = self
             .world
@@ -2181,15 +2183,29 @@ impl Checker<'_> {
         {
             return format!("did you mean `${text}`?");
         }
-        self.candidate(scope, spec.types, Some(index)).map_or_else(
-            || format!("write `{}: $node`", spec.name),
-            |found| format!("write `{}: {found}`", spec.name),
-        )
+        self.candidate(scope, spec.name, spec.types, Some(index))
+            .map_or_else(
+                || format!("write `{}: $node`", spec.name),
+                |found| format!("write `{}: {found}`", spec.name),
+            )
     }
 
-    /// A node of the scope that makes what a port takes.
-    fn candidate(&self, scope: usize, types: &[&str], not: Option<usize>) -> Option<String> {
+    /// A node of the scope that makes what a port takes: the one whose name begins most like the port's, else the first.
+    fn candidate(
+        &self,
+        scope: usize,
+        port: &str,
+        types: &[&str],
+        not: Option<usize>,
+    ) -> Option<String> {
         let here = &self.scopes[scope];
+        let alike = |name: &str| {
+            port.bytes()
+                .zip(name.bytes())
+                .take_while(|(a, b)| a == b)
+                .count()
+        };
+        let mut best: Option<(usize, String)> = None;
         // Looked for among the first only: with thousands of faults this must not take long.
         for name in here.workflow.nodes.keys().take(100) {
             let Some(Slot::Op(index)) = here.slots.get(name) else {
@@ -2198,17 +2214,26 @@ impl Checker<'_> {
             if Some(*index) == not {
                 continue;
             }
-            for (at, output) in self.flat[*index].entry.outputs().iter().enumerate() {
-                if output.types.iter().any(|one| types.contains(one)) {
-                    return Some(if at == 0 {
+            let outputs = self.flat[*index].entry.outputs().iter().enumerate();
+            let makes = outputs
+                .filter(|(_, output)| output.types.iter().any(|one| types.contains(one)))
+                .map(|(at, output)| {
+                    if at == 0 {
                         format!("${name}")
                     } else {
                         format!("${name}.{}", output.name)
-                    });
-                }
+                    }
+                })
+                .next();
+            if let Some(text) = makes
+                && best
+                    .as_ref()
+                    .is_none_or(|(alike_so_far, _)| alike(name) > *alike_so_far)
+            {
+                best = Some((alike(name), text));
             }
         }
-        None
+        best.map(|(_, text)| text)
     }
 
     /// Checks what the inputs of an included workflow are linked to.
@@ -2431,14 +2456,16 @@ impl Checker<'_> {
                 let endings: Vec<String> = formats.iter().map(|one| format!(".{one}")).collect();
                 let (message, help) = if formats.is_empty() {
                     (
-                        format!("a {kind} cannot be saved"),
+                        format!("{} cannot be saved", suggest::a(&[kind])),
                         "remove `save`; the value is there for other workflows".to_owned(),
                     )
                 } else {
                     let first = endings.first().cloned().unwrap_or_default();
                     (
                         match &ending {
-                            Some(ending) => format!("a {kind} cannot be saved as .{ending}"),
+                            Some(ending) => {
+                                format!("{} cannot be saved as .{ending}", suggest::a(&[kind]))
+                            }
                             None => {
                                 format!("`{filled}` has no ending that says how to save a {kind}")
                             }

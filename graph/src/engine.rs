@@ -1,13 +1,14 @@
 //! The engine: from a path to a checked workflow to a plan to a run.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::cache::{Cache, HostCache};
 use crate::chain::InFlight;
 use crate::check::{self, Checked, Settings, World};
-use crate::event::Listener;
+use crate::event::{Event, Listener};
 use crate::execute::{Cancel, Job, RunError, RunOptions, RunReport};
 use crate::files::{DiskFiles, Files};
 use crate::node::Environment;
@@ -207,17 +208,30 @@ impl Engine {
         cancel: &Cancel,
         options: &RunOptions,
     ) -> Result<RunReport, RunError> {
+        let guarded = Guarded(listener);
         Job {
             plan,
             files: &*self.files,
             cache: &*self.cache,
             environment: self.environment.as_ref(),
-            listener,
+            listener: &guarded,
             cancel,
             options,
             sources: self.sources,
             flight: &self.flight,
         }
         .run()
+    }
+}
+
+/// A listener whose panic is its own affair: a worker that it took along would never give back what it holds.
+struct Guarded<'a>(&'a dyn Listener);
+
+impl Listener for Guarded<'_> {
+    fn event(&self, event: &Event) {
+        let heard = catch_unwind(AssertUnwindSafe(|| self.0.event(event)));
+        if heard.is_err() {
+            tracing::warn!("a listener panicked");
+        }
     }
 }

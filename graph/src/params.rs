@@ -173,7 +173,7 @@ impl ParamType {
                     Code::OutOfRange,
                     format!("the seed `{name}` is from 0 to {MAX_INTEGER}, not {value}"),
                 )
-                .help("any whole number will do: `42`; `random` draws one")),
+                .help("any whole number from 0 will do: `42`; `random` draws one")),
                 Node::String { text, .. } if text == "random" => Ok(Json::from("random")),
                 _ => Err(expected(name, "a seed, an integer or `random`", tree)),
             },
@@ -280,7 +280,11 @@ fn unlike(name: &str, what: &str, tree: &Tree) -> Mismatch {
             }
             Mismatch::new(Code::ValueType, message)
         }
-        Node::Float(value) if what.contains("integer") && value.fract() == 0.0 => {
+        Node::Float(value)
+            if what.contains("integer")
+                && value.fract() == 0.0
+                && value.abs() <= MAX_INTEGER as f64 =>
+        {
             Mismatch::new(Code::ValueType, message).help(format!("write `{name}: {value:.0}`"))
         }
         Node::Map(_) if tree.looks_like_template() => {

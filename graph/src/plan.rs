@@ -207,6 +207,7 @@ pub struct Forecast {
     pub(crate) ports: Vec<BTreeSet<&'static str>>,
     /// What of each call is to be kept.
     pub(crate) wanted: Wanted,
+    kept_bytes: u64,
 }
 
 impl Forecast {
@@ -216,10 +217,10 @@ impl Forecast {
         self.calls.iter().sum()
     }
 
-    /// The bytes of what calls give besides and the run keeps.
+    /// The bytes of what calls give besides and the run newly keeps.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
-        self.wanted.values().flatten().map(|item| item.bytes).sum()
+        self.kept_bytes
     }
 
     /// What becomes of a task, in words.
@@ -637,7 +638,7 @@ impl Plan {
                 places.push(index);
             }
         }
-        let (left, wanted) = chain::forecast(&chains, cache, sources);
+        let (left, wanted, kept_bytes) = chain::forecast(&chains, cache, sources);
         for ((index, (chain, _)), (done, count)) in places.into_iter().zip(&chains).zip(left) {
             resumes[index] = Some(Resume {
                 first: chain.first,
@@ -668,6 +669,7 @@ impl Plan {
             calls,
             ports,
             wanted,
+            kept_bytes,
         }
     }
 

@@ -49,6 +49,24 @@ pub(crate) fn hint<'a>(
     }
 }
 
+/// Types of value with their articles: `an image or a mask`; what is many has none.
+pub(crate) fn a<S: AsRef<str>>(types: &[S]) -> String {
+    let with: Vec<String> = types
+        .iter()
+        .map(|name| {
+            let name = name.as_ref();
+            if name.ends_with('s') {
+                name.to_owned()
+            } else if name.starts_with(['a', 'e', 'i', 'o', 'u']) {
+                format!("an {name}")
+            } else {
+                format!("a {name}")
+            }
+        })
+        .collect();
+    with.join(" or ")
+}
+
 /// `` `a`, `b` and `c` ``.
 pub(crate) fn list<S: AsRef<str>>(names: &[S]) -> String {
     let mut text = String::new();

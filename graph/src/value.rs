@@ -27,8 +27,8 @@ pub trait Payload: Any + Send + Sync + 'static {
     /// When `format` is not in [`Payload::FORMATS`] or the encoder fails.
     fn encode(&self, format: &str) -> Result<Vec<Vec<u8>>, NodeError> {
         Err(NodeError::failed(format!(
-            "a {} cannot be written as .{format}",
-            Self::TYPE
+            "{} cannot be written as .{format}",
+            crate::suggest::a(&[Self::TYPE])
         )))
     }
 
@@ -75,8 +75,8 @@ pub trait Payload: Any + Send + Sync + 'static {
     {
         let _ = bytes;
         Err(NodeError::failed(format!(
-            "a {} is not kept on disk",
-            Self::TYPE
+            "{} cannot be kept on disk",
+            crate::suggest::a(&[Self::TYPE])
         )))
     }
 }

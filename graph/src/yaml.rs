@@ -284,6 +284,15 @@ fn syntax(source: &Source, error: &ScanError) -> Problem {
     {
         at -= 1; // the parser stops behind the tab
     }
+    if let Some(tab) = tab_indent_near(source.text(), at) {
+        return Problem::new(
+            Code::Syntax,
+            source,
+            Span::new(tab, tab + 1),
+            "this is not YAML: a line is indented with a tab",
+        )
+        .help("indent with spaces, two for each level");
+    }
     let rest = source.text().get(at..).unwrap_or("");
     let width = rest
         .chars()
@@ -350,6 +359,22 @@ fn syntax(source: &Source, error: &ScanError) -> Problem {
         format!("this is not YAML: {message}"),
     )
     .maybe_help(help.map(str::to_owned))
+}
+
+/// The first tab in the indentation of the line where the parser gave up, or of the next one: it may stop before it.
+fn tab_indent_near(text: &str, at: usize) -> Option<usize> {
+    let mut start = text.get(..at)?.rfind('\n').map_or(0, |newline| newline + 1);
+    for _ in 0..2 {
+        let line = text.get(start..)?.split('\n').next()?;
+        let indent = line.len() - line.trim_start_matches([' ', '\t']).len();
+        if indent < line.len()
+            && let Some(tab) = line[..indent].find('\t')
+        {
+            return Some(start + tab);
+        }
+        start += line.len() + 1;
+    }
+    None
 }
 
 /// Where a `{name}` without quotes stands in the line before (or at) the place where the parser gave up.
@@ -728,8 +753,11 @@ fn plain(text: &str) -> Result<Node, String> {
     if !(first.is_ascii_digit() || first == b'.') {
         return Ok(string());
     }
-    let too_great =
-        || format!("the integer {text} is greater than {MAX_INTEGER} (2^53 - 1) can tell apart");
+    let too_great = || {
+        format!(
+            "the integer {text} is beyond {MAX_INTEGER} (2^53 - 1), the greatest that there is here"
+        )
+    };
     let integer = |digits: &str, radix: u32| -> Result<Node, String> {
         let value = i64::from_str_radix(digits, radix).map_err(|_| too_great())?;
         if value.unsigned_abs() > MAX_INTEGER {

@@ -337,6 +337,10 @@ impl<'a> Remembers<'a> {
     }
 
     fn keep_attention(&self, key: Key, given: &Given, seconds: f64) {
+        // It may be there already, and sound.
+        if self.context.kept::<Attention>(&key, PART).is_some() {
+            return;
+        }
         let finite = match given {
             Given::KeysValues { k, v, .. } => is_finite(k) && is_finite(v),
             Given::Queries(t) | Given::Map(t) => is_finite(t),

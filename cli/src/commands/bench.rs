@@ -428,7 +428,7 @@ const EDITS: [(&str, &str, &str); 10] = [
         "      prompt: \"a sks",
         "      prompt: \"a small sks",
     ),
-    ("seed", "type: seed, default: 42", "type: seed, default: 43"),
+    ("seed", "type: seed, default: 43", "type: seed, default: 44"),
     ("reference photo", "teddy/01.png", "teddy/02.png"),
 ];
 

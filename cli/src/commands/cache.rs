@@ -23,6 +23,11 @@ pub fn cache(args: &CacheToolArgs) -> Result<Exit, Failure> {
             folder.display()
         ))
     };
+    if !folder.exists() {
+        // Looking makes nothing.
+        say(&format!("{}: no cache there yet", folder.display()))?;
+        return Ok(Exit::Done);
+    }
     let Some(disk) = store.open_disk().map_err(failed)? else {
         return Ok(Exit::Done);
     };
@@ -50,7 +55,7 @@ pub fn cache(args: &CacheToolArgs) -> Result<Exit, Failure> {
         CacheCommand::Stats { json } => {
             let entries = disk.entries().map_err(failed)?;
             let bytes: u64 = entries.iter().map(|entry| entry.bytes).sum();
-            let seconds: f64 = entries.iter().map(|entry| entry.seconds).sum();
+            let seconds: f64 = entries.iter().map(|entry| entry.seconds).sum::<f64>() + 0.0;
             let mut types = std::collections::BTreeMap::<String, (u64, u64)>::new();
             for entry in &entries {
                 let of = types.entry(entry.types.join(", ")).or_default();

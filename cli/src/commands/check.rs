@@ -10,7 +10,6 @@ use crate::{Exit, Failure, report, session};
 ///
 /// # Errors
 /// When standard output is closed.
-#[allow(clippy::print_stderr)] // this is a place that prints
 pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
     let engine = session::engine("cpu")?;
     let mut exit = Exit::Done;
@@ -27,7 +26,7 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
                 say(&session::fault_as_json(problem).to_string())?;
             }
         } else {
-            eprint!("{}", report::render(&problems, report::colour()));
+            crate::output::tell(report::render(&problems, report::colour()).trim_end_matches('\n'));
         }
         match checked {
             Some(_) if args.json => {}
@@ -55,7 +54,7 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
                         .filter(|p| p.severity() != Severity::Warning);
                     let faults = faults.count();
                     let s = if faults == 1 { "" } else { "s" };
-                    eprintln!("{}: {faults} fault{s}", file.display());
+                    crate::output::tell(&format!("{}: {faults} fault{s}", file.display()));
                 }
             }
         }

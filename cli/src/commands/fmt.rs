@@ -13,7 +13,6 @@ use crate::{Exit, Failure, report};
 ///
 /// # Errors
 /// When a file cannot be read or written.
-#[allow(clippy::print_stderr)] // this is a place that prints
 pub fn fmt(args: &FmtArgs) -> Result<Exit, Failure> {
     let mut exit = Exit::Done;
     for file in &args.files {
@@ -35,7 +34,9 @@ pub fn fmt(args: &FmtArgs) -> Result<Exit, Failure> {
         let formatted = match retouch_graph::format::format(&Source::new(name, text.clone())) {
             Ok(formatted) => formatted,
             Err(problem) => {
-                eprint!("{}", report::render([&problem], report::colour()));
+                crate::output::tell(
+                    report::render([&problem], report::colour()).trim_end_matches('\n'),
+                );
                 exit = Exit::Faults;
                 continue;
             }

@@ -21,13 +21,12 @@ pub fn new(args: &NewArgs) -> Result<Exit, Failure> {
     let folder = &args.folder;
     let first = folder.join("workflows").join("layout-and-retouch.yaml");
     say(&first.display().to_string())?;
-    #[allow(clippy::print_stderr)] // a hint for people, not a result
     {
-        eprintln!(
+        crate::output::tell(&format!(
             "made {}; now: retouch run {}",
             folder.display(),
             first.display()
-        );
+        ));
     }
     Ok(Exit::Done)
 }

@@ -107,6 +107,9 @@ pub fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
     let mut line = format!("{runs} of {} nodes would run", plan.len());
     match seconds {
         Some(seconds) => line.push_str(&format!(", about {}", duration(seconds))),
+        None if store.folder.is_none() => {
+            line.push_str("; how long is not known without the cache's journal");
+        }
         None => line.push_str("; how long is not known before a first run"),
     }
     if let Some(peak) = peak.filter(|&peak| peak > 0) {

@@ -120,9 +120,8 @@ fn writable(out: &std::path::Path) -> Result<(), Failure> {
         })
 }
 
-#[allow(clippy::print_stderr)] // this is a place that prints
 fn tell(text: &str) {
-    eprintln!("{text}");
+    crate::output::tell(text);
 }
 
 /// The first Ctrl-C (or SIGTERM) cancels at the next step, the third ends the program at once.

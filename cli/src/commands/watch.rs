@@ -356,13 +356,12 @@ impl<W: Watcher> Loop<'_, W> {
         Ok(())
     }
 
-    #[allow(clippy::print_stderr)] // this is a place that prints
     fn tell_error(&self, error: &RunError) -> Result<(), Failure> {
         // The listener has said which node failed, and why.
         if !matches!(error, RunError::NodeFailed { .. }) {
-            eprintln!("error: {error}");
+            crate::output::tell(&format!("error: {error}"));
             if let Some(hint) = error.hint() {
-                eprintln!("  help: {hint}");
+                crate::output::tell(&format!("  help: {hint}"));
             }
         }
         Ok(())

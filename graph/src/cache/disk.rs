@@ -800,7 +800,10 @@ impl Cache for DiskCache {
     }
 
     fn place(&self, key: &Key) -> Option<&'static str> {
-        self.path(key).is_file().then_some("disk")
+        let metadata = fs::metadata(self.path(key)).ok()?;
+        // What is shorter than the least entry is none.
+        let entry = metadata.is_file() && metadata.len() > (PREFIX + DIGEST) as u64;
+        entry.then_some("disk")
     }
 
     fn put(&self, key: Key, outputs: &Outputs, seconds: f64) {

@@ -320,6 +320,23 @@ pub struct Drawer<'a> {
     pub conditions: &'a Conditions,
 }
 
+/// The right to make something, if anybody else could be at it.
+type Claimed<'a> = Option<Box<dyn Held + 'a>>;
+
+/// What `kept` finds of state k; if it is nothing, the right to make it, after whoever is at it may have made it.
+fn recall<'a, T>(
+    memory: &'a dyn Memory,
+    k: usize,
+    kept: impl Fn() -> Option<T>,
+) -> Result<(Option<T>, Claimed<'a>)> {
+    if let Some(there) = kept() {
+        return Ok((Some(there), None));
+    }
+    let claim = memory.claim(k)?;
+    let there = claim.is_some().then(kept).flatten();
+    Ok((there, claim))
+}
+
 /// Says once where a run goes on.
 struct Resume<'a> {
     memory: &'a dyn Memory,
@@ -372,15 +389,7 @@ pub fn step_blend_sample(
     let mut resume = Resume::new(memory, ddim.steps());
     for (k, &t) in ddim.timesteps().iter().enumerate() {
         monitor.step(k, ddim.steps())?;
-        let mut there = memory.state(k + 1);
-        let claim = match there {
-            Some(_) => None,
-            None => memory.claim(k + 1)?,
-        };
-        if claim.is_some() {
-            // Whoever was at it has made it.
-            there = memory.state(k + 1);
-        }
+        let (there, _claim) = recall(memory, k + 1, || memory.state(k + 1))?;
         z = match there {
             Some(next) => next,
             None => {
@@ -437,14 +446,7 @@ pub fn invert(
     let mut resume = Resume::new(memory, ddim.steps());
     for (done, (k, &t)) in ddim.timesteps().iter().enumerate().rev().enumerate() {
         monitor.step(done, ddim.steps())?;
-        let mut there = memory.state(done + 1);
-        let claim = match there {
-            Some(_) => None,
-            None => memory.claim(done + 1)?,
-        };
-        if claim.is_some() {
-            there = memory.state(done + 1);
-        }
+        let (there, _claim) = recall(memory, done + 1, || memory.state(done + 1))?;
         z = match there {
             Some(next) => next,
             None => {
@@ -775,14 +777,7 @@ impl Retouch<'_> {
                 let map = needs.target_map.then(|| memory.target_map(k));
                 (map.as_ref().is_none_or(Option::is_some)).then(|| (next, map.flatten()))
             };
-            let mut there = kept();
-            let claim = match there {
-                Some(_) => None,
-                None => memory.claim(k + 1)?,
-            };
-            if claim.is_some() {
-                there = kept();
-            }
+            let (there, _claim) = recall(memory, k + 1, kept)?;
             let previous = before.take();
             if there.is_none() {
                 resume.makes(k, start);
