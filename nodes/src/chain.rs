@@ -12,6 +12,9 @@
 //! | `retouch/call/1` | state, timestep, model, prompt, numerics: one half of a call of the U-Net |
 //! | `retouch/part/1` | a call, the part of it |
 //! | `retouch/map/1` | the state after the target's step, the level |
+//! | `retouch/trajectory/1` | all states, and what drew each step |
+//! | `retouch/control/1` | sites; the calls of context and reference; for a swap whose queries, and each mask: a given one by its key and level, a computed one by its rule |
+//! | `retouch/call-of-file/1` | in place of a call, where only a file says what drew its step: state, timestep, half, both models, context_prompt |
 //!
 //! The version of an op is not in these keys, as equal steps of different ops share them: a change of what a step computes
 //! changes the format's number.

@@ -368,8 +368,8 @@ impl<'a> Resume<'a> {
 }
 
 /// Stage 1: the steps before `blend_steps` by `vanilla`, the others by `personalized` (the paper's equation for
-/// step-blended denoising). Returns the latents z_0 .. z_T, noisiest first, `[B, C, h, w]` each. A drawer may be `None`
-/// when none of its steps is left to draw.
+/// step-blended denoising). Returns the latents z_0 .. z_T, noisiest first, `[B, C, h, w]` each. A model is
+/// loaded, and its prompts encoded, when a step of it is drawn: what the memory keeps needs neither.
 ///
 /// # Errors
 /// When a call fails or the run is cancelled.
