@@ -62,7 +62,13 @@ fn every_shipped_workflow_opens_with_a_comment_checks_and_runs_at_few_steps() {
             );
             continue;
         }
-        let run = retouch(out.path(), &["run", &name, "--set", "steps=3", "--quiet"]);
+        // A sweep that names its workflow is run as one.
+        let how = if source.contains("\nsweep:") {
+            "sweep"
+        } else {
+            "run"
+        };
+        let run = retouch(out.path(), &[how, &name, "--set", "steps=3", "--quiet"]);
         assert!(run.status.success(), "{name}: {}", text(&run.stderr));
         let said = text(&run.stdout);
         assert!(said.lines().count() >= 2, "{said}");
@@ -77,6 +83,8 @@ fn every_shipped_workflow_opens_with_a_comment_checks_and_runs_at_few_steps() {
         "compare/42.png",
         "invert/error.csv",
         "masactrl/43.png",
+        "sweep/sheet.png",
+        "sweep/results.csv",
     ] {
         assert!(has(name), "{name} in {saved:?}");
     }

@@ -32,6 +32,8 @@ pub enum Command {
     Run(RunArgs),
     /// Run a workflow, and again whenever something that it reads changes.
     Watch(WatchArgs),
+    /// Run a workflow for many values of its params; what the runs have in common is made once.
+    Sweep(SweepArgs),
     /// Report every fault of workflows without running them.
     Check(CheckArgs),
     /// Say what a run would do, and why, without doing it.
@@ -196,6 +198,53 @@ pub struct WatchArgs {
     /// Print events as JSON lines on standard output.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `retouch sweep`.
+#[derive(Args, Debug)]
+pub struct SweepArgs {
+    /// A workflow with a `sweep:`, or a file of its own that says a sweep of one; with `--over` any workflow.
+    pub file: PathBuf,
+    /// Outputs to make in every cell instead of all; `sheet` is the contact sheet.
+    #[arg(value_name = "OUTPUT")]
+    pub targets: Vec<String>,
+    /// What sets its params in all cells.
+    #[command(flatten)]
+    pub params: ParamArgs,
+    /// Varies a param, besides what the file says or in place of it: `--over seed=1..5 --over steps=10,20`.
+    #[arg(long, value_name = "PARAM=VALUES")]
+    pub over: Vec<String>,
+    /// The folder that outputs are saved below.
+    #[arg(long, value_name = "DIR", default_value = "out")]
+    pub out: PathBuf,
+    /// What to do when a file is there already with another content.
+    #[arg(long, value_enum, default_value_t = ExistsArg::Number)]
+    pub exists: ExistsArg,
+    /// Go on with the last sweep of this file in this output folder: what it saved and is still there is not made again,
+    /// and seeds that it drew stay.
+    #[arg(long)]
+    pub resume: bool,
+    /// Make what can be made when a node fails, and report the failures at the end.
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Write the table of results there, as .csv or .json.
+    #[arg(long, value_name = "FILE")]
+    pub table: Option<PathBuf>,
+    /// Say what would be run, and make nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Where and how to compute.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// What is kept.
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// Print events as JSON lines on standard output.
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing but results, warnings and errors.
+    #[arg(long, short)]
+    pub quiet: bool,
 }
 
 /// What to do when a file is there already with another content.

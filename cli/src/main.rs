@@ -9,6 +9,7 @@ mod records;
 mod report;
 mod session;
 mod store;
+mod table;
 
 use std::process::ExitCode;
 
@@ -81,6 +82,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     match cli.command {
         Command::Run(args) => commands::run::run(&args),
         Command::Watch(args) => commands::watch::watch(&args),
+        Command::Sweep(args) => commands::sweep::sweep(&args),
         Command::Check(args) => commands::check::check(&args),
         Command::Plan(args) => commands::plan::plan(&args),
         Command::Fmt(args) => commands::fmt::fmt(&args),

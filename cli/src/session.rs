@@ -106,8 +106,12 @@ pub fn fault_as_json(problem: &Problem) -> serde_json::Value {
 
 /// Prints what is odd but no fault.
 pub fn warn(checked: &Checked) {
-    let warnings = checked
-        .warnings
+    warn_all(&checked.warnings);
+}
+
+/// Prints warnings.
+pub fn warn_all(warnings: &[Problem]) {
+    let warnings = warnings
         .iter()
         .filter(|problem| problem.severity() == Severity::Warning);
     crate::output::tell(report::render(warnings, report::colour()).trim_end_matches('\n'));

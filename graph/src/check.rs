@@ -47,6 +47,8 @@ pub struct Settings {
     pub part: bool,
     /// What `random` draws, for tests; unless given it is drawn from the system's randomness.
     pub draw: Option<u64>,
+    /// The `name=values` of each `--over`: what a sweep varies besides what the file says, or in place of it.
+    pub over: Vec<String>,
 }
 
 /// The value of a param in this run.
@@ -260,16 +262,19 @@ enum Built {
 }
 
 /// What [`check`] works with.
+#[derive(Clone, Copy)]
 pub(crate) struct World<'a> {
     pub(crate) registry: &'a Registry,
     pub(crate) files: &'a dyn Files,
     pub(crate) settings: &'a Settings,
+    /// The values of a cell of a sweep; they count more than all settings.
+    pub(crate) cell: &'a [Setting],
 }
 
 /// Checks a workflow; `path` is its own, for recursion.
 pub(crate) fn check(
     world: &World<'_>,
-    workflow: Workflow,
+    workflow: Arc<Workflow>,
     path: Option<&Path>,
     problems: Vec<Problem>,
 ) -> Result<Checked, Problems> {
@@ -287,7 +292,7 @@ pub(crate) fn check(
         overfull: false,
         draws: 0,
     };
-    checker.run(Arc::new(workflow), path)
+    checker.run(workflow, path)
 }
 
 struct Checker<'a> {
@@ -309,6 +314,24 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     fn run(&mut self, workflow: Arc<Workflow>, path: Option<&Path>) -> Result<Checked, Problems> {
+        if let Some(sweep) = &workflow.sweep {
+            if let Some(other) = &sweep.workflow {
+                self.problems.push(
+                    Problem::new(
+                        Code::SweepOnly,
+                        &workflow.source,
+                        sweep.key_span,
+                        format!("the file is a sweep of `{}`, not a workflow", other.value),
+                    )
+                    .help(format!(
+                        "run it with `retouch sweep {}`",
+                        workflow.source.name()
+                    )),
+                );
+                return Err(Problems::new(std::mem::take(&mut self.problems)));
+            }
+            crate::sweep::check_values(self.world, &workflow, sweep, &mut self.problems);
+        }
         let settings = self.settings(&workflow);
         let mut trail: Vec<PathBuf> = path.map(normal).into_iter().collect();
         let names = vec![workflow.source.name().to_owned()];
@@ -423,22 +446,17 @@ impl Checker<'_> {
                 settings.insert(setting.name.text.clone(), setting);
             }
         }
+        for setting in self.world.cell {
+            settings.insert(setting.name.text.clone(), setting.clone());
+        }
         settings
     }
 
     /// A seed from the system's randomness, or the one that a test asked for.
     fn draw(&mut self) -> u64 {
         self.draws += 1;
-        let drawn = self.world.settings.draw.map_or_else(
-            || {
-                use std::hash::{BuildHasher, Hasher};
-                // The keys of the standard library's hasher are random for each process and differ for each state.
-                let mut hasher = std::hash::RandomState::new().build_hasher();
-                hasher.write_u64(self.draws);
-                hasher.finish()
-            },
-            |draw| draw.wrapping_add(self.draws - 1),
-        );
+        let drawn = (self.world.settings.draw)
+            .map_or_else(random, |draw| draw.wrapping_add(self.draws - 1));
         drawn & MAX_INTEGER
     }
 
@@ -2849,6 +2867,13 @@ impl Checker<'_> {
         problem::sort(&mut warnings);
         warnings
     }
+}
+
+/// A number from the system's randomness.
+pub(crate) fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    // The keys of the standard library's hasher are random for each process and differ for each state.
+    std::hash::RandomState::new().build_hasher().finish()
 }
 
 /// A number that is too great is read as a text: that it is one is not another fault.

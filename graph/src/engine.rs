@@ -1,5 +1,6 @@
 //! The engine: from a path to a checked workflow to a plan to a run.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -15,6 +16,7 @@ use crate::node::Environment;
 use crate::plan::{Forecast, Plan};
 use crate::problem::{Problems, Source};
 use crate::registry::Registry;
+use crate::sweep::{self, Sweep, SweepPlan};
 use crate::workflow::{self, Workflow};
 
 /// The memory that the cache of a new engine may take, in bytes.
@@ -184,8 +186,42 @@ impl Engine {
             registry: &self.registry,
             files: &*self.files,
             settings,
+            cell: &[],
         };
-        check::check(&world, workflow, path, problems)
+        check::check(&world, Arc::new(workflow), path, problems)
+    }
+
+    /// Reads and checks a sweep: the file says it, or [`Settings::over`] does.
+    ///
+    /// # Errors
+    /// All faults of the sweep, of the workflow in any of its cells, and of those that it uses.
+    pub fn load_sweep(&self, path: &Path, settings: &Settings) -> Result<Sweep, Problems> {
+        let world = World {
+            registry: &self.registry,
+            files: &*self.files,
+            settings,
+            cell: &[],
+        };
+        sweep::load(&world, path)
+    }
+
+    /// Plans all cells of a sweep but those `without`: the outputs of these names, all when there are none.
+    ///
+    /// # Errors
+    /// When an output is not known, there is nothing to run, or a file cannot be read.
+    pub fn plan_sweep(
+        &self,
+        sweep: &Sweep,
+        targets: &[String],
+        without: &BTreeSet<usize>,
+    ) -> Result<SweepPlan, Problems> {
+        sweep.plan(
+            &self.registry,
+            &*self.files,
+            &self.numerics,
+            targets,
+            without,
+        )
     }
 
     /// Plans what the targets need: names of outputs and nodes (`outputs.x` and `nodes.x` where both have the name),

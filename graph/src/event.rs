@@ -126,6 +126,15 @@ pub enum Event {
         /// What became of it.
         status: SaveStatus,
     },
+    /// An output was not saved.
+    OutputFailed {
+        /// The output.
+        output: String,
+        /// What went wrong.
+        message: String,
+        /// What to do about it.
+        help: String,
+    },
     /// The run is over.
     RunFinished {
         /// How it ended.

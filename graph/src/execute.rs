@@ -49,6 +49,8 @@ pub struct RunOptions {
     pub threads: usize,
     /// Saves outputs as soon as they are ready; without one they are only reported.
     pub saver: Option<Arc<Saver>>,
+    /// Whether what does not need a node that failed is made all the same.
+    pub keep_going: bool,
 }
 
 /// Why a run did not end well.
@@ -77,6 +79,14 @@ pub enum RunError {
         /// Why.
         source: SaveError,
     },
+    /// Several nodes failed or outputs were not saved, and the run went on.
+    #[error("{count} nodes or outputs failed; the first: {first}")]
+    Several {
+        /// How many.
+        count: usize,
+        /// The first of them.
+        first: Box<RunError>,
+    },
 }
 
 impl RunError {
@@ -87,6 +97,7 @@ impl RunError {
             Self::Cancelled => None,
             Self::NodeFailed { help, .. } => help.clone(),
             Self::Save { source, .. } => Some(source.help()),
+            Self::Several { first, .. } => first.hint(),
         }
     }
 }
@@ -189,6 +200,10 @@ struct State {
     begun: usize,
     left: usize,
     error: Option<RunError>,
+    /// What failed while the run went on.
+    failures: Vec<RunError>,
+    /// For each task: whether it failed, or needs one that did.
+    given_up: Vec<bool>,
 }
 
 struct Run<'a> {
@@ -386,6 +401,8 @@ impl Job<'_> {
                 begun: 0,
                 left: of,
                 error: None,
+                failures: Vec::new(),
+                given_up: vec![false; count],
             }),
             changed: Condvar::new(),
             next,
@@ -478,7 +495,7 @@ impl Run<'_> {
                                     help: help.clone(),
                                 });
                             }
-                            state.error.get_or_insert(error);
+                            drop(self.fail(&mut state, error, Some(index)));
                             continue;
                         }
                     }
@@ -636,21 +653,47 @@ impl Run<'_> {
                 for (counter, by) in &counters {
                     *state.counters.entry(counter).or_default() += by;
                 }
-                // A failure says more than that the run was cancelled.
-                let replace = match &state.error {
-                    None => true,
-                    Some(RunError::Cancelled) => !matches!(error, RunError::Cancelled),
-                    Some(_) => false,
-                };
-                if replace {
-                    state.error = Some(error);
-                }
+                dropped = self.fail(&mut state, error, Some(index));
                 self.release(&mut state, task.device());
             }
         }
         self.changed.notify_all();
         // Values may be gigabytes: they are freed without the lock.
         drop(dropped);
+    }
+
+    /// Notes a failure: the run stops, or goes on without what needs the task. Values that nothing needs any more come
+    /// back, to be freed without the lock.
+    fn fail(&self, state: &mut State, error: RunError, task: Option<usize>) -> Vec<Outputs> {
+        if !self.job.options.keep_going || matches!(error, RunError::Cancelled) {
+            // A failure says more than that the run was cancelled.
+            let replace = match &state.error {
+                None => true,
+                Some(RunError::Cancelled) => !matches!(error, RunError::Cancelled),
+                Some(_) => false,
+            };
+            if replace {
+                state.error = Some(error);
+            }
+            return Vec::new();
+        }
+        state.failures.push(error);
+        let mut dropped = Vec::new();
+        let mut open: Vec<usize> = task.into_iter().collect();
+        while let Some(index) = open.pop() {
+            if std::mem::replace(&mut state.given_up[index], true) {
+                continue;
+            }
+            state.left -= 1;
+            for before in self.job.plan.upstream(index) {
+                state.uses[before] -= 1;
+                if state.uses[before] == 0 {
+                    dropped.extend(state.values[before].take());
+                }
+            }
+            open.extend(&self.next[index]);
+        }
+        dropped
     }
 
     fn release(&self, state: &mut State, device: bool) {
@@ -673,23 +716,31 @@ impl Run<'_> {
                 },
             );
         }
-        if let Ok(saved) = &result {
-            for file in saved {
-                self.job.listener.event(&Event::OutputSaved {
-                    output: output.name.clone(),
-                    path: file.path.clone(),
-                    status: file.status,
-                });
+        match &result {
+            Ok(saved) => {
+                for file in saved {
+                    self.job.listener.event(&Event::OutputSaved {
+                        output: output.name.clone(),
+                        path: file.path.clone(),
+                        status: file.status,
+                    });
+                }
             }
+            Err(error) => self.job.listener.event(&Event::OutputFailed {
+                output: output.name.clone(),
+                message: error.to_string(),
+                help: error.help(),
+            }),
         }
         let mut state = lock(&self.state);
         match result {
             Ok(saved) => state.saved[index] = saved,
             Err(source) => {
-                state.error.get_or_insert(RunError::Save {
+                let error = RunError::Save {
                     output: output.name.clone(),
                     source,
-                });
+                };
+                self.fail(&mut state, error, None);
             }
         }
         self.release(&mut state, false);
@@ -710,6 +761,18 @@ impl Run<'_> {
             .count();
         let reused = outcomes().count() - ran;
         if let Some(error) = state.error {
+            return Err(Box::new((error, state.counters, ran, reused)));
+        }
+        let count = state.failures.len();
+        if let Some(first) = state.failures.into_iter().next() {
+            let error = if state.left > 0 {
+                RunError::Cancelled
+            } else if count == 1 {
+                first
+            } else {
+                let first = Box::new(first);
+                RunError::Several { count, first }
+            };
             return Err(Box::new((error, state.counters, ran, reused)));
         }
         if state.left > 0 {

@@ -22,6 +22,7 @@ pub mod registry;
 pub mod save;
 mod shape;
 pub mod suggest;
+pub mod sweep;
 pub mod template;
 pub mod value;
 pub mod workflow;
@@ -42,4 +43,5 @@ pub use port::{Arity, FromValue, Known, PortField, PortSpec, PortValues, Ports, 
 pub use problem::{Code, Problem, Problems, Severity, Source, Span};
 pub use registry::{Entry, ParamInfo, Registry};
 pub use save::{Exists, SaveError, SaveStatus, Saved, Saver};
+pub use sweep::{Cell, Sweep, SweepPlan};
 pub use value::{Decoders, Payload, Value};

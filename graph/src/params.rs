@@ -331,6 +331,8 @@ pub enum How {
     Set,
     /// A file of `--params`.
     File,
+    /// A cell of a sweep.
+    Sweep,
     /// `with:` of the workflow that includes this one.
     With,
     /// Drawn, because the file says `random`.
@@ -473,7 +475,7 @@ pub(crate) fn is_carried(key: &str) -> bool {
     key == "ui" || key.starts_with("x-")
 }
 
-fn known<'w>(
+pub(crate) fn known<'w>(
     workflow: &'w Workflow,
     key: &Key,
     source: &Source,

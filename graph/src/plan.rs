@@ -590,6 +590,19 @@ impl Plan {
         &self.outputs
     }
 
+    pub(crate) fn outputs_mut(&mut self) -> &mut [PlannedOutput] {
+        &mut self.outputs
+    }
+
+    pub(crate) fn retain_outputs(&mut self, mut keep: impl FnMut() -> bool) {
+        self.outputs.retain(|_| keep());
+    }
+
+    /// The names of each task, in order.
+    pub(crate) fn names_mut(&mut self) -> impl Iterator<Item = &mut Vec<String>> {
+        self.graph.node_weights_mut().map(|task| &mut task.names)
+    }
+
     /// The tasks and their links as a graph.
     #[must_use]
     pub fn graph(&self) -> &DiGraph<Task, Edge> {

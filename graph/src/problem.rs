@@ -210,8 +210,8 @@ codes! {
     BadName = "R0206", "Names are made of ASCII letters, digits, `_` and `-`, so that `$name.port` can be read in one way only.";
     /// A name is reserved.
     ReservedName = "R0207", "`params`, `inputs` and `outputs` cannot name a node: `$params.x` and `$inputs.x` mean something else.";
-    /// A part of the language is not built yet.
-    NotBuilt = "R0208", "The key is reserved for a part of the language that this version does not have yet.";
+    /// A sweep cannot be made.
+    BadSweep = "R0208", "`sweep:` says which runs `retouch sweep` makes: one for each combination of the values under `matrix`, those of `include` besides, those of `exclude` not:\n\n    sweep:\n      matrix:\n        blend_steps: [10%, 20%, 40%]          # a list\n        seed: 1..5                            # a range without its end: 1, 2, 3, 4\n        guidance: {from: 3, to: 5, step: 0.5} # both ends\n        place: {lines: places.txt}            # the lines of a text\n      exclude: [{blend_steps: 40%, seed: 1}]\n      grid: {rows: blend_steps, columns: seed, save: \"{workflow}/sheet.png\"}";
     /// A type is not known.
     UnknownType = "R0209", "Types of params: string, int, float, bool, steps, seed, path, choice, sites, threshold. Inputs of a reusable workflow take these and the types of ports (model, latent, image, ...; see `retouch nodes`).";
     /// A declaration contradicts itself.
@@ -224,6 +224,8 @@ codes! {
     UnknownTemplateName = "R0213", "`{name}` in a template must be a param of this workflow (or a value among its inputs); in `save` also `{workflow}` and `{output}`. A brace itself is written twice: `{{`.";
     /// A template is not quoted.
     UnquotedTemplate = "R0214", "YAML reads `{place}` without quotes as a map. Quote the template:\n\n    prompt: \"{place}\"";
+    /// The file is a sweep, not a workflow.
+    SweepOnly = "R0215", "The file says a sweep of another workflow and has no nodes of its own. `retouch sweep FILE` runs it; `retouch run` takes the workflow that it names.";
     /// An op is not known.
     UnknownOp = "R0301", "`op` names what a node does; `retouch nodes` lists all ops.";
     /// A node is not known.

@@ -486,6 +486,7 @@ impl Registry {
                     "additionalProperties": false,
                     "required": ["value"]
                 })),
+                "sweep": sweep_schema(),
                 "ui": true
             },
             "patternProperties": {"^x-": true},
@@ -511,4 +512,65 @@ impl Registry {
             }
         })
     }
+}
+
+/// The JSON Schema of `sweep:`.
+fn sweep_schema() -> Json {
+    let names = json!({
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]
+    });
+    let values = json!({
+        "description": "A list, a range without its end (`1..5`), `{from: 3, to: 5, step: 0.5}` with both ends, or the lines of a text: `{lines: places.txt}`.",
+        "anyOf": [
+            {"type": "array", "minItems": 1},
+            {"type": ["string", "number", "boolean"]},
+            {
+                "type": "object",
+                "properties": {
+                    "from": {"type": ["number", "string"]},
+                    "to": {"type": ["number", "string"]},
+                    "step": {"type": ["number", "string"]}
+                },
+                "required": ["from", "to", "step"],
+                "additionalProperties": false
+            },
+            {
+                "type": "object",
+                "properties": {"lines": {"type": "string"}},
+                "required": ["lines"],
+                "additionalProperties": false
+            }
+        ]
+    });
+    let cells = |description: &str| {
+        json!({
+            "type": "array",
+            "description": description,
+            "items": {"type": "object", "minProperties": 1}
+        })
+    };
+    json!({
+        "type": "object",
+        "description": "The runs that `retouch sweep` makes: one for each combination of values.",
+        "properties": {
+            "workflow": {"type": "string", "description": "The workflow that is swept, by a path relative to this file, which then has no nodes of its own."},
+            "matrix": {"type": ["object", "null"], "description": "The values of each param; every combination of them is a cell.", "additionalProperties": values},
+            "include": cells("Cells beside those of the matrix."),
+            "exclude": cells("Cells of the matrix that are left out: those with all of these values."),
+            "grid": {
+                "type": ["object", "null"],
+                "description": "A labelled contact sheet; further keys go to the op `grid`: cell, filter, gap, background.",
+                "properties": {
+                    "rows": names,
+                    "columns": names,
+                    "output": {"type": "string", "description": "The output whose pictures are shown; the first that is a picture unless given."},
+                    "save": {"type": "string", "description": "A path below the output folder."}
+                }
+            },
+            "table": {"type": "string", "description": "Where the table of results is saved below the output folder: .csv or .json."},
+            "ui": true
+        },
+        "patternProperties": {"^x-": true},
+        "additionalProperties": false
+    })
 }

@@ -345,7 +345,7 @@ fn same(path: &Path, bytes: &[u8]) -> io::Result<bool> {
 }
 
 /// `a/b.png` with `-2` is `a/b-2.png`.
-fn suffixed(path: &str, suffix: &str) -> String {
+pub(crate) fn suffixed(path: &str, suffix: &str) -> String {
     let name = path.rfind('/').map_or(0, |slash| slash + 1);
     match path[name..].rfind('.') {
         Some(dot) if dot > 0 => {

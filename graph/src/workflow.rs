@@ -43,6 +43,8 @@ pub struct Workflow {
     pub nodes: IndexMap<String, NodeDecl>,
     /// The outputs in the order of the file.
     pub outputs: IndexMap<String, OutputDecl>,
+    /// The runs that `retouch sweep` makes of it.
+    pub sweep: Option<SweepDecl>,
     /// Whether `nodes` is not a map, and reported, so that nobody knows which nodes there are.
     pub(crate) nodes_unread: bool,
 }
@@ -133,6 +135,42 @@ pub struct OutputDecl {
     pub value: Option<Spanned<String>>,
     /// The template of the path to save to.
     pub save: Option<Spanned<String>>,
+}
+
+/// A sweep as it is written: a run for each combination of values.
+#[derive(Clone, Debug)]
+pub struct SweepDecl {
+    /// Where the key `sweep` is.
+    pub key_span: Span,
+    /// The workflow that is run, in a file that says a sweep and nothing else.
+    pub workflow: Option<Spanned<String>>,
+    /// The values of each param; every combination of them is a cell.
+    pub matrix: Vec<(Key, Tree)>,
+    /// Cells beside those of the matrix.
+    pub include: Vec<Spanned<Vec<(Key, Tree)>>>,
+    /// Cells of the matrix that are left out: those with all of these values.
+    pub exclude: Vec<Spanned<Vec<(Key, Tree)>>>,
+    /// The contact sheet.
+    pub grid: Option<SheetDecl>,
+    /// Where the table of results is saved: a template of a path that ends in `.csv` or `.json`.
+    pub table: Option<Spanned<String>>,
+}
+
+/// The contact sheet of a sweep as it is written.
+#[derive(Clone, Debug)]
+pub struct SheetDecl {
+    /// Where the key `grid` is.
+    pub key_span: Span,
+    /// The params whose values are the rows; `None`: all that are not columns.
+    pub rows: Option<Vec<Spanned<String>>>,
+    /// The params whose values are the columns; `None`: all that are not rows, or the last of all.
+    pub columns: Option<Vec<Spanned<String>>>,
+    /// The output whose pictures are shown; `None`: the first one that is a picture.
+    pub output: Option<Spanned<String>>,
+    /// The template of the path that it is saved to.
+    pub save: Option<Spanned<String>>,
+    /// What else is said goes to the op `grid`: `cell`, `filter`, `gap`, `background`.
+    pub fields: Vec<(Key, Tree)>,
 }
 
 /// Reads a text; `None` when a fault leaves nothing to go on with. `folder` is where its relative paths start.
@@ -235,6 +273,7 @@ impl Reader<'_> {
             "inputs",
             "nodes",
             "outputs",
+            "sweep",
         ];
         let whole = tree.span;
         if matches!(tree.node, Node::Null) {
@@ -264,6 +303,7 @@ impl Reader<'_> {
             inputs: IndexMap::new(),
             nodes: IndexMap::new(),
             outputs: IndexMap::new(),
+            sweep: None,
             nodes_unread: false,
         };
         match entries.iter().find(|(key, _)| key.text == "schema") {
@@ -352,16 +392,12 @@ impl Reader<'_> {
                         }
                     }
                 }
-                "sweep" => self.fault(
-                    Code::NotBuilt,
-                    key.span,
-                    "`sweep` is not built yet in this version",
-                    "run the workflow once for each value: `--set seed=1`, `--set seed=2`",
-                ),
+                "sweep" => workflow.sweep = self.sweep(&key, tree),
                 other if is_carried(other) => {}
                 _ => self.unknown_key(&key, "a workflow", KEYS),
             }
         }
+        self.sweep_only(&workflow);
         for (name, input) in &workflow.inputs {
             if let Some(param) = workflow.params.get(name) {
                 self.problems.push(
@@ -377,6 +413,143 @@ impl Reader<'_> {
             }
         }
         Some(workflow)
+    }
+
+    fn sweep(&mut self, key: &Key, tree: Tree) -> Option<SweepDecl> {
+        const KEYS: &[&str] = &["workflow", "matrix", "include", "exclude", "grid", "table"];
+        let example = "matrix: {seed: 1..5}";
+        let mut sweep = SweepDecl {
+            key_span: key.span,
+            workflow: None,
+            matrix: Vec::new(),
+            include: Vec::new(),
+            exclude: Vec::new(),
+            grid: None,
+            table: None,
+        };
+        let entries = self.map(tree, "`sweep`", &format!("write `sweep: {{{example}}}`"))?;
+        for (key, tree) in entries {
+            match key.text.as_str() {
+                "workflow" => sweep.workflow = self.spanned(&key, &tree),
+                "table" => sweep.table = self.spanned(&key, &tree),
+                "matrix" => sweep.matrix = self.section(tree, "matrix", "seed: 1..5"),
+                "include" => sweep.include = self.cells(&key, tree),
+                "exclude" => sweep.exclude = self.cells(&key, tree),
+                "grid" => sweep.grid = self.sheet(&key, tree),
+                other if is_carried(other) => {}
+                _ => self.unknown_key(&key, "`sweep`", KEYS),
+            }
+        }
+        if sweep.matrix.is_empty() && sweep.include.is_empty() {
+            self.fault(
+                Code::BadSweep,
+                key.span,
+                "the sweep has no cells",
+                format!("say what varies: `sweep: {{{example}}}`"),
+            );
+            return None;
+        }
+        Some(sweep)
+    }
+
+    fn spanned(&mut self, key: &Key, tree: &Tree) -> Option<Spanned<String>> {
+        self.text(key, tree).map(|value| Spanned {
+            value,
+            span: tree.span,
+        })
+    }
+
+    /// The list of `include` or `exclude`.
+    fn cells(&mut self, key: &Key, tree: Tree) -> Vec<Spanned<Vec<(Key, Tree)>>> {
+        let help = format!("write `{}: [{{seed: 7, steps: 20}}]`", key.text);
+        let Node::Seq(items) = tree.node else {
+            self.fault(
+                Code::WrongShape,
+                tree.span,
+                format!("`{}` is a list of maps, not {}", key.text, tree.describe()),
+                help,
+            );
+            return Vec::new();
+        };
+        let mut cells = Vec::new();
+        for item in items {
+            let span = item.span;
+            let what = format!("a cell of `{}`", key.text);
+            let Some(entries) = self.map(item, &what, &help) else {
+                continue;
+            };
+            let value: Vec<(Key, Tree)> = entries
+                .into_iter()
+                .filter(|(key, _)| !is_carried(&key.text))
+                .collect();
+            if value.is_empty() {
+                self.fault(Code::BadSweep, span, format!("{what} is empty"), &help);
+                continue;
+            }
+            cells.push(Spanned { value, span });
+        }
+        cells
+    }
+
+    fn sheet(&mut self, key: &Key, tree: Tree) -> Option<SheetDecl> {
+        let mut sheet = SheetDecl {
+            key_span: key.span,
+            rows: None,
+            columns: None,
+            output: None,
+            save: None,
+            fields: Vec::new(),
+        };
+        if matches!(tree.node, Node::Null) {
+            return Some(sheet); // `grid:` alone: a sheet as it comes
+        }
+        let help = "write `grid: {rows: steps, columns: seed, save: \"{workflow}/sheet.png\"}`";
+        for (key, tree) in self.map(tree, "`grid`", help)? {
+            match key.text.as_str() {
+                "rows" => sheet.rows = self.axis(&key, &tree),
+                "columns" => sheet.columns = self.axis(&key, &tree),
+                "output" => sheet.output = self.spanned(&key, &tree),
+                "save" => sheet.save = self.spanned(&key, &tree),
+                other if is_carried(other) => {}
+                _ => sheet.fields.push((key, tree)),
+            }
+        }
+        Some(sheet)
+    }
+
+    /// A param, or several.
+    fn axis(&mut self, key: &Key, tree: &Tree) -> Option<Vec<Spanned<String>>> {
+        match &tree.node {
+            Node::Seq(items) => items.iter().map(|item| self.spanned(key, item)).collect(),
+            _ => self.spanned(key, tree).map(|one| vec![one]),
+        }
+    }
+
+    /// A file that names the workflow to sweep is that sweep and nothing else.
+    fn sweep_only(&mut self, workflow: &Workflow) {
+        let Some(other) = workflow
+            .sweep
+            .as_ref()
+            .and_then(|sweep| sweep.workflow.as_ref())
+        else {
+            return;
+        };
+        let own = (workflow.nodes.values().map(|node| node.name_span))
+            .chain(workflow.outputs.values().map(|output| output.name_span))
+            .chain(workflow.params.values().map(|param| param.name_span))
+            .chain(workflow.inputs.values().map(|input| input.name_span))
+            .next();
+        if let Some(own) = own {
+            let problem = Problem::new(
+                Code::BadSweep,
+                self.source,
+                other.span,
+                "the sweep is of another workflow, and this file is one too",
+            )
+            .also(self.source, own, "part of a workflow")
+            .help("remove `workflow:` to sweep this one, or move the sweep to a file of its own");
+            self.problems.push(problem);
+        }
     }
 
     fn schema(&mut self, tree: &Tree) -> bool {

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError};
+use serde_json::Value as Json;
 
 use crate::fields::MAX_INTEGER;
 use crate::problem::{Code, Problem, Source, Span};
@@ -66,6 +67,23 @@ impl Tree {
         match &self.node {
             Node::String { text, .. } => Some(text),
             _ => None,
+        }
+    }
+
+    /// The value as JSON; of keys that are there twice (a fault that is reported) the last.
+    pub(crate) fn to_json(&self) -> Json {
+        match &self.node {
+            Node::Null => Json::Null,
+            Node::Bool(value) => Json::from(*value),
+            Node::Int(value) => Json::from(*value),
+            Node::Float(value) => Json::from(*value),
+            Node::String { text, .. } => Json::from(text.as_str()),
+            Node::Seq(items) => items.iter().map(Self::to_json).collect(),
+            Node::Map(entries) => Json::Object(
+                (entries.iter())
+                    .map(|(key, value)| (key.text.clone(), value.to_json()))
+                    .collect(),
+            ),
         }
     }
 

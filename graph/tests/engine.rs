@@ -42,6 +42,7 @@ fn run_plan(engine: &Engine, plan: &Plan) -> (RunReport, Recorder) {
     let options = RunOptions {
         threads: 1,
         saver: None,
+        ..RunOptions::default()
     };
     let report = engine
         .run(plan, &recorder, &Cancel::new(), &options)
@@ -470,6 +471,7 @@ outputs:
         let options = RunOptions {
             threads,
             saver: Some(Arc::new(Saver::new(folder.path(), Exists::Number))),
+            ..RunOptions::default()
         };
         let error = engine.run(&plan, &listener, &cancel, &options).unwrap_err();
         assert!(matches!(error, RunError::Cancelled));
@@ -515,6 +517,7 @@ fn one_node_at_a_time_has_the_device() {
     let options = RunOptions {
         threads: 8,
         saver: None,
+        ..RunOptions::default()
     };
     let report = engine
         .run(&plan, &Silent, &Cancel::new(), &options)
@@ -533,6 +536,7 @@ fn save_all(
     let options = RunOptions {
         threads: 1,
         saver: Some(Arc::clone(saver)),
+        ..RunOptions::default()
     };
     let report = engine.run(&plan(engine, text), &recorder, &Cancel::new(), &options)?;
     let told = recorder

@@ -185,7 +185,15 @@ const BROKEN: &[(&str, &str, usize, usize, &str, &str)] = &[
         "reserved",
         "another name",
     ),
-    ("R0208", "sweep: {}\n", 2, 1, "not built yet", "--set"),
+    ("R0208", "sweep: {}\n", 2, 1, "no cells", "matrix"),
+    (
+        "R0215",
+        "sweep: {workflow: a.yaml, matrix: {a: [1]}}\n",
+        2,
+        1,
+        "a sweep of `a.yaml`",
+        "retouch sweep",
+    ),
     (
         "R0209",
         "params:\n  a: {type: integer}\n",

@@ -223,6 +223,7 @@ fn ten_thousand_nodes_are_checked_and_planned_quickly() {
     let options = retouch_graph::RunOptions {
         threads: 2,
         saver: None,
+        ..retouch_graph::RunOptions::default()
     };
     let engine = engine.with_cache(std::sync::Arc::new(retouch_graph::NoCache));
     let start = std::time::Instant::now();

@@ -1,6 +1,7 @@
 //! `retouch check`.
 
-use retouch_graph::problem::Severity;
+use retouch_graph::Sweep;
+use retouch_graph::problem::{Problem, Severity};
 
 use crate::args::CheckArgs;
 use crate::output::say;
@@ -17,8 +18,27 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
         let mut settings = session::settings(&args.params);
         // A graph for use in others is checked as far as that goes without what it will be given.
         settings.part = true;
-        let (problems, checked) = match engine.load(file, &settings) {
-            Ok(checked) => (checked.warnings.clone(), Some(checked)),
+        let written = engine.read(file).ok().and_then(|workflow| workflow.sweep);
+        let only = written
+            .as_ref()
+            .is_some_and(|sweep| sweep.workflow.is_some());
+        let loaded = if only {
+            Ok(None)
+        } else {
+            engine.load(file, &settings).map(Some)
+        };
+        // What the workflow's own faults are is told first: each cell would have them.
+        let loaded = loaded.and_then(|checked| {
+            let sweep = written.map(|_| engine.load_sweep(file, &settings));
+            Ok((checked, sweep.transpose()?))
+        });
+        let (problems, checked) = match loaded {
+            Ok((checked, sweep)) => {
+                let own = checked.iter().flat_map(|checked| &checked.warnings);
+                let cells = sweep.iter().flat_map(Sweep::warnings).filter(|_| only);
+                let problems: Vec<Problem> = own.chain(cells).cloned().collect();
+                (problems, Some((checked, sweep)))
+            }
             Err(problems) => (problems.iter().cloned().collect(), None),
         };
         if args.json {
@@ -30,20 +50,30 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
         }
         match checked {
             Some(_) if args.json => {}
-            Some(checked) => {
+            Some((checked, sweep)) => {
                 // A part has nodes that wait for its inputs: what is told is what the file has.
                 let part = engine
                     .read(file)
                     .is_ok_and(|workflow| !workflow.inputs.is_empty());
-                say(&if part {
-                    format!("{}: a graph for use in others, no faults", file.display())
-                } else {
-                    format!(
-                        "{}: {} nodes, {} outputs, no faults",
+                let cells = sweep.map_or_else(String::new, |sweep| {
+                    let count = sweep.cells.len();
+                    let s = if count == 1 { "" } else { "s" };
+                    match only {
+                        true => format!("{count} cell{s} of {}", sweep.workflow.display()),
+                        false => format!(", a sweep of {count} cell{s}"),
+                    }
+                });
+                say(&match checked {
+                    None => format!("{}: a sweep, {cells}, no faults", file.display()),
+                    Some(_) if part => {
+                        format!("{}: a graph for use in others, no faults", file.display())
+                    }
+                    Some(checked) => format!(
+                        "{}: {} nodes, {} outputs{cells}, no faults",
                         file.display(),
                         checked.nodes.len(),
                         checked.outputs.len()
-                    )
+                    ),
                 })?;
             }
             None => {

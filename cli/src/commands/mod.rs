@@ -10,4 +10,5 @@ pub mod new;
 pub mod nodes;
 pub mod plan;
 pub mod run;
+pub mod sweep;
 pub mod watch;

@@ -1,5 +1,6 @@
 //! `retouch run`.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -44,15 +45,10 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     }
     let cancel = Cancel::new();
     interrupts(&cancel)?;
-    let exists = match args.exists {
-        ExistsArg::Number => Exists::Number,
-        ExistsArg::Replace => Exists::Replace,
-        ExistsArg::Keep => Exists::Keep,
-        ExistsArg::Fail => Exists::Fail,
-    };
     let options = RunOptions {
         threads: usize::from(args.device.threads.unwrap_or(0)),
-        saver: Some(Arc::new(Saver::new(&args.out, exists))),
+        saver: Some(Arc::new(Saver::new(&args.out, exists(args.exists)))),
+        ..RunOptions::default()
     };
     let listener: Box<dyn Listener> = if args.json {
         Box::new(JsonLines)
@@ -69,18 +65,7 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
             if !args.json {
                 for output in &report.outputs {
                     for saved in &output.saved {
-                        let note = match saved.status {
-                            SaveStatus::New => "new",
-                            SaveStatus::Replaced => "replaced",
-                            SaveStatus::Unchanged => "unchanged",
-                            SaveStatus::Kept => "kept",
-                            SaveStatus::Numbered => "another was there",
-                        };
-                        say(&format!(
-                            "{}  {}  ({note})",
-                            output.name,
-                            saved.path.display()
-                        ))?;
+                        say(&result_line(&output.name, &saved.path, saved.status))?;
                     }
                     if output.saved.is_empty() {
                         say(&format!("{}  {}", output.name, output.value.summary()))?;
@@ -105,8 +90,35 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     }
 }
 
+/// The line for a file of an output.
+#[must_use]
+pub fn result_line(output: &str, path: &Path, status: SaveStatus) -> String {
+    let note = match status {
+        SaveStatus::New => "new",
+        SaveStatus::Replaced => "replaced",
+        SaveStatus::Unchanged => "unchanged",
+        SaveStatus::Kept => "kept",
+        SaveStatus::Numbered => "another was there",
+    };
+    format!("{output}  {}  ({note})", path.display())
+}
+
+/// What to do with files that exist, as the engine takes it.
+#[must_use]
+pub fn exists(arg: ExistsArg) -> Exists {
+    match arg {
+        ExistsArg::Number => Exists::Number,
+        ExistsArg::Replace => Exists::Replace,
+        ExistsArg::Keep => Exists::Keep,
+        ExistsArg::Fail => Exists::Fail,
+    }
+}
+
 /// Makes the output folder and tries to write in it: better now than after hours of drawing.
-fn writable(out: &std::path::Path) -> Result<(), Failure> {
+///
+/// # Errors
+/// When it cannot be written.
+pub fn writable(out: &Path) -> Result<(), Failure> {
     let probe = out.join(format!(".retouch-{}.tmp", std::process::id()));
     std::fs::create_dir_all(out)
         .and_then(|()| std::fs::write(&probe, b""))
@@ -125,7 +137,10 @@ fn tell(text: &str) {
 }
 
 /// The first Ctrl-C (or SIGTERM) cancels at the next step, the third ends the program at once.
-fn interrupts(cancel: &Cancel) -> Result<(), Failure> {
+///
+/// # Errors
+/// When the system lets nobody listen.
+pub fn interrupts(cancel: &Cancel) -> Result<(), Failure> {
     let cancel = cancel.clone();
     let count = AtomicU32::new(0);
     ctrlc::set_handler(move || {

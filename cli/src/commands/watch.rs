@@ -270,6 +270,7 @@ impl<W: Watcher> Loop<'_, W> {
         let options = RunOptions {
             threads: usize::from(self.args.device.threads.unwrap_or(0)),
             saver: Some(Arc::clone(&self.saver)),
+            ..RunOptions::default()
         };
         let lines: Box<dyn Listener> = if self.args.json {
             Box::new(JsonLines)

@@ -1,5 +1,6 @@
 //! `grid`: a labelled contact sheet.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -33,7 +34,8 @@ const ROW_LABEL_WIDTH: usize = 16;
 /// Each entry of `images` is a column and each picture of its batch a row, so that one row shows one seed; an entry with
 /// a single picture is repeated in every row. With `columns` the pictures are laid out one after the other instead, that
 /// many to a row. Pictures keep their aspect and are enlarged (or made smaller) until their longer side is `cell` pixels;
-/// masks are drawn white on black, cell by cell. Labels stand above the columns (with `columns`: above each picture) and at the left of
+/// masks are drawn white on black, cell by cell. With `column_labels` or `blanks` the sheet is a table: `columns` entries
+/// to a row, a batch side by side, and places that stay empty. Labels stand above the columns (with `columns`: above each picture) and at the left of
 /// the rows; long ones are broken into lines and then shortened. The letters are those of Latin-1 (English and the
 /// languages of western Europe); others are drawn as `?`, with a warning.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -49,6 +51,12 @@ pub struct Grid {
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub columns: Option<usize>,
+    /// One label a column of a table, above its first row, or none.
+    #[serde(default)]
+    pub column_labels: Vec<Template>,
+    /// The places of a table that stay empty, counted row by row from 0.
+    #[serde(default)]
+    pub blanks: Vec<usize>,
     /// The longer side of each picture on the sheet in pixels, 16 to 4096.
     #[serde(default = "default_cell")]
     #[schemars(range(min = 16, max = 4096))]
@@ -136,7 +144,9 @@ impl Node for Grid {
         }
         let facts: Vec<ImageFacts> = inputs.images.iter().map(ImageOrMask::facts).collect();
         let layout = self.layout(&facts).map_err(failed)?;
-        let labels = self.labels.iter().chain(&self.row_labels);
+        let labels = (self.labels.iter())
+            .chain(&self.row_labels)
+            .chain(&self.column_labels);
         let unknown: String = labels
             .flat_map(|label| plain(label.as_str()).chars().collect::<Vec<_>>())
             .filter(|letter| !is_drawn(*letter))
@@ -180,6 +190,9 @@ struct Cell {
     height: usize,
 }
 
+/// The entry, and the picture of its batch, that stands somewhere; `None` where nothing does.
+type Place = Option<(usize, usize)>;
+
 /// A line of text and its upper left corner.
 struct Line {
     text: String,
@@ -197,6 +210,11 @@ struct Layout {
 }
 
 impl Grid {
+    /// Whether entries stand in a table rather than one after the other.
+    fn is_table(&self) -> bool {
+        !self.column_labels.is_empty() || !self.blanks.is_empty()
+    }
+
     /// What is wrong whatever the pictures are.
     fn faults(&self, entries: usize) -> Vec<Fault> {
         let mut faults = Vec::new();
@@ -225,6 +243,51 @@ impl Grid {
                 "`columns` is 0; a row has at least one picture",
             ));
         }
+        if self.columns.is_none() && self.is_table() {
+            let field = if self.blanks.is_empty() {
+                "column_labels"
+            } else {
+                "blanks"
+            };
+            faults.push(
+                Fault::value(
+                    field,
+                    format!("`{field}` is for a table, and there is no `columns`"),
+                )
+                .help("say how many entries are in a row: `columns: 4`"),
+            );
+        }
+        if let Some(columns) = self.columns
+            && !self.column_labels.is_empty()
+            && self.column_labels.len() != columns
+        {
+            faults.push(
+                Fault::value(
+                    "column_labels",
+                    format!(
+                        "{} column label{} for {columns} columns",
+                        self.column_labels.len(),
+                        if self.column_labels.len() == 1 {
+                            ""
+                        } else {
+                            "s"
+                        },
+                    ),
+                )
+                .help("give one label a column (\"\" for none), or leave `column_labels` out"),
+            );
+        }
+        let places = entries + self.blanks.len();
+        let mut seen = BTreeSet::new();
+        if let Some(odd) = (self.blanks.iter()).find(|at| **at >= places || !seen.insert(**at)) {
+            faults.push(
+                Fault::value(
+                    "blanks",
+                    format!("place {odd} cannot stay empty: there are {places} places, counted from 0, and each is named once"),
+                )
+                .help("name places from 0, row by row"),
+            );
+        }
         if !(16..=4096).contains(&self.cell) {
             faults.push(Fault::value(
                 "cell",
@@ -241,12 +304,41 @@ impl Grid {
     }
 
     /// Which picture of which entry stands in which row and column.
-    fn places(&self, entries: &[ImageFacts]) -> Result<Vec<Vec<(usize, usize)>>, Fault> {
+    fn places(&self, entries: &[ImageFacts]) -> Result<Vec<Vec<Place>>, Fault> {
+        if let (Some(columns), true) = (self.columns, self.is_table()) {
+            let batch = entries.first().map_or(1, |facts| facts.batch).max(1);
+            if let Some(odd) = entries.iter().position(|facts| facts.batch != batch) {
+                return Err(Fault::mismatch(
+                    "images",
+                    format!(
+                        "entry {} of `images` has {} pictures where another has {batch}",
+                        odd + 1,
+                        entries[odd].batch
+                    ),
+                )
+                .help("every place of a table has the same number of pictures"));
+            }
+            let mut left = 0..entries.len();
+            let all: Vec<Place> = (0..entries.len() + self.blanks.len())
+                .flat_map(|place| {
+                    let entry = if self.blanks.contains(&place) {
+                        None
+                    } else {
+                        left.next()
+                    };
+                    (0..batch).map(move |picture| entry.map(|entry| (entry, picture)))
+                })
+                .collect();
+            let width = columns.max(1).saturating_mul(batch);
+            return Ok(all.chunks(width).map(<[_]>::to_vec).collect());
+        }
         if let Some(columns) = self.columns {
-            let all: Vec<(usize, usize)> = entries
+            let all: Vec<Place> = entries
                 .iter()
                 .enumerate()
-                .flat_map(|(entry, facts)| (0..facts.batch).map(move |picture| (entry, picture)))
+                .flat_map(|(entry, facts)| {
+                    (0..facts.batch).map(move |picture| Some((entry, picture)))
+                })
                 .collect();
             return Ok(all.chunks(columns.max(1)).map(<[_]>::to_vec).collect());
         }
@@ -268,7 +360,7 @@ impl Grid {
         Ok((0..rows)
             .map(|row| {
                 let place = |(entry, facts): (usize, &ImageFacts)| {
-                    (entry, if facts.batch == 1 { 0 } else { row })
+                    Some((entry, if facts.batch == 1 { 0 } else { row }))
                 };
                 entries.iter().enumerate().map(place).collect()
             })
@@ -295,11 +387,24 @@ impl Grid {
         let mut widths = vec![0; columns];
         let mut heights = vec![0; places.len()];
         for (row, entries) in places.iter().enumerate() {
-            for (column, (entry, _)) in entries.iter().enumerate() {
-                widths[column] = widths[column].max(shown[*entry].0);
-                heights[row] = heights[row].max(shown[*entry].1);
+            for (column, place) in entries.iter().enumerate() {
+                if let Some((entry, _)) = place {
+                    widths[column] = widths[column].max(shown[*entry].0);
+                    heights[row] = heights[row].max(shown[*entry].1);
+                }
             }
         }
+        // A row or a column without any picture has the room of one.
+        let widest = widths.iter().copied().max().unwrap_or(0);
+        let highest = heights.iter().copied().max().unwrap_or(0);
+        widths
+            .iter_mut()
+            .filter(|side| **side == 0)
+            .for_each(|side| *side = widest);
+        heights
+            .iter_mut()
+            .filter(|side| **side == 0)
+            .for_each(|side| *side = highest);
         // What the sheet takes without labels bounds it, so that nothing below can overflow or be built in vain.
         let bare = |sides: &[usize]| sides.iter().sum::<usize>() + (sides.len() + 1) * self.gap;
         self.check_sheet(bare(&widths), bare(&heights))?;
@@ -332,17 +437,27 @@ impl Grid {
         for (row, entries) in places.iter().enumerate() {
             // Above a column its label stands once, above the first row.
             let labelled = !self.labels.is_empty() && (row == 0 || self.columns.is_some());
+            let heads = row == 0 && !self.column_labels.is_empty();
+            let batch = (columns / self.columns.unwrap_or(1).max(1)).max(1);
             let above: Vec<Vec<String>> = entries
                 .iter()
                 .zip(&widths)
-                .filter(|_| labelled)
-                .map(|((entry, _), width)| {
-                    wrap(self.labels[*entry].as_str(), width / letter, MAX_LINES)
+                .enumerate()
+                .filter(|_| labelled || heads)
+                .map(|(column, (place, width))| {
+                    let head = (self.column_labels.get(column / batch))
+                        .filter(|_| heads && column % batch == 0);
+                    let own = place.and_then(|(entry, _)| self.labels.get(entry));
+                    let mut lines = Vec::new();
+                    for label in head.into_iter().chain(own.filter(|_| labelled)) {
+                        lines.extend(wrap(label.as_str(), width / letter, MAX_LINES));
+                    }
+                    lines
                 })
                 .collect();
             let most = above.iter().map(Vec::len).max().unwrap_or(0);
             let mut x = margin;
-            for (column, (entry, picture)) in entries.iter().enumerate() {
+            for (column, place) in entries.iter().enumerate() {
                 for (index, text) in above.get(column).into_iter().flatten().enumerate() {
                     let indent = widths[column].saturating_sub(text.chars().count() * letter) / 2;
                     // Short labels stand at the foot, next to their picture.
@@ -353,16 +468,18 @@ impl Grid {
                         y: y + (first + index) * line,
                     });
                 }
-                let (width, height) = shown[*entry];
-                let space = if most == 0 { 0 } else { most * line + line / 4 };
-                cells.push(Cell {
-                    entry: *entry,
-                    picture: *picture,
-                    x: x + (widths[column] - width) / 2,
-                    y: y + space + (heights[row] - height) / 2,
-                    width,
-                    height,
-                });
+                if let Some((entry, picture)) = *place {
+                    let (width, height) = shown[entry];
+                    let space = if most == 0 { 0 } else { most * line + line / 4 };
+                    cells.push(Cell {
+                        entry,
+                        picture,
+                        x: x + (widths[column] - width) / 2,
+                        y: y + space + (heights[row] - height) / 2,
+                        width,
+                        height,
+                    });
+                }
                 x += widths[column] + self.gap;
             }
             if most > 0 {

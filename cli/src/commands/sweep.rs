@@ -1,0 +1,670 @@
+//! `retouch sweep`.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use retouch_graph::event::{Event, Listener};
+use retouch_graph::{
+    Cancel, Engine, Problems, RunError, RunOptions, SaveStatus, Saver, Settings, Sweep, SweepPlan,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value as Json, json};
+
+use crate::args::SweepArgs;
+use crate::commands::run;
+use crate::journal::Journal;
+use crate::output::{say, tell};
+use crate::progress::{JsonLines, Progress, duration};
+use crate::store::Store;
+use crate::table::{self, CellStatus, Row};
+use crate::{Exit, Failure, journal, session};
+
+/// Runs all cells of a sweep as one graph.
+///
+/// # Errors
+/// When the device cannot be used, a file cannot be written, or standard output is closed.
+pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
+    if let Some(path) = &args.table
+        && !table::is_known(path)
+    {
+        return Err(Failure::usage(format!(
+            "the table {} has no ending that says how to write it",
+            path.display()
+        ))
+        .help("end it in `.csv` or `.json`"));
+    }
+    let store = Store::of(&args.cache)?;
+    session::threads(&args.device)?;
+    let engine = session::caching_engine(&args.device.device, &store)?;
+    let log = Log::file(&args.out, &args.file);
+    let last = if args.resume { Log::read(&log) } else { None };
+    if args.resume && last.is_none() {
+        tell("there is nothing to resume: all cells are made");
+    }
+    let draw = last.as_ref().map_or_else(fresh_draw, |log| log.draw);
+    let settings = Settings {
+        over: args.over.clone(),
+        draw: Some(draw),
+        ..session::settings(&args.params)
+    };
+    let (sweep, mut plan) = match loaded(&engine, args, &settings) {
+        Ok(loaded) => loaded,
+        Err(problems) => return faults(args, &problems),
+    };
+    if !args.json {
+        session::warn_all(sweep.warnings());
+    }
+    let mut rows = rows(&sweep);
+    let kept = last.map_or_else(Vec::new, |log| log.take_over(&mut plan, &mut rows));
+    if args.dry_run {
+        return dry_run(args, &engine, &store, &sweep, &plan);
+    }
+    run::writable(&args.out)?;
+    let cancel = Cancel::new();
+    run::interrupts(&cancel)?;
+    let options = RunOptions {
+        threads: usize::from(args.device.threads.unwrap_or(0)),
+        saver: Some(Arc::new(Saver::new(&args.out, run::exists(args.exists)))),
+        keep_going: args.keep_going,
+    };
+    let mut log = Log::begin(log, draw, &kept)?;
+    if !args.json && !args.quiet {
+        describe(&engine, &sweep, &plan);
+    }
+    if args.json {
+        say(&started(&sweep).to_string())?;
+    }
+    let (result, heard) = once(
+        &engine, &store, args, &sweep, &plan, &cancel, &options, &log,
+    );
+    let failed = heard.failed_cells(&plan);
+    note(&mut rows, &sweep, &plan, &heard, &failed, result.is_ok());
+    // With cells missing the sheet is drawn of those that are there.
+    let mut results = heard.saved_in_order(&plan);
+    if args.keep_going
+        && !failed.is_empty()
+        && failed.len() < sweep.cells.len()
+        && !cancel.is_cancelled()
+    {
+        let sheet = sweep.has_sheet()
+            && (args.targets.is_empty() || args.targets.iter().any(|one| one == "sheet"));
+        if sheet && let Ok(plan) = engine.plan_sweep(&sweep, &["sheet".to_owned()], &failed) {
+            let (_, heard) = once(
+                &engine, &store, args, &sweep, &plan, &cancel, &options, &log,
+            );
+            results.extend(heard.saved_in_order(&plan));
+        }
+    }
+    log.finish();
+    engine.files().flush();
+    if !args.json {
+        for (name, path, status) in &results {
+            say(&run::result_line(name, path, *status))?;
+        }
+    }
+    let tables = sweep
+        .table
+        .iter()
+        .map(|path| args.out.join(path))
+        .chain(args.table.clone());
+    for path in tables {
+        table::write(&path, &rows)?;
+        if args.json {
+            let line = json!({"event": "table_saved", "path": path, "rows": rows.len()});
+            say(&line.to_string())?;
+        } else {
+            say(&format!(
+                "table  {}  ({} cells)",
+                path.display(),
+                rows.len()
+            ))?;
+        }
+    }
+    match result {
+        Ok(()) => Ok(Exit::Done),
+        Err(RunError::Cancelled) => {
+            tell("interrupted; what was finished is saved, and `--resume` goes on from there");
+            Ok(Exit::Interrupted)
+        }
+        Err(error) => {
+            let count = failed.len();
+            let cells = sweep.cells.len();
+            if args.keep_going {
+                tell(&format!(
+                    "{count} of {cells} cells failed; `--resume` tries them again"
+                ));
+            }
+            match error {
+                // The listener has said which nodes failed, and why.
+                RunError::NodeFailed { .. } | RunError::Several { .. } if !args.json => {
+                    Ok(Exit::Failed)
+                }
+                error => {
+                    let failure = Failure::failed(error.to_string());
+                    Err(match error.hint() {
+                        Some(hint) => failure.help(hint),
+                        None => failure,
+                    })
+                }
+            }
+        }
+    }
+}
+
+fn loaded(
+    engine: &Engine,
+    args: &SweepArgs,
+    settings: &Settings,
+) -> Result<(Sweep, SweepPlan), Problems> {
+    let sweep = engine.load_sweep(&args.file, settings)?;
+    let plan = engine.plan_sweep(&sweep, &args.targets, &BTreeSet::new())?;
+    Ok((sweep, plan))
+}
+
+fn faults(args: &SweepArgs, problems: &Problems) -> Result<Exit, Failure> {
+    if !args.json {
+        return Ok(session::faults(problems));
+    }
+    for problem in problems.iter() {
+        say(&session::fault_as_json(problem).to_string())?;
+    }
+    Ok(Exit::Faults)
+}
+
+/// A number that seeds called `random` are drawn from; what `--resume` takes over.
+fn fresh_draw() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish() >> 12
+}
+
+fn rows(sweep: &Sweep) -> Vec<Row> {
+    (sweep.cells.iter().enumerate())
+        .map(|(index, cell)| Row {
+            cell: index + 1,
+            params: cell.values.clone(),
+            ..Row::default()
+        })
+        .collect()
+}
+
+fn started(sweep: &Sweep) -> Json {
+    let cells: Vec<Json> = (sweep.cells.iter().enumerate())
+        .map(|(index, cell)| json!({"cell": index + 1, "label": cell.label, "params": cell.values}))
+        .collect();
+    json!({
+        "event": "sweep_started",
+        "schema": retouch_graph::event::EVENT_SCHEMA,
+        "workflow": sweep.name(),
+        "varying": sweep.varying,
+        "cells": cells,
+    })
+}
+
+fn describe(engine: &Engine, sweep: &Sweep, plan: &SweepPlan) {
+    let forecast = engine.forecast(&plan.plan);
+    let calls = forecast.total_calls();
+    let cells = sweep.cells.len();
+    tell(&format!(
+        "{}: {cells} cell{} of {}, {} nodes, {calls} U-Net calls",
+        sweep.name(),
+        if cells == 1 { "" } else { "s" },
+        sweep.varying.join(", "),
+        plan.plan.len(),
+    ));
+}
+
+/// Says what would be run.
+fn dry_run(
+    args: &SweepArgs,
+    engine: &Engine,
+    store: &Store,
+    sweep: &Sweep,
+    plan: &SweepPlan,
+) -> Result<Exit, Failure> {
+    let forecast = engine.forecast(&plan.plan);
+    let costs = journal::costs(
+        store.file("journal.jsonl").as_deref(),
+        &plan.plan,
+        &forecast,
+    );
+    let seconds: Option<f64> = costs.iter().map(|cost| cost.seconds).sum();
+    if args.json {
+        let mut line = started(sweep);
+        line["event"] = json!("sweep_planned");
+        line["nodes"] = json!(plan.plan.len());
+        line["unet_calls"] = json!(forecast.total_calls());
+        line["seconds"] = json!(seconds);
+        line["outputs"] = (plan.plan.outputs().iter().zip(&plan.outputs))
+            .map(|(output, (cell, name))| {
+                json!({"cell": cell.map(|cell| cell + 1), "output": name, "save": output.save})
+            })
+            .collect();
+        say(&line.to_string())?;
+        return Ok(Exit::Done);
+    }
+    for (index, cell) in sweep.cells.iter().enumerate() {
+        say(&format!("{:>4}  {}", index + 1, cell.label))?;
+    }
+    if let Some((columns, places)) = sweep.places() {
+        let blank = places.iter().filter(|place| place.is_none()).count();
+        let rows = places.len() / columns.max(1);
+        let blank = if blank == 0 {
+            String::new()
+        } else {
+            format!(", {blank} places empty")
+        };
+        say(&format!("sheet: {rows} x {columns}{blank}"))?;
+    }
+    say(&format!(
+        "{} cells, {} nodes, {} U-Net calls{}",
+        sweep.cells.len(),
+        plan.plan.len(),
+        forecast.total_calls(),
+        seconds.map_or_else(String::new, |seconds| format!(
+            ", about {}",
+            duration(seconds)
+        )),
+    ))?;
+    Ok(Exit::Done)
+}
+
+/// Runs a plan of the sweep.
+#[allow(clippy::too_many_arguments)] // it is one run's surroundings
+fn once(
+    engine: &Engine,
+    store: &Store,
+    args: &SweepArgs,
+    sweep: &Sweep,
+    plan: &SweepPlan,
+    cancel: &Cancel,
+    options: &RunOptions,
+    log: &Log,
+) -> (Result<(), RunError>, Heard) {
+    let listener: Box<dyn Listener> = if args.json {
+        Box::new(JsonLines)
+    } else {
+        Box::new(Progress::new(args.quiet))
+    };
+    let journal = Journal::new(listener.as_ref(), store.file("journal.jsonl"), &plan.plan);
+    let cells = Cells {
+        inner: &journal,
+        json: args.json,
+        sweep,
+        plan,
+        log,
+        names: (plan.plan.outputs().iter().enumerate())
+            .map(|(index, output)| (output.name.clone(), index))
+            .collect(),
+        heard: Mutex::default(),
+    };
+    let result = engine.run(&plan.plan, &cells, cancel, options).map(drop);
+    let heard = cells
+        .heard
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    journal.write();
+    (result, heard)
+}
+
+/// What was heard of a run.
+#[derive(Debug, Default)]
+struct Heard {
+    /// The files of each output of the plan.
+    saved: BTreeMap<usize, Vec<(PathBuf, SaveStatus)>>,
+    failed_outputs: BTreeMap<usize, String>,
+    failed_nodes: BTreeMap<String, String>,
+    finished: HashMap<String, (f64, u64)>,
+}
+
+impl Heard {
+    fn saved_in_order(&self, plan: &SweepPlan) -> Vec<(String, PathBuf, SaveStatus)> {
+        let mut told = BTreeSet::new();
+        let mut results = Vec::new();
+        for (output, files) in &self.saved {
+            let name = plan
+                .plan
+                .outputs()
+                .get(*output)
+                .map_or("", |output| &output.name);
+            for (path, status) in files {
+                // One picture of several cells is one file.
+                if told.insert(path) {
+                    results.push((name.to_owned(), path.clone(), *status));
+                }
+            }
+        }
+        results
+    }
+
+    /// The cells that lack something, as a node that they need failed or an output was not saved.
+    fn failed_cells(&self, plan: &SweepPlan) -> BTreeSet<usize> {
+        let mut failed = BTreeSet::new();
+        for (task, cells) in plan.plan.tasks().zip(&plan.cells) {
+            if self.failed_nodes.contains_key(task.name()) {
+                failed.extend(cells);
+            }
+        }
+        let of = |output: &usize| plan.outputs.get(*output).and_then(|(cell, _)| *cell);
+        failed.extend(self.failed_outputs.keys().filter_map(of));
+        failed
+    }
+}
+
+/// Writes into the rows what a run did.
+fn note(
+    rows: &mut [Row],
+    sweep: &Sweep,
+    plan: &SweepPlan,
+    heard: &Heard,
+    failed: &BTreeSet<usize>,
+    whole: bool,
+) {
+    let mut left: BTreeMap<usize, usize> = BTreeMap::new();
+    for (index, (cell, name)) in plan.outputs.iter().enumerate() {
+        let Some(row) = cell.and_then(|cell| rows.get_mut(cell)) else {
+            continue;
+        };
+        match heard.saved.get(&index) {
+            Some(files) => {
+                let files = files.iter().map(|(path, _)| path.clone()).collect();
+                row.outputs.insert(name.clone(), files);
+            }
+            None if plan.plan.outputs()[index].save.is_some() => {
+                *left.entry(row.cell - 1).or_default() += 1;
+            }
+            None => {}
+        }
+    }
+    for (task, cells) in plan.plan.tasks().zip(&plan.cells) {
+        let Some(row) = cells.first().and_then(|cell| rows.get_mut(*cell)) else {
+            continue;
+        };
+        if let Some((seconds, calls)) = heard.finished.get(task.name()) {
+            row.seconds += seconds;
+            row.unet_calls += calls;
+        }
+        if let Some(message) = heard.failed_nodes.get(task.name()) {
+            for cell in cells {
+                if let Some(row) = rows.get_mut(*cell) {
+                    row.error
+                        .get_or_insert_with(|| format!("{}: {message}", task.name()));
+                }
+            }
+        }
+    }
+    for (output, message) in &heard.failed_outputs {
+        if let Some(row) = plan.outputs[*output].0.and_then(|cell| rows.get_mut(cell)) {
+            row.error.get_or_insert_with(|| message.clone());
+        }
+    }
+    for cell in 0..sweep.cells.len() {
+        let Some(row) = rows.get_mut(cell) else {
+            continue;
+        };
+        row.status = if failed.contains(&cell) {
+            CellStatus::Failed
+        } else if whole || !left.contains_key(&cell) {
+            CellStatus::Done
+        } else {
+            CellStatus::NotRun
+        };
+    }
+}
+
+/// Hears what becomes of the cells, beside another listener.
+struct Cells<'a> {
+    inner: &'a dyn Listener,
+    json: bool,
+    sweep: &'a Sweep,
+    plan: &'a SweepPlan,
+    log: &'a Log,
+    names: HashMap<String, usize>,
+    heard: Mutex<Heard>,
+}
+
+impl Cells<'_> {
+    /// The cell of an output, once all its outputs that are saved are.
+    fn complete(&self, heard: &Heard, output: usize) -> Option<usize> {
+        let cell = self.plan.outputs.get(output)?.0?;
+        let all = (self
+            .plan
+            .outputs
+            .iter()
+            .zip(self.plan.plan.outputs())
+            .enumerate())
+        .filter(|(_, ((of, _), planned))| *of == Some(cell) && planned.save.is_some())
+        .all(|(index, _)| heard.saved.contains_key(&index));
+        all.then_some(cell)
+    }
+}
+
+impl Listener for Cells<'_> {
+    fn event(&self, event: &Event) {
+        // What is told is written down already: whoever heard of a file can rely on `--resume` to know it.
+        self.note(event);
+        self.inner.event(event);
+        self.tell_cell(event);
+    }
+}
+
+impl Cells<'_> {
+    fn note(&self, event: &Event) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::OutputSaved {
+                output,
+                path,
+                status,
+            } => {
+                let Some(&index) = self.names.get(output) else {
+                    return;
+                };
+                let files = heard.saved.entry(index).or_default();
+                files.push((path.clone(), *status));
+                if *status != SaveStatus::Kept {
+                    self.log.saved(self.plan, index, path);
+                }
+            }
+            Event::OutputFailed {
+                output, message, ..
+            } => {
+                if let Some(&index) = self.names.get(output) {
+                    heard.failed_outputs.insert(index, message.clone());
+                }
+                if !self.json {
+                    tell(&format!("error: {message}"));
+                }
+            }
+            Event::NodeFailed { node, message, .. } => {
+                heard.failed_nodes.insert(node.clone(), message.clone());
+            }
+            Event::NodeFinished {
+                node,
+                seconds,
+                counters,
+            } => {
+                let calls = counters.get("unet_calls").copied().unwrap_or(0);
+                heard.finished.insert(node.clone(), (*seconds, calls));
+            }
+            _ => {}
+        }
+    }
+
+    fn tell_cell(&self, event: &Event) {
+        let Event::OutputSaved { output, .. } = event else {
+            return;
+        };
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let cell = (self.names.get(output))
+            .filter(|index| heard.saved.get(index).is_some_and(|files| files.len() == 1))
+            .and_then(|index| self.complete(&heard, *index));
+        if let Some(cell) = cell.filter(|_| self.json) {
+            let line = json!({
+                "event": "cell_finished",
+                "cell": cell + 1,
+                "label": self.sweep.cells[cell].label,
+                "params": self.sweep.cells[cell].values,
+            });
+            // A reader that went away is no reason to end the run.
+            let _ = writeln!(io::stdout().lock(), "{line}");
+        }
+    }
+}
+
+/// What a sweep saved, written down as it goes, for `--resume`.
+#[derive(Debug)]
+struct Log {
+    path: PathBuf,
+    file: Mutex<Option<fs::File>>,
+}
+
+/// The first line of the log.
+#[derive(Debug, Serialize, Deserialize)]
+struct Head {
+    /// `retouch-sweep/1`.
+    schema: String,
+    /// What seeds called `random` were drawn from.
+    draw: u64,
+}
+
+/// A file that was saved.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Line {
+    /// The key of the value.
+    key: String,
+    /// The path below the output folder that it was planned for.
+    save: String,
+    path: PathBuf,
+    /// The BLAKE3 of its bytes.
+    blake3: String,
+}
+
+const LOG_SCHEMA: &str = "retouch-sweep/1";
+
+/// The log of an earlier run.
+struct Last {
+    draw: u64,
+    lines: Vec<Line>,
+}
+
+impl Last {
+    /// Takes what is saved and still as it was out of the plan; what was taken over.
+    fn take_over(self, plan: &mut SweepPlan, rows: &mut [Row]) -> Vec<Line> {
+        let mut known: HashMap<(String, String), Vec<Line>> = HashMap::new();
+        for line in self.lines {
+            let place = (line.key.clone(), line.save.clone());
+            known.entry(place).or_default().push(line);
+        }
+        known.retain(|_, lines| {
+            lines
+                .iter()
+                .all(|line| digest(&line.path).is_ok_and(|now| now == line.blake3))
+        });
+        let mut kept = Vec::new();
+        let mut done = BTreeSet::new();
+        for (index, (cell, name)) in plan.outputs.iter().enumerate() {
+            let save = plan.plan.outputs()[index].save.clone();
+            let (Some(key), Some(save)) = (plan.key(index), save) else {
+                continue;
+            };
+            let Some(lines) = known.get(&(key.to_string(), save)) else {
+                continue;
+            };
+            done.insert(index);
+            kept.extend(lines.iter().cloned());
+            if let Some(row) = cell.and_then(|cell| rows.get_mut(cell)) {
+                let files = lines.iter().map(|line| line.path.clone()).collect();
+                row.outputs.insert(name.clone(), files);
+            }
+        }
+        plan.retain_outputs(|index| !done.contains(&index));
+        kept
+    }
+}
+
+fn digest(path: &Path) -> io::Result<String> {
+    Ok(blake3::hash(&fs::read(path)?).to_hex().to_string())
+}
+
+impl Log {
+    /// The log's file: hidden in the output folder, named by the sweep's file.
+    fn file(out: &Path, sweep: &Path) -> PathBuf {
+        let stem = sweep.file_stem().unwrap_or_default().to_string_lossy();
+        out.join(format!(".retouch-sweep-{stem}.jsonl"))
+    }
+
+    /// The log of the last sweep; `None` when there is none, or it is of another version.
+    fn read(path: &Path) -> Option<Last> {
+        let text = fs::read_to_string(path).ok()?;
+        let mut lines = text.lines();
+        let head: Head = serde_json::from_str(lines.next()?).ok()?;
+        (head.schema == LOG_SCHEMA).then(|| Last {
+            draw: head.draw,
+            // A line that was cut off by a crash is no line.
+            lines: lines
+                .filter_map(|line| serde_json::from_str(line).ok())
+                .collect(),
+        })
+    }
+
+    /// Begins a log with what was taken over from the last.
+    fn begin(path: PathBuf, draw: u64, kept: &[Line]) -> Result<Self, Failure> {
+        let head = Head {
+            schema: LOG_SCHEMA.to_owned(),
+            draw,
+        };
+        let mut text = serde_json::to_string(&head).unwrap_or_default() + "\n";
+        for line in kept {
+            text += &(serde_json::to_string(line).unwrap_or_default() + "\n");
+        }
+        let file = crate::store::write_whole(&path, text.as_bytes())
+            .and_then(|()| fs::OpenOptions::new().append(true).open(&path))
+            .map_err(|e| {
+                Failure::failed(format!(
+                    "the sweep's log {} cannot be written: {e}",
+                    path.display()
+                ))
+                .help("name another output folder with `--out DIR`")
+            })?;
+        Ok(Self {
+            path,
+            file: Mutex::new(Some(file)),
+        })
+    }
+
+    fn saved(&self, plan: &SweepPlan, output: usize, path: &Path) {
+        let planned = plan
+            .plan
+            .outputs()
+            .get(output)
+            .and_then(|output| output.save.clone());
+        let (Some(key), Some(save), Ok(blake3)) = (plan.key(output), planned, digest(path)) else {
+            return;
+        };
+        let line = Line {
+            key: key.to_string(),
+            save,
+            path: path.to_owned(),
+            blake3,
+        };
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = match (file.as_mut(), serde_json::to_string(&line)) {
+            (Some(file), Ok(text)) => file.write_all(format!("{text}\n").as_bytes()),
+            _ => return,
+        };
+        if let Err(error) = written {
+            *file = None;
+            tell(&format!(
+                "warning: the sweep's log {} cannot be written: {error}; `--resume` will make again what follows",
+                self.path.display()
+            ));
+        }
+    }
+
+    fn finish(&mut self) {
+        *self.file.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}

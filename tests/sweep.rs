@@ -1,0 +1,390 @@
+//! `retouch sweep` as a user meets it: the calls that the tree of step prefixes foretells, the pictures of single runs
+//! bit for bit, a sweep that is killed and resumed, one that goes on after a failure.
+
+#![allow(clippy::unwrap_used)] // helpers of tests are tests
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value as Json;
+use support::root;
+
+/// Runs the program with a cache of its own.
+fn retouch(folder: &Path, arguments: &[&str]) -> Output {
+    command(folder, arguments).output().unwrap()
+}
+
+fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_retouch"));
+    command
+        .args(arguments)
+        .current_dir(folder)
+        .env("NO_COLOR", "1")
+        .env("RETOUCH_CACHE", folder.join("cache"))
+        .env("RETOUCH_CONFIG", "");
+    command
+}
+
+fn events(output: &Output) -> Vec<Json> {
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+fn calls(events: &[Json]) -> u64 {
+    let finished = events
+        .iter()
+        .find(|event| event["event"] == "run_finished")
+        .unwrap();
+    finished["counters"]["unet_calls"].as_u64().unwrap_or(0)
+}
+
+fn workflow(name: &str) -> String {
+    root().join("workflows").join(name).display().to_string()
+}
+
+const STEPS: usize = 10;
+const BLENDS: [usize; 4] = [1, 2, 4, 6];
+const SEEDS: [u64; 4] = [42, 43, 44, 45];
+
+/// The U-Net calls of stage 1 (two halves a step) that a tree of step prefixes has: from one seed all cells go along the
+/// vanilla model's branch, and each leaves it at its own step for the personalised model's.
+fn stage_one_calls() -> usize {
+    let mut edges = BTreeSet::new();
+    for seed in SEEDS {
+        for blend in BLENDS {
+            for step in 0..STEPS {
+                // An edge is the step and all that was done before it: so many steps by the vanilla model, then the other.
+                edges.insert((seed, step, blend.min(step + 1)));
+            }
+        }
+    }
+    2 * edges.len()
+}
+
+#[test]
+fn four_blend_steps_by_four_seeds_cost_what_their_tree_of_prefixes_has_and_equal_single_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = workflow("layout-and-retouch.yaml");
+    let over = [
+        "--over",
+        "blend_steps=1,2,4,6",
+        "--over",
+        "seed=42..46",
+        "--set",
+        "steps=10",
+    ];
+    let sweep = |more: &[&str]| {
+        let mut arguments = vec!["sweep", file.as_str(), "--json", "--out", "swept"];
+        arguments.extend(over);
+        arguments.extend(more);
+        retouch(folder.path(), &arguments)
+    };
+    // Stage 1 alone: its calls can be counted on paper.
+    let output = sweep(&["layout", "--dry-run"]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(events(&output)[0]["unet_calls"], stage_one_calls());
+    let output = sweep(&["layout"]);
+    assert!(output.status.success());
+    assert_eq!(calls(&events(&output)), stage_one_calls() as u64);
+    // All outputs: what the plan foretells. The layouts and the one inversion of the photo are shared.
+    let foretold = events(&sweep(&["--dry-run"]))[0]["unet_calls"]
+        .as_u64()
+        .unwrap();
+    let output = sweep(&[]);
+    assert!(output.status.success());
+    let heard = events(&output);
+    assert_eq!(calls(&heard), foretold);
+    let loads = heard
+        .iter()
+        .filter(|event| event["event"] == "node_started" && event["op"] == "load_model");
+    assert!(
+        loads.count() <= 2,
+        "each model is loaded once for all cells"
+    );
+    let inversions = heard
+        .iter()
+        .filter(|event| event["event"] == "node_started" && event["op"] == "invert");
+    assert_eq!(inversions.count(), 1);
+    let cells = heard
+        .iter()
+        .filter(|event| event["event"] == "cell_finished")
+        .count();
+    assert_eq!(cells, 16);
+    // A run for each cell, each on its own, with nothing kept.
+    let mut pictures = 0;
+    let saved: Vec<&Json> = heard
+        .iter()
+        .filter(|event| event["event"] == "output_saved")
+        .collect();
+    for blend in BLENDS {
+        for seed in SEEDS {
+            let (blend, seed) = (format!("blend_steps={blend}"), format!("seed={seed}"));
+            let run = retouch(
+                folder.path(),
+                &[
+                    "run",
+                    &file,
+                    "--json",
+                    "--no-cache",
+                    "--out",
+                    &format!("single/{blend}-{seed}"),
+                    "--set",
+                    &blend,
+                    "--set",
+                    &seed,
+                    "--set",
+                    "steps=10",
+                ],
+            );
+            assert!(run.status.success());
+            for event in events(&run)
+                .iter()
+                .filter(|event| event["event"] == "output_saved")
+            {
+                let name = format!("{} [{blend}, {seed}]", event["output"].as_str().unwrap());
+                let swept = saved.iter().find(|saved| saved["output"] == name.as_str());
+                let path = |event: &Json| folder.path().join(event["path"].as_str().unwrap());
+                let swept = path(swept.unwrap_or_else(|| panic!("{name} was not saved")));
+                assert_eq!(
+                    std::fs::read(swept).unwrap(),
+                    std::fs::read(path(event)).unwrap(),
+                    "{name}"
+                );
+                pictures += 1;
+            }
+        }
+    }
+    assert_eq!(pictures, 16 * 5);
+}
+
+/// Kills the process once so many outputs were saved.
+fn kill_after(folder: &Path, arguments: &[&str], outputs: usize) {
+    let mut child = command(folder, arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let reader = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut saved = 0;
+    let begin = Instant::now();
+    for line in std::io::BufRead::lines(reader) {
+        saved += usize::from(line.unwrap().contains("\"output_saved\""));
+        if saved >= outputs || begin.elapsed() > Duration::from_secs(120) {
+            break;
+        }
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(saved, outputs);
+}
+
+fn pictures(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file())
+        .map(|path| {
+            (
+                path.file_name().unwrap().into(),
+                std::fs::read(&path).unwrap(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn a_sweep_that_is_killed_and_resumed_makes_only_the_rest_even_without_a_cache() {
+    for cache in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = workflow("personalized.yaml");
+        let arguments = |more: &[&'static str]| {
+            let mut all = vec![
+                "sweep".to_owned(),
+                file.clone(),
+                "--json".into(),
+                "--set".into(),
+                "steps=6".into(),
+                "--over".into(),
+                "seed=random,1..5".into(),
+                "--over".into(),
+                "guidance=3,4".into(),
+            ];
+            all.extend(more.iter().map(|one| (*one).to_owned()));
+            if !cache {
+                all.push("--no-cache".into());
+            }
+            all
+        };
+        let run = |more: &[&'static str]| {
+            let all = arguments(more);
+            let all: Vec<&str> = all.iter().map(String::as_str).collect();
+            let output = retouch(folder.path(), &all);
+            assert!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            events(&output)
+        };
+        let all = arguments(&[]);
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let outputs_a_cell = 2;
+        kill_after(folder.path(), &all, 4 * outputs_a_cell);
+        // What the killed run may have done beyond the four: at most what is in the cache.
+        let foretold = run(&["--resume", "--dry-run"]);
+        let rest = foretold[0]["unet_calls"].as_u64().unwrap();
+        let heard = run(&["--resume"]);
+        assert_eq!(calls(&heard), rest, "cache: {cache}");
+        // Ten cells, six steps, two halves; the halves of one seed's first step are shared by its two guidances.
+        assert!(rest <= 6 * 6 * 2, "cache: {cache}, {rest} calls");
+        let saved = heard
+            .iter()
+            .filter(|event| event["event"] == "output_saved")
+            .count();
+        assert!(saved <= 6 * outputs_a_cell, "{saved}");
+        // The seed that was drawn before the kill is the same after it: all cells are there, and no more.
+        let out = folder.path().join("out/personalized");
+        let first = pictures(&out);
+        assert_eq!(first.len(), 10 * outputs_a_cell);
+        // Resumed once more there is nothing to do.
+        let again = run(&["--resume"]);
+        assert_eq!(calls(&again), 0);
+        assert!(!again.iter().any(|event| event["event"] == "output_saved"));
+        // A picture that was changed is made again, and kept beside.
+        let changed = out.join(first.keys().next().unwrap());
+        std::fs::write(&changed, b"not a picture").unwrap();
+        let mended = run(&["--resume", "--exists", "replace"]);
+        let saved = mended
+            .iter()
+            .filter(|event| event["event"] == "output_saved")
+            .count();
+        assert_eq!(saved, 1);
+        assert_eq!(pictures(&out), first);
+    }
+}
+
+#[test]
+fn with_keep_going_the_table_and_the_sheet_show_what_failed() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = root().join("models/world").display().to_string();
+    let text = format!(
+        "schema: retouch/v1
+params:
+  place: {{type: string, default: here}}
+  seed: {{type: seed, default: 1}}
+nodes:
+  base: {{op: load_model, path: {model}}}
+  draw: {{op: sample, model: $base, prompt: \"a cat {{place}}\", steps: 2, seed: $params.seed}}
+  picture: {{op: decode, model: $base, latent: $draw}}
+outputs:
+  picture: {{value: $picture, save: \"{{seed}}.png\"}}
+sweep:
+  matrix: {{seed: [1, 2], place: [\"on a beach\", in space]}}
+  exclude: [{{seed: 2, place: in space}}]
+  grid: {{rows: seed, save: sheet.png, cell: 64}}
+"
+    );
+    std::fs::write(folder.path().join("wf.yaml"), text).unwrap();
+    // A folder in the place of an output: saving it fails.
+    std::fs::create_dir_all(folder.path().join("out/1-place=on a beach.png")).unwrap();
+    let run = |more: &[&str]| {
+        let mut all = vec![
+            "sweep", "wf.yaml", "--exists", "replace", "--table", "t.json",
+        ];
+        all.extend(more);
+        retouch(folder.path(), &all)
+    };
+    let output = run(&["--keep-going"]);
+    assert_eq!(
+        output.status.code(),
+        Some(1),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("1 of 3 cells failed"), "{said}");
+    let table: Json =
+        serde_json::from_slice(&std::fs::read(folder.path().join("t.json")).unwrap()).unwrap();
+    let statuses: Vec<&str> = table
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["status"].as_str().unwrap())
+        .collect();
+    assert_eq!(statuses, ["failed", "done", "done"]);
+    assert!(
+        table[0]["error"]
+            .as_str()
+            .unwrap()
+            .contains("on a beach.png")
+    );
+    assert_eq!(table[1]["params"]["place"], "in space");
+    let sheet = image::open(folder.path().join("out/sheet.png")).unwrap();
+    assert!(sheet.width() > 2 * 64 && sheet.height() > 2 * 64);
+    // The hindrance gone, only the rest is made.
+    std::fs::remove_dir(folder.path().join("out/1-place=on a beach.png")).unwrap();
+    let output = run(&["--keep-going", "--resume", "--json"]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let heard = events(&output);
+    assert_eq!(calls(&heard), 0);
+    let saved: Vec<&str> = heard
+        .iter()
+        .filter(|event| event["event"] == "output_saved")
+        .map(|event| event["output"].as_str().unwrap())
+        .collect();
+    assert_eq!(saved, ["picture [seed=1, place=on a beach]", "sheet"]);
+}
+
+#[test]
+fn what_a_sweep_cannot_do_is_said_before_anything_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = workflow("vanilla.yaml");
+    for (arguments, code, said) in [
+        (vec!["sweep", &file], 3, "does not say a sweep"),
+        (
+            vec!["sweep", &file, "--over", "sead=1..3"],
+            3,
+            "did you mean `seed`",
+        ),
+        (
+            vec!["sweep", &file, "--over", "seed=1..3", "pictur"],
+            3,
+            "no output `pictur`",
+        ),
+        (
+            vec!["sweep", &file, "--over", "seed=1..3", "--table", "x.txt"],
+            2,
+            ".csv",
+        ),
+        (
+            vec!["sweep", "none.yaml", "--over", "seed=1..3"],
+            3,
+            "cannot be read",
+        ),
+        (vec!["run", &workflow("sweep.yaml")], 3, "retouch sweep"),
+    ] {
+        let output = retouch(folder.path(), &arguments);
+        let heard = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {heard}");
+        assert!(heard.contains(said), "{arguments:?}: {heard}");
+        assert!(!folder.path().join("out").exists());
+    }
+    let check = retouch(folder.path(), &["check", &workflow("sweep.yaml")]);
+    assert!(check.status.success());
+    assert!(String::from_utf8_lossy(&check.stdout).contains("a sweep, 16 cells"));
+}
