@@ -112,6 +112,30 @@ pub struct CacheArgs {
     pub source_store: Option<u64>,
 }
 
+/// Whether, how often and how what is being drawn is shown.
+#[derive(Args, Clone, Debug)]
+pub struct PreviewArgs {
+    /// Shows what is being drawn as a picture in this file, replaced as a whole: `--preview preview.png`.
+    #[arg(long, value_name = "FILE.png", help_heading = "Preview")]
+    pub preview: Option<PathBuf>,
+    /// Steps from preview to preview; the last step is always shown.
+    #[arg(long, value_name = "N", default_value_t = 5, requires = "preview",
+        value_parser = clap::value_parser!(u32).range(1..), help_heading = "Preview")]
+    pub every: u32,
+    /// How the latent becomes a picture.
+    #[arg(long, value_enum, default_value_t = PreviewWith::Linear, requires = "preview", help_heading = "Preview")]
+    pub preview_with: PreviewWith,
+}
+
+/// How a preview is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PreviewWith {
+    /// By a linear map that is fitted to the VAE: blurred, at almost no cost.
+    Linear,
+    /// By the VAE: what `decode` would give, and about as long as that takes.
+    Vae,
+}
+
 /// `retouch cache`.
 #[derive(Args, Debug)]
 pub struct CacheToolArgs {
@@ -164,6 +188,9 @@ pub struct RunArgs {
     /// Where and how to compute.
     #[command(flatten)]
     pub device: DeviceArgs,
+    /// Whether what is being drawn is shown.
+    #[command(flatten)]
+    pub preview: PreviewArgs,
     /// What is kept.
     #[command(flatten)]
     pub cache: CacheArgs,
@@ -192,6 +219,9 @@ pub struct WatchArgs {
     /// Where and how to compute.
     #[command(flatten)]
     pub device: DeviceArgs,
+    /// Whether what is being drawn is shown.
+    #[command(flatten)]
+    pub preview: PreviewArgs,
     /// What is kept.
     #[command(flatten)]
     pub cache: CacheArgs,

@@ -4,6 +4,7 @@ mod args;
 mod commands;
 mod journal;
 mod output;
+mod preview;
 mod progress;
 mod records;
 mod report;

@@ -100,6 +100,8 @@ struct State {
     running: BTreeMap<String, Running>,
     reused: usize,
     cache_warnings: usize,
+    /// The node that the preview shows.
+    previewed: Option<String>,
 }
 
 /// Tells people, on standard error.
@@ -231,6 +233,10 @@ impl Listener for Progress {
                     );
                     self.told(&text);
                 }
+            }
+            Event::PreviewShown { node, .. } if state.previewed.as_ref() != Some(node) => {
+                self.told(&format!("  {node}: shown in the preview"));
+                state.previewed = Some(node.clone());
             }
             Event::NodeResumed { node, step, of } => {
                 let text = if step == of {

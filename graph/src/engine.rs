@@ -5,6 +5,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::cache::{Cache, HostCache};
 use crate::chain::InFlight;
@@ -255,6 +256,7 @@ impl Engine {
             options,
             sources: self.sources,
             flight: &self.flight,
+            preview_failed: AtomicBool::new(false),
         }
         .run()
     }

@@ -92,6 +92,15 @@ pub enum Event {
         /// Work to do.
         total: usize,
     },
+    /// What a node has so far was shown, see [`Previewer`](crate::Previewer).
+    PreviewShown {
+        /// The node.
+        node: String,
+        /// The steps that are done.
+        done: usize,
+        /// T.
+        of: usize,
+    },
     /// A node has something to say that does not stop the run.
     NodeWarning {
         /// The node.

@@ -16,6 +16,7 @@ use crate::key::Key;
 use crate::node::{Context, Environment, Host, NodeError};
 use crate::plan::{Forecast, Plan, Status, Task, slower};
 use crate::port::PortValues;
+use crate::preview::{Previewer, Quality};
 use crate::save::{SaveError, Saved, Saver};
 use crate::value::Value;
 
@@ -51,6 +52,8 @@ pub struct RunOptions {
     pub saver: Option<Arc<Saver>>,
     /// Whether what does not need a node that failed is made all the same.
     pub keep_going: bool,
+    /// Shows what nodes are drawing while they do.
+    pub previewer: Option<Arc<dyn Previewer>>,
 }
 
 /// Why a run did not end well.
@@ -179,6 +182,8 @@ pub(crate) struct Job<'a> {
     pub(crate) sources: u64,
     /// What this engine's runs are making right now.
     pub(crate) flight: &'a InFlight,
+    /// Whether it was said that a preview failed.
+    pub(crate) preview_failed: AtomicBool,
 }
 
 struct State {
@@ -574,7 +579,7 @@ impl Run<'_> {
             let context = Context::new(&host);
             // What a panic leaves behind is only what the node had: its inputs are dropped, its outputs never were.
             catch_unwind(AssertUnwindSafe(|| task.node.run(inputs, &context)))
-                .unwrap_or_else(|panic| Err(panicked(&*panic)))
+                .unwrap_or_else(|panic| Err(NodeError::panicked(&*panic)))
                 .map(|values| {
                     let outputs: Outputs = Arc::new(
                         values
@@ -711,7 +716,7 @@ impl Run<'_> {
                 |panic| {
                     Err(SaveError::Encode {
                         path: path.clone(),
-                        source: panicked(&*panic),
+                        source: NodeError::panicked(&*panic),
                     })
                 },
             );
@@ -826,16 +831,6 @@ fn not_given(node: &str, op: &'static str, port: &str) -> RunError {
     }
 }
 
-fn panicked(panic: &(dyn Any + Send)) -> NodeError {
-    let text = panic
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".to_owned());
-    NodeError::failed(format!("it panicked: {text}"))
-        .help("this is a fault of the program: please report it with the workflow")
-}
-
 /// What a running node sees of the engine.
 struct NodeHost<'a> {
     job: &'a Job<'a>,
@@ -915,5 +910,43 @@ impl Host for NodeHost<'_> {
             step,
             of,
         });
+    }
+
+    fn wants_preview(&self, done: usize, of: usize) -> Option<Quality> {
+        let previewer = self.job.options.previewer.as_ref()?;
+        // A previewer's panic is its own affair, as a listener's is.
+        catch_unwind(AssertUnwindSafe(|| previewer.wants(self.name, done, of))).unwrap_or(None)
+    }
+
+    fn show_preview(&self, done: usize, of: usize, picture: Result<Value, NodeError>) {
+        let Some(previewer) = &self.job.options.previewer else {
+            return;
+        };
+        let shown = picture.and_then(|picture| {
+            catch_unwind(AssertUnwindSafe(|| {
+                previewer.show(self.name, done, of, &picture)
+            }))
+            .unwrap_or_else(|panic| Err(NodeError::panicked(&*panic)))
+        });
+        match shown {
+            Ok(()) => self.job.listener.event(&Event::PreviewShown {
+                node: self.name.to_owned(),
+                done,
+                of,
+            }),
+            // Said once a run: the cause hardly goes away, and the run goes on all the same.
+            Err(error) if !self.job.preview_failed.swap(true, Ordering::SeqCst) => {
+                let help = match &error {
+                    NodeError::Failed {
+                        help: Some(help), ..
+                    } => format!(" ({help})"),
+                    _ => String::new(),
+                };
+                self.warn(&format!(
+                    "the preview fails, the run goes on: {error}{help}"
+                ));
+            }
+            Err(_) => {}
+        }
     }
 }

@@ -17,6 +17,7 @@ pub mod node;
 pub mod params;
 pub mod plan;
 pub mod port;
+pub mod preview;
 pub mod problem;
 pub mod registry;
 pub mod save;
@@ -40,6 +41,7 @@ pub use node::{Context, Environment, Fault, FaultKind, Host, Node, NodeError, Re
 pub use params::{How, ParamType};
 pub use plan::{Change, Forecast, Plan, PlannedOutput, Reason, Record, Resume, Status, Task, What};
 pub use port::{Arity, FromValue, Known, PortField, PortSpec, PortValues, Ports, Types};
+pub use preview::{Previewer, Quality};
 pub use problem::{Code, Problem, Problems, Severity, Source, Span};
 pub use registry::{Entry, ParamInfo, Registry};
 pub use save::{Exists, SaveError, SaveStatus, Saved, Saver};

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use crate::chain::{Chain, Chained, Claim, Item, Note, Upstream};
 use crate::files::Files;
 use crate::key::Key;
 use crate::port::{Ports, Types};
+use crate::preview::Quality;
 use crate::value::{Payload, Value};
 
 /// A node is its parameters; its doc comment is its reference page.
@@ -179,6 +181,17 @@ impl NodeError {
             Self::Cancelled => Self::Cancelled,
         }
     }
+
+    /// That something panicked, with what it said.
+    pub(crate) fn panicked(panic: &(dyn Any + Send)) -> Self {
+        let text = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "no message".to_owned());
+        Self::failed(format!("it panicked: {text}"))
+            .help("this is a fault of the program: please report it with the workflow")
+    }
 }
 
 /// What the engine gives a running node.
@@ -236,6 +249,15 @@ pub trait Host: Sync {
     /// Says where the node goes on: so many of so many steps are there already.
     fn resumed(&self, step: usize, of: usize) {
         let _ = (step, of);
+    }
+    /// Whether somebody wants to see what the node has after `done` of `of` steps, and how well.
+    fn wants_preview(&self, done: usize, of: usize) -> Option<Quality> {
+        let _ = (done, of);
+        None
+    }
+    /// Shows what the node has after `done` of `of` steps: a value that can be saved as PNG, or why there is none.
+    fn show_preview(&self, done: usize, of: usize, picture: Result<Value, NodeError>) {
+        let _ = (done, of, picture);
     }
 }
 
@@ -310,6 +332,21 @@ impl<'a> Context<'a> {
     /// Says where the node goes on: so many of so many steps are there already.
     pub fn resumed(&self, step: usize, of: usize) {
         self.host.resumed(step, of);
+    }
+
+    /// Offers what the node has after `done` of `of` steps to whoever wants to see it; `picture` is called only then, and
+    /// makes a value that can be saved as PNG. Neither a failure nor a panic of it is one of the node: the run goes on.
+    pub fn preview(
+        &self,
+        done: usize,
+        of: usize,
+        picture: impl FnOnce(Quality) -> Result<Value, NodeError>,
+    ) {
+        if let Some(quality) = self.host.wants_preview(done, of) {
+            let made = catch_unwind(AssertUnwindSafe(|| picture(quality)))
+                .unwrap_or_else(|panic| Err(NodeError::panicked(&*panic)));
+            self.host.show_preview(done, of, made);
+        }
     }
 
     /// Leaves the node when the run was cancelled; call it at every step.

@@ -462,6 +462,7 @@ sweep: {matrix: {how: [fail, ok, panic]}}
         let options = RunOptions {
             threads: 1,
             keep_going,
+            ..RunOptions::default()
             saver: Some(Arc::new(Saver::new(folder.path(), Exists::Keep))),
         };
         let (recorder, result) = run(&sweep, &engine, &options);

@@ -14,13 +14,14 @@
 //! | `retouch/map/1` | the state after the target's step, the level |
 //! | `retouch/trajectory/1` | all states, and what drew each step |
 //! | `retouch/control/1` | sites; the calls of context and reference; for a swap whose queries, and each mask: a given one by its key and level, a computed one by its rule |
+//! | `retouch/linear-map/1` | VAE, numerics: the map from latents to colours of previews |
 //! | `retouch/call-of-file/1` | in place of a call, where only a file says what drew its step: state, timestep, half, both models, context_prompt |
 //!
 //! The version of an op is not in these keys, as equal steps of different ops share them: a change of what a step computes
 //! changes the format's number.
 //!
 //! A model is the content of its U-Net, text encoder and tokenizer. A call is the same whichever half of guidance it is
-//! and whichever node makes it.
+//! and whichever node makes it. A VAE is the content of its files.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -44,9 +45,21 @@ const PART: &str = "part";
 
 /// What stands for the content of a model: its files but for the VAE's, which neither draws nor encodes prompts.
 pub(crate) fn model_id<'a>(files: impl IntoIterator<Item = (&'a str, Digest)>) -> String {
+    id_of(files, |role| !role.starts_with("vae/"))
+}
+
+/// What stands for the content of a model's VAE.
+pub(crate) fn vae_id<'a>(files: impl IntoIterator<Item = (&'a str, Digest)>) -> String {
+    id_of(files, |role| role.starts_with("vae/"))
+}
+
+fn id_of<'a>(
+    files: impl IntoIterator<Item = (&'a str, Digest)>,
+    counts: impl Fn(&str) -> bool,
+) -> String {
     let mut hasher = blake3::Hasher::new();
     for (role, digest) in files {
-        if !role.starts_with("vae/") {
+        if counts(role) {
             hasher.update(&(role.len() as u64).to_le_bytes());
             hasher.update(role.as_bytes());
             hasher.update(&digest);
@@ -225,6 +238,14 @@ pub(crate) fn map_key(after: &Key, level: usize) -> Key {
     let mut hasher = KeyHasher::new("retouch/map/1");
     hasher.field("after", &after.0);
     hasher.field("level", &(level as u64).to_le_bytes());
+    hasher.finish()
+}
+
+/// The key of the map from latents to colours of a VAE.
+pub(crate) fn linear_map_key(vae: &str, numerics: &str) -> Key {
+    let mut hasher = KeyHasher::new("retouch/linear-map/1");
+    hasher.field("vae", vae.as_bytes());
+    hasher.field("numerics", numerics.as_bytes());
     hasher.finish()
 }
 

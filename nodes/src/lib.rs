@@ -12,6 +12,7 @@ pub mod kernels;
 pub mod latent;
 pub mod load;
 pub mod payload;
+mod preview;
 mod runtime;
 pub mod sample;
 

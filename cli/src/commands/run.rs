@@ -10,6 +10,7 @@ use retouch_graph::{Cancel, Exists, RunError, RunOptions, SaveStatus, Saver};
 use crate::args::{ExistsArg, RunArgs};
 use crate::journal::Journal;
 use crate::output::say;
+use crate::preview::Preview;
 use crate::progress::{JsonLines, Progress};
 use crate::records;
 use crate::store::Store;
@@ -20,6 +21,7 @@ use crate::{Exit, Failure, session};
 /// # Errors
 /// When the device cannot be used or standard output is closed.
 pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
+    let preview = Preview::of(&args.preview)?;
     let store = Store::of(&args.cache)?;
     session::threads(&args.device)?;
     let engine = session::caching_engine(&args.device.device, &store)?;
@@ -36,6 +38,9 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
         Ok(checked) => checked,
         Err(exit) => return Ok(exit),
     };
+    if let Some(preview) = &preview {
+        preview.spares(&checked)?;
+    }
     let plan = match engine.plan(&checked, &args.targets) {
         Ok(plan) => plan,
         Err(problems) => return Ok(session::faults(&problems)),
@@ -48,6 +53,7 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     let options = RunOptions {
         threads: usize::from(args.device.threads.unwrap_or(0)),
         saver: Some(Arc::new(Saver::new(&args.out, exists(args.exists)))),
+        previewer: preview.clone().map(|preview| preview as _),
         ..RunOptions::default()
     };
     let listener: Box<dyn Listener> = if args.json {
@@ -62,6 +68,9 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     engine.files().flush();
     match result {
         Ok(report) => {
+            if let Some(preview) = preview.filter(|_| !args.json && !args.quiet) {
+                preview.tell_if_idle();
+            }
             if !args.json {
                 for output in &report.outputs {
                     for saved in &output.saved {

@@ -69,6 +69,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
         threads: usize::from(args.device.threads.unwrap_or(0)),
         saver: Some(Arc::new(Saver::new(&args.out, run::exists(args.exists)))),
         keep_going: args.keep_going,
+        ..RunOptions::default()
     };
     let mut log = Log::begin(log, draw, &kept)?;
     if !args.json && !args.quiet {

@@ -18,6 +18,7 @@ use serde_json::json;
 use crate::args::WatchArgs;
 use crate::journal::Journal;
 use crate::output::say;
+use crate::preview::Preview;
 use crate::progress::{JsonLines, Lines};
 use crate::store::Store;
 use crate::{Exit, Failure, records, session};
@@ -47,6 +48,7 @@ type Snapshot = BTreeMap<PathBuf, Option<[u8; 32]>>;
 /// # Errors
 /// When the device cannot be used, or no file system can be watched.
 pub fn watch(args: &WatchArgs) -> Result<Exit, Failure> {
+    let preview = Preview::of(&args.preview)?;
     let store = Store::of(&args.cache)?;
     session::threads(&args.device)?;
     let files = Arc::new(DiskFiles::with_memo(store.file("digests.json")));
@@ -73,6 +75,7 @@ pub fn watch(args: &WatchArgs) -> Result<Exit, Failure> {
         engine: &engine,
         files: &files,
         saver: Arc::new(Saver::new(&args.out, Exists::Number).replacing_own()),
+        preview,
         stop: &stop,
         sender,
         receiver,
@@ -90,6 +93,7 @@ struct Loop<'a, W: Watcher> {
     engine: &'a Engine,
     files: &'a DiskFiles,
     saver: Arc<Saver>,
+    preview: Option<Arc<Preview>>,
     stop: &'a AtomicBool,
     sender: Sender<Signal>,
     receiver: Receiver<Signal>,
@@ -151,6 +155,9 @@ impl<W: Watcher> Loop<'_, W> {
         match loaded {
             Ok((checked, plan)) => {
                 session::warn(&checked);
+                if let Some(preview) = &self.preview {
+                    preview.spares(&checked)?;
+                }
                 Ok(Some(plan))
             }
             Err(problems) => {
@@ -270,6 +277,7 @@ impl<W: Watcher> Loop<'_, W> {
         let options = RunOptions {
             threads: usize::from(self.args.device.threads.unwrap_or(0)),
             saver: Some(Arc::clone(&self.saver)),
+            previewer: self.preview.clone().map(|preview| preview as _),
             ..RunOptions::default()
         };
         let lines: Box<dyn Listener> = if self.args.json {

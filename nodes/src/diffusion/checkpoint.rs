@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::clip::{ClipText, ClipTextConfig};
+use super::preview::LinearMap;
 use super::scheduler::{SchedulerConfig, Spacing};
 use super::tokenizer::{Tokenizer, TokenizerFiles};
 use super::unet::{SiteInfo, Unet, UnetConfig};
@@ -467,6 +468,8 @@ pub struct Checkpoint {
     text: Lazy<ClipText>,
     vae: Lazy<Vae>,
     tokenizer: Lazy<Tokenizer>,
+    vae_id: Option<String>,
+    linear_map: Lazy<LinearMap>,
 }
 
 impl Checkpoint {
@@ -488,7 +491,40 @@ impl Checkpoint {
             text: Lazy::default(),
             vae: Lazy::default(),
             tokenizer: Lazy::default(),
+            vae_id: None,
+            linear_map: Lazy::default(),
         }
+    }
+
+    /// Says what stands for the content of the VAE: equal ones have equal maps from latents to colours.
+    #[must_use]
+    pub fn with_vae_id(mut self, id: String) -> Self {
+        self.vae_id = Some(id);
+        self
+    }
+
+    /// Stands for the content of the VAE, if that was said.
+    #[must_use]
+    pub fn vae_id(&self) -> Option<&str> {
+        self.vae_id.as_deref()
+    }
+
+    /// The map from latents to colours: `known` when there is one, else fitted from the VAE, once.
+    ///
+    /// # Errors
+    /// When the VAE's weights cannot be read or it fails.
+    pub fn linear_map(&self, known: impl FnOnce() -> Option<LinearMap>) -> Result<Arc<LinearMap>> {
+        self.linear_map.get(|| match known() {
+            Some(map) => Ok(map),
+            None => {
+                let map = LinearMap::of_vae(&*self.vae()?, &self.device, self.kernel())?;
+                tracing::debug!(
+                    explained = map.explained(),
+                    "fitted the map from latents to colours"
+                );
+                Ok(map)
+            }
+        })
     }
 
     /// What the checkpoint says of itself.

@@ -7,6 +7,7 @@ pub mod control;
 pub mod layers;
 pub mod masks;
 pub mod noise;
+pub mod preview;
 pub mod sampling;
 pub mod scheduler;
 pub mod tokenizer;

@@ -28,6 +28,10 @@ pub trait Monitor {
     fn unet_calls(&self, images: usize);
     /// Something that the user should know but that does not end the run.
     fn warn(&self, message: &str);
+    /// z, `[B, C, h, w]`, is what there is after `done` of `total` steps: a step that was just drawn, or the last.
+    fn drawn(&self, done: usize, total: usize, z: &Tensor) {
+        let _ = (done, total, z);
+    }
 }
 
 /// Something that is held until it is dropped.
@@ -419,12 +423,16 @@ pub fn step_blend_sample(
                 }
                 let next = ddim.step(&z, &out, k)?;
                 memory.keep_state(k + 1, &next, seconds);
+                if k + 1 < ddim.steps() {
+                    monitor.drawn(k + 1, ddim.steps(), &next);
+                }
                 next
             }
         };
         trajectory.push(z.clone());
     }
     resume.end(0);
+    monitor.drawn(ddim.steps(), ddim.steps(), &z);
     monitor.step(ddim.steps(), ddim.steps())?;
     Ok(trajectory)
 }
@@ -886,9 +894,13 @@ impl Retouch<'_> {
             }
             z = ddim.step(&z, &out, k)?;
             memory.keep_state(k + 1, &z, seconds);
+            if k + 1 < steps {
+                monitor.drawn(k + 1, steps, &z);
+            }
             trajectory.push(z.clone());
         }
         resume.end(start);
+        monitor.drawn(steps, steps, &z);
         monitor.step(steps, steps)?;
         Ok(Retouched { trajectory, masks })
     }

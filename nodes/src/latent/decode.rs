@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::diffusion::Result as NetworkResult;
 use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
+use crate::diffusion::preview::decode_scaled;
 use crate::payload::{Image, ImageFacts, Latent, LatentFacts, Model};
 use crate::runtime::{check_finite, tensor_error};
 
@@ -35,19 +36,15 @@ ports! {
 }
 
 /// Pictures `[B, 3, H, W]` in [0, 1], on the CPU, of scaled latents, one after another so that memory is bounded.
-pub(super) fn decode(
+pub(crate) fn decode(
     model: &Checkpoint,
     latents: &candle_core::Tensor,
 ) -> NetworkResult<candle_core::Tensor> {
     let vae = model.vae()?;
-    let scale = vae.config().scaling_factor;
     let pictures = (0..latents.dim(0)?)
         .map(|b| {
-            let latent = (latents.narrow(0, b, 1)? / scale)?;
-            let picture = vae.decode(&latent, model.kernel())?;
-            Ok(((picture + 1.0)? * 0.5)?
-                .clamp(0f32, 1f32)?
-                .to_device(&candle_core::Device::Cpu)?)
+            let picture = decode_scaled(&vae, &latents.narrow(0, b, 1)?, model.kernel())?;
+            Ok(picture.to_device(&candle_core::Device::Cpu)?)
         })
         .collect::<NetworkResult<Vec<_>>>()?;
     Ok(candle_core::Tensor::cat(&pictures, 0)?)

@@ -5,6 +5,6 @@ pub mod encode_reference;
 pub mod invert;
 
 pub use decode::Decode;
-pub(crate) use decode::channel_fault;
+pub(crate) use decode::{channel_fault, decode};
 pub use encode_reference::EncodeReference;
 pub use invert::Invert;

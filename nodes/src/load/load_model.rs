@@ -9,7 +9,7 @@ use retouch_graph::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::chain::{ModelNote, model_id};
+use crate::chain::{ModelNote, model_id, vae_id};
 use crate::diffusion::Error;
 use crate::diffusion::checkpoint::{Checkpoint, Description, Parts};
 use crate::fields::AssetPath;
@@ -192,7 +192,12 @@ impl Node for LoadModel {
             id,
             runtime.device.clone(),
             runtime.kernel.clone(),
-        );
+        )
+        .with_vae_id(vae_id(
+            digests
+                .iter()
+                .map(|(role, digest)| (role.as_str(), *digest)),
+        ));
         Ok(Outputs {
             model: Arc::new(Model { checkpoint }),
         })

@@ -1,6 +1,7 @@
 //! The types that cross ports.
 
 mod attention;
+mod colour_map;
 mod control;
 pub mod image;
 mod latent;
@@ -31,9 +32,11 @@ pub fn decoders() -> retouch_graph::Decoders {
         .with::<Image>()
         .with::<Table>()
         .with::<Attention>()
+        .with::<ColourMap>()
 }
 
 pub(crate) use attention::Attention;
+pub(crate) use colour_map::ColourMap;
 pub(crate) use masks::FIRST_STEP;
 pub(crate) use tensors::READ_AS;
 pub(crate) use trajectory::DRAWN;

@@ -30,6 +30,7 @@ use crate::payload::{
     Control, ControlFacts, Latent, LatentFacts, Mask, MaskOrMasks, Masks, MasksFacts, Model,
     Trajectory, TrajectoryFacts,
 };
+use crate::preview::Previews;
 use crate::runtime::{Reports, check_finite, tensor_error};
 
 /// Draws a picture's latent from noise by DDIM (eta 0); with a `control`, stage 2: the retouch.
@@ -205,7 +206,7 @@ impl Sample {
                 &ddim,
                 0,
                 self.guidance,
-                reports,
+                &Previews::new(reports, model),
                 &Remembers::new(reports.0),
             )?,
             masks: Vec::new(),
@@ -550,7 +551,8 @@ impl Sample {
             fills: reports.0.note::<SamplerNote>().map(|note| note.fills),
             settings: numbers.clone(),
         };
-        Ok(retouch.run(&ddim, reports, &Remembers::new(reports.0))?)
+        let previews = Previews::new(reports, model);
+        Ok(retouch.run(&ddim, &previews, &Remembers::new(reports.0))?)
     }
 
     /// Which prompts run the context's step k.

@@ -14,6 +14,7 @@ use crate::diffusion::scheduler::Ddim;
 use crate::fields::{Seed, Steps, Template};
 use crate::latent::channel_fault;
 use crate::payload::{Latent, LatentFacts, Model, Trajectory, TrajectoryFacts};
+use crate::preview::Previews;
 use crate::runtime::Reports;
 
 /// Draws the layout, stage 1: the vanilla model the first steps, and with them the layout, the personalised model the rest.
@@ -198,7 +199,7 @@ impl Node for StepBlendSample {
             &ddim,
             blend_steps,
             self.guidance,
-            &reports,
+            &Previews::new(&reports, personalized),
             &Remembers::new(context),
         )?;
         let drawn = (0..self.steps)
