@@ -462,8 +462,8 @@ sweep: {matrix: {how: [fail, ok, panic]}}
         let options = RunOptions {
             threads: 1,
             keep_going,
-            ..RunOptions::default()
             saver: Some(Arc::new(Saver::new(folder.path(), Exists::Keep))),
+            ..RunOptions::default()
         };
         let (recorder, result) = run(&sweep, &engine, &options);
         let failed = recorder

@@ -32,6 +32,7 @@ pub fn registry() -> retouch_graph::registry::Registry {
         .with::<attention::SwapAttention>()
         .with::<sample::Sample>()
         .with::<latent::Decode>()
+        .with::<latent::Animate>()
         .with::<image::ResizeImage>()
         .with::<image::MakeMask>()
         .with::<image::Grid>()

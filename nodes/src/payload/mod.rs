@@ -1,5 +1,6 @@
 //! The types that cross ports.
 
+pub mod animation;
 mod attention;
 mod colour_map;
 mod control;
@@ -12,6 +13,7 @@ pub mod table;
 mod tensors;
 mod trajectory;
 
+pub use animation::Animation;
 pub use control::{Control, ControlFacts};
 pub use image::{Image, ImageFacts};
 pub use latent::{Latent, LatentFacts};
@@ -32,6 +34,7 @@ pub fn decoders() -> retouch_graph::Decoders {
         .with::<Image>()
         .with::<Table>()
         .with::<Attention>()
+        .with::<Animation>()
         .with::<ColourMap>()
 }
 
