@@ -1,6 +1,6 @@
 //! All reading goes through one trait: content digests are memoised, and what was read is the watch list.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -39,8 +39,71 @@ pub trait Files: Send + Sync {
     /// Whether there is a folder.
     fn is_dir(&self, path: &Path) -> bool;
 
+    /// What lies in a folder, sorted by path; links are followed. Looking is not reading: none of it is watched.
+    ///
+    /// # Errors
+    /// As the file system gives them; `Unsupported` by default, from files that have no folders to look through.
+    fn entries(&self, folder: &Path) -> io::Result<Vec<FolderEntry>> {
+        let _ = folder;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Where what is named so really lies, for those who map a file into memory and for messages.
+    fn place(&self, path: &Path) -> PathBuf {
+        path.to_owned()
+    }
+
+    /// Looks for a model that is not at its path in the folders that models are kept in, if there are any. Once it
+    /// is found all reading below `path` goes there. Nodes that load models call it before they look at the files.
+    fn seek(&self, path: &Path) -> Sought {
+        let _ = path;
+        Sought::default()
+    }
+
     /// Writes down what is to be known in the next process, if anything is; nobody misses it when that fails.
     fn flush(&self) {}
+}
+
+/// What lies in a folder.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FolderEntry {
+    /// Its path, the folder's included.
+    pub path: PathBuf,
+    /// Its bytes; `None`: it is a folder.
+    pub size: Option<u64>,
+}
+
+/// Where a model that is not at its path was looked for in vain; nothing when it is there or was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sought {
+    /// The folders that were looked through.
+    pub places: Vec<PathBuf>,
+    /// Whether a lock says what the model holds, so that its name alone is not enough.
+    pub locked: bool,
+}
+
+impl Sought {
+    /// What to say to somebody whose model is nowhere: the places, or that there could be some.
+    #[must_use]
+    pub fn help(&self) -> String {
+        if self.places.is_empty() {
+            return "folders that models are kept in may be named in RETOUCH_MODELS".to_owned();
+        }
+        let places: Vec<String> = self
+            .places
+            .iter()
+            .map(|place| place.display().to_string())
+            .collect();
+        let what = if self.locked {
+            ", by the content that the lock file says"
+        } else {
+            ""
+        };
+        format!(
+            "it was also looked for below {}{what} (RETOUCH_MODELS)",
+            places.join(", ")
+        )
+    }
 }
 
 /// A lock that a panic elsewhere does not take away: what it guards is whole after every statement.
@@ -219,6 +282,23 @@ impl Files for DiskFiles {
         path.is_dir()
     }
 
+    fn entries(&self, folder: &Path) -> io::Result<Vec<FolderEntry>> {
+        let mut entries = Vec::new();
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            // A link that leads nowhere, and what is neither a file nor a folder, is nothing to read.
+            let Ok(metadata) = fs::metadata(&path) else {
+                continue;
+            };
+            if metadata.is_dir() || metadata.is_file() {
+                let size = metadata.is_file().then_some(metadata.len());
+                entries.push(FolderEntry { path, size });
+            }
+        }
+        entries.sort();
+        Ok(entries)
+    }
+
     fn flush(&self) {
         let Some(memo) = &self.memo else {
             return;
@@ -311,6 +391,211 @@ impl Files for MemoryFiles {
         lock(&self.files)
             .keys()
             .any(|file| file != &folder && file.starts_with(&folder))
+    }
+
+    fn entries(&self, folder: &Path) -> io::Result<Vec<FolderEntry>> {
+        let folder = crate::check::normal(folder);
+        let mut entries = Vec::new();
+        for (file, content) in &*lock(&self.files) {
+            let Ok(rest) = file.strip_prefix(&folder) else {
+                continue;
+            };
+            let mut parts = rest.components();
+            let Some(first) = parts.next() else {
+                continue;
+            };
+            let size = parts.next().is_none().then_some(content.len() as u64);
+            entries.push(FolderEntry {
+                path: folder.join(first),
+                size,
+            });
+        }
+        entries.sort();
+        entries.dedup();
+        Ok(entries)
+    }
+}
+
+/// Something that is read from another place than the one it is named by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Redirect {
+    /// What it is named: a file, or a model's folder.
+    pub from: PathBuf,
+    /// Where it was found.
+    pub to: PathBuf,
+}
+
+/// So many names at the end of a path are looked for below a search folder: `models/world` and then `world`.
+const NAMES: usize = 3;
+
+#[derive(Debug, Default)]
+struct Table {
+    /// Single files, by where they are named (normal).
+    files: BTreeMap<PathBuf, PathBuf>,
+    /// Whole folders, by where they are named.
+    folders: Vec<Redirect>,
+    /// Models whose content is known, so that a folder of the same name will not do.
+    strict: BTreeSet<PathBuf>,
+    /// What was found and not told yet.
+    news: Vec<Redirect>,
+}
+
+/// Files that are read from where they were found when they are not where they are named.
+///
+/// What is at its own place is always read there. Digests, and so keys, do not depend on places.
+pub struct RedirectedFiles {
+    inner: Arc<dyn Files>,
+    models: Vec<PathBuf>,
+    table: Mutex<Table>,
+}
+
+impl std::fmt::Debug for RedirectedFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedirectedFiles")
+            .field("models", &self.models)
+            .field("table", &lock(&self.table))
+            .finish_non_exhaustive()
+    }
+}
+
+impl RedirectedFiles {
+    /// Reads through `inner`; models that are not at their paths are looked for below the folders `models`, in order.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Files>, models: Vec<PathBuf>) -> Self {
+        Self {
+            inner,
+            models,
+            table: Mutex::default(),
+        }
+    }
+
+    /// The folders that models are looked for in.
+    #[must_use]
+    pub fn models(&self) -> &[PathBuf] {
+        &self.models
+    }
+
+    /// Finds what a lock has and is not at its path ([`locate`](crate::lock::locate)), and reads it there from now on,
+    /// in place of all redirections so far; without a lock there are then none. `folder` is the workflow's.
+    pub fn locate(&self, lock: Option<&crate::lock::Lock>, folder: &Path) -> crate::lock::Located {
+        let located = lock
+            .map(|lock| crate::lock::locate(lock, folder, &self.models, &*self.inner))
+            .unwrap_or_default();
+        let mut table = Table::default();
+        for file in &located.files {
+            let from = crate::check::normal(&file.from);
+            table.files.insert(from, file.to.clone());
+        }
+        let lost = located.lost.iter();
+        table.strict = lost.map(|path| crate::check::normal(path)).collect();
+        table.news.clone_from(&located.found);
+        *self::lock(&self.table) = table;
+        located
+    }
+
+    /// What was found elsewhere since the last call.
+    #[must_use]
+    pub fn news(&self) -> Vec<Redirect> {
+        std::mem::take(&mut lock(&self.table).news)
+    }
+
+    /// Where a path leads, if anywhere else.
+    fn elsewhere(&self, path: &Path) -> Option<PathBuf> {
+        let path = crate::check::normal(path);
+        let table = lock(&self.table);
+        if let Some(to) = table.files.get(&path) {
+            return Some(to.clone());
+        }
+        table.folders.iter().find_map(|folder| {
+            let rest = path.strip_prefix(&folder.from).ok()?;
+            // `join` with nothing would end the path in a separator.
+            Some(if rest.as_os_str().is_empty() {
+                folder.to.clone()
+            } else {
+                folder.to.join(rest)
+            })
+        })
+    }
+}
+
+impl Files for RedirectedFiles {
+    fn read(&self, path: &Path) -> io::Result<Arc<[u8]>> {
+        self.inner.read(&self.place(path))
+    }
+
+    fn read_head(&self, path: &Path, length: usize) -> io::Result<(Vec<u8>, u64)> {
+        self.inner.read_head(&self.place(path), length)
+    }
+
+    fn digest(&self, path: &Path) -> io::Result<Digest> {
+        self.inner.digest(&self.place(path))
+    }
+
+    fn is_file(&self, path: &Path) -> bool {
+        self.inner.is_file(path)
+            || self
+                .elsewhere(path)
+                .is_some_and(|path| self.inner.is_file(&path))
+    }
+
+    fn is_dir(&self, path: &Path) -> bool {
+        if self.inner.is_dir(path) {
+            return true;
+        }
+        let folder = crate::check::normal(path);
+        lock(&self.table)
+            .files
+            .keys()
+            .any(|file| file != &folder && file.starts_with(&folder))
+            || self
+                .elsewhere(path)
+                .is_some_and(|path| self.inner.is_dir(&path))
+    }
+
+    fn entries(&self, folder: &Path) -> io::Result<Vec<FolderEntry>> {
+        self.inner.entries(folder)
+    }
+
+    fn place(&self, path: &Path) -> PathBuf {
+        match self.elsewhere(path) {
+            // What came to its own place meanwhile is read there.
+            Some(elsewhere) if !self.inner.is_file(path) => self.inner.place(&elsewhere),
+            _ => self.inner.place(path),
+        }
+    }
+
+    fn seek(&self, path: &Path) -> Sought {
+        if self.is_dir(path) || self.is_file(path) {
+            return Sought::default();
+        }
+        let from = crate::check::normal(path);
+        let locked = lock(&self.table).strict.contains(&from);
+        let names: Vec<_> = from
+            .components()
+            .filter(|part| matches!(part, std::path::Component::Normal(_)))
+            .collect();
+        if !locked {
+            for root in &self.models {
+                for first in names.len().saturating_sub(NAMES)..names.len() {
+                    let to = root.join(names[first..].iter().collect::<PathBuf>());
+                    if self.inner.is_dir(&to) || self.inner.is_file(&to) {
+                        let redirect = Redirect { from, to };
+                        let mut table = lock(&self.table);
+                        table.news.push(redirect.clone());
+                        table.folders.push(redirect);
+                        return Sought::default();
+                    }
+                }
+            }
+        }
+        Sought {
+            places: self.models.clone(),
+            locked,
+        }
+    }
+
+    fn flush(&self) {
+        self.inner.flush();
     }
 }
 

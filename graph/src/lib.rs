@@ -13,6 +13,7 @@ pub mod fields;
 pub mod files;
 pub mod format;
 pub mod key;
+pub mod lock;
 pub mod node;
 pub mod params;
 pub mod plan;
@@ -35,8 +36,11 @@ pub use check::{Checked, CheckedNode, CheckedOutput, Link, ResolvedParam, Settin
 pub use engine::Engine;
 pub use event::{Counters, Event, Listener, Recorder, RunStatus, Silent};
 pub use execute::{Cancel, NodeOutcome, NodeReport, OutputValue, RunError, RunOptions, RunReport};
-pub use files::{Digest, DiskFiles, Files, MemoryFiles};
+pub use files::{
+    Digest, DiskFiles, Files, FolderEntry, MemoryFiles, Redirect, RedirectedFiles, Sought,
+};
 pub use key::Key;
+pub use lock::{Difference, Located, Lock, LockedFile, LockedKind, locate};
 pub use node::{Context, Environment, Fault, FaultKind, Host, Node, NodeError, ReadFile};
 pub use params::{How, ParamType};
 pub use plan::{Change, Forecast, Plan, PlannedOutput, Reason, Record, Resume, Status, Task, What};

@@ -306,6 +306,16 @@ codes! {
     UnusedNode = "R0702", "A warning: no output depends on the node, so it does not run.";
     /// The formatter would have changed the meaning.
     FormatRefused = "R0801", "The formatter checks that the text means the same before and after, comments too. Here it would not, so the text is left as it is. Please report the file.";
+    /// A lock file cannot be read.
+    LockUnreadable = "R0901", "The file is no lock file, or it was changed by hand. `retouch lock FILE` writes it anew; a lock is text, so version control shows what it was before.";
+    /// A lock file is of another schema.
+    LockSchema = "R0902", "This program reads `schema: retouch-lock/1`. A lock of a newer schema was written by a newer Retouch: use that one, or write the lock anew with `retouch lock FILE`.";
+    /// What is read is not what the lock says.
+    LockDiffers = "R0903", "With `--locked` everything that is read must be what `retouch lock` wrote down. Bring the files back, or accept what they are now with `retouch lock FILE`.";
+    /// There is no lock file.
+    LockMissing = "R0904", "`--locked` compares what is read with the lock file beside the workflow (`wf.lock` for `wf.yaml`), and there is none. `retouch lock FILE` writes it.";
+    /// A file cannot be written down in a lock.
+    LockName = "R0905", "A lock names files by relative paths with `/`, in Unicode, so that it means the same on every machine. A name with `\\` or a control character, or one that is not Unicode, does not go into it: rename the file.";
 }
 
 impl Code {

@@ -240,7 +240,8 @@ fn read_header(files: &dyn Files, path: &Path) -> Result<Header> {
     if needed > head.len() {
         (head, _) = read(needed)?;
     }
-    Header::parse(path, &head, length)
+    // The weights are mapped from the file itself, so its real place must be known.
+    Header::parse(&files.place(path), &head, length)
 }
 
 impl Description {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use retouch_graph::{
-    Chained, Context, Fault, Files, Node, NodeError, ReadFile, Types, Upstream, ports,
+    Chained, Context, Fault, Files, Node, NodeError, ReadFile, Sought, Types, Upstream, ports,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -73,6 +73,21 @@ impl LoadModel {
         parts
     }
 
+    /// Has the folders that are not at their paths looked for; says where, for a model that is nowhere.
+    fn seek(&self, files: &dyn Files) -> Sought {
+        let parts = [
+            &self.unet,
+            &self.text_encoder,
+            &self.tokenizer,
+            &self.vae,
+            &self.scheduler,
+        ];
+        for part in parts.into_iter().flatten() {
+            files.seek(part.as_path());
+        }
+        files.seek(self.path.as_path())
+    }
+
     /// The parameter that a path came from.
     fn parameter(&self, path: &Path) -> &'static str {
         let parts = self.parts();
@@ -115,6 +130,7 @@ impl Node for LoadModel {
     type Outputs = Outputs;
 
     fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>> {
+        self.seek(files);
         // Missing files are `check`'s to report, with what they are for.
         Ok(self
             .parts()
@@ -148,7 +164,10 @@ impl Node for LoadModel {
                     "path",
                     format!("the model folder {} {what}", folder.display()),
                 )
-                .help("relative paths count from the folder of the file that writes them"),
+                .help(format!(
+                    "relative paths count from the folder of the file that writes them; {}",
+                    self.seek(files).help()
+                )),
             ]);
         }
         let description = Description::read(&self.parts(), files)
