@@ -16,6 +16,7 @@ use clap_complete::Shell;
     after_help = "Results go to standard output, everything else to standard error.\n\
         Exit codes: 0 done; 1 a node failed or a file could not be written; 2 wrong arguments;\n\
         3 the workflow has faults; 130 interrupted.\n\
+        RETOUCH_MODELS names folders that models are looked for in, separated as in PATH.\n\
         RETOUCH_LOG=debug logs what happens inside; NO_COLOR turns colours off; RETOUCH_CONFIG names a\n\
         configuration file in place of the platform's retouch/config.yaml."
 )]
@@ -48,6 +49,12 @@ pub enum Command {
     Graph(GraphArgs),
     /// Explain an error code.
     Explain(ExplainArgs),
+    /// Write down what a workflow reads, beside it: `wf.lock` for `wf.yaml`.
+    Lock(LockArgs),
+    /// Pack a workflow with what it reads into one file to share.
+    Bundle(BundleArgs),
+    /// Unpack a bundle to a folder.
+    Unbundle(UnbundleArgs),
     /// Make a folder with the workflows, the demo model and the reference photos of this program.
     New(NewArgs),
     /// Look at the disk cache, or empty it.
@@ -81,6 +88,28 @@ pub struct DeviceArgs {
     /// Threads for computing. Default: one for each core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+}
+
+/// Where a workflow, its models and assets come from.
+#[derive(Args, Clone, Debug, Default)]
+pub struct SharingArgs {
+    /// A folder that models which are not at their paths are looked for in, before those of RETOUCH_MODELS.
+    #[arg(long, value_name = "DIR", help_heading = "Sharing")]
+    pub models: Vec<PathBuf>,
+    /// The bytes that a bundle may unpack to. Default: 1GiB.
+    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, help_heading = "Sharing")]
+    pub max_unpacked: Option<u64>,
+}
+
+/// What of a lock is demanded.
+#[derive(Args, Clone, Debug, Default)]
+pub struct LockedArgs {
+    /// Read nothing that differs from the lock beside the workflow; without a lock, fail.
+    #[arg(long, help_heading = "Sharing")]
+    pub locked: bool,
+    /// Where it comes from.
+    #[command(flatten)]
+    pub sharing: SharingArgs,
 }
 
 /// What is kept between steps, runs and processes, and how much of it.
@@ -171,7 +200,7 @@ pub enum CacheCommand {
 /// `retouch run`.
 #[derive(Args, Debug)]
 pub struct RunArgs {
-    /// The workflow file.
+    /// The workflow file, or a bundle.
     pub file: PathBuf,
     /// Outputs or nodes to make, with what they need, instead of all outputs.
     #[arg(value_name = "NODE")]
@@ -191,6 +220,9 @@ pub struct RunArgs {
     /// Whether what is being drawn is shown.
     #[command(flatten)]
     pub preview: PreviewArgs,
+    /// Where it comes from, and what of a lock is demanded.
+    #[command(flatten)]
+    pub locked: LockedArgs,
     /// What is kept.
     #[command(flatten)]
     pub cache: CacheArgs,
@@ -222,6 +254,9 @@ pub struct WatchArgs {
     /// Whether what is being drawn is shown.
     #[command(flatten)]
     pub preview: PreviewArgs,
+    /// Where it comes from, and what of a lock is demanded.
+    #[command(flatten)]
+    pub locked: LockedArgs,
     /// What is kept.
     #[command(flatten)]
     pub cache: CacheArgs,
@@ -266,6 +301,9 @@ pub struct SweepArgs {
     /// Where and how to compute.
     #[command(flatten)]
     pub device: DeviceArgs,
+    /// Where it comes from.
+    #[command(flatten)]
+    pub sharing: SharingArgs,
     /// What is kept.
     #[command(flatten)]
     pub cache: CacheArgs,
@@ -299,6 +337,12 @@ pub struct CheckArgs {
     /// What sets their params.
     #[command(flatten)]
     pub params: ParamArgs,
+    /// Where they come from.
+    #[command(flatten)]
+    pub sharing: SharingArgs,
+    /// What is kept.
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// Print the faults as JSON lines on standard output.
     #[arg(long)]
     pub json: bool,
@@ -307,7 +351,7 @@ pub struct CheckArgs {
 /// `retouch plan`.
 #[derive(Args, Debug)]
 pub struct PlanArgs {
-    /// The workflow file.
+    /// The workflow file, or a bundle.
     pub file: PathBuf,
     /// Outputs or nodes to make, with what they need, instead of all outputs.
     #[arg(value_name = "NODE")]
@@ -318,6 +362,9 @@ pub struct PlanArgs {
     /// The device, which is part of every key.
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: String,
+    /// Where it comes from, and what of a lock is demanded.
+    #[command(flatten)]
+    pub locked: LockedArgs,
     /// What is kept.
     #[command(flatten)]
     pub cache: CacheArgs,
@@ -355,6 +402,12 @@ pub struct GraphArgs {
     /// What sets its params.
     #[command(flatten)]
     pub params: ParamArgs,
+    /// Where it comes from.
+    #[command(flatten)]
+    pub sharing: SharingArgs,
+    /// What is kept.
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// The language to draw in.
     #[arg(long, value_enum, default_value_t = GraphFormat::Dot)]
     pub format: GraphFormat,
@@ -374,6 +427,62 @@ pub enum GraphFormat {
 pub struct ExplainArgs {
     /// The code, as an error shows it. Without one: all codes.
     pub code: Option<String>,
+}
+
+/// `retouch lock`.
+#[derive(Args, Debug)]
+pub struct LockArgs {
+    /// The workflow file.
+    pub file: PathBuf,
+    /// What sets its params.
+    #[command(flatten)]
+    pub params: ParamArgs,
+    /// Change nothing; say what differs, and fail if anything does.
+    #[arg(long)]
+    pub check: bool,
+    /// Where its models are.
+    #[command(flatten)]
+    pub sharing: SharingArgs,
+    /// What is kept.
+    #[command(flatten)]
+    pub cache: CacheArgs,
+}
+
+/// `retouch bundle`.
+#[derive(Args, Debug)]
+pub struct BundleArgs {
+    /// The workflow file.
+    pub file: PathBuf,
+    /// The bundle to write. Default: the workflow's name with `.tar.zst`, in the current folder.
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// What sets its params; it goes into the bundle.
+    #[command(flatten)]
+    pub params: ParamArgs,
+    /// Pack the models too; without it the bundle says what they hold, and they are found by that.
+    #[arg(long)]
+    pub with_models: bool,
+    /// The largest asset that is packed. Default: 64MiB.
+    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size)]
+    pub max_asset: Option<u64>,
+    /// Where its models are.
+    #[command(flatten)]
+    pub sharing: SharingArgs,
+    /// What is kept.
+    #[command(flatten)]
+    pub cache: CacheArgs,
+}
+
+/// `retouch unbundle`.
+#[derive(Args, Debug)]
+pub struct UnbundleArgs {
+    /// The bundle.
+    pub file: PathBuf,
+    /// The folder to make; it must not exist, or be empty.
+    pub folder: PathBuf,
+    /// The bytes that it may unpack to. Default: 1GiB.
+    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size)]
+    pub max_unpacked: Option<u64>,
 }
 
 /// `retouch new`.

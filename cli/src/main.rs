@@ -1,6 +1,7 @@
 //! The command line of Retouch: the only crate that prints, exits and reads the environment.
 
 mod args;
+mod bundle;
 mod commands;
 mod journal;
 mod output;
@@ -9,6 +10,7 @@ mod progress;
 mod records;
 mod report;
 mod session;
+mod sharing;
 mod store;
 mod table;
 
@@ -97,6 +99,9 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         }
         Command::Graph(args) => commands::graph::graph(&args),
         Command::Explain(args) => commands::explain::explain(&args),
+        Command::Lock(args) => commands::lock::lock(&args),
+        Command::Bundle(args) => commands::bundle::bundle(&args),
+        Command::Unbundle(args) => commands::bundle::unbundle(&args),
         Command::New(args) => commands::new::new(&args),
         Command::Cache(args) => commands::cache::cache(&args),
         Command::Bench(args) => commands::bench::bench(&args),

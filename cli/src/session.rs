@@ -1,6 +1,5 @@
 //! What commands that load workflows share: an engine on a device, params, faults printed.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use retouch_graph::problem::{Problem, Severity};
@@ -74,18 +73,6 @@ pub fn settings(params: &ParamArgs) -> Settings {
         params: params.params.iter().cloned().collect(),
         ..Settings::default()
     }
-}
-
-/// Loads and checks a workflow; prints its warnings, or its faults.
-///
-/// # Errors
-/// The exit code for a workflow with faults.
-pub fn load(engine: &Engine, file: &Path, settings: &Settings) -> Result<Checked, Exit> {
-    let checked = engine
-        .load(file, settings)
-        .map_err(|problems| faults(&problems))?;
-    warn(&checked);
-    Ok(checked)
 }
 
 /// A fault as the JSON line that programs read.

@@ -160,6 +160,30 @@ pub fn hex(digest: &Digest) -> String {
     blake3::Hash::from_bytes(*digest).to_hex().to_string()
 }
 
+/// Makes the digest of content that comes piece by piece.
+#[derive(Debug, Default)]
+pub struct Hasher(blake3::Hasher);
+
+impl Hasher {
+    /// Takes the next piece.
+    pub fn update(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// The digest of all pieces.
+    #[must_use]
+    pub fn finish(&self) -> Digest {
+        *self.0.finalize().as_bytes()
+    }
+}
+
+/// The digest of 64 hexadecimal digits.
+#[must_use]
+pub fn parse_hex(text: &str) -> Option<Digest> {
+    let hash = blake3::Hash::from_hex(text).ok()?;
+    Some(*hash.as_bytes())
+}
+
 /// The lock file of a workflow: `wf.lock` beside `wf.yaml`.
 #[must_use]
 pub fn file_of(workflow: &Path) -> PathBuf {
@@ -180,6 +204,13 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Problem {
 /// Whether a name may stand in a lock: the same on every system.
 fn portable(name: &str) -> bool {
     !name.is_empty() && !name.contains('\\') && !name.contains(char::is_control)
+}
+
+/// The path from a folder to a file as a lock writes it, with `/`; `None` when there is none that could be shared, or
+/// a name in it is not the same on every system.
+#[must_use]
+pub fn shareable(folder: &Path, file: &Path) -> Option<String> {
+    slashed(&relative(folder, file)?, file).ok()
 }
 
 /// A path from one folder to a file; `None` when there is none that could be shared.
@@ -676,10 +707,7 @@ impl Reader<'_> {
                     _ => self.wrong(value.span, "`size` is a number of bytes"),
                 },
                 "blake3" => {
-                    digest = value
-                        .as_text()
-                        .and_then(|text| blake3::Hash::from_hex(text).ok())
-                        .map(|hash| *hash.as_bytes());
+                    digest = value.as_text().and_then(parse_hex);
                     if digest.is_none() {
                         self.wrong(value.span, "`blake3` is a digest of 64 hexadecimal digits");
                     }

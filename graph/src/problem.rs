@@ -316,6 +316,26 @@ codes! {
     LockMissing = "R0904", "`--locked` compares what is read with the lock file beside the workflow (`wf.lock` for `wf.yaml`), and there is none. `retouch lock FILE` writes it.";
     /// A file cannot be written down in a lock.
     LockName = "R0905", "A lock names files by relative paths with `/`, in Unicode, so that it means the same on every machine. A name with `\\` or a control character, or one that is not Unicode, does not go into it: rename the file.";
+    /// A bundle is damaged.
+    BundleArchive = "R0911", "A bundle is one zstd frame around one ustar archive, and nothing before or behind them. This file is no such thing, is cut off, or was damaged on its way: get it anew.";
+    /// Something in a bundle is no plain file.
+    BundleEntry = "R0912", "Bundles hold plain files alone. Links, devices, pipes, folders of their own, sparse files and the long names of GNU and PAX can be made to write elsewhere, so a bundle with one is refused as a whole.";
+    /// A file in a bundle has a name that is not safe.
+    BundleName = "R0913", "A path in a bundle is relative, with `/`, at most 255 bytes long and 32 folders deep, without `.`, `..`, `\\`, `< > : \" | ? *`, invisible characters and names of devices (`con`, `nul`, `com1`), so that it stays inside the bundle on every system. When you make a bundle: rename the file.";
+    /// Two files in a bundle get into each other's way.
+    BundleTwice = "R0914", "Two files of the bundle have one path, differ in upper and lower case alone, or one's path leads through the other.";
+    /// A bundle is too large.
+    BundleLimit = "R0915", "Unpacked, a bundle may have 10,000 files, 1 GiB (more with `--max-unpacked SIZE`), and a hundred times its own size: beyond that it may be made to fill the disk.";
+    /// A bundle's manifest is missing or cannot be read.
+    BundleManifest = "R0916", "The first file of a bundle is `retouch-bundle.yaml`, which lists all others. Here it is missing, or is not as `retouch bundle` writes it.";
+    /// A bundle is of another schema.
+    BundleSchema = "R0917", "This program reads `schema: retouch-bundle/1`. A bundle of a newer schema was made by a newer Retouch: use that one.";
+    /// A bundle does not hold what its manifest says.
+    BundleContent = "R0918", "Each file of a bundle must have the size and the digest that its manifest says, each one listed must be there, and no other.";
+    /// A workflow reaches out of its bundle.
+    BundleOutside = "R0919", "A bundle must be whole in itself: its workflow reads what is in it, models that are found by their content, and what you give with `--set`. A path that is absolute or leads out of the bundle is refused. When you make a bundle: write the path relative to the workflow.";
+    /// A file is too large for a bundle.
+    BundleAsset = "R0920", "Assets of more than 64 MiB are not packed unless you say so: `--max-asset 200MiB`. Models are packed with `--with-models` alone; without it their digests are in the lock, and who gets the bundle needs the models.";
 }
 
 impl Code {

@@ -85,7 +85,7 @@ pub fn cache(args: &CacheToolArgs) -> Result<Exit, Failure> {
         }
         CacheCommand::Clear => {
             let (entries, bytes) = disk.clear().map_err(failed)?;
-            for name in ["plans", "journal.jsonl", "digests.json"] {
+            for name in ["plans", "bundles", "journal.jsonl", "digests.json"] {
                 let path = folder.join(name);
                 let removed = match path.is_dir() {
                     true => std::fs::remove_dir_all(&path),

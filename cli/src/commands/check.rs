@@ -5,6 +5,8 @@ use retouch_graph::problem::{Problem, Severity};
 
 use crate::args::CheckArgs;
 use crate::output::say;
+use crate::sharing::Input;
+use crate::store::Store;
 use crate::{Exit, Failure, report, session};
 
 /// Reports every fault of the files.
@@ -12,24 +14,35 @@ use crate::{Exit, Failure, report, session};
 /// # Errors
 /// When standard output is closed.
 pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
-    let engine = session::engine("cpu")?;
+    let store = Store::of(&args.cache)?;
+    let plain = session::engine("cpu")?;
     let mut exit = Exit::Done;
     for file in &args.files {
-        let mut settings = session::settings(&args.params);
+        let (input, engine) = match Input::open(file, &args.sharing, false, &store, plain.clone()) {
+            Ok(opened) => opened,
+            Err(stop) => {
+                exit = stop.tell(args.json)?;
+                continue;
+            }
+        };
+        let mut settings = input.settings(&args.params);
         // A graph for use in others is checked as far as that goes without what it will be given.
         settings.part = true;
-        let written = engine.read(file).ok().and_then(|workflow| workflow.sweep);
+        let written = engine
+            .read(&input.file)
+            .ok()
+            .and_then(|workflow| workflow.sweep);
         let only = written
             .as_ref()
             .is_some_and(|sweep| sweep.workflow.is_some());
         let loaded = if only {
             Ok(None)
         } else {
-            engine.load(file, &settings).map(Some)
+            input.load(&engine, &settings).map(Some)
         };
         // What the workflow's own faults are is told first: each cell would have them.
         let loaded = loaded.and_then(|checked| {
-            let sweep = written.map(|_| engine.load_sweep(file, &settings));
+            let sweep = written.map(|_| input.load_sweep(&engine, &settings));
             Ok((checked, sweep.transpose()?))
         });
         let (problems, checked) = match loaded {
@@ -53,7 +66,7 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
             Some((checked, sweep)) => {
                 // A part has nodes that wait for its inputs: what is told is what the file has.
                 let part = engine
-                    .read(file)
+                    .read(&input.file)
                     .is_ok_and(|workflow| !workflow.inputs.is_empty());
                 let cells = sweep.map_or_else(String::new, |sweep| {
                     let count = sweep.cells.len();

@@ -2,6 +2,8 @@
 
 use crate::args::{GraphArgs, GraphFormat};
 use crate::output::say;
+use crate::sharing::Input;
+use crate::store::Store;
 use crate::{Exit, Failure, session};
 
 /// Prints the graph as text that other programs draw.
@@ -9,11 +11,17 @@ use crate::{Exit, Failure, session};
 /// # Errors
 /// When standard output is closed.
 pub fn graph(args: &GraphArgs) -> Result<Exit, Failure> {
+    let store = Store::of(&args.cache)?;
     let engine = session::engine("cpu")?;
-    let checked = match session::load(&engine, &args.file, &session::settings(&args.params)) {
-        Ok(checked) => checked,
-        Err(exit) => return Ok(exit),
+    let (input, engine) = match Input::open(&args.file, &args.sharing, false, &store, engine) {
+        Ok(opened) => opened,
+        Err(stop) => return stop.tell(false),
     };
+    let checked = match input.load(&engine, &input.settings(&args.params)) {
+        Ok(checked) => checked,
+        Err(problems) => return Ok(session::faults(&problems)),
+    };
+    session::warn(&checked);
     let plan = match engine.plan(&checked, &[]) {
         Ok(plan) => plan,
         Err(problems) => return Ok(session::faults(&problems)),

@@ -1,11 +1,13 @@
 //! The commands, one file each.
 
 pub mod bench;
+pub mod bundle;
 pub mod cache;
 pub mod check;
 pub mod explain;
 pub mod fmt;
 pub mod graph;
+pub mod lock;
 pub mod new;
 pub mod nodes;
 pub mod plan;

@@ -7,6 +7,7 @@ use crate::args::PlanArgs;
 use crate::journal;
 use crate::output::say;
 use crate::progress::duration;
+use crate::sharing::Input;
 use crate::store::{Store, size};
 use crate::{Exit, Failure, records, session};
 
@@ -17,10 +18,16 @@ use crate::{Exit, Failure, records, session};
 pub fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
     let store = Store::of(&args.cache)?;
     let engine = session::caching_engine(&args.device, &store)?;
-    let checked = match session::load(&engine, &args.file, &session::settings(&args.params)) {
-        Ok(checked) => checked,
-        Err(exit) => return Ok(exit),
+    let (places, locked) = (&args.locked.sharing, args.locked.locked);
+    let (input, engine) = match Input::open(&args.file, places, locked, &store, engine) {
+        Ok(opened) => opened,
+        Err(stop) => return stop.tell(false),
     };
+    let checked = match input.load(&engine, &input.settings(&args.params)) {
+        Ok(checked) => checked,
+        Err(problems) => return Ok(session::faults(&problems)),
+    };
+    session::warn(&checked);
     let plan = match engine.plan(&checked, &args.targets) {
         Ok(plan) => plan,
         Err(problems) => return Ok(session::faults(&problems)),

@@ -13,6 +13,7 @@ use crate::output::say;
 use crate::preview::Preview;
 use crate::progress::{JsonLines, Progress};
 use crate::records;
+use crate::sharing::{self, Input};
 use crate::store::Store;
 use crate::{Exit, Failure, session};
 
@@ -25,19 +26,16 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     let store = Store::of(&args.cache)?;
     session::threads(&args.device)?;
     let engine = session::caching_engine(&args.device.device, &store)?;
-    let settings = session::settings(&args.params);
-    if args.json
-        && let Err(problems) = engine.load(&args.file, &settings)
-    {
-        for problem in problems.iter() {
-            say(&session::fault_as_json(problem).to_string())?;
-        }
-        return Ok(Exit::Faults);
-    }
-    let checked = match session::load(&engine, &args.file, &settings) {
-        Ok(checked) => checked,
-        Err(exit) => return Ok(exit),
+    let (places, locked) = (&args.locked.sharing, args.locked.locked);
+    let (input, engine) = match Input::open(&args.file, places, locked, &store, engine) {
+        Ok(opened) => opened,
+        Err(stop) => return stop.tell(args.json),
     };
+    let checked = match input.load(&engine, &input.settings(&args.params)) {
+        Ok(checked) => checked,
+        Err(problems) => return sharing::Stop::from(problems).tell(args.json),
+    };
+    session::warn(&checked);
     if let Some(preview) = &preview {
         preview.spares(&checked)?;
     }

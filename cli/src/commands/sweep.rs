@@ -18,6 +18,7 @@ use crate::commands::run;
 use crate::journal::Journal;
 use crate::output::{say, tell};
 use crate::progress::{JsonLines, Progress, duration};
+use crate::sharing::Input;
 use crate::store::Store;
 use crate::table::{self, CellStatus, Row};
 use crate::{Exit, Failure, journal, session};
@@ -39,6 +40,10 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     let store = Store::of(&args.cache)?;
     session::threads(&args.device)?;
     let engine = session::caching_engine(&args.device.device, &store)?;
+    let (input, engine) = match Input::open(&args.file, &args.sharing, false, &store, engine) {
+        Ok(opened) => opened,
+        Err(stop) => return stop.tell(args.json),
+    };
     let log = Log::file(&args.out, &args.file);
     let last = if args.resume { Log::read(&log) } else { None };
     if args.resume && last.is_none() {
@@ -48,9 +53,9 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     let settings = Settings {
         over: args.over.clone(),
         draw: Some(draw),
-        ..session::settings(&args.params)
+        ..input.settings(&args.params)
     };
-    let (sweep, mut plan) = match loaded(&engine, args, &settings) {
+    let (sweep, mut plan) = match loaded(&input, &engine, args, &settings) {
         Ok(loaded) => loaded,
         Err(problems) => return faults(args, &problems),
     };
@@ -156,11 +161,12 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
 }
 
 fn loaded(
+    input: &Input,
     engine: &Engine,
     args: &SweepArgs,
     settings: &Settings,
 ) -> Result<(Sweep, SweepPlan), Problems> {
-    let sweep = engine.load_sweep(&args.file, settings)?;
+    let sweep = input.load_sweep(engine, settings)?;
     let plan = engine.plan_sweep(&sweep, &args.targets, &BTreeSet::new())?;
     Ok((sweep, plan))
 }

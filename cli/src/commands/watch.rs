@@ -20,8 +20,9 @@ use crate::journal::Journal;
 use crate::output::say;
 use crate::preview::Preview;
 use crate::progress::{JsonLines, Lines};
+use crate::sharing::Input;
 use crate::store::Store;
-use crate::{Exit, Failure, records, session};
+use crate::{Exit, Failure, bundle, records, session};
 
 /// After the last of a burst of changes it is quiet for so long.
 const QUIET: Duration = Duration::from_millis(60);
@@ -54,6 +55,18 @@ pub fn watch(args: &WatchArgs) -> Result<Exit, Failure> {
     let files = Arc::new(DiskFiles::with_memo(store.file("digests.json")));
     let engine = session::caching_engine(&args.device.device, &store)?
         .with_files(Arc::clone(&files) as Arc<dyn Files>);
+    if bundle::is_bundle(&args.file) {
+        return Err(Failure::usage(format!(
+            "{} is a bundle, which does not change",
+            args.file.display()
+        ))
+        .help("`retouch unbundle` it, and watch the workflow in it"));
+    }
+    let (places, locked) = (&args.locked.sharing, args.locked.locked);
+    let (input, engine) = match Input::open(&args.file, places, locked, &store, engine) {
+        Ok(opened) => opened,
+        Err(stop) => return stop.tell(args.json),
+    };
     let (sender, receiver) = channel();
     let changes = sender.clone();
     let watcher = notify::recommended_watcher(move |_: notify::Result<notify::Event>| {
@@ -73,6 +86,7 @@ pub fn watch(args: &WatchArgs) -> Result<Exit, Failure> {
         args,
         store: &store,
         engine: &engine,
+        input: &input,
         files: &files,
         saver: Arc::new(Saver::new(&args.out, Exists::Number).replacing_own()),
         preview,
@@ -91,6 +105,7 @@ struct Loop<'a, W: Watcher> {
     args: &'a WatchArgs,
     store: &'a Store,
     engine: &'a Engine,
+    input: &'a Input,
     files: &'a DiskFiles,
     saver: Arc<Saver>,
     preview: Option<Arc<Preview>>,
@@ -137,15 +152,17 @@ impl<W: Watcher> Loop<'_, W> {
     }
 
     fn settings(&self) -> Settings {
-        session::settings(&self.args.params)
+        self.input.settings(&self.args.params)
     }
 
     /// Reads, checks and plans; notes what was read. A workflow with faults is told and waited for.
     fn load(&mut self) -> Result<Option<Plan>, Failure> {
+        // What is looked at while something that moved is searched is not what is read.
+        let looked = self.input.look();
         self.files.forget_reads();
         let engine = self.engine;
-        let loaded = engine
-            .load(&self.args.file, &self.settings())
+        let loaded = looked
+            .and_then(|()| self.input.load(engine, &self.settings()))
             .and_then(|checked| {
                 let plan = engine.plan(&checked, &self.args.targets)?;
                 Ok((checked, plan))
@@ -182,6 +199,10 @@ impl<W: Watcher> Loop<'_, W> {
     fn read(&self) -> BTreeSet<PathBuf> {
         let mut read: BTreeSet<PathBuf> = self.files.read_so_far().into_iter().collect();
         read.insert(self.args.file.clone());
+        let lock = self.input.lock_file();
+        if self.args.locked.locked || lock.is_file() {
+            read.insert(lock);
+        }
         read.retain(|path| !self.own.contains(&absolute(path)));
         read
     }

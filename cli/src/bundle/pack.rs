@@ -1,0 +1,625 @@
+//! From a workflow to a bundle.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::{self, File};
+use std::io::{self, Cursor, Read, Write};
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use retouch_graph::params::{How, ParamType};
+use retouch_graph::problem::Code;
+use retouch_graph::yaml::{self, Node};
+use retouch_graph::{
+    Checked, Digest, Engine, Files, FolderEntry, Lock, LockedFile, LockedKind, Plan, Problems,
+    Settings, lock,
+};
+use ruzstd::encoding::{CompressionLevel, FrameCompressor};
+
+use super::manifest::{Manifest, Packed};
+use super::names::Paths;
+use super::{Error, MANIFEST, tar, unpack};
+use crate::Failure;
+use crate::store::size;
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The workflow.
+    pub workflow: &'a Path,
+    /// What it is run with.
+    pub settings: &'a Settings,
+    /// The bundle to write.
+    pub output: &'a Path,
+    /// Whether models are packed.
+    pub models: bool,
+    /// The largest asset that is packed, in bytes.
+    pub most: u64,
+}
+
+/// What was made.
+#[derive(Debug)]
+pub struct Made {
+    /// What is in it.
+    pub manifest: Manifest,
+    /// The models that are not: their paths in the bundle, files and bytes.
+    pub left_out: BTreeMap<String, (usize, u64)>,
+    /// The bytes of the bundle.
+    pub bytes: u64,
+}
+
+/// Why none was made.
+#[derive(Debug)]
+pub enum Stop {
+    /// The workflow has faults.
+    Faults(Problems),
+    /// It cannot be bundled.
+    Error(Error),
+}
+
+impl From<Problems> for Stop {
+    fn from(problems: Problems) -> Self {
+        Self::Faults(problems)
+    }
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// What a member's content is.
+#[derive(Clone, Debug)]
+enum Content {
+    /// A file, by the path that the workflow gave it.
+    Disk(PathBuf),
+    Text(Vec<u8>),
+}
+
+/// What the workflow reads by its places in the bundle, and nothing else: what runs here runs from the bundle.
+struct Members {
+    content: BTreeMap<PathBuf, Content>,
+    inner: Arc<dyn Files>,
+    outside: Mutex<BTreeSet<PathBuf>>,
+}
+
+/// The folder that the bundle's places are below while it is tried.
+const ROOT: &str = "bundle";
+
+/// A path without `.` and `..`, by its text.
+fn clean(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir
+                if matches!(clean.components().next_back(), Some(Component::Normal(_))) =>
+            {
+                clean.pop();
+            }
+            other => clean.push(other),
+        }
+    }
+    clean
+}
+
+impl Members {
+    fn find(&self, path: &Path) -> io::Result<&Content> {
+        let clean = clean(path);
+        if !clean.starts_with(ROOT) {
+            let mut outside = self.outside.lock().unwrap_or_else(PoisonError::into_inner);
+            outside.insert(clean.clone());
+        }
+        self.content
+            .get(&clean)
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl Files for Members {
+    fn read(&self, path: &Path) -> io::Result<Arc<[u8]>> {
+        match self.find(path)? {
+            Content::Disk(path) => self.inner.read(path),
+            Content::Text(text) => Ok(Arc::from(text.as_slice())),
+        }
+    }
+
+    fn read_head(&self, path: &Path, length: usize) -> io::Result<(Vec<u8>, u64)> {
+        match self.find(path)? {
+            Content::Disk(path) => self.inner.read_head(path, length),
+            Content::Text(text) => Ok((text[..length.min(text.len())].to_vec(), text.len() as u64)),
+        }
+    }
+
+    fn digest(&self, path: &Path) -> io::Result<Digest> {
+        match self.find(path)? {
+            Content::Disk(path) => self.inner.digest(path),
+            Content::Text(text) => Ok(digest(text)),
+        }
+    }
+
+    fn is_file(&self, path: &Path) -> bool {
+        self.find(path).is_ok()
+    }
+
+    fn is_dir(&self, path: &Path) -> bool {
+        let folder = clean(path);
+        self.content
+            .keys()
+            .any(|file| file != &folder && file.starts_with(&folder))
+    }
+
+    fn entries(&self, _: &Path) -> io::Result<Vec<FolderEntry>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+fn digest(bytes: &[u8]) -> Digest {
+    let mut hasher = lock::Hasher::default();
+    hasher.update(bytes);
+    hasher.finish()
+}
+
+fn outside(path: &str) -> Error {
+    Error::refused(
+        Code::BundleOutside,
+        format!("`{path}` cannot be named from the workflow in a way that holds elsewhere"),
+    )
+    .help("write the path relative to the workflow, and keep the file near it")
+}
+
+/// Where the workflow's folder is below the bundle's: as many of its own names as paths climb over.
+fn placed(folder: &Path, files: &[LockedFile]) -> Result<PathBuf, Error> {
+    let climbs = |path: &str| path.split('/').take_while(|part| *part == "..").count();
+    let up = files
+        .iter()
+        .flat_map(|file| [Some(&file.path), file.model.as_ref()])
+        .flatten()
+        .map(|path| climbs(path))
+        .max()
+        .unwrap_or(0);
+    let from = if folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    };
+    let absolute = std::path::absolute(from).map_err(|error| {
+        Error::Failed(Failure::failed(format!(
+            "the folder of the workflow is not known: {error}"
+        )))
+    })?;
+    let absolute = clean(&absolute);
+    let names: Vec<_> = absolute
+        .components()
+        .filter(|part| matches!(part, Component::Normal(_)))
+        .collect();
+    let Some(first) = names.len().checked_sub(up) else {
+        return Err(outside(&"../".repeat(up)));
+    };
+    Ok(names[first..].iter().collect())
+}
+
+/// The place of a locked path in the bundle.
+fn place(folder: &Path, path: &str) -> PathBuf {
+    clean(&Path::new(ROOT).join(folder).join(path))
+}
+
+/// The path of a member for the manifest.
+fn member(place: &Path) -> Result<String, Error> {
+    let path = place
+        .strip_prefix(ROOT)
+        .map_err(|_| outside(&place.display().to_string()))?;
+    let parts: Option<Vec<&str>> = path
+        .components()
+        .map(|part| part.as_os_str().to_str())
+        .collect();
+    let path = parts.map(|parts| parts.join("/")).ok_or_else(|| {
+        let message = format!("the path `{}` is not Unicode", path.display());
+        Error::refused(Code::BundleName, message).help("rename the file or folder")
+    })?;
+    super::names::check(&path).map_err(|error| error.help("rename the file or folder"))?;
+    Ok(path)
+}
+
+/// What `--set` and `--params` gave, as a file of params; `None` when they gave nothing.
+fn params(
+    engine: &Engine,
+    workflow: &Path,
+    settings: &Settings,
+    checked: &Checked,
+) -> Result<Option<String>, Stop> {
+    let declared = engine.read(workflow)?;
+    let here = workflow.parent().unwrap_or(Path::new(""));
+    let mut text = String::from("# What `retouch bundle` was given with `--set` and `--params`.\n");
+    let mut any = false;
+    for param in &checked.params {
+        let Some(decl) = declared.params.get(&param.name) else {
+            continue;
+        };
+        let set = settings.set.iter().any(|set| {
+            set.split_once('=')
+                .is_some_and(|(name, _)| name.trim() == param.name)
+        });
+        let file = (!set)
+            .then(|| setting_file(engine, settings, &param.name))
+            .flatten();
+        let value = match param.from {
+            How::Set | How::File => param.value.clone(),
+            How::Drawn if set || file.is_some() => "random".into(),
+            _ => continue,
+        };
+        let value = match (decl.kind, value.as_str()) {
+            (ParamType::Path, Some(path)) => {
+                // As the checker resolves it: from the file that gives it, else from the settings' folder.
+                let from = match &file {
+                    Some(file) => file.parent().unwrap_or(Path::new("")),
+                    None => &settings.folder,
+                };
+                let relative = lock::shareable(here, &from.join(path));
+                relative.ok_or_else(|| outside(path))?.into()
+            }
+            _ => value,
+        };
+        text.push_str(&format!("{}: {value}\n", param.name));
+        any = true;
+    }
+    Ok(any.then_some(text))
+}
+
+/// The file of `--params` that gives a param its value.
+fn setting_file<'a>(engine: &Engine, settings: &'a Settings, name: &str) -> Option<&'a PathBuf> {
+    settings.params.iter().rev().find(|path| {
+        let Ok(bytes) = engine.files().read(path) else {
+            return false;
+        };
+        let Ok(source) = yaml::decode("params", &bytes) else {
+            return false;
+        };
+        let tree = yaml::parse(&source, &mut Vec::new());
+        let node = tree.map(|tree| tree.node);
+        matches!(node, Some(Node::Map(entries)) if entries.iter().any(|(key, _)| key.text == name))
+    })
+}
+
+/// Makes a bundle: checks the workflow, lays out what it reads, checks and plans the same workflow on that layout alone,
+/// writes it under a temporary name, reads it back, and gives it its name.
+///
+/// # Errors
+/// When the workflow has faults, reads what cannot be packed, or the bundle cannot be written; the output is then as
+/// it was.
+pub fn pack(engine: &Engine, request: &Request<'_>, checked: &Checked) -> Result<Made, Stop> {
+    let Request {
+        workflow, settings, ..
+    } = *request;
+    let tool = env!("CARGO_PKG_VERSION");
+    let plan = engine.plan(checked, &[])?;
+    let files = engine.files();
+    let read = Lock::of(checked, workflow, settings, &**files, tool)?;
+    let given = params(engine, workflow, settings, checked)?;
+    let needed: Vec<LockedFile> = read
+        .files
+        .into_iter()
+        .filter(|file| file.kind != LockedKind::Params)
+        .collect();
+    if let Some(file) = needed.iter().find(|file| file.elsewhere) {
+        return Err(outside(&file.path).into());
+    }
+    let folder = workflow.parent().unwrap_or(Path::new(""));
+    let placed = placed(folder, &needed)?;
+    let mut content: BTreeMap<PathBuf, Content> = needed
+        .iter()
+        .map(|file| {
+            let disk = Content::Disk(folder.join(&file.path));
+            (place(&placed, &file.path), disk)
+        })
+        .collect();
+    let name = workflow.file_name().unwrap_or_default();
+    let entry = Path::new(ROOT).join(&placed).join(name);
+    let mut own = Settings {
+        draw: settings.draw,
+        ..Settings::default()
+    };
+    let mut params_place = None;
+    if let Some(text) = given {
+        let mut path = entry.with_extension("params.yaml");
+        while content.contains_key(&path) {
+            path.set_extension("more.yaml");
+        }
+        content.insert(path.clone(), Content::Text(text.into_bytes()));
+        own.params.push(path.clone());
+        params_place = Some(path);
+    }
+    let (members, lock) = trial(engine, content, &entry, &own, &plan, tool)?;
+    let mut content = members;
+    content.insert(
+        lock::file_of(&entry),
+        Content::Text(lock.to_yaml().into_bytes()),
+    );
+
+    // What goes in, and what stays out.
+    let mut left_out: BTreeMap<String, (usize, u64)> = BTreeMap::new();
+    for file in &lock.files {
+        let at = place(&placed, &file.path);
+        if file.kind == LockedKind::Asset && file.size > request.most {
+            return Err(Error::refused(
+                Code::BundleAsset,
+                format!(
+                    "`{}` has {}; assets of at most {} are packed",
+                    file.path,
+                    size(file.size),
+                    size(request.most)
+                ),
+            )
+            .help(format!(
+                "make it smaller, or allow more: `--max-asset {}MiB`",
+                file.size.div_ceil(1 << 20)
+            ))
+            .into());
+        }
+        if file.kind == LockedKind::Model && !request.models {
+            content.remove(&at);
+            let model = file.model.as_ref().unwrap_or(&file.path);
+            let left = left_out.entry(member(&place(&placed, model))?).or_default();
+            left.0 += 1;
+            left.1 += file.size;
+        }
+    }
+    let mut paths = Paths::default();
+    paths.add(MANIFEST)?;
+    let mut packed = Vec::new();
+    for (place, content) in &content {
+        let path = member(place)?;
+        paths.add(&path)?;
+        let (blake3, size) = match content {
+            Content::Text(text) => (digest(text), text.len() as u64),
+            Content::Disk(disk) => {
+                let all = || Ok((files.digest(disk)?, files.read_head(disk, 0)?.1));
+                all().map_err(|error: io::Error| {
+                    Error::Failed(Failure::failed(format!(
+                        "{} cannot be read: {error}",
+                        disk.display()
+                    )))
+                })?
+            }
+        };
+        packed.push((Packed { path, size, blake3 }, content.clone()));
+    }
+    packed.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let params = params_place.map(|place| member(&place)).transpose()?;
+    let manifest = Manifest {
+        tool: tool.to_owned(),
+        workflow: member(&entry)?,
+        params,
+        files: packed.iter().map(|(file, _)| file.clone()).collect(),
+    };
+    let bytes = write(request.output, &manifest, packed, &**files)?;
+    Ok(Made {
+        manifest,
+        left_out,
+        bytes,
+    })
+}
+
+/// Checks and plans the workflow on the bundle's layout alone: every key must be the one that it has here.
+fn trial(
+    engine: &Engine,
+    content: BTreeMap<PathBuf, Content>,
+    entry: &Path,
+    settings: &Settings,
+    plan: &Plan,
+    tool: &str,
+) -> Result<(BTreeMap<PathBuf, Content>, Lock), Stop> {
+    let members = Arc::new(Members {
+        content,
+        inner: Arc::clone(engine.files()),
+        outside: Mutex::default(),
+    });
+    let bundled = engine
+        .clone()
+        .with_files(Arc::clone(&members) as Arc<dyn Files>);
+    let loaded = bundled.load(entry, settings);
+    let strays = std::mem::take(
+        &mut *members
+            .outside
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner),
+    );
+    if let Some(stray) = strays.first() {
+        return Err(outside(&stray.display().to_string()).into());
+    }
+    let checked = loaded?;
+    let same = bundled.plan(&checked, &[])?;
+    let keys = |plan: &Plan| -> Vec<_> { plan.tasks().map(|task| task.key()).collect() };
+    if keys(&same) != keys(plan) {
+        return Err(Error::Failed(
+            Failure::failed("the workflow would compute something else from the bundle")
+                .help("this is a fault of the program: please report the workflow"),
+        )
+        .into());
+    }
+    let lock = Lock::of(&checked, entry, settings, &*members, tool)?;
+    Ok((members.content.clone(), lock))
+}
+
+/// The bytes of the archive, one part after another.
+struct Parts {
+    left: VecDeque<Part>,
+    /// What went wrong: the compressor knows no errors.
+    error: Option<String>,
+}
+
+enum Part {
+    Bytes(Cursor<Vec<u8>>),
+    /// A file that is opened when it is its turn, and the bytes that it must have.
+    File(PathBuf, u64),
+    Open(PathBuf, File, u64),
+}
+
+impl Parts {
+    fn next(&mut self, buffer: &mut [u8]) -> Result<usize, String> {
+        while let Some(part) = self.left.pop_front() {
+            let count = match part {
+                Part::Bytes(mut bytes) => {
+                    let count = bytes.read(buffer).map_err(|error| error.to_string())?;
+                    if count > 0 {
+                        self.left.push_front(Part::Bytes(bytes));
+                    }
+                    count
+                }
+                Part::File(path, size) => {
+                    let file = File::open(&path)
+                        .map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+                    self.left.push_front(Part::Open(path, file, size));
+                    continue;
+                }
+                Part::Open(_, _, 0) => 0,
+                Part::Open(path, mut file, left) => {
+                    let most = usize::try_from(left)
+                        .unwrap_or(usize::MAX)
+                        .min(buffer.len());
+                    let count = file
+                        .read(&mut buffer[..most])
+                        .map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+                    if count == 0 {
+                        return Err(format!(
+                            "{} became shorter while it was packed",
+                            path.display()
+                        ));
+                    }
+                    self.left
+                        .push_front(Part::Open(path, file, left - count as u64));
+                    count
+                }
+            };
+            if count > 0 {
+                return Ok(count);
+            }
+        }
+        Ok(0)
+    }
+}
+
+impl Read for Parts {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.error.is_some() || buffer.is_empty() {
+            return Ok(0);
+        }
+        match self.next(buffer) {
+            Ok(count) => Ok(count),
+            Err(error) => {
+                self.error = Some(error);
+                Ok(0)
+            }
+        }
+    }
+}
+
+/// A file that swallows what comes after the first error, and remembers that.
+struct Drain {
+    file: File,
+    error: Option<io::Error>,
+}
+
+impl Write for Drain {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.error.is_none()
+            && let Err(error) = self.file.write_all(bytes)
+        {
+            self.error = Some(error);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A file that is removed unless it gets its name.
+struct Draft(PathBuf);
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0); // it is not there when it got its name
+    }
+}
+
+fn write(
+    output: &Path,
+    manifest: &Manifest,
+    packed: Vec<(Packed, Content)>,
+    files: &dyn Files,
+) -> Result<u64, Error> {
+    let cannot = |error: &io::Error| {
+        Error::Failed(Failure::failed(format!(
+            "{} cannot be written: {error}",
+            output.display()
+        )))
+    };
+    let text = manifest.to_yaml();
+    if text.len() > yaml::MAX_BYTES || manifest.files.len() > super::MAX_FILES {
+        return Err(Error::refused(
+            Code::BundleLimit,
+            format!(
+                "{} files are more than a bundle holds",
+                manifest.files.len()
+            ),
+        ));
+    }
+    let mut left = VecDeque::new();
+    let bytes = |bytes: Vec<u8>| Part::Bytes(Cursor::new(bytes));
+    let mut add = |path: &str, size: u64, part: Part| -> Result<(), Error> {
+        let path = path.to_owned();
+        let header = tar::header(&tar::Member { path, size })?;
+        left.push_back(bytes(header.to_vec()));
+        left.push_back(part);
+        left.push_back(bytes(vec![0; tar::padding(size)]));
+        Ok(())
+    };
+    let length = text.len() as u64;
+    add(
+        MANIFEST,
+        length,
+        Part::Bytes(Cursor::new(text.into_bytes())),
+    )?;
+    for (file, content) in packed {
+        let part = match content {
+            Content::Text(text) => Part::Bytes(Cursor::new(text)),
+            Content::Disk(path) => Part::File(files.place(&path), file.size),
+        };
+        add(&file.path, file.size, part)?;
+    }
+    left.push_back(Part::Bytes(Cursor::new(vec![0; 2 * tar::BLOCK])));
+
+    let name = output.file_name().unwrap_or_default().to_string_lossy();
+    let draft = Draft(output.with_file_name(format!(".{name}.{}.tmp", std::process::id())));
+    let mut parts = Parts { left, error: None };
+    let mut drain = Drain {
+        file: File::create(&draft.0).map_err(|error| cannot(&error))?,
+        error: None,
+    };
+    let mut compressor = FrameCompressor::new(CompressionLevel::Fastest);
+    compressor.set_source(&mut parts);
+    compressor.set_drain(&mut drain);
+    compressor.compress();
+    drop(compressor);
+    if let Some(error) = parts.error {
+        return Err(Error::Failed(Failure::failed(error)));
+    }
+    if let Some(error) = drain.error {
+        return Err(cannot(&error));
+    }
+    drain.file.sync_all().map_err(|error| cannot(&error))?;
+    drop(drain);
+    // What is handed on has been read back: a file that changed meanwhile is found here.
+    if unpack::read(&draft.0, u64::MAX, None)? != *manifest {
+        return Err(Error::Failed(Failure::failed(
+            "the bundle that was written does not read back",
+        )));
+    }
+    let length = fs::metadata(&draft.0)
+        .map_err(|error| cannot(&error))?
+        .len();
+    fs::rename(&draft.0, output).map_err(|error| cannot(&error))?;
+    Ok(length)
+}

@@ -1,0 +1,122 @@
+//! `retouch bundle` and `retouch unbundle`.
+
+use std::path::PathBuf;
+
+use crate::args::{BundleArgs, UnbundleArgs};
+use crate::bundle::pack::{Request, Stop};
+use crate::bundle::{self, pack, unpack};
+use crate::output::{say, tell};
+use crate::sharing::Input;
+use crate::store::{Store, size};
+use crate::{Exit, Failure, session};
+
+/// Packs a workflow with what it reads.
+///
+/// # Errors
+/// When the bundle cannot be written or standard output is closed.
+pub fn bundle(args: &BundleArgs) -> Result<Exit, Failure> {
+    if bundle::is_bundle(&args.file) {
+        return Err(Failure::usage(format!(
+            "{} is a bundle already",
+            args.file.display()
+        )));
+    }
+    let output = args.output.clone().unwrap_or_else(|| {
+        let stem = args.file.file_stem().unwrap_or_default();
+        PathBuf::from(format!("{}.tar.zst", stem.to_string_lossy()))
+    });
+    if output.file_name().is_none() || output.is_dir() {
+        return Err(Failure::usage(format!(
+            "{} is a folder; name a file",
+            output.display()
+        )));
+    }
+    if output.exists() && !bundle::is_bundle(&output) {
+        return Err(Failure::failed(format!(
+            "{} is there and is no bundle; it is left as it is",
+            output.display()
+        ))
+        .help("name another file with `-o`"));
+    }
+    let store = Store::of(&args.cache)?;
+    let engine = session::caching_engine("cpu", &store)?;
+    let (input, engine) = match Input::open(&args.file, &args.sharing, false, &store, engine) {
+        Ok(opened) => opened,
+        Err(stop) => return stop.tell(false),
+    };
+    let mut settings = input.settings(&args.params);
+    // The workflow is checked twice, and is to be the same both times.
+    settings.draw = Some(0);
+    let checked = match input.load(&engine, &settings) {
+        Ok(checked) => checked,
+        Err(problems) => return Ok(session::faults(&problems)),
+    };
+    session::warn(&checked);
+    let request = Request {
+        workflow: &args.file,
+        settings: &settings,
+        output: &output,
+        models: args.with_models,
+        most: args.max_asset.unwrap_or(bundle::MAX_ASSET),
+    };
+    let made = match pack::pack(&engine, &request, &checked) {
+        Ok(made) => made,
+        Err(Stop::Faults(problems)) => return Ok(session::faults(&problems)),
+        Err(Stop::Error(error)) => {
+            let problem = error.problem(&args.file)?;
+            return Ok(session::faults(&problem.into()));
+        }
+    };
+    engine.files().flush();
+    for file in &made.manifest.files {
+        tell(&format!("{:>10}  {}", size(file.size), file.path));
+    }
+    for (model, (files, bytes)) in &made.left_out {
+        tell(&format!(
+            "left out: {model} ({files} files, {}); it is found by its content where it is needed, or packed with `--with-models`",
+            size(*bytes)
+        ));
+    }
+    say(&format!(
+        "{}  {} files, {}",
+        output.display(),
+        made.manifest.files.len(),
+        size(made.bytes)
+    ))?;
+    Ok(Exit::Done)
+}
+
+/// Unpacks a bundle to a folder.
+///
+/// # Errors
+/// When the folder is not empty or cannot be written, or standard output is closed.
+pub fn unbundle(args: &UnbundleArgs) -> Result<Exit, Failure> {
+    if !args.file.is_file() {
+        return Err(Failure::failed(format!(
+            "there is no file {}",
+            args.file.display()
+        )));
+    }
+    let most = args.max_unpacked.unwrap_or(bundle::MAX_UNPACKED);
+    let manifest = match unpack::to_folder(&args.file, most, &args.folder) {
+        Ok(manifest) => manifest,
+        Err(error) => {
+            let problem = error.problem(&args.file)?;
+            return Ok(session::faults(&problem.into()));
+        }
+    };
+    let workflow = args.folder.join(&manifest.workflow);
+    say(&workflow.display().to_string())?;
+    let params = manifest
+        .params
+        .as_ref()
+        .map(|params| format!(" --params {}", args.folder.join(params).display()))
+        .unwrap_or_default();
+    tell(&format!(
+        "{} files, {}; now: retouch run {}{params}",
+        manifest.files.len(),
+        size(manifest.bytes()),
+        workflow.display()
+    ));
+    Ok(Exit::Done)
+}

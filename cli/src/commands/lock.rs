@@ -1,0 +1,105 @@
+//! `retouch lock`.
+
+use retouch_graph::{Lock, Problems, lock};
+
+use crate::args::LockArgs;
+use crate::output::{say, tell};
+use crate::sharing::Input;
+use crate::store::{Store, write_whole};
+use crate::{Exit, Failure, bundle, session};
+
+/// Writes down what a workflow reads, or with `--check` compares it with what is written.
+///
+/// # Errors
+/// When the lock cannot be written or standard output is closed.
+pub fn lock(args: &LockArgs) -> Result<Exit, Failure> {
+    if bundle::is_bundle(&args.file) {
+        return Err(Failure::usage(format!(
+            "{} is a bundle; it has its lock in it",
+            args.file.display()
+        ))
+        .help("to change what it holds: `retouch unbundle`, and then lock the workflow in it"));
+    }
+    let store = Store::of(&args.cache)?;
+    let engine = session::caching_engine("cpu", &store)?;
+    let (input, engine) = match Input::open(&args.file, &args.sharing, false, &store, engine) {
+        Ok(opened) => opened,
+        Err(stop) => return stop.tell(false),
+    };
+    let settings = input.settings(&args.params);
+    let checked = match input.load(&engine, &settings) {
+        Ok(checked) => checked,
+        Err(problems) => return Ok(session::faults(&problems)),
+    };
+    session::warn(&checked);
+    let tool = env!("CARGO_PKG_VERSION");
+    let now = match Lock::of(&checked, &args.file, &settings, &**engine.files(), tool) {
+        Ok(now) => now,
+        Err(problems) => return Ok(session::faults(&problems)),
+    };
+    engine.files().flush();
+    for file in now.files.iter().filter(|file| file.elsewhere) {
+        tell(&format!(
+            "warning: {} lies elsewhere, so nobody else will find it; move it near the workflow and name it by a relative path",
+            file.path
+        ));
+    }
+    let path = lock::file_of(&args.file);
+    let old = Lock::read(&path, &**engine.files());
+    if args.check {
+        return check(args, &path, old, &now);
+    }
+    match &old {
+        Ok(Some(old)) => {
+            for difference in old.compare(&now) {
+                say(&difference.to_string())?;
+            }
+        }
+        Ok(None) => {}
+        Err(_) => tell(&format!(
+            "{} was no lock; it is written anew",
+            path.display()
+        )),
+    }
+    let text = now.to_yaml();
+    let same = std::fs::read(&path).is_ok_and(|there| there == text.as_bytes());
+    if !same {
+        write_whole(&path, text.as_bytes())
+            .map_err(|e| Failure::failed(format!("{} cannot be written: {e}", path.display())))?;
+    }
+    let what = match old {
+        _ if same => "unchanged",
+        Ok(None) => "new",
+        _ => "written",
+    };
+    say(&format!(
+        "{}  {} files  ({what})",
+        path.display(),
+        now.files.len()
+    ))?;
+    Ok(Exit::Done)
+}
+
+fn check(
+    args: &LockArgs,
+    path: &std::path::Path,
+    old: Result<Option<Lock>, Problems>,
+    now: &Lock,
+) -> Result<Exit, Failure> {
+    let help = format!("write it: `retouch lock {}`", args.file.display());
+    match old {
+        Err(problems) => Ok(session::faults(&problems)),
+        Ok(None) => Err(Failure::failed(format!("there is no lock {}", path.display())).help(help)),
+        Ok(Some(old)) => {
+            let differences = old.compare(now);
+            for difference in &differences {
+                say(&difference.to_string())?;
+            }
+            if differences.is_empty() {
+                say(&format!("{}: as it is", path.display()))?;
+                return Ok(Exit::Done);
+            }
+            Err(Failure::failed(format!("{} is stale", path.display())).help(help))
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! What a command is given may be a workflow or a bundle, with a lock beside it, and models in other places.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use retouch_graph::problem::{Code, Problem, Source, Span};
+use retouch_graph::{
+    Checked, Difference, Engine, Files, Lock, Problems, Redirect, RedirectedFiles, Settings, Sweep,
+    lock,
+};
+
+use crate::args::{ParamArgs, SharingArgs};
+use crate::bundle::{self, unpack};
+use crate::output::{say, tell};
+use crate::store::Store;
+use crate::{Exit, Failure, session};
+
+/// A workflow to be loaded: where it is, what it is locked to, and what its models and assets are read through.
+pub struct Input {
+    /// The workflow's file: the one that was named, or the one in the bundle that was named.
+    pub file: PathBuf,
+    /// What its files are read through.
+    files: Arc<RedirectedFiles>,
+    /// Whether everything must be as the lock says.
+    locked: bool,
+    bundle: Option<(PathBuf, unpack::Unpacked)>,
+    lock: Mutex<Option<Lock>>,
+    told: Mutex<BTreeSet<(PathBuf, PathBuf)>>,
+}
+
+/// Why there is nothing to load.
+#[derive(Debug)]
+pub enum Stop {
+    /// A fault of the lock or the bundle.
+    Faults(Problems),
+    /// Something failed.
+    Failure(Failure),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
+    }
+}
+
+impl From<Problems> for Stop {
+    fn from(problems: Problems) -> Self {
+        Self::Faults(problems)
+    }
+}
+
+impl Stop {
+    /// Prints the faults, as JSON lines if that was asked for.
+    ///
+    /// # Errors
+    /// What is no fault.
+    pub fn tell(self, json: bool) -> Result<Exit, Failure> {
+        match self {
+            Self::Failure(failure) => Err(failure),
+            Self::Faults(problems) if json => {
+                for problem in problems.iter() {
+                    say(&session::fault_as_json(problem).to_string())?;
+                }
+                Ok(Exit::Faults)
+            }
+            Self::Faults(problems) => Ok(session::faults(&problems)),
+        }
+    }
+}
+
+/// The folders that models are looked for in: those of `--models`, then those of `RETOUCH_MODELS`.
+#[must_use]
+pub fn models(args: &SharingArgs) -> Vec<PathBuf> {
+    let named = std::env::var_os("RETOUCH_MODELS").unwrap_or_default();
+    let mut folders = args.models.clone();
+    folders.extend(std::env::split_paths(&named).filter(|folder| !folder.as_os_str().is_empty()));
+    folders
+}
+
+impl Input {
+    /// Takes a workflow or a bundle. A bundle is unpacked below the cache's folder, or to a temporary one. The engine
+    /// then reads through the places where models are kept.
+    ///
+    /// # Errors
+    /// When the bundle is refused, or the lock is.
+    pub fn open(
+        file: &Path,
+        args: &SharingArgs,
+        locked: bool,
+        store: &Store,
+        engine: Engine,
+    ) -> Result<(Self, Engine), Stop> {
+        let mut workflow = file.to_owned();
+        let mut unpacked = None;
+        if bundle::is_bundle(file) {
+            let digest = engine.files().digest(file).map_err(|error| {
+                Failure::failed(format!("{} cannot be read: {error}", file.display()))
+            })?;
+            let cache = store.folder.as_deref();
+            let most = args.max_unpacked.unwrap_or(bundle::MAX_UNPACKED);
+            let there = match unpack::to_cache(file, &digest, most, cache) {
+                Ok(there) => there,
+                Err(error) => return Err(Stop::Faults(error.problem(file)?.into())),
+            };
+            workflow = there.folder.join(&there.manifest.workflow);
+            unpacked = Some((file.to_owned(), there));
+        }
+        let files = Arc::new(RedirectedFiles::new(
+            Arc::clone(engine.files()),
+            models(args),
+        ));
+        let engine = engine.with_files(Arc::clone(&files) as Arc<dyn Files>);
+        let input = Self {
+            file: workflow,
+            files,
+            locked,
+            bundle: unpacked,
+            lock: Mutex::default(),
+            told: Mutex::default(),
+        };
+        input.look()?;
+        Ok((input, engine))
+    }
+
+    /// Reads the lock, if there is one, and looks for what it has and is not at its path.
+    ///
+    /// # Errors
+    /// With `--locked`, when there is no lock or it cannot be read.
+    pub fn look(&self) -> Result<(), Problems> {
+        let path = self.lock_file();
+        let there = match Lock::read(&path, &*self.files) {
+            Ok(there) => there,
+            Err(problems) if self.locked => return Err(problems),
+            Err(problems) => {
+                // Without `--locked` a lock only helps to find things.
+                for problem in problems.iter().take(1) {
+                    tell(&format!(
+                        "warning: {} is not used: {}",
+                        path.display(),
+                        problem.message()
+                    ));
+                }
+                None
+            }
+        };
+        if self.locked && there.is_none() {
+            let source = Source::new(path.display().to_string(), "");
+            let message = format!("there is no lock `{}`", path.display());
+            return Err(
+                Problem::new(Code::LockMissing, &source, Span::default(), message)
+                    .help(format!("write it: `retouch lock {}`", self.file.display()))
+                    .into(),
+            );
+        }
+        let located = self.files.locate(there.as_ref(), self.folder());
+        for folder in &located.cut {
+            tell(&format!(
+                "warning: {} holds more than is looked through; name the folders in it that hold models",
+                folder.display()
+            ));
+        }
+        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = there;
+        Ok(())
+    }
+
+    fn folder(&self) -> &Path {
+        self.file.parent().unwrap_or(Path::new(""))
+    }
+
+    /// The lock file of the workflow.
+    #[must_use]
+    pub fn lock_file(&self) -> PathBuf {
+        lock::file_of(&self.file)
+    }
+
+    /// What the workflow is loaded with: what the bundle was made with, then what the command line says.
+    #[must_use]
+    pub fn settings(&self, params: &ParamArgs) -> Settings {
+        let mut settings = session::settings(params);
+        if let Some((_, unpacked)) = &self.bundle
+            && let Some(own) = &unpacked.manifest.params
+        {
+            settings.params.insert(0, unpacked.folder.join(own));
+        }
+        settings
+    }
+
+    /// Says what was found in other places, once.
+    pub fn tell_found(&self) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        for Redirect { from, to } in self.files.news() {
+            if told.insert((from.clone(), to.clone())) {
+                // In a bundle the place below it is what its maker called it.
+                let named = match &self.bundle {
+                    Some((_, unpacked)) => from.strip_prefix(&unpacked.folder).unwrap_or(&from),
+                    None => &from,
+                };
+                tell(&format!(
+                    "{} is not there; found as {}",
+                    named.display(),
+                    to.display()
+                ));
+            }
+        }
+    }
+
+    /// Loads and checks the workflow: no fault of its own, nothing outside of its bundle, with `--locked` nothing but what the
+    /// lock says.
+    ///
+    /// # Errors
+    /// All faults of one of these kinds.
+    pub fn load(&self, engine: &Engine, settings: &Settings) -> Result<Checked, Problems> {
+        let loaded = engine.load(&self.file, settings);
+        self.tell_found();
+        match loaded {
+            Ok(checked) => {
+                self.inside(&checked, settings)?;
+                self.as_locked(engine, &checked, settings)?;
+                Ok(checked)
+            }
+            Err(problems) if self.locked => Err(self.with_absent(problems)),
+            Err(problems) => Err(problems),
+        }
+    }
+
+    /// Loads and checks a sweep; its faults, or that it reaches out of its bundle.
+    ///
+    /// # Errors
+    /// All faults of one of these kinds.
+    pub fn load_sweep(&self, engine: &Engine, settings: &Settings) -> Result<Sweep, Problems> {
+        let loaded = engine.load_sweep(&self.file, settings);
+        self.tell_found();
+        loaded
+    }
+
+    /// A workflow from a bundle is somebody else's: it reads the bundle, what was found by content, and what `--set` named.
+    fn inside(&self, checked: &Checked, settings: &Settings) -> Result<(), Problems> {
+        let Some((bundle, unpacked)) = &self.bundle else {
+            return Ok(());
+        };
+        let mut given: Vec<PathBuf> = settings
+            .set
+            .iter()
+            .filter_map(|set| set.split_once('='))
+            .filter(|(_, value)| !value.trim().is_empty())
+            .map(|(_, value)| clean(&settings.folder.join(value.trim())))
+            .collect();
+        given.extend(settings.params.iter().map(|path| clean(path)));
+        let root = clean(&unpacked.folder);
+        let nodes = checked.nodes.iter().flat_map(|node| node.reads());
+        let read = checked.files.iter().chain(nodes.map(|file| &file.path));
+        let stray = read.map(|path| clean(path)).find(|path| {
+            !path.starts_with(&root) && !given.iter().any(|own| path.starts_with(own))
+        });
+        let Some(stray) = stray else {
+            return Ok(());
+        };
+        let source = Source::new(bundle.display().to_string(), "");
+        let message = format!(
+            "the bundle is refused: its workflow reads `{}`, which is not in it",
+            stray.display()
+        );
+        Err(
+            Problem::new(Code::BundleOutside, &source, Span::default(), message)
+                .help("give the path yourself with `--set`, if the workflow has a param for it and you want it read")
+                .into(),
+        )
+    }
+
+    fn as_locked(
+        &self,
+        engine: &Engine,
+        checked: &Checked,
+        settings: &Settings,
+    ) -> Result<(), Problems> {
+        let there = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(there) = there.as_ref().filter(|_| self.locked) else {
+            return Ok(());
+        };
+        let tool = env!("CARGO_PKG_VERSION");
+        let now = Lock::of(checked, &self.file, settings, &**engine.files(), tool)?;
+        let differences = there.violations(&now);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(Problems::new(self.problems(&differences)))
+    }
+
+    /// With `--locked`: what the lock has and is missing, before what else is wrong because of it.
+    fn with_absent(&self, problems: Problems) -> Problems {
+        let there = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = match there.as_ref() {
+            Some(there) => self.problems(&there.absent(self.folder(), &*self.files)),
+            None => Vec::new(),
+        };
+        all.extend(problems);
+        Problems::new(all)
+    }
+
+    /// A fault for each difference, at its line of the lock file.
+    fn problems(&self, differences: &[Difference]) -> Vec<Problem> {
+        let path = self.lock_file();
+        let text = self
+            .files
+            .read(&path)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default();
+        let source = Source::new(path.display().to_string(), text);
+        differences
+            .iter()
+            .map(|difference| {
+                let quoted = serde_json::Value::from(difference.path()).to_string();
+                let line = format!("path: {quoted}");
+                let span = source
+                    .text()
+                    .find(&line)
+                    .map(|at| Span::new(at + "path: ".len(), at + line.len()))
+                    .unwrap_or_default();
+                let help = match difference {
+                    Difference::New { .. } => "if it belongs to the workflow, add it",
+                    _ => "bring the file back, or accept what is there now",
+                };
+                Problem::new(
+                    Code::LockDiffers,
+                    &source,
+                    span,
+                    format!("not as locked: {difference}"),
+                )
+                .help(format!("{help}: `retouch lock {}`", self.file.display()))
+            })
+            .collect()
+    }
+}
+
+/// An absolute path without `.` and `..`, by its text.
+fn clean(path: &Path) -> PathBuf {
+    use std::path::Component;
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut clean = PathBuf::new();
+    for part in absolute.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                clean.pop();
+            }
+            other => clean.push(other),
+        }
+    }
+    clean
+}
