@@ -1,13 +1,14 @@
 //! What a command is given may be a workflow or a bundle, with a lock beside it, and models in other places.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use retouch_graph::problem::{Code, Problem, Source, Span};
 use retouch_graph::{
-    Checked, Difference, Engine, Files, Lock, Problems, Redirect, RedirectedFiles, Settings, Sweep,
-    lock,
+    Checked, Difference, Digest, Engine, Files, FolderEntry, Lock, Problems, Redirect,
+    RedirectedFiles, Settings, Sweep, lock,
 };
 
 use crate::args::{ParamArgs, SharingArgs};
@@ -24,7 +25,7 @@ pub struct Input {
     files: Arc<RedirectedFiles>,
     /// Whether everything must be as the lock says.
     locked: bool,
-    bundle: Option<(PathBuf, unpack::Unpacked)>,
+    bundle: Option<(PathBuf, unpack::Unpacked, Arc<Confined>)>,
     lock: Mutex<Option<Lock>>,
     told: Mutex<BTreeSet<(PathBuf, PathBuf)>>,
 }
@@ -104,12 +105,23 @@ impl Input {
                 Err(error) => return Err(Stop::Faults(error.problem(file)?.into())),
             };
             workflow = there.folder.join(&there.manifest.workflow);
-            unpacked = Some((file.to_owned(), there));
+            let confined = Arc::new(Confined {
+                inner: Arc::clone(engine.files()),
+                folders: models(args)
+                    .iter()
+                    .chain([&there.folder])
+                    .map(|folder| clean(folder))
+                    .collect(),
+                given: Mutex::default(),
+                strays: Mutex::default(),
+            });
+            unpacked = Some((file.to_owned(), there, confined));
         }
-        let files = Arc::new(RedirectedFiles::new(
-            Arc::clone(engine.files()),
-            models(args),
-        ));
+        let inner = match &unpacked {
+            Some((_, _, confined)) => Arc::clone(confined) as Arc<dyn Files>,
+            None => Arc::clone(engine.files()),
+        };
+        let files = Arc::new(RedirectedFiles::new(inner, models(args)));
         let engine = engine.with_files(Arc::clone(&files) as Arc<dyn Files>);
         let input = Self {
             file: workflow,
@@ -160,7 +172,7 @@ impl Input {
                 folder.display()
             ));
         }
-        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = there;
+        *lock_of(&self.lock) = there;
         Ok(())
     }
 
@@ -178,7 +190,7 @@ impl Input {
     #[must_use]
     pub fn settings(&self, params: &ParamArgs) -> Settings {
         let mut settings = session::settings(params);
-        if let Some((_, unpacked)) = &self.bundle
+        if let Some((_, unpacked, _)) = &self.bundle
             && let Some(own) = &unpacked.manifest.params
         {
             settings.params.insert(0, unpacked.folder.join(own));
@@ -188,12 +200,12 @@ impl Input {
 
     /// Says what was found in other places, once.
     pub fn tell_found(&self) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock_of(&self.told);
         for Redirect { from, to } in self.files.news() {
             if told.insert((from.clone(), to.clone())) {
                 // In a bundle the place below it is what its maker called it.
                 let named = match &self.bundle {
-                    Some((_, unpacked)) => from.strip_prefix(&unpacked.folder).unwrap_or(&from),
+                    Some((_, unpacked, _)) => from.strip_prefix(&unpacked.folder).unwrap_or(&from),
                     None => &from,
                 };
                 tell(&format!(
@@ -211,11 +223,14 @@ impl Input {
     /// # Errors
     /// All faults of one of these kinds.
     pub fn load(&self, engine: &Engine, settings: &Settings) -> Result<Checked, Problems> {
+        self.allow(settings);
         let loaded = engine.load(&self.file, settings);
         self.tell_found();
+        if let Some(stray) = self.stray() {
+            return Err(stray.into());
+        }
         match loaded {
             Ok(checked) => {
-                self.inside(&checked, settings)?;
                 self.as_locked(engine, &checked, settings)?;
                 Ok(checked)
             }
@@ -229,43 +244,39 @@ impl Input {
     /// # Errors
     /// All faults of one of these kinds.
     pub fn load_sweep(&self, engine: &Engine, settings: &Settings) -> Result<Sweep, Problems> {
+        self.allow(settings);
         let loaded = engine.load_sweep(&self.file, settings);
         self.tell_found();
-        loaded
+        match self.stray() {
+            Some(stray) => Err(stray.into()),
+            None => loaded,
+        }
     }
 
-    /// A workflow from a bundle is somebody else's: it reads the bundle, what was found by content, and what `--set` named.
-    fn inside(&self, checked: &Checked, settings: &Settings) -> Result<(), Problems> {
-        let Some((bundle, unpacked)) = &self.bundle else {
-            return Ok(());
-        };
-        let mut given: Vec<PathBuf> = settings
-            .set
-            .iter()
-            .filter_map(|set| set.split_once('='))
-            .filter(|(_, value)| !value.trim().is_empty())
-            .map(|(_, value)| clean(&settings.folder.join(value.trim())))
-            .collect();
-        given.extend(settings.params.iter().map(|path| clean(path)));
-        let root = clean(&unpacked.folder);
-        let nodes = checked.nodes.iter().flat_map(|node| node.reads());
-        let read = checked.files.iter().chain(nodes.map(|file| &file.path));
-        let stray = read.map(|path| clean(path)).find(|path| {
-            !path.starts_with(&root) && !given.iter().any(|own| path.starts_with(own))
-        });
-        let Some(stray) = stray else {
-            return Ok(());
-        };
+    /// A workflow from a bundle is somebody else's: it reads the bundle, models and assets that were found in search
+    /// folders, and what the command line named.
+    fn allow(&self, settings: &Settings) {
+        if let Some((_, _, confined)) = &self.bundle {
+            let set = settings.set.iter().filter_map(|set| set.split_once('='));
+            let paths = set
+                .filter(|(_, value)| !value.trim().is_empty())
+                .map(|(_, value)| clean(&settings.folder.join(value.trim())));
+            let given = paths.chain(settings.params.iter().map(|path| clean(path)));
+            *lock_of(&confined.given) = given.collect();
+        }
+    }
+
+    /// The fault of a workflow that reached out of its bundle.
+    fn stray(&self) -> Option<Problem> {
+        let (bundle, _, confined) = self.bundle.as_ref()?;
+        let stray = lock_of(&confined.strays).first().cloned()?;
         let source = Source::new(bundle.display().to_string(), "");
         let message = format!(
             "the bundle is refused: its workflow reads `{}`, which is not in it",
             stray.display()
         );
-        Err(
-            Problem::new(Code::BundleOutside, &source, Span::default(), message)
-                .help("give the path yourself with `--set`, if the workflow has a param for it and you want it read")
-                .into(),
-        )
+        let help = "give the path yourself with `--set`, if the workflow has a param for it and you want it read";
+        Some(Problem::new(Code::BundleOutside, &source, Span::default(), message).help(help))
     }
 
     fn as_locked(
@@ -274,7 +285,7 @@ impl Input {
         checked: &Checked,
         settings: &Settings,
     ) -> Result<(), Problems> {
-        let there = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let there = lock_of(&self.lock);
         let Some(there) = there.as_ref().filter(|_| self.locked) else {
             return Ok(());
         };
@@ -289,7 +300,7 @@ impl Input {
 
     /// With `--locked`: what the lock has and is missing, before what else is wrong because of it.
     fn with_absent(&self, problems: Problems) -> Problems {
-        let there = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let there = lock_of(&self.lock);
         let mut all = match there.as_ref() {
             Some(there) => self.problems(&there.absent(self.folder(), &*self.files)),
             None => Vec::new(),
@@ -330,6 +341,75 @@ impl Input {
                 .help(format!("{help}: `retouch lock {}`", self.file.display()))
             })
             .collect()
+    }
+}
+
+fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Files for a workflow from a bundle: there are none but those below some folders and those that the user named.
+struct Confined {
+    inner: Arc<dyn Files>,
+    /// The unpacked bundle, and the folders that models are looked for in.
+    folders: Vec<PathBuf>,
+    /// What the command line named.
+    given: Mutex<Vec<PathBuf>>,
+    /// What else was asked for.
+    strays: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl Confined {
+    fn allows(&self, path: &Path) -> bool {
+        let path = clean(path);
+        let inside = |folder: &PathBuf| path.starts_with(folder);
+        if self.folders.iter().any(inside) || lock_of(&self.given).iter().any(inside) {
+            return true;
+        }
+        lock_of(&self.strays).insert(path);
+        false
+    }
+
+    fn allowed(&self, path: &Path) -> io::Result<&dyn Files> {
+        if self.allows(path) {
+            Ok(&*self.inner)
+        } else {
+            Err(io::ErrorKind::PermissionDenied.into())
+        }
+    }
+}
+
+impl Files for Confined {
+    fn read(&self, path: &Path) -> io::Result<Arc<[u8]>> {
+        self.allowed(path)?.read(path)
+    }
+
+    fn read_head(&self, path: &Path, length: usize) -> io::Result<(Vec<u8>, u64)> {
+        self.allowed(path)?.read_head(path, length)
+    }
+
+    fn digest(&self, path: &Path) -> io::Result<Digest> {
+        self.allowed(path)?.digest(path)
+    }
+
+    fn is_file(&self, path: &Path) -> bool {
+        self.allows(path) && self.inner.is_file(path)
+    }
+
+    fn is_dir(&self, path: &Path) -> bool {
+        self.allows(path) && self.inner.is_dir(path)
+    }
+
+    fn entries(&self, folder: &Path) -> io::Result<Vec<FolderEntry>> {
+        self.allowed(folder)?.entries(folder)
+    }
+
+    fn place(&self, path: &Path) -> PathBuf {
+        self.inner.place(path)
+    }
+
+    fn flush(&self) {
+        self.inner.flush();
     }
 }
 

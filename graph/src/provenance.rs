@@ -1,0 +1,274 @@
+//! Where an output comes from: what is needed to make it again, to say what it was made of, and to compare it with
+//! another, without any file of the machine that made it.
+
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use crate::canonical::{self, Form};
+use crate::check::{self, Checked, CheckedNode, Link, ResolvedParam, Settings};
+use crate::engine::Engine;
+use crate::lock::{self, Lock, LockedKind};
+use crate::plan::{Plan, Record};
+use crate::problem::{Code, Problem, Problems, Span};
+use crate::sweep::Sweep;
+use crate::workflow::{self, NodeBody, Workflow};
+
+/// The schema of what is written; a newer one is refused by name.
+pub const SCHEMA: &str = "retouch-provenance/1";
+
+/// A file that was read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadEntry {
+    /// `asset` or `model`.
+    pub kind: String,
+    /// Its path from the workflow's folder, with `/`; of one that lies elsewhere the end of its path.
+    pub path: String,
+    /// Of a part of a model: the folder or file that the workflow names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Its bytes.
+    pub size: u64,
+    /// The BLAKE3 of its content, in hexadecimal digits.
+    pub blake3: String,
+}
+
+/// Where an output comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// The program and its version.
+    pub tool: String,
+    /// The output's name.
+    pub output: String,
+    /// The workflow in its canonical form, as far as the output needs it.
+    pub workflow: String,
+    /// The graphs that it uses, by their path from the workflow's folder.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    pub graphs: IndexMap<String, String>,
+    /// The values of its params, drawn seeds among them.
+    pub params: IndexMap<String, Json>,
+    /// What was read besides.
+    pub files: Vec<ReadEntry>,
+    /// What the keys of its nodes come from, and of each step.
+    pub record: Record,
+}
+
+/// What is run: a workflow that was loaded, with what of it is to be known where outputs come from.
+#[derive(Debug)]
+pub struct Origin {
+    workflow: Workflow,
+    graphs: Vec<(PathBuf, Workflow)>,
+    path: PathBuf,
+    tool: String,
+}
+
+impl Origin {
+    /// Reads the workflow and the graphs that it uses once more.
+    ///
+    /// # Errors
+    /// As [`Engine::read`].
+    pub fn of(engine: &Engine, path: &Path, tool: &str) -> Result<Self, Problems> {
+        let mut workflow = engine.read(path)?;
+        let mut path = path.to_owned();
+        if let Some(other) = workflow.sweep.take().and_then(|sweep| sweep.workflow) {
+            path = check::normal(&check::folder_of(&path).join(&other.value));
+            workflow = engine.read(&path)?;
+        }
+        let mut graphs: Vec<(PathBuf, Workflow)> = Vec::new();
+        let mut open = used(&workflow);
+        while let Some(graph) = open.pop() {
+            if graph != check::normal(&path) && !graphs.iter().any(|(known, _)| *known == graph) {
+                let read = engine.read(&graph)?;
+                open.extend(used(&read));
+                graphs.push((graph, read));
+            }
+        }
+        graphs.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(Self {
+            workflow,
+            graphs,
+            path,
+            tool: tool.to_owned(),
+        })
+    }
+
+    /// Where an output of the workflow comes from.
+    ///
+    /// # Errors
+    /// When something of the run cannot be said in a workflow, or a file cannot be read any more.
+    pub fn output(&self, engine: &Engine, checked: &Checked, name: &str) -> Result<Provenance, Problems> {
+        let output = (checked.outputs.iter().find(|output| output.name == name))
+            .ok_or_else(|| self.unsaid(format!("there is no output `{name}`")))?;
+        let pruned = pruned(checked, output.link, name);
+        let plan = engine.plan(&pruned, &[])?;
+        self.made(engine, &pruned, &plan, name, name, &checked.params, None)
+    }
+
+    /// Where the contact sheet of a sweep comes from.
+    ///
+    /// # Errors
+    /// As [`Origin::output`].
+    pub fn sheet(&self, engine: &Engine, sweep: &Sweep) -> Result<Provenance, Problems> {
+        let unsaid = || self.unsaid("the sweep has no contact sheet".to_owned());
+        let (shown, decl) = sweep.sheet_parts().ok_or_else(unsaid)?;
+        let plan = engine.plan_sweep(sweep, &["sheet".to_owned()], &Default::default())?.plan;
+        let whole = sweep.whole(shown);
+        let first = sweep.cells.first().ok_or_else(unsaid)?;
+        let cells: Vec<IndexMap<String, Json>> = sweep.cells.iter().map(|cell| cell.values.clone()).collect();
+        let shared: Vec<ResolvedParam> = (first.params.iter())
+            .filter(|param| !sweep.varying.contains(&param.name))
+            .cloned()
+            .collect();
+        self.made(engine, &whole, &plan, "sheet", shown, &shared, Some((&cells, decl)))
+    }
+
+    #[allow(clippy::too_many_arguments)] // what an output and a sheet have in common
+    fn made(
+        &self,
+        engine: &Engine,
+        checked: &Checked,
+        plan: &Plan,
+        output: &str,
+        shown: &str,
+        params: &[ResolvedParam],
+        sweep: Option<(&[IndexMap<String, Json>], &workflow::SheetDecl)>,
+    ) -> Result<Provenance, Problems> {
+        let form = Form {
+            registry: engine.registry(),
+            output: Some(shown),
+            params,
+            sweep,
+        };
+        let unsaid = || self.unsaid("a seed was drawn inside of a graph that is used".to_owned());
+        let workflow = canonical::canonical(&self.workflow, &form).ok_or_else(unsaid)?;
+        let folder = check::folder_of(&self.path);
+        let mut graphs = IndexMap::new();
+        let reached = self.reached(&workflow);
+        for (path, graph) in self.graphs.iter().filter(|(path, _)| reached.contains(path)) {
+            let form = Form {
+                registry: engine.registry(),
+                output: None,
+                params: &[],
+                sweep: None,
+            };
+            let name = lock::shareable(&folder, path).ok_or_else(|| {
+                self.unsaid("a graph that is used lies elsewhere".to_owned())
+            })?;
+            graphs.insert(name, canonical::canonical(graph, &form).ok_or_else(unsaid)?);
+        }
+        let mut read = checked.clone();
+        read.files.clear();
+        let locked = Lock::of(&read, &self.path, &Settings::default(), &**engine.files(), &self.tool)?;
+        let files = (locked.files.into_iter())
+            .filter(|file| matches!(file.kind, LockedKind::Asset | LockedKind::Model))
+            .map(|file| ReadEntry {
+                kind: file.kind.name().to_owned(),
+                path: file.path,
+                model: file.model,
+                size: file.size,
+                blake3: lock::hex(&file.blake3),
+            })
+            .collect();
+        // Only what the canonical workflow still has.
+        let mut faults = Vec::new();
+        let source = crate::problem::Source::new("canonical", workflow.as_str());
+        let kept = workflow::parse(&source, &folder, &mut faults);
+        let params = (params.iter())
+            .filter(|param| {
+                param.name.contains(['/', '.'])
+                    || kept.as_ref().is_none_or(|kept| kept.params.contains_key(&param.name))
+            })
+            .map(|param| {
+                let default = kept.as_ref().and_then(|kept| kept.params.get(&param.name)?.default.as_ref());
+                // A path as it is written there.
+                let value = default.map_or_else(|| param.value.clone(), |default| default.value.clone());
+                (param.name.clone(), value)
+            })
+            .filter(|(name, _)| !name.contains(['/', '.']))
+            .collect();
+        Ok(Provenance {
+            schema: SCHEMA.to_owned(),
+            tool: self.tool.clone(),
+            output: output.to_owned(),
+            workflow,
+            graphs,
+            params,
+            files,
+            record: plan.record(),
+        })
+    }
+
+    /// The graphs that a canonical workflow uses, and those that they use.
+    fn reached(&self, text: &str) -> Vec<PathBuf> {
+        let mut faults = Vec::new();
+        let source = crate::problem::Source::new(self.path.display().to_string(), text);
+        let folder = check::folder_of(&self.path);
+        let mut open = workflow::parse(&source, &folder, &mut faults)
+            .map_or_else(Vec::new, |workflow| used(&workflow));
+        let mut reached: Vec<PathBuf> = Vec::new();
+        while let Some(path) = open.pop() {
+            if !reached.contains(&path) {
+                if let Some((_, graph)) = self.graphs.iter().find(|(known, _)| *known == path) {
+                    open.extend(used(graph));
+                }
+                reached.push(path);
+            }
+        }
+        reached
+    }
+
+    fn unsaid(&self, message: String) -> Problems {
+        Problem::new(
+            Code::NoProvenance,
+            &self.workflow.source,
+            Span::default(),
+            format!("where the output comes from cannot be written down: {message}"),
+        )
+        .help("give the seed as a number, and keep what belongs together in one folder")
+        .into()
+    }
+}
+
+/// The workflows that a workflow uses.
+fn used(workflow: &Workflow) -> Vec<PathBuf> {
+    (workflow.nodes.values())
+        .filter_map(|node| match &node.body {
+            NodeBody::Use { path, .. } => Some(check::normal(&workflow.folder.join(&path.value))),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The part of a workflow that one output needs.
+fn pruned(checked: &Checked, link: Link, output: &str) -> Checked {
+    let mut needed = vec![false; checked.nodes.len()];
+    let mut open = vec![link.node];
+    while let Some(index) = open.pop() {
+        if !std::mem::replace(&mut needed[index], true) {
+            open.extend(checked.nodes[index].links.iter().flatten().map(|link| link.node));
+        }
+    }
+    let mut place = vec![0; needed.len()];
+    let mut nodes: Vec<CheckedNode> = Vec::new();
+    for (index, node) in checked.nodes.iter().enumerate() {
+        if needed[index] {
+            place[index] = nodes.len();
+            nodes.push(node.clone());
+        }
+    }
+    for link in nodes.iter_mut().flat_map(|node| node.links.iter_mut().flatten()) {
+        link.node = place[link.node];
+    }
+    let mut pruned = checked.clone();
+    pruned.nodes = nodes;
+    pruned.groups.clear();
+    pruned.outputs.retain(|one| one.name == output);
+    for output in &mut pruned.outputs {
+        output.link.node = place[output.link.node];
+    }
+    pruned
+}
