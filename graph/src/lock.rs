@@ -187,6 +187,10 @@ pub fn parse_hex(text: &str) -> Option<Digest> {
 /// The lock file of a workflow: `wf.lock` beside `wf.yaml`.
 #[must_use]
 pub fn file_of(workflow: &Path) -> PathBuf {
+    if workflow.extension().is_some_and(|end| end == "lock") {
+        // A workflow of that name is not written over.
+        return workflow.with_extension("lock.lock");
+    }
     workflow.with_extension("lock")
 }
 

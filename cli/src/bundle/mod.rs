@@ -98,9 +98,13 @@ impl From<Failure> for Error {
 /// Whether a file is a bundle by its first bytes, or called one.
 #[must_use]
 pub fn is_bundle(path: &Path) -> bool {
+    // A pipe is not looked into: what is read of it is gone.
+    if !path.is_file() {
+        return false;
+    }
     let mut head = [0; 4];
     let read = std::fs::File::open(path)
         .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut head));
-    let named = path.is_file() && path.to_string_lossy().ends_with(".tar.zst");
+    let named = path.to_string_lossy().ends_with(".tar.zst");
     named || (read.is_ok() && head == MAGIC)
 }

@@ -592,12 +592,12 @@ fn write(
     left.push_back(Part::Bytes(Cursor::new(vec![0; 2 * tar::BLOCK])));
 
     let name = output.file_name().unwrap_or_default().to_string_lossy();
-    let draft = Draft(output.with_file_name(format!(".{name}.{}.tmp", std::process::id())));
+    let folder = output.parent().unwrap_or(Path::new(""));
+    let path = unpack::fresh(folder, &name);
+    let file = File::create_new(&path).map_err(|error| cannot(&error))?;
+    let draft = Draft(path);
     let mut parts = Parts { left, error: None };
-    let mut drain = Drain {
-        file: File::create(&draft.0).map_err(|error| cannot(&error))?,
-        error: None,
-    };
+    let mut drain = Drain { file, error: None };
     let mut compressor = FrameCompressor::new(CompressionLevel::Fastest);
     compressor.set_source(&mut parts);
     compressor.set_drain(&mut drain);

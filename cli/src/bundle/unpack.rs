@@ -260,7 +260,7 @@ impl Drop for Temporary {
 }
 
 /// A name that no other process and no other call uses.
-fn fresh(folder: &Path, what: &str) -> PathBuf {
+pub fn fresh(folder: &Path, what: &str) -> PathBuf {
     use std::sync::atomic::{AtomicU32, Ordering};
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
