@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::Value as Json;
 
+use crate::facts::Facts;
 use crate::fields::MAX_INTEGER;
 use crate::files::Files;
 use crate::node::{Fault, FaultKind, ReadFile};
@@ -269,6 +270,7 @@ pub(crate) struct World<'a> {
     pub(crate) settings: &'a Settings,
     /// The values of a cell of a sweep; they count more than all settings.
     pub(crate) cell: &'a [Setting],
+    pub(crate) facts: &'a Facts,
 }
 
 /// Checks a workflow; `path` is its own, for recursion.
@@ -2686,7 +2688,13 @@ impl Checker<'_> {
                 continue;
             }
             self.flat[index].known = Arc::new(inputs.clone());
-            match node.check(inputs, self.world.files) {
+            let files = self.world.files;
+            let checked = if inputs.is_empty() {
+                self.world.facts.of(entry.op(), &*node, files)
+            } else {
+                node.check(inputs, files)
+            };
+            match checked {
                 Ok(outputs) => known[index] = outputs,
                 Err(faults) => {
                     for fault in faults {
@@ -3026,7 +3034,8 @@ pub(crate) fn folder_of(file: &Path) -> PathBuf {
 }
 
 /// A path without `.` and `..` as far as the text alone tells, so that a file has one name.
-pub(crate) fn normal(path: &Path) -> PathBuf {
+#[must_use]
+pub fn normal(path: &Path) -> PathBuf {
     let mut clean = PathBuf::new();
     for part in path.components() {
         match part {

@@ -12,6 +12,7 @@ use crate::chain::InFlight;
 use crate::check::{self, Checked, Settings, World};
 use crate::event::{Event, Listener};
 use crate::execute::{Cancel, Job, RunError, RunOptions, RunReport};
+use crate::facts::Facts;
 use crate::files::{DiskFiles, Files};
 use crate::node::Environment;
 use crate::plan::{Forecast, Plan};
@@ -48,6 +49,7 @@ pub struct Engine {
     numerics: String,
     sources: u64,
     flight: Arc<InFlight>,
+    facts: Arc<Facts>,
 }
 
 impl fmt::Debug for Engine {
@@ -71,6 +73,7 @@ impl Engine {
             numerics: "cpu".to_owned(),
             sources: DEFAULT_SOURCES,
             flight: Arc::default(),
+            facts: Arc::default(),
         }
     }
 
@@ -188,6 +191,7 @@ impl Engine {
             files: &*self.files,
             settings,
             cell: &[],
+            facts: &self.facts,
         };
         check::check(&world, Arc::new(workflow), path, problems)
     }
@@ -202,6 +206,7 @@ impl Engine {
             files: &*self.files,
             settings,
             cell: &[],
+            facts: &self.facts,
         };
         sweep::load(&world, path)
     }

@@ -60,6 +60,12 @@ pub trait Files: Send + Sync {
         Sought::default()
     }
 
+    /// What tells whether a file or folder is still the one that it was; `None` when these files cannot tell.
+    fn stamp(&self, path: &Path) -> Option<FileStamp> {
+        let _ = path;
+        None
+    }
+
     /// Writes down what is to be known in the next process, if anything is; nobody misses it when that fails.
     fn flush(&self) {}
 }
@@ -159,6 +165,25 @@ impl Stamp {
             inode,
             changed,
         }
+    }
+}
+
+/// What tells whether a file or folder is still the one that it was, or that there still is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileStamp(Seen);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Seen {
+    Missing,
+    There(Stamp),
+    /// What no file is.
+    Never,
+}
+
+impl FileStamp {
+    /// A stamp that no file has.
+    pub(crate) fn never() -> Self {
+        Self(Seen::Never)
     }
 }
 
@@ -297,6 +322,14 @@ impl Files for DiskFiles {
         }
         entries.sort();
         Ok(entries)
+    }
+
+    fn stamp(&self, path: &Path) -> Option<FileStamp> {
+        Some(FileStamp(match fs::metadata(path) {
+            Ok(metadata) => Seen::There(Stamp::of(&metadata)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Seen::Missing,
+            Err(_) => return None,
+        }))
     }
 
     fn flush(&self) {

@@ -9,6 +9,7 @@ pub mod check;
 pub mod engine;
 pub mod event;
 pub mod execute;
+mod facts;
 pub mod fields;
 pub mod files;
 pub mod format;
@@ -37,7 +38,8 @@ pub use engine::Engine;
 pub use event::{Counters, Event, Listener, Recorder, RunStatus, Silent};
 pub use execute::{Cancel, NodeOutcome, NodeReport, OutputValue, RunError, RunOptions, RunReport};
 pub use files::{
-    Digest, DiskFiles, Files, FolderEntry, MemoryFiles, Redirect, RedirectedFiles, Sought,
+    Digest, DiskFiles, FileStamp, Files, FolderEntry, MemoryFiles, Redirect, RedirectedFiles,
+    Sought,
 };
 pub use key::Key;
 pub use lock::{Difference, Located, Lock, LockedFile, LockedKind, locate};
