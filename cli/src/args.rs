@@ -61,6 +61,12 @@ pub enum Command {
     Cache(CacheToolArgs),
     /// Measure the demo model, the main workflow and the engine on this machine.
     Bench(BenchArgs),
+    /// Serve an editor: the language server, on standard input and output.
+    Lsp {
+        /// Talk on standard input and output, which is the only way there is; some clients say so.
+        #[arg(long)]
+        stdio: bool,
+    },
     /// Print a completion script for a shell.
     Completions {
         /// The shell.

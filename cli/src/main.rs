@@ -4,6 +4,7 @@ mod args;
 mod bundle;
 mod commands;
 mod journal;
+mod lsp;
 mod output;
 mod preview;
 mod progress;
@@ -105,6 +106,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::New(args) => commands::new::new(&args),
         Command::Cache(args) => commands::cache::cache(&args),
         Command::Bench(args) => commands::bench::bench(&args),
+        Command::Lsp { stdio: _ } => commands::lsp::lsp(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "retouch", &mut script);

@@ -471,7 +471,8 @@ pub(crate) fn read_file(
 }
 
 /// Whether the key is carried and never looked at.
-pub(crate) fn is_carried(key: &str) -> bool {
+#[must_use]
+pub fn is_carried(key: &str) -> bool {
     key == "ui" || key.starts_with("x-")
 }
 

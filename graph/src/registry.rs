@@ -14,7 +14,7 @@ use crate::files::Files;
 use crate::node::{Context, Fault, Node, NodeError, ReadFile};
 use crate::params::ParamType;
 use crate::port::{Arity, Known, PortSpec, PortValues, Ports, Types};
-use crate::shape::Shape;
+use crate::shape::{Shape, Text};
 use crate::value::Value;
 
 /// What is known of each link of each port.
@@ -115,6 +115,56 @@ impl ParamInfo {
     #[must_use]
     pub fn takes(&self) -> String {
         self.shape.due()
+    }
+
+    /// The words that its schema names, `auto` or `union`; where other texts will do as well, they are not all it takes.
+    #[must_use]
+    pub fn words(&self) -> Vec<String> {
+        fn named(schema: &Json, words: &mut Vec<String>) {
+            let several = schema.get("enum").and_then(Json::as_array);
+            let one = schema.get("const");
+            let texts = several.into_iter().flatten().chain(one);
+            words.extend(texts.filter_map(Json::as_str).map(str::to_owned));
+            for keyword in ["anyOf", "oneOf"] {
+                let alternatives = schema.get(keyword).and_then(Json::as_array);
+                for schema in alternatives.into_iter().flatten() {
+                    named(schema, words);
+                }
+            }
+        }
+        let mut words = Vec::new();
+        named(&self.schema, &mut words);
+        words
+    }
+
+    /// Whether a value of a param of that type can stand for it.
+    #[must_use]
+    pub fn fits(&self, kind: ParamType) -> bool {
+        self.shape.fits(kind)
+    }
+
+    /// Whether its text, or the texts of its list, are templates in which `{param}` is filled in.
+    #[must_use]
+    pub fn is_template(&self) -> bool {
+        self.shape.holds(Text::Template)
+    }
+
+    /// Whether its text, or the texts of its list, are paths relative to the file that wrote them.
+    #[must_use]
+    pub fn is_path(&self) -> bool {
+        self.shape.holds(Text::Path)
+    }
+
+    /// Whether it may be `true` or `false`.
+    #[must_use]
+    pub fn is_boolean(&self) -> bool {
+        self.shape.boolean
+    }
+
+    /// Whether `random` may stand for it.
+    #[must_use]
+    pub fn is_seed(&self) -> bool {
+        self.shape.seed
     }
 }
 
@@ -312,7 +362,8 @@ impl Registry {
         self.port_types().find(|known| *known == name)
     }
 
-    pub(crate) fn port_types(&self) -> impl Iterator<Item = &'static str> + Clone {
+    /// The types of all ports, in the order of the ops; a type that several ports have comes as often.
+    pub fn port_types(&self) -> impl Iterator<Item = &'static str> + Clone {
         self.entries
             .values()
             .flat_map(|entry| entry.inputs.iter().chain(entry.outputs))

@@ -242,6 +242,13 @@ impl Shape {
         self.properties.get(name).or(self.additional.as_deref())
     }
 
+    /// Whether a text of that kind can stand here or in a list here.
+    pub(crate) fn holds(&self, text: Text) -> bool {
+        (self.string && self.text == text)
+            || self.items.as_ref().is_some_and(|items| items.holds(text))
+            || self.prefix.iter().any(|shape| shape.holds(text))
+    }
+
     /// Whether any value of a param of that type can fit.
     pub(crate) fn fits(&self, kind: ParamType) -> bool {
         let number = self.number || self.integer;

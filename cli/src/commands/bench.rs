@@ -22,11 +22,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::args::{BenchArgs, NewArgs};
+use crate::lsp::{Workspace, uri_of};
 use crate::output::say;
 use crate::{Exit, Failure, session};
 
 /// Nodes of the graph that the engine is measured on.
 const NODES: usize = 10_000;
+/// Nodes of the file that the language server is measured on.
+const EDITED_NODES: usize = 200;
 
 /// A number, for the engine's benchmark.
 struct Number(f64);
@@ -242,7 +245,134 @@ fn measure_all(
         })?,
         factor: 1e6 / NODES as f64,
     });
+    rows.extend(editor(
+        args,
+        engine,
+        &folder.join("workflows").join("long.yaml"),
+    )?);
     Ok(rows)
+}
+
+/// The language server on a file of 200 nodes, without the pipe: from a key to the faults, completion, help.
+fn editor(args: &BenchArgs, engine: &Engine, file: &Path) -> Result<Vec<Row>, Failure> {
+    use lsp_types::{Position, Range, TextDocumentContentChangeEvent};
+    let text = long_file(EDITED_NODES);
+    let uri = uri_of(file).ok_or_else(|| Failure::failed("the temporary folder has no URI"))?;
+    let mut workspace = Workspace::new(engine);
+    workspace.open(uri.clone(), "yaml", 0, text.clone());
+    let faults = |workspace: &mut Workspace| -> usize {
+        let told = workspace.diagnose();
+        told.iter().map(|one| one.diagnostics.len()).sum()
+    };
+    if faults(&mut workspace) > 0 {
+        return Err(Failure::failed(
+            "the file for the language server has faults",
+        ));
+    }
+    // The prompt of the last sampler, far down, and the reference above it.
+    let line = text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| line.contains("op: sample"))
+        .last()
+        .map_or(0, |(at, _)| at);
+    let line = u32::try_from(line).unwrap_or(0);
+    let column = |offset: &str| {
+        let text = text.lines().nth(line as usize).unwrap_or("");
+        text.find(offset).and_then(|at| u32::try_from(at).ok())
+    };
+    let place = |offset: &str, into: u32| {
+        column(offset)
+            .map(|at| Position::new(line, at + into))
+            .ok_or_else(|| Failure::failed(format!("the file has no `{offset}`")))
+    };
+    let (prompt, reference, op) = (place("a sks", 0)?, place("$base", 1)?, place("sample", 1)?);
+    let mut version = 0;
+    let keys = measure(args.runs.saturating_mul(4), || {
+        version += 1;
+        let change = TextDocumentContentChangeEvent {
+            range: Some(Range::new(prompt, prompt)),
+            range_length: None,
+            text: "x".to_owned(),
+        };
+        let start = Instant::now();
+        workspace.change(&uri, version, vec![change]);
+        let faults = faults(&mut workspace);
+        let seconds = start.elapsed().as_secs_f64();
+        if faults > 0 {
+            return Err(Failure::failed("a letter in a prompt is a fault"));
+        }
+        Ok(seconds)
+    })?;
+    // Each question is the first one about a new text.
+    let mut asked = |ask: &dyn Fn(&Workspace) -> bool| {
+        measure(args.runs.saturating_mul(4), || {
+            version += 1;
+            let change = TextDocumentContentChangeEvent {
+                range: Some(Range::new(prompt, prompt)),
+                range_length: None,
+                text: "x".to_owned(),
+            };
+            workspace.change(&uri, version, vec![change]);
+            let start = Instant::now();
+            let answered = ask(&workspace);
+            let seconds = start.elapsed().as_secs_f64();
+            if answered {
+                Ok(seconds)
+            } else {
+                Err(Failure::failed("the language server has no answer"))
+            }
+        })
+    };
+    let completion = asked(&|workspace| {
+        let list = workspace.complete(&uri, reference);
+        list.is_some_and(|list| list.items.len() >= EDITED_NODES)
+    })?;
+    let hover = asked(&|workspace| workspace.hover(&uri, op).is_some())?;
+    let rows = [
+        (
+            "lsp: from a key to the faults, 200 nodes (goal: 20 ms)",
+            keys,
+        ),
+        (
+            "lsp: completion of a reference, 200 nodes (goal: 20 ms)",
+            completion,
+        ),
+        ("lsp: help for an op, 200 nodes (goal: 20 ms)", hover),
+    ];
+    Ok(rows
+        .into_iter()
+        .map(|(what, seconds)| Row {
+            what,
+            unit: "ms",
+            seconds,
+            factor: 1e3,
+        })
+        .collect())
+}
+
+/// A workflow of so many nodes of the real ops: two models, and samples that are decoded, enlarged and laid out.
+fn long_file(nodes: usize) -> String {
+    let mut text = String::from(
+        "schema: retouch/v1\nparams:\n  seed: {type: seed, default: 1}\n  steps: {type: int, default: 4, min: 1, max: \
+         999}\nnodes:\n  base: {op: load_model, path: ../models/world}\n  personal: {op: load_model, path: \
+         ../models/world-teddy}\n",
+    );
+    let mut outputs = String::from("outputs:\n");
+    for i in 0..nodes.saturating_sub(2) / 3 {
+        let model = if i % 2 == 0 { "personal" } else { "base" };
+        let _ = writeln!(
+            text,
+            "  draw{i}: {{op: sample, model: $base, prompt: \"a sks teddy bear, number {i}\", steps: $params.steps, seed: \
+             $params.seed}}\n  picture{i}: {{op: decode, model: ${model}, latent: $draw{i}}}\n  large{i}: {{op: \
+             resize_image, image: $picture{i}, scale: 2}}"
+        );
+        let _ = writeln!(
+            outputs,
+            "  o{i}: {{value: $large{i}, save: \"{{workflow}}/{{seed}}-{i}.png\"}}"
+        );
+    }
+    text + &outputs
 }
 
 /// The plan of the main workflow, divided by the keys in it.

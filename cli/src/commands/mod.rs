@@ -8,6 +8,7 @@ pub mod explain;
 pub mod fmt;
 pub mod graph;
 pub mod lock;
+pub mod lsp;
 pub mod new;
 pub mod nodes;
 pub mod plan;

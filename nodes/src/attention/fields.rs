@@ -151,7 +151,8 @@ impl JsonSchema for Sites {
         json_schema!({
             "format": "sites",
             "anyOf": [
-                {"type": "string", "pattern": r"^(auto|all|none|\d+\.\.\d+)$"},
+                {"enum": ["auto", "all", "none"]},
+                {"type": "string", "pattern": r"^\d+\.\.\d+$"},
                 {"type": "integer", "minimum": 0},
                 {"type": "array", "items": {"anyOf": [
                     {"type": "integer", "minimum": 0},
