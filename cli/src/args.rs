@@ -55,6 +55,14 @@ pub enum Command {
     Bundle(BundleArgs),
     /// Unpack a bundle to a folder.
     Unbundle(UnbundleArgs),
+    /// Say what a picture was made of.
+    Show(ShowArgs),
+    /// Print the workflow that a picture carries.
+    Extract(ExtractArgs),
+    /// Draw a picture again from what it carries, and compare.
+    Replay(ReplayArgs),
+    /// Say what differs between two workflows or pictures: by node, and from which step on.
+    Diff(DiffArgs),
     /// Make a folder with the workflows, the demo model and the reference photos of this program.
     New(NewArgs),
     /// Look at the disk cache, or empty it.
@@ -232,6 +240,9 @@ pub struct RunArgs {
     /// What is kept.
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// What pictures carry.
+    #[command(flatten)]
+    pub provenance: ProvenanceArgs,
     /// Print events as JSON lines on standard output.
     #[arg(long)]
     pub json: bool,
@@ -266,6 +277,9 @@ pub struct WatchArgs {
     /// What is kept.
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// What pictures carry.
+    #[command(flatten)]
+    pub provenance: ProvenanceArgs,
     /// Print events as JSON lines on standard output.
     #[arg(long)]
     pub json: bool,
@@ -313,6 +327,9 @@ pub struct SweepArgs {
     /// What is kept.
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// What pictures carry.
+    #[command(flatten)]
+    pub provenance: ProvenanceArgs,
     /// Print events as JSON lines on standard output.
     #[arg(long)]
     pub json: bool,
@@ -489,6 +506,86 @@ pub struct UnbundleArgs {
     /// The bytes that it may unpack to. Default: 1GiB.
     #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size)]
     pub max_unpacked: Option<u64>,
+}
+
+/// What pictures carry.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ProvenanceArgs {
+    /// Write pictures without the recipe that they otherwise carry (workflow, params, digests of what was read).
+    #[arg(long, env = "RETOUCH_NO_PROVENANCE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub no_provenance: bool,
+}
+
+/// `retouch show`.
+#[derive(Args, Debug)]
+pub struct ShowArgs {
+    /// The picture, a PNG that `retouch` saved.
+    pub picture: PathBuf,
+    /// Print all of it as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `retouch extract`.
+#[derive(Args, Debug)]
+pub struct ExtractArgs {
+    /// The picture, a PNG that `retouch` saved.
+    pub picture: PathBuf,
+    /// Write the workflow and the graphs that it uses there, instead of printing the workflow.
+    #[arg(long, short, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+}
+
+/// `retouch replay`.
+#[derive(Args, Debug)]
+pub struct ReplayArgs {
+    /// The picture, a PNG that `retouch` saved.
+    pub picture: PathBuf,
+    /// Save it again below this folder; without it, it is only compared.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// What to do when a file is there already with another content.
+    #[arg(long, value_enum, default_value_t = ExistsArg::Number)]
+    pub exists: ExistsArg,
+    /// Where and how to compute.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Where what it was made of is.
+    #[command(flatten)]
+    pub sharing: SharingArgs,
+    /// What is kept.
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// Print events as JSON lines on standard output.
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing but results, warnings and errors.
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// `retouch diff`.
+#[derive(Args, Debug)]
+pub struct DiffArgs {
+    /// The older: a workflow file, a bundle, or a picture.
+    pub a: PathBuf,
+    /// The newer.
+    pub b: PathBuf,
+    /// What sets the params of workflow files.
+    #[command(flatten)]
+    pub params: ParamArgs,
+    /// The device, which is part of every key.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: String,
+    /// Where they come from.
+    #[command(flatten)]
+    pub sharing: SharingArgs,
+    /// What is kept.
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// Print the differences as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `retouch new`.

@@ -8,6 +8,7 @@ mod lsp;
 mod output;
 mod preview;
 mod progress;
+mod provenance;
 mod records;
 mod report;
 mod session;
@@ -62,6 +63,12 @@ impl Failure {
         }
     }
 
+    /// What is wrong.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Adds what to do about it.
     #[must_use]
     pub fn help(self, help: impl Into<String>) -> Self {
@@ -103,6 +110,10 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Lock(args) => commands::lock::lock(&args),
         Command::Bundle(args) => commands::bundle::bundle(&args),
         Command::Unbundle(args) => commands::bundle::unbundle(&args),
+        Command::Show(args) => commands::recipe::show(&args),
+        Command::Extract(args) => commands::recipe::extract(&args),
+        Command::Replay(args) => commands::recipe::replay(&args),
+        Command::Diff(args) => commands::recipe::diff(&args),
         Command::New(args) => commands::new::new(&args),
         Command::Cache(args) => commands::cache::cache(&args),
         Command::Bench(args) => commands::bench::bench(&args),

@@ -71,13 +71,24 @@ pub(crate) fn canonical(workflow: &Workflow, form: &Form<'_>) -> Option<String> 
         })
         .collect();
     let mut names = BTreeSet::new();
-    for text in written.iter().chain(&outputs).flat_map(|(_, fields)| fields) {
+    for text in written
+        .iter()
+        .chain(&outputs)
+        .flat_map(|(_, fields)| fields)
+    {
         named(&text.1, &mut names);
     }
     let swept: BTreeSet<&str> = (form.sweep.iter())
-        .flat_map(|(cells, _)| cells.iter().flat_map(|cell| cell.keys().map(String::as_str)))
+        .flat_map(|(cells, _)| {
+            cells
+                .iter()
+                .flat_map(|cell| cell.keys().map(String::as_str))
+        })
         .collect();
-    let mut text = format!("schema: {SCHEMA}\nname: {}\n", scalar(&Json::from(workflow.name.as_str())));
+    let mut text = format!(
+        "schema: {SCHEMA}\nname: {}\n",
+        scalar(&Json::from(workflow.name.as_str()))
+    );
     let params: Vec<(&str, Vec<(String, Json)>)> = (workflow.params.iter())
         .filter(|(name, _)| {
             form.output.is_none() || names.contains(name.as_str()) || swept.contains(name.as_str())
@@ -105,9 +116,10 @@ pub(crate) fn canonical(workflow: &Workflow, form: &Form<'_>) -> Option<String> 
         .map(|(name, decl)| {
             let mut fields = match &decl.kind {
                 InputKind::Port(kind) => vec![("type".to_owned(), Json::from(kind.as_str()))],
-                InputKind::Value(value) => {
-                    declaration(value, value.default.as_ref().map(|default| default.value.clone()))
-                }
+                InputKind::Value(value) => declaration(
+                    value,
+                    value.default.as_ref().map(|default| default.value.clone()),
+                ),
             };
             if decl.optional {
                 fields.push(("optional".to_owned(), Json::from(true)));
@@ -135,7 +147,12 @@ fn needed<'a>(workflow: &'a Workflow, output: &str) -> BTreeSet<&'a str> {
         .map(|value| value.value.as_str())
         .collect();
     while let Some(text) = open.pop() {
-        let name = text.strip_prefix('$').unwrap_or("").split('.').next().unwrap_or("");
+        let name = text
+            .strip_prefix('$')
+            .unwrap_or("")
+            .split('.')
+            .next()
+            .unwrap_or("");
         let Some((name, decl)) = workflow.nodes.get_key_value(name) else {
             continue;
         };
@@ -160,7 +177,9 @@ fn references<'a>(tree: &'a Tree, open: &mut Vec<&'a str>) {
             open.push(text);
         }
         Node::Seq(items) => items.iter().for_each(|item| references(item, open)),
-        Node::Map(entries) => entries.iter().for_each(|(_, value)| references(value, open)),
+        Node::Map(entries) => entries
+            .iter()
+            .for_each(|(_, value)| references(value, open)),
         _ => {}
     }
 }
@@ -244,11 +263,15 @@ fn node(
             let prefix = format!("{name}/");
             let inner: Vec<&str> = (drawn.keys().copied())
                 .filter(|known| {
-                    known.strip_prefix(&prefix).is_some_and(|rest| !rest.contains(['/', '.']))
+                    known
+                        .strip_prefix(&prefix)
+                        .is_some_and(|rest| !rest.contains(['/', '.']))
                 })
                 .collect();
             for known in inner {
-                if let (Some(value), Some(param)) = (drawn.remove(known), known.strip_prefix(&prefix)) {
+                if let (Some(value), Some(param)) =
+                    (drawn.remove(known), known.strip_prefix(&prefix))
+                {
                     given.insert(param.to_owned(), value.clone());
                 }
             }
@@ -267,7 +290,9 @@ fn share(workflow: &Workflow, value: &mut Json) {
         Json::String(text) if text.starts_with('$') => {}
         Json::String(text) => *text = shared(&workflow.folder, &workflow.folder, text),
         Json::Array(items) => items.iter_mut().for_each(|item| share(workflow, item)),
-        Json::Object(entries) => entries.values_mut().for_each(|value| share(workflow, value)),
+        Json::Object(entries) => entries
+            .values_mut()
+            .for_each(|value| share(workflow, value)),
         _ => {}
     }
 }
@@ -279,16 +304,23 @@ fn shared(folder: &Path, from: &Path, text: &str) -> String {
         return text.to_owned();
     }
     lock::shareable(folder, &from.join(path)).unwrap_or_else(|| {
-        path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+        path.file_name()
+            .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
     })
 }
 
-fn sweep(text: &mut String, workflow: &Workflow, cells: &[IndexMap<String, Json>], sheet: &SheetDecl) {
+fn sweep(
+    text: &mut String,
+    workflow: &Workflow,
+    cells: &[IndexMap<String, Json>],
+    sheet: &SheetDecl,
+) {
     text.push_str("sweep:\n  include:\n");
     for cell in cells {
         let fields: Vec<(String, Json)> = (cell.iter())
             .map(|(name, value)| {
-                let path = (workflow.params.get(name)).is_some_and(|decl| decl.kind == ParamType::Path);
+                let path =
+                    (workflow.params.get(name)).is_some_and(|decl| decl.kind == ParamType::Path);
                 let mut value = value.clone();
                 if path {
                     share(workflow, &mut value);
@@ -363,8 +395,10 @@ fn scalar(value: &Json) -> String {
             format!("[{}]", items.join(", "))
         }
         Json::Object(entries) => {
-            let fields: Vec<(String, Json)> =
-                entries.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+            let fields: Vec<(String, Json)> = entries
+                .iter()
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect();
             flow(&fields)
         }
         // JSON is YAML.
@@ -379,7 +413,8 @@ fn is_plain(text: &str) -> bool {
     let share = text.strip_suffix('%').is_some_and(|number| {
         !number.is_empty() && number.chars().all(|letter| letter.is_ascii_digit())
     });
-    if !share && !(text.starts_with(first) && text.chars().all(rest)) {
+    let word = text.starts_with(first) && text.chars().all(rest);
+    if !(share || word) {
         return false;
     }
     let mut faults = Vec::new();

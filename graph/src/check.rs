@@ -61,6 +61,9 @@ pub struct ResolvedParam {
     pub value: Json,
     /// Where the value comes from.
     pub from: How,
+    /// The folder from which it is resolved, if it is a relative path.
+    #[serde(skip)]
+    pub folder: Arc<PathBuf>,
 }
 
 /// A link from a node's output.
@@ -480,6 +483,7 @@ impl Checker<'_> {
                 name: format!("{prefix}{name}"),
                 value: value.clone(),
                 from: origin.how,
+                folder: Arc::clone(&origin.folder),
             });
         }
         Given::Value(Bound {
@@ -1854,6 +1858,7 @@ impl Checker<'_> {
                         name: format!("{node}.{name}"),
                         value: Json::from(drawn),
                         from: How::Drawn,
+                        folder: Arc::default(),
                     });
                     return Built::Value(Json::from(drawn));
                 }

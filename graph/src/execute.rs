@@ -17,7 +17,7 @@ use crate::node::{Context, Environment, Host, NodeError};
 use crate::plan::{Forecast, Plan, Status, Task, slower};
 use crate::port::PortValues;
 use crate::preview::{Previewer, Quality};
-use crate::save::{SaveError, Saved, Saver};
+use crate::save::{SaveError, Saved, Saver, Stamp};
 use crate::value::Value;
 
 /// Cancels a run from elsewhere; cloning shares it.
@@ -52,6 +52,8 @@ pub struct RunOptions {
     pub saver: Option<Arc<Saver>>,
     /// Whether what does not need a node that failed is made all the same.
     pub keep_going: bool,
+    /// Writes into the files of outputs where they come from.
+    pub stamp: Option<Arc<dyn Stamp>>,
     /// Shows what nodes are drawing while they do.
     pub previewer: Option<Arc<dyn Previewer>>,
 }
@@ -712,14 +714,18 @@ impl Run<'_> {
         let output = &self.job.plan.outputs()[index];
         let mut result = Ok(Vec::new());
         if let (Some(saver), Some(path)) = (&self.job.options.saver, &output.save) {
-            result = catch_unwind(AssertUnwindSafe(|| saver.save(path, value))).unwrap_or_else(
-                |panic| {
-                    Err(SaveError::Encode {
-                        path: path.clone(),
-                        source: NodeError::panicked(&*panic),
-                    })
-                },
-            );
+            let save = || match &self.job.options.stamp {
+                Some(stamp) => saver.save_stamped(path, value, &|format, bytes| {
+                    stamp.stamp(&output.name, format, bytes)
+                }),
+                None => saver.save(path, value),
+            };
+            result = catch_unwind(AssertUnwindSafe(save)).unwrap_or_else(|panic| {
+                Err(SaveError::Encode {
+                    path: path.clone(),
+                    source: NodeError::panicked(&*panic),
+                })
+            });
         }
         match &result {
             Ok(saved) => {

@@ -4,6 +4,7 @@
 //! [`Engine::run`] does the rest. A [`Registry`] says which ops there are; a [`Node`] is one.
 
 pub mod cache;
+mod canonical;
 pub mod chain;
 pub mod check;
 pub mod engine;
@@ -21,6 +22,7 @@ pub mod plan;
 pub mod port;
 pub mod preview;
 pub mod problem;
+pub mod provenance;
 pub mod registry;
 pub mod save;
 mod shape;
@@ -45,11 +47,14 @@ pub use key::Key;
 pub use lock::{Difference, Located, Lock, LockedFile, LockedKind, locate};
 pub use node::{Context, Environment, Fault, FaultKind, Host, Node, NodeError, ReadFile};
 pub use params::{How, ParamType};
-pub use plan::{Change, Forecast, Plan, PlannedOutput, Reason, Record, Resume, Status, Task, What};
+pub use plan::{
+    Change, Forecast, Parting, Plan, PlannedOutput, Reason, Record, Resume, Status, Task, What,
+};
 pub use port::{Arity, FromValue, Known, PortField, PortSpec, PortValues, Ports, Types};
 pub use preview::{Previewer, Quality};
 pub use problem::{Code, Problem, Problems, Severity, Source, Span};
+pub use provenance::{Origin, Provenance, ReadEntry};
 pub use registry::{Entry, ParamInfo, Registry};
-pub use save::{Exists, SaveError, SaveStatus, Saved, Saver};
+pub use save::{Exists, SaveError, SaveStatus, Saved, Saver, Stamp};
 pub use sweep::{Cell, Sweep, SweepPlan};
 pub use value::{Decoders, Payload, Value};

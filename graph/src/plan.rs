@@ -272,6 +272,30 @@ struct NodeRecord {
     params: Vec<(String, String)>,
     files: Vec<(String, String)>,
     inputs: Vec<(String, String)>,
+    /// Of a chain: the number of its first step.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    first: usize,
+    /// Of a chain: the keys of the states after each step, their first eight digits, one after the other.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    steps: String,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+/// The digits of a step's key in a record.
+const STEP_DIGITS: usize = 8;
+
+/// From which step on two runs of a node differ.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Parting {
+    /// The node.
+    pub node: String,
+    /// The first step whose result is another one, from 0; none: the number of steps is all that differs.
+    pub step: usize,
+    /// T of the newer one.
+    pub of: usize,
 }
 
 impl Record {
@@ -324,6 +348,60 @@ impl Record {
             }
         }
         changes
+    }
+}
+
+impl Record {
+    /// What numbers depended on: the device, the data type, the kernels.
+    #[must_use]
+    pub fn numerics(&self) -> &str {
+        &self.numerics
+    }
+
+    /// The nodes: name, op, and the number of steps of one that has some.
+    pub fn nodes(&self) -> impl Iterator<Item = (&str, String, usize)> {
+        (self.nodes.iter()).map(|(name, node)| {
+            (
+                name.as_str(),
+                node.op_name(),
+                node.steps.len() / STEP_DIGITS,
+            )
+        })
+    }
+
+    /// The nodes that both have, whose steps are not all the same, and from which step on.
+    #[must_use]
+    pub fn partings(&self, old: &Self) -> Vec<Parting> {
+        let mut partings = Vec::new();
+        for (name, node) in &self.nodes {
+            let Some(other) = old.nodes.get(name) else {
+                continue;
+            };
+            let digits = |node: &NodeRecord| -> Vec<String> {
+                (node.steps.as_bytes().chunks(STEP_DIGITS))
+                    .map(|digits| String::from_utf8_lossy(digits).into_owned())
+                    .collect()
+            };
+            let (new, old) = (digits(node), digits(other));
+            if new == old && node.first == other.first || new.is_empty() || old.is_empty() {
+                continue;
+            }
+            let of = node.first + new.len();
+            let first = node.first.max(other.first);
+            let at = |steps: &[String], own: usize, step: usize| steps.get(step - own).cloned();
+            let same = (first..of)
+                .take_while(|step| {
+                    let mine = at(&new, node.first, *step);
+                    mine.is_some() && mine == at(&old, other.first, *step)
+                })
+                .count();
+            partings.push(Parting {
+                node: name.clone(),
+                step: first + same,
+                of,
+            });
+        }
+        partings
     }
 }
 
@@ -549,6 +627,12 @@ impl Plan {
         })
     }
 
+    /// What numbers depend on: the device, the data type, the kernels.
+    #[must_use]
+    pub fn numerics(&self) -> &str {
+        &self.numerics
+    }
+
     /// The workflow's name.
     #[must_use]
     pub fn workflow(&self) -> &str {
@@ -739,6 +823,11 @@ impl Plan {
                 params: params(task),
                 files: digests(task),
                 inputs: self.links(task),
+                first: task.chain.as_ref().map_or(0, |chain| chain.first),
+                steps: (task.chain.iter())
+                    .flat_map(|chain| &chain.states)
+                    .filter_map(|keys| Some(keys.first()?.to_string()[..STEP_DIGITS].to_owned()))
+                    .collect(),
             };
             for name in &task.names {
                 nodes.push((index, name.clone(), record.clone()));

@@ -336,6 +336,8 @@ codes! {
     BundleOutside = "R0919", "A bundle must be whole in itself: its workflow reads what is in it, models that are found by their content, and what you give with `--set`. A path that is absolute or leads out of the bundle is refused. When you make a bundle: write the path relative to the workflow.";
     /// A file is too large for a bundle.
     BundleAsset = "R0920", "Assets of more than 64 MiB are not packed unless you say so: `--max-asset 200MiB`. Models are packed with `--with-models` alone; without it their digests are in the lock, and who gets the bundle needs the models.";
+    /// Where an output comes from cannot be written down.
+    NoProvenance = "R0931", "A picture carries the workflow that made it, with every seed as a number and every file by a path that can be shared. What was drawn inside of a graph that is used, or a graph that lies in quite another place, cannot be said in it.";
 }
 
 impl Code {

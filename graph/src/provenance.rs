@@ -100,7 +100,12 @@ impl Origin {
     ///
     /// # Errors
     /// When something of the run cannot be said in a workflow, or a file cannot be read any more.
-    pub fn output(&self, engine: &Engine, checked: &Checked, name: &str) -> Result<Provenance, Problems> {
+    pub fn output(
+        &self,
+        engine: &Engine,
+        checked: &Checked,
+        name: &str,
+    ) -> Result<Provenance, Problems> {
         let output = (checked.outputs.iter().find(|output| output.name == name))
             .ok_or_else(|| self.unsaid(format!("there is no output `{name}`")))?;
         let pruned = pruned(checked, output.link, name);
@@ -115,15 +120,26 @@ impl Origin {
     pub fn sheet(&self, engine: &Engine, sweep: &Sweep) -> Result<Provenance, Problems> {
         let unsaid = || self.unsaid("the sweep has no contact sheet".to_owned());
         let (shown, decl) = sweep.sheet_parts().ok_or_else(unsaid)?;
-        let plan = engine.plan_sweep(sweep, &["sheet".to_owned()], &Default::default())?.plan;
+        let plan = engine
+            .plan_sweep(sweep, &["sheet".to_owned()], &Default::default())?
+            .plan;
         let whole = sweep.whole(shown);
         let first = sweep.cells.first().ok_or_else(unsaid)?;
-        let cells: Vec<IndexMap<String, Json>> = sweep.cells.iter().map(|cell| cell.values.clone()).collect();
+        let cells: Vec<IndexMap<String, Json>> =
+            sweep.cells.iter().map(|cell| cell.values.clone()).collect();
         let shared: Vec<ResolvedParam> = (first.params.iter())
             .filter(|param| !sweep.varying.contains(&param.name))
             .cloned()
             .collect();
-        self.made(engine, &whole, &plan, "sheet", shown, &shared, Some((&cells, decl)))
+        self.made(
+            engine,
+            &whole,
+            &plan,
+            "sheet",
+            shown,
+            &shared,
+            Some((&cells, decl)),
+        )
     }
 
     #[allow(clippy::too_many_arguments)] // what an output and a sheet have in common
@@ -148,21 +164,30 @@ impl Origin {
         let folder = check::folder_of(&self.path);
         let mut graphs = IndexMap::new();
         let reached = self.reached(&workflow);
-        for (path, graph) in self.graphs.iter().filter(|(path, _)| reached.contains(path)) {
+        for (path, graph) in self
+            .graphs
+            .iter()
+            .filter(|(path, _)| reached.contains(path))
+        {
             let form = Form {
                 registry: engine.registry(),
                 output: None,
                 params: &[],
                 sweep: None,
             };
-            let name = lock::shareable(&folder, path).ok_or_else(|| {
-                self.unsaid("a graph that is used lies elsewhere".to_owned())
-            })?;
+            let name = lock::shareable(&folder, path)
+                .ok_or_else(|| self.unsaid("a graph that is used lies elsewhere".to_owned()))?;
             graphs.insert(name, canonical::canonical(graph, &form).ok_or_else(unsaid)?);
         }
         let mut read = checked.clone();
         read.files.clear();
-        let locked = Lock::of(&read, &self.path, &Settings::default(), &**engine.files(), &self.tool)?;
+        let locked = Lock::of(
+            &read,
+            &self.path,
+            &Settings::default(),
+            &**engine.files(),
+            &self.tool,
+        )?;
         let files = (locked.files.into_iter())
             .filter(|file| matches!(file.kind, LockedKind::Asset | LockedKind::Model))
             .map(|file| ReadEntry {
@@ -180,12 +205,17 @@ impl Origin {
         let params = (params.iter())
             .filter(|param| {
                 param.name.contains(['/', '.'])
-                    || kept.as_ref().is_none_or(|kept| kept.params.contains_key(&param.name))
+                    || kept
+                        .as_ref()
+                        .is_none_or(|kept| kept.params.contains_key(&param.name))
             })
             .map(|param| {
-                let default = kept.as_ref().and_then(|kept| kept.params.get(&param.name)?.default.as_ref());
+                let default = kept
+                    .as_ref()
+                    .and_then(|kept| kept.params.get(&param.name)?.default.as_ref());
                 // A path as it is written there.
-                let value = default.map_or_else(|| param.value.clone(), |default| default.value.clone());
+                let value =
+                    default.map_or_else(|| param.value.clone(), |default| default.value.clone());
                 (param.name.clone(), value)
             })
             .filter(|(name, _)| !name.contains(['/', '.']))
@@ -249,7 +279,13 @@ fn pruned(checked: &Checked, link: Link, output: &str) -> Checked {
     let mut open = vec![link.node];
     while let Some(index) = open.pop() {
         if !std::mem::replace(&mut needed[index], true) {
-            open.extend(checked.nodes[index].links.iter().flatten().map(|link| link.node));
+            open.extend(
+                checked.nodes[index]
+                    .links
+                    .iter()
+                    .flatten()
+                    .map(|link| link.node),
+            );
         }
     }
     let mut place = vec![0; needed.len()];
@@ -260,7 +296,10 @@ fn pruned(checked: &Checked, link: Link, output: &str) -> Checked {
             nodes.push(node.clone());
         }
     }
-    for link in nodes.iter_mut().flat_map(|node| node.links.iter_mut().flatten()) {
+    for link in nodes
+        .iter_mut()
+        .flat_map(|node| node.links.iter_mut().flatten())
+    {
         link.node = place[link.node];
     }
     let mut pruned = checked.clone();

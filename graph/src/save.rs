@@ -164,6 +164,13 @@ pub(crate) fn ending(path: &str) -> Option<String> {
     (!stem.is_empty() && !ending.is_empty()).then(|| ending.to_ascii_lowercase())
 }
 
+/// Writes into files of outputs where they come from.
+pub trait Stamp: std::fmt::Debug + Send + Sync {
+    /// Gives the bytes to write for a file of an output, of a format (`png`); those that it was given where it has
+    /// nothing to say.
+    fn stamp(&self, output: &str, format: &str, bytes: Vec<u8>) -> Vec<u8>;
+}
+
 /// Writes the outputs of runs below one folder.
 #[derive(Debug)]
 pub struct Saver {
@@ -212,6 +219,19 @@ impl Saver {
     /// # Errors
     /// When the path leaves the folder, the value cannot be written in that format, or the file system refuses.
     pub fn save(&self, path: &str, value: &Value) -> Result<Vec<Saved>, SaveError> {
+        self.save_stamped(path, value, &|_, bytes| bytes)
+    }
+
+    /// The same; `stamp` is given the format and the bytes of each file, and gives those that are written.
+    ///
+    /// # Errors
+    /// As [`Saver::save`].
+    pub fn save_stamped(
+        &self,
+        path: &str,
+        value: &Value,
+        stamp: &dyn Fn(&str, Vec<u8>) -> Vec<u8>,
+    ) -> Result<Vec<Saved>, SaveError> {
         check_path(path).map_err(|why| SaveError::Unsafe {
             path: path.to_owned(),
             why,
@@ -226,6 +246,9 @@ impl Saver {
             ))
         })?;
         let files = value.encode(&format).map_err(encode)?;
+        let files: Vec<Vec<u8>> = (files.into_iter())
+            .map(|bytes| stamp(&format, bytes))
+            .collect();
         let several = files.len() > 1;
         files
             .iter()

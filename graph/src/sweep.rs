@@ -60,6 +60,9 @@ pub struct Cell {
     /// Its outputs among those of the whole.
     #[serde(skip)]
     outputs: Vec<usize>,
+    /// Its nodes among those of the whole.
+    #[serde(skip)]
+    nodes: std::ops::Range<usize>,
 }
 
 /// A sweep that is sound: all its cells as one graph.
@@ -90,8 +93,8 @@ struct Sheet {
     column_labels: Vec<String>,
     output: String,
     save: Option<String>,
-    /// What is said of how it is drawn.
-    fields: Vec<(Name, Tree)>,
+    /// As it is written.
+    decl: SheetDecl,
     source: Source,
     span: Span,
 }
@@ -142,6 +145,44 @@ impl Sweep {
     #[must_use]
     pub fn files(&self) -> &[PathBuf] {
         &self.whole.files
+    }
+
+    /// A cell as a workflow by itself.
+    #[must_use]
+    pub fn cell(&self, index: usize) -> Option<Checked> {
+        let cell = self.cells.get(index)?;
+        let mut checked = self.whole.clone();
+        checked.params.clone_from(&cell.params);
+        checked.nodes = self.whole.nodes[cell.nodes.clone()].to_vec();
+        for node in &mut checked.nodes {
+            if let Some((_, name)) = node.name.split_once('/') {
+                node.name = name.to_owned();
+            }
+            for link in node.links.iter_mut().flatten() {
+                link.node -= cell.nodes.start;
+            }
+        }
+        checked.outputs = (cell.outputs.iter())
+            .map(|at| {
+                let mut output = self.whole.outputs[*at].clone();
+                output.link.node -= cell.nodes.start;
+                output
+            })
+            .collect();
+        Some(checked)
+    }
+
+    /// All cells side by side, with the outputs of that name.
+    pub(crate) fn whole(&self, output: &str) -> Checked {
+        let mut whole = self.whole.clone();
+        whole.outputs.retain(|one| one.name == output);
+        whole
+    }
+
+    /// The output that the contact sheet shows, and what is said of how it is laid out and drawn.
+    pub(crate) fn sheet_parts(&self) -> Option<(&str, &SheetDecl)> {
+        let sheet = self.sheet.as_ref()?;
+        Some((&sheet.output, &sheet.decl))
     }
 
     /// Whether there is a contact sheet.
@@ -382,11 +423,11 @@ impl Sweep {
             "row_labels": sheet.row_labels,
             "blanks": blanks,
         });
-        for (key, tree) in &sheet.fields {
+        for (key, tree) in &sheet.decl.fields {
             given[&key.text] = tree.to_json();
         }
         let place = |field: Option<&str>| {
-            (sheet.fields.iter())
+            (sheet.decl.fields.iter())
                 .find(|(key, _)| Some(key.text.as_str()) == field)
                 .map_or(sheet.span, |(_, tree)| tree.span)
         };
@@ -711,6 +752,7 @@ fn join(
             values: cell_values,
             params,
             outputs: (first..whole.outputs.len()).collect(),
+            nodes: offset..whole.nodes.len(),
         });
     }
     if !problems.is_empty() {
@@ -912,7 +954,7 @@ impl Sweep {
             places,
             output,
             save,
-            fields: decl.fields.clone(),
+            decl: decl.clone(),
             source: source.clone(),
             span: decl.key_span,
         })

@@ -12,6 +12,7 @@ pub mod lsp;
 pub mod new;
 pub mod nodes;
 pub mod plan;
+pub mod recipe;
 pub mod run;
 pub mod sweep;
 pub mod watch;

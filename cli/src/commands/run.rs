@@ -12,6 +12,7 @@ use crate::journal::Journal;
 use crate::output::say;
 use crate::preview::Preview;
 use crate::progress::{JsonLines, Progress};
+use crate::provenance::{Made, Stamps};
 use crate::records;
 use crate::sharing::{self, Input};
 use crate::store::Store;
@@ -48,10 +49,14 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     }
     let cancel = Cancel::new();
     interrupts(&cancel)?;
+    let stamp = (!args.provenance.no_provenance)
+        .then(|| Stamps::new(&engine, &input.file, Made::Workflow(Box::new(checked))))
+        .flatten();
     let options = RunOptions {
         threads: usize::from(args.device.threads.unwrap_or(0)),
         saver: Some(Arc::new(Saver::new(&args.out, exists(args.exists)))),
         previewer: preview.clone().map(|preview| preview as _),
+        stamp,
         ..RunOptions::default()
     };
     let listener: Box<dyn Listener> = if args.json {

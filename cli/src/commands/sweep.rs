@@ -18,6 +18,7 @@ use crate::commands::run;
 use crate::journal::Journal;
 use crate::output::{say, tell};
 use crate::progress::{JsonLines, Progress, duration};
+use crate::provenance::{Made, Stamps};
 use crate::sharing::Input;
 use crate::store::Store;
 use crate::table::{self, CellStatus, Row};
@@ -59,6 +60,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
         Ok(loaded) => loaded,
         Err(problems) => return faults(args, &problems),
     };
+    let sweep = Arc::new(sweep);
     if !args.json {
         session::warn_all(sweep.warnings());
     }
@@ -74,6 +76,9 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
         threads: usize::from(args.device.threads.unwrap_or(0)),
         saver: Some(Arc::new(Saver::new(&args.out, run::exists(args.exists)))),
         keep_going: args.keep_going,
+        stamp: (!args.provenance.no_provenance)
+            .then(|| Stamps::new(&engine, &input.file, Made::sweep(&sweep, &plan)))
+            .flatten(),
         ..RunOptions::default()
     };
     let mut log = Log::begin(log, draw, &kept)?;

@@ -11,7 +11,7 @@ use notify::{RecursiveMode, Watcher};
 use retouch_graph::event::Listener;
 use retouch_graph::{
     Cancel, DiskFiles, Engine, Exists, Files, Plan, Problems, RunError, RunOptions, RunReport,
-    Saver, Settings,
+    Saver, Settings, Stamp,
 };
 use serde_json::json;
 
@@ -20,6 +20,7 @@ use crate::journal::Journal;
 use crate::output::say;
 use crate::preview::Preview;
 use crate::progress::{JsonLines, Lines};
+use crate::provenance::{Made, Stamps};
 use crate::sharing::Input;
 use crate::store::Store;
 use crate::{Exit, Failure, bundle, records, session};
@@ -89,6 +90,7 @@ pub fn watch(args: &WatchArgs) -> Result<Exit, Failure> {
         input: &input,
         files: &files,
         saver: Arc::new(Saver::new(&args.out, Exists::Number).replacing_own()),
+        stamp: None,
         preview,
         stop: &stop,
         sender,
@@ -108,6 +110,8 @@ struct Loop<'a, W: Watcher> {
     input: &'a Input,
     files: &'a DiskFiles,
     saver: Arc<Saver>,
+    /// The recipes of the plan that was loaded last.
+    stamp: Option<Arc<dyn Stamp>>,
     preview: Option<Arc<Preview>>,
     stop: &'a AtomicBool,
     sender: Sender<Signal>,
@@ -175,6 +179,12 @@ impl<W: Watcher> Loop<'_, W> {
                 if let Some(preview) = &self.preview {
                     preview.spares(&checked)?;
                 }
+                self.stamp = (!self.args.provenance.no_provenance)
+                    .then(|| {
+                        let made = Made::Workflow(Box::new(checked));
+                        Stamps::new(engine, &self.input.file, made)
+                    })
+                    .flatten();
                 Ok(Some(plan))
             }
             Err(problems) => {
@@ -299,6 +309,7 @@ impl<W: Watcher> Loop<'_, W> {
             threads: usize::from(self.args.device.threads.unwrap_or(0)),
             saver: Some(Arc::clone(&self.saver)),
             previewer: self.preview.clone().map(|preview| preview as _),
+            stamp: self.stamp.clone(),
             ..RunOptions::default()
         };
         let lines: Box<dyn Listener> = if self.args.json {

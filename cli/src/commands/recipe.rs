@@ -1,0 +1,594 @@
+//! `retouch show`, `extract`, `replay` and `diff`: from a picture back to its recipe.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use retouch_graph::event::Listener;
+use retouch_graph::sweep::shown;
+use retouch_graph::{
+    Cancel, Change, Checked, Engine, OutputValue, Parting, Plan, Provenance, Record, RunError,
+    RunOptions, Saver, Settings, Sweep, What,
+};
+use serde_json::{Value as Json, json};
+
+use crate::args::{DiffArgs, ExtractArgs, ReplayArgs, ShowArgs};
+use crate::commands::run;
+use crate::output::{say, tell};
+use crate::progress::{JsonLines, Progress};
+use crate::provenance::{self, Made, Stamps};
+use crate::sharing::{Input, Stop, models};
+use crate::store::{Store, size};
+use crate::{Exit, Failure, session};
+
+/// Says what a picture was made of.
+///
+/// # Errors
+/// When it carries no recipe, or standard output is closed.
+pub fn show(args: &ShowArgs) -> Result<Exit, Failure> {
+    let recipe = provenance::read(&args.picture)?;
+    if args.json {
+        let text =
+            serde_json::to_string_pretty(&recipe).map_err(|e| Failure::failed(e.to_string()))?;
+        say(&text)?;
+        return Ok(Exit::Done);
+    }
+    say(&format!(
+        "output `{}`, made by {}, numbers of {}",
+        recipe.output,
+        recipe.tool,
+        recipe.record.numerics()
+    ))?;
+    say("params:")?;
+    for (name, value) in &recipe.params {
+        say(&format!("  {name}: {}", shown(value)))?;
+    }
+    say("files:")?;
+    for (name, files) in by_model(&recipe) {
+        match files.as_slice() {
+            [file] if file.path == name => {
+                say(&format!(
+                    "  {name}  {}  {}",
+                    size(file.size),
+                    short(&file.blake3)
+                ))?;
+            }
+            files => {
+                let bytes = files.iter().map(|file| file.size).sum();
+                say(&format!("  {name}  {} files, {}", files.len(), size(bytes)))?;
+            }
+        }
+    }
+    say("nodes:")?;
+    for (name, op, steps) in recipe.record.nodes() {
+        let steps = match steps {
+            0 => String::new(),
+            steps => format!(", {steps} steps"),
+        };
+        say(&format!("  {name}  {op}{steps}"))?;
+    }
+    tell("`retouch extract` prints the workflow, `retouch replay` draws the picture again");
+    Ok(Exit::Done)
+}
+
+fn short(digest: &str) -> &str {
+    digest.get(..8).unwrap_or(digest)
+}
+
+/// The files of a recipe, those of a model together under its folder.
+fn by_model(recipe: &Provenance) -> IndexMap<String, Vec<&retouch_graph::ReadEntry>> {
+    let mut files: IndexMap<String, Vec<_>> = IndexMap::new();
+    for file in &recipe.files {
+        let name = file.model.clone().unwrap_or_else(|| file.path.clone());
+        files.entry(name).or_default().push(file);
+    }
+    files
+}
+
+/// Prints the workflow that a picture carries, or writes it with the graphs that it uses to a folder.
+///
+/// # Errors
+/// When it carries none, a file cannot be written, or standard output is closed.
+pub fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
+    let recipe = provenance::read(&args.picture)?;
+    let Some(folder) = &args.output else {
+        say(recipe.workflow.trim_end())?;
+        if !recipe.graphs.is_empty() {
+            let names: Vec<&str> = recipe.graphs.keys().map(String::as_str).collect();
+            tell(&format!(
+                "it uses {}, which the picture carries too: `-o DIR` writes all of it",
+                names.join(", ")
+            ));
+        }
+        return Ok(Exit::Done);
+    };
+    let cannot = |path: &Path, e: std::io::Error| {
+        Failure::failed(format!("{} cannot be written: {e}", path.display()))
+    };
+    // Graphs may lie beside or above the workflow: it goes as deep as they climb, so that all stays in the folder.
+    let climb = recipe
+        .graphs
+        .keys()
+        .map(|path| path.matches("../").count())
+        .max()
+        .unwrap_or(0);
+    let name = file_name(&recipe.workflow);
+    let below: PathBuf = (0..climb).map(|_| "workflow").collect();
+    let mut files = vec![(below.join(name), &recipe.workflow)];
+    for (path, text) in &recipe.graphs {
+        let mut place = below.clone();
+        for part in path.split('/') {
+            match part {
+                ".." => {
+                    place.pop();
+                }
+                part => place.push(part),
+            }
+        }
+        files.push((place, text));
+    }
+    for (path, _) in &files {
+        let path = folder.join(path);
+        if path.exists() {
+            return Err(
+                Failure::failed(format!("{} exists already", path.display()))
+                    .help("name another folder with `-o DIR`"),
+            );
+        }
+    }
+    for (path, text) in &files {
+        let path = folder.join(path);
+        crate::store::write_whole(&path, text.as_bytes()).map_err(|e| cannot(&path, e))?;
+        say(&path.display().to_string())?;
+    }
+    Ok(Exit::Done)
+}
+
+/// The workflow's file: its name, where that can name one.
+fn file_name(text: &str) -> String {
+    let name = text
+        .lines()
+        .find_map(|line| line.strip_prefix("name: "))
+        .unwrap_or("");
+    let plain = !name.is_empty()
+        && name
+            .chars()
+            .all(|letter| letter.is_ascii_alphanumeric() || "-_".contains(letter));
+    if plain {
+        format!("{name}.yaml")
+    } else {
+        "workflow.yaml".to_owned()
+    }
+}
+
+/// A recipe that can be run.
+struct Loaded {
+    plan: Plan,
+    made: Made,
+    workflow: PathBuf,
+    engine: Engine,
+}
+
+fn load(
+    recipe: &Provenance,
+    picture: &Path,
+    models: &[PathBuf],
+    engine: Engine,
+) -> Result<Result<Loaded, Exit>, Failure> {
+    let (engine, workflow) = provenance::open(recipe, picture, models, engine)?;
+    let settings = Settings::default();
+    let sweep = engine
+        .read(&workflow)
+        .ok()
+        .and_then(|workflow| workflow.sweep);
+    let loaded = if sweep.is_some() {
+        engine.load_sweep(&workflow, &settings).and_then(|sweep| {
+            let plan = engine.plan_sweep(
+                &sweep,
+                std::slice::from_ref(&recipe.output),
+                &BTreeSet::new(),
+            )?;
+            let sweep: Arc<Sweep> = Arc::new(sweep);
+            let made = Made::sweep(&sweep, &plan);
+            Ok((plan.plan, made))
+        })
+    } else {
+        engine
+            .load(&workflow, &settings)
+            .and_then(|checked: Checked| {
+                let plan = engine.plan(&checked, &[format!("outputs.{}", recipe.output)])?;
+                Ok((plan, Made::Workflow(Box::new(checked))))
+            })
+    };
+    Ok(match loaded {
+        Ok((plan, made)) => Ok(Loaded {
+            plan,
+            made,
+            workflow,
+            engine,
+        }),
+        Err(problems) => Err(session::faults(&problems)),
+    })
+}
+
+/// Draws a picture again and compares.
+///
+/// # Errors
+/// When what it was made of is not there or has another content, or the device cannot be used.
+pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
+    let recipe = provenance::read(&args.picture)?;
+    let original = fs::read(&args.picture)
+        .map_err(|e| Failure::failed(format!("{} cannot be read: {e}", args.picture.display())))?;
+    let store = Store::of(&args.cache)?;
+    session::threads(&args.device)?;
+    let engine = session::caching_engine(&args.device.device, &store)?;
+    let loaded = load(&recipe, &args.picture, &models(&args.sharing), engine)?;
+    let Loaded {
+        plan,
+        made,
+        workflow,
+        engine,
+    } = match loaded {
+        Ok(loaded) => loaded,
+        Err(exit) => return Ok(exit),
+    };
+    if plan.numerics() != recipe.record.numerics() {
+        tell(&format!(
+            "warning: it was made with numbers of {}, and here they are of {}: it may differ a little",
+            recipe.record.numerics(),
+            plan.numerics()
+        ));
+    }
+    let stamp = Stamps::new(&engine, &workflow, made);
+    if let Some(out) = &args.out {
+        run::writable(out)?;
+    }
+    let cancel = Cancel::new();
+    run::interrupts(&cancel)?;
+    let saver = args
+        .out
+        .as_ref()
+        .map(|out| Arc::new(Saver::new(out, run::exists(args.exists))));
+    let options = RunOptions {
+        threads: usize::from(args.device.threads.unwrap_or(0)),
+        saver,
+        stamp: stamp.clone(),
+        ..RunOptions::default()
+    };
+    let listener: Box<dyn Listener> = if args.json {
+        Box::new(JsonLines)
+    } else {
+        Box::new(Progress::new(args.quiet))
+    };
+    let report = match engine.run(&plan, listener.as_ref(), &cancel, &options) {
+        Ok(report) => report,
+        Err(RunError::Cancelled) => {
+            tell("interrupted");
+            return Ok(Exit::Interrupted);
+        }
+        Err(RunError::NodeFailed { .. }) if !args.json => return Ok(Exit::Failed),
+        Err(error) => return Err(Failure::failed(error.to_string())),
+    };
+    engine.files().flush();
+    let Some(output) = report.outputs.first() else {
+        return Err(Failure::failed("the recipe gives no picture"));
+    };
+    if !args.json {
+        for saved in &output.saved {
+            say(&run::result_line(&recipe.output, &saved.path, saved.status))?;
+        }
+    }
+    let found = compare(&original, output, stamp.as_deref())?;
+    if args.json {
+        let mut line = found.as_json();
+        line["event"] = json!("replayed");
+        line["picture"] = json!(args.picture);
+        say(&line.to_string())?;
+    } else {
+        say(&format!(
+            "{}: {}",
+            args.picture.display(),
+            found.describe(&recipe)
+        ))?;
+    }
+    Ok(if matches!(found, Found::Differs { .. }) {
+        Exit::Failed
+    } else {
+        Exit::Done
+    })
+}
+
+/// How a picture that was drawn again compares.
+#[derive(Debug, PartialEq)]
+enum Found {
+    SameBytes,
+    SamePixels,
+    Differs { pixels: usize, of: usize, most: u8 },
+    OtherSize,
+}
+
+impl Found {
+    fn as_json(&self) -> Json {
+        match self {
+            Self::SameBytes => json!({"result": "same_bytes"}),
+            Self::SamePixels => json!({"result": "same_pixels"}),
+            Self::Differs { pixels, of, most } => {
+                json!({"result": "differs", "pixels": pixels, "of": of, "most": most})
+            }
+            Self::OtherSize => json!({"result": "other_size"}),
+        }
+    }
+
+    fn describe(&self, recipe: &Provenance) -> String {
+        match self {
+            Self::SameBytes => "drawn again, the same bytes".to_owned(),
+            Self::SamePixels if recipe.tool != provenance::tool() => format!(
+                "drawn again, the same picture; what it says of itself differs ({} -> {})",
+                recipe.tool,
+                provenance::tool()
+            ),
+            Self::SamePixels => {
+                "drawn again, the same picture; what it says of itself, or how it is packed, differs".to_owned()
+            }
+            Self::Differs { pixels, of, most } => format!(
+                "drawn again, ANOTHER picture: {pixels} of {of} values differ, by {most} of 255 at most"
+            ),
+            Self::OtherSize => "drawn again, ANOTHER picture, of another size".to_owned(),
+        }
+    }
+}
+
+/// Compares with the nearest of the pictures that the output is.
+fn compare(
+    original: &[u8],
+    output: &OutputValue,
+    stamp: Option<&dyn retouch_graph::Stamp>,
+) -> Result<Found, Failure> {
+    let files = output
+        .value
+        .encode("png")
+        .map_err(|e| Failure::failed(e.to_string()))?;
+    let mut best: Option<(usize, Found)> = None;
+    for file in files {
+        let file = match stamp {
+            Some(stamp) => stamp.stamp(&output.name, "png", file),
+            None => file,
+        };
+        if file == original {
+            return Ok(Found::SameBytes);
+        }
+        let (Some(a), Some(b)) = (pixels(original), pixels(&file)) else {
+            continue;
+        };
+        let found = if a.len() != b.len() {
+            (usize::MAX, Found::OtherSize)
+        } else {
+            let differ = a.iter().zip(&b).filter(|(a, b)| a != b).count();
+            let most = a
+                .iter()
+                .zip(&b)
+                .map(|(a, b)| a.abs_diff(*b))
+                .max()
+                .unwrap_or(0);
+            match differ {
+                0 => (0, Found::SamePixels),
+                pixels => (
+                    pixels,
+                    Found::Differs {
+                        pixels,
+                        of: a.len(),
+                        most,
+                    },
+                ),
+            }
+        };
+        if best.as_ref().is_none_or(|best| found.0 < best.0) {
+            best = Some(found);
+        }
+    }
+    Ok(best.map_or(Found::OtherSize, |(_, found)| found))
+}
+
+/// The values of all frames of a PNG, and its size in front.
+fn pixels(png: &[u8]) -> Option<Vec<u8>> {
+    let mut reader = png::Decoder::new(Cursor::new(png)).read_info().ok()?;
+    let info = reader.info();
+    let mut values = [info.width.to_be_bytes(), info.height.to_be_bytes()].concat();
+    let frames = info
+        .animation_control()
+        .map_or(1, |control| control.num_frames);
+    let mut frame = vec![0; reader.output_buffer_size()?];
+    for _ in 0..frames {
+        let info = reader.next_frame(&mut frame).ok()?;
+        values.extend_from_slice(frame.get(..info.buffer_size())?);
+    }
+    Some(values)
+}
+
+/// A side of a comparison.
+struct Side {
+    params: IndexMap<String, Json>,
+    record: Record,
+}
+
+fn side(
+    path: &Path,
+    args: &DiffArgs,
+    store: &Store,
+    output: Option<&str>,
+) -> Result<Result<Side, Exit>, Failure> {
+    if is_png(path) {
+        let recipe = provenance::read(path)?;
+        return Ok(Ok(Side {
+            params: recipe.params,
+            record: recipe.record,
+        }));
+    }
+    // A picture is what one output needs: of a workflow beside it no more is looked at.
+    let engine = session::caching_engine(&args.device, store)?;
+    let opened = Input::open(path, &args.sharing, false, store, engine);
+    let (input, engine) = match opened {
+        Ok(opened) => opened,
+        Err(stop) => return stop.tell(false).map(Err),
+    };
+    let checked = match input.load(&engine, &input.settings(&args.params)) {
+        Ok(checked) => checked,
+        Err(problems) => return Stop::from(problems).tell(false).map(Err),
+    };
+    let targets: Vec<String> = (output.into_iter())
+        .filter(|output| checked.outputs.iter().any(|one| one.name == *output))
+        .map(|output| format!("outputs.{output}"))
+        .collect();
+    let plan = match engine.plan(&checked, &targets) {
+        Ok(plan) => plan,
+        Err(problems) => return Ok(Err(session::faults(&problems))),
+    };
+    engine.files().flush();
+    let params = (plan.params().iter())
+        .map(|param| (param.name.clone(), param.value.clone()))
+        .collect();
+    Ok(Ok(Side {
+        params,
+        record: plan.record(),
+    }))
+}
+
+fn is_png(path: &Path) -> bool {
+    let mut head = [0; 8];
+    fs::File::open(path)
+        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut head))
+        .is_ok()
+        && head == *b"\x89PNG\r\n\x1a\n"
+}
+
+/// Says what differs between two workflows, or the recipes of two pictures.
+///
+/// # Errors
+/// When one cannot be read, or standard output is closed.
+pub fn diff(args: &DiffArgs) -> Result<Exit, Failure> {
+    let store = Store::of(&args.cache)?;
+    let output = [&args.a, &args.b]
+        .into_iter()
+        .find(|path| is_png(path))
+        .map(|path| provenance::read(path))
+        .transpose()?
+        .map(|recipe| recipe.output);
+    let mut sides = Vec::new();
+    for path in [&args.a, &args.b] {
+        match side(path, args, &store, output.as_deref())? {
+            Ok(side) => sides.push(side),
+            Err(exit) => return Ok(exit),
+        }
+    }
+    let [a, b] = sides.as_slice() else {
+        return Err(Failure::failed("two are compared"));
+    };
+    let changes: Vec<Change> = (b.record.changes_since(&a.record).into_iter())
+        .filter(is_own)
+        .collect();
+    let partings = b.record.partings(&a.record);
+    let params = params(a, b);
+    let same = changes.is_empty() && partings.is_empty();
+    if args.json {
+        say(&as_json(&params, &changes, &partings, same).to_string())?;
+    } else {
+        print(&params, &changes, &partings, same)?;
+    }
+    Ok(if same { Exit::Done } else { Exit::Failed })
+}
+
+/// Whether a change is one of the node itself, and no consequence of one before it.
+fn is_own(change: &Change) -> bool {
+    // What stands in parentheses is the key of what is linked.
+    let links = |text: &str| -> Vec<String> {
+        text.split(", ")
+            .map(|link| link.split(" (").next().unwrap_or("").to_owned())
+            .collect()
+    };
+    match &change.what {
+        What::Input(_) => links(&change.from) != links(&change.to),
+        _ => true,
+    }
+}
+
+fn params(a: &Side, b: &Side) -> Vec<(String, Option<Json>, Option<Json>)> {
+    let names: BTreeSet<&String> = a.params.keys().chain(b.params.keys()).collect();
+    (names.into_iter())
+        .filter(|name| a.params.get(*name) != b.params.get(*name))
+        .map(|name| {
+            (
+                name.clone(),
+                a.params.get(name).cloned(),
+                b.params.get(name).cloned(),
+            )
+        })
+        .collect()
+}
+
+fn as_json(
+    params: &[(String, Option<Json>, Option<Json>)],
+    changes: &[Change],
+    partings: &[Parting],
+    same: bool,
+) -> Json {
+    let what = |what: &What| match what {
+        What::Node => json!({"what": "node"}),
+        What::Op => json!({"what": "op"}),
+        What::Param(name) => json!({"what": "param", "name": name}),
+        What::File(role) => json!({"what": "file", "name": role}),
+        What::Input(port) => json!({"what": "input", "name": port}),
+        What::Numerics => json!({"what": "numerics"}),
+    };
+    let changes: Vec<Json> = (changes.iter())
+        .map(|change| {
+            let mut line = what(&change.what);
+            line["node"] = json!(change.node);
+            line["from"] = json!(change.from);
+            line["to"] = json!(change.to);
+            line
+        })
+        .collect();
+    let params: Vec<Json> = (params.iter())
+        .map(|(name, from, to)| json!({"name": name, "from": from, "to": to}))
+        .collect();
+    json!({"same": same, "params": params, "nodes": changes, "steps": partings})
+}
+
+fn print(
+    params: &[(String, Option<Json>, Option<Json>)],
+    changes: &[Change],
+    partings: &[Parting],
+    same: bool,
+) -> Result<(), Failure> {
+    let one = |value: &Option<Json>| value.as_ref().map_or_else(|| "nothing".to_owned(), shown);
+    if !params.is_empty() {
+        say("params:")?;
+        for (name, from, to) in params {
+            say(&format!("  {name}: {} -> {}", one(from), one(to)))?;
+        }
+    }
+    if same {
+        return say("nothing that is drawn differs");
+    }
+    if !changes.is_empty() {
+        say("nodes:")?;
+        for change in changes {
+            say(&format!("  {change}"))?;
+        }
+    }
+    if !partings.is_empty() {
+        say("steps:")?;
+        for Parting { node, step, of } in partings {
+            let text = match step {
+                0 => format!("  {node}: from the first step on"),
+                step if step >= of => format!("  {node}: the same as far as it goes, {of} steps"),
+                step => format!("  {node}: from step {step} of {of} on; before it the same"),
+            };
+            say(&text)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,572 @@
+//! Where pictures come from, written into them: every PNG that a run saves carries its recipe in a text chunk.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::{Cursor, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use retouch_graph::provenance::{self, Origin, Provenance, ReadEntry};
+use retouch_graph::{
+    Checked, Digest, Engine, Files, Lock, LockedFile, LockedKind, Stamp, Sweep, SweepPlan, lock,
+};
+
+use crate::Failure;
+use crate::output::tell;
+
+/// The keyword of the text chunk.
+const KEYWORD: &str = "retouch";
+/// A recipe is a few kilobytes; what unpacks to more than this is none.
+const MOST: usize = 16 << 20;
+/// The bytes of a PNG's signature and its first chunk, IHDR, behind which the recipe stands.
+const HEAD: usize = 8 + 4 + 4 + 13 + 4;
+/// So many folders above a picture are looked in for what it was made of.
+const ABOVE: usize = 3;
+/// So many levels below those, and so many folders in all, may be where the workflow was.
+const BELOW: usize = 2;
+const MOST_BASES: usize = 200;
+
+/// The program and its version, as recipes name it.
+#[must_use]
+pub fn tool() -> String {
+    format!("retouch {}", env!("CARGO_PKG_VERSION"))
+}
+
+/// What is run, for the recipes of its outputs.
+pub enum Made {
+    /// A workflow.
+    Workflow(Box<Checked>),
+    /// A sweep: for each output of the plan, by its name there, the cell and the name in the workflow.
+    Sweep(Arc<Sweep>, HashMap<String, (Option<usize>, String)>),
+}
+
+impl Made {
+    /// The outputs of a sweep's plan.
+    #[must_use]
+    pub fn sweep(sweep: &Arc<Sweep>, plan: &SweepPlan) -> Self {
+        let names = (plan.plan.outputs().iter().zip(&plan.outputs))
+            .map(|(output, of)| (output.name.clone(), of.clone()))
+            .collect();
+        Self::Sweep(Arc::clone(sweep), names)
+    }
+}
+
+/// Writes recipes into pictures as they are saved.
+pub struct Stamps {
+    engine: Engine,
+    origin: Origin,
+    made: Made,
+    /// The recipe of each output; `None` where there is none, which was said.
+    recipes: Mutex<HashMap<String, Option<Arc<str>>>>,
+}
+
+impl fmt::Debug for Stamps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stamps").finish_non_exhaustive()
+    }
+}
+
+impl Stamps {
+    /// Recipes for what is loaded from `path`; `None` when the file is not what it was a moment ago.
+    #[must_use]
+    pub fn new(engine: &Engine, path: &Path, made: Made) -> Option<Arc<dyn Stamp>> {
+        let origin = Origin::of(engine, path, &tool()).ok()?;
+        Some(Arc::new(Self {
+            engine: engine.clone(),
+            origin,
+            made,
+            recipes: Mutex::default(),
+        }))
+    }
+
+    fn recipe(&self, output: &str) -> Option<Arc<str>> {
+        let mut recipes = self.recipes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = recipes.get(output) {
+            return known.clone();
+        }
+        let made = match &self.made {
+            Made::Workflow(checked) => self.origin.output(&self.engine, checked, output),
+            Made::Sweep(sweep, names) => match names.get(output) {
+                Some((Some(cell), name)) => {
+                    let checked = sweep.cell(*cell)?;
+                    self.origin.output(&self.engine, &checked, name)
+                }
+                _ => self.origin.sheet(&self.engine, sweep),
+            },
+        };
+        let text = match made {
+            Ok(provenance) => serde_json::to_string(&provenance).ok().map(Arc::from),
+            Err(problems) => {
+                for problem in problems.iter().take(1) {
+                    tell(&format!("warning: `{output}`: {}", problem.message()));
+                }
+                None
+            }
+        };
+        recipes.insert(output.to_owned(), text.clone());
+        text
+    }
+}
+
+impl Stamp for Stamps {
+    fn stamp(&self, output: &str, format: &str, bytes: Vec<u8>) -> Vec<u8> {
+        if !matches!(format, "png" | "apng") {
+            return bytes;
+        }
+        let stamped = self.recipe(output).and_then(|text| embed(&bytes, &text));
+        stamped.unwrap_or(bytes)
+    }
+}
+
+/// Puts a text into a PNG, in front of its picture; `None` when it is no PNG.
+fn embed(png: &[u8], text: &str) -> Option<Vec<u8>> {
+    if png.get(..8) != Some(b"\x89PNG\r\n\x1a\n") || png.get(12..16) != Some(b"IHDR") {
+        return None;
+    }
+    let (head, rest) = png.split_at_checked(HEAD)?;
+    // iTXt (PNG specification, 11.3.4.5): keyword, compressed, zlib, no language, no translated keyword, text.
+    let mut chunk = b"iTXt".to_vec();
+    chunk.extend(KEYWORD.as_bytes());
+    chunk.extend([0, 1, 0, 0, 0]);
+    let mut zlib = flate2::write::ZlibEncoder::new(chunk, flate2::Compression::best());
+    zlib.write_all(text.as_bytes()).ok()?;
+    let chunk = zlib.finish().ok()?;
+    let length = u32::try_from(chunk.len() - 4).ok()?;
+    let mut stamped = Vec::with_capacity(png.len() + chunk.len() + 8);
+    stamped.extend(head);
+    stamped.extend(length.to_be_bytes());
+    stamped.extend(&chunk);
+    stamped.extend(crc32fast::hash(&chunk).to_be_bytes());
+    stamped.extend(rest);
+    Some(stamped)
+}
+
+/// The recipe that a picture carries.
+///
+/// # Errors
+/// When the file cannot be read, is no PNG, or carries none that this program reads.
+pub fn read(path: &Path) -> Result<Provenance, Failure> {
+    let shown = path.display();
+    let bytes = std::fs::read(path).map_err(|e| {
+        Failure::failed(format!("{shown} cannot be read: {e}")).help("check the path")
+    })?;
+    let none = |what: &str| {
+        Failure::failed(format!("{shown} {what}"))
+            .help("pictures carry their recipe when `retouch run` saved them as .png, without `--no-provenance`, and no program since took it out")
+    };
+    let mut decoder = png::Decoder::new(Cursor::new(&bytes));
+    decoder.set_ignore_text_chunk(false);
+    let reader = decoder
+        .read_info()
+        .map_err(|e| none(&format!("is no PNG: {e}")))?;
+    let info = reader.info();
+    let text = info.utf8_text.iter().find(|chunk| chunk.keyword == KEYWORD);
+    let mut chunk = text.ok_or_else(|| none("carries no recipe"))?.clone();
+    let text = chunk
+        .decompress_text_with_limit(MOST)
+        .and_then(|()| chunk.get_text())
+        .map_err(|e| none(&format!("carries a damaged recipe: {e}")))?;
+    let schema = serde_json::from_str::<serde_json::Value>(&text)
+        .ok()
+        .and_then(|value| Some(value.get("schema")?.as_str()?.to_owned()))
+        .ok_or_else(|| none("carries a damaged recipe"))?;
+    if schema != provenance::SCHEMA {
+        return Err(
+            Failure::failed(format!("{shown} carries a recipe of the schema `{schema}`")).help(
+                format!(
+                    "this version reads `{}`; a newer one may read it",
+                    provenance::SCHEMA
+                ),
+            ),
+        );
+    }
+    let provenance: Provenance =
+        serde_json::from_str(&text).map_err(|e| none(&format!("carries a damaged recipe: {e}")))?;
+    let paths = provenance
+        .graphs
+        .keys()
+        .chain(provenance.files.iter().map(|file| &file.path));
+    for path in paths {
+        if !is_relative(path) {
+            return Err(none(&format!(
+                "carries a recipe with the path `{}`",
+                path.escape_debug()
+            )));
+        }
+    }
+    Ok(provenance)
+}
+
+/// Whether a path in a recipe is relative, on every system.
+fn is_relative(path: &str) -> bool {
+    !path.is_empty()
+        && !path.starts_with('/')
+        && !path.contains(['\\', ':', '\0'])
+        && path.split('/').all(|part| !part.is_empty())
+}
+
+/// Files of a recipe: its texts, and what was found with the content that it says. There are no others.
+#[derive(Debug)]
+pub struct Found {
+    texts: HashMap<PathBuf, Arc<[u8]>>,
+    places: HashMap<PathBuf, PathBuf>,
+    inner: FilesOf,
+}
+
+/// A name for debugging.
+struct FilesOf(Arc<dyn Files>);
+
+impl fmt::Debug for FilesOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("files")
+    }
+}
+
+fn missing() -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::NotFound, "the recipe does not name it")
+}
+
+impl Found {
+    fn place_of(&self, path: &Path) -> std::io::Result<&Path> {
+        self.places
+            .get(&normal(path))
+            .map(PathBuf::as_path)
+            .ok_or_else(missing)
+    }
+}
+
+impl Files for Found {
+    fn read(&self, path: &Path) -> std::io::Result<Arc<[u8]>> {
+        match self.texts.get(&normal(path)) {
+            Some(text) => Ok(Arc::clone(text)),
+            None => self.inner.0.read(self.place_of(path)?),
+        }
+    }
+
+    fn read_head(&self, path: &Path, length: usize) -> std::io::Result<(Vec<u8>, u64)> {
+        match self.texts.get(&normal(path)) {
+            Some(text) => {
+                let mut head = Vec::new();
+                text.take(length as u64).read_to_end(&mut head)?;
+                Ok((head, text.len() as u64))
+            }
+            None => self.inner.0.read_head(self.place_of(path)?, length),
+        }
+    }
+
+    fn digest(&self, path: &Path) -> std::io::Result<Digest> {
+        match self.texts.get(&normal(path)) {
+            Some(text) => Ok(*blake3::hash(text).as_bytes()),
+            None => self.inner.0.digest(self.place_of(path)?),
+        }
+    }
+
+    fn is_file(&self, path: &Path) -> bool {
+        let path = normal(path);
+        self.texts.contains_key(&path) || self.places.contains_key(&path)
+    }
+
+    fn is_dir(&self, path: &Path) -> bool {
+        let folder = normal(path);
+        self.places
+            .keys()
+            .any(|file| *file != folder && file.starts_with(&folder))
+    }
+
+    fn place(&self, path: &Path) -> PathBuf {
+        self.place_of(path)
+            .map_or_else(|_| path.to_owned(), |place| self.inner.0.place(place))
+    }
+
+    fn flush(&self) {
+        self.inner.0.flush();
+    }
+}
+
+/// A path without `.` and `..`, as far as the text tells.
+fn normal(path: &Path) -> PathBuf {
+    use std::path::Component;
+    let mut clean = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir
+                if matches!(clean.components().next_back(), Some(Component::Normal(_))) =>
+            {
+                clean.pop();
+            }
+            other => clean.push(other),
+        }
+    }
+    clean
+}
+
+/// Finds what a recipe was made of and gives an engine that reads it, and nothing else, with the workflow's path there.
+///
+/// A file is looked for at its path from the current folder and from those of the picture, then by its content below
+/// `models` and them.
+///
+/// # Errors
+/// Names every file that is missing, or is there with another content.
+pub fn open(
+    provenance: &Provenance,
+    picture: &Path,
+    models: &[PathBuf],
+    engine: Engine,
+) -> Result<(Engine, PathBuf), Failure> {
+    let here = std::env::current_dir().unwrap_or_default();
+    let picture = std::path::absolute(picture).unwrap_or_else(|_| picture.to_owned());
+    let mut roots: Vec<PathBuf> = models.to_vec();
+    roots.push(here.clone());
+    roots.extend(picture.ancestors().skip(1).take(ABOVE).map(Path::to_owned));
+    let mut unique: Vec<PathBuf> = Vec::new();
+    for root in roots {
+        // What lies above the current folder is other people's, up to the root of the file system.
+        let above = root != here && here.starts_with(&root);
+        if (!above || models.contains(&root)) && root.parent().is_some() && !unique.contains(&root)
+        {
+            unique.push(root);
+        }
+    }
+    // A folder that is nowhere, so deep that no `..` of the recipe leads out of it.
+    let texts = provenance
+        .graphs
+        .keys()
+        .chain(provenance.files.iter().map(|file| &file.path));
+    let depth = texts
+        .map(|path| path.matches("..").count())
+        .max()
+        .unwrap_or(0)
+        + 3;
+    let mut folder = here.join(".retouch-replay");
+    for level in 0..depth {
+        folder.push(level.to_string());
+    }
+    let workflow = folder.join("workflow.yaml");
+    let mut found = Found {
+        texts: HashMap::new(),
+        places: HashMap::new(),
+        inner: FilesOf(Arc::clone(engine.files())),
+    };
+    found
+        .texts
+        .insert(workflow.clone(), Arc::from(provenance.workflow.as_bytes()));
+    for (path, text) in &provenance.graphs {
+        found
+            .texts
+            .insert(normal(&folder.join(path)), Arc::from(text.as_bytes()));
+    }
+    let bases = bases(&unique, &*found.inner.0);
+    let mut sought: Vec<&ReadEntry> = Vec::new();
+    let mut changed: HashMap<&str, PathBuf> = HashMap::new();
+    for file in &provenance.files {
+        let digest = lock::parse_hex(&file.blake3);
+        let below = file.path.trim_start_matches("../");
+        let places = bases
+            .iter()
+            .flat_map(|base| [base.join(&file.path), base.join(below)]);
+        let mut place = None;
+        for candidate in places.map(|place| normal(&place)) {
+            if !found.inner.0.is_file(&candidate) {
+                continue;
+            }
+            if found.inner.0.digest(&candidate).ok() == digest {
+                place = Some(candidate);
+                break;
+            }
+            changed.entry(&file.path).or_insert(candidate);
+        }
+        match place {
+            Some(place) => {
+                found.places.insert(normal(&folder.join(&file.path)), place);
+            }
+            None => sought.push(file),
+        }
+    }
+    if !sought.is_empty() {
+        let there = by_content(&sought, &folder, &unique, &*found.inner.0);
+        sought.retain(|file| {
+            let path = normal(&folder.join(&file.path));
+            match there.get(&path) {
+                Some(place) => {
+                    found.places.insert(path, place.clone());
+                    false
+                }
+                None => true,
+            }
+        });
+    }
+    if sought.is_empty() {
+        return Ok((engine.with_files(Arc::new(found)), workflow));
+    }
+    let lines: Vec<String> = (sought.iter())
+        .map(|file| {
+            let digest = &file.blake3[..file.blake3.len().min(8)];
+            match changed.get(file.path.as_str()) {
+                Some(place) => {
+                    let now = found
+                        .inner
+                        .0
+                        .digest(place)
+                        .map_or_else(|_| "?".to_owned(), |now| lock::short(&now));
+                    format!(
+                        "{}: changed ({digest} -> {now}, {})",
+                        file.path,
+                        place.display()
+                    )
+                }
+                None => format!("{}: missing ({} bytes, {digest})", file.path, file.size),
+            }
+        })
+        .collect();
+    Err(Failure::failed(format!(
+        "what the picture was made of is not there any more:\n  {}",
+        lines.join("\n  ")
+    ))
+    .help(
+        "bring the files back, and name folders to look in with `--models DIR` or RETOUCH_MODELS",
+    ))
+}
+
+/// The folders that the workflow may have been in: the roots and what is in them, the nearest first.
+fn bases(roots: &[PathBuf], files: &dyn Files) -> Vec<PathBuf> {
+    let mut bases: Vec<PathBuf> = roots.to_vec();
+    let mut level = bases.clone();
+    for _ in 0..BELOW {
+        let mut next = Vec::new();
+        for folder in &level {
+            let entries = files.entries(folder).unwrap_or_default().into_iter();
+            next.extend(
+                entries
+                    .filter(|entry| entry.size.is_none())
+                    .map(|entry| entry.path),
+            );
+        }
+        for folder in &next {
+            if bases.len() < MOST_BASES && !bases.contains(folder) {
+                bases.push(folder.clone());
+            }
+        }
+        level = next;
+        level.truncate(MOST_BASES);
+    }
+    bases
+}
+
+/// Looks for files by their content.
+fn by_content(
+    sought: &[&ReadEntry],
+    folder: &Path,
+    roots: &[PathBuf],
+    files: &dyn Files,
+) -> HashMap<PathBuf, PathBuf> {
+    let locked = (sought.iter())
+        .filter_map(|file| {
+            Some(LockedFile {
+                kind: if file.kind == "model" {
+                    LockedKind::Model
+                } else {
+                    LockedKind::Asset
+                },
+                path: file.path.clone(),
+                elsewhere: false,
+                model: file.model.clone(),
+                size: file.size,
+                blake3: lock::parse_hex(&file.blake3)?,
+            })
+        })
+        .collect();
+    let lock = Lock {
+        tool: String::new(),
+        workflow: String::new(),
+        files: locked,
+    };
+    let located = lock::locate(&lock, folder, roots, files);
+    (located.files.into_iter())
+        .map(|redirect| (normal(&redirect.from), redirect.to))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picture() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, 2, 1);
+        encoder.set_color(png::ColorType::Rgb);
+        let mut writer = encoder.write_header().unwrap();
+        writer.write_image_data(&[1, 2, 3, 4, 5, 6]).unwrap();
+        writer.finish().unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_text_in_a_png_is_read_back_and_leaves_the_picture_as_it_is() {
+        let text = "{\"a\": \"Grüße \u{1f9f8}\"}".repeat(500);
+        let stamped = embed(&picture(), &text).unwrap();
+        assert!(stamped.len() < picture().len() + 300, "it is compressed");
+        let mut reader = png::Decoder::new(Cursor::new(&stamped))
+            .read_info()
+            .unwrap();
+        let mut chunk = reader.info().utf8_text[0].clone();
+        assert_eq!(chunk.keyword, KEYWORD);
+        chunk.decompress_text_with_limit(MOST).unwrap();
+        assert_eq!(chunk.get_text().unwrap(), text);
+        let mut pixels = vec![0; 6];
+        reader.next_frame(&mut pixels).unwrap();
+        assert_eq!(pixels, [1, 2, 3, 4, 5, 6]);
+        for none in [&b""[..], b"\x89PNG\r\n\x1a\n", b"GIF89a"] {
+            assert!(embed(none, "x").is_none());
+        }
+    }
+
+    #[test]
+    fn recipes_that_are_none_are_refused_without_a_panic() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let good = serde_json::json!({
+            "schema": provenance::SCHEMA, "tool": "t", "output": "o", "workflow": "", "params": {},
+            "files": [{"kind": "asset", "path": "a.png", "size": 1, "blake3": "00"}],
+            "record": {"numerics": "", "nodes": {}},
+        });
+        let mut cases = vec![
+            (picture(), "no recipe"),
+            (b"nothing".to_vec(), "no PNG"),
+            (embed(&picture(), "{").unwrap(), "damaged"),
+            (
+                embed(&picture(), "{\"schema\": \"retouch-provenance/9\"}").unwrap(),
+                "retouch-provenance/9",
+            ),
+            (
+                embed(
+                    &picture(),
+                    &format!("{{\"schema\": \"{}\"}}", provenance::SCHEMA),
+                )
+                .unwrap(),
+                "damaged",
+            ),
+            // A bomb: 32 MiB of nothing.
+            (embed(&picture(), &" ".repeat(32 << 20)).unwrap(), "damaged"),
+        ];
+        for bad in ["/etc/passwd", "a/../../\\b", "C:/x", "", "a//b"] {
+            let mut bad_path = good.clone();
+            bad_path["files"][0]["path"] = bad.into();
+            cases.push((
+                embed(&picture(), &bad_path.to_string()).unwrap(),
+                "with the path",
+            ));
+        }
+        for (bytes, said) in cases {
+            std::fs::write(&path, &bytes).unwrap();
+            let failure = read(&path).unwrap_err();
+            assert!(failure.message().contains(said), "{}", failure.message());
+            for cut in (0..bytes.len()).step_by(97) {
+                std::fs::write(&path, &bytes[..cut]).unwrap();
+                assert!(read(&path).is_err());
+            }
+        }
+        std::fs::write(&path, embed(&picture(), &good.to_string()).unwrap()).unwrap();
+        assert_eq!(read(&path).unwrap().files[0].path, "a.png");
+    }
+}
