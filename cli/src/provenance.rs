@@ -69,7 +69,7 @@ impl fmt::Debug for Stamps {
 impl Stamps {
     /// Recipes for what is loaded from `path`; `None` when the file is not what it was a moment ago.
     #[must_use]
-    pub fn new(engine: &Engine, path: &Path, made: Made) -> Option<Arc<dyn Stamp>> {
+    pub fn of(engine: &Engine, path: &Path, made: Made) -> Option<Arc<dyn Stamp>> {
         let origin = Origin::of(engine, path, &tool()).ok()?;
         Some(Arc::new(Self {
             engine: engine.clone(),

@@ -242,7 +242,7 @@ pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
             plan.numerics()
         ));
     }
-    let stamp = Stamps::new(&engine, &workflow, made);
+    let stamp = Stamps::of(&engine, &workflow, made);
     if let Some(out) = &args.out {
         run::writable(out)?;
     }

@@ -50,7 +50,7 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     let cancel = Cancel::new();
     interrupts(&cancel)?;
     let stamp = (!args.provenance.no_provenance)
-        .then(|| Stamps::new(&engine, &input.file, Made::Workflow(Box::new(checked))))
+        .then(|| Stamps::of(&engine, &input.file, Made::Workflow(Box::new(checked))))
         .flatten();
     let options = RunOptions {
         threads: usize::from(args.device.threads.unwrap_or(0)),

@@ -77,7 +77,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
         saver: Some(Arc::new(Saver::new(&args.out, run::exists(args.exists)))),
         keep_going: args.keep_going,
         stamp: (!args.provenance.no_provenance)
-            .then(|| Stamps::new(&engine, &input.file, Made::sweep(&sweep, &plan)))
+            .then(|| Stamps::of(&engine, &input.file, Made::sweep(&sweep, &plan)))
             .flatten(),
         ..RunOptions::default()
     };

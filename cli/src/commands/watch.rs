@@ -182,7 +182,7 @@ impl<W: Watcher> Loop<'_, W> {
                 self.stamp = (!self.args.provenance.no_provenance)
                     .then(|| {
                         let made = Made::Workflow(Box::new(checked));
-                        Stamps::new(engine, &self.input.file, made)
+                        Stamps::of(engine, &self.input.file, made)
                     })
                     .flatten();
                 Ok(Some(plan))
