@@ -402,6 +402,8 @@ fn by_the_vae_the_last_preview_is_the_saved_picture_and_previews_change_no_saved
         &file,
         "--set",
         "steps=2",
+        // A preview carries no recipe.
+        "--no-provenance",
         "--preview",
         "p.PNG",
         "--preview-with",
@@ -412,7 +414,7 @@ fn by_the_vae_the_last_preview_is_the_saved_picture_and_previews_change_no_saved
     assert!(text(&run.stderr).contains("draw: shown in the preview"));
     let saved = std::fs::read(out.path().join("out/vanilla/43-raw.png")).unwrap();
     assert_eq!(std::fs::read(out.path().join("p.PNG")).unwrap(), saved);
-    let plain = retouch(out.path(), &with[..4]);
+    let plain = retouch(out.path(), &with[..5]);
     assert!(
         text(&plain.stdout)
             .lines()
