@@ -43,8 +43,12 @@ pub enum Command {
     Fmt(FmtArgs),
     /// The reference of the ops, or of one of them.
     Nodes(NodesArgs),
-    /// Print the JSON Schema of the format, for editors.
-    Schema,
+    /// Print a JSON Schema: of the workflow format, for editors, or of the events, for programs.
+    Schema {
+        /// Of what.
+        #[arg(value_enum, default_value_t = SchemaOf::Workflow)]
+        of: SchemaOf,
+    },
     /// Draw the graph of a workflow as DOT or Mermaid text.
     Graph(GraphArgs),
     /// Explain an error code.
@@ -80,6 +84,36 @@ pub enum Command {
         /// The shell.
         shell: Shell,
     },
+}
+
+impl Command {
+    /// Whether what it prints is for programs.
+    #[must_use]
+    pub fn json(&self) -> bool {
+        match self {
+            Self::Run(args) => args.json,
+            Self::Watch(args) => args.json,
+            Self::Sweep(args) => args.json,
+            Self::Check(args) => args.json,
+            Self::Plan(args) => args.json,
+            Self::Nodes(args) => args.json,
+            Self::Bench(args) => args.json,
+            Self::Cache(args) => match args.command {
+                CacheCommand::Ls { json } | CacheCommand::Stats { json } => json,
+                CacheCommand::Clear | CacheCommand::Verify => false,
+            },
+            _ => false,
+        }
+    }
+}
+
+/// What a JSON Schema is printed of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SchemaOf {
+    /// The workflow format.
+    Workflow,
+    /// The lines of `--json`.
+    Events,
 }
 
 /// What sets a workflow's params.

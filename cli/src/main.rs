@@ -4,6 +4,7 @@ mod args;
 mod bundle;
 mod commands;
 mod journal;
+mod lines;
 mod lsp;
 mod output;
 mod preview;
@@ -20,7 +21,9 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use args::{Cli, Command};
+use args::{Cli, Command, SchemaOf};
+use lines::Line;
+use retouch_graph::{Code, RunError};
 
 /// How the program ends; documented in `--help` and the README.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,7 @@ pub enum Exit {
 #[derive(Debug)]
 pub struct Failure {
     exit: Exit,
+    code: Code,
     message: String,
     help: Option<String>,
 }
@@ -50,6 +54,7 @@ impl Failure {
     pub fn failed(message: impl Into<String>) -> Self {
         Self {
             exit: Exit::Failed,
+            code: Code::CommandFailed,
             message: message.into(),
             help: None,
         }
@@ -59,7 +64,7 @@ impl Failure {
     pub fn usage(message: impl Into<String>) -> Self {
         Self {
             exit: Exit::Usage,
-            ..Self::failed(message)
+            ..Self::failed(message).code(Code::Usage)
         }
     }
 
@@ -67,6 +72,40 @@ impl Failure {
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
+    }
+
+    /// Something cannot be read.
+    pub fn unreadable(message: impl Into<String>) -> Self {
+        Self::failed(message).code(Code::Unreadable)
+    }
+
+    /// Something cannot be written.
+    pub fn unwritable(message: impl Into<String>) -> Self {
+        Self::failed(message).code(Code::Unwritable)
+    }
+
+    /// Ctrl-C; `kept` says what of the work is not lost.
+    #[must_use]
+    pub fn interrupted(kept: &str) -> Self {
+        Self {
+            exit: Exit::Interrupted,
+            ..Self::failed(format!("interrupted; {kept}")).code(Code::Interrupted)
+        }
+    }
+
+    /// A run did not end well.
+    #[must_use]
+    pub fn of_run(error: &RunError) -> Self {
+        Self {
+            help: error.hint(),
+            ..Self::failed(error.to_string()).code(error.code())
+        }
+    }
+
+    /// Says more exactly what kind of failure it is.
+    #[must_use]
+    pub fn code(self, code: Code) -> Self {
+        Self { code, ..self }
     }
 
     /// Adds what to do about it.
@@ -98,8 +137,11 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Plan(args) => commands::plan::plan(&args),
         Command::Fmt(args) => commands::fmt::fmt(&args),
         Command::Nodes(args) => commands::nodes::nodes(&args),
-        Command::Schema => {
-            let schema = retouch_nodes::registry().json_schema();
+        Command::Schema { of } => {
+            let schema = match of {
+                SchemaOf::Workflow => retouch_nodes::registry().json_schema(),
+                SchemaOf::Events => lines::schema(),
+            };
             let text = serde_json::to_string_pretty(&schema)
                 .map_err(|e| Failure::failed(e.to_string()))?;
             output::say(&text)?;
@@ -127,13 +169,44 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     }
 }
 
+/// Tells people why the command ends, and programs too if they listen.
+fn tell(failure: &Failure, json: bool) {
+    if json {
+        let line = Line::error(failure.code, &failure.message, failure.help.as_deref());
+        // When nobody reads it, standard error and the exit code say the same.
+        let _ = line.say();
+    }
+    // An interruption is no error of anybody's.
+    let what = match failure.exit {
+        Exit::Interrupted => "",
+        _ => "error: ",
+    };
+    output::tell(&format!("{what}{}", failure.message));
+    if let Some(help) = &failure.help {
+        output::tell(&format!("  help: {help}"));
+    }
+}
+
+/// What the command line says. What is wrong with it is said as clap does, and to programs as a line.
+fn parse() -> Cli {
+    Cli::try_parse().unwrap_or_else(|error| {
+        if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
+            let text = error.render().to_string();
+            let first = text.split("\n\n").next().unwrap_or_default().trim();
+            let message = first.strip_prefix("error: ").unwrap_or(first);
+            let help = "`retouch COMMAND --help` lists what there is";
+            let _ = Line::error(Code::Usage, message, Some(help)).say();
+        }
+        error.exit()
+    })
+}
+
 fn main() -> ExitCode {
     log();
-    let exit = run(Cli::parse()).unwrap_or_else(|failure| {
-        output::tell(&format!("error: {}", failure.message));
-        if let Some(help) = failure.help {
-            output::tell(&format!("  help: {help}"));
-        }
+    let cli = parse();
+    let json = cli.command.json();
+    let exit = run(cli).unwrap_or_else(|failure| {
+        tell(&failure, json);
         failure.exit
     });
     ExitCode::from(exit as u8)

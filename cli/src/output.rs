@@ -15,7 +15,7 @@ pub fn say(text: &str) -> Result<(), Failure> {
         .map_err(|e| match e.kind() {
             // `retouch nodes | head`: whoever reads has seen enough, and that is no fault to talk about.
             std::io::ErrorKind::BrokenPipe => std::process::exit(crate::Exit::Failed as i32),
-            _ => Failure::failed(format!("standard output cannot be written: {e}")),
+            _ => Failure::unwritable(format!("standard output cannot be written: {e}")),
         })
 }
 

@@ -53,7 +53,7 @@ impl Preview {
         let read = workflow.nodes.iter().flat_map(CheckedNode::reads);
         let mut read = read.map(|file| &file.path).chain(&workflow.files);
         if read.any(|path| path.canonicalize().is_ok_and(|path| path == own)) {
-            return Err(Failure::failed(format!(
+            return Err(Failure::unwritable(format!(
                 "the preview {} would write over a file that the workflow reads",
                 self.file.display()
             ))
@@ -87,13 +87,13 @@ fn check(file: &Path) -> Result<(), Failure> {
     }
     if file.is_dir() {
         return Err(
-            Failure::failed(format!("the preview {} is a folder", file.display()))
+            Failure::unwritable(format!("the preview {} is a folder", file.display()))
                 .help("name a file in it, such as `--preview FOLDER/preview.png`"),
         );
     }
     let folder = folder_of(file);
     if !folder.is_dir() {
-        return Err(Failure::failed(format!(
+        return Err(Failure::unwritable(format!(
             "the preview's folder {} does not exist",
             folder.display()
         ))
@@ -103,7 +103,7 @@ fn check(file: &Path) -> Result<(), Failure> {
     std::fs::write(&probe, b"")
         .and_then(|()| std::fs::remove_file(&probe))
         .map_err(|e| {
-            Failure::failed(format!(
+            Failure::unwritable(format!(
                 "the preview's folder {} cannot be written: {e}",
                 folder.display()
             ))

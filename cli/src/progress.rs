@@ -49,6 +49,7 @@ impl Listener for Lines {
                 node,
                 message,
                 help,
+                ..
             } => {
                 crate::output::tell(&format!("error: {node}: {message}"));
                 if let Some(help) = help {
@@ -277,6 +278,7 @@ impl Listener for Progress {
                 node,
                 message,
                 help,
+                ..
             } => {
                 state.running.remove(node);
                 let help = help

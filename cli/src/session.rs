@@ -2,22 +2,25 @@
 
 use std::sync::Arc;
 
-use retouch_graph::problem::{Problem, Severity};
+use retouch_graph::problem::{Code, Problem, Severity};
 use retouch_graph::{Checked, DiskFiles, Engine, NodeError, Problems, Settings};
 use retouch_nodes::Runtime;
 
 use crate::args::{DeviceArgs, ParamArgs};
+use crate::lines::Line;
 use crate::store::Store;
 use crate::{Exit, Failure, report};
 
 fn runtime(device: &str) -> Result<Runtime, Failure> {
-    Runtime::by_name(device).map_err(|e| match e {
-        NodeError::Failed {
-            message,
-            help: Some(help),
-        } => Failure::usage(message).help(help),
-        other => Failure::usage(other.to_string()),
-    })
+    Runtime::by_name(device)
+        .map_err(|e| match e {
+            NodeError::Failed {
+                message,
+                help: Some(help),
+            } => Failure::usage(message).help(help),
+            other => Failure::usage(other.to_string()),
+        })
+        .map_err(|failure| failure.code(Code::DeviceUnusable))
 }
 
 /// An engine with all ops on the device.
@@ -60,7 +63,10 @@ pub fn threads(args: &DeviceArgs) -> Result<(), Failure> {
         rayon::ThreadPoolBuilder::new()
             .num_threads(usize::from(threads))
             .build_global()
-            .map_err(|e| Failure::failed(format!("{threads} threads cannot be started: {e}")))?;
+            .map_err(|e| {
+                Failure::failed(format!("{threads} threads cannot be started: {e}"))
+                    .code(Code::SystemRefused)
+            })?;
     }
     Ok(())
 }
@@ -75,33 +81,35 @@ pub fn settings(params: &ParamArgs) -> Settings {
     }
 }
 
-/// A fault as the JSON line that programs read.
-#[must_use]
-pub fn fault_as_json(problem: &Problem) -> serde_json::Value {
-    let (line, column) = problem.line_column();
-    serde_json::json!({
-        "event": "fault",
-        "code": problem.code().as_str(),
-        "severity": if problem.severity() == Severity::Warning { "warning" } else { "error" },
-        "file": problem.source_text().name(),
-        "line": line,
-        "column": column,
-        "message": problem.message(),
-        "help": problem.hint(),
-    })
-}
-
 /// Prints what is odd but no fault.
-pub fn warn(checked: &Checked) {
-    warn_all(&checked.warnings);
+///
+/// # Errors
+/// When standard output is closed.
+pub fn warn(checked: &Checked, json: bool) -> Result<(), Failure> {
+    warn_all(&checked.warnings, json)
 }
 
-/// Prints warnings.
-pub fn warn_all(warnings: &[Problem]) {
-    let warnings = warnings
+/// Prints warnings: for people on standard error, as JSON lines on standard output.
+///
+/// # Errors
+/// When standard output is closed.
+pub fn warn_all(warnings: &[Problem], json: bool) -> Result<(), Failure> {
+    let mut warnings = warnings
         .iter()
         .filter(|problem| problem.severity() == Severity::Warning);
+    if json {
+        return warnings.try_for_each(|problem| Line::fault(problem).say());
+    }
     crate::output::tell(report::render(warnings, report::colour()).trim_end_matches('\n'));
+    Ok(())
+}
+
+/// Prints faults as JSON lines.
+///
+/// # Errors
+/// When standard output is closed.
+pub fn say_faults<'a>(problems: impl IntoIterator<Item = &'a Problem>) -> Result<(), Failure> {
+    (problems.into_iter()).try_for_each(|problem| Line::fault(problem).say())
 }
 
 /// Prints faults.

@@ -13,7 +13,7 @@ use retouch_graph::{
 
 use crate::args::{ParamArgs, SharingArgs};
 use crate::bundle::{self, unpack};
-use crate::output::{say, tell};
+use crate::output::tell;
 use crate::store::Store;
 use crate::{Exit, Failure, session};
 
@@ -60,9 +60,7 @@ impl Stop {
         match self {
             Self::Failure(failure) => Err(failure),
             Self::Faults(problems) if json => {
-                for problem in problems.iter() {
-                    say(&session::fault_as_json(problem).to_string())?;
-                }
+                session::say_faults(&problems)?;
                 Ok(Exit::Faults)
             }
             Self::Faults(problems) => Ok(session::faults(&problems)),
@@ -96,7 +94,7 @@ impl Input {
         let mut unpacked = None;
         if bundle::is_bundle(file) {
             let digest = engine.files().digest(file).map_err(|error| {
-                Failure::failed(format!("{} cannot be read: {error}", file.display()))
+                Failure::unreadable(format!("{} cannot be read: {error}", file.display()))
             })?;
             let cache = store.folder.as_deref();
             let most = args.max_unpacked.unwrap_or(bundle::MAX_UNPACKED);

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use retouch_graph::engine::DEFAULT_SOURCES;
 use retouch_graph::yaml::{self, Node};
-use retouch_graph::{DiskCache, TieredCache};
+use retouch_graph::{Code, DiskCache, TieredCache};
 use retouch_nodes::payload::decoders;
 
 use crate::Failure;
@@ -103,6 +103,10 @@ fn config_file() -> Option<PathBuf> {
     }
 }
 
+fn bad_configuration(message: &str) -> Failure {
+    Failure::usage(message).code(Code::BadConfiguration)
+}
+
 fn read_config() -> Result<Config, Failure> {
     let mut config = Config::default();
     let Some(file) = config_file() else {
@@ -117,7 +121,7 @@ fn read_config() -> Result<Config, Failure> {
             return Ok(config);
         }
         Err(error) => {
-            return Err(Failure::usage(format!(
+            return Err(bad_configuration(&format!(
                 "the configuration file {} cannot be read: {error}",
                 file.display()
             )));
@@ -142,7 +146,7 @@ fn read_config() -> Result<Config, Failure> {
                 return Ok(config);
             };
             let (line, column) = first.line_column();
-            let fault = Failure::usage(format!("{name}:{line}:{column}: {}", first.message()));
+            let fault = bad_configuration(&format!("{name}:{line}:{column}: {}", first.message()));
             return Err(match first.hint() {
                 Some(hint) => fault.help(hint),
                 None => fault,
@@ -151,7 +155,7 @@ fn read_config() -> Result<Config, Failure> {
     };
     let wrong = |span: retouch_graph::Span, what: &str| {
         let (line, column) = source.line_column(span.start);
-        Failure::usage(format!("{name}:{line}:{column}: {what}")).help(
+        bad_configuration(&format!("{name}:{line}:{column}: {what}")).help(
             "the file is `cache: {folder: DIR, device: 2GiB, ram: 2GiB, disk: 10GiB, sources: 6GiB}`",
         )
     };

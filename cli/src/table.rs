@@ -57,7 +57,7 @@ pub struct Row {
 /// When it cannot be written.
 pub fn write(path: &Path, rows: &[Row]) -> Result<(), Failure> {
     let failed = |what: String| {
-        Failure::failed(format!(
+        Failure::unwritable(format!(
             "the table {} cannot be written: {what}",
             path.display()
         ))

@@ -53,7 +53,7 @@ pub struct Settings {
 }
 
 /// The value of a param in this run.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct ResolvedParam {
     /// Its name; of a param of an included workflow `retouch/seed`.
     pub name: String,

@@ -1,24 +1,26 @@
 //! What happens during a run, for whoever listens: the command line, reports, tests.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Serialize, Serializer};
 
 use crate::check::ResolvedParam;
 use crate::files::lock;
 use crate::key::Key;
+use crate::problem::Code;
 use crate::save::SaveStatus;
 
-/// The version of the events' form; raised when one changes its meaning.
+/// The version of the events' form; raised when a field goes or changes its meaning, not when one is added.
 pub const EVENT_SCHEMA: u32 = 1;
 
 /// Counters by name: `unet_calls`.
 pub type Counters = BTreeMap<&'static str, u64>;
 
 /// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RunStatus {
     /// All outputs were made.
@@ -30,13 +32,13 @@ pub enum RunStatus {
 }
 
 /// Something that happened. As JSON: `{"event": "node_started", ...}`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event {
     /// The run begins.
     RunStarted {
-        /// [`EVENT_SCHEMA`].
+        /// The version of the events' form.
         schema: u32,
         /// The workflow's name.
         workflow: String,
@@ -73,9 +75,9 @@ pub enum Event {
     NodeResumed {
         /// The node.
         node: String,
-        /// The step that it goes on with; T: all are there.
+        /// The step that it goes on with, which is the number of those that are done.
         step: usize,
-        /// T.
+        /// How many steps it has; equal to `step` when all are there.
         of: usize,
     },
     /// The cache has something to say: a damaged entry, a full disk.
@@ -92,13 +94,13 @@ pub enum Event {
         /// Work to do.
         total: usize,
     },
-    /// What a node has so far was shown, see [`Previewer`](crate::Previewer).
+    /// What a node has so far was shown in the preview's file.
     PreviewShown {
         /// The node.
         node: String,
         /// The steps that are done.
         done: usize,
-        /// T.
+        /// How many steps it has.
         of: usize,
     },
     /// A node has something to say that does not stop the run.
@@ -121,6 +123,8 @@ pub enum Event {
     NodeFailed {
         /// The node.
         node: String,
+        /// What kind of failure it is.
+        code: Code,
         /// What went wrong.
         message: String,
         /// What to do about it.
@@ -131,6 +135,8 @@ pub enum Event {
         /// The output.
         output: String,
         /// The file.
+        #[serde(serialize_with = "as_text")]
+        #[schemars(with = "String")]
         path: PathBuf,
         /// What became of it.
         status: SaveStatus,
@@ -139,6 +145,8 @@ pub enum Event {
     OutputFailed {
         /// The output.
         output: String,
+        /// What kind of failure it is.
+        code: Code,
         /// What went wrong.
         message: String,
         /// What to do about it.
@@ -157,6 +165,11 @@ pub enum Event {
         /// The number of nodes that did not have to.
         reused: usize,
     },
+}
+
+/// A path that is not Unicode is told as near as can be: a line that is missing would be worse.
+fn as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
 }
 
 /// Hears what happens during a run, from several threads.

@@ -17,6 +17,7 @@ use crate::node::{Context, Environment, Host, NodeError};
 use crate::plan::{Forecast, Plan, Status, Task, slower};
 use crate::port::PortValues;
 use crate::preview::{Previewer, Quality};
+use crate::problem::Code;
 use crate::save::{SaveError, Saved, Saver, Stamp};
 use crate::value::Value;
 
@@ -71,6 +72,8 @@ pub enum RunError {
         node: String,
         /// Its op.
         op: &'static str,
+        /// What kind of failure it is.
+        code: Code,
         /// What went wrong.
         message: String,
         /// What to do about it.
@@ -95,6 +98,17 @@ pub enum RunError {
 }
 
 impl RunError {
+    /// What kind of failure it is.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Cancelled => Code::Interrupted,
+            Self::NodeFailed { code, .. } => *code,
+            Self::Save { source, .. } => source.code(),
+            Self::Several { .. } => Code::SeveralFailed,
+        }
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
@@ -441,14 +455,37 @@ impl Run<'_> {
                 Some(_) => {}
                 None if output.required => {
                     let task = self.job.plan.task(task);
-                    state.error.get_or_insert(not_given(
+                    let error = not_given(
                         task.map_or("", |task| task.name()),
                         task.map_or("", |task| task.op()),
                         output.port,
-                    ));
+                    );
+                    if state.error.is_none() {
+                        self.tell_failure(&error);
+                        state.error = Some(error);
+                    }
                 }
                 None => {}
             }
+        }
+    }
+
+    /// Tells listeners that a node failed, if that is what it is.
+    fn tell_failure(&self, error: &RunError) {
+        if let RunError::NodeFailed {
+            node,
+            code,
+            message,
+            help,
+            ..
+        } = error
+        {
+            self.job.listener.event(&Event::NodeFailed {
+                node: node.clone(),
+                code: *code,
+                message: message.clone(),
+                help: help.clone(),
+            });
         }
     }
 
@@ -489,19 +526,7 @@ impl Run<'_> {
                             return Some(Work::Task(index, inputs, state.begun));
                         }
                         Err(error) => {
-                            if let RunError::NodeFailed {
-                                node,
-                                message,
-                                help,
-                                ..
-                            } = &error
-                            {
-                                self.job.listener.event(&Event::NodeFailed {
-                                    node: node.clone(),
-                                    message: message.clone(),
-                                    help: help.clone(),
-                                });
-                            }
+                            self.tell_failure(&error);
                             drop(self.fail(&mut state, error, Some(index)));
                             continue;
                         }
@@ -575,13 +600,17 @@ impl Run<'_> {
             .flight
             .claim(task.key(), || self.job.cancel.is_cancelled());
         let made = self.job.fetch(task, &self.forecast.ports[index]);
+        let mut code = Code::NodeFailed;
         let result = if let Some((_, outputs)) = made {
             Ok(outputs)
         } else {
             let context = Context::new(&host);
             // What a panic leaves behind is only what the node had: its inputs are dropped, its outputs never were.
             catch_unwind(AssertUnwindSafe(|| task.node.run(inputs, &context)))
-                .unwrap_or_else(|panic| Err(NodeError::panicked(&*panic)))
+                .unwrap_or_else(|panic| {
+                    code = Code::NodePanicked;
+                    Err(NodeError::panicked(&*panic))
+                })
                 .map(|values| {
                     let outputs: Outputs = Arc::new(
                         values
@@ -643,17 +672,15 @@ impl Run<'_> {
                 let error = match error {
                     NodeError::Cancelled => RunError::Cancelled,
                     NodeError::Failed { message, help } => {
-                        listener.event(&Event::NodeFailed {
-                            node: name.to_owned(),
-                            message: message.clone(),
-                            help: help.clone(),
-                        });
-                        RunError::NodeFailed {
+                        let failed = RunError::NodeFailed {
                             node: name.to_owned(),
                             op: task.op(),
+                            code,
                             message,
                             help,
-                        }
+                        };
+                        self.tell_failure(&failed);
+                        failed
                     }
                 };
                 let mut state = lock(&self.state);
@@ -739,6 +766,7 @@ impl Run<'_> {
             }
             Err(error) => self.job.listener.event(&Event::OutputFailed {
                 output: output.name.clone(),
+                code: error.code(),
                 message: error.to_string(),
                 help: error.help(),
             }),
@@ -832,6 +860,7 @@ fn not_given(node: &str, op: &'static str, port: &str) -> RunError {
     RunError::NodeFailed {
         node: node.to_owned(),
         op,
+        code: Code::NotGiven,
         message: format!("it did not give its output `{port}`, which is needed"),
         help: Some(format!("`retouch nodes {op}` says when it gives `{port}`")),
     }

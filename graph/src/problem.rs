@@ -338,6 +338,36 @@ codes! {
     BundleAsset = "R0920", "Assets of more than 64 MiB are not packed unless you say so: `--max-asset 200MiB`. Models are packed with `--with-models` alone; without it their digests are in the lock, and who gets the bundle needs the models.";
     /// Where an output comes from cannot be written down.
     NoProvenance = "R0931", "A picture carries the workflow that made it, with every seed as a number and every file by a path that can be shared. What was drawn inside of a graph that is used, or a graph that lies in quite another place, cannot be said in it.";
+    /// A node failed.
+    NodeFailed = "R1001", "A node could not do its work: memory ran out, a file vanished while the run went on, or what it was given cannot be computed with. The message says what it met. What was finished before is saved and kept, so the next run goes on from there.";
+    /// A node panicked.
+    NodePanicked = "R1002", "A node met something that its author thought impossible. That is a fault of the program: please report it with the workflow. What was finished before is saved and kept.";
+    /// A node did not give an output.
+    NotGiven = "R1003", "Something needs an output that the node only gives under some settings, and under these it does not. `retouch nodes OP` says when it does.";
+    /// An output cannot be encoded.
+    OutputNotEncoded = "R1004", "The value is there, but it cannot be made into a file of that kind; the message says why. Another ending in `save` chooses another kind.";
+    /// An output's file exists already.
+    OutputExists = "R1005", "With `--exists fail` nothing is written where there is a file with another content. Remove it, save elsewhere, or run with `--exists number`, `replace` or `keep`.";
+    /// An output's file cannot be written.
+    OutputUnwritable = "R1006", "The file system refuses to write below the output folder: it may be full, be read-only, or belong to somebody else. The outputs that could be written are in their places; no half-written file is left.";
+    /// The run was interrupted.
+    Interrupted = "R1007", "Ctrl-C, or a signal to end, stopped the run at its next step. What was finished is saved and kept; the same command goes on from there (`retouch sweep` with `--resume`).";
+    /// Several nodes or outputs failed.
+    SeveralFailed = "R1008", "With `--keep-going` what does not need a failed node is made all the same. Each failure was told as it happened, with a code of its own; this one counts them.";
+    /// The command's arguments make no sense.
+    Usage = "R1101", "An option or an argument is not known, is missing, or has a value that it cannot have; or the command does not do what was asked of it with such a file. `retouch COMMAND --help` lists what there is.";
+    /// The configuration file makes no sense.
+    BadConfiguration = "R1102", "The configuration file (`retouch/config.yaml` in the platform's configuration folder, or what RETOUCH_CONFIG names) cannot be read or says something that is not known. Mend it, or set RETOUCH_CONFIG to nothing to go on without it:\n\n    cache: {folder: DIR, device: 2GiB, ram: 2GiB, disk: 10GiB, sources: 6GiB}";
+    /// The compute device cannot be used.
+    DeviceUnusable = "R1103", "`--device` names a device that is not there, or that this program was built without. `cpu` always works; `cuda` and `metal` need a build with the feature of that name.";
+    /// Something cannot be read.
+    Unreadable = "R1201", "A file that the command was given is missing, is a folder, may not be read, or does not hold what it should. The message has its path and what the system says.";
+    /// Something cannot be written.
+    Unwritable = "R1202", "A file or a folder that the command writes cannot be made or written: it is there already, the disk is full, or it may not be written to. Nothing half-written is left in its place.";
+    /// The system refuses something.
+    SystemRefused = "R1203", "The system does not give something that the command needs besides files: threads, the handling of Ctrl-C, the watching of folders. The message has what it says; limits of the account or the container are the usual cause.";
+    /// The command failed.
+    CommandFailed = "R1204", "The command could not do what it was asked, for a reason that has no code of its own; the message says it.";
 }
 
 impl Code {
@@ -354,6 +384,26 @@ impl Code {
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+impl serde::Serialize for Code {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl schemars::JsonSchema for Code {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Code".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "A stable code; `retouch explain CODE` says more.",
+            "type": "string",
+            "pattern": "^R[0-9]{4}$",
+        })
     }
 }
 

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::files::lock;
 use crate::node::NodeError;
+use crate::problem::Code;
 use crate::value::Value;
 
 /// What to do when a file is there already and has other bytes.
@@ -28,7 +29,7 @@ pub enum Exists {
 }
 
 /// What became of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SaveStatus {
     /// It was not there.
@@ -88,6 +89,17 @@ pub enum SaveError {
 }
 
 impl SaveError {
+    /// What kind of failure it is.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Unsafe { .. } => Code::UnsafePath,
+            Self::Encode { .. } => Code::OutputNotEncoded,
+            Self::Exists { .. } => Code::OutputExists,
+            Self::Io { .. } => Code::OutputUnwritable,
+        }
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn help(&self) -> String {

@@ -11,9 +11,9 @@ use std::sync::atomic::Ordering;
 use common::{Devices, engine, files, with_files};
 use proptest::prelude::*;
 use retouch_graph::{
-    Cancel, Checked, Engine, Event, Exists, HostCache, How, Key, Listener, NoCache, NodeOutcome,
-    Plan, Reason, Recorder, RunError, RunOptions, RunReport, RunStatus, SaveStatus, Saver,
-    Settings, Silent, Status, What,
+    Cancel, Checked, Code, Engine, Event, Exists, HostCache, How, Key, Listener, NoCache,
+    NodeOutcome, Plan, Reason, Recorder, RunError, RunOptions, RunReport, RunStatus, SaveStatus,
+    Saver, Settings, Silent, Status, What,
 };
 
 const HEAD: &str = "schema: retouch/v1\n";
@@ -404,6 +404,11 @@ outputs:
             .run(&plan, &recorder, &Cancel::new(), &RunOptions::default())
             .unwrap_err();
         assert!(error.hint().unwrap().contains(hint), "{error:?}");
+        let expected = match how {
+            "fail" => Code::NodeFailed,
+            _ => Code::NodePanicked,
+        };
+        assert_eq!(error.code(), expected);
         let RunError::NodeFailed {
             node, op, message, ..
         } = error
@@ -425,20 +430,26 @@ outputs:
         assert!(
             events
                 .iter()
-                .any(|event| matches!(event, Event::NodeFailed { node, .. } if node == "bad"))
+                .any(|event| matches!(event, Event::NodeFailed { node, code, .. } if node == "bad" && *code == expected))
         );
         assert!(!recorder.ran().contains(&"sum".to_owned()));
         let statuses = plan.statuses(&**engine.cache());
         assert!(matches!(statuses[0], Status::Cached(_)) && matches!(statuses[1], Status::Run(_)));
     }
     let plan = plan(&engine, &text.replace("HOW", "nothing"));
+    let recorder = Recorder::new();
     let error = engine
-        .run(&plan, &Silent, &Cancel::new(), &RunOptions::default())
+        .run(&plan, &recorder, &Cancel::new(), &RunOptions::default())
         .unwrap_err();
     assert!(
         error.to_string().contains("did not give its output `out`"),
         "{error}"
     );
+    let told = recorder.events();
+    let told = told
+        .iter()
+        .filter(|event| matches!(event, Event::NodeFailed { code, .. } if *code == Code::NotGiven));
+    assert_eq!(told.count(), 1, "a listener hears of it too");
 }
 
 struct CancelAtProgress(Cancel, Recorder);

@@ -375,7 +375,7 @@ pub fn pack(engine: &Engine, request: &Request<'_>, checked: &Checked) -> Result
             Content::Disk(disk) => {
                 let all = || Ok((files.digest(disk)?, files.read_head(disk, 0)?.1));
                 all().map_err(|error: io::Error| {
-                    Error::Failed(Failure::failed(format!(
+                    Error::Failed(Failure::unreadable(format!(
                         "{} cannot be read: {error}",
                         disk.display()
                     )))
@@ -551,7 +551,7 @@ fn write(
     files: &dyn Files,
 ) -> Result<u64, Error> {
     let cannot = |error: &io::Error| {
-        Error::Failed(Failure::failed(format!(
+        Error::Failed(Failure::unwritable(format!(
             "{} cannot be written: {error}",
             output.display()
         )))

@@ -40,7 +40,7 @@ impl<R: Read> Read for Capped<R> {
 }
 
 fn cannot(path: &Path, error: &io::Error) -> Error {
-    Error::Failed(Failure::failed(format!(
+    Error::Failed(Failure::unwritable(format!(
         "{} cannot be written: {error}",
         path.display()
     )))
@@ -57,7 +57,7 @@ fn too_large(what: String) -> Error {
 /// When anything about the bundle is not as it must be; the target then holds a part of it and is the caller's to remove.
 pub fn read(bundle: &Path, most: u64, target: Option<&Path>) -> Result<Manifest, Error> {
     let unreadable = |error: &io::Error| {
-        Error::Failed(Failure::failed(format!(
+        Error::Failed(Failure::unreadable(format!(
             "{} cannot be read: {error}",
             bundle.display()
         )))
@@ -282,7 +282,7 @@ pub fn to_folder(bundle: &Path, most: u64, folder: &Path) -> Result<Manifest, Er
     match fs::read_dir(folder).map(|mut entries| entries.next().is_some()) {
         Ok(true) => {
             return Err(Error::Failed(
-                Failure::failed(format!("{} exists and is not empty", folder.display()))
+                Failure::unwritable(format!("{} exists and is not empty", folder.display()))
                     .help("name a folder that does not exist yet"),
             ));
         }

@@ -32,7 +32,7 @@ pub fn bundle(args: &BundleArgs) -> Result<Exit, Failure> {
         )));
     }
     if output.exists() && !bundle::is_bundle(&output) {
-        return Err(Failure::failed(format!(
+        return Err(Failure::unwritable(format!(
             "{} is there and is no bundle; it is left as it is",
             output.display()
         ))
@@ -51,7 +51,7 @@ pub fn bundle(args: &BundleArgs) -> Result<Exit, Failure> {
         Ok(checked) => checked,
         Err(problems) => return Ok(session::faults(&problems)),
     };
-    session::warn(&checked);
+    session::warn(&checked, false)?;
     let request = Request {
         workflow: &args.file,
         settings: &settings,
@@ -92,7 +92,7 @@ pub fn bundle(args: &BundleArgs) -> Result<Exit, Failure> {
 /// When the folder is not empty or cannot be written, or standard output is closed.
 pub fn unbundle(args: &UnbundleArgs) -> Result<Exit, Failure> {
     if !args.file.is_file() {
-        return Err(Failure::failed(format!(
+        return Err(Failure::unreadable(format!(
             "there is no file {}",
             args.file.display()
         )));

@@ -55,9 +55,7 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
             Err(problems) => (problems.iter().cloned().collect(), None),
         };
         if args.json {
-            for problem in &problems {
-                say(&session::fault_as_json(problem).to_string())?;
-            }
+            session::say_faults(&problems)?;
         } else {
             crate::output::tell(report::render(&problems, report::colour()).trim_end_matches('\n'));
         }

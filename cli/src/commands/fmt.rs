@@ -23,14 +23,14 @@ pub fn fmt(args: &FmtArgs) -> Result<Exit, Failure> {
         } else {
             std::fs::read(file)
         }
-        .map_err(|e| Failure::failed(format!("{} cannot be read: {e}", file.display())))?;
+        .map_err(|e| Failure::unreadable(format!("{} cannot be read: {e}", file.display())))?;
         let name = if stdin {
             "standard input".into()
         } else {
             file.display().to_string()
         };
         let text = String::from_utf8(text)
-            .map_err(|_| Failure::failed(format!("{name} is not UTF-8 text")))?;
+            .map_err(|_| Failure::unreadable(format!("{name} is not UTF-8 text")))?;
         let formatted = match retouch_graph::format::format(&Source::new(name, text.clone())) {
             Ok(formatted) => formatted,
             Err(problem) => {
@@ -48,11 +48,12 @@ pub fn fmt(args: &FmtArgs) -> Result<Exit, Failure> {
             }
         } else if stdin {
             let mut out = std::io::stdout().lock();
-            out.write_all(formatted.as_bytes())
-                .map_err(|e| Failure::failed(format!("standard output cannot be written: {e}")))?;
+            out.write_all(formatted.as_bytes()).map_err(|e| {
+                Failure::unwritable(format!("standard output cannot be written: {e}"))
+            })?;
         } else if formatted != text {
             replace(file, formatted.as_bytes()).map_err(|e| {
-                Failure::failed(format!("{} cannot be written: {e}", file.display()))
+                Failure::unwritable(format!("{} cannot be written: {e}", file.display()))
             })?;
             say(&format!("formatted {}", file.display()))?;
         }

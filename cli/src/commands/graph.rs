@@ -21,7 +21,7 @@ pub fn graph(args: &GraphArgs) -> Result<Exit, Failure> {
         Ok(checked) => checked,
         Err(problems) => return Ok(session::faults(&problems)),
     };
-    session::warn(&checked);
+    session::warn(&checked, false)?;
     let plan = match engine.plan(&checked, &[]) {
         Ok(plan) => plan,
         Err(problems) => return Ok(session::faults(&problems)),

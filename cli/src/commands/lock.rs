@@ -31,7 +31,7 @@ pub fn lock(args: &LockArgs) -> Result<Exit, Failure> {
         Ok(checked) => checked,
         Err(problems) => return Ok(session::faults(&problems)),
     };
-    session::warn(&checked);
+    session::warn(&checked, false)?;
     let tool = env!("CARGO_PKG_VERSION");
     let now = match Lock::of(&checked, &args.file, &settings, &**engine.files(), tool) {
         Ok(now) => now,
@@ -64,8 +64,9 @@ pub fn lock(args: &LockArgs) -> Result<Exit, Failure> {
     let text = now.to_yaml();
     let same = std::fs::read(&path).is_ok_and(|there| there == text.as_bytes());
     if !same {
-        write_whole(&path, text.as_bytes())
-            .map_err(|e| Failure::failed(format!("{} cannot be written: {e}", path.display())))?;
+        write_whole(&path, text.as_bytes()).map_err(|e| {
+            Failure::unwritable(format!("{} cannot be written: {e}", path.display()))
+        })?;
     }
     let what = match old {
         _ if same => "unchanged",
@@ -89,7 +90,9 @@ fn check(
     let help = format!("write it: `retouch lock {}`", args.file.display());
     match old {
         Err(problems) => Ok(session::faults(&problems)),
-        Ok(None) => Err(Failure::failed(format!("there is no lock {}", path.display())).help(help)),
+        Ok(None) => {
+            Err(Failure::unreadable(format!("there is no lock {}", path.display())).help(help))
+        }
         Ok(Some(old)) => {
             let differences = old.compare(now);
             for difference in &differences {

@@ -38,12 +38,12 @@ pub fn new(args: &NewArgs) -> Result<Exit, Failure> {
 pub fn write(args: &NewArgs) -> Result<(), Failure> {
     let folder = &args.folder;
     let failed = |what: &Path, e: std::io::Error| {
-        Failure::failed(format!("{} cannot be written: {e}", what.display()))
+        Failure::unwritable(format!("{} cannot be written: {e}", what.display()))
     };
     match std::fs::read_dir(folder) {
         Ok(mut entries) => {
             if entries.next().is_some() {
-                return Err(Failure::failed(format!(
+                return Err(Failure::unwritable(format!(
                     "{} exists and is not empty",
                     folder.display()
                 ))

@@ -7,7 +7,7 @@ use crate::args::PlanArgs;
 use crate::journal;
 use crate::output::say;
 use crate::progress::duration;
-use crate::sharing::Input;
+use crate::sharing::{Input, Stop};
 use crate::store::{Store, size};
 use crate::{Exit, Failure, records, session};
 
@@ -21,16 +21,17 @@ pub fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
     let (places, locked) = (&args.locked.sharing, args.locked.locked);
     let (input, engine) = match Input::open(&args.file, places, locked, &store, engine) {
         Ok(opened) => opened,
-        Err(stop) => return stop.tell(false),
+        Err(stop) => return stop.tell(args.json),
     };
     let checked = match input.load(&engine, &input.settings(&args.params)) {
         Ok(checked) => checked,
-        Err(problems) => return Ok(session::faults(&problems)),
+        Err(problems) => return Stop::from(problems).tell(args.json),
     };
-    session::warn(&checked);
+    // The plan is one JSON document, which nothing else may stand before.
+    session::warn(&checked, false)?;
     let plan = match engine.plan(&checked, &args.targets) {
         Ok(plan) => plan,
-        Err(problems) => return Ok(session::faults(&problems)),
+        Err(problems) => return Stop::from(problems).tell(args.json),
     };
     engine.files().flush();
     let forecast = engine.forecast(&plan);

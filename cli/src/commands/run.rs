@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use retouch_graph::event::Listener;
-use retouch_graph::{Cancel, Exists, RunError, RunOptions, SaveStatus, Saver};
+use retouch_graph::{Cancel, Code, Exists, RunError, RunOptions, SaveStatus, Saver};
 
 use crate::args::{ExistsArg, RunArgs};
 use crate::journal::Journal;
@@ -14,7 +14,7 @@ use crate::preview::Preview;
 use crate::progress::{JsonLines, Progress};
 use crate::provenance::{Made, Stamps};
 use crate::records;
-use crate::sharing::{self, Input};
+use crate::sharing::{Input, Stop};
 use crate::store::Store;
 use crate::{Exit, Failure, session};
 
@@ -34,15 +34,15 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     };
     let checked = match input.load(&engine, &input.settings(&args.params)) {
         Ok(checked) => checked,
-        Err(problems) => return sharing::Stop::from(problems).tell(args.json),
+        Err(problems) => return Stop::from(problems).tell(args.json),
     };
-    session::warn(&checked);
+    session::warn(&checked, args.json)?;
     if let Some(preview) = &preview {
         preview.spares(&checked)?;
     }
     let plan = match engine.plan(&checked, &args.targets) {
         Ok(plan) => plan,
-        Err(problems) => return Ok(session::faults(&problems)),
+        Err(problems) => return Stop::from(problems).tell(args.json),
     };
     if plan.outputs().iter().any(|output| output.save.is_some()) {
         writable(&args.out)?;
@@ -86,19 +86,10 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
             }
             Ok(Exit::Done)
         }
-        Err(RunError::Cancelled) => {
-            tell("interrupted; what was finished is saved");
-            Ok(Exit::Interrupted)
-        }
+        Err(RunError::Cancelled) => Err(Failure::interrupted("what was finished is saved")),
         // The listener has said which node failed, and why.
         Err(RunError::NodeFailed { .. }) if !args.json => Ok(Exit::Failed),
-        Err(error) => {
-            let failure = Failure::failed(error.to_string());
-            Err(match error.hint() {
-                Some(hint) => failure.help(hint),
-                None => failure,
-            })
-        }
+        Err(error) => Err(Failure::of_run(&error)),
     }
 }
 
@@ -136,7 +127,7 @@ pub fn writable(out: &Path) -> Result<(), Failure> {
         .and_then(|()| std::fs::write(&probe, b""))
         .and_then(|()| std::fs::remove_file(&probe))
         .map_err(|e| {
-            Failure::failed(format!(
+            Failure::unwritable(format!(
                 "the output folder {} cannot be written: {e}",
                 out.display()
             ))
@@ -163,5 +154,7 @@ pub fn interrupts(cancel: &Cancel) -> Result<(), Failure> {
             _ => std::process::exit(Exit::Interrupted as i32),
         }
     })
-    .map_err(|e| Failure::failed(format!("Ctrl-C cannot be handled: {e}")))
+    .map_err(|e| {
+        Failure::failed(format!("Ctrl-C cannot be handled: {e}")).code(Code::SystemRefused)
+    })
 }

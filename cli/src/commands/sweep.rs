@@ -6,16 +6,16 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use retouch_graph::event::{Event, Listener};
+use retouch_graph::event::{EVENT_SCHEMA, Event, Listener};
 use retouch_graph::{
     Cancel, Engine, Problems, RunError, RunOptions, SaveStatus, Saver, Settings, Sweep, SweepPlan,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Value as Json, json};
 
 use crate::args::SweepArgs;
 use crate::commands::run;
 use crate::journal::Journal;
+use crate::lines::{self, SweepOutputLine};
 use crate::output::{say, tell};
 use crate::progress::{JsonLines, Progress, duration};
 use crate::provenance::{Made, Stamps};
@@ -61,9 +61,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
         Err(problems) => return faults(args, &problems),
     };
     let sweep = Arc::new(sweep);
-    if !args.json {
-        session::warn_all(sweep.warnings());
-    }
+    session::warn_all(sweep.warnings(), args.json)?;
     let mut rows = rows(&sweep);
     let kept = last.map_or_else(Vec::new, |log| log.take_over(&mut plan, &mut rows));
     if args.dry_run {
@@ -86,7 +84,13 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
         describe(&engine, &sweep, &plan);
     }
     if args.json {
-        say(&started(&sweep).to_string())?;
+        let started = lines::Line::SweepStarted {
+            schema: EVENT_SCHEMA,
+            workflow: sweep.name().to_owned(),
+            varying: sweep.varying.clone(),
+            cells: lines::cells(&sweep),
+        };
+        started.say()?;
     }
     let (result, heard) = once(
         &engine, &store, args, &sweep, &plan, &cancel, &options, &log,
@@ -124,8 +128,8 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     for path in tables {
         table::write(&path, &rows)?;
         if args.json {
-            let line = json!({"event": "table_saved", "path": path, "rows": rows.len()});
-            say(&line.to_string())?;
+            let rows = rows.len();
+            lines::Line::TableSaved { path, rows }.say()?;
         } else {
             say(&format!(
                 "table  {}  ({} cells)",
@@ -137,8 +141,8 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     match result {
         Ok(()) => Ok(Exit::Done),
         Err(RunError::Cancelled) => {
-            tell("interrupted; what was finished is saved, and `--resume` goes on from there");
-            Ok(Exit::Interrupted)
+            let kept = "what was finished is saved, and `--resume` goes on from there";
+            Err(Failure::interrupted(kept))
         }
         Err(error) => {
             let count = failed.len();
@@ -153,13 +157,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
                 RunError::NodeFailed { .. } | RunError::Several { .. } if !args.json => {
                     Ok(Exit::Failed)
                 }
-                error => {
-                    let failure = Failure::failed(error.to_string());
-                    Err(match error.hint() {
-                        Some(hint) => failure.help(hint),
-                        None => failure,
-                    })
-                }
+                error => Err(Failure::of_run(&error)),
             }
         }
     }
@@ -180,9 +178,7 @@ fn faults(args: &SweepArgs, problems: &Problems) -> Result<Exit, Failure> {
     if !args.json {
         return Ok(session::faults(problems));
     }
-    for problem in problems.iter() {
-        say(&session::fault_as_json(problem).to_string())?;
-    }
+    session::say_faults(problems)?;
     Ok(Exit::Faults)
 }
 
@@ -200,19 +196,6 @@ fn rows(sweep: &Sweep) -> Vec<Row> {
             ..Row::default()
         })
         .collect()
-}
-
-fn started(sweep: &Sweep) -> Json {
-    let cells: Vec<Json> = (sweep.cells.iter().enumerate())
-        .map(|(index, cell)| json!({"cell": index + 1, "label": cell.label, "params": cell.values}))
-        .collect();
-    json!({
-        "event": "sweep_started",
-        "schema": retouch_graph::event::EVENT_SCHEMA,
-        "workflow": sweep.name(),
-        "varying": sweep.varying,
-        "cells": cells,
-    })
 }
 
 fn describe(engine: &Engine, sweep: &Sweep, plan: &SweepPlan) {
@@ -244,17 +227,24 @@ fn dry_run(
     );
     let seconds: Option<f64> = costs.iter().map(|cost| cost.seconds).sum();
     if args.json {
-        let mut line = started(sweep);
-        line["event"] = json!("sweep_planned");
-        line["nodes"] = json!(plan.plan.len());
-        line["unet_calls"] = json!(forecast.total_calls());
-        line["seconds"] = json!(seconds);
-        line["outputs"] = (plan.plan.outputs().iter().zip(&plan.outputs))
-            .map(|(output, (cell, name))| {
-                json!({"cell": cell.map(|cell| cell + 1), "output": name, "save": output.save})
+        let outputs = (plan.plan.outputs().iter().zip(&plan.outputs))
+            .map(|(output, (cell, name))| SweepOutputLine {
+                cell: cell.map(|cell| cell + 1),
+                output: name.clone(),
+                save: output.save.clone(),
             })
             .collect();
-        say(&line.to_string())?;
+        let planned = lines::Line::SweepPlanned {
+            schema: EVENT_SCHEMA,
+            workflow: sweep.name().to_owned(),
+            varying: sweep.varying.clone(),
+            cells: lines::cells(sweep),
+            nodes: plan.plan.len(),
+            unet_calls: forecast.total_calls(),
+            seconds,
+            outputs,
+        };
+        planned.say()?;
         return Ok(Exit::Done);
     }
     for (index, cell) in sweep.cells.iter().enumerate() {
@@ -514,14 +504,16 @@ impl Cells<'_> {
             .filter(|index| heard.saved.get(index).is_some_and(|files| files.len() == 1))
             .and_then(|index| self.complete(&heard, *index));
         if let Some(cell) = cell.filter(|_| self.json) {
-            let line = json!({
-                "event": "cell_finished",
-                "cell": cell + 1,
-                "label": self.sweep.cells[cell].label,
-                "params": self.sweep.cells[cell].values,
-            });
-            // A reader that went away is no reason to end the run.
-            let _ = writeln!(io::stdout().lock(), "{line}");
+            let of = &self.sweep.cells[cell];
+            let line = lines::Line::CellFinished {
+                cell: cell + 1,
+                label: of.label.clone(),
+                params: of.values.clone(),
+            };
+            if let Ok(line) = line.text() {
+                // A reader that went away is no reason to end the run.
+                let _ = writeln!(io::stdout().lock(), "{line}");
+            }
         }
     }
 }
@@ -635,7 +627,7 @@ impl Log {
         let file = crate::store::write_whole(&path, text.as_bytes())
             .and_then(|()| fs::OpenOptions::new().append(true).open(&path))
             .map_err(|e| {
-                Failure::failed(format!(
+                Failure::unwritable(format!(
                     "the sweep's log {} cannot be written: {e}",
                     path.display()
                 ))

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use notify::{RecursiveMode, Watcher};
 use retouch_graph::event::Listener;
 use retouch_graph::{
-    Cancel, DiskFiles, Engine, Exists, Files, Plan, Problems, RunError, RunOptions, RunReport,
-    Saver, Settings, Stamp,
+    Cancel, Code, DiskFiles, Engine, Exists, Files, Plan, Problems, RunError, RunOptions,
+    RunReport, Saver, Settings, Stamp,
 };
-use serde_json::json;
 
 use crate::args::WatchArgs;
 use crate::journal::Journal;
+use crate::lines::Line;
 use crate::output::say;
 use crate::preview::Preview;
 use crate::progress::{JsonLines, Lines};
@@ -74,7 +74,7 @@ pub fn watch(args: &WatchArgs) -> Result<Exit, Failure> {
         // An error of the watcher may stand for lost events: what was read is compared anyway.
         let _ = changes.send(Signal::Change);
     })
-    .map_err(|e| Failure::failed(format!("files cannot be watched: {e}")))?;
+    .map_err(|e| refused(&format!("files cannot be watched: {e}")))?;
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     ctrlc::set_handler(move || {
@@ -82,7 +82,7 @@ pub fn watch(args: &WatchArgs) -> Result<Exit, Failure> {
             std::process::exit(Exit::Interrupted as i32);
         }
     })
-    .map_err(|e| Failure::failed(format!("Ctrl-C cannot be handled: {e}")))?;
+    .map_err(|e| refused(&format!("Ctrl-C cannot be handled: {e}")))?;
     let loop_ = Loop {
         args,
         store: &store,
@@ -175,7 +175,7 @@ impl<W: Watcher> Loop<'_, W> {
         self.follow();
         match loaded {
             Ok((checked, plan)) => {
-                session::warn(&checked);
+                session::warn(&checked, self.args.json)?;
                 if let Some(preview) = &self.preview {
                     preview.spares(&checked)?;
                 }
@@ -196,9 +196,7 @@ impl<W: Watcher> Loop<'_, W> {
 
     fn tell_faults(&self, problems: &Problems) -> Result<(), Failure> {
         if self.args.json {
-            for problem in problems.iter() {
-                say(&session::fault_as_json(problem).to_string())?;
-            }
+            session::say_faults(problems)?;
         } else {
             let _ = session::faults(problems);
         }
@@ -279,7 +277,8 @@ impl<W: Watcher> Loop<'_, W> {
     /// Waits for a change of what was read; false when it is to stop.
     fn wait(&mut self) -> Result<bool, Failure> {
         if self.args.json {
-            say(&json!({"event": "watching", "files": self.snapshot.len()}).to_string())?;
+            let files = self.snapshot.len();
+            Line::Watching { files }.say()?;
         }
         let mut looked = Instant::now();
         loop {
@@ -407,6 +406,10 @@ impl<W: Watcher> Loop<'_, W> {
         }
         Ok(())
     }
+}
+
+fn refused(message: &str) -> Failure {
+    Failure::failed(message).code(Code::SystemRefused)
 }
 
 /// What to do after a run.

@@ -1,0 +1,224 @@
+//! The JSON lines that the program prints besides the engine's events, and the JSON Schema of all of them.
+
+use std::path::PathBuf;
+
+use indexmap::IndexMap;
+use retouch_graph::event::{EVENT_SCHEMA, Event};
+use retouch_graph::problem::{Problem, Severity};
+use retouch_graph::{Code, Sweep};
+use schemars::{JsonSchema, SchemaGenerator};
+use serde::{Serialize, Serializer};
+use serde_json::{Value as Json, json};
+
+use crate::Failure;
+use crate::output::say;
+
+/// A line that is no event of the engine. As JSON: `{"event": "fault", ...}`.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Line {
+    /// A sweep begins.
+    SweepStarted {
+        /// The version of the events' form.
+        schema: u32,
+        /// The workflow's name.
+        workflow: String,
+        /// The params that vary, in the order of the file.
+        varying: Vec<String>,
+        /// The cells, the first param changing slowest.
+        cells: Vec<CellLine>,
+    },
+    /// What a sweep would do (`--dry-run`).
+    SweepPlanned {
+        /// The version of the events' form.
+        schema: u32,
+        /// The workflow's name.
+        workflow: String,
+        /// The params that vary, in the order of the file.
+        varying: Vec<String>,
+        /// The cells, the first param changing slowest.
+        cells: Vec<CellLine>,
+        /// The number of nodes in the plan, each that cells share counted once.
+        nodes: usize,
+        /// The calls of the U-Net that are left to make.
+        unet_calls: u64,
+        /// The seconds that it is foretold to take; null when that is not known.
+        seconds: Option<f64>,
+        /// The outputs that would be made.
+        outputs: Vec<SweepOutputLine>,
+    },
+    /// All files of a cell of a sweep are in their places.
+    CellFinished {
+        /// The number of the cell, from 1.
+        cell: usize,
+        /// What it is called.
+        label: String,
+        /// The values of the params that vary.
+        params: IndexMap<String, Json>,
+    },
+    /// A table of a sweep's results is in its place.
+    TableSaved {
+        /// The file.
+        #[serde(serialize_with = "as_text")]
+        #[schemars(with = "String")]
+        path: PathBuf,
+        /// The number of its rows: one a cell.
+        rows: usize,
+    },
+    /// Everything is up to date; it waits for a change.
+    Watching {
+        /// The number of files that are looked at.
+        files: usize,
+    },
+    /// Something is wrong, or odd, in a workflow, a lock or a bundle.
+    Fault {
+        /// The version of the events' form.
+        schema: u32,
+        /// What kind of fault it is.
+        code: Code,
+        /// Whether it stops the command.
+        severity: FaultSeverity,
+        /// The file that it is in, as the command line or the file that includes it names it; or `command line`.
+        file: String,
+        /// The line, from 1.
+        line: usize,
+        /// The column, from 1, in characters.
+        column: usize,
+        /// What is wrong.
+        message: String,
+        /// What to do about it.
+        help: Option<String>,
+    },
+    /// The command ends without having done all that it was asked, and this is why. The last line.
+    Error {
+        /// The version of the events' form.
+        schema: u32,
+        /// What kind of failure it is.
+        code: Code,
+        /// What went wrong.
+        message: String,
+        /// What to do about it.
+        help: Option<String>,
+    },
+}
+
+/// Whether a fault stops the command.
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultSeverity {
+    /// It does.
+    Error,
+    /// It does not.
+    Warning,
+}
+
+/// A cell of a sweep.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct CellLine {
+    /// Its number, from 1.
+    pub cell: usize,
+    /// What it is called.
+    pub label: String,
+    /// The values of the params that vary.
+    pub params: IndexMap<String, Json>,
+}
+
+/// An output that a sweep would make.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct SweepOutputLine {
+    /// The number of the cell that it is of, from 1; null for the contact sheet.
+    pub cell: Option<usize>,
+    /// Its name in the workflow.
+    pub output: String,
+    /// The path below the output folder; null when it is not saved.
+    pub save: Option<String>,
+}
+
+fn as_text<S: Serializer>(path: &std::path::Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+impl Line {
+    /// A fault.
+    #[must_use]
+    pub fn fault(problem: &Problem) -> Self {
+        let (line, column) = problem.line_column();
+        Self::Fault {
+            schema: EVENT_SCHEMA,
+            code: problem.code(),
+            severity: match problem.severity() {
+                Severity::Error => FaultSeverity::Error,
+                Severity::Warning => FaultSeverity::Warning,
+            },
+            file: problem.source_text().name().to_owned(),
+            line,
+            column,
+            message: problem.message().to_owned(),
+            help: problem.hint().map(str::to_owned),
+        }
+    }
+
+    /// Why a command ends without having done all that it was asked.
+    #[must_use]
+    pub fn error(code: Code, message: &str, help: Option<&str>) -> Self {
+        Self::Error {
+            schema: EVENT_SCHEMA,
+            code,
+            message: message.to_owned(),
+            help: help.map(str::to_owned),
+        }
+    }
+
+    /// As one line of JSON.
+    ///
+    /// # Errors
+    /// None that this program could cause; the libraries' are handed on.
+    pub fn text(&self) -> Result<String, Failure> {
+        serde_json::to_string(self).map_err(|error| Failure::failed(error.to_string()))
+    }
+
+    /// Prints it.
+    ///
+    /// # Errors
+    /// When standard output is closed.
+    pub fn say(&self) -> Result<(), Failure> {
+        say(&self.text()?)
+    }
+}
+
+/// The cells of a sweep.
+#[must_use]
+pub fn cells(sweep: &Sweep) -> Vec<CellLine> {
+    (sweep.cells.iter().enumerate())
+        .map(|(index, cell)| CellLine {
+            cell: index + 1,
+            label: cell.label.clone(),
+            params: cell.values.clone(),
+        })
+        .collect()
+}
+
+/// The JSON Schema of one line of `--json`: the engine's events and those of the program.
+#[must_use]
+pub fn schema() -> Json {
+    let mut generator = SchemaGenerator::default();
+    let all = [
+        Event::json_schema(&mut generator),
+        Line::json_schema(&mut generator),
+    ];
+    let variants: Vec<Json> = all
+        .iter()
+        .filter_map(|schema| schema.get("oneOf")?.as_array())
+        .flatten()
+        .cloned()
+        .collect();
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A line of retouch's --json",
+        "description": format!(
+            "Version {EVENT_SCHEMA}. Fields and events may be added within a version: ignore what you do not know."
+        ),
+        "oneOf": variants,
+        "$defs": generator.take_definitions(true),
+    })
+}
