@@ -69,6 +69,8 @@ pub enum Command {
     Diff(DiffArgs),
     /// Make a folder with the workflows, the demo model and the reference photos of this program.
     New(NewArgs),
+    /// List the runs that were made, or show one of them.
+    Runs(RunsArgs),
     /// Look at the disk cache, or empty it.
     Cache(CacheToolArgs),
     /// Measure the demo model, the main workflow and the engine on this machine.
@@ -98,6 +100,11 @@ impl Command {
             Self::Plan(args) => args.json,
             Self::Nodes(args) => args.json,
             Self::Bench(args) => args.json,
+            Self::Runs(args) => match args.command {
+                Some(RunsCommand::Show { json, .. }) => json,
+                Some(RunsCommand::Clear) => false,
+                None => args.json,
+            },
             Self::Cache(args) => match args.command {
                 CacheCommand::Ls { json } | CacheCommand::Stats { json } => json,
                 CacheCommand::Clear | CacheCommand::Verify => false,
@@ -239,10 +246,47 @@ pub enum CacheCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Remove everything: entries, the journal, the make-up of last runs, known digests.
+    /// Remove everything that can be made again: entries, what nodes took, the make-up of last runs, unpacked bundles, known
+    /// digests. The journal of runs stays; `retouch runs clear` removes that.
     Clear,
     /// Read everything, and remove what is damaged.
     Verify,
+}
+
+/// `retouch runs`.
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct RunsArgs {
+    /// What to do instead of listing them.
+    #[command(subcommand)]
+    pub command: Option<RunsCommand>,
+    /// Only the runs of this workflow, sweep or bundle.
+    pub file: Option<PathBuf>,
+    /// At most so many, the newest first; 0: all.
+    #[arg(short, value_name = "N", default_value_t = 20)]
+    pub number: usize,
+    /// Print JSON lines.
+    #[arg(long)]
+    pub json: bool,
+    /// Which journal.
+    #[command(flatten)]
+    pub cache: CacheArgs,
+}
+
+/// What to do with the journal of runs.
+#[derive(Debug, Subcommand)]
+pub enum RunsCommand {
+    /// Show everything about a run.
+    Show {
+        /// Its name, the beginning of it, or `last`.
+        #[arg(default_value = "last")]
+        run: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove the records of all runs that are over. The cache and the saved files stay.
+    Clear,
 }
 
 /// `retouch run`.

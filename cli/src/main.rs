@@ -2,6 +2,7 @@
 
 mod args;
 mod bundle;
+mod clock;
 mod commands;
 mod journal;
 mod lines;
@@ -12,6 +13,7 @@ mod progress;
 mod provenance;
 mod records;
 mod report;
+mod runs;
 mod session;
 mod sharing;
 mod store;
@@ -157,6 +159,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Replay(args) => commands::recipe::replay(&args),
         Command::Diff(args) => commands::recipe::diff(&args),
         Command::New(args) => commands::new::new(&args),
+        Command::Runs(args) => commands::runs::runs(&args),
         Command::Cache(args) => commands::cache::cache(&args),
         Command::Bench(args) => commands::bench::bench(&args),
         Command::Lsp { stdio: _ } => commands::lsp::lsp(),

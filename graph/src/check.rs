@@ -46,7 +46,8 @@ pub struct Settings {
     /// Whether a reusable workflow is checked by itself: its inputs without defaults are then unknown, not missing.
     /// What comes out can be checked but not run.
     pub part: bool,
-    /// What `random` draws, for tests; unless given it is drawn from the system's randomness.
+    /// What `random` draws from here on, for tests and to repeat a run; unless given it is drawn from the system's
+    /// randomness.
     pub draw: Option<u64>,
     /// The `name=values` of each `--over`: what a sweep varies besides what the file says, or in place of it.
     pub over: Vec<String>,

@@ -299,6 +299,12 @@ pub struct Parting {
 }
 
 impl Record {
+    /// What numbers depend on: device class, data type, kernels.
+    #[must_use]
+    pub fn numerics(&self) -> &str {
+        &self.numerics
+    }
+
     /// What differs from an older record, node by node.
     #[must_use]
     pub fn changes_since(&self, old: &Self) -> Vec<Change> {

@@ -368,6 +368,8 @@ codes! {
     SystemRefused = "R1203", "The system does not give something that the command needs besides files: threads, the handling of Ctrl-C, the watching of folders. The message has what it says; limits of the account or the container are the usual cause.";
     /// The command failed.
     CommandFailed = "R1204", "The command could not do what it was asked, for a reason that has no code of its own; the message says it.";
+    /// The run is not known.
+    UnknownRun = "R1301", "`retouch runs` lists the runs that are written down, the newest first, with their names. The beginning of a name will do as long as only one begins so, and `last` is the newest. The last 1,000 are kept; a run with `--no-cache` is not written down.";
 }
 
 impl Code {

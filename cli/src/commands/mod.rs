@@ -14,5 +14,6 @@ pub mod nodes;
 pub mod plan;
 pub mod recipe;
 pub mod run;
+pub mod runs;
 pub mod sweep;
 pub mod watch;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use retouch_graph::event::Listener;
-use retouch_graph::{Cancel, Code, Exists, RunError, RunOptions, SaveStatus, Saver};
+use retouch_graph::{Cancel, Code, Exists, RunError, RunOptions, SaveStatus, Saver, Settings};
 
 use crate::args::{ExistsArg, RunArgs};
 use crate::journal::Journal;
@@ -14,6 +14,7 @@ use crate::preview::Preview;
 use crate::progress::{JsonLines, Progress};
 use crate::provenance::{Made, Stamps};
 use crate::records;
+use crate::runs::{Asked, Kind, Noted};
 use crate::sharing::{Input, Stop};
 use crate::store::Store;
 use crate::{Exit, Failure, session};
@@ -32,7 +33,12 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
         Ok(opened) => opened,
         Err(stop) => return stop.tell(args.json),
     };
-    let checked = match input.load(&engine, &input.settings(&args.params)) {
+    let draw = session::fresh_draw();
+    let settings = Settings {
+        draw: Some(draw),
+        ..input.settings(&args.params)
+    };
+    let checked = match input.load(&engine, &settings) {
         Ok(checked) => checked,
         Err(problems) => return Stop::from(problems).tell(args.json),
     };
@@ -64,9 +70,23 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     } else {
         Box::new(Progress::new(args.quiet))
     };
-    let journal = Journal::new(listener.as_ref(), store.file("journal.jsonl"), &plan);
+    let asked = Asked {
+        draw,
+        ..Asked::new(
+            &args.file,
+            &args.params,
+            places,
+            &args.device.device,
+            &args.out,
+            &args.targets,
+        )
+    };
+    let noted = Noted::begin(&store, Kind::Run, asked, &plan);
+    let listener = noted.beside(listener.as_ref());
+    let journal = Journal::new(&listener, store.file("journal.jsonl"), &plan);
     let result = engine.run(&plan, &journal, &cancel, &options);
     journal.write();
+    noted.end();
     records::write(&store, &args.file, &plan);
     engine.files().flush();
     match result {

@@ -19,6 +19,7 @@ use crate::lines::{self, SweepOutputLine};
 use crate::output::{say, tell};
 use crate::progress::{JsonLines, Progress, duration};
 use crate::provenance::{Made, Stamps};
+use crate::runs::{Asked, Kind, Noted};
 use crate::sharing::Input;
 use crate::store::Store;
 use crate::table::{self, CellStatus, Row};
@@ -50,7 +51,9 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     if args.resume && last.is_none() {
         tell("there is nothing to resume: all cells are made");
     }
-    let draw = last.as_ref().map_or_else(fresh_draw, |log| log.draw);
+    let draw = last
+        .as_ref()
+        .map_or_else(session::fresh_draw, |log| log.draw);
     let settings = Settings {
         over: args.over.clone(),
         draw: Some(draw),
@@ -92,8 +95,21 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
         };
         started.say()?;
     }
+    let asked = Asked {
+        over: args.over.clone(),
+        draw,
+        ..Asked::new(
+            &args.file,
+            &args.params,
+            &args.sharing,
+            &args.device.device,
+            &args.out,
+            &args.targets,
+        )
+    };
+    let noted = Noted::begin(&store, Kind::Sweep, asked, &plan.plan).of_cells(sweep.cells.len());
     let (result, heard) = once(
-        &engine, &store, args, &sweep, &plan, &cancel, &options, &log,
+        &engine, &store, args, &sweep, &plan, &cancel, &options, &log, &noted,
     );
     let failed = heard.failed_cells(&plan);
     note(&mut rows, &sweep, &plan, &heard, &failed, result.is_ok());
@@ -108,11 +124,12 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
             && (args.targets.is_empty() || args.targets.iter().any(|one| one == "sheet"));
         if sheet && let Ok(plan) = engine.plan_sweep(&sweep, &["sheet".to_owned()], &failed) {
             let (_, heard) = once(
-                &engine, &store, args, &sweep, &plan, &cancel, &options, &log,
+                &engine, &store, args, &sweep, &plan, &cancel, &options, &log, &noted,
             );
             results.extend(heard.saved_in_order(&plan));
         }
     }
+    noted.end();
     log.finish();
     engine.files().flush();
     if !args.json {
@@ -180,12 +197,6 @@ fn faults(args: &SweepArgs, problems: &Problems) -> Result<Exit, Failure> {
     }
     session::say_faults(problems)?;
     Ok(Exit::Faults)
-}
-
-/// A number that seeds called `random` are drawn from; what `--resume` takes over.
-fn fresh_draw() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::hash::RandomState::new().build_hasher().finish() >> 12
 }
 
 fn rows(sweep: &Sweep) -> Vec<Row> {
@@ -284,13 +295,15 @@ fn once(
     cancel: &Cancel,
     options: &RunOptions,
     log: &Log,
+    noted: &Noted,
 ) -> (Result<(), RunError>, Heard) {
     let listener: Box<dyn Listener> = if args.json {
         Box::new(JsonLines)
     } else {
         Box::new(Progress::new(args.quiet))
     };
-    let journal = Journal::new(listener.as_ref(), store.file("journal.jsonl"), &plan.plan);
+    let listener = noted.beside(listener.as_ref());
+    let journal = Journal::new(&listener, store.file("journal.jsonl"), &plan.plan);
     let cells = Cells {
         inner: &journal,
         json: args.json,

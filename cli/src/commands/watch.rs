@@ -21,6 +21,7 @@ use crate::output::say;
 use crate::preview::Preview;
 use crate::progress::{JsonLines, Lines};
 use crate::provenance::{Made, Stamps};
+use crate::runs::{Asked, Kind, Noted};
 use crate::sharing::Input;
 use crate::store::Store;
 use crate::{Exit, Failure, bundle, records, session};
@@ -98,6 +99,7 @@ pub fn watch(args: &WatchArgs) -> Result<Exit, Failure> {
         watcher,
         watched: BTreeSet::new(),
         snapshot: Snapshot::new(),
+        draw: 0,
         own: BTreeSet::new(),
     };
     loop_.run()
@@ -120,6 +122,8 @@ struct Loop<'a, W: Watcher> {
     /// The folders that are watched.
     watched: BTreeSet<PathBuf>,
     snapshot: Snapshot,
+    /// What seeds called `random` were last drawn from.
+    draw: u64,
     /// What this session wrote: a change of it is no reason to run.
     own: BTreeSet<PathBuf>,
 }
@@ -156,7 +160,10 @@ impl<W: Watcher> Loop<'_, W> {
     }
 
     fn settings(&self) -> Settings {
-        self.input.settings(&self.args.params)
+        Settings {
+            draw: Some(self.draw),
+            ..self.input.settings(&self.args.params)
+        }
     }
 
     /// Reads, checks and plans; notes what was read. A workflow with faults is told and waited for.
@@ -164,6 +171,7 @@ impl<W: Watcher> Loop<'_, W> {
         // What is looked at while something that moved is searched is not what is read.
         let looked = self.input.look();
         self.files.forget_reads();
+        self.draw = session::fresh_draw();
         let engine = self.engine;
         let loaded = looked
             .and_then(|()| self.input.load(engine, &self.settings()))
@@ -316,7 +324,20 @@ impl<W: Watcher> Loop<'_, W> {
         } else {
             Box::new(Lines::default())
         };
-        let journal = Journal::new(lines.as_ref(), self.store.file("journal.jsonl"), plan);
+        let asked = Asked {
+            draw: self.draw,
+            ..Asked::new(
+                &self.args.file,
+                &self.args.params,
+                &self.args.locked.sharing,
+                &self.args.device.device,
+                &self.args.out,
+                &self.args.targets,
+            )
+        };
+        let noted = Noted::begin(self.store, Kind::Watch, asked, plan);
+        let lines = noted.beside(lines.as_ref());
+        let journal = Journal::new(&lines, self.store.file("journal.jsonl"), plan);
         let (engine, sender) = (self.engine, self.sender.clone());
         let next = std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -326,6 +347,7 @@ impl<W: Watcher> Loop<'_, W> {
             self.while_running(plan, &cancel)
         })?;
         journal.write();
+        noted.end();
         records::write(self.store, &self.args.file, plan);
         engine.files().flush();
         Ok(next)

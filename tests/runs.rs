@@ -1,0 +1,332 @@
+//! The journal of runs as a user meets it.
+
+#![allow(clippy::unwrap_used)] // helpers of tests are tests
+#![cfg(unix)]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value as Json;
+use support::root;
+
+fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_retouch"));
+    command
+        .args(arguments)
+        .current_dir(folder)
+        .env("NO_COLOR", "1")
+        .env("RETOUCH_CACHE", folder.join("cache"))
+        .env("RETOUCH_CONFIG", "")
+        .stdin(Stdio::null());
+    command
+}
+
+fn retouch(folder: &Path, arguments: &[&str]) -> Output {
+    command(folder, arguments).output().unwrap()
+}
+
+#[track_caller]
+fn good(folder: &Path, arguments: &[&str]) -> String {
+    let output = retouch(folder, arguments);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{arguments:?}: {told}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[track_caller]
+fn bad(folder: &Path, code: i32, arguments: &[&str]) -> String {
+    let output = retouch(folder, arguments);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {told}");
+    told
+}
+
+/// A small workflow with a seed that is drawn.
+fn vanilla() -> String {
+    let models = root().join("models").display().to_string();
+    format!(
+        "schema: retouch/v1
+name: small
+params:
+  place: {{type: string, default: here}}
+  steps: {{type: int, default: 2}}
+  seed: {{type: seed, default: random}}
+nodes:
+  base: {{op: load_model, path: '{models}/world'}}
+  draw: {{op: sample, model: $base, prompt: \"a cat {{place}}\", steps: $params.steps, seed: $params.seed}}
+  picture: {{op: decode, model: $base, latent: $draw}}
+outputs:
+  picture: {{value: $picture, save: picture.png}}
+"
+    )
+}
+
+fn project() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("wf.yaml"), vanilla()).unwrap();
+    folder
+}
+
+fn show(folder: &Path, run: &str) -> Json {
+    serde_json::from_str(&good(folder, &["runs", "show", run, "--json"])).unwrap()
+}
+
+fn list(folder: &Path, more: &[&str]) -> Vec<Json> {
+    let arguments = [&["runs", "--json"], more].concat();
+    good(folder, &arguments)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn a_run_is_written_down_with_what_it_took_and_made_and_shown_newest_first() {
+    let folder = project();
+    let folder = folder.path();
+    assert!(bad(folder, 2, &["runs", "show"]).contains("no run is written down yet"));
+    assert!(list(folder, &[]).is_empty());
+    good(folder, &["run", "wf.yaml", "--set", "place=in space", "-q"]);
+    let first = show(folder, "last");
+    assert_eq!(first["status"], "ok");
+    assert_eq!(first["kind"], "run");
+    assert_eq!(first["asked"]["set"][0], "place=in space");
+    assert!(Path::new(first["asked"]["file"].as_str().unwrap()).is_absolute());
+    assert_eq!(first["counters"]["unet_calls"], 4);
+    let outcomes: Vec<&str> = first["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|node| node["outcome"].as_str().unwrap())
+        .collect();
+    assert_eq!(outcomes, ["ran", "ran", "ran"]);
+    let seed = &first["params"][2];
+    assert_eq!(
+        (&seed["name"], &seed["from"]),
+        (&"seed".into(), &"drawn".into())
+    );
+    // The same seed again is what the drawn one was.
+    let again = format!("seed={}", seed["value"]);
+    good(
+        folder,
+        &[
+            "run",
+            "wf.yaml",
+            "--set",
+            "place=in space",
+            "--set",
+            &again,
+            "-q",
+        ],
+    );
+    let second = show(folder, "last");
+    assert_eq!(second["reused"], 3);
+    assert_eq!(second["counters"], serde_json::json!({}));
+    assert_eq!(second["outputs"][0]["status"], "unchanged");
+    assert_eq!(
+        second["outputs"][0]["blake3"],
+        first["outputs"][0]["blake3"]
+    );
+    assert_eq!(second["plan_blake3"], first["plan_blake3"]);
+    good(
+        folder,
+        &[
+            "sweep", "wf.yaml", "--over", "seed=1,2", "-q", "--out", "swept",
+        ],
+    );
+    let third = show(folder, "last");
+    assert_eq!(third["kind"], "sweep");
+    assert_eq!(third["cells"], 2);
+    assert_eq!(third["asked"]["over"][0], "seed=1,2");
+    let ids: Vec<Json> = list(folder, &[])
+        .into_iter()
+        .map(|run| run["id"].clone())
+        .collect();
+    assert_eq!(
+        ids,
+        [
+            third["id"].clone(),
+            second["id"].clone(),
+            first["id"].clone()
+        ]
+    );
+    assert_eq!(list(folder, &["-n", "2"]).len(), 2);
+    assert_eq!(list(folder, &["wf.yaml"]).len(), 3);
+    assert!(list(folder, &["other.yaml"]).is_empty());
+    // For people.
+    let said = good(folder, &["runs"]);
+    assert_eq!(said.lines().count(), 3);
+    assert!(said.lines().next().unwrap().contains("sweep  ok"), "{said}");
+    let said = good(folder, &["runs", "show", first["id"].as_str().unwrap()]);
+    for part in [
+        "--set 'place=in space'",
+        "(drawn)",
+        "4 U-Net calls",
+        "as it was",
+    ] {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+}
+
+#[test]
+fn a_file_that_changed_or_went_since_its_run_is_said_to_have() {
+    let folder = project();
+    let folder = folder.path();
+    good(folder, &["run", "wf.yaml", "-q"]);
+    let picture = folder.join("out/picture.png");
+    std::fs::write(&picture, "another").unwrap();
+    assert!(good(folder, &["runs", "show"]).contains("CHANGED"));
+    assert_eq!(show(folder, "last")["outputs"][0]["now"], "changed");
+    std::fs::remove_file(&picture).unwrap();
+    assert!(good(folder, &["runs", "show"]).contains("GONE"));
+    // A file that was kept is not the run's.
+    std::fs::write(&picture, "another").unwrap();
+    good(folder, &["run", "wf.yaml", "-q", "--exists", "keep"]);
+    let kept = &show(folder, "last")["outputs"][0];
+    assert_eq!(
+        (&kept["blake3"], &kept["now"]),
+        (&Json::Null, &"not_compared".into())
+    );
+}
+
+#[test]
+fn a_run_that_fails_or_is_cancelled_or_killed_is_written_down_as_such() {
+    let folder = project();
+    let folder = folder.path();
+    good(folder, &["run", "wf.yaml", "-q"]);
+    bad(folder, 1, &["run", "wf.yaml", "-q", "--exists", "fail"]);
+    let failed = show(folder, "last");
+    assert_eq!(failed["status"], "failed");
+    assert_eq!(failed["error"]["code"], "R1005");
+    assert!(good(folder, &["runs", "show"]).contains("error R1005: picture: "));
+    // A fault is no run.
+    bad(folder, 3, &["run", "wf.yaml", "--set", "no=1"]);
+    assert_eq!(list(folder, &[]).len(), 2);
+    for (signal, status) in [("-INT", "cancelled"), ("-KILL", "killed")] {
+        let mut child = command(folder, &["run", "wf.yaml", "--json", "--set", "steps=999"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let drawing = |line: &Result<String, _>| line.as_ref().unwrap().contains("node_progress");
+        assert!(lines.by_ref().any(|line| drawing(&line)));
+        assert_eq!(show(folder, "last")["status"], "running");
+        let id = child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args([signal, &id])
+                .status()
+                .unwrap()
+                .success()
+        );
+        drop(lines);
+        child.wait().unwrap();
+        assert_eq!(show(folder, "last")["status"], status);
+        assert_eq!(list(folder, &[])[0]["status"], status);
+    }
+}
+
+#[test]
+fn each_run_of_watch_mode_is_written_down() {
+    let folder = project();
+    let folder = folder.path();
+    let mut child = command(folder, &["watch", "wf.yaml", "--json", "--set", "seed=1"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut until = || {
+        lines
+            .by_ref()
+            .any(|line| line.unwrap().contains("\"watching\""))
+    };
+    assert!(until());
+    let edited = vanilla().replace("default: here", "default: there");
+    std::fs::write(folder.join("wf.yaml"), edited).unwrap();
+    assert!(until());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let runs = list(folder, &[]);
+    assert_eq!(runs.len(), 2);
+    assert!(
+        runs.iter()
+            .all(|run| run["kind"] == "watch" && run["status"] == "ok")
+    );
+    assert_eq!(show(folder, "last")["params"][0]["value"], "there");
+}
+
+#[test]
+fn a_name_that_is_unknown_or_not_enough_is_an_error_that_says_what_to_do() {
+    let folder = project();
+    let folder = folder.path();
+    for _ in 0..2 {
+        good(folder, &["run", "wf.yaml", "-q", "--set", "seed=1"]);
+    }
+    assert!(bad(folder, 2, &["runs", "show", "20"]).contains("2 runs begin with `20`"));
+    assert!(bad(folder, 2, &["runs", "show", "19990101"]).contains("no run `19990101`"));
+    for name in ["", "../journal", "*", "last2"] {
+        assert!(
+            bad(folder, 2, &["runs", "show", name]).contains("no run"),
+            "{name}"
+        );
+    }
+    let output = retouch(folder, &["runs", "show", "x", "--json"]);
+    let line: Json = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&line["event"], &line["code"]),
+        (&"error".into(), &"R1301".into())
+    );
+    // A record that is damaged hides no other.
+    let id = list(folder, &[])[0]["id"].as_str().unwrap().to_owned();
+    std::fs::write(folder.join(format!("cache/runs/{id}.json")), "{").unwrap();
+    assert_eq!(list(folder, &[]).len(), 1);
+    assert!(bad(folder, 1, &["runs", "show"]).contains("cannot be read"));
+    // A record of a later program is not misread.
+    std::fs::write(
+        folder.join(format!("cache/runs/{id}.json")),
+        "{\"schema\": \"retouch-run/9\"}",
+    )
+    .unwrap();
+    assert!(bad(folder, 1, &["runs", "show"]).contains("retouch-run/9"));
+}
+
+fn below(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
+#[test]
+fn without_a_cache_nothing_is_written_down_and_a_journal_that_cannot_be_written_is_one_warning() {
+    let folder = project();
+    let folder = folder.path();
+    good(folder, &["run", "wf.yaml", "-q", "--no-cache"]);
+    assert!(below(&folder.join("cache")).is_empty());
+    assert!(bad(folder, 2, &["runs", "--no-cache"]).contains("--cache-dir"));
+    std::fs::create_dir_all(folder.join("cache")).unwrap();
+    std::fs::write(folder.join("cache/runs"), "in the way").unwrap();
+    let output = retouch(folder, &["run", "wf.yaml", "-q"]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success());
+    assert_eq!(told.matches("warning").count(), 1, "{told}");
+    assert!(told.contains("journal of runs"), "{told}");
+}
+
+#[test]
+fn clearing_the_cache_leaves_the_runs_and_clearing_the_runs_leaves_the_cache() {
+    let folder = project();
+    let folder = folder.path();
+    good(folder, &["run", "wf.yaml", "-q", "--set", "seed=1"]);
+    good(folder, &["cache", "clear"]);
+    assert_eq!(list(folder, &[]).len(), 1);
+    good(folder, &["run", "wf.yaml", "-q", "--set", "seed=1"]);
+    assert!(good(folder, &["runs", "clear"]).contains("2 runs removed"));
+    assert!(list(folder, &[]).is_empty());
+    assert!(below(&folder.join("cache/runs")).is_empty());
+    good(folder, &["run", "wf.yaml", "-q", "--set", "seed=1"]);
+    assert_eq!(list(folder, &[])[0]["reused"], 3);
+}
