@@ -281,6 +281,14 @@ fn every_line_of_real_runs_satisfies_the_schema_and_every_event_of_the_schema_oc
         .filter(|event| event["event"] == "cell_finished");
     assert_eq!(cells.count(), 2);
 
+    // A picture drawn again.
+    let models = root().join("models").display().to_string();
+    let replay = ["replay", "out/picture.png", "--json", "--models", &models];
+    let again = reader.run(folder, 0, &replay);
+    assert_eq!(again[again.len() - 1]["result"], "same_bytes");
+    let none = reader.run(folder, 1, &["replay", "wf.yaml", "--json"]);
+    assert_eq!(codes(&none, "error"), ["R1211"]);
+
     // Ctrl-C.
     let long = text("a bear").replace("steps: 4", "steps: 500");
     std::fs::write(folder.join("long.yaml"), long).unwrap();

@@ -624,7 +624,10 @@ fn everything_that_can_be_written_is_offered_where_it_can_be() {
     );
     assert_eq!(editor.labels(&whole, "schema: retouch¦"), ["retouch/v1"]);
     let labels = editor.labels(&whole, "schema: retouch/v1\nname: a\n¦\nnodes:\n");
-    assert_eq!(labels, ["description", "params", "inputs", "outputs"]);
+    assert_eq!(
+        labels,
+        ["description", "params", "inputs", "outputs", "sweep"]
+    );
 
     let head = "schema: retouch/v1\n";
     let params = |rest: &str| format!("{head}params:\n  {rest}");
@@ -1324,4 +1327,49 @@ fn the_client_is_asked_to_watch_workflows_if_it_can() {
     let answer = json!({"jsonrpc": "2.0", "id": asked["id"], "result": null});
     editor.write(&frame(&answer));
     assert_eq!(editor.end(), 0);
+}
+
+#[test]
+fn a_sweep_is_checked_completed_and_renamed_with_its_workflow() {
+    let (_folder, whole, _part) = two_files();
+    let mut editor = Editor::start(whole.parent().unwrap());
+    // A file of its own has the faults that `retouch check` tells, and none when it has none.
+    let (path, text) = shipped("sweep.yaml");
+    editor.open(&path, &text);
+    assert_eq!(editor.faults(&path), Vec::<String>::new());
+    editor.change(&path, &text.replace("seed:", "sead:"));
+    let faults = editor.faults(&path);
+    assert!(
+        faults.iter().any(|fault| fault.contains("R0501")),
+        "{faults:?}"
+    );
+    let matrix =
+        "schema: retouch/v1\nsweep:\n  workflow: layout-and-retouch.yaml\n  matrix:\n    ¦\n";
+    let offered = editor.labels(&path, matrix);
+    for name in ["blend_steps", "seed"] {
+        assert!(offered.contains(&name.to_owned()), "{offered:?}");
+    }
+    // A sweep in the workflow.
+    let swept = format!(
+        "{WHOLE}sweep:\n  matrix: {{factor: [2, 3]}}\n  grid: {{rows: factor, output: one}}\n"
+    );
+    editor.open(&whole, &swept);
+    assert_eq!(editor.faults(&whole), Vec::<String>::new());
+    let keys = format!("{WHOLE}sweep:\n  ¦\n");
+    let offered = editor.labels(&whole, &keys);
+    assert_eq!(offered.len(), 6, "{offered:?}");
+    let rows = format!("{WHOLE}sweep:\n  matrix: {{factor: [2, 3]}}\n  grid: {{rows: ¦}}\n");
+    assert!(editor.labels(&whole, &rows).contains(&"place".to_owned()));
+    editor.change(&whole, &swept);
+    let at = editor.find(&whole, "$params.factor", 0, 10);
+    rename(&mut editor, &whole, at, "times");
+    let at = editor.find(&whole, "output: one", 0, 9);
+    rename(&mut editor, &whole, at, "large");
+    checks(&whole);
+    let text = std::fs::read_to_string(&whole).unwrap();
+    assert!(text.contains("matrix: {times: [2, 3]}"), "{text}");
+    assert!(
+        text.contains("grid: {rows: times, output: large}"),
+        "{text}"
+    );
 }

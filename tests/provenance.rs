@@ -361,3 +361,181 @@ fn two_recipes_differ_by_node_and_from_the_step_on_that_an_edit_touches() {
     let heard = String::from_utf8(place.run(&["diff", picture, other]).stdout).unwrap();
     assert!(heard.contains("layout: from step 2 of 10 on"), "{heard}");
 }
+
+/// Runs a workflow of its own and says what its pictures carry, as texts.
+fn recipes(
+    place: &Place,
+    folder: &str,
+    files: &[(&str, &str)],
+    arguments: &[&str],
+) -> Vec<(PathBuf, String)> {
+    for (name, text) in files {
+        let path = place.path().join(folder).join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let out = format!("out-{}", folder.replace('/', "-"));
+    let mut all = arguments.to_vec();
+    all.extend(["-q", "--out", &out]);
+    place.done(&all);
+    pictures(&place.path().join(&out))
+        .into_iter()
+        .map(|picture| {
+            let shown = place.run(&["show", picture.to_str().unwrap(), "--json"]);
+            (picture, String::from_utf8(shown.stdout).unwrap())
+        })
+        .collect()
+}
+
+#[test]
+fn paths_by_any_way_into_a_workflow_are_shared_only_where_they_may_be_and_replay_finds_them() {
+    let place = Place::new();
+    let far = tempfile::Builder::new()
+        .prefix("secret-user-")
+        .tempdir()
+        .unwrap();
+    let photos: Vec<PathBuf> = ["a/me.png", "b/me.png", "c/you.png"]
+        .iter()
+        .enumerate()
+        .map(|(index, name)| {
+            let path = far.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let from = format!("box/references/teddy/0{}.png", index + 1);
+            std::fs::copy(place.path().join(from), &path).unwrap();
+            path
+        })
+        .collect();
+    let [a, b, c] = <[PathBuf; 3]>::try_from(photos)
+        .unwrap()
+        .map(|path| path.display().to_string());
+    let graph = format!(
+        "schema: retouch/v1
+inputs: {{photo: {{type: path, default: {b}}}, size: {{type: int, default: 24}}}}
+nodes:
+  photo: {{op: load_image, path: $inputs.photo}}
+  other: {{op: load_image, path: {c}}}
+  small: {{op: resize_image, image: $photo, width: $inputs.size}}
+  sheet: {{op: grid, images: [$small, $other], cell: 32}}
+outputs: {{sheet: {{value: $sheet}}}}
+"
+    );
+    // By `with`, by an input's default, in a graph in a folder below; two files of one last name.
+    let workflow = format!(
+        "schema: retouch/v1
+nodes:
+  given: {{use: sub/g.yaml, with: {{photo: {a}}}}}
+  usual: {{use: sub/g.yaml}}
+  both: {{op: grid, images: [$given.sheet, $usual.sheet], cell: 64}}
+outputs: {{both: {{value: $both, save: both.png}}}}
+"
+    );
+    let models = far.path().to_str().unwrap();
+    let made = recipes(
+        &place,
+        "box/ways",
+        &[("sub/g.yaml", &graph), ("wf.yaml", &workflow)],
+        &["run", "box/ways/wf.yaml"],
+    );
+    // By a path that climbs out of everything that is shared, and by one that comes back.
+    let ups = "../".repeat(place.path().components().count() + 3);
+    let climbing = format!(
+        "schema: retouch/v1
+params: {{photo: {{type: path, default: {ups}{}}}}}
+nodes:
+  photo: {{op: load_image, path: $params.photo}}
+  near: {{op: load_image, path: {ups}{}/box/references/teddy/01.png}}
+  sheet: {{op: grid, images: [$photo, $near], cell: 32}}
+outputs: {{sheet: {{value: $sheet, save: climb.png}}}}
+",
+        a.trim_start_matches('/'),
+        place.path().display().to_string().trim_start_matches('/'),
+    );
+    let climbed = recipes(
+        &place,
+        "box/climb",
+        &[("wf.yaml", &climbing)],
+        &["run", "box/climb/wf.yaml"],
+    );
+    // A sweep over paths, relative to the sweep's own file, with a sheet that has labels.
+    let swept = "schema: retouch/v1
+params: {photo: {type: path, default: ../references/teddy/01.png}}
+nodes:
+  photo: {op: load_image, path: $params.photo}
+  small: {op: resize_image, image: $photo, width: 24}
+outputs: {small: {value: $small, save: \"small.png\"}}
+";
+    let sweep = format!(
+        "schema: retouch/v1
+sweep:
+  workflow: ../swept.yaml
+  matrix: {{photo: [../../references/teddy/02.png, {c}]}}
+  grid: {{save: sheet.png, cell: 32}}
+"
+    );
+    let sheet = recipes(
+        &place,
+        "box/sweeps",
+        &[("swept.yaml", swept), ("own/sweep.yaml", &sweep)],
+        &["sweep", "box/sweeps/own/sweep.yaml"],
+    );
+    assert_eq!((made.len(), climbed.len(), sheet.len()), (1, 1, 3));
+    for (picture, recipe) in made.iter().chain(&climbed).chain(&sheet) {
+        assert!(
+            recipe.contains("retouch-provenance/1"),
+            "{} carries a recipe",
+            picture.display()
+        );
+        for private in [
+            "secret",
+            "/tmp",
+            place.path().file_name().unwrap().to_str().unwrap(),
+        ] {
+            assert!(
+                !recipe.contains(private),
+                "{private} in {}: {recipe}",
+                picture.display()
+            );
+        }
+        let heard = place.done(&[
+            "replay",
+            picture.to_str().unwrap(),
+            "-q",
+            "--models",
+            models,
+        ]);
+        assert!(
+            heard.contains("the same bytes"),
+            "{}: {heard}",
+            picture.display()
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_said_in_a_recipe_is_saved_without_one_and_told() {
+    let place = Place::new();
+    let graph = "schema: retouch/v1
+inputs: {model: {type: model}}
+nodes:
+  draw: {op: sample, model: $inputs.model, prompt: a, steps: 1, seed: random}
+  picture: {op: decode, model: $inputs.model, latent: $draw}
+outputs: {picture: {value: $picture}}
+";
+    let workflow = "schema: retouch/v1
+nodes:
+  base: {op: load_model, path: ../models/world}
+  drawn: {use: g.yaml, with: {model: $base}}
+outputs: {picture: {value: $drawn.picture, save: a.png}}
+";
+    std::fs::create_dir_all(place.path().join("box/drawn")).unwrap();
+    std::fs::write(place.path().join("box/drawn/g.yaml"), graph).unwrap();
+    std::fs::write(place.path().join("box/drawn/wf.yaml"), workflow).unwrap();
+    let output = place.run(&["run", "box/drawn/wf.yaml"]);
+    assert!(output.status.success());
+    assert!(
+        said(&output).contains("cannot be written down"),
+        "{}",
+        said(&output)
+    );
+    assert!(said(&place.run(&["show", "out/a.png"])).contains("carries no recipe"));
+}

@@ -99,6 +99,9 @@ impl Command {
             Self::Check(args) => args.json,
             Self::Plan(args) => args.json,
             Self::Nodes(args) => args.json,
+            Self::Show(args) => args.json,
+            Self::Replay(args) => args.json,
+            Self::Diff(args) => args.json,
             Self::Bench(args) => args.json,
             Self::Runs(args) => match args.command {
                 Some(RunsCommand::Show { json, .. }) => json,

@@ -65,6 +65,21 @@ pub enum Line {
         /// The number of its rows: one a cell.
         rows: usize,
     },
+    /// A picture was drawn again from its recipe and compared.
+    Replayed {
+        /// The picture.
+        #[serde(serialize_with = "as_text")]
+        #[schemars(with = "String")]
+        picture: PathBuf,
+        /// How it compares.
+        result: Replay,
+        /// The values of pixels that differ; null unless the picture is another one of the same size.
+        values: Option<usize>,
+        /// How many there are.
+        of: Option<usize>,
+        /// The most by which one differs, of 255.
+        most: Option<u8>,
+    },
     /// Everything is up to date; it waits for a change.
     Watching {
         /// The number of files that are looked at.
@@ -110,6 +125,20 @@ pub enum FaultSeverity {
     Error,
     /// It does not.
     Warning,
+}
+
+/// How a picture that was drawn again compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Replay {
+    /// Its file is the same.
+    SameBytes,
+    /// It is the same; what it says of itself, or how it is packed, differs.
+    SamePixels,
+    /// It is another one.
+    Differs,
+    /// It has another size.
+    OtherSize,
 }
 
 /// A cell of a sweep.

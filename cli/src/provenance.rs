@@ -6,18 +6,23 @@ use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use retouch_graph::check::normal;
 use retouch_graph::provenance::{self, Origin, Provenance, ReadEntry};
 use retouch_graph::{
-    Checked, Digest, Engine, Files, Lock, LockedFile, LockedKind, Stamp, Sweep, SweepPlan, lock,
+    Checked, Code, Digest, Engine, Files, Lock, LockedFile, LockedKind, Settings, Stamp, Sweep,
+    SweepPlan, lock,
 };
 
 use crate::Failure;
+use crate::bundle::names;
 use crate::output::tell;
 
 /// The keyword of the text chunk.
 const KEYWORD: &str = "retouch";
 /// A recipe is a few kilobytes; what unpacks to more than this is none.
 const MOST: usize = 16 << 20;
+/// The bytes of the largest picture that is read.
+const MOST_PICTURE: u64 = 2 << 30;
 /// The bytes of a PNG's signature and its first chunk, IHDR, behind which the recipe stands.
 const HEAD: usize = 8 + 4 + 4 + 13 + 4;
 /// So many folders above a picture are looked in for what it was made of.
@@ -58,6 +63,9 @@ pub struct Stamps {
     made: Made,
     /// The recipe of each output; `None` where there is none, which was said.
     recipes: Mutex<HashMap<String, Option<Arc<str>>>>,
+    /// The outputs of the workflow whose recipe was tried, and whether it makes what it is of. That of another cell of
+    /// a sweep has the same form.
+    tried: Mutex<HashMap<String, bool>>,
 }
 
 impl fmt::Debug for Stamps {
@@ -76,12 +84,12 @@ impl Stamps {
             origin,
             made,
             recipes: Mutex::default(),
+            tried: Mutex::default(),
         }))
     }
 
     fn recipe(&self, output: &str) -> Option<Arc<str>> {
-        let mut recipes = self.recipes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = recipes.get(output) {
+        if let Some(known) = of(&self.recipes).get(output) {
             return known.clone();
         }
         let made = match &self.made {
@@ -95,7 +103,13 @@ impl Stamps {
             },
         };
         let text = match made {
-            Ok(provenance) => serde_json::to_string(&provenance).ok().map(Arc::from),
+            Ok(recipe) if self.makes(&recipe) => serde_json::to_string(&recipe).ok().map(Arc::from),
+            Ok(_) => {
+                tell(&format!(
+                    "warning: `{output}`: where it comes from cannot be written down so that it can be made again; it is saved without that"
+                ));
+                None
+            }
             Err(problems) => {
                 for problem in problems.iter().take(1) {
                     tell(&format!("warning: `{output}`: {}", problem.message()));
@@ -103,9 +117,62 @@ impl Stamps {
                 None
             }
         };
-        recipes.insert(output.to_owned(), text.clone());
+        of(&self.recipes).insert(output.to_owned(), text.clone());
         text
     }
+
+    /// Whether a recipe, read by itself, gives the very same recipe, and names no place of this machine.
+    fn makes(&self, recipe: &Provenance) -> bool {
+        if let Some(known) = of(&self.tried).get(&recipe.output) {
+            return *known;
+        }
+        let makes =
+            private(recipe).is_none() && self.again(recipe).is_some_and(|again| again == *recipe);
+        of(&self.tried).insert(recipe.output.clone(), makes);
+        makes
+    }
+
+    fn again(&self, recipe: &Provenance) -> Option<Provenance> {
+        let places = recipe
+            .files
+            .iter()
+            .map(|file| Some(file.place.clone()))
+            .collect();
+        let (found, workflow) = nowhere(recipe, places, Arc::clone(self.engine.files()));
+        let engine = self.engine.clone().with_files(Arc::new(found));
+        let origin = Origin::of(&engine, &workflow, &tool()).ok()?;
+        let settings = Settings::default();
+        let made = if matches!(&self.made, Made::Sweep(sweep, _) if recipe.output == sweep.sheet_name())
+        {
+            let sweep = engine.load_sweep(&workflow, &settings).ok()?;
+            origin.sheet(&engine, &sweep)
+        } else {
+            let checked = engine.load(&workflow, &settings).ok()?;
+            origin.output(&engine, &checked, &recipe.output)
+        };
+        made.ok()
+    }
+}
+
+/// A lock that a panic elsewhere does not take away.
+fn of<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A place of this machine that a recipe names, if there is one.
+fn private(recipe: &Provenance) -> Option<PathBuf> {
+    let text = serde_json::to_string(recipe).ok()?;
+    let folders = (recipe.files.iter())
+        .filter_map(|file| {
+            std::path::absolute(&file.place)
+                .ok()?
+                .parent()
+                .map(Path::to_owned)
+        })
+        .chain(std::env::current_dir().ok());
+    folders
+        .filter(|folder| folder.components().count() > 2)
+        .find(|folder| folder.to_str().is_some_and(|folder| text.contains(folder)))
 }
 
 impl Stamp for Stamps {
@@ -141,17 +208,34 @@ fn embed(png: &[u8], text: &str) -> Option<Vec<u8>> {
     Some(stamped)
 }
 
+/// The bytes of a picture; more than a picture has is none.
+///
+/// # Errors
+/// As the file system gives them, or when it is too large.
+pub fn read_picture(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path)?;
+    file.take(MOST_PICTURE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MOST_PICTURE {
+        return Err(std::io::Error::other(
+            "it has more than 2 GiB, a picture has not",
+        ));
+    }
+    Ok(bytes)
+}
+
 /// The recipe that a picture carries.
 ///
 /// # Errors
 /// When the file cannot be read, is no PNG, or carries none that this program reads.
 pub fn read(path: &Path) -> Result<Provenance, Failure> {
     let shown = path.display();
-    let bytes = std::fs::read(path).map_err(|e| {
-        Failure::failed(format!("{shown} cannot be read: {e}")).help("check the path")
+    let bytes = read_picture(path).map_err(|e| {
+        Failure::unreadable(format!("{shown} cannot be read: {e}")).help("check the path")
     })?;
     let none = |what: &str| {
         Failure::failed(format!("{shown} {what}"))
+            .code(Code::NoRecipe)
             .help("pictures carry their recipe when `retouch run` saved them as .png, without `--no-provenance`, and no program since took it out")
     };
     let mut decoder = png::Decoder::new(Cursor::new(&bytes));
@@ -172,27 +256,46 @@ pub fn read(path: &Path) -> Result<Provenance, Failure> {
         .ok_or_else(|| none("carries a damaged recipe"))?;
     if schema != provenance::SCHEMA {
         return Err(
-            Failure::failed(format!("{shown} carries a recipe of the schema `{schema}`")).help(
-                format!(
+            Failure::failed(format!("{shown} carries a recipe of the schema `{schema}`"))
+                .code(Code::NoRecipe)
+                .help(format!(
                     "this version reads `{}`; a newer one may read it",
                     provenance::SCHEMA
-                ),
-            ),
+                )),
         );
     }
     let provenance: Provenance =
         serde_json::from_str(&text).map_err(|e| none(&format!("carries a damaged recipe: {e}")))?;
-    let paths = provenance
-        .graphs
-        .keys()
-        .chain(provenance.files.iter().map(|file| &file.path));
-    for path in paths {
-        if !is_relative(path) {
-            return Err(none(&format!(
-                "carries a recipe with the path `{}`",
-                path.escape_debug()
-            )));
+    let strange = |path: &str| {
+        let text = format!("carries a recipe with the path `{}`", path.escape_debug());
+        Err(none(&text))
+    };
+    for file in &provenance.files {
+        if let Some(path) = [Some(&file.path), file.model.as_ref()]
+            .into_iter()
+            .flatten()
+            .find(|path| !is_relative(path))
+        {
+            return strange(path);
         }
+        if lock::parse_hex(&file.blake3).is_none() {
+            return Err(none("carries a recipe with a digest that is none"));
+        }
+    }
+    for path in provenance.graphs.keys() {
+        let below = path.trim_start_matches("../");
+        let yaml = below.ends_with(".yaml") || below.ends_with(".yml");
+        if !is_relative(path)
+            || !yaml
+            || names::fault(below).is_some()
+            || below.starts_with('.')
+            || below.contains("/.")
+        {
+            return strange(path);
+        }
+    }
+    if provenance.output.contains(char::is_control) {
+        return Err(none("carries a recipe of an output that cannot be named"));
     }
     Ok(provenance)
 }
@@ -201,7 +304,8 @@ pub fn read(path: &Path) -> Result<Provenance, Failure> {
 fn is_relative(path: &str) -> bool {
     !path.is_empty()
         && !path.starts_with('/')
-        && !path.contains(['\\', ':', '\0'])
+        && !path.contains(['\\', ':'])
+        && !path.contains(char::is_control)
         && path.split('/').all(|part| !part.is_empty())
 }
 
@@ -283,24 +387,6 @@ impl Files for Found {
     }
 }
 
-/// A path without `.` and `..`, as far as the text tells.
-fn normal(path: &Path) -> PathBuf {
-    use std::path::Component;
-    let mut clean = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::CurDir => {}
-            Component::ParentDir
-                if matches!(clean.components().next_back(), Some(Component::Normal(_))) =>
-            {
-                clean.pop();
-            }
-            other => clean.push(other),
-        }
-    }
-    clean
-}
-
 /// Finds what a recipe was made of and gives an engine that reads it, and nothing else, with the workflow's path there.
 ///
 /// A file is looked for at its path from the current folder and from those of the picture, then by its content below
@@ -328,34 +414,9 @@ pub fn open(
             unique.push(root);
         }
     }
-    // A folder that is nowhere, so deep that no `..` of the recipe leads out of it.
-    let texts = provenance
-        .graphs
-        .keys()
-        .chain(provenance.files.iter().map(|file| &file.path));
-    let depth = texts
-        .map(|path| path.matches("..").count())
-        .max()
-        .unwrap_or(0)
-        + 3;
-    let mut folder = here.join(".retouch-replay");
-    for level in 0..depth {
-        folder.push(level.to_string());
-    }
-    let workflow = folder.join("workflow.yaml");
-    let mut found = Found {
-        texts: HashMap::new(),
-        places: HashMap::new(),
-        inner: FilesOf(Arc::clone(engine.files())),
-    };
-    found
-        .texts
-        .insert(workflow.clone(), Arc::from(provenance.workflow.as_bytes()));
-    for (path, text) in &provenance.graphs {
-        found
-            .texts
-            .insert(normal(&folder.join(path)), Arc::from(text.as_bytes()));
-    }
+    let none = vec![None; provenance.files.len()];
+    let (mut found, workflow) = nowhere(provenance, none, Arc::clone(engine.files()));
+    let folder = workflow.parent().unwrap_or(Path::new("")).to_owned();
     let bases = bases(&unique, &*found.inner.0);
     let mut sought: Vec<&ReadEntry> = Vec::new();
     let mut changed: HashMap<&str, PathBuf> = HashMap::new();
@@ -367,7 +428,14 @@ pub fn open(
             .flat_map(|base| [base.join(&file.path), base.join(below)]);
         let mut place = None;
         for candidate in places.map(|place| normal(&place)) {
-            if !found.inner.0.is_file(&candidate) {
+            // Nothing outside of the folders that are looked in, whatever the recipe says; and no file of another size is
+            // read, which may be anything.
+            let inside = unique.iter().any(|root| candidate.starts_with(root));
+            if !inside || !std::fs::metadata(&candidate).is_ok_and(|there| there.is_file()) {
+                continue;
+            }
+            if std::fs::metadata(&candidate).is_ok_and(|there| there.len() != file.size) {
+                changed.entry(&file.path).or_insert(candidate);
                 continue;
             }
             if found.inner.0.digest(&candidate).ok() == digest {
@@ -399,33 +467,93 @@ pub fn open(
     if sought.is_empty() {
         return Ok((engine.with_files(Arc::new(found)), workflow));
     }
-    let lines: Vec<String> = (sought.iter())
-        .map(|file| {
-            let digest = &file.blake3[..file.blake3.len().min(8)];
-            match changed.get(file.path.as_str()) {
-                Some(place) => {
-                    let now = found
-                        .inner
-                        .0
-                        .digest(place)
-                        .map_or_else(|_| "?".to_owned(), |now| lock::short(&now));
-                    format!(
-                        "{}: changed ({digest} -> {now}, {})",
-                        file.path,
-                        place.display()
-                    )
+    let mut lines: Vec<String> = Vec::new();
+    let mut told: Vec<&str> = Vec::new();
+    for file in &sought {
+        let digest = file.blake3.get(..8).unwrap_or(&file.blake3);
+        if let Some(place) = changed.get(file.path.as_str()) {
+            let now = found.inner.0.digest(place);
+            let now = now.map_or_else(|_| "?".to_owned(), |now| lock::short(&now));
+            let place = place.display();
+            lines.push(format!(
+                "{}: changed ({digest} -> {now}, {place})",
+                file.path
+            ));
+            continue;
+        }
+        // A model that is gone as a whole is one thing.
+        let of = |model: &str| {
+            let own = |entry: &&ReadEntry| entry.model.as_deref() == Some(model);
+            let lost = sought.iter().filter(|entry| own(entry)).count();
+            (lost == provenance.files.iter().filter(own).count()).then_some(lost)
+        };
+        match file
+            .model
+            .as_deref()
+            .and_then(|model| Some((model, of(model)?)))
+        {
+            Some((model, files)) if files > 1 => {
+                if !told.contains(&model) {
+                    told.push(model);
+                    lines.push(format!("{model}: missing (a model of {files} files)"));
                 }
-                None => format!("{}: missing ({} bytes, {digest})", file.path, file.size),
             }
-        })
-        .collect();
+            _ => lines.push(format!(
+                "{}: missing ({} bytes, {digest})",
+                file.path, file.size
+            )),
+        }
+    }
     Err(Failure::failed(format!(
         "what the picture was made of is not there any more:\n  {}",
         lines.join("\n  ")
     ))
+    .code(Code::RecipeLost)
     .help(
         "bring the files back, and name folders to look in with `--models DIR` or RETOUCH_MODELS",
     ))
+}
+
+/// The files of a recipe in a folder that is nowhere, so deep that no `..` of it leads out; and the workflow's path there.
+fn nowhere(
+    recipe: &Provenance,
+    places: Vec<Option<PathBuf>>,
+    inner: Arc<dyn Files>,
+) -> (Found, PathBuf) {
+    let texts = recipe
+        .graphs
+        .keys()
+        .chain(recipe.files.iter().map(|file| &file.path));
+    let depth = texts
+        .map(|path| path.matches("..").count())
+        .max()
+        .unwrap_or(0)
+        + 3;
+    let here = std::env::current_dir().unwrap_or_default();
+    let mut folder = here.join(".retouch-replay");
+    for level in 0..depth {
+        folder.push(level.to_string());
+    }
+    let workflow = folder.join("workflow.yaml");
+    let mut found = Found {
+        texts: HashMap::new(),
+        places: HashMap::new(),
+        inner: FilesOf(inner),
+    };
+    found
+        .texts
+        .insert(workflow.clone(), Arc::from(recipe.workflow.as_bytes()));
+    for (path, text) in &recipe.graphs {
+        found
+            .texts
+            .insert(normal(&folder.join(path)), Arc::from(text.as_bytes()));
+    }
+    for (file, place) in recipe.files.iter().zip(places) {
+        if let Some(place) = place {
+            found.places.insert(normal(&folder.join(&file.path)), place);
+        }
+    }
+    (found, workflow)
 }
 
 /// The folders that the workflow may have been in: the roots and what is in them, the nearest first.
@@ -527,7 +655,7 @@ mod tests {
         let path = folder.path().join("a.png");
         let good = serde_json::json!({
             "schema": provenance::SCHEMA, "tool": "t", "output": "o", "workflow": "", "params": {},
-            "files": [{"kind": "asset", "path": "a.png", "size": 1, "blake3": "00"}],
+            "files": [{"kind": "asset", "path": "a.png", "size": 1, "blake3": "0".repeat(64)}],
             "record": {"numerics": "", "nodes": {}},
         });
         let mut cases = vec![
@@ -554,6 +682,26 @@ mod tests {
             bad_path["files"][0]["path"] = bad.into();
             cases.push((
                 embed(&picture(), &bad_path.to_string()).unwrap(),
+                "with the path",
+            ));
+        }
+        let mut odd = good.clone();
+        odd["files"][0]["blake3"] = "a€€€€€".into();
+        cases.push((
+            embed(&picture(), &odd.to_string()).unwrap(),
+            "a digest that is none",
+        ));
+        for bad in [
+            ".git/hooks/post-checkout",
+            "CON.yaml",
+            "a/../../b.yaml",
+            "a.sh",
+            "../.x/a.yaml",
+        ] {
+            let mut graph = good.clone();
+            graph["graphs"] = serde_json::json!({ bad: "" });
+            cases.push((
+                embed(&picture(), &graph.to_string()).unwrap(),
                 "with the path",
             ));
         }

@@ -56,21 +56,30 @@ pub struct Row {
 /// # Errors
 /// When it cannot be written.
 pub fn write(path: &Path, rows: &[Row]) -> Result<(), Failure> {
-    let failed = |what: String| {
-        Failure::unwritable(format!(
-            "the table {} cannot be written: {what}",
-            path.display()
-        ))
-        .help("check its folder, or write it elsewhere with `--table FILE`")
-    };
-    let bytes = if is_json(path) {
-        let mut text = serde_json::to_vec_pretty(rows).map_err(|e| failed(e.to_string()))?;
+    crate::store::write_whole(path, &bytes(path, rows)?).map_err(|e| failed(path, &e.to_string()))
+}
+
+/// Why a table is not there.
+pub fn failed(path: &Path, what: &str) -> Failure {
+    Failure::unwritable(format!(
+        "the table {} cannot be written: {what}",
+        path.display()
+    ))
+    .help("check its folder, or write it elsewhere with `--table FILE`")
+}
+
+/// The bytes of a table as .csv or .json.
+///
+/// # Errors
+/// None that a table of results could cause; the libraries' are handed on.
+pub fn bytes(path: &Path, rows: &[Row]) -> Result<Vec<u8>, Failure> {
+    if is_json(path) {
+        let mut text = serde_json::to_vec_pretty(rows).map_err(|e| failed(path, &e.to_string()))?;
         text.push(b'\n');
-        text
+        Ok(text)
     } else {
-        csv(rows).map_err(|e| failed(e.to_string()))?
-    };
-    crate::store::write_whole(path, &bytes).map_err(|e| failed(e.to_string()))
+        csv(rows).map_err(|e| failed(path, &e.to_string()))
+    }
 }
 
 /// Whether the ending is one that a table can be written as.

@@ -3,12 +3,12 @@
 //! nobody else's business. Writing it down again gives the same text.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use indexmap::IndexMap;
 use serde_json::Value as Json;
 
-use crate::check::ResolvedParam;
+use crate::check::{self, ResolvedParam};
 use crate::lock;
 use crate::params::{How, ParamType};
 use crate::problem::Source;
@@ -27,13 +27,106 @@ pub(crate) struct Form<'a> {
     pub(crate) output: Option<&'a str>,
     /// The values of the run; empty for a graph that is used.
     pub(crate) params: &'a [ResolvedParam],
-    /// The cells of a sweep whose contact sheet it is, and how that is laid out.
+    /// The cells of a sweep whose contact sheet it is, their paths named already, and how that is laid out.
     pub(crate) sweep: Option<(&'a [IndexMap<String, Json>], &'a SheetDecl)>,
+    /// The graphs that are used, by their paths.
+    pub(crate) graphs: &'a [(PathBuf, Workflow)],
+    /// The folder of this text in the recipe, from the workflow's: empty for the workflow itself.
+    pub(crate) folder: &'a Path,
+}
+
+/// What the files of a recipe are called: their paths from the workflow's folder where these can be shared, else their
+/// last names, each once.
+#[derive(Debug)]
+pub(crate) struct Names {
+    root: PathBuf,
+    named: IndexMap<PathBuf, String>,
+}
+
+impl Names {
+    pub(crate) fn new(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            named: IndexMap::new(),
+        }
+    }
+
+    /// The name of what `text` leads to from a folder.
+    pub(crate) fn name(&mut self, from: &Path, text: &str) -> String {
+        let path = from.join(text);
+        let key = whole(&path);
+        if let Some(known) = self.named.get(&key) {
+            return known.clone();
+        }
+        let name = lock::shareable(&self.root, &path).unwrap_or_else(|| {
+            let last = path.file_name().map_or_else(
+                || "file".to_owned(),
+                |name| name.to_string_lossy().into_owned(),
+            );
+            let (stem, ending) = match last.rsplit_once('.') {
+                Some((stem, ending)) if !stem.is_empty() => (stem, format!(".{ending}")),
+                _ => (last.as_str(), String::new()),
+            };
+            let taken = |name: &str| self.named.values().any(|known| known == name);
+            let mut name = last.clone();
+            let mut number = 2;
+            while taken(&name) {
+                name = format!("{stem}-{number}{ending}");
+                number += 1;
+            }
+            name
+        });
+        self.named.insert(key, name.clone());
+        name
+    }
+
+    /// The name of a file that a node reads, and that of what the workflow names: itself, or a folder that it is in.
+    pub(crate) fn file(&mut self, path: &Path) -> (String, String) {
+        let key = whole(path);
+        let named = (self.named.iter())
+            .filter(|(known, _)| key.starts_with(known))
+            .max_by_key(|(known, _)| known.components().count());
+        if let Some((known, name)) = named {
+            let rest = key.strip_prefix(known).unwrap_or(Path::new(""));
+            let mut file = name.clone();
+            for part in rest.components() {
+                file.push('/');
+                file.push_str(&part.as_os_str().to_string_lossy());
+            }
+            return (file, name.clone());
+        }
+        let name = self.name(Path::new(""), &path.to_string_lossy());
+        (name.clone(), name)
+    }
+}
+
+/// A path that is one name for one place, as far as the text tells.
+fn whole(path: &Path) -> PathBuf {
+    check::normal(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
+}
+
+/// A path of a recipe as it is seen from a folder of the recipe; both are written from the workflow's folder.
+fn seen_from(folder: &Path, name: &str) -> String {
+    let folder: Vec<Component<'_>> = folder.components().collect();
+    let target: Vec<Component<'_>> = Path::new(name).components().collect();
+    let shared = folder
+        .iter()
+        .zip(&target)
+        .take_while(|(a, b)| a == b)
+        .count();
+    let mut path: Vec<String> = folder[shared..].iter().map(|_| "..".to_owned()).collect();
+    path.extend(
+        target[shared..]
+            .iter()
+            .map(|part| part.as_os_str().to_string_lossy().into_owned()),
+    );
+    path.join("/")
 }
 
 /// Writes a workflow in the canonical form; `None` when something of the run cannot be said in it: a seed that was drawn
 /// inside of a graph that is used.
-pub(crate) fn canonical(workflow: &Workflow, form: &Form<'_>) -> Option<String> {
+pub(crate) fn canonical(workflow: &Workflow, form: &Form<'_>, names: &mut Names) -> Option<String> {
+    let files = names;
     let mut nodes: Vec<(&String, &NodeDecl)> = workflow.nodes.iter().collect();
     if let Some(output) = form.output {
         let needed = needed(workflow, output);
@@ -47,7 +140,10 @@ pub(crate) fn canonical(workflow: &Workflow, form: &Form<'_>) -> Option<String> 
     }
     let mut written = Vec::new();
     for (name, decl) in &nodes {
-        written.push((name.as_str(), node(workflow, name, decl, form, &mut drawn)?));
+        written.push((
+            name.as_str(),
+            node(workflow, name, decl, form, &mut drawn, files)?,
+        ));
     }
     // What is left was drawn in nodes that the output does not need, or where it cannot be said.
     let kept: BTreeSet<&str> = nodes.iter().map(|(name, _)| name.as_str()).collect();
@@ -78,6 +174,14 @@ pub(crate) fn canonical(workflow: &Workflow, form: &Form<'_>) -> Option<String> 
     {
         named(&text.1, &mut names);
     }
+    if let Some((_, sheet)) = form.sweep {
+        let save = sheet.save.as_ref().map_or("", |save| save.value.as_str());
+        named(&Json::from(save), &mut names);
+        sheet
+            .fields
+            .iter()
+            .for_each(|(_, tree)| named(&tree.to_json(), &mut names));
+    }
     let swept: BTreeSet<&str> = (form.sweep.iter())
         .flat_map(|(cells, _)| {
             cells
@@ -98,15 +202,11 @@ pub(crate) fn canonical(workflow: &Workflow, form: &Form<'_>) -> Option<String> 
             let default = match given {
                 Some(param) if decl.kind == ParamType::Path => {
                     let text = param.value.as_str().unwrap_or("");
-                    Some(Json::from(shared(&workflow.folder, &param.folder, text)))
+                    let name = files.name(&param.folder, text);
+                    Some(Json::from(seen_from(form.folder, &name)))
                 }
                 Some(param) => Some(param.value.clone()),
-                None => decl.default.as_ref().map(|default| match &default.value {
-                    Json::String(text) if decl.kind == ParamType::Path => {
-                        Json::from(shared(&workflow.folder, &workflow.folder, text))
-                    }
-                    value => value.clone(),
-                }),
+                None => default_of(workflow, decl, form, files),
             };
             (name.as_str(), declaration(decl, default))
         })
@@ -116,10 +216,9 @@ pub(crate) fn canonical(workflow: &Workflow, form: &Form<'_>) -> Option<String> 
         .map(|(name, decl)| {
             let mut fields = match &decl.kind {
                 InputKind::Port(kind) => vec![("type".to_owned(), Json::from(kind.as_str()))],
-                InputKind::Value(value) => declaration(
-                    value,
-                    value.default.as_ref().map(|default| default.value.clone()),
-                ),
+                InputKind::Value(value) => {
+                    declaration(value, default_of(workflow, value, form, files))
+                }
             };
             if decl.optional {
                 fields.push(("optional".to_owned(), Json::from(true)));
@@ -131,7 +230,7 @@ pub(crate) fn canonical(workflow: &Workflow, form: &Form<'_>) -> Option<String> 
     section(&mut text, "nodes", &written);
     section(&mut text, "outputs", &outputs);
     if let Some((cells, sheet)) = form.sweep {
-        sweep(&mut text, workflow, cells, sheet);
+        sweep(&mut text, cells, sheet);
     }
     // What is written means what was read, or nothing is written.
     let mut faults = Vec::new();
@@ -228,13 +327,28 @@ fn declaration(decl: &ParamDecl, default: Option<Json>) -> Vec<(String, Json)> {
     fields
 }
 
-/// A node's keys; `None` when it is at fault.
+/// A default, a path in it as it is seen from the text's folder.
+fn default_of(
+    workflow: &Workflow,
+    decl: &ParamDecl,
+    form: &Form<'_>,
+    files: &mut Names,
+) -> Option<Json> {
+    let mut value = decl.default.as_ref()?.value.clone();
+    if decl.kind == ParamType::Path {
+        share(workflow, &mut value, form, files);
+    }
+    Some(value)
+}
+
+/// A node's keys; `None` when it is at fault, or uses a graph that lies elsewhere.
 fn node(
     workflow: &Workflow,
     name: &str,
     decl: &NodeDecl,
     form: &Form<'_>,
     drawn: &mut HashMap<&str, &Json>,
+    files: &mut Names,
 ) -> Option<Vec<(String, Json)>> {
     let mut fields = Vec::new();
     match &decl.body {
@@ -246,7 +360,7 @@ fn node(
                     .any(|info| info.name == key.text && info.shape.has_path);
                 let mut value = tree.to_json();
                 if path {
-                    share(workflow, &mut value);
+                    share(workflow, &mut value, form, files);
                 }
                 if let Some(seed) = drawn.remove(format!("{name}.{}", key.text).as_str()) {
                     value = seed.clone();
@@ -255,11 +369,30 @@ fn node(
             }
         }
         NodeBody::Use { path, with } => {
-            let path = shared(&workflow.folder, &workflow.folder, &path.value);
-            fields.push(("use".to_owned(), Json::from(path)));
-            let mut given: serde_json::Map<String, Json> = (with.iter())
-                .map(|(key, tree)| (key.text.clone(), tree.to_json()))
-                .collect();
+            let place = workflow.folder.join(&path.value);
+            let name = lock::shareable(&files.root, &place)?;
+            fields.push(("use".to_owned(), Json::from(seen_from(form.folder, &name))));
+            let graph = (form.graphs.iter())
+                .find(|(known, _)| *known == check::normal(&place))
+                .map(|(_, graph)| graph);
+            let is_path = |key: &str| {
+                graph.is_none_or(|graph| {
+                    let param = graph.params.get(key).map(|decl| decl.kind);
+                    let input = graph.inputs.get(key).and_then(|decl| match &decl.kind {
+                        InputKind::Value(value) => Some(value.kind),
+                        InputKind::Port(_) => None,
+                    });
+                    param.or(input) == Some(ParamType::Path)
+                })
+            };
+            let mut given = serde_json::Map::new();
+            for (key, tree) in with {
+                let mut value = tree.to_json();
+                if is_path(&key.text) {
+                    share(workflow, &mut value, form, files);
+                }
+                given.insert(key.text.clone(), value);
+            }
             let prefix = format!("{name}/");
             let inner: Vec<&str> = (drawn.keys().copied())
                 .filter(|known| {
@@ -285,48 +418,37 @@ fn node(
 }
 
 /// Writes the paths in a value so that they can be shared.
-fn share(workflow: &Workflow, value: &mut Json) {
+fn share(workflow: &Workflow, value: &mut Json, form: &Form<'_>, files: &mut Names) {
     match value {
-        Json::String(text) if text.starts_with('$') => {}
-        Json::String(text) => *text = shared(&workflow.folder, &workflow.folder, text),
-        Json::Array(items) => items.iter_mut().for_each(|item| share(workflow, item)),
-        Json::Object(entries) => entries
-            .values_mut()
-            .for_each(|value| share(workflow, value)),
+        Json::String(text) if text.starts_with('$') && !text.starts_with("$$") => {}
+        Json::String(text) => {
+            let plain = text.strip_prefix('$').unwrap_or(text);
+            let name = files.name(&workflow.folder, plain);
+            let seen = seen_from(form.folder, &name);
+            *text = if seen.starts_with('$') {
+                format!("${seen}")
+            } else {
+                seen
+            };
+        }
+        Json::Array(items) => items
+            .iter_mut()
+            .for_each(|item| share(workflow, item, form, files)),
+        Json::Object(entries) => {
+            entries
+                .values_mut()
+                .for_each(|value| share(workflow, value, form, files));
+        }
         _ => {}
     }
 }
 
-/// A path as it is seen from the workflow's folder; of one that lies elsewhere the last name.
-fn shared(folder: &Path, from: &Path, text: &str) -> String {
-    let path = Path::new(text);
-    if path.is_relative() && folder == from {
-        return text.to_owned();
-    }
-    lock::shareable(folder, &from.join(path)).unwrap_or_else(|| {
-        path.file_name()
-            .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-    })
-}
-
-fn sweep(
-    text: &mut String,
-    workflow: &Workflow,
-    cells: &[IndexMap<String, Json>],
-    sheet: &SheetDecl,
-) {
+fn sweep(text: &mut String, cells: &[IndexMap<String, Json>], sheet: &SheetDecl) {
     text.push_str("sweep:\n  include:\n");
     for cell in cells {
-        let fields: Vec<(String, Json)> = (cell.iter())
-            .map(|(name, value)| {
-                let path =
-                    (workflow.params.get(name)).is_some_and(|decl| decl.kind == ParamType::Path);
-                let mut value = value.clone();
-                if path {
-                    share(workflow, &mut value);
-                }
-                (name.clone(), value)
-            })
+        let fields: Vec<(String, Json)> = cell
+            .iter()
+            .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
         text.push_str(&format!("    - {}\n", flow(&fields)));
     }

@@ -322,6 +322,9 @@ impl Checker<'_> {
     fn run(&mut self, workflow: Arc<Workflow>, path: Option<&Path>) -> Result<Checked, Problems> {
         if let Some(sweep) = &workflow.sweep {
             if let Some(other) = &sweep.workflow {
+                if !self.problems.is_empty() {
+                    return Err(Problems::new(std::mem::take(&mut self.problems)));
+                }
                 self.problems.push(
                     Problem::new(
                         Code::SweepOnly,
@@ -336,7 +339,8 @@ impl Checker<'_> {
                 );
                 return Err(Problems::new(std::mem::take(&mut self.problems)));
             }
-            crate::sweep::check_values(self.world, &workflow, sweep, &mut self.problems);
+            let read = crate::sweep::check_values(self.world, &workflow, sweep, &mut self.problems);
+            self.read.extend(read);
         }
         let settings = self.settings(&workflow);
         let mut trail: Vec<PathBuf> = path.map(normal).into_iter().collect();

@@ -53,6 +53,9 @@ pub struct RunOptions {
     pub saver: Option<Arc<Saver>>,
     /// Whether what does not need a node that failed is made all the same.
     pub keep_going: bool,
+    /// Whether outputs are let go as soon as they are saved and nothing needs them; the report then lacks them. A sweep has
+    /// more than the memory holds.
+    pub drop_outputs: bool,
     /// Writes into the files of outputs where they come from.
     pub stamp: Option<Arc<dyn Stamp>>,
     /// Shows what nodes are drawing while they do.
@@ -436,6 +439,9 @@ impl Job<'_> {
             for index in 0..count {
                 if let Some(values) = state.values[index].clone() {
                     run.queue_saves(&mut state, index, &values);
+                    if state.uses[index] == 0 {
+                        state.values[index] = None;
+                    }
                 }
             }
         }
@@ -462,10 +468,14 @@ impl Run<'_> {
                     );
                     if state.error.is_none() {
                         self.tell_failure(&error);
-                        state.error = Some(error);
+                        self.fail(state, error, None);
                     }
                 }
                 None => {}
+            }
+            let saved = output.save.is_some() && self.job.options.saver.is_some();
+            if self.job.options.drop_outputs && !(saved && values.contains_key(output.port)) {
+                state.uses[task] -= 1;
             }
         }
     }
@@ -782,9 +792,17 @@ impl Run<'_> {
                 self.fail(&mut state, error, None);
             }
         }
+        let mut dropped = None;
+        if self.job.options.drop_outputs {
+            state.uses[output.task] -= 1;
+            if state.uses[output.task] == 0 {
+                dropped = state.values[output.task].take();
+            }
+        }
         self.release(&mut state, false);
         drop(state);
         self.changed.notify_all();
+        drop(dropped);
     }
 
     /// What the run did; what the last event tells comes with an error too.

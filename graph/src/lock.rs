@@ -219,11 +219,14 @@ pub fn shareable(folder: &Path, file: &Path) -> Option<String> {
 
 /// A path from one folder to a file; `None` when there is none that could be shared.
 fn relative(folder: &Path, file: &Path) -> Option<PathBuf> {
-    // As the workflow wrote it: right even where the folder is a link.
+    // As the workflow wrote it: right even where the folder is a link. What climbs out of the folder may come back into
+    // it, or go where nobody else's business is: that is told below.
+    let (folder, file) = (&normal(folder), &normal(file));
     if let Ok(rest) = file.strip_prefix(folder)
         && !rest.is_absolute()
+        && !rest.starts_with("..")
     {
-        return Some(normal(rest));
+        return Some(rest.to_owned());
     }
     let folder = normal(
         &std::path::absolute(if folder.as_os_str().is_empty() {

@@ -358,12 +358,6 @@ impl Record {
 }
 
 impl Record {
-    /// What numbers depended on: the device, the data type, the kernels.
-    #[must_use]
-    pub fn numerics(&self) -> &str {
-        &self.numerics
-    }
-
     /// The nodes: name, op, and the number of steps of one that has some.
     pub fn nodes(&self) -> impl Iterator<Item = (&str, String, usize)> {
         (self.nodes.iter()).map(|(name, node)| {

@@ -368,6 +368,12 @@ codes! {
     SystemRefused = "R1203", "The system does not give something that the command needs besides files: threads, the handling of Ctrl-C, the watching of folders. The message has what it says; limits of the account or the container are the usual cause.";
     /// The command failed.
     CommandFailed = "R1204", "The command could not do what it was asked, for a reason that has no code of its own; the message says it.";
+    /// A picture carries no recipe.
+    NoRecipe = "R1211", "`show`, `extract`, `replay` and `diff` read what `retouch` writes into every PNG that it saves. Another format carries nothing, `--no-provenance` leaves it out, and many programs drop it when they save a picture again.";
+    /// What a picture was made of is not there.
+    RecipeLost = "R1212", "A picture is drawn again from the very files that it was made of, known by what they hold. One of them is missing or holds something else now. Bring it back, or name the folder that has it with `--models DIR` or RETOUCH_MODELS.";
+    /// A picture that was drawn again is another one.
+    ReplayDiffers = "R1213", "Everything that the picture was made of is the same, and it came out differently. Another processor, device or version of the program may round differently; `retouch show` says what it was made with.";
     /// The run is not known.
     UnknownRun = "R1301", "`retouch runs` lists the runs that are written down, the newest first, with their names. The beginning of a name will do as long as only one begins so, and `last` is the newest. The last 1,000 are kept; a run with `--no-cache` is not written down.";
 }

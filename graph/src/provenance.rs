@@ -7,12 +7,13 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::canonical::{self, Form};
-use crate::check::{self, Checked, CheckedNode, Link, ResolvedParam, Settings};
+use crate::canonical::{self, Form, Names};
+use crate::check::{self, Checked, CheckedNode, Link, ResolvedParam};
 use crate::engine::Engine;
-use crate::lock::{self, Lock, LockedKind};
+use crate::lock;
+use crate::params::ParamType;
 use crate::plan::{Plan, Record};
-use crate::problem::{Code, Problem, Problems, Span};
+use crate::problem::{Code, Problem, Problems, Source, Span};
 use crate::sweep::Sweep;
 use crate::workflow::{self, NodeBody, Workflow};
 
@@ -20,7 +21,7 @@ use crate::workflow::{self, NodeBody, Workflow};
 pub const SCHEMA: &str = "retouch-provenance/1";
 
 /// A file that was read.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Eq, Serialize, Deserialize)]
 pub struct ReadEntry {
     /// `asset` or `model`.
     pub kind: String,
@@ -33,6 +34,16 @@ pub struct ReadEntry {
     pub size: u64,
     /// The BLAKE3 of its content, in hexadecimal digits.
     pub blake3: String,
+    /// Where it is on this machine, where the recipe is made; written nowhere.
+    #[serde(skip)]
+    pub place: PathBuf,
+}
+
+impl PartialEq for ReadEntry {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.kind, &self.path, &self.model) == (&other.kind, &other.path, &other.model)
+            && (self.size, &self.blake3) == (other.size, &other.blake3)
+    }
 }
 
 /// Where an output comes from.
@@ -110,10 +121,17 @@ impl Origin {
             .ok_or_else(|| self.unsaid(format!("there is no output `{name}`")))?;
         let pruned = pruned(checked, output.link, name);
         let plan = engine.plan(&pruned, &[])?;
-        self.made(engine, &pruned, &plan, name, name, &checked.params, None)
+        let made = Made {
+            output: name,
+            shown: name,
+            params: &checked.params,
+            sweep: None,
+        };
+        let names = Names::new(&check::folder_of(&self.path));
+        self.made(engine, &pruned, &plan, &made, names)
     }
 
-    /// Where the contact sheet of a sweep comes from.
+    /// Where the contact sheet of a sweep comes from, drawn of all its cells.
     ///
     /// # Errors
     /// As [`Origin::output`].
@@ -121,46 +139,63 @@ impl Origin {
         let unsaid = || self.unsaid("the sweep has no contact sheet".to_owned());
         let (shown, decl) = sweep.sheet_parts().ok_or_else(unsaid)?;
         let plan = engine
-            .plan_sweep(sweep, &["sheet".to_owned()], &Default::default())?
+            .plan_sweep(sweep, &[sweep.sheet_name().to_owned()], &Default::default())?
             .plan;
         let whole = sweep.whole(shown);
         let first = sweep.cells.first().ok_or_else(unsaid)?;
-        let cells: Vec<IndexMap<String, Json>> =
-            sweep.cells.iter().map(|cell| cell.values.clone()).collect();
+        let mut names = Names::new(&check::folder_of(&self.path));
+        let cells: Vec<IndexMap<String, Json>> = (sweep.cells.iter())
+            .map(|cell| {
+                (sweep.varying.iter())
+                    .filter_map(|name| {
+                        let param = cell.params.iter().find(|param| param.name == *name)?;
+                        let path = (self.workflow.params.get(name))
+                            .is_some_and(|decl| decl.kind == ParamType::Path);
+                        let value = match param.value.as_str() {
+                            Some(text) if path => Json::from(names.name(&param.folder, text)),
+                            _ => param.value.clone(),
+                        };
+                        Some((name.clone(), value))
+                    })
+                    .collect()
+            })
+            .collect();
         let shared: Vec<ResolvedParam> = (first.params.iter())
             .filter(|param| !sweep.varying.contains(&param.name))
             .cloned()
             .collect();
-        self.made(
-            engine,
-            &whole,
-            &plan,
-            "sheet",
+        let made = Made {
+            output: sweep.sheet_name(),
             shown,
-            &shared,
-            Some((&cells, decl)),
-        )
+            params: &shared,
+            sweep: Some((&cells, decl)),
+        };
+        self.made(engine, &whole, &plan, &made, names)
     }
 
-    #[allow(clippy::too_many_arguments)] // what an output and a sheet have in common
     fn made(
         &self,
         engine: &Engine,
         checked: &Checked,
         plan: &Plan,
-        output: &str,
-        shown: &str,
-        params: &[ResolvedParam],
-        sweep: Option<(&[IndexMap<String, Json>], &workflow::SheetDecl)>,
+        made: &Made<'_>,
+        mut names: Names,
     ) -> Result<Provenance, Problems> {
         let form = Form {
             registry: engine.registry(),
-            output: Some(shown),
-            params,
-            sweep,
+            output: Some(made.shown),
+            params: made.params,
+            sweep: made.sweep,
+            graphs: &self.graphs,
+            folder: Path::new(""),
         };
-        let unsaid = || self.unsaid("a seed was drawn inside of a graph that is used".to_owned());
-        let workflow = canonical::canonical(&self.workflow, &form).ok_or_else(unsaid)?;
+        let unsaid = || {
+            self.unsaid(
+                "a seed was drawn inside of a graph that is used, or one lies elsewhere".to_owned(),
+            )
+        };
+        let workflow =
+            canonical::canonical(&self.workflow, &form, &mut names).ok_or_else(unsaid)?;
         let folder = check::folder_of(&self.path);
         let mut graphs = IndexMap::new();
         let reached = self.reached(&workflow);
@@ -169,61 +204,29 @@ impl Origin {
             .iter()
             .filter(|(path, _)| reached.contains(path))
         {
+            let name = lock::shareable(&folder, path).ok_or_else(unsaid)?;
             let form = Form {
-                registry: engine.registry(),
                 output: None,
                 params: &[],
                 sweep: None,
+                folder: Path::new(&name).parent().unwrap_or(Path::new("")),
+                ..form
             };
-            let name = lock::shareable(&folder, path)
-                .ok_or_else(|| self.unsaid("a graph that is used lies elsewhere".to_owned()))?;
-            graphs.insert(name, canonical::canonical(graph, &form).ok_or_else(unsaid)?);
+            let text = canonical::canonical(graph, &form, &mut names).ok_or_else(unsaid)?;
+            graphs.insert(name, text);
         }
-        let mut read = checked.clone();
-        read.files.clear();
-        let locked = Lock::of(
-            &read,
-            &self.path,
-            &Settings::default(),
-            &**engine.files(),
-            &self.tool,
-        )?;
-        let files = (locked.files.into_iter())
-            .filter(|file| matches!(file.kind, LockedKind::Asset | LockedKind::Model))
-            .map(|file| ReadEntry {
-                kind: file.kind.name().to_owned(),
-                path: file.path,
-                model: file.model,
-                size: file.size,
-                blake3: lock::hex(&file.blake3),
-            })
-            .collect();
-        // Only what the canonical workflow still has.
+        let files = files(engine, checked, &mut names)?;
+        // Only what the canonical workflow still has, and paths as they are written there.
         let mut faults = Vec::new();
-        let source = crate::problem::Source::new("canonical", workflow.as_str());
-        let kept = workflow::parse(&source, &folder, &mut faults);
-        let params = (params.iter())
-            .filter(|param| {
-                param.name.contains(['/', '.'])
-                    || kept
-                        .as_ref()
-                        .is_none_or(|kept| kept.params.contains_key(&param.name))
-            })
-            .map(|param| {
-                let default = kept
-                    .as_ref()
-                    .and_then(|kept| kept.params.get(&param.name)?.default.as_ref());
-                // A path as it is written there.
-                let value =
-                    default.map_or_else(|| param.value.clone(), |default| default.value.clone());
-                (param.name.clone(), value)
-            })
-            .filter(|(name, _)| !name.contains(['/', '.']))
+        let source = Source::new("canonical", workflow.as_str());
+        let kept = workflow::parse(&source, &folder, &mut faults).ok_or_else(unsaid)?;
+        let params = (kept.params.iter())
+            .filter_map(|(name, decl)| Some((name.clone(), decl.default.as_ref()?.value.clone())))
             .collect();
         Ok(Provenance {
             schema: SCHEMA.to_owned(),
             tool: self.tool.clone(),
-            output: output.to_owned(),
+            output: made.output.to_owned(),
             workflow,
             graphs,
             params,
@@ -235,7 +238,7 @@ impl Origin {
     /// The graphs that a canonical workflow uses, and those that they use.
     fn reached(&self, text: &str) -> Vec<PathBuf> {
         let mut faults = Vec::new();
-        let source = crate::problem::Source::new(self.path.display().to_string(), text);
+        let source = Source::new(self.path.display().to_string(), text);
         let folder = check::folder_of(&self.path);
         let mut open = workflow::parse(&source, &folder, &mut faults)
             .map_or_else(Vec::new, |workflow| used(&workflow));
@@ -261,6 +264,54 @@ impl Origin {
         .help("give the seed as a number, and keep what belongs together in one folder")
         .into()
     }
+}
+
+/// What a recipe is of.
+struct Made<'a> {
+    output: &'a str,
+    /// The output of the workflow: that, or the one that the contact sheet shows.
+    shown: &'a str,
+    params: &'a [ResolvedParam],
+    sweep: Option<(&'a [IndexMap<String, Json>], &'a workflow::SheetDecl)>,
+}
+
+/// The files that the nodes read, by their names in the recipe.
+fn files(
+    engine: &Engine,
+    checked: &Checked,
+    names: &mut Names,
+) -> Result<Vec<ReadEntry>, Problems> {
+    let mut entries: Vec<ReadEntry> = Vec::new();
+    let mut seen = std::collections::HashSet::new();
+    for node in &checked.nodes {
+        let model = (node.entry().outputs().iter()).any(|port| port.types.contains(&"model"));
+        for file in node.reads() {
+            if !seen.insert(check::normal(&file.path)) {
+                continue;
+            }
+            let cannot = |error: std::io::Error| {
+                Problem::new(
+                    Code::NodeFile,
+                    &node.source,
+                    node.span,
+                    format!("`{}` cannot be read: {error}", file.path.display()),
+                )
+                .help("check the file and whether it may be read")
+            };
+            let files = engine.files();
+            let (name, named) = names.file(&file.path);
+            entries.push(ReadEntry {
+                kind: if model { "model" } else { "asset" }.to_owned(),
+                model: model.then_some(named),
+                path: name,
+                size: files.read_head(&file.path, 0).map_err(cannot)?.1,
+                blake3: lock::hex(&files.digest(&file.path).map_err(cannot)?),
+                place: file.path.clone(),
+            });
+        }
+    }
+    entries.sort_by(|a, b| (&a.kind, &a.path).cmp(&(&b.kind, &b.path)));
+    Ok(entries)
 }
 
 /// The workflows that a workflow uses.

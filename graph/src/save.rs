@@ -215,6 +215,25 @@ impl Saver {
         self
     }
 
+    /// Replaces these files too: an earlier run of the same wrote them, and nobody changed them since.
+    #[must_use]
+    pub fn owning(self, paths: impl IntoIterator<Item = PathBuf>) -> Self {
+        lock(&self.own).extend(paths);
+        self.replacing_own()
+    }
+
+    /// Writes a file that is no value of the run, as the values are.
+    ///
+    /// # Errors
+    /// When the path leaves the folder, or the file system refuses.
+    pub fn write_file(&self, path: &str, bytes: &[u8]) -> Result<Saved, SaveError> {
+        check_path(path).map_err(|why| SaveError::Unsafe {
+            path: path.to_owned(),
+            why,
+        })?;
+        self.write(path, bytes)
+    }
+
     /// The output folder.
     #[must_use]
     pub fn out(&self) -> &Path {

@@ -15,6 +15,7 @@ use crate::check::{
 use crate::fields::MAX_INTEGER;
 use crate::files::Files;
 use crate::key::Key;
+use crate::lock;
 use crate::params::{self, How, Origin, ParamType, Setting};
 use crate::plan::Plan;
 use crate::port::Known;
@@ -57,6 +58,9 @@ pub struct Cell {
     /// The values of all params.
     #[serde(skip)]
     pub params: Vec<ResolvedParam>,
+    /// The same as it is shown: paths as they can be shared.
+    #[serde(skip)]
+    display: IndexMap<String, Json>,
     /// Its outputs among those of the whole.
     #[serde(skip)]
     outputs: Vec<usize>,
@@ -106,6 +110,8 @@ pub struct SweepPlan {
     pub plan: Plan,
     /// For each output of the plan: the cell that it is of, and its name in the workflow; the contact sheet is of none.
     pub outputs: Vec<(Option<usize>, String)>,
+    /// For each output of the plan: the path of its file, also where another output of the plan saves it.
+    pub saves: Vec<Option<String>>,
     /// For each task of the plan: the cells that it is part of.
     pub cells: Vec<BTreeSet<usize>>,
 }
@@ -116,6 +122,8 @@ impl SweepPlan {
         let kept: Vec<bool> = (0..self.outputs.len()).map(&mut keep).collect();
         let mut at = kept.iter();
         self.outputs.retain(|_| at.next() == Some(&true));
+        let mut at = kept.iter();
+        self.saves.retain(|_| at.next() == Some(&true));
         let mut at = kept.iter();
         self.plan.retain_outputs(|| at.next() == Some(&true));
     }
@@ -151,9 +159,19 @@ impl Sweep {
     #[must_use]
     pub fn cell(&self, index: usize) -> Option<Checked> {
         let cell = self.cells.get(index)?;
-        let mut checked = self.whole.clone();
-        checked.params.clone_from(&cell.params);
-        checked.nodes = self.whole.nodes[cell.nodes.clone()].to_vec();
+        let whole = &self.whole;
+        let mut checked = Checked {
+            name: whole.name.clone(),
+            description: whole.description.clone(),
+            source: whole.source.clone(),
+            params: cell.params.clone(),
+            nodes: whole.nodes[cell.nodes.clone()].to_vec(),
+            outputs: Vec::new(),
+            warnings: Vec::new(),
+            files: whole.files.clone(),
+            groups: HashMap::new(),
+            open: None,
+        };
         for node in &mut checked.nodes {
             if let Some((_, name)) = node.name.split_once('/') {
                 node.name = name.to_owned();
@@ -170,6 +188,16 @@ impl Sweep {
             })
             .collect();
         Some(checked)
+    }
+
+    /// What the contact sheet is called among outputs: `sheet`, unless the workflow has an output of that name.
+    #[must_use]
+    pub fn sheet_name(&self) -> &str {
+        if self.named.contains_key(SHEET) {
+            "contact_sheet"
+        } else {
+            SHEET
+        }
     }
 
     /// All cells side by side, with the outputs of that name.
@@ -211,7 +239,7 @@ impl Sweep {
         without: &BTreeSet<usize>,
     ) -> Result<SweepPlan, Problems> {
         let names: Vec<&str> = (self.named.keys().map(String::as_str))
-            .chain(self.sheet.is_some().then_some(SHEET))
+            .chain(self.sheet.is_some().then_some(self.sheet_name()))
             .collect();
         for target in targets {
             if !names.contains(&target.as_str()) {
@@ -244,11 +272,11 @@ impl Sweep {
                 }
             }
         }
-        if let Some(sheet) = self.sheet.as_ref().filter(|_| asked(SHEET))
+        if let Some(sheet) = self.sheet.as_ref().filter(|_| asked(self.sheet_name()))
             && let Some(node) = self.sheet_node(sheet, registry, files, without)?
         {
             whole.outputs.push(CheckedOutput {
-                name: SHEET.to_owned(),
+                name: self.sheet_name().to_owned(),
                 link: Link {
                     node: whole.nodes.len(),
                     port: node
@@ -260,7 +288,7 @@ impl Sweep {
                 save: sheet.save.clone(),
             });
             whole.nodes.push(node);
-            outputs.push((None, SHEET.to_owned()));
+            outputs.push((None, self.sheet_name().to_owned()));
         }
         let mut plan = Plan::new(&whole, &[], files, numerics)?;
         let mut cells = Vec::with_capacity(plan.len());
@@ -292,10 +320,11 @@ impl Sweep {
             *names = plain;
             cells.push(of);
         }
-        self.distinct(&mut plan, &outputs, &cells)?;
+        let saves = self.distinct(&mut plan, &outputs, &cells)?;
         Ok(SweepPlan {
             plan,
             outputs,
+            saves,
             cells,
         })
     }
@@ -313,7 +342,10 @@ impl Sweep {
                 let same = |cell: &Cell| cell.values.get(*name) == Some(value);
                 of.iter().all(|cell| same(&self.cells[*cell])) && !self.cells.iter().all(same)
             })
-            .map(|(name, value)| (name.as_str(), value))
+            .filter_map(|(name, _)| {
+                let (name, shown) = self.cells[*first].display.get_key_value(name)?;
+                Some((name.as_str(), shown))
+            })
             .collect()
     }
 
@@ -324,7 +356,7 @@ impl Sweep {
         plan: &mut Plan,
         outputs: &[(Option<usize>, String)],
         cells: &[BTreeSet<usize>],
-    ) -> Result<(), Problems> {
+    ) -> Result<Vec<Option<String>>, Problems> {
         let mut paths: HashMap<String, HashSet<(usize, &'static str)>> = HashMap::new();
         for output in plan.outputs() {
             if let Some(path) = &output.save {
@@ -339,8 +371,10 @@ impl Sweep {
             .map(|(_, (_, name))| name.as_str())
             .collect();
         let mut taken: HashMap<String, (usize, &'static str)> = HashMap::new();
+        let mut saves = Vec::with_capacity(outputs.len());
         for (output, (cell, name)) in plan.outputs_mut().iter_mut().zip(outputs) {
             let (Some(path), Some(cell)) = (&output.save, cell) else {
+                saves.push(output.save.clone());
                 continue;
             };
             let mut path = path.clone();
@@ -367,10 +401,11 @@ impl Sweep {
                 .help("name the params that vary in `save`, or shorten their values");
                 return Err(problem.into());
             }
-            taken.insert(path.to_lowercase(), made);
-            output.save = Some(path);
+            saves.push(Some(path.clone()));
+            let first = taken.insert(path.to_lowercase(), made).is_none();
+            output.save = first.then_some(path);
         }
-        Ok(())
+        Ok(saves)
     }
 
     /// The node that draws the contact sheet; `None` when no cell is left to show.
@@ -502,17 +537,21 @@ fn shortened(text: &str) -> String {
     format!("{}…", start.trim_end())
 }
 
-/// A value in a file's name: what no path may have is left out.
+/// A value in a file's name: what no path may have is left out, and of a long one the rest.
 fn in_path(text: &str) -> String {
-    let text: String = (text.chars())
-        .map(|letter| match letter {
+    let mut short = String::new();
+    for letter in text.chars() {
+        let letter = match letter {
             '/' | '\\' | ':' | '*' | '?' | '"' | '<' | '>' | '|' => '_',
             letter if letter.is_control() => '_',
             letter => letter,
-        })
-        .take(SHOWN)
-        .collect();
-    text.trim().to_owned()
+        };
+        if short.len() + letter.len_utf8() > SHOWN {
+            break;
+        }
+        short.push(letter);
+    }
+    short.trim().to_owned()
 }
 
 /// What reading a sweep needs.
@@ -528,13 +567,13 @@ struct Reader<'a> {
     draws: u64,
 }
 
-/// What is wrong with the values of a sweep, found when the workflow is checked for anything.
+/// What is wrong with the values of a sweep, found when the workflow is checked for anything; the files that were read.
 pub(crate) fn check_values(
     world: &World<'_>,
     workflow: &Workflow,
     sweep: &SweepDecl,
     problems: &mut Vec<Problem>,
-) {
+) -> Vec<PathBuf> {
     let mut reader = Reader {
         world,
         source: &workflow.source,
@@ -545,6 +584,7 @@ pub(crate) fn check_values(
         draws: 0,
     };
     reader.cells(Some(sweep), &[]);
+    reader.read
 }
 
 /// Reads and checks a sweep: the file says it, or `Settings::over` does.
@@ -606,6 +646,16 @@ pub(crate) fn load(world: &World<'_>, path: &Path) -> Result<Sweep, Problems> {
         }
         return Err(Problems::new(problems));
     }
+    let alone = decl.as_ref().is_some_and(|decl| decl.workflow.is_none());
+    if alone && workflow.nodes.is_empty() && !workflow.nodes_unread && problems.is_empty() {
+        let span = decl
+            .as_ref()
+            .map_or_else(Span::default, |decl| decl.key_span);
+        let message = "the file has a sweep and no nodes, and it names no workflow";
+        let problem = Problem::new(Code::BadSweep, &source, span, message)
+            .help("say which workflow is swept: `sweep: {workflow: wf.yaml, matrix: ...}`");
+        return Err(problem.into());
+    }
     let workflow = Arc::new(workflow);
     let mut reader = Reader {
         world,
@@ -621,11 +671,12 @@ pub(crate) fn load(world: &World<'_>, path: &Path) -> Result<Sweep, Problems> {
     if !problems.is_empty() {
         return Err(Problems::new(problems));
     }
-    let mut sweep = join(world, &workflow, &target_path, cells, read)?;
+    let included = decl.as_ref().is_some_and(|decl| !decl.include.is_empty());
+    let mut sweep = join(world, &workflow, &target_path, cells, included, read)?;
     let grid = decl.as_ref().and_then(|decl| decl.grid.as_ref());
     let table = decl.as_ref().and_then(|decl| decl.table.as_ref());
     if let Some(grid) = grid {
-        sweep.sheet = sweep.sheet_of(grid, world.registry, &source, &mut problems);
+        sweep.sheet = sweep.sheet_of(grid, world, &source, &mut problems);
     }
     if let Some(table) = table {
         sweep.table = sweep.path_of(table, "table", &source, &mut problems);
@@ -659,8 +710,10 @@ fn join(
     workflow: &Arc<Workflow>,
     path: &Path,
     cells: Vec<Values>,
+    included: bool,
     mut read: Vec<PathBuf>,
 ) -> Result<Sweep, Problems> {
+    let path_of_workflow = path;
     // What the workflow itself draws is drawn once: the cells differ by what the sweep says, and by nothing else.
     let settings = Settings {
         draw: Some(world.settings.draw.unwrap_or_else(check::random)),
@@ -706,14 +759,39 @@ fn join(
         let cell_values: IndexMap<String, Json> = (varying.iter())
             .filter_map(|name| {
                 let param = checked.params.iter().find(|param| param.name == *name)?;
-                Some((name.clone(), param.value.clone()))
+                Some((name.clone(), number(&param.value)))
             })
             .collect();
-        let label = label(
-            cell_values
-                .iter()
-                .map(|(name, value)| (name.as_str(), value)),
-        );
+        // What two ways of saying come to one is one cell.
+        let twice = done.iter().any(|cell: &Cell| {
+            cell.values.len() == cell_values.len()
+                && (cell.values.iter())
+                    .all(|(name, value)| cell_values.get(name).is_some_and(|own| same(own, value)))
+        });
+        if included && twice {
+            continue;
+        }
+        let display: IndexMap<String, Json> = (cell_values.iter())
+            .map(|(name, value)| {
+                let is_path =
+                    (workflow.params.get(name)).is_some_and(|decl| decl.kind == ParamType::Path);
+                let param = checked.params.iter().find(|param| param.name == *name);
+                let shown = match (value.as_str(), param) {
+                    (Some(text), Some(param)) if is_path => {
+                        let path = param.folder.join(text);
+                        let folder = check::folder_of(path_of_workflow);
+                        Json::from(lock::shareable(&folder, &path).unwrap_or_else(|| {
+                            path.file_name().map_or_else(String::new, |name| {
+                                name.to_string_lossy().into_owned()
+                            })
+                        }))
+                    }
+                    _ => value.clone(),
+                };
+                (name.clone(), shown)
+            })
+            .collect();
+        let label = label(display.iter().map(|(name, value)| (name.as_str(), value)));
         let params = checked.params.clone();
         let whole = whole.get_or_insert_with(|| Checked {
             params: Vec::new(),
@@ -750,6 +828,7 @@ fn join(
         done.push(Cell {
             label,
             values: cell_values,
+            display,
             params,
             outputs: (first..whole.outputs.len()).collect(),
             nodes: offset..whole.nodes.len(),
@@ -763,19 +842,21 @@ fn join(
             Code::BadSweep,
             &workflow.source,
             Span::default(),
-            "the sweep has no cells: `exclude` leaves none",
+            "the sweep has no cells",
         )
-        .help("exclude less");
+        .help("say what varies: `sweep: {matrix: {seed: 1..5}}`");
         return Err(problem.into());
     };
     // Long values may be shortened to one and the same label.
-    let mut seen: HashMap<String, usize> = HashMap::new();
+    let mut taken: HashSet<String> = HashSet::new();
     for cell in &mut done {
-        let count = seen.entry(cell.label.clone()).or_default();
-        *count += 1;
-        if *count > 1 {
-            cell.label = format!("{} #{count}", cell.label);
+        let mut label = cell.label.clone();
+        let mut number = 2;
+        while !taken.insert(label.clone()) {
+            label = format!("{} #{number}", cell.label).trim_start().to_owned();
+            number += 1;
         }
+        cell.label = label;
     }
     if let Some(first) = done.first() {
         // The params that have one value in all cells.
@@ -813,15 +894,24 @@ impl Sweep {
     fn sheet_of(
         &self,
         decl: &SheetDecl,
-        registry: &Registry,
+        world: &World<'_>,
         source: &Source,
         problems: &mut Vec<Problem>,
     ) -> Option<Sheet> {
+        let registry = world.registry;
         let before = problems.len();
+        let of = |texts: &[String]| -> HashSet<String> {
+            (texts.iter())
+                .filter_map(|text| text.split_once('='))
+                .map(|(name, _)| name.trim().to_owned())
+                .collect()
+        };
+        // What the command line changes about the cells is no fault of the sheet that the file says.
+        let (fixed, over) = (of(&world.settings.set), of(&world.settings.over));
         let mut axis = |names: &Option<Vec<Spanned<String>>>| -> Option<Vec<String>> {
             let names = names.as_ref()?;
             for name in names {
-                if !self.varying.contains(&name.value) {
+                if !self.varying.contains(&name.value) && !fixed.contains(&name.value) {
                     let known = self.varying.iter().map(String::as_str);
                     problems.push(
                         Problem::new(
@@ -838,7 +928,8 @@ impl Sweep {
                     );
                 }
             }
-            Some(names.iter().map(|name| name.value.clone()).collect())
+            let names = names.iter().map(|name| name.value.clone());
+            Some(names.filter(|name| self.varying.contains(name)).collect())
         };
         let rows = axis(&decl.rows);
         let columns = axis(&decl.columns);
@@ -848,7 +939,15 @@ impl Sweep {
             rest
         };
         let (rows, columns) = match (rows, columns) {
-            (Some(rows), Some(columns)) => (rows, columns),
+            (Some(rows), Some(mut columns)) => {
+                let named = |name: &String| rows.contains(name) || columns.contains(name);
+                let more: Vec<String> = (self.varying.iter())
+                    .filter(|name| over.contains(*name) && !named(name))
+                    .cloned()
+                    .collect();
+                columns.extend(more);
+                (rows, columns)
+            }
             (Some(rows), None) => {
                 let columns = rest(&rows);
                 (rows, columns)
@@ -882,7 +981,15 @@ impl Sweep {
         let output = self.shown_output(decl, registry, source, problems)?;
         let save = match &decl.save {
             Some(save) => self.path_of(save, SHEET, source, problems),
-            None => Some(format!("{}/{SHEET}.png", in_path(self.name()))),
+            None => {
+                let path = format!("{}/{SHEET}.png", in_path(self.name()));
+                let fits = save::check_path(&path).is_ok();
+                Some(if fits {
+                    path
+                } else {
+                    format!("sweep/{SHEET}.png")
+                })
+            }
         };
         if problems.len() > before {
             return None;
@@ -929,6 +1036,16 @@ impl Sweep {
                 places[row * column_keys.len() + column] = Some(index);
             }
         }
+        let display = |names: &[String], key: &Vec<Json>| -> Vec<Json> {
+            let cell = self.cells.iter().find(|cell| place(cell, names) == *key);
+            (names.iter())
+                .map(|name| {
+                    cell.and_then(|cell| cell.display.get(name))
+                        .cloned()
+                        .unwrap_or_default()
+                })
+                .collect()
+        };
         let labels = |names: &[String], keys: &[Vec<Json>]| -> Vec<String> {
             if names.is_empty() {
                 return Vec::new();
@@ -940,8 +1057,11 @@ impl Sweep {
             };
             (keys.iter())
                 .map(|key| {
-                    let texts: Vec<String> =
-                        names.iter().zip(key).map(|(n, v)| one(n, v)).collect();
+                    let texts: Vec<String> = names
+                        .iter()
+                        .zip(&display(names, key))
+                        .map(|(n, v)| one(n, v))
+                        .collect();
                     // A template writes a brace with two, and this is none.
                     texts.join(", ").replace('{', "{{").replace('}', "}}")
                 })
@@ -1108,6 +1228,23 @@ impl Reader<'_> {
                 axes.insert(name, values);
             }
         }
+        for text in over {
+            let name = text.split('=').next().unwrap_or("").trim();
+            let set = (self.world.settings.set.iter()).any(|set| {
+                set.split('=')
+                    .next()
+                    .is_some_and(|known| known.trim() == name)
+            });
+            if set {
+                let source = Source::new("command line", format!("--over {text}"));
+                let span = Span::new(7, 7 + text.len());
+                let message = format!("`{name}` is given by `--set` and by `--over`");
+                self.problems.push(
+                    Problem::new(Code::BadSetting, &source, span, message)
+                        .help("leave one of them out"),
+                );
+            }
+        }
         // What `--set` says holds for all cells.
         let fixed: HashSet<String> = (self.world.settings.set.iter())
             .filter_map(|text| text.split_once('='))
@@ -1185,6 +1322,15 @@ impl Reader<'_> {
         }
         for entry in decl.into_iter().flat_map(|decl| &decl.include) {
             cells.extend(self.entry(entry, &fixed));
+        }
+        if cells.is_empty() && self.problems.is_empty() {
+            let span =
+                (decl.and_then(|decl| decl.exclude.first())).map_or(span, |entry| entry.span);
+            self.fault(
+                span,
+                "the sweep has no cells: `exclude` leaves none",
+                "exclude less",
+            );
         }
         // A cell that is said twice is one.
         let mut seen = HashSet::new();
@@ -1567,6 +1713,16 @@ impl Reader<'_> {
                 raw: None,
             },
         })
+    }
+}
+
+/// A value with a whole number as an integer, so that 4 and 4.0 are one.
+fn number(value: &Json) -> Json {
+    match value.as_f64() {
+        Some(number) if number.fract() == 0.0 && number.abs() <= MAX_INTEGER as f64 => {
+            Json::from(number as i64)
+        }
+        _ => value.clone(),
     }
 }
 

@@ -10,13 +10,14 @@ use indexmap::IndexMap;
 use retouch_graph::event::Listener;
 use retouch_graph::sweep::shown;
 use retouch_graph::{
-    Cancel, Change, Checked, Engine, OutputValue, Parting, Plan, Provenance, Record, RunError,
-    RunOptions, Saver, Settings, Sweep, What,
+    Cancel, Change, Checked, Code, Engine, OutputValue, Parting, Plan, Provenance, Record,
+    RunError, RunOptions, Saver, Settings, Sweep, What,
 };
 use serde_json::{Value as Json, json};
 
 use crate::args::{DiffArgs, ExtractArgs, ReplayArgs, ShowArgs};
 use crate::commands::run;
+use crate::lines::{Line, Replay};
 use crate::output::{say, tell};
 use crate::progress::{JsonLines, Progress};
 use crate::provenance::{self, Made, Stamps};
@@ -36,29 +37,33 @@ pub fn show(args: &ShowArgs) -> Result<Exit, Failure> {
         say(&text)?;
         return Ok(Exit::Done);
     }
-    say(&format!(
+    say(&plain(&format!(
         "output `{}`, made by {}, numbers of {}",
         recipe.output,
         recipe.tool,
         recipe.record.numerics()
-    ))?;
+    )))?;
     say("params:")?;
     for (name, value) in &recipe.params {
-        say(&format!("  {name}: {}", shown(value)))?;
+        say(&plain(&format!("  {name}: {}", shown(value))))?;
     }
     say("files:")?;
     for (name, files) in by_model(&recipe) {
         match files.as_slice() {
             [file] if file.path == name => {
-                say(&format!(
+                say(&plain(&format!(
                     "  {name}  {}  {}",
                     size(file.size),
                     short(&file.blake3)
-                ))?;
+                )))?;
             }
             files => {
                 let bytes = files.iter().map(|file| file.size).sum();
-                say(&format!("  {name}  {} files, {}", files.len(), size(bytes)))?;
+                say(&plain(&format!(
+                    "  {name}  {} files, {}",
+                    files.len(),
+                    size(bytes)
+                )))?;
             }
         }
     }
@@ -68,10 +73,23 @@ pub fn show(args: &ShowArgs) -> Result<Exit, Failure> {
             0 => String::new(),
             steps => format!(", {steps} steps"),
         };
-        say(&format!("  {name}  {op}{steps}"))?;
+        say(&plain(&format!("  {name}  {op}{steps}")))?;
     }
     tell("`retouch extract` prints the workflow, `retouch replay` draws the picture again");
     Ok(Exit::Done)
+}
+
+/// A text for a terminal: what could steer it is written out.
+fn plain(text: &str) -> String {
+    let mut plain = String::new();
+    for letter in text.chars() {
+        if letter.is_control() && letter != '\n' {
+            plain.extend(letter.escape_default());
+        } else {
+            plain.push(letter);
+        }
+    }
+    plain
 }
 
 fn short(digest: &str) -> &str {
@@ -95,7 +113,7 @@ fn by_model(recipe: &Provenance) -> IndexMap<String, Vec<&retouch_graph::ReadEnt
 pub fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
     let recipe = provenance::read(&args.picture)?;
     let Some(folder) = &args.output else {
-        say(recipe.workflow.trim_end())?;
+        say(&plain(recipe.workflow.trim_end()))?;
         if !recipe.graphs.is_empty() {
             let names: Vec<&str> = recipe.graphs.keys().map(String::as_str).collect();
             tell(&format!(
@@ -106,7 +124,7 @@ pub fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
         return Ok(Exit::Done);
     };
     let cannot = |path: &Path, e: std::io::Error| {
-        Failure::failed(format!("{} cannot be written: {e}", path.display()))
+        Failure::unwritable(format!("{} cannot be written: {e}", path.display()))
     };
     // Graphs may lie beside or above the workflow: it goes as deep as they climb, so that all stays in the folder.
     let climb = recipe
@@ -129,6 +147,15 @@ pub fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
             }
         }
         files.push((place, text));
+    }
+    // A graph may have the workflow's name, on some systems also in another case.
+    let same = |a: &Path, b: &Path| {
+        a.to_string_lossy().to_lowercase() == b.to_string_lossy().to_lowercase()
+    };
+    let mut number = 2;
+    while files[1..].iter().any(|(path, _)| same(path, &files[0].0)) {
+        files[0].0 = below.join(format!("workflow-{number}.yaml"));
+        number += 1;
     }
     for (path, _) in &files {
         let path = folder.join(path);
@@ -177,6 +204,7 @@ fn load(
     picture: &Path,
     models: &[PathBuf],
     engine: Engine,
+    json: bool,
 ) -> Result<Result<Loaded, Exit>, Failure> {
     let (engine, workflow) = provenance::open(recipe, picture, models, engine)?;
     let settings = Settings::default();
@@ -210,7 +238,7 @@ fn load(
             workflow,
             engine,
         }),
-        Err(problems) => Err(session::faults(&problems)),
+        Err(problems) => Err(Stop::from(problems).tell(json)?),
     })
 }
 
@@ -220,12 +248,14 @@ fn load(
 /// When what it was made of is not there or has another content, or the device cannot be used.
 pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
     let recipe = provenance::read(&args.picture)?;
-    let original = fs::read(&args.picture)
-        .map_err(|e| Failure::failed(format!("{} cannot be read: {e}", args.picture.display())))?;
+    let original = provenance::read_picture(&args.picture).map_err(|e| {
+        Failure::unreadable(format!("{} cannot be read: {e}", args.picture.display()))
+    })?;
     let store = Store::of(&args.cache)?;
     session::threads(&args.device)?;
     let engine = session::caching_engine(&args.device.device, &store)?;
-    let loaded = load(&recipe, &args.picture, &models(&args.sharing), engine)?;
+    let models = models(&args.sharing);
+    let loaded = load(&recipe, &args.picture, &models, engine, args.json)?;
     let Loaded {
         plan,
         made,
@@ -265,12 +295,10 @@ pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
     };
     let report = match engine.run(&plan, listener.as_ref(), &cancel, &options) {
         Ok(report) => report,
-        Err(RunError::Cancelled) => {
-            tell("interrupted");
-            return Ok(Exit::Interrupted);
-        }
+        Err(RunError::Cancelled) => return Err(Failure::interrupted("nothing was compared")),
+        // The listener has said which node failed, and why.
         Err(RunError::NodeFailed { .. }) if !args.json => return Ok(Exit::Failed),
-        Err(error) => return Err(Failure::failed(error.to_string())),
+        Err(error) => return Err(Failure::of_run(&error)),
     };
     engine.files().flush();
     let Some(output) = report.outputs.first() else {
@@ -282,11 +310,13 @@ pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
         }
     }
     let found = compare(&original, output, stamp.as_deref())?;
+    let another = matches!(found.result, Replay::Differs | Replay::OtherSize);
     if args.json {
-        let mut line = found.as_json();
-        line["event"] = json!("replayed");
-        line["picture"] = json!(args.picture);
-        say(&line.to_string())?;
+        found.line(&args.picture).say()?;
+        if another {
+            let message = format!("{}: {}", args.picture.display(), found.describe(&recipe));
+            return Err(Failure::failed(message).code(Code::ReplayDiffers));
+        }
     } else {
         say(&format!(
             "{}: {}",
@@ -294,49 +324,52 @@ pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
             found.describe(&recipe)
         ))?;
     }
-    Ok(if matches!(found, Found::Differs { .. }) {
-        Exit::Failed
-    } else {
-        Exit::Done
-    })
+    Ok(if another { Exit::Failed } else { Exit::Done })
 }
 
 /// How a picture that was drawn again compares.
-#[derive(Debug, PartialEq)]
-enum Found {
-    SameBytes,
-    SamePixels,
-    Differs { pixels: usize, of: usize, most: u8 },
-    OtherSize,
+struct Found {
+    result: Replay,
+    /// The values that differ, how many there are, the most by which one does.
+    differ: Option<(usize, usize, u8)>,
 }
 
 impl Found {
-    fn as_json(&self) -> Json {
-        match self {
-            Self::SameBytes => json!({"result": "same_bytes"}),
-            Self::SamePixels => json!({"result": "same_pixels"}),
-            Self::Differs { pixels, of, most } => {
-                json!({"result": "differs", "pixels": pixels, "of": of, "most": most})
-            }
-            Self::OtherSize => json!({"result": "other_size"}),
+    fn of(result: Replay) -> Self {
+        Self {
+            result,
+            differ: None,
+        }
+    }
+
+    fn line(&self, picture: &Path) -> Line {
+        Line::Replayed {
+            picture: picture.to_owned(),
+            result: self.result,
+            values: self.differ.map(|differ| differ.0),
+            of: self.differ.map(|differ| differ.1),
+            most: self.differ.map(|differ| differ.2),
         }
     }
 
     fn describe(&self, recipe: &Provenance) -> String {
-        match self {
-            Self::SameBytes => "drawn again, the same bytes".to_owned(),
-            Self::SamePixels if recipe.tool != provenance::tool() => format!(
+        match (self.result, self.differ) {
+            (Replay::SameBytes, _) => "drawn again, the same bytes".to_owned(),
+            (Replay::SamePixels, _) if recipe.tool != provenance::tool() => format!(
                 "drawn again, the same picture; what it says of itself differs ({} -> {})",
                 recipe.tool,
                 provenance::tool()
             ),
-            Self::SamePixels => {
-                "drawn again, the same picture; what it says of itself, or how it is packed, differs".to_owned()
+            (Replay::SamePixels, _) => {
+                "drawn again, the same picture; what it says of itself, or how it is packed, differs"
+                    .to_owned()
             }
-            Self::Differs { pixels, of, most } => format!(
-                "drawn again, ANOTHER picture: {pixels} of {of} values differ, by {most} of 255 at most"
+            (Replay::Differs, Some((values, of, most))) => format!(
+                "drawn again, ANOTHER picture: {values} of {of} values differ, by {most} of 255 at most"
             ),
-            Self::OtherSize => "drawn again, ANOTHER picture, of another size".to_owned(),
+            (Replay::Differs | Replay::OtherSize, _) => {
+                "drawn again, ANOTHER picture, of another size".to_owned()
+            }
         }
     }
 }
@@ -358,48 +391,54 @@ fn compare(
             None => file,
         };
         if file == original {
-            return Ok(Found::SameBytes);
+            return Ok(Found::of(Replay::SameBytes));
         }
-        let (Some(a), Some(b)) = (pixels(original), pixels(&file)) else {
-            continue;
-        };
-        let found = if a.len() != b.len() {
-            (usize::MAX, Found::OtherSize)
+        // Only a picture of the size of what was drawn is unpacked: what it says of itself may be anything.
+        let found = if shape(original) != shape(&file) {
+            (usize::MAX, Found::of(Replay::OtherSize))
         } else {
+            let (Some(a), Some(b)) = (pixels(original), pixels(&file)) else {
+                continue;
+            };
             let differ = a.iter().zip(&b).filter(|(a, b)| a != b).count();
-            let most = a
-                .iter()
-                .zip(&b)
-                .map(|(a, b)| a.abs_diff(*b))
-                .max()
-                .unwrap_or(0);
-            match differ {
-                0 => (0, Found::SamePixels),
-                pixels => (
-                    pixels,
-                    Found::Differs {
-                        pixels,
-                        of: a.len(),
-                        most,
-                    },
-                ),
-            }
+            let most = (a.iter().zip(&b).map(|(a, b)| a.abs_diff(*b))).max();
+            let found = match differ {
+                0 => Found::of(Replay::SamePixels),
+                differ => Found {
+                    result: Replay::Differs,
+                    differ: Some((differ, a.len(), most.unwrap_or(0))),
+                },
+            };
+            (differ, found)
         };
         if best.as_ref().is_none_or(|best| found.0 < best.0) {
             best = Some(found);
         }
     }
-    Ok(best.map_or(Found::OtherSize, |(_, found)| found))
+    Ok(best.map_or_else(|| Found::of(Replay::OtherSize), |(_, found)| found))
 }
 
-/// The values of all frames of a PNG, and its size in front.
-fn pixels(png: &[u8]) -> Option<Vec<u8>> {
-    let mut reader = png::Decoder::new(Cursor::new(png)).read_info().ok()?;
+/// What tells whether two PNGs can be compared value by value: size, colours, frames.
+fn shape(png: &[u8]) -> Option<(u32, u32, png::ColorType, png::BitDepth, u32)> {
+    let reader = png::Decoder::new(Cursor::new(png)).read_info().ok()?;
     let info = reader.info();
-    let mut values = [info.width.to_be_bytes(), info.height.to_be_bytes()].concat();
     let frames = info
         .animation_control()
         .map_or(1, |control| control.num_frames);
+    Some((
+        info.width,
+        info.height,
+        info.color_type,
+        info.bit_depth,
+        frames,
+    ))
+}
+
+/// The values of all frames of a PNG.
+fn pixels(png: &[u8]) -> Option<Vec<u8>> {
+    let frames = shape(png)?.4;
+    let mut reader = png::Decoder::new(Cursor::new(png)).read_info().ok()?;
+    let mut values = Vec::new();
     let mut frame = vec![0; reader.output_buffer_size()?];
     for _ in 0..frames {
         let info = reader.next_frame(&mut frame).ok()?;
@@ -432,11 +471,11 @@ fn side(
     let opened = Input::open(path, &args.sharing, false, store, engine);
     let (input, engine) = match opened {
         Ok(opened) => opened,
-        Err(stop) => return stop.tell(false).map(Err),
+        Err(stop) => return stop.tell(args.json).map(Err),
     };
     let checked = match input.load(&engine, &input.settings(&args.params)) {
         Ok(checked) => checked,
-        Err(problems) => return Stop::from(problems).tell(false).map(Err),
+        Err(problems) => return Stop::from(problems).tell(args.json).map(Err),
     };
     let targets: Vec<String> = (output.into_iter())
         .filter(|output| checked.outputs.iter().any(|one| one.name == *output))
@@ -444,7 +483,7 @@ fn side(
         .collect();
     let plan = match engine.plan(&checked, &targets) {
         Ok(plan) => plan,
-        Err(problems) => return Ok(Err(session::faults(&problems))),
+        Err(problems) => return Stop::from(problems).tell(args.json).map(Err),
     };
     engine.files().flush();
     let params = (plan.params().iter())
@@ -567,7 +606,7 @@ fn print(
     if !params.is_empty() {
         say("params:")?;
         for (name, from, to) in params {
-            say(&format!("  {name}: {} -> {}", one(from), one(to)))?;
+            say(&plain(&format!("  {name}: {} -> {}", one(from), one(to))))?;
         }
     }
     if same {
@@ -576,7 +615,7 @@ fn print(
     if !changes.is_empty() {
         say("nodes:")?;
         for change in changes {
-            say(&format!("  {change}"))?;
+            say(&plain(&format!("  {change}")))?;
         }
     }
     if !partings.is_empty() {
@@ -587,7 +626,7 @@ fn print(
                 step if step >= of => format!("  {node}: the same as far as it goes, {of} steps"),
                 step => format!("  {node}: from step {step} of {of} on; before it the same"),
             };
-            say(&text)?;
+            say(&plain(&text))?;
         }
     }
     Ok(())

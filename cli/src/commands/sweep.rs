@@ -47,7 +47,16 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
         Err(stop) => return stop.tell(args.json),
     };
     let log = Log::file(&args.out, &args.file);
-    let last = if args.resume { Log::read(&log) } else { None };
+    let known = Log::read(&log, &args.out);
+    // What the last sweep of this file wrote, and nobody changed since: its table may be replaced, and when it is
+    // resumed its sheet too.
+    let own: Vec<(String, PathBuf)> = (known.iter())
+        .flat_map(|last| &last.lines)
+        .filter(|line| digest(&line.path).is_ok_and(|now| now == line.blake3))
+        .filter(|line| args.resume || line.key == TABLE_KEY)
+        .map(|line| (line.key.clone(), line.path.clone()))
+        .collect();
+    let last = known.filter(|_| args.resume);
     if args.resume && last.is_none() {
         tell("there is nothing to resume: all cells are made");
     }
@@ -73,10 +82,13 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     run::writable(&args.out)?;
     let cancel = Cancel::new();
     run::interrupts(&cancel)?;
+    let saver = Saver::new(&args.out, run::exists(args.exists));
+    let saver = Arc::new(saver.owning(own.into_iter().map(|(_, path)| path)));
     let options = RunOptions {
         threads: usize::from(args.device.threads.unwrap_or(0)),
-        saver: Some(Arc::new(Saver::new(&args.out, run::exists(args.exists)))),
+        saver: Some(Arc::clone(&saver)),
         keep_going: args.keep_going,
+        drop_outputs: true,
         stamp: (!args.provenance.no_provenance)
             .then(|| Stamps::of(&engine, &input.file, Made::sweep(&sweep, &plan)))
             .flatten(),
@@ -115,14 +127,23 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     note(&mut rows, &sweep, &plan, &heard, &failed, result.is_ok());
     // With cells missing the sheet is drawn of those that are there.
     let mut results = heard.saved_in_order(&plan);
+    let drawn = (plan.outputs.iter().enumerate())
+        .any(|(index, (cell, _))| cell.is_none() && heard.saved.contains_key(&index));
     if args.keep_going
+        && !drawn
         && !failed.is_empty()
         && failed.len() < sweep.cells.len()
         && !cancel.is_cancelled()
     {
+        let name = sweep.sheet_name();
         let sheet = sweep.has_sheet()
-            && (args.targets.is_empty() || args.targets.iter().any(|one| one == "sheet"));
-        if sheet && let Ok(plan) = engine.plan_sweep(&sweep, &["sheet".to_owned()], &failed) {
+            && (args.targets.is_empty() || args.targets.iter().any(|one| one == name));
+        if sheet && let Ok(plan) = engine.plan_sweep(&sweep, &[name.to_owned()], &failed) {
+            // A sheet with blanks is not what the sweep says: it carries no recipe.
+            let options = RunOptions {
+                stamp: None,
+                ..options.clone()
+            };
             let (_, heard) = once(
                 &engine, &store, args, &sweep, &plan, &cancel, &options, &log, &noted,
             );
@@ -130,29 +151,35 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
         }
     }
     noted.end();
-    log.finish();
     engine.files().flush();
+    // First what is written: whoever reads the lines may be gone.
+    let mut tables = Vec::new();
+    if let Some(table) = &sweep.table {
+        let path = args.out.join(table);
+        let saved = saver
+            .write_file(table, &table::bytes(&path, &rows)?)
+            .map_err(|e| table::failed(&path, &e.to_string()))?;
+        if saved.status != SaveStatus::Kept {
+            log.file_saved(TABLE_KEY, table, &saved.path);
+        }
+        tables.push(saved.path);
+    }
+    if let Some(path) = &args.table {
+        table::write(path, &rows)?;
+        tables.push(path.clone());
+    }
+    log.finish();
     if !args.json {
         for (name, path, status) in &results {
             say(&run::result_line(name, path, *status))?;
         }
     }
-    let tables = sweep
-        .table
-        .iter()
-        .map(|path| args.out.join(path))
-        .chain(args.table.clone());
     for path in tables {
-        table::write(&path, &rows)?;
+        let rows = rows.len();
         if args.json {
-            let rows = rows.len();
             lines::Line::TableSaved { path, rows }.say()?;
         } else {
-            say(&format!(
-                "table  {}  ({} cells)",
-                path.display(),
-                rows.len()
-            ))?;
+            say(&format!("table  {}  ({rows} cells)", path.display()))?;
         }
     }
     match result {
@@ -332,6 +359,7 @@ struct Heard {
     failed_outputs: BTreeMap<usize, String>,
     failed_nodes: BTreeMap<String, String>,
     finished: HashMap<String, (f64, u64)>,
+    reused: BTreeSet<String>,
 }
 
 impl Heard {
@@ -368,6 +396,14 @@ impl Heard {
     }
 }
 
+/// The files of the output that is saved under this path.
+fn saved_as(plan: &SweepPlan, heard: &Heard, save: &str) -> Option<Vec<PathBuf>> {
+    let index =
+        (plan.plan.outputs().iter()).position(|output| output.save.as_deref() == Some(save))?;
+    let files = heard.saved.get(&index)?;
+    Some(files.iter().map(|(path, _)| path.clone()).collect())
+}
+
 /// Writes into the rows what a run did.
 fn note(
     rows: &mut [Row],
@@ -390,7 +426,14 @@ fn note(
             None if plan.plan.outputs()[index].save.is_some() => {
                 *left.entry(row.cell - 1).or_default() += 1;
             }
-            None => {}
+            // Another cell has the same picture, which is saved once.
+            None => {
+                let other =
+                    (plan.saves[index].as_ref()).and_then(|save| saved_as(plan, heard, save));
+                if let Some(files) = other {
+                    row.outputs.insert(name.clone(), files);
+                }
+            }
         }
     }
     for (task, cells) in plan.plan.tasks().zip(&plan.cells) {
@@ -415,13 +458,20 @@ fn note(
             row.error.get_or_insert_with(|| message.clone());
         }
     }
+    // After a stop a cell is done when all that it needs is.
+    let mut open: BTreeSet<usize> = left.into_keys().collect();
+    for (task, cells) in plan.plan.tasks().zip(&plan.cells) {
+        if !heard.finished.contains_key(task.name()) && !heard.reused.contains(task.name()) {
+            open.extend(cells);
+        }
+    }
     for cell in 0..sweep.cells.len() {
         let Some(row) = rows.get_mut(cell) else {
             continue;
         };
         row.status = if failed.contains(&cell) {
             CellStatus::Failed
-        } else if whole || !left.contains_key(&cell) {
+        } else if whole || !open.contains(&cell) {
             CellStatus::Done
         } else {
             CellStatus::NotRun
@@ -493,6 +543,9 @@ impl Cells<'_> {
                     tell(&format!("error: {message}"));
                 }
             }
+            Event::NodeReused { node, .. } => {
+                heard.reused.insert(node.clone());
+            }
             Event::NodeFailed { node, message, .. } => {
                 heard.failed_nodes.insert(node.clone(), message.clone());
             }
@@ -535,6 +588,8 @@ impl Cells<'_> {
 #[derive(Debug)]
 struct Log {
     path: PathBuf,
+    /// The folder that it and all that it names are below.
+    out: PathBuf,
     file: Mutex<Option<fs::File>>,
 }
 
@@ -554,11 +609,14 @@ struct Line {
     key: String,
     /// The path below the output folder that it was planned for.
     save: String,
+    /// The one that it has, below the output folder too.
     path: PathBuf,
     /// The BLAKE3 of its bytes.
     blake3: String,
 }
 
+/// What stands for the key of a table, which is of no value.
+const TABLE_KEY: &str = "table";
 const LOG_SCHEMA: &str = "retouch-sweep/1";
 
 /// The log of an earlier run.
@@ -568,7 +626,7 @@ struct Last {
 }
 
 impl Last {
-    /// Takes what is saved and still as it was out of the plan; what was taken over.
+    /// Takes what is saved and still as it was out of the plan; all that is, also of other cells.
     fn take_over(self, plan: &mut SweepPlan, rows: &mut [Row]) -> Vec<Line> {
         let mut known: HashMap<(String, String), Vec<Line>> = HashMap::new();
         for line in self.lines {
@@ -580,10 +638,9 @@ impl Last {
                 .iter()
                 .all(|line| digest(&line.path).is_ok_and(|now| now == line.blake3))
         });
-        let mut kept = Vec::new();
         let mut done = BTreeSet::new();
         for (index, (cell, name)) in plan.outputs.iter().enumerate() {
-            let save = plan.plan.outputs()[index].save.clone();
+            let save = plan.saves[index].clone();
             let (Some(key), Some(save)) = (plan.key(index), save) else {
                 continue;
             };
@@ -591,15 +648,21 @@ impl Last {
                 continue;
             };
             done.insert(index);
-            kept.extend(lines.iter().cloned());
             if let Some(row) = cell.and_then(|cell| rows.get_mut(cell)) {
                 let files = lines.iter().map(|line| line.path.clone()).collect();
                 row.outputs.insert(name.clone(), files);
             }
         }
         plan.retain_outputs(|index| !done.contains(&index));
+        let mut kept: Vec<Line> = known.into_values().flatten().collect();
+        kept.sort_by(|a, b| a.path.cmp(&b.path));
         kept
     }
+}
+
+/// A path below a folder, so that the folder may be moved.
+fn below(folder: &Path, path: &Path) -> PathBuf {
+    path.strip_prefix(folder).unwrap_or(path).to_owned()
 }
 
 fn digest(path: &Path) -> io::Result<String> {
@@ -607,14 +670,16 @@ fn digest(path: &Path) -> io::Result<String> {
 }
 
 impl Log {
-    /// The log's file: hidden in the output folder, named by the sweep's file.
+    /// The log's file: hidden in the output folder, named by the sweep's file and a digest of its place.
     fn file(out: &Path, sweep: &Path) -> PathBuf {
         let stem = sweep.file_stem().unwrap_or_default().to_string_lossy();
-        out.join(format!(".retouch-sweep-{stem}.jsonl"))
+        let place = std::path::absolute(sweep).unwrap_or_else(|_| sweep.to_owned());
+        let digest = blake3::hash(place.as_os_str().as_encoded_bytes()).to_hex();
+        out.join(format!(".retouch-sweep-{stem}-{}.jsonl", &digest[..8]))
     }
 
     /// The log of the last sweep; `None` when there is none, or it is of another version.
-    fn read(path: &Path) -> Option<Last> {
+    fn read(path: &Path, out: &Path) -> Option<Last> {
         let text = fs::read_to_string(path).ok()?;
         let mut lines = text.lines();
         let head: Head = serde_json::from_str(lines.next()?).ok()?;
@@ -622,20 +687,29 @@ impl Log {
             draw: head.draw,
             // A line that was cut off by a crash is no line.
             lines: lines
-                .filter_map(|line| serde_json::from_str(line).ok())
+                .filter_map(|line| serde_json::from_str::<Line>(line).ok())
+                .map(|line| Line {
+                    path: out.join(&line.path),
+                    ..line
+                })
                 .collect(),
         })
     }
 
-    /// Begins a log with what was taken over from the last.
+    /// Begins a log with what is still as the last sweep left it.
     fn begin(path: PathBuf, draw: u64, kept: &[Line]) -> Result<Self, Failure> {
+        let out = path.parent().unwrap_or(Path::new("")).to_owned();
         let head = Head {
             schema: LOG_SCHEMA.to_owned(),
             draw,
         };
         let mut text = serde_json::to_string(&head).unwrap_or_default() + "\n";
         for line in kept {
-            text += &(serde_json::to_string(line).unwrap_or_default() + "\n");
+            let line = Line {
+                path: below(&out, &line.path),
+                ..line.clone()
+            };
+            text += &(serde_json::to_string(&line).unwrap_or_default() + "\n");
         }
         let file = crate::store::write_whole(&path, text.as_bytes())
             .and_then(|()| fs::OpenOptions::new().append(true).open(&path))
@@ -648,23 +722,29 @@ impl Log {
             })?;
         Ok(Self {
             path,
+            out,
             file: Mutex::new(Some(file)),
         })
     }
 
     fn saved(&self, plan: &SweepPlan, output: usize, path: &Path) {
-        let planned = plan
-            .plan
-            .outputs()
-            .get(output)
-            .and_then(|output| output.save.clone());
-        let (Some(key), Some(save), Ok(blake3)) = (plan.key(output), planned, digest(path)) else {
+        let planned = plan.plan.outputs().get(output);
+        if let (Some(key), Some(save)) =
+            (plan.key(output), planned.and_then(|one| one.save.as_ref()))
+        {
+            self.file_saved(&key.to_string(), save, path);
+        }
+    }
+
+    /// Notes a file: what it is of, where it was to be, where it is.
+    fn file_saved(&self, key: &str, save: &str, path: &Path) {
+        let Ok(blake3) = digest(path) else {
             return;
         };
         let line = Line {
-            key: key.to_string(),
-            save,
-            path: path.to_owned(),
+            key: key.to_owned(),
+            save: save.to_owned(),
+            path: below(&self.out, path),
             blake3,
         };
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);

@@ -7,6 +7,7 @@ use lsp_types::{
     CompletionItem, CompletionItemKind, CompletionList, CompletionTextEdit, Documentation,
     MarkupContent, MarkupKind, Position, TextEdit, Uri,
 };
+use retouch_graph::check::normal;
 use retouch_graph::params::ParamType;
 use retouch_graph::registry::{Entry, ParamInfo};
 use retouch_graph::yaml::{Key, Node, Tree};
@@ -31,6 +32,29 @@ const TOP: &[LanguageKey] = &[
     ("inputs", ""),
     ("nodes", ""),
     ("outputs", ""),
+    ("sweep", ""),
+];
+
+/// The keys of `sweep:`.
+const SWEEP: &[LanguageKey] = &[
+    ("workflow", " "),
+    ("matrix", ""),
+    ("include", ""),
+    ("exclude", ""),
+    ("grid", ""),
+    ("table", " "),
+];
+
+/// The keys of a sweep's `grid:`.
+const SHEET: &[LanguageKey] = &[
+    ("rows", " "),
+    ("columns", " "),
+    ("output", " "),
+    ("save", " "),
+    ("cell", " "),
+    ("filter", " "),
+    ("gap", " "),
+    ("background", " "),
 ];
 
 /// Something to offer.
@@ -243,6 +267,9 @@ impl Place<'_> {
                 ["nodes", node] => self.fields(node),
                 ["nodes", node, "with"] => self.with_keys(node),
                 ["outputs", _] => self.keys(&[("value", " "), ("save", " ")]),
+                ["sweep"] => self.keys(SWEEP),
+                ["sweep", "matrix"] | ["sweep", "include" | "exclude", "*"] => self.swept(true),
+                ["sweep", "grid"] => self.keys(SHEET),
                 // A value that is to stand below its key.
                 ["nodes", _, _] if self.typed().is_empty() => return self.value(&path),
                 _ => Vec::new(),
@@ -270,6 +297,11 @@ impl Place<'_> {
                 return self.field_value(node, field);
             }
             ["outputs", _, "value"] => self.links(None, &[]),
+            ["sweep", "grid", "rows" | "columns"] | ["sweep", "grid", "rows" | "columns", "*"] => {
+                self.swept(false)
+            }
+            ["sweep", "grid", "output"] => self.swept_outputs(),
+            ["sweep", "workflow"] => return self.paths(true),
             ["outputs", name, "save"] => return self.save(name, word),
             _ => Vec::new(),
         };
@@ -379,6 +411,47 @@ impl Place<'_> {
                     .rank(if needed { 0 } else { 1 })
             })
             .collect()
+    }
+
+    /// The workflow that the file's sweep is of: this one, or the one that it names.
+    fn of_sweep<T>(&self, see: impl Fn(&Index) -> T) -> Option<T> {
+        match &self.index.sweeps {
+            None => Some(see(&self.index)),
+            Some(path) => {
+                let folder = self.file.parent()?;
+                let index = self.workspace.index(&normal(&folder.join(path)))?;
+                Some(see(&index))
+            }
+        }
+    }
+
+    /// The params that a sweep can vary, as keys or as values.
+    fn swept(&self, keys: bool) -> Vec<Offer> {
+        let offers = self.of_sweep(|index| {
+            (index.params.iter())
+                .filter(|decl| !keys || !self.given.contains(&decl.name))
+                .map(|decl| {
+                    let offer = if keys {
+                        Offer::key(&decl.name, " ", self.colon)
+                    } else {
+                        Offer::new(decl.name.clone(), CompletionItemKind::VARIABLE)
+                    };
+                    offer
+                        .detail(format!("param: {}", decl.kind))
+                        .docs(hover::declaration("param", decl))
+                })
+                .collect()
+        });
+        offers.unwrap_or_default()
+    }
+
+    fn swept_outputs(&self) -> Vec<Offer> {
+        let offers = self.of_sweep(|index| {
+            (index.outputs.iter())
+                .map(|output| Offer::new(output.name.clone(), CompletionItemKind::VALUE))
+                .collect()
+        });
+        offers.unwrap_or_default()
     }
 
     // ---- values ----

@@ -22,10 +22,18 @@ impl Workspace {
             part: true,
             ..Settings::default()
         };
-        match self.engine.load(path, &settings) {
-            Ok(checked) => checked.warnings,
-            Err(problems) => problems.into_iter().collect(),
-        }
+        let sweep = (self.engine.read(path).ok()).and_then(|workflow| workflow.sweep);
+        let cells = || self.engine.load_sweep(path, &settings);
+        let found = match sweep {
+            // A file that says a sweep of another workflow is nothing else.
+            Some(sweep) if sweep.workflow.is_some() => {
+                cells().map(|sweep| sweep.warnings().to_vec())
+            }
+            Some(_) => (self.engine.load(path, &settings))
+                .and_then(|checked| cells().map(|_| checked.warnings)),
+            None => (self.engine.load(path, &settings)).map(|checked| checked.warnings),
+        };
+        found.unwrap_or_else(|problems| problems.into_iter().collect())
     }
 
     /// Whether something is to be checked.

@@ -119,6 +119,22 @@ pub(super) fn key_help(key: &str) -> &'static str {
         "inputs" => "What a workflow that uses this one must link or give: `photo: {type: image}`.",
         "nodes" => "What is done: a map from names to nodes, `base: {op: load_model, path: ...}`.",
         "outputs" => "What is made: `final: {value: $picture, save: \"{workflow}.png\"}`.",
+        "sweep" => {
+            "The runs that `retouch sweep` makes, one for each combination of values: `sweep: {matrix: {seed: 1..5}}`."
+        }
+        "workflow" => "The workflow that is swept, by a path relative to this file.",
+        "matrix" => {
+            "The values of each param: a list, a range without its end (`1..5`), `{from: 3, to: 5, step: 0.5}`, `{lines: places.txt}`."
+        }
+        "include" => "Cells beside those of the matrix.",
+        "exclude" => "Cells of the matrix that are left out: those with all of these values.",
+        "grid" => "A labelled contact sheet of all cells.",
+        "rows" => "The params whose values are the rows.",
+        "columns" => "The params whose values are the columns.",
+        "output" => {
+            "The output whose pictures are shown; the first that is a picture unless given."
+        }
+        "table" => "Where the table of results is saved below the output folder: .csv or .json.",
         "op" => "What the node does; `retouch nodes` lists all ops.",
         "use" => {
             "Another workflow, by a path relative to this file; what it is given stands under `with`."

@@ -121,6 +121,8 @@ pub struct OutputItem {
 /// A file, read for navigation.
 #[derive(Clone, Debug)]
 pub struct Index {
+    /// The workflow that the file's sweep names, if it is a sweep of another one.
+    pub sweeps: Option<String>,
     /// The text.
     pub source: Source,
     /// Whether the engine's parser could read it; if not, what is here is from a reading that guesses.
@@ -148,6 +150,7 @@ impl Index {
         let tree = strict.unwrap_or_else(|| outline::read(source.text()));
         let mut builder = Builder {
             index: Self {
+                sweeps: None,
                 source: source.clone(),
                 sound,
                 description: None,
@@ -287,6 +290,7 @@ impl Builder<'_> {
                 "inputs" => "inputs",
                 "nodes" => "nodes",
                 "outputs" => "outputs",
+                "sweep" => "sweep",
                 _ => continue,
             };
             self.add(section.span, Item::Key(key), true);
@@ -311,6 +315,9 @@ impl Builder<'_> {
         for (name, tree) in section(tree, "nodes") {
             self.node(name, tree);
         }
+        if let Some(sweep) = get(tree, "sweep") {
+            self.sweep(sweep);
+        }
         for (name, tree) in section(tree, "outputs") {
             let span = self.inner(name.span, &name.text);
             self.index.outputs.push(OutputItem {
@@ -334,6 +341,48 @@ impl Builder<'_> {
                     _ => {}
                 }
             }
+        }
+    }
+
+    /// What a sweep in the same file names: its params, and the output that its sheet shows.
+    fn sweep(&mut self, sweep: &Tree) {
+        self.index.sweeps = Self::text(get(sweep, "workflow"));
+        if self.index.sweeps.is_some() {
+            return; // the names are of another file
+        }
+        let mut named: Vec<(Span, String)> = Vec::new();
+        for (key, _) in section(sweep, "matrix") {
+            named.push((key.span, key.text.clone()));
+        }
+        for list in ["include", "exclude"] {
+            if let Some(Node::Seq(cells)) = get(sweep, list).map(|tree| &tree.node) {
+                for (key, _) in cells.iter().flat_map(entries) {
+                    named.push((key.span, key.text.clone()));
+                }
+            }
+        }
+        if let Some(grid) = get(sweep, "grid") {
+            for axis in ["rows", "columns"] {
+                let several = match get(grid, axis).map(|tree| &tree.node) {
+                    Some(Node::Seq(items)) => items.iter().collect(),
+                    _ => get(grid, axis).into_iter().collect::<Vec<_>>(),
+                };
+                for tree in several {
+                    if let Some(text) = tree.as_text() {
+                        named.push((tree.span, text.to_owned()));
+                    }
+                }
+            }
+            if let Some(tree) = get(grid, "output")
+                && let Some(text) = tree.as_text()
+            {
+                let span = self.inner(tree.span, text);
+                self.add(span, Item::Output(text.to_owned()), false);
+            }
+        }
+        for (span, name) in named {
+            let span = self.inner(span, &name);
+            self.add(span, Item::Param(name), false);
         }
     }
 
