@@ -281,6 +281,10 @@ fn every_line_of_real_runs_satisfies_the_schema_and_every_event_of_the_schema_oc
         .filter(|event| event["event"] == "cell_finished");
     assert_eq!(cells.count(), 2);
 
+    // The sweep again, from nothing.
+    let verified = reader.run(folder, 0, &["verify", "--json"]);
+    assert_eq!((verified.len(), &verified[0]["equal"]), (1, &json!(true)));
+
     // A picture drawn again.
     let models = root().join("models").display().to_string();
     let replay = ["replay", "out/picture.png", "--json", "--models", &models];
@@ -406,7 +410,7 @@ fn every_code_of_a_failure_is_explained() {
     let codes = String::from_utf8(codes.stdout).unwrap();
     for code in [
         "R1001", "R1002", "R1003", "R1004", "R1005", "R1006", "R1007", "R1008", "R1101", "R1201",
-        "R1204",
+        "R1204", "R1301", "R1302", "R1303", "R1304",
     ] {
         assert!(codes.contains(code), "{code} is listed");
         let said = command(&root(), &["explain", code]).output().unwrap();

@@ -330,3 +330,259 @@ fn clearing_the_cache_leaves_the_runs_and_clearing_the_runs_leaves_the_cache() {
     good(folder, &["run", "wf.yaml", "-q", "--set", "seed=1"]);
     assert_eq!(list(folder, &[])[0]["reused"], 3);
 }
+
+/// All files below a folder, with when they were written and what they hold.
+fn snapshot(folder: &Path) -> Vec<(PathBuf, std::time::SystemTime, Vec<u8>)> {
+    let mut files = Vec::new();
+    let mut open = vec![folder.to_owned()];
+    while let Some(folder) = open.pop() {
+        for path in below(&folder) {
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                let written = path.metadata().unwrap().modified().unwrap();
+                files.push((path.clone(), written, std::fs::read(path).unwrap()));
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+/// A folder of one's own with the main workflow, at few steps.
+fn main_job() -> (tempfile::TempDir, PathBuf, Vec<&'static str>) {
+    let folder = tempfile::tempdir().unwrap();
+    good(folder.path(), &["new", "p"]);
+    let arguments = vec![
+        "run",
+        "p/workflows/layout-and-retouch.yaml",
+        "--set",
+        "steps=5",
+        "-q",
+    ];
+    let path = folder.path().to_owned();
+    (folder, path, arguments)
+}
+
+fn verified(folder: &Path, code: i32, run: &str) -> Vec<Json> {
+    let output = retouch(folder, &["verify", run, "--json"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    said.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn runs_and_sweeps_come_out_equal_and_verifying_touches_neither_the_cache_nor_the_files() {
+    let (_held, folder, arguments) = main_job();
+    let folder = folder.as_path();
+    good(folder, &arguments);
+    std::fs::write(folder.join("wf.yaml"), vanilla()).unwrap();
+    // A seed that was drawn, one that a sweep draws, and params from a file.
+    std::fs::write(folder.join("params.yaml"), "place: \"on a hill\"\n").unwrap();
+    good(
+        folder,
+        &[
+            "run",
+            "wf.yaml",
+            "-q",
+            "--params",
+            "params.yaml",
+            "--out",
+            "drawn",
+        ],
+    );
+    good(
+        folder,
+        &[
+            "sweep",
+            "wf.yaml",
+            "-q",
+            "--over",
+            "seed=1,random",
+            "--out",
+            "swept",
+        ],
+    );
+    let plain = ["run", "wf.yaml", "-q", "--no-provenance", "--out", "plain"];
+    good(folder, &plain);
+    let (cache, out) = (
+        snapshot(&folder.join("cache")),
+        snapshot(&folder.join("out")),
+    );
+    let runs = list(folder, &[]);
+    assert_eq!(runs.len(), 4);
+    for (run, outputs) in runs.iter().zip([1, 2, 1, 5]) {
+        let lines = verified(folder, 0, run["id"].as_str().unwrap());
+        let [line] = &lines[..] else {
+            panic!("{lines:?}");
+        };
+        assert_eq!(line["run"], run["id"]);
+        assert_eq!(
+            (&line["equal"], &line["outputs"]),
+            (&true.into(), &outputs.into())
+        );
+        assert_eq!(
+            (&line["values_gone"], &line["first"]),
+            (&0.into(), &Json::Null)
+        );
+        assert!(line["values"].as_u64().unwrap() >= 4, "{line}");
+    }
+    // From another folder, with what was relative.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut command = command(elsewhere.path(), &["verify", "-q"]);
+    let output = command
+        .env("RETOUCH_CACHE", folder.join("cache"))
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stdout).contains(": equal; "));
+    assert!(below(elsewhere.path()).is_empty());
+    assert!(
+        snapshot(&folder.join("cache")) == cache,
+        "the cache is as it was"
+    );
+    assert!(
+        snapshot(&folder.join("out")) == out,
+        "the files are as they were"
+    );
+}
+
+#[test]
+fn the_first_step_whose_kept_state_is_another_is_named_and_no_other() {
+    use retouch_graph::{Cache, DiskCache, Settings};
+    let (_held, folder, arguments) = main_job();
+    let folder = folder.as_path();
+    good(folder, &arguments);
+    // The keys of the states, from the plan.
+    let bench = support::Bench::new();
+    let settings = Settings {
+        set: vec!["steps=5".to_owned()],
+        ..Settings::default()
+    };
+    let file = folder.join("p/workflows/layout-and-retouch.yaml");
+    let checked = bench.engine.load(&file, &settings).unwrap();
+    let plan = bench.engine.plan(&checked, &[]).unwrap();
+    let disk = || {
+        DiskCache::open(
+            &folder.join("cache"),
+            1 << 30,
+            retouch_nodes::payload::decoders(),
+        )
+        .unwrap()
+    };
+    let state = |node: &str, step: usize| {
+        let task = plan.tasks().find(|task| task.name() == node).unwrap();
+        task.chain().unwrap().states[step - 1][0]
+    };
+    // Step 4 of the later node, then step 3 of the earlier one too: each time the first is named.
+    for (count, node, step) in [(1, "retouch/inverted", 4), (2, "layout", 3)] {
+        let (key, other) = (state(node, step), state(node, step - 1));
+        let another = disk().get(&other).unwrap();
+        let entry = folder
+            .join("cache/v1")
+            .join(&key.to_string()[..2])
+            .join(key.to_string());
+        std::fs::remove_file(&entry).unwrap();
+        disk().put(key, &another, 1.0);
+        assert!(entry.is_file(), "a sound entry with another content");
+        let lines = verified(folder, 1, "last");
+        let first = &lines[0]["first"];
+        assert_eq!(lines[0]["values_differ"], count);
+        assert_eq!(
+            (&first["node"], &first["step"], &first["of"]),
+            (&node.into(), &step.into(), &5.into())
+        );
+        assert_eq!(first["what"], "state");
+        assert_eq!(first["key"], key.to_string());
+        assert_eq!(lines[0]["outputs_differ"], serde_json::json!([]));
+        assert_eq!(lines[1]["code"], "R1304");
+        let told = bad(folder, 1, &["verify", "-q"]);
+        assert!(
+            told.contains(&format!("{node}, step {step} of 5")),
+            "{told}"
+        );
+    }
+}
+
+#[test]
+fn a_run_whose_photo_workflow_or_param_file_changed_is_refused_by_name() {
+    let (_held, folder, mut arguments) = main_job();
+    let folder = folder.as_path();
+    std::fs::write(folder.join("params.yaml"), "guidance: 3\n").unwrap();
+    arguments.extend(["--params", "params.yaml"]);
+    good(folder, &arguments);
+    let photo = folder.join("p/references/teddy/01.png");
+    let before = std::fs::read(&photo).unwrap();
+    std::fs::copy(folder.join("p/references/teddy/02.png"), &photo).unwrap();
+    let told = bad(folder, 1, &["verify"]);
+    assert!(told.contains("photo file"), "{told}");
+    assert!(told.contains("references/teddy/01.png"), "{told}");
+    assert!(told.contains("retouch runs show"), "{told}");
+    assert!(
+        !told.contains("U-Net calls"),
+        "nothing was computed: {told}"
+    );
+    std::fs::write(&photo, before).unwrap();
+    std::fs::write(folder.join("params.yaml"), "guidance: 5\n").unwrap();
+    let lines = verified(folder, 1, "last");
+    assert_eq!(lines[0]["code"], "R1303");
+    assert!(
+        lines[0]["message"]
+            .as_str()
+            .unwrap()
+            .contains("guidance: 3"),
+        "{lines:?}"
+    );
+    std::fs::write(folder.join("params.yaml"), "guidance: 3\n").unwrap();
+    verified(folder, 0, "last");
+    std::fs::remove_file(folder.join("p/workflows/layout-and-retouch.yaml")).unwrap();
+    assert!(bad(folder, 3, &["verify"]).contains("R0001"));
+}
+
+#[test]
+fn with_the_cache_emptied_the_files_alone_are_compared_by_what_was_written_down() {
+    let folder = project();
+    let folder = folder.path();
+    good(folder, &["run", "wf.yaml", "-q"]);
+    good(folder, &["cache", "clear"]);
+    // What became of the file since is no matter of the run's.
+    std::fs::write(folder.join("out/picture.png"), "another").unwrap();
+    let lines = verified(folder, 0, "last");
+    assert_eq!(
+        (&lines[0]["values"], &lines[0]["outputs"]),
+        (&0.into(), &1.into())
+    );
+    assert!(lines[0]["values_gone"].as_u64().unwrap() > 0);
+    // A file that was another one then.
+    let id = list(folder, &[])[0]["id"].as_str().unwrap().to_owned();
+    let path = folder.join(format!("cache/runs/{id}.json"));
+    let mut record: Json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    record["outputs"][0]["blake3"] = "0".repeat(64).into();
+    std::fs::write(&path, record.to_string()).unwrap();
+    let lines = verified(folder, 1, "last");
+    assert_eq!(lines[0]["outputs_differ"], serde_json::json!(["picture"]));
+    assert_eq!(lines[0]["first"], Json::Null);
+    let told = bad(folder, 1, &["verify", "-q"]);
+    assert!(
+        told.contains("picture; at which step is not known"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_run_that_did_not_end_well_is_not_verified() {
+    let folder = project();
+    let folder = folder.path();
+    good(folder, &["run", "wf.yaml", "-q"]);
+    bad(folder, 1, &["run", "wf.yaml", "-q", "--exists", "fail"]);
+    let lines = verified(folder, 2, "last");
+    assert_eq!(lines[0]["code"], "R1302");
+    assert!(
+        lines[0]["message"]
+            .as_str()
+            .unwrap()
+            .contains("it is failed")
+    );
+}

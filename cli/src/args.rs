@@ -71,6 +71,8 @@ pub enum Command {
     New(NewArgs),
     /// List the runs that were made, or show one of them.
     Runs(RunsArgs),
+    /// Make a run again, from nothing, and compare: the first step that differs is named.
+    Verify(VerifyArgs),
     /// Look at the disk cache, or empty it.
     Cache(CacheToolArgs),
     /// Measure the demo model, the main workflow and the engine on this machine.
@@ -103,6 +105,7 @@ impl Command {
             Self::Replay(args) => args.json,
             Self::Diff(args) => args.json,
             Self::Bench(args) => args.json,
+            Self::Verify(args) => args.json,
             Self::Runs(args) => match args.command {
                 Some(RunsCommand::Show { json, .. }) => json,
                 Some(RunsCommand::Clear) => false,
@@ -290,6 +293,26 @@ pub enum RunsCommand {
     },
     /// Remove the records of all runs that are over. The cache and the saved files stay.
     Clear,
+}
+
+/// `retouch verify`.
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// The run: its name, the beginning of it, or `last`.
+    #[arg(default_value = "last")]
+    pub run: String,
+    /// Threads for computing. Default: one for each core.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Which journal and cache.
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// Print the result as a JSON line on standard output.
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing but results, warnings and errors.
+    #[arg(long, short)]
+    pub quiet: bool,
 }
 
 /// `retouch run`.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use indexmap::IndexMap;
 use retouch_graph::event::{EVENT_SCHEMA, Event};
 use retouch_graph::problem::{Problem, Severity};
-use retouch_graph::{Code, Sweep};
+use retouch_graph::{Code, Key, Sweep};
 use schemars::{JsonSchema, SchemaGenerator};
 use serde::{Serialize, Serializer};
 use serde_json::{Value as Json, json};
@@ -85,6 +85,29 @@ pub enum Line {
         /// The number of files that are looked at.
         files: usize,
     },
+    /// A run was made again and compared.
+    Verified {
+        /// The version of the events' form.
+        schema: u32,
+        /// The name of the run.
+        run: String,
+        /// Whether all that was compared is equal.
+        equal: bool,
+        /// The values that were computed anew and compared with those that the cache holds under the same keys.
+        values: usize,
+        /// Those of them that differ.
+        values_differ: usize,
+        /// Values that the cache does not hold any more, so that there was nothing to compare with.
+        values_gone: usize,
+        /// Values whose entries in the cache are damaged.
+        values_damaged: usize,
+        /// The files of outputs that were made anew and compared with the digests of then.
+        outputs: usize,
+        /// The outputs that differ.
+        outputs_differ: Vec<String>,
+        /// The first step that differs, in the order of the plan; null when none does.
+        first: Option<DifferenceLine>,
+    },
     /// Something is wrong, or odd, in a workflow, a lock or a bundle.
     Fault {
         /// The version of the events' form.
@@ -115,6 +138,21 @@ pub enum Line {
         /// What to do about it.
         help: Option<String>,
     },
+}
+
+/// Where a run that was made again differs.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct DifferenceLine {
+    /// The node.
+    pub node: String,
+    /// The step, from 1: the state after it differs. Null when it is no step: an output of the node does.
+    pub step: Option<usize>,
+    /// How many steps the node has; null when it has none.
+    pub of: Option<usize>,
+    /// What differs: `state`, `call` (what a step keeps of a call for others) or `output`.
+    pub what: &'static str,
+    /// What it is called in the cache.
+    pub key: Key,
 }
 
 /// Whether a fault stops the command.

@@ -4,6 +4,7 @@ mod args;
 mod bundle;
 mod clock;
 mod commands;
+mod compare;
 mod journal;
 mod lines;
 mod lsp;
@@ -160,6 +161,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Diff(args) => commands::recipe::diff(&args),
         Command::New(args) => commands::new::new(&args),
         Command::Runs(args) => commands::runs::runs(&args),
+        Command::Verify(args) => commands::verify::verify(&args),
         Command::Cache(args) => commands::cache::cache(&args),
         Command::Bench(args) => commands::bench::bench(&args),
         Command::Lsp { stdio: _ } => commands::lsp::lsp(),

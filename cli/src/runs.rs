@@ -105,6 +105,8 @@ pub struct Asked {
     pub models: Vec<PathBuf>,
     /// The bytes that a bundle might unpack to, if it was said.
     pub max_unpacked: Option<u64>,
+    /// Whether pictures carry their recipe, which is a part of their bytes.
+    pub provenance: bool,
 }
 
 impl Asked {
@@ -132,6 +134,7 @@ impl Asked {
                 .map(|path| absolute(path))
                 .collect(),
             max_unpacked: sharing.max_unpacked,
+            provenance: true,
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use retouch_graph::cache::Cache;
 use retouch_graph::problem::{Code, Problem, Severity};
-use retouch_graph::{Checked, DiskFiles, Engine, NodeError, Problems, Settings};
+use retouch_graph::{Checked, DiskFiles, Engine, Environment, NodeError, Problems, Settings};
 use retouch_nodes::Runtime;
 
 use crate::args::{DeviceArgs, ParamArgs};
@@ -29,6 +30,20 @@ fn runtime(device: &str) -> Result<Runtime, Failure> {
 /// When the device cannot be used.
 pub fn engine(device: &str) -> Result<Engine, Failure> {
     Ok(engine_on(Arc::new(runtime(device)?)))
+}
+
+/// An engine with all ops on the device that keeps values where `cache` says, given the device, and reads every file anew.
+///
+/// # Errors
+/// When the device cannot be used.
+pub fn engine_over(
+    device: &str,
+    sources: u64,
+    cache: impl FnOnce(Environment) -> Arc<dyn Cache>,
+) -> Result<Engine, Failure> {
+    let runtime = Arc::new(runtime(device)?);
+    let engine = engine_on(Arc::clone(&runtime));
+    Ok(engine.with_cache(cache(runtime)).with_sources(sources))
 }
 
 fn engine_on(runtime: Arc<Runtime>) -> Engine {

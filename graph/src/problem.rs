@@ -376,6 +376,12 @@ codes! {
     ReplayDiffers = "R1213", "Everything that the picture was made of is the same, and it came out differently. Another processor, device or version of the program may round differently; `retouch show` says what it was made with.";
     /// The run is not known.
     UnknownRun = "R1301", "`retouch runs` lists the runs that are written down, the newest first, with their names. The beginning of a name will do as long as only one begins so, and `last` is the newest. The last 1,000 are kept; a run with `--no-cache` is not written down.";
+    /// The run cannot be verified.
+    NotVerifiable = "R1302", "`retouch verify` repeats runs that ended well. One that failed, was cancelled or killed, or still goes on has nothing whole to compare with: run it again first.";
+    /// What a run was made of is not what it was.
+    RunChanged = "R1303", "`retouch verify` asks whether the same comes out of the same, and here something else goes in: the workflow, a param, a file that it reads, a model, the device or the program is not what it was. The message and the lines before it name each difference. `retouch runs show RUN` shows the settings of then; `retouch run` makes a new run of what is there now.";
+    /// A run does not come out the same.
+    RunDiffers = "R1304", "All that goes into the run is the same, and something else came out of it: an entry of the cache or a saved file is not what this program computes on this machine. The first step that differs is where to look; those after it follow from it. Causes are a cache folder that several kinds of machine share, a library or a driver that was exchanged, or broken memory. `retouch cache clear` and a new run bring cache and files into line.";
 }
 
 impl Code {

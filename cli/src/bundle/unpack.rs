@@ -259,6 +259,17 @@ impl Drop for Temporary {
     }
 }
 
+/// A new folder for files that are not to stay, named with `prefix`.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn temporary(prefix: &str) -> Result<Temporary, Failure> {
+    Temporary::new(fresh(&std::env::temp_dir(), prefix)).map_err(|error| match error {
+        Error::Failed(failure) => failure,
+        other => Failure::unwritable(format!("{other:?}")),
+    })
+}
+
 /// A name that no other process and no other call uses.
 pub fn fresh(folder: &Path, what: &str) -> PathBuf {
     use std::sync::atomic::{AtomicU32, Ordering};

@@ -16,4 +16,5 @@ pub mod recipe;
 pub mod run;
 pub mod runs;
 pub mod sweep;
+pub mod verify;
 pub mod watch;

@@ -72,6 +72,7 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     };
     let asked = Asked {
         draw,
+        provenance: !args.provenance.no_provenance,
         ..Asked::new(
             &args.file,
             &args.params,

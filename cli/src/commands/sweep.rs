@@ -110,6 +110,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     let asked = Asked {
         over: args.over.clone(),
         draw,
+        provenance: !args.provenance.no_provenance,
         ..Asked::new(
             &args.file,
             &args.params,

@@ -326,6 +326,7 @@ impl<W: Watcher> Loop<'_, W> {
         };
         let asked = Asked {
             draw: self.draw,
+            provenance: !self.args.provenance.no_provenance,
             ..Asked::new(
                 &self.args.file,
                 &self.args.params,

@@ -317,6 +317,20 @@ impl DiskCache {
         None
     }
 
+    /// Looks at the outputs under a key and changes nothing: this is no use, and a damaged entry stays. `None`: there is no
+    /// entry.
+    ///
+    /// # Errors
+    /// Why the entry cannot be read, in words.
+    pub fn peek(&self, key: &Key) -> Result<Option<Outputs>, String> {
+        match open_entry(&self.path(key), key).and_then(|opened| opened.decode(&self.decoders)) {
+            Ok((outputs, _)) => Ok(Some(outputs)),
+            Err(Flaw::Gone) => Ok(None),
+            Err(Flaw::Unreadable(error)) => Err(error.to_string()),
+            Err(Flaw::Damaged(why)) => Err(why),
+        }
+    }
+
     fn remove_damaged(&self, key: &Key, why: &str) {
         let mut state = lock(&self.state);
         let end = match self.give_up(key, &mut state) {
