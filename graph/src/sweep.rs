@@ -1478,7 +1478,16 @@ impl Reader<'_> {
             None => (to, 0),
         };
         let (Ok(from), Ok(to)) = (from.trim().parse::<i64>(), to.trim().parse::<i64>()) else {
-            return vec![tree.clone()]; // what it takes is told where it is read
+            let message = format!(
+                "`{}` is no range",
+                tree.as_text().unwrap_or("").escape_debug()
+            );
+            self.problems.push(
+                Problem::new(Code::BadSweep, source, tree.span, message).help(
+                    "write `1..5` for 1, 2, 3, 4, or `1..=5`; of shares and fractions `{from: 10%, to: 40%, step: 10%}`",
+                ),
+            );
+            return Vec::new();
         };
         let end = to.saturating_add(more);
         let count = usize::try_from(end.saturating_sub(from)).unwrap_or(0);

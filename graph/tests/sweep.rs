@@ -262,6 +262,13 @@ fn faults_are_told_at_their_place_once() {
         ("sweep: {matrix: {a: []}}\n", "R0208", 21, 21, "no values"),
         ("sweep: {matrix: {a: [1, x]}}\n", "R0312", 21, 25, "integer"),
         ("sweep: {matrix: {a: [1, 200]}}\n", "R0315", 21, 25, "100"),
+        (
+            "sweep: {matrix: {share: 10%..40%}}\n",
+            "R0208",
+            21,
+            25,
+            "is no range",
+        ),
         ("sweep: {matrix: {a: 5..2}}\n", "R0208", 21, 21, "empty"),
         (
             "sweep: {matrix: {a: 1..99999}}\n",

@@ -368,7 +368,8 @@ impl Found {
                 "drawn again, ANOTHER picture: {values} of {of} values differ, by {most} of 255 at most"
             ),
             (Replay::Differs | Replay::OtherSize, _) => {
-                "drawn again, ANOTHER picture, of another size".to_owned()
+                "drawn again, ANOTHER picture: the file has another size or other colours, or is damaged"
+                    .to_owned()
             }
         }
     }

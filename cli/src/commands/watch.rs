@@ -168,6 +168,10 @@ impl<W: Watcher> Loop<'_, W> {
 
     /// Reads, checks and plans; notes what was read. A workflow with faults is told and waited for.
     fn load(&mut self) -> Result<Option<Plan>, Failure> {
+        // What files hold is looked at before they are read: a save in between is then a change that is still to come.
+        let mut known: BTreeSet<PathBuf> = self.snapshot.keys().cloned().collect();
+        known.insert(self.args.file.clone());
+        let before = self.look(&known);
         // What is looked at while something that moved is searched is not what is read.
         let looked = self.input.look();
         self.files.forget_reads();
@@ -180,6 +184,11 @@ impl<W: Watcher> Loop<'_, W> {
                 Ok((checked, plan))
             });
         self.snapshot = self.look(&self.read());
+        for (path, digest) in before {
+            if let Some(now) = self.snapshot.get_mut(&path) {
+                *now = digest;
+            }
+        }
         self.follow();
         match loaded {
             Ok((checked, plan)) => {
