@@ -139,6 +139,14 @@ fn a_changed_photo_is_refused_by_name_and_one_that_moved_is_found_by_what_it_hol
         heard.contains("../references/teddy/01.png: missing ("),
         "{heard}"
     );
+    // A folder of models that is none is said, not passed over.
+    let output = place.run(&["replay", picture, "--models", "nowhere"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        said(&output).contains("no such folder"),
+        "{}",
+        said(&output)
+    );
     // Under another name in another folder it is the same photo.
     std::fs::create_dir(place.path().join("elsewhere")).unwrap();
     std::fs::write(place.path().join("elsewhere/bear.png"), &original).unwrap();

@@ -77,6 +77,21 @@ pub fn models(args: &SharingArgs) -> Vec<PathBuf> {
     folders
 }
 
+/// Whether the folders of `--models` are there.
+///
+/// # Errors
+/// Names the first that is not.
+pub fn check_models(args: &SharingArgs) -> Result<(), Failure> {
+    match args.models.iter().find(|folder| !folder.is_dir()) {
+        None => Ok(()),
+        Some(folder) => Err(Failure::usage(format!(
+            "`--models {}`: there is no such folder",
+            folder.display()
+        ))
+        .help("name a folder that models are kept in")),
+    }
+}
+
 impl Input {
     /// Takes a workflow or a bundle. A bundle is unpacked below the cache's folder, or to a temporary one. The engine
     /// then reads through the places where models are kept.
@@ -90,6 +105,7 @@ impl Input {
         store: &Store,
         engine: Engine,
     ) -> Result<(Self, Engine), Stop> {
+        check_models(args)?;
         let mut workflow = file.to_owned();
         let mut unpacked = None;
         if bundle::is_bundle(file) {

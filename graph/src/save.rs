@@ -298,9 +298,20 @@ impl Saver {
     fn write(&self, relative: &str, bytes: &[u8]) -> Result<Saved, SaveError> {
         let path = self.out.join(relative);
         if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(|source| SaveError::Io {
-                path: folder.to_owned(),
-                source,
+            fs::create_dir_all(folder).map_err(|source| {
+                // The system only says that something is there already.
+                let file = folder.ancestors().find(|above| above.is_file());
+                let source = match file {
+                    Some(file) => io::Error::new(
+                        source.kind(),
+                        format!("`{}` is a file, where a folder is due", file.display()),
+                    ),
+                    None => source,
+                };
+                SaveError::Io {
+                    path: folder.to_owned(),
+                    source,
+                }
             })?;
         }
         // One output at a time looks for a free name; what takes long, making the bytes, is done already.
@@ -437,6 +448,40 @@ mod tests {
         for bad in ["a/b", "a\\b", "..", ".", "a\tb", "12:30"] {
             assert!(check_value(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_file_where_a_folder_is_due_is_named() {
+        let out = tempfile::tempdir().unwrap();
+        fs::write(out.path().join("a"), "mine").unwrap();
+        let error = Saver::new(out.path(), Exists::Replace)
+            .write_file("a/b/c.csv", b"x")
+            .unwrap_err();
+        let said = error.to_string();
+        assert!(
+            said.contains("a` is a file, where a folder is due"),
+            "{said}"
+        );
+        assert_eq!(fs::read(out.path().join("a")).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn what_is_owned_is_replaced_whatever_else_is_done_with_files() {
+        let out = tempfile::tempdir().unwrap();
+        let (own, other) = (out.path().join("own.csv"), out.path().join("other.csv"));
+        fs::write(&own, "old").unwrap();
+        fs::write(&other, "old").unwrap();
+        let saver = Saver::new(out.path(), Exists::Number).owning([own.clone()]);
+        assert_eq!(
+            saver.write_file("own.csv", b"new").unwrap().status,
+            SaveStatus::Replaced
+        );
+        assert_eq!(
+            saver.write_file("other.csv", b"new").unwrap().status,
+            SaveStatus::Numbered
+        );
+        assert_eq!(fs::read(&own).unwrap(), b"new");
+        assert_eq!(fs::read(&other).unwrap(), b"old");
     }
 
     #[test]

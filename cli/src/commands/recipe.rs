@@ -21,7 +21,7 @@ use crate::lines::{Line, Replay};
 use crate::output::{say, tell};
 use crate::progress::{JsonLines, Progress};
 use crate::provenance::{self, Made, Stamps};
-use crate::sharing::{Input, Stop, models};
+use crate::sharing::{Input, Stop, check_models, models};
 use crate::store::{Store, size};
 use crate::{Exit, Failure, session};
 
@@ -254,6 +254,7 @@ pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
     let store = Store::of(&args.cache)?;
     session::threads(&args.device)?;
     let engine = session::caching_engine(&args.device.device, &store)?;
+    check_models(&args.sharing)?;
     let models = models(&args.sharing);
     let loaded = load(&recipe, &args.picture, &models, engine, args.json)?;
     let Loaded {

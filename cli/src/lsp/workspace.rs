@@ -9,7 +9,9 @@ use std::sync::Arc;
 use lsp_types::{Position, Range, TextDocumentContentChangeEvent, Uri};
 use retouch_graph::check::normal;
 use retouch_graph::registry::Registry;
-use retouch_graph::{Arity, Engine, Files, Problem, Source, Span, yaml};
+use retouch_graph::{Arity, Engine, Files, Problem, RedirectedFiles, Source, Span, yaml};
+
+use crate::args::SharingArgs;
 
 use super::index::{Index, Item, NodeItem, Occurrence};
 use super::overlay::Overlay;
@@ -85,7 +87,13 @@ impl Workspace {
     #[must_use]
     pub fn new(engine: &Engine) -> Self {
         let overlay = Arc::new(Overlay::default());
-        let files: Arc<dyn Files> = Arc::<Overlay>::clone(&overlay);
+        let mut files: Arc<dyn Files> = Arc::<Overlay>::clone(&overlay);
+        // Models that lie elsewhere are found as `retouch check` finds them; files that may do so have no stamps, so
+        // what models say of themselves is then read at every check.
+        let models = crate::sharing::models(&SharingArgs::default());
+        if !models.is_empty() {
+            files = Arc::new(RedirectedFiles::new(files, models));
+        }
         Self {
             engine: engine.clone().with_files(files),
             overlay,
