@@ -389,3 +389,58 @@ fn what_a_sweep_cannot_do_is_said_before_anything_runs() {
     assert!(check.status.success());
     assert!(String::from_utf8_lossy(&check.stdout).contains("a sweep, 16 cells"));
 }
+
+#[test]
+fn cells_with_one_picture_have_one_file_and_each_is_told_and_fails_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = workflow("layout-and-retouch.yaml");
+    // Of three steps 20% and 40% are one each.
+    let all = |more: &[&str]| {
+        let mut all = vec![
+            "sweep",
+            &file,
+            "layout",
+            "--json",
+            "--table",
+            "t.json",
+            "--keep-going",
+        ];
+        all.extend(["--set", "steps=3", "--over", "blend_steps=20%,40%,1"]);
+        all.extend(more);
+        retouch(folder.path(), &all)
+    };
+    let output = all(&["--exists", "fail"]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let heard = events(&output);
+    let count =
+        |heard: &[Json], name: &str| heard.iter().filter(|event| event["event"] == name).count();
+    assert_eq!(count(&heard, "output_saved"), 1);
+    assert_eq!(count(&heard, "cell_finished"), 3);
+    let table = || -> Json {
+        serde_json::from_slice(&std::fs::read(folder.path().join("t.json")).unwrap()).unwrap()
+    };
+    let rows = table();
+    for row in rows.as_array().unwrap() {
+        assert_eq!(row["status"], "done");
+        assert_eq!(row["outputs"]["layout"], rows[0]["outputs"]["layout"]);
+    }
+    // A file that cannot be written is one that no cell has.
+    std::fs::create_dir_all(folder.path().join("no")).unwrap();
+    std::fs::write(folder.path().join("no/layout-and-retouch"), "a file").unwrap();
+    let output = all(&["--out", "no"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(count(&events(&output), "cell_finished"), 0);
+    for row in table().as_array().unwrap() {
+        assert_eq!(row["status"], "failed");
+        assert!(
+            row["error"]
+                .as_str()
+                .unwrap()
+                .contains("is a file, where a folder is due")
+        );
+    }
+}

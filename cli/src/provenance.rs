@@ -63,8 +63,8 @@ pub struct Stamps {
     made: Made,
     /// The recipe of each output; `None` where there is none, which was said.
     recipes: Mutex<HashMap<String, Option<Arc<str>>>>,
-    /// The outputs of the workflow whose recipe was tried, and whether it makes what it is of. That of another cell of
-    /// a sweep has the same form.
+    /// The outputs of the workflow whose recipe was tried, with the files that it reads, and whether it makes what it is
+    /// of. That of another cell of a sweep that reads the same has the same form.
     tried: Mutex<HashMap<String, bool>>,
 }
 
@@ -123,12 +123,20 @@ impl Stamps {
 
     /// Whether a recipe, read by itself, gives the very same recipe, and names no place of this machine.
     fn makes(&self, recipe: &Provenance) -> bool {
-        if let Some(known) = of(&self.tried).get(&recipe.output) {
+        if private(recipe).is_some() {
+            return false;
+        }
+        // Cells that read other files are tried each: what is hard to say is where files are.
+        let mut form = recipe.output.clone();
+        for file in &recipe.files {
+            form.push('\n');
+            form.push_str(&file.path);
+        }
+        if let Some(known) = of(&self.tried).get(&form) {
             return *known;
         }
-        let makes =
-            private(recipe).is_none() && self.again(recipe).is_some_and(|again| again == *recipe);
-        of(&self.tried).insert(recipe.output.clone(), makes);
+        let makes = self.again(recipe).is_some_and(|again| again == *recipe);
+        of(&self.tried).insert(form, makes);
         makes
     }
 

@@ -341,6 +341,8 @@ fn once(
         names: (plan.plan.outputs().iter().enumerate())
             .map(|(index, output)| (output.name.clone(), index))
             .collect(),
+        by_save: by_save(plan),
+        of_cell: of_cell(plan, sweep.cells.len()),
         heard: Mutex::default(),
     };
     let result = engine.run(&plan.plan, &cells, cancel, options).map(drop);
@@ -352,6 +354,26 @@ fn once(
     (result, heard)
 }
 
+fn by_save(plan: &SweepPlan) -> HashMap<String, Vec<usize>> {
+    let mut by_save: HashMap<String, Vec<usize>> = HashMap::new();
+    for (index, save) in plan.saves.iter().enumerate() {
+        if let Some(save) = save {
+            by_save.entry(save.clone()).or_default().push(index);
+        }
+    }
+    by_save
+}
+
+fn of_cell(plan: &SweepPlan, cells: usize) -> Vec<Vec<usize>> {
+    let mut of_cell = vec![Vec::new(); cells];
+    for (index, (cell, _)) in plan.outputs.iter().enumerate() {
+        if let Some(cell) = cell {
+            of_cell[*cell].push(index);
+        }
+    }
+    of_cell
+}
+
 /// What was heard of a run.
 #[derive(Debug, Default)]
 struct Heard {
@@ -361,6 +383,8 @@ struct Heard {
     failed_nodes: BTreeMap<String, String>,
     finished: HashMap<String, (f64, u64)>,
     reused: BTreeSet<String>,
+    /// The cells of which it was told that they are finished.
+    told: BTreeSet<usize>,
 }
 
 impl Heard {
@@ -391,10 +415,20 @@ impl Heard {
                 failed.extend(cells);
             }
         }
-        let of = |output: &usize| plan.outputs.get(*output).and_then(|(cell, _)| *cell);
-        failed.extend(self.failed_outputs.keys().filter_map(of));
+        for output in self.failed_outputs.keys() {
+            failed.extend(sharing(plan, *output));
+        }
         failed
     }
+}
+
+/// The cells whose output is saved as this one: its own, and those that have the same picture.
+fn sharing(plan: &SweepPlan, output: usize) -> Vec<usize> {
+    let save = plan.saves.get(output).cloned().flatten();
+    (plan.outputs.iter().zip(&plan.saves).enumerate())
+        .filter(|(index, (_, other))| *index == output || (save.is_some() && **other == save))
+        .filter_map(|(_, ((cell, _), _))| *cell)
+        .collect()
 }
 
 /// The files of the output that is saved under this path.
@@ -433,6 +467,8 @@ fn note(
                     (plan.saves[index].as_ref()).and_then(|save| saved_as(plan, heard, save));
                 if let Some(files) = other {
                     row.outputs.insert(name.clone(), files);
+                } else if plan.saves[index].is_some() && !row.outputs.contains_key(name) {
+                    *left.entry(row.cell - 1).or_default() += 1;
                 }
             }
         }
@@ -455,8 +491,10 @@ fn note(
         }
     }
     for (output, message) in &heard.failed_outputs {
-        if let Some(row) = plan.outputs[*output].0.and_then(|cell| rows.get_mut(cell)) {
-            row.error.get_or_insert_with(|| message.clone());
+        for cell in sharing(plan, *output) {
+            if let Some(row) = rows.get_mut(cell) {
+                row.error.get_or_insert_with(|| message.clone());
+            }
         }
     }
     // After a stop a cell is done when all that it needs is.
@@ -488,22 +526,23 @@ struct Cells<'a> {
     plan: &'a SweepPlan,
     log: &'a Log,
     names: HashMap<String, usize>,
+    /// The outputs of the plan that one file is of.
+    by_save: HashMap<String, Vec<usize>>,
+    /// The outputs of the plan that are of each cell.
+    of_cell: Vec<Vec<usize>>,
     heard: Mutex<Heard>,
 }
 
 impl Cells<'_> {
-    /// The cell of an output, once all its outputs that are saved are.
-    fn complete(&self, heard: &Heard, output: usize) -> Option<usize> {
-        let cell = self.plan.outputs.get(output)?.0?;
-        let all = (self
-            .plan
-            .outputs
-            .iter()
-            .zip(self.plan.plan.outputs())
-            .enumerate())
-        .filter(|(_, ((of, _), planned))| *of == Some(cell) && planned.save.is_some())
-        .all(|(index, _)| heard.saved.contains_key(&index));
-        all.then_some(cell)
+    /// Whether all outputs of a cell that are saved are, each by it or by another cell that has the same picture.
+    fn complete(&self, heard: &Heard, cell: usize) -> bool {
+        let saved = |index: &usize| match &self.plan.saves[*index] {
+            Some(save) => self.by_save[save]
+                .iter()
+                .any(|one| heard.saved.contains_key(one)),
+            None => true,
+        };
+        self.of_cell[cell].iter().all(saved)
     }
 }
 
@@ -566,11 +605,21 @@ impl Cells<'_> {
         let Event::OutputSaved { output, .. } = event else {
             return;
         };
-        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        let cell = (self.names.get(output))
-            .filter(|index| heard.saved.get(index).is_some_and(|files| files.len() == 1))
-            .and_then(|index| self.complete(&heard, *index));
-        if let Some(cell) = cell.filter(|_| self.json) {
+        if !self.json {
+            return;
+        }
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let save = self
+            .names
+            .get(output)
+            .and_then(|index| self.plan.saves[*index].as_ref());
+        for index in save.map_or(&[] as &[usize], |save| &self.by_save[save]) {
+            let Some(cell) = self.plan.outputs[*index].0 else {
+                continue;
+            };
+            if !self.complete(&heard, cell) || !heard.told.insert(cell) {
+                continue;
+            }
             let of = &self.sweep.cells[cell];
             let line = lines::Line::CellFinished {
                 cell: cell + 1,
