@@ -48,9 +48,9 @@ pub(crate) fn model_id<'a>(files: impl IntoIterator<Item = (&'a str, Digest)>) -
     id_of(files, |role| !role.starts_with("vae/"))
 }
 
-/// What stands for the content of a model's VAE.
+/// What stands for the content of a model's VAE; a single file holds it among others.
 pub(crate) fn vae_id<'a>(files: impl IntoIterator<Item = (&'a str, Digest)>) -> String {
-    id_of(files, |role| role.starts_with("vae/"))
+    id_of(files, |role| role.starts_with("vae/") || role == "model")
 }
 
 fn id_of<'a>(

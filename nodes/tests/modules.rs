@@ -10,17 +10,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use retouch_nodes::diffusion::checkpoint::{Checkpoint, Description, Parts};
+use retouch_nodes::diffusion::checkpoint::{Checkpoint, Description};
 use retouch_nodes::diffusion::control::{
     AttentionControl, AttentionKind, Branch, Qkv, Rows, Site, Untouched,
 };
+use retouch_nodes::diffusion::layout::Sources;
 use retouch_nodes::diffusion::unet::{Call, grid_at};
 use retouch_nodes::diffusion::{Result, sampling};
 use retouch_nodes::kernels::{Cpu, Kernel, Plain};
 use support::{Disk, FAMILIES, MODULE, assert_close, data, expected};
 
 fn model(folder: &Path, kernel: Arc<dyn Kernel>) -> Checkpoint {
-    let description = Description::read(&Parts::of(folder), &Disk).unwrap();
+    let description = Description::read(&Sources::of(folder), &Disk).unwrap();
     Checkpoint::new(description, String::new(), Device::Cpu, kernel)
 }
 

@@ -9,7 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use retouch_nodes::diffusion::checkpoint::{Checkpoint, Description, Parts};
+use retouch_nodes::diffusion::checkpoint::{Checkpoint, Description};
+use retouch_nodes::diffusion::layout::Sources;
 use retouch_nodes::diffusion::noise::starting_noise;
 use retouch_nodes::diffusion::preview::{LinearMap, area_mean, decode_scaled};
 use retouch_nodes::diffusion::sampling::{Forgets, Monitor, Prompted, step_blend_sample};
@@ -19,7 +20,7 @@ use retouch_nodes::kernels::Cpu;
 use support::{Disk, FAMILIES, data};
 
 fn model(folder: &Path) -> Checkpoint {
-    let description = Description::read(&Parts::of(folder), &Disk).unwrap();
+    let description = Description::read(&Sources::of(folder), &Disk).unwrap();
     Checkpoint::new(description, String::new(), Device::Cpu, Arc::new(Cpu))
 }
 

@@ -154,7 +154,7 @@ impl Node for AttentionMap {
                 );
             }
         };
-        let span = model.tokenizer()?.span(&prompt, &self.subject)?;
+        let span = model.tokenizer(0)?.span(&prompt, &self.subject)?;
         let facts = model.description().facts();
         let (_, _, h, w) = z.dims4().map_err(tensor_error)?;
         let level = mask_level(&facts.sites, (h, w), self.mask_grid.0)?;

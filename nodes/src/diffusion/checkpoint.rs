@@ -1,100 +1,23 @@
-//! A checkpoint in the diffusers folder layout: found, checked against its own configuration, and loaded part by part.
+//! A checkpoint: its parts found, checked against their own configurations, and loaded one by one when they are used.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use retouch_graph::Files;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::clip::{ClipText, ClipTextConfig};
+use super::layout::{self, Layout, Settings, Sources, TOKENIZER_FILES, Vocabulary, read_text};
 use super::preview::LinearMap;
 use super::scheduler::{SchedulerConfig, Spacing};
 use super::tokenizer::{Tokenizer, TokenizerFiles};
 use super::unet::{SiteInfo, Unet, UnetConfig};
 use super::vae::{Vae, VaeConfig};
-use super::weights::{Header, Weights};
+use super::weights::{Changes, Shared, Table, Tensors, Weights};
 use super::{Error, Result};
 use crate::kernels::Kernel;
-
-/// The folders of a checkpoint's parts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parts {
-    /// `unet/`.
-    pub unet: PathBuf,
-    /// `text_encoder/`.
-    pub text_encoder: PathBuf,
-    /// `tokenizer/`.
-    pub tokenizer: PathBuf,
-    /// `vae/`.
-    pub vae: PathBuf,
-    /// `scheduler/`.
-    pub scheduler: PathBuf,
-}
-
-impl Parts {
-    /// The parts of a folder in the diffusers layout.
-    #[must_use]
-    pub fn of(folder: &Path) -> Self {
-        Self {
-            unet: folder.join("unet"),
-            text_encoder: folder.join("text_encoder"),
-            tokenizer: folder.join("tokenizer"),
-            vae: folder.join("vae"),
-            scheduler: folder.join("scheduler"),
-        }
-    }
-
-    /// The files that make up the checkpoint: role and path, in a fixed order. Those of the tokenizer are optional.
-    #[must_use]
-    pub fn files(&self) -> Vec<PartFile> {
-        let file = |folder: &Path, part: &str, name: &str, optional| PartFile {
-            role: format!("{part}/{name}"),
-            path: folder.join(name),
-            optional,
-        };
-        let mut files = vec![
-            file(&self.unet, "unet", "config.json", false),
-            file(&self.unet, "unet", UNET_WEIGHTS, false),
-            file(&self.text_encoder, "text_encoder", "config.json", false),
-            file(&self.text_encoder, "text_encoder", TEXT_WEIGHTS, false),
-            file(&self.vae, "vae", "config.json", false),
-            file(&self.vae, "vae", UNET_WEIGHTS, false),
-            file(&self.scheduler, "scheduler", "scheduler_config.json", false),
-        ];
-        for name in TOKENIZER_FILES {
-            files.push(file(&self.tokenizer, "tokenizer", name, true));
-        }
-        files
-    }
-}
-
-/// One file of a checkpoint.
-#[derive(Clone, Debug)]
-pub struct PartFile {
-    /// Its name in the diffusers layout: `unet/config.json`.
-    pub role: String,
-    /// Where it is.
-    pub path: PathBuf,
-    /// Whether a checkpoint may lack it.
-    pub optional: bool,
-}
-
-/// The weights of U-Net and VAE.
-const UNET_WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
-/// The weights of the text encoder.
-const TEXT_WEIGHTS: &str = "model.safetensors";
-/// The tokenizer's files.
-const TOKENIZER_FILES: [&str; 5] = [
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-];
-/// A safetensors header is read in a first piece of this size; a longer one in a second.
-const HEADER_PIECE: usize = 64 * 1024;
 
 /// Tensors that a file may hold beyond its network: buffers of old versions, the heads that Stable Diffusion leaves out.
 const SURPLUS: [&str; 4] = [
@@ -104,21 +27,31 @@ const SURPLUS: [&str; 4] = [
     "model_ema",
 ];
 
+/// A text encoder and its tokenizer, without their weights.
+#[derive(Clone, Debug)]
+pub struct TextDescription {
+    /// Its configuration.
+    pub config: ClipTextConfig,
+    /// The texts of its tokenizer's files.
+    tokenizer: TokenizerFiles,
+    /// Where these are, for messages.
+    folder: PathBuf,
+    table: Arc<Table>,
+}
+
 /// Everything that a checkpoint says of itself, without its weights.
 #[derive(Clone, Debug)]
 pub struct Description {
-    /// Where its parts are.
-    pub parts: Parts,
     /// The U-Net's configuration.
     pub unet: UnetConfig,
-    /// The text encoder's.
-    pub text: ClipTextConfig,
+    /// The text encoders: one, or two of Stable Diffusion XL.
+    pub texts: Vec<TextDescription>,
     /// The VAE's.
     pub vae: VaeConfig,
     /// The scheduler's.
     pub scheduler: SchedulerConfig,
-    tokenizer: TokenizerFiles,
-    headers: [Header; 3],
+    unet_table: Arc<Table>,
+    vae_table: Arc<Table>,
 }
 
 /// What must be equal for two models to work on the same latents with the same schedule.
@@ -204,163 +137,201 @@ fn schedule(s: &SchedulerConfig) -> String {
     )
 }
 
-fn read_text(files: &dyn Files, path: &Path) -> Result<String> {
-    let bytes = files.read(path).map_err(|e| Error::Config {
-        file: path.to_owned(),
-        message: match e.kind() {
-            std::io::ErrorKind::NotFound => "no such file".into(),
-            _ => e.to_string(),
-        },
-    })?;
-    String::from_utf8(bytes.to_vec()).map_err(|_| Error::Config {
-        file: path.to_owned(),
-        message: "is not text".into(),
-    })
-}
-
-fn read_config<T: DeserializeOwned>(files: &dyn Files, path: &Path) -> Result<T> {
-    serde_json::from_str(&read_text(files, path)?).map_err(|e| Error::Config {
-        file: path.to_owned(),
+fn read_config<T: DeserializeOwned>(settings: &Settings, files: &dyn Files) -> Result<T> {
+    serde_json::from_str(&settings.text(files)?).map_err(|e| Error::Config {
+        file: settings.path().to_owned(),
         message: format!("is not the configuration that was expected: {e}"),
     })
 }
 
-fn read_header(files: &dyn Files, path: &Path) -> Result<Header> {
-    let read = |length| {
-        files.read_head(path, length).map_err(|e| Error::Weights {
-            file: path.to_owned(),
-            message: match e.kind() {
-                std::io::ErrorKind::NotFound => "no such file".into(),
-                _ => e.to_string(),
-            },
-        })
+/// The texts of a tokenizer's files, and where they are.
+fn read_vocabulary(
+    vocabulary: &Vocabulary,
+    files: &dyn Files,
+    faults: &mut Vec<Error>,
+) -> (TokenizerFiles, PathBuf) {
+    let folder = match vocabulary {
+        Vocabulary::Folder(folder) => folder,
+        Vocabulary::Clip { zero } => {
+            return (TokenizerFiles::clip(*zero), "CLIP's vocabulary".into());
+        }
     };
-    let (mut head, length) = read(HEADER_PIECE)?;
-    let needed = Header::length(path, &head, length)?;
-    if needed > head.len() {
-        (head, _) = read(needed)?;
-    }
-    // The weights are mapped from the file itself, so its real place must be known.
-    Header::parse(&files.place(path), &head, length)
+    let [tokenizer, vocab, merges, config, special_tokens] = TOKENIZER_FILES.map(|name| {
+        let path = folder.join(name);
+        let text = files.is_file(&path).then(|| read_text(files, &path));
+        text.and_then(|text| text.map_err(|e| faults.push(e)).ok())
+    });
+    let texts = TokenizerFiles {
+        tokenizer,
+        vocab,
+        merges,
+        config,
+        special_tokens,
+        ..TokenizerFiles::default()
+    };
+    (texts, folder.clone())
 }
 
 impl Description {
-    /// Reads the configurations and the headers of the weights, and builds every network against them: all that can
-    /// be wrong with a checkpoint short of its numbers.
+    /// Finds a model's parts, reads their configurations and the headers of their weights, and builds every network
+    /// against them: all that can be wrong with a checkpoint short of its numbers.
     ///
     /// # Errors
     /// Everything that is wrong with it.
-    pub fn read(parts: &Parts, files: &dyn Files) -> Result<Self, Vec<Error>> {
+    pub fn read(sources: &Sources, files: &dyn Files) -> Result<Self, Vec<Error>> {
+        Self::of(&Layout::find(sources, files)?, files)
+    }
+
+    /// As [`Description::read`], of parts that were found.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the checkpoint.
+    pub fn of(layout: &Layout, files: &dyn Files) -> Result<Self, Vec<Error>> {
         let mut faults = Vec::new();
         fn keep<T>(result: Result<T>, faults: &mut Vec<Error>) -> Option<T> {
             result.map_err(|e| faults.push(e)).ok()
         }
-        let unet_config = parts.unet.join("config.json");
-        let text_config = parts.text_encoder.join("config.json");
-        let vae_config = parts.vae.join("config.json");
-        let scheduler_config = parts.scheduler.join("scheduler_config.json");
-        let checked = |file: &Path, fault: Option<String>, faults: &mut Vec<Error>| {
+        let checked = |settings: &Settings, fault: Option<String>, faults: &mut Vec<Error>| {
             faults.extend(fault.map(|message| Error::Config {
-                file: file.to_owned(),
+                file: settings.path().to_owned(),
                 message,
             }));
         };
-        let unet = keep(read_config::<UnetConfig>(files, &unet_config), &mut faults);
-        let text = keep(
-            read_config::<ClipTextConfig>(files, &text_config),
+        let unet_file = layout.unet.config.path();
+        let unet = keep(
+            read_config::<UnetConfig>(&layout.unet.config, files),
             &mut faults,
         );
-        let vae = keep(read_config::<VaeConfig>(files, &vae_config), &mut faults);
+        let configs: Vec<_> = layout
+            .texts
+            .iter()
+            .map(|(part, _)| {
+                keep(
+                    read_config::<ClipTextConfig>(&part.config, files),
+                    &mut faults,
+                )
+            })
+            .collect();
+        let vae = keep(
+            read_config::<VaeConfig>(&layout.vae.config, files),
+            &mut faults,
+        );
         let scheduler = keep(
-            read_config::<SchedulerConfig>(files, &scheduler_config),
+            read_config::<SchedulerConfig>(&layout.scheduler, files),
             &mut faults,
         );
-        let unet_header = keep(
-            read_header(files, &parts.unet.join(UNET_WEIGHTS)),
-            &mut faults,
-        );
-        let text_header = keep(
-            read_header(files, &parts.text_encoder.join(TEXT_WEIGHTS)),
-            &mut faults,
-        );
-        let vae_header = keep(
-            read_header(files, &parts.vae.join(UNET_WEIGHTS)),
-            &mut faults,
-        );
-        let mut tokenizer = TokenizerFiles::default();
-        let [json, vocab, merges, config, special] = TOKENIZER_FILES.map(|name| {
-            let path = parts.tokenizer.join(name);
-            files
-                .is_file(&path)
-                .then(|| keep(read_text(files, &path), &mut faults))
-                .flatten()
-        });
-        tokenizer.tokenizer = json;
-        tokenizer.vocab = vocab;
-        tokenizer.merges = merges;
-        tokenizer.config = config;
-        tokenizer.special_tokens = special;
-        let (Some(unet), Some(text), Some(vae), Some(scheduler)) = (unet, text, vae, scheduler)
+        let unet_table = keep(layout.unet.weights.table(files), &mut faults);
+        let text_tables: Vec<_> = layout
+            .texts
+            .iter()
+            .map(|(part, _)| keep(part.weights.table(files), &mut faults))
+            .collect();
+        let vae_table = keep(layout.vae.weights.table(files), &mut faults);
+        let vocabularies: Vec<_> = layout
+            .texts
+            .iter()
+            .map(|(_, vocabulary)| read_vocabulary(vocabulary, files, &mut faults))
+            .collect();
+        let configs: Option<Vec<_>> = configs.into_iter().collect();
+        let (Some(unet), Some(configs), Some(vae), Some(mut scheduler)) =
+            (unet, configs, vae, scheduler)
         else {
             return Err(faults);
         };
+        if let Some(prediction) = layout.prediction {
+            scheduler.prediction_type = prediction;
+        }
         let before = faults.len();
-        checked(&unet_config, unet.fault(), &mut faults);
-        checked(&text_config, text.fault(), &mut faults);
-        checked(&vae_config, vae.fault(), &mut faults);
-        checked(&scheduler_config, scheduler.fault(), &mut faults);
+        checked(&layout.unet.config, unet.fault(), &mut faults);
+        for (config, (part, _)) in configs.iter().zip(&layout.texts) {
+            checked(&part.config, config.fault(), &mut faults);
+        }
+        checked(&layout.vae.config, vae.fault(), &mut faults);
+        checked(&layout.scheduler, scheduler.fault(), &mut faults);
         if faults.len() > before {
             return Err(faults);
         }
-        if unet.context_width() != text.hidden_size {
+        let features: usize = configs.iter().map(|config| config.hidden_size).sum();
+        let last_text = layout
+            .texts
+            .last()
+            .map_or(Path::new(""), |(part, _)| part.config.path());
+        if unet.context_width() != features {
+            let encoder = if configs.len() > 1 {
+                "these text encoders give"
+            } else {
+                "this text encoder gives"
+            };
             faults.push(Error::Config {
-                file: text_config.clone(),
+                file: last_text.to_owned(),
                 message: format!(
-                    "this text encoder gives {} features, the U-Net takes {} ({}): they are of different families",
-                    text.hidden_size,
+                    "{encoder} {features} features, the U-Net takes {} ({}): they are of different families",
                     unet.context_width(),
-                    unet_config.display()
+                    unet_file.display()
                 ),
             });
         }
         if unet.in_channels != vae.latent_channels {
             faults.push(Error::Config {
-                file: vae_config,
+                file: layout.vae.config.path().to_owned(),
                 message: format!(
                     "this VAE's latents have {} channels, the U-Net takes {} ({})",
                     vae.latent_channels,
                     unet.in_channels,
-                    unet_config.display()
+                    unet_file.display()
                 ),
             });
         }
-        match Tokenizer::new(&tokenizer, &parts.tokenizer, text.max_position_embeddings) {
-            Ok(tokenizer) => {
-                let highest = tokenizer.highest_id() as usize;
-                if highest >= text.vocab_size {
-                    faults.push(Error::Config {
-                        file: parts.tokenizer.clone(),
-                        message: format!(
-                            "this tokenizer gives ids up to {highest}, the text encoder knows {} tokens ({}): they don't belong together",
-                            text.vocab_size,
-                            text_config.display()
-                        ),
-                    });
+        for ((config, (files, folder)), (part, _)) in
+            configs.iter().zip(&vocabularies).zip(&layout.texts)
+        {
+            match Tokenizer::new(files, folder, config.max_position_embeddings) {
+                Ok(tokenizer) => {
+                    let highest = tokenizer.highest_id() as usize;
+                    if highest >= config.vocab_size {
+                        faults.push(Error::Config {
+                            file: folder.clone(),
+                            message: format!(
+                                "this tokenizer gives ids up to {highest}, the text encoder knows {} tokens ({}): they don't belong together",
+                                config.vocab_size,
+                                part.config.path().display()
+                            ),
+                        });
+                    }
                 }
+                Err(e) => faults.push(e),
             }
-            Err(e) => faults.push(e),
         }
-        let (Some(a), Some(b), Some(c)) = (unet_header, text_header, vae_header) else {
+        let text_tables: Option<Vec<_>> = text_tables.into_iter().collect();
+        let (Some(unet_table), Some(text_tables), Some(vae_table)) =
+            (unet_table, text_tables, vae_table)
+        else {
             return Err(faults);
         };
+        let one = |e| vec![e];
+        let texts = configs
+            .into_iter()
+            .zip(vocabularies)
+            .zip(text_tables)
+            .enumerate()
+            .map(|(i, ((config, (tokenizer, folder)), table))| {
+                let asked = Weights::asked(|w| ClipText::load(&config, w).map(drop))?;
+                Ok(TextDescription {
+                    table: layout::text_table(&table, i, &asked),
+                    config,
+                    tokenizer,
+                    folder,
+                })
+            })
+            .collect::<Result<_>>()
+            .map_err(one)?;
         let description = Self {
-            parts: parts.clone(),
+            unet_table: layout::unet_table(&unet_table, &unet).map_err(one)?,
+            vae_table: layout::vae_table(&vae_table, &vae).map_err(one)?,
             unet,
-            text,
+            texts,
             vae,
             scheduler,
-            tokenizer,
-            headers: [a, b, c],
         };
         description.check_weights(&mut faults);
         if faults.is_empty() {
@@ -371,8 +342,8 @@ impl Description {
     }
 
     fn check_weights(&self, faults: &mut Vec<Error>) {
-        let mut check = |header: &Header, build: &dyn Fn(&Weights) -> Result<()>| {
-            let weights = Weights::checking(header.clone());
+        let mut check = |table: &Arc<Table>, build: &dyn Fn(&Weights) -> Result<()>| {
+            let weights = Weights::checking(table.clone());
             let built = build(&weights);
             let mut messages = weights.faults();
             if let Err(e) = built {
@@ -399,15 +370,16 @@ impl Description {
                     String::new()
                 };
                 faults.push(Error::Weights {
-                    file: header.file.clone(),
+                    file: table.file.clone(),
                     message: format!("{first}{rest}"),
                 });
             }
         };
-        let [unet, text, vae] = &self.headers;
-        check(unet, &|w| Unet::load(&self.unet, w).map(drop));
-        check(text, &|w| ClipText::load(&self.text, w).map(drop));
-        check(vae, &|w| Vae::load(&self.vae, w).map(drop));
+        check(&self.unet_table, &|w| Unet::load(&self.unet, w).map(drop));
+        for text in &self.texts {
+            check(&text.table, &|w| ClipText::load(&text.config, w).map(drop));
+        }
+        check(&self.vae_table, &|w| Vae::load(&self.vae, w).map(drop));
     }
 
     /// What the nodes' checks need to know.
@@ -427,9 +399,21 @@ impl Description {
                 unet.context_width()
             ),
             sites: unet.sites(),
-            tokens: self.text.max_position_embeddings,
+            tokens: self.tokens(),
             scheduler: self.scheduler.clone(),
         }
+    }
+}
+
+impl Description {
+    /// Tokens of a prompt: as many as the text encoders have positions.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        let positions = self
+            .texts
+            .iter()
+            .map(|text| text.config.max_position_embeddings);
+        positions.max().unwrap_or(0)
     }
 }
 
@@ -458,23 +442,45 @@ impl<T> Lazy<T> {
     }
 }
 
+/// A network and what keeps its tensors in common with others.
+#[derive(Debug)]
+struct Loaded<T> {
+    network: Arc<T>,
+    _tensors: Arc<Tensors>,
+}
+
+/// A network that is loaded when it is first used.
+type Network<T> = Arc<Lazy<Loaded<T>>>;
+
+/// The loaded tensors of a base, which the models that adapters make of it share.
+#[derive(Debug)]
+struct Pools {
+    unet: Shared,
+    texts: Vec<Shared>,
+    vae: Shared,
+}
+
 /// A model: what it says of itself, and its parts once they are used.
 #[derive(Debug)]
 pub struct Checkpoint {
-    description: Description,
+    description: Arc<Description>,
     id: String,
     device: Device,
+    dtype: DType,
     kernel: Arc<dyn Kernel>,
-    unet: Lazy<Unet>,
-    text: Lazy<ClipText>,
-    vae: Lazy<Vae>,
-    tokenizer: Lazy<Tokenizer>,
+    pools: Arc<Pools>,
+    unet_changes: Arc<Changes>,
+    text_changes: Vec<Arc<Changes>>,
+    unet: Network<Unet>,
+    texts: Vec<Network<ClipText>>,
+    vae: Network<Vae>,
+    tokenizers: Vec<Lazy<Tokenizer>>,
     vae_id: Option<String>,
     linear_map: Lazy<LinearMap>,
 }
 
 impl Checkpoint {
-    /// Wraps a checked description. `id` stands for the content of U-Net, text encoder and tokenizer: models of equal
+    /// Wraps a checked description. `id` stands for the content of U-Net, text encoders and tokenizers: models of equal
     /// id draw the same.
     #[must_use]
     pub fn new(
@@ -483,15 +489,24 @@ impl Checkpoint {
         device: Device,
         kernel: Arc<dyn Kernel>,
     ) -> Self {
+        let texts = description.texts.len();
         Self {
-            description,
+            description: Arc::new(description),
             id,
             device,
+            dtype: DType::F32,
             kernel,
-            unet: Lazy::default(),
-            text: Lazy::default(),
-            vae: Lazy::default(),
-            tokenizer: Lazy::default(),
+            pools: Arc::new(Pools {
+                unet: Shared::default(),
+                texts: (0..texts).map(|_| Shared::default()).collect(),
+                vae: Shared::default(),
+            }),
+            unet_changes: Arc::default(),
+            text_changes: vec![Arc::default(); texts],
+            unet: Arc::default(),
+            texts: (0..texts).map(|_| Arc::default()).collect(),
+            vae: Arc::default(),
+            tokenizers: (0..texts).map(|_| Lazy::default()).collect(),
             vae_id: None,
             linear_map: Lazy::default(),
         }
@@ -534,7 +549,7 @@ impl Checkpoint {
         &self.description
     }
 
-    /// Stands for the content of U-Net, text encoder and tokenizer.
+    /// Stands for the content of U-Net, text encoders and tokenizers.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
@@ -552,10 +567,26 @@ impl Checkpoint {
         self.kernel.as_ref()
     }
 
-    fn weights(&self, index: usize) -> Result<Weights> {
-        let header = &self.description.headers[index];
-        tracing::debug!(file = %header.file.display(), tensors = header.tensors.len(), "reads weights");
-        Weights::open(header.clone(), &self.device)
+    /// Loads a network from its table, sharing what others of the same base have loaded.
+    fn load<T>(
+        &self,
+        slot: &Network<T>,
+        table: &Arc<Table>,
+        shared: &Shared,
+        changes: &Arc<Changes>,
+        build: impl FnOnce(&Weights) -> Result<T>,
+    ) -> Result<Arc<T>> {
+        let loaded = slot.get(|| {
+            tracing::debug!(file = %table.file.display(), tensors = table.tensors.len(), "reads weights");
+            let tensors = shared.tensors();
+            let weights = Weights::open(table.clone(), &self.device, self.dtype, tensors.clone())
+                .with(changes.clone());
+            Ok(Loaded {
+                network: Arc::new(build(&weights)?),
+                _tensors: tensors,
+            })
+        })?;
+        Ok(loaded.network.clone())
     }
 
     /// The U-Net.
@@ -563,17 +594,30 @@ impl Checkpoint {
     /// # Errors
     /// When its weights cannot be read.
     pub fn unet(&self) -> Result<Arc<Unet>> {
-        self.unet
-            .get(|| Unet::load(&self.description.unet, &self.weights(0)?))
+        let d = &self.description;
+        let build = |w: &Weights| Unet::load(&d.unet, w);
+        self.load(
+            &self.unet,
+            &d.unet_table,
+            &self.pools.unet,
+            &self.unet_changes,
+            build,
+        )
     }
 
-    /// The text encoder.
+    /// Text encoder `index`, counted from 0.
     ///
     /// # Errors
-    /// When its weights cannot be read.
-    pub fn text_encoder(&self) -> Result<Arc<ClipText>> {
-        self.text
-            .get(|| ClipText::load(&self.description.text, &self.weights(1)?))
+    /// When its weights cannot be read, or there is no such encoder.
+    pub fn text_encoder(&self, index: usize) -> Result<Arc<ClipText>> {
+        let text = self.text(index)?;
+        self.load(
+            &self.texts[index],
+            &text.table,
+            &self.pools.texts[index],
+            &self.text_changes[index],
+            |w| ClipText::load(&text.config, w),
+        )
     }
 
     /// The VAE.
@@ -581,22 +625,35 @@ impl Checkpoint {
     /// # Errors
     /// When its weights cannot be read.
     pub fn vae(&self) -> Result<Arc<Vae>> {
-        self.vae
-            .get(|| Vae::load(&self.description.vae, &self.weights(2)?))
+        let d = &self.description;
+        let build = |w: &Weights| Vae::load(&d.vae, w);
+        self.load(
+            &self.vae,
+            &d.vae_table,
+            &self.pools.vae,
+            &Arc::default(),
+            build,
+        )
     }
 
-    /// The tokenizer.
+    /// The tokenizer of text encoder `index`, counted from 0.
     ///
     /// # Errors
-    /// When its files are not what they should be.
-    pub fn tokenizer(&self) -> Result<Arc<Tokenizer>> {
-        let d = &self.description;
-        self.tokenizer.get(|| {
+    /// When its files are not what they should be, or there is no such encoder.
+    pub fn tokenizer(&self, index: usize) -> Result<Arc<Tokenizer>> {
+        let text = self.text(index)?;
+        self.tokenizers[index].get(|| {
             Tokenizer::new(
-                &d.tokenizer,
-                &d.parts.tokenizer,
-                d.text.max_position_embeddings,
+                &text.tokenizer,
+                &text.folder,
+                text.config.max_position_embeddings,
             )
+        })
+    }
+
+    fn text(&self, index: usize) -> Result<&TextDescription> {
+        self.description.texts.get(index).ok_or_else(|| {
+            Error::request(format!("the model has no text encoder of number {index}"))
         })
     }
 
@@ -605,19 +662,21 @@ impl Checkpoint {
     /// # Errors
     /// When a part cannot be loaded.
     pub fn encode_prompt(&self, prompt: &str) -> Result<(Tensor, usize)> {
-        let tokens = self.tokenizer()?.encode(prompt)?;
-        let states = self.text_encoder()?.encode(&tokens.ids, self.kernel())?;
+        let tokens = self.tokenizer(0)?.encode(prompt)?;
+        let states = self.text_encoder(0)?.encode(&tokens.ids, self.kernel())?;
         Ok((states, tokens.cut))
     }
 
-    /// Bytes that the loaded parts hold, as float32, by the sizes in the headers.
+    /// Bytes that the loaded parts hold, by the sizes in the headers.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.description
-            .headers
-            .iter()
-            .flat_map(|header| header.tensors.values())
-            .map(|info| info.shape.iter().product::<usize>() * 4)
+        let size = self.dtype.size_in_bytes();
+        let d = &self.description;
+        let texts = d.texts.iter().map(|text| &text.table);
+        [&d.unet_table, &d.vae_table]
+            .into_iter()
+            .chain(texts)
+            .map(|table| table.bytes(size))
             .sum()
     }
 }

@@ -11,6 +11,8 @@ use crate::kernels::{GroupNormSpec, Kernel, Padding};
 pub struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
+    /// What adapters add to the weight: `[R, in]` and `[out, R]`.
+    low_rank: Option<(Tensor, Tensor)>,
 }
 
 impl Linear {
@@ -22,6 +24,7 @@ impl Linear {
         Ok(Self {
             weight: scope.get("weight", (output, input))?,
             bias: bias.then(|| scope.get("bias", output)).transpose()?,
+            low_rank: scope.low_rank(&[output, input])?,
         })
     }
 
@@ -41,6 +44,7 @@ impl Linear {
         Ok(Self {
             weight: scope.get_any(&named("weight"), (output, input))?,
             bias: Some(scope.get_any(&named("bias"), output)?),
+            low_rank: None,
         })
     }
 
@@ -49,7 +53,13 @@ impl Linear {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, x: &Tensor, kernel: &dyn Kernel) -> Result<Tensor> {
-        Ok(kernel.linear(x, &self.weight, self.bias.as_ref())?)
+        let y = kernel.linear(x, &self.weight, self.bias.as_ref())?;
+        match &self.low_rank {
+            Some((down, up)) => {
+                Ok((y + kernel.linear(&kernel.linear(x, down, None)?, up, None)?)?)
+            }
+            None => Ok(y),
+        }
     }
 }
 
@@ -60,6 +70,8 @@ pub struct Conv2d {
     bias: Tensor,
     stride: usize,
     padding: Padding,
+    /// What adapters add to the weight: `[R, in, k, k]` and `[out, R, 1, 1]`.
+    low_rank: Option<(Tensor, Tensor)>,
 }
 
 impl Conv2d {
@@ -80,6 +92,7 @@ impl Conv2d {
             bias: scope.get("bias", output)?,
             stride,
             padding,
+            low_rank: scope.low_rank(&[output, input, size, size])?,
         })
     }
 
@@ -96,7 +109,14 @@ impl Conv2d {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, x: &Tensor, kernel: &dyn Kernel) -> Result<Tensor> {
-        Ok(kernel.conv2d(x, &self.weight, Some(&self.bias), self.stride, self.padding)?)
+        let y = kernel.conv2d(x, &self.weight, Some(&self.bias), self.stride, self.padding)?;
+        match &self.low_rank {
+            Some((down, up)) => {
+                let inner = kernel.conv2d(x, down, None, self.stride, self.padding)?;
+                Ok((y + kernel.conv2d(&inner, up, None, 1, Padding::same(0))?)?)
+            }
+            None => Ok(y),
+        }
     }
 }
 

@@ -288,6 +288,12 @@ impl UnetConfig {
         }
     }
 
+    /// ResNet blocks of a level on the way down; there is one more on the way up.
+    #[must_use]
+    pub fn layers_at(&self, level: usize) -> usize {
+        self.layers(level)
+    }
+
     fn layers(&self, level: usize) -> usize {
         self.layers_per_block.at(level).unwrap_or(1)
     }

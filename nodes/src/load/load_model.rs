@@ -4,43 +4,75 @@ use std::path::Path;
 use std::sync::Arc;
 
 use retouch_graph::{
-    Chained, Context, Fault, Files, Node, NodeError, ReadFile, Sought, Types, Upstream, ports,
+    Chained, Context, Digest, Fault, Files, Node, NodeError, ReadFile, Sought, Types, Upstream,
+    ports,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::chain::{ModelNote, model_id, vae_id};
 use crate::diffusion::Error;
-use crate::diffusion::checkpoint::{Checkpoint, Description, Parts};
+use crate::diffusion::checkpoint::{Checkpoint, Description};
+use crate::diffusion::layout::{Layout, Sources};
+use crate::diffusion::scheduler::Prediction;
+use crate::diffusion::weights::NO_SUCH_FILE;
 use crate::fields::AssetPath;
 use crate::payload::Model;
 use crate::runtime::Runtime;
 
-/// Loads a Stable Diffusion 1.x or 2.x checkpoint in the diffusers folder layout.
+/// Loads a Stable Diffusion checkpoint: a folder in the diffusers layout, or a single file.
 ///
 /// Everything is built from the checkpoint's own configuration files and checked against its weights before anything
-/// runs; weights are read when a part is first used. A personalised model that came as a U-Net alone is the base
-/// model's `path` with its own `unet`.
+/// runs; weights are read when a part is first used. A single file (`.safetensors`, `.ckpt`) has no configuration: the
+/// published one of its family is taken, or that of the folder `config`. A personalised model that came as a U-Net alone
+/// is the base model's `path` with its own `unet`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadModel {
-    /// The folder that holds `unet/`, `text_encoder/`, `tokenizer/`, `vae/` and `scheduler/`.
+    /// A folder that holds `unet/`, `text_encoder/`, `tokenizer/`, `vae/` and `scheduler/`, or a single file.
     pub path: AssetPath,
-    /// Another folder in place of `unet/`.
+    /// For a single file: a folder in the diffusers layout whose configurations (and tokenizers) it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<AssetPath>,
+    /// The variant of the weight files, such as `fp16` of `diffusion_pytorch_model.fp16.safetensors`. Default: the plain
+    /// files, or else the fp16 or bf16 ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
+    /// What the U-Net predicts, where the scheduler's configuration says it wrongly or a single file cannot say it: a single
+    /// file of Stable Diffusion 2 counts as one that predicts v.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<PredictionType>,
+    /// Another folder, or file of weights, in place of `unet/`.
     #[serde(default)]
     pub unet: Option<AssetPath>,
-    /// Another folder in place of `text_encoder/`.
+    /// Another folder, or file of weights, in place of `text_encoder/`.
     #[serde(default)]
     pub text_encoder: Option<AssetPath>,
+    /// Another folder, or file of weights, in place of `text_encoder_2/` (Stable Diffusion XL).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_encoder_2: Option<AssetPath>,
     /// Another folder in place of `tokenizer/`.
     #[serde(default)]
     pub tokenizer: Option<AssetPath>,
-    /// Another folder in place of `vae/`.
+    /// Another folder in place of `tokenizer_2/` (Stable Diffusion XL).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer_2: Option<AssetPath>,
+    /// Another folder, or file of weights, in place of `vae/`.
     #[serde(default)]
     pub vae: Option<AssetPath>,
-    /// Another folder in place of `scheduler/`.
+    /// Another folder (or `scheduler_config.json`) in place of `scheduler/`.
     #[serde(default)]
     pub scheduler: Option<AssetPath>,
+}
+
+/// What a U-Net predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PredictionType {
+    /// The noise.
+    Epsilon,
+    /// sqrt(alpha) noise - sqrt(1 - alpha) image.
+    VPrediction,
 }
 
 ports! {
@@ -57,56 +89,80 @@ ports! {
 }
 
 impl LoadModel {
-    fn parts(&self) -> Parts {
-        let mut parts = Parts::of(self.path.as_path());
-        for (slot, given) in [
-            (&mut parts.unet, &self.unet),
-            (&mut parts.text_encoder, &self.text_encoder),
-            (&mut parts.tokenizer, &self.tokenizer),
-            (&mut parts.vae, &self.vae),
-            (&mut parts.scheduler, &self.scheduler),
-        ] {
-            if let Some(path) = given {
-                *slot = path.to_path_buf();
-            }
+    fn sources(&self) -> Sources {
+        let path = |path: &Option<AssetPath>| path.as_ref().map(|path| path.to_path_buf());
+        Sources {
+            path: self.path.to_path_buf(),
+            config: path(&self.config),
+            variant: self.variant.clone(),
+            unet: path(&self.unet),
+            text_encoder: path(&self.text_encoder),
+            text_encoder_2: path(&self.text_encoder_2),
+            tokenizer: path(&self.tokenizer),
+            tokenizer_2: path(&self.tokenizer_2),
+            vae: path(&self.vae),
+            scheduler: path(&self.scheduler),
+            prediction: self.prediction.map(|prediction| match prediction {
+                PredictionType::Epsilon => Prediction::Epsilon,
+                PredictionType::VPrediction => Prediction::VPrediction,
+            }),
         }
-        parts
+    }
+
+    /// The paths beside `path`, with their params.
+    fn given(&self) -> [(&'static str, &Option<AssetPath>); 8] {
+        [
+            ("config", &self.config),
+            ("unet", &self.unet),
+            ("text_encoder", &self.text_encoder),
+            ("text_encoder_2", &self.text_encoder_2),
+            ("tokenizer", &self.tokenizer),
+            ("tokenizer_2", &self.tokenizer_2),
+            ("vae", &self.vae),
+            ("scheduler", &self.scheduler),
+        ]
     }
 
     /// Has the folders that are not at their paths looked for; says where, for a model that is nowhere.
     fn seek(&self, files: &dyn Files) -> Sought {
-        let parts = [
-            &self.unet,
-            &self.text_encoder,
-            &self.tokenizer,
-            &self.vae,
-            &self.scheduler,
-        ];
-        for part in parts.into_iter().flatten() {
-            files.seek(part.as_path());
+        for (_, path) in self.given() {
+            if let Some(path) = path {
+                files.seek(path.as_path());
+            }
         }
         files.seek(self.path.as_path())
     }
 
     /// The parameter that a path came from.
     fn parameter(&self, path: &Path) -> &'static str {
-        let parts = self.parts();
-        [
-            ("unet", &self.unet, &parts.unet),
-            ("text_encoder", &self.text_encoder, &parts.text_encoder),
-            ("tokenizer", &self.tokenizer, &parts.tokenizer),
-            ("vae", &self.vae, &parts.vae),
-            ("scheduler", &self.scheduler, &parts.scheduler),
-        ]
-        .into_iter()
-        .find(|(_, given, folder)| given.is_some() && path.starts_with(folder))
-        .map_or("path", |(name, ..)| name)
+        self.given()
+            .into_iter()
+            .find(|(_, given)| {
+                given
+                    .as_ref()
+                    .is_some_and(|given| path.starts_with(given.as_path()))
+            })
+            .map_or("path", |(name, _)| name)
+    }
+
+    /// What the params say beside the files: it joins the model's id where it is given.
+    fn said(&self) -> Vec<(String, Digest)> {
+        self.prediction
+            .map(|prediction| {
+                let text = format!("{prediction:?}");
+                (
+                    "prediction".to_owned(),
+                    *blake3::hash(text.as_bytes()).as_bytes(),
+                )
+            })
+            .into_iter()
+            .collect()
     }
 
     fn fault(&self, error: &Error) -> Fault {
         match error {
             Error::Config { file, message } | Error::Weights { file, message }
-                if message == "no such file" =>
+                if message == NO_SUCH_FILE =>
             {
                 Fault::file(
                     self.parameter(file),
@@ -132,9 +188,10 @@ impl Node for LoadModel {
     fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>> {
         self.seek(files);
         // Missing files are `check`'s to report, with what they are for.
-        Ok(self
-            .parts()
-            .files()
+        let found = Layout::find(&self.sources(), files);
+        Ok(found
+            .map(|layout| layout.files())
+            .unwrap_or_default()
             .into_iter()
             .filter(|file| files.is_file(&file.path))
             .map(|file| ReadFile {
@@ -145,7 +202,7 @@ impl Node for LoadModel {
     }
 
     fn check(&self, _: &Types<Inputs>, files: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
-        let folder = self.path.as_path();
+        let path = self.path.as_path();
         let alone = [
             &self.unet,
             &self.text_encoder,
@@ -153,16 +210,12 @@ impl Node for LoadModel {
             &self.vae,
             &self.scheduler,
         ];
-        if alone.iter().any(|part| part.is_none()) && !files.is_dir(folder) {
-            let what = if files.is_file(folder) {
-                "is a file; only folders in the diffusers layout can be loaded so far"
-            } else {
-                "does not exist"
-            };
+        let single = files.is_file(path);
+        if alone.iter().any(|part| part.is_none()) && !files.is_dir(path) && !single {
             return Err(vec![
                 Fault::file(
                     "path",
-                    format!("the model folder {} {what}", folder.display()),
+                    format!("the model {} does not exist", path.display()),
                 )
                 .help(format!(
                     "relative paths count from the folder of the file that writes them; {}",
@@ -170,14 +223,29 @@ impl Node for LoadModel {
                 )),
             ]);
         }
-        let description = Description::read(&self.parts(), files)
+        if self.config.is_some() && !single {
+            return Err(vec![
+                Fault::value(
+                    "config",
+                    "`config` has no effect: a folder has its own configurations",
+                )
+                .help("remove `config`, or give a single file as `path`"),
+            ]);
+        }
+        let description = Description::read(&self.sources(), files)
             .map_err(|errors| errors.iter().map(|e| self.fault(e)).collect::<Vec<_>>())?;
         Ok(Types::unknown().with("model", &description.facts()))
     }
 
     fn chain(&self, upstream: &Upstream<'_>) -> Chained {
         let files = upstream.files.iter();
-        let id = model_id(files.map(|(role, digest)| (role.as_str(), *digest)));
+        let said = self.said();
+        let said = said.iter().map(|(role, digest)| (role.as_str(), *digest));
+        let id = model_id(
+            files
+                .map(|(role, digest)| (role.as_str(), *digest))
+                .chain(said),
+        );
         Chained {
             note: Some(Arc::new(ModelNote { id })),
             ..Chained::default()
@@ -186,14 +254,15 @@ impl Node for LoadModel {
 
     fn run(&self, _: Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
         let runtime = Runtime::of(context)?;
-        let parts = self.parts();
-        let description = Description::read(&parts, context.files()).map_err(|errors| {
+        let failed = |errors: Vec<Error>| {
             let messages: Vec<_> = errors.iter().map(ToString::to_string).collect();
             NodeError::failed(messages.join("; "))
-        })?;
+        };
+        let layout = Layout::find(&self.sources(), context.files()).map_err(failed)?;
+        let description = Description::of(&layout, context.files()).map_err(failed)?;
         // The VAE neither draws nor encodes prompts: what drew a step is the same model with another VAE.
         let mut digests = Vec::new();
-        for file in parts.files() {
+        for file in layout.files() {
             if context.files().is_file(&file.path) {
                 let digest = context.files().digest(&file.path).map_err(|e| {
                     NodeError::failed(format!("{} cannot be read: {e}", file.path.display()))
@@ -201,6 +270,7 @@ impl Node for LoadModel {
                 digests.push((file.role, digest));
             }
         }
+        digests.extend(self.said());
         let id = model_id(
             digests
                 .iter()

@@ -477,7 +477,7 @@ impl Sample {
         let subject = |own: &Option<Template>| subject_of(settings, own);
         let span = |model: &Checkpoint, prompt: &str, subject: Option<String>| {
             subject
-                .map(|subject| model.tokenizer()?.span(prompt, &subject))
+                .map(|subject| model.tokenizer(0)?.span(prompt, &subject))
                 .transpose()
         };
         let blends_by_target = settings.blend != crate::attention::BlendField::Context;
