@@ -1,6 +1,7 @@
 //! CLIP's tokenizer: byte-level BPE over lower-cased words, from `vocab.json` and `merges.txt` or `tokenizer.json`.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -13,8 +14,24 @@ use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimi
 
 use super::{Error, Result};
 
-/// CLIP's pattern of words: contractions, letters, single digits, runs of anything else.
-const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+/// CLIP's pattern of words: special tokens (which the lower-casing made), contractions, letters, single digits, runs of
+/// anything else.
+const WORDS: &str =
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// The merges of CLIP's BPE, which OpenAI published with CLIP (see nodes/data/README.md).
+static CLIP_MERGES: &[u8] = include_bytes!("../../data/clip-merges.txt.gz");
+/// More than the merges are long: a bound for what is unpacked.
+const LONGEST_MERGES: u64 = 1 << 20;
+
+/// What fills a prompt up to its length, in the published families.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PadToken {
+    /// The end token: Stable Diffusion 1, SDXL's first text encoder.
+    End,
+    /// "!", id 0: Stable Diffusion 2, SDXL's second text encoder (both OpenCLIP's).
+    Exclamation,
+}
 
 /// A token in the configuration files: a string, or a table with its `content`.
 #[derive(Clone, Debug, Deserialize)]
@@ -67,6 +84,53 @@ impl TokenizerFiles {
             ..Self::default()
         }
     }
+}
+
+impl TokenizerFiles {
+    /// CLIP's own vocabulary, which every Stable Diffusion model and SDXL have: for checkpoints that bring none.
+    ///
+    /// # Errors
+    /// When the data in the program is damaged.
+    pub fn built_in(pad: PadToken) -> Result<Self> {
+        let mut merges = String::new();
+        flate2::read::GzDecoder::new(CLIP_MERGES)
+            .take(LONGEST_MERGES)
+            .read_to_string(&mut merges)
+            .map_err(|e| {
+                Error::request(format!("the vocabulary in the program cannot be read: {e}"))
+            })?;
+        let bytes = byte_characters();
+        let ends = bytes.iter().map(|c| format!("{c}</w>"));
+        let merged = merges.lines().skip(1).map(|line| line.replace(' ', ""));
+        let special = ["<|startoftext|>", "<|endoftext|>"].map(str::to_owned);
+        let words = bytes.iter().map(char::to_string).chain(ends);
+        let vocabulary: serde_json::Map<_, _> = words
+            .chain(merged)
+            .chain(special)
+            .enumerate()
+            .map(|(id, word)| (word, id.into()))
+            .collect();
+        Ok(Self {
+            tokenizer: None,
+            vocab: Some(serde_json::Value::Object(vocabulary).to_string()),
+            merges: Some(merges),
+            config: None,
+            special_tokens: match pad {
+                PadToken::End => None,
+                PadToken::Exclamation => Some(r#"{"pad_token": "!"}"#.to_owned()),
+            },
+        })
+    }
+}
+
+/// The character that stands for each byte in the vocabulary, in the order of their ids: printable bytes for themselves,
+/// then the others as the characters from 256 on.
+fn byte_characters() -> Vec<char> {
+    let printable = |b: &u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..);
+    let own = (0..=u8::MAX).filter(printable).map(char::from);
+    let others = (0..=u8::MAX).filter(|b| !printable(b));
+    own.chain(others.zip(256..).filter_map(|(_, c)| char::from_u32(c)))
+        .collect()
 }
 
 /// Turns prompts into token ids of a fixed length.

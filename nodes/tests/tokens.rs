@@ -1,0 +1,61 @@
+//! CLIP's vocabulary in the program, against transformers' (tests/oracle/make_tokens.py).
+
+#![allow(clippy::unwrap_used)] // helpers of tests are tests
+
+use std::io::Read;
+use std::path::Path;
+
+use retouch_nodes::diffusion::tokenizer::{PadToken, Tokenizer, TokenizerFiles};
+
+fn built_in(pad: PadToken) -> Tokenizer {
+    let files = TokenizerFiles::built_in(pad).unwrap();
+    Tokenizer::new(&files, Path::new("built in"), 77).unwrap()
+}
+
+/// The strings and their ids, without begin, end and padding.
+fn cases() -> Vec<(String, Vec<u32>)> {
+    let file = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/oracle/data/clip_tokens.json.gz"
+    );
+    let file = std::fs::File::open(file).unwrap();
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(file)
+        .read_to_string(&mut text)
+        .unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn ten_thousand_odd_strings_have_the_ids_that_transformers_gives_them() {
+    let tokenizer = built_in(PadToken::End);
+    let cases = cases();
+    assert_eq!(cases.len(), 10_000);
+    let mut wrong = Vec::new();
+    for (text, ids) in &cases {
+        let room = ids.len().min(75);
+        let mut expected = vec![49406];
+        expected.extend(&ids[..room]);
+        expected.resize(77, 49407);
+        let tokens = tokenizer.encode(text).unwrap();
+        if tokens.ids != expected || tokens.used != room + 2 || tokens.cut != ids.len() - room {
+            wrong.push((text, tokens, expected));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} differ, the first: {:?}",
+        wrong.len(),
+        wrong[0]
+    );
+}
+
+#[test]
+fn stable_diffusion_2_pads_with_the_exclamation_mark() {
+    let tokens = built_in(PadToken::Exclamation).encode("hello").unwrap();
+    assert_eq!(tokens.ids[..4], [49406, 3306, 49407, 0]);
+    assert!(tokens.ids[3..].iter().all(|&id| id == 0));
+    assert_eq!(tokens.ids.len(), 77);
+    let highest = built_in(PadToken::Exclamation).highest_id();
+    assert_eq!(highest, 49407);
+}
