@@ -141,20 +141,17 @@ def main(out, seed, double):
             torch.save(whole, out / "sd1-legacy.ckpt", _use_new_zipfile_serialization=False)
             for kind in ("zip", "legacy"):
                 same(f"sd1-{kind}.ckpt", torch.load(out / f"sd1-{kind}.ckpt", weights_only=True)["state_dict"], single)
-            modules = {"unet": model.unet, "vae": vae, "text_encoder": model.text_encoder}
-            write_parts(folder, out / "sd1-bin", {p: states(modules[p], t) for p, t in parts.items()}, lambda p: file_name(p, "bin"), torch.save)
-            for part in parts:
-                same(f"sd1-bin/{part}", torch.load(out / "sd1-bin" / file_name(part, "bin"), weights_only=True), parts[part])
+            # As old libraries saved.
+            modules, old = {"unet": model.unet, "vae": vae, "text_encoder": model.text_encoder}, {**parts, **old_names(parts)}
+            write_parts(folder, out / "sd1-bin", {p: states(modules[p], t) for p, t in old.items()}, lambda p: file_name(p, "bin"), torch.save)
             # As new libraries save: a sharded U-Net, and a text encoder without `text_model.` in its names.
-            stripped = {k.removeprefix("text_model."): v for k, v in parts["text_encoder"].items()}
-            write_parts(folder, out / "sd1-sharded", {"vae": parts["vae"], "text_encoder": stripped})
-            shards = copy.deepcopy(model.unet).half()
-            shards.save_pretrained(out / "sd1-sharded" / "unet", max_shard_size="75KB")
-            pieces = sorted((out / "sd1-sharded" / "unet").glob("*.safetensors"))
+            single_precision = tensors_of(model, vae, torch.float32)
+            stripped = {k.removeprefix("text_model."): v for k, v in single_precision["text_encoder"].items()}
+            write_parts(folder, out / "sd1-sharded-f32", {"vae": single_precision["vae"], "text_encoder": stripped})
+            model.unet.save_pretrained(out / "sd1-sharded-f32" / "unet", max_shard_size="150KB")
+            pieces = sorted((out / "sd1-sharded-f32" / "unet").glob("*.safetensors"))
             assert len(pieces) == 3, pieces
-            same("sd1-sharded", {k: v for p in pieces for k, v in load_file(p).items()}, parts["unet"])
-            write_parts(folder, out / "sd1-f32", tensors_of(model, vae, torch.float32))
-            write_parts(folder, out / "sd1-old-names", {"unet": parts["unet"], **old_names(parts)})
+            same("sd1-sharded-f32", {k: v for p in pieces for k, v in load_file(p).items()}, single_precision["unet"])
             # The plain files are bfloat16 (weights of their own), the `fp16` variant is sd1: which was read shows.
             bf16 = copy.deepcopy(model.unet), copy.deepcopy(vae), copy.deepcopy(model.text_encoder)
             for module in bf16:
@@ -164,8 +161,7 @@ def main(out, seed, double):
             write_parts(folder, out / "sd1-bf16", bf16_parts)
             write_parts(folder, out / "sd1-bf16", parts, lambda p: file_name(p, variant=".fp16"))
             sets["sd1-bf16"] = (plain, Model(copy.deepcopy(personal.unet), plain.text_encoder, model.tokenizer), bf16[1])
-            for label, variant in (("sd1-bin", None), ("sd1-sharded", None), ("sd1-f32", None), ("sd1-old-names", None),
-                                   ("sd1-bf16", "fp16"), ("sd1-bf16", None)):
+            for label, variant in (("sd1-bin", None), ("sd1-sharded-f32", None), ("sd1-bf16", "fp16"), ("sd1-bf16", None)):
                 pipe = StableDiffusionPipeline.from_pretrained(str(out / label), variant=variant, torch_dtype=torch.float32, local_files_only=True,
                                                                use_safetensors=label != "sd1-bin", safety_checker=None, feature_extractor=None)
                 expected = bf16_parts if (label, variant) == ("sd1-bf16", None) else parts
@@ -175,13 +171,13 @@ def main(out, seed, double):
                 same(f"{label} {variant} text", text_names(pipe.text_encoder), expected["text_encoder"])
         for label, (vanilla, subject, decoder) in sets.items():
             t = numbers(vanilla, subject, decoder, scheduler, family["sites"], inputs)
-            write_numbers(out / f"{label}.safetensors", t)
+            write_numbers(out / f"{label}.safetensors", t, skip=("image",))
             if double:
                 modules = [copy.deepcopy(m).double() for m in (vanilla.unet, subject.unet, vanilla.text_encoder, decoder)]
                 wide = Model(modules[0], modules[2], model.tokenizer), Model(modules[1], modules[2], model.tokenizer)
                 compare(label, t, numbers(*wide, modules[3], scheduler, family["sites"], {k: v.double() for k, v in inputs.items()}))
     facts = dict(steps=STEPS, guidance=GUIDANCE, vanilla_prompt=VANILLA, personalized_prompt=PERSONAL, reference_prompt=REFERENCE, **RETOUCH,
-                 unet_timesteps=[981, 401], sites={"sd1": [3, 7], "sd2": [5, 11]}, mask_grid=[16, 16], blend="union", threshold="otsu", lock=True)
+                 unet_timesteps=[981, 401], sites={"sd1": [3, 7], "sd2": [3, 7]}, mask_grid=[16, 16], blend="union", threshold="otsu", lock=True)
     (out / "settings.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 

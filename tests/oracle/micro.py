@@ -21,10 +21,10 @@ SD1 = dict(
     prediction="epsilon", sites=range(3, 7), attention=(1.0, 3.0), index="StableDiffusionPipeline",
 )
 SD2 = dict(
-    unet=dict(block_out_channels=(8, 16, 16), layers_per_block=2, norm_num_groups=4, cross_attention_dim=48, attention_head_dim=(1, 2, 2),
+    unet=dict(block_out_channels=(8, 16, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=48, attention_head_dim=(1, 2, 2),
               use_linear_projection=True),
     text=dict(hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, hidden_act="gelu"),
-    prediction="v_prediction", sites=range(5, 11), attention=(1.0, 1.0), index="StableDiffusionPipeline",
+    prediction="v_prediction", sites=range(3, 7), attention=(1.0, 1.0), index="StableDiffusionPipeline",
 )
 
 
@@ -65,13 +65,13 @@ def write_index(folder, name="StableDiffusionPipeline", **more):
 
 @torch.no_grad()
 def two_stages(model, personal, scheduler, z, latent, sites, prompt=PERSONAL, reference_prompt=REFERENCE, vanilla_prompt=VANILLA, guidance=GUIDANCE,
-               mask_grid=(16, 16), **changes):
+               mask_grid=(16, 16), steps=STEPS, **changes):
     """The layout, the inverted reference, the retouched trajectory and its masks, by the settings of RETOUCH."""
     MARGINS.clear()
-    t = {"layout": torch.cat(step_blend_sample(model, personal, vanilla_prompt, prompt, z, scheduler, STEPS, guidance, BLEND)),
-         "inverted": torch.cat(invert(personal, latent, scheduler, STEPS))}
     settings = {**RETOUCH, **changes}
-    trajectory, masks = retouch(personal, prompt, list(t["layout"].split(1)), list(t["inverted"].split(1)), scheduler, STEPS, guidance,
+    t = {"layout": torch.cat(step_blend_sample(model, personal, vanilla_prompt, prompt, z, scheduler, steps, guidance, settings["blend_steps"])),
+         "inverted": torch.cat(invert(personal, latent, scheduler, steps))}
+    trajectory, masks = retouch(personal, prompt, list(t["layout"].split(1)), list(t["inverted"].split(1)), scheduler, steps, guidance,
                                 reference_prompt=reference_prompt, sites=sites, mask_grid=mask_grid, vanilla=model, vanilla_prompt=vanilla_prompt, **settings)
     t["retouch"], t["masks"] = torch.cat(trajectory), torch.stack([torch.stack(m) for m in masks])
     return t
