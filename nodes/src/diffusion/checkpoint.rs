@@ -152,8 +152,9 @@ fn read_vocabulary(
 ) -> (TokenizerFiles, PathBuf) {
     let folder = match vocabulary {
         Vocabulary::Folder(folder) => folder,
-        Vocabulary::Clip { zero } => {
-            return (TokenizerFiles::clip(*zero), "CLIP's vocabulary".into());
+        Vocabulary::Clip(pad) => {
+            let built_in = TokenizerFiles::built_in(*pad).map_err(|e| faults.push(e));
+            return (built_in.unwrap_or_default(), "CLIP's vocabulary".into());
         }
     };
     let [tokenizer, vocab, merges, config, special_tokens] = TOKENIZER_FILES.map(|name| {
@@ -167,7 +168,6 @@ fn read_vocabulary(
         merges,
         config,
         special_tokens,
-        ..TokenizerFiles::default()
     };
     (texts, folder.clone())
 }

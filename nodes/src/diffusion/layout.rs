@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::published::Published;
 use super::scheduler::Prediction;
+use super::tokenizer::PadToken;
 use super::unet::{Unet, UnetConfig};
 use super::vae::{Vae, VaeConfig};
 use super::weights::{NO_SUCH_FILE, Table, Weights};
@@ -126,11 +127,8 @@ pub struct Part {
 pub enum Vocabulary {
     /// A folder of files.
     Folder(PathBuf),
-    /// CLIP's own, which is in the program; whether it pads with the id 0 rather than with the end token.
-    Clip {
-        /// Pads with 0, "!".
-        zero: bool,
-    },
+    /// CLIP's own, which is in the program.
+    Clip(PadToken),
 }
 
 /// The parts of a model.
@@ -459,11 +457,15 @@ impl Layout {
                 {
                     Vocabulary::Folder(folder)
                 }
-                _ => Vocabulary::Clip {
-                    zero: published.map_or(i == 1, |family| {
-                        family.pads_with_zero().get(i) == Some(&true)
-                    }),
-                },
+                _ => Vocabulary::Clip(
+                    published
+                        .and_then(|family| family.pads().get(i).copied())
+                        .unwrap_or(if i == 0 {
+                            PadToken::End
+                        } else {
+                            PadToken::Exclamation
+                        }),
+                ),
             };
             texts.push(
                 part(name, Kind::Text, given, configs.get(i).copied())

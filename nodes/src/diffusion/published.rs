@@ -2,6 +2,7 @@
 //! `scheduler_config.json` of the diffusers folders of these checkpoints say, as far as it is not a default.
 
 use super::scheduler::Prediction;
+use super::tokenizer::PadToken;
 
 /// The families whose configurations are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,14 +93,13 @@ impl Published {
         }
     }
 
-    /// The id that each text encoder's tokenizer pads with: CLIP's own is the end token, Stable Diffusion 2 and the
-    /// second encoder of XL pad with "!", 0.
+    /// What the tokenizer of each text encoder pads with.
     #[must_use]
-    pub fn pads_with_zero(self) -> &'static [bool] {
+    pub fn pads(self) -> &'static [PadToken] {
         match self {
-            Self::Sd1 => &[false],
-            Self::Sd2 | Self::Sd2Base => &[true],
-            Self::Sdxl => &[false, true],
+            Self::Sd1 => &[PadToken::End],
+            Self::Sd2 | Self::Sd2Base => &[PadToken::Exclamation],
+            Self::Sdxl => &[PadToken::End, PadToken::Exclamation],
         }
     }
 }

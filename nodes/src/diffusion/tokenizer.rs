@@ -71,19 +71,6 @@ pub struct TokenizerFiles {
     pub config: Option<String>,
     /// `special_tokens_map.json`; it overrides the former, as in transformers. Stable Diffusion 2 pads with "!" by it.
     pub special_tokens: Option<String>,
-    /// There are no files: CLIP's own vocabulary, which pads with the id 0 ("!") if true, else with the end token.
-    pub clip: Option<bool>,
-}
-
-impl TokenizerFiles {
-    /// CLIP's own vocabulary, which pads with the id 0 if `zero`, else with the end token.
-    #[must_use]
-    pub fn clip(zero: bool) -> Self {
-        Self {
-            clip: Some(zero),
-            ..Self::default()
-        }
-    }
 }
 
 impl TokenizerFiles {
