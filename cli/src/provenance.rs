@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use retouch_graph::check::normal;
+use retouch_graph::files::piece;
 use retouch_graph::provenance::{self, Origin, Provenance, ReadEntry};
 use retouch_graph::{
     Checked, Code, Digest, Engine, Files, Lock, LockedFile, LockedKind, Settings, Stamp, Sweep,
@@ -363,6 +364,13 @@ impl Files for Found {
                 Ok((head, text.len() as u64))
             }
             None => self.inner.0.read_head(self.place_of(path)?, length),
+        }
+    }
+
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> std::io::Result<Vec<u8>> {
+        match self.texts.get(&normal(path)) {
+            Some(text) => Ok(piece(text, offset, length).to_vec()),
+            None => self.inner.0.read_at(self.place_of(path)?, offset, length),
         }
     }
 

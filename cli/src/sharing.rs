@@ -402,6 +402,10 @@ impl Files for Confined {
         self.allowed(path)?.read_head(path, length)
     }
 
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        self.allowed(path)?.read_at(path, offset, length)
+    }
+
     fn digest(&self, path: &Path) -> io::Result<Digest> {
         self.allowed(path)?.digest(path)
     }

@@ -133,6 +133,11 @@ impl Files for Noting<'_> {
         self.files.read_head(path, length)
     }
 
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        self.note(path, true);
+        self.files.read_at(path, offset, length)
+    }
+
     fn digest(&self, path: &Path) -> io::Result<Digest> {
         self.note(path, true);
         self.files.digest(path)

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, Metadata};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -26,6 +26,15 @@ pub trait Files: Send + Sync {
     /// # Errors
     /// As the file system gives them.
     fn read_head(&self, path: &Path, length: usize) -> io::Result<(Vec<u8>, u64)>;
+
+    /// At most `length` bytes of a file from the byte `offset` on: fewer, or none, when the file ends before. By default
+    /// cut from the whole content; files that may be large give it without reading the rest.
+    ///
+    /// # Errors
+    /// As the file system gives them.
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        Ok(piece(&self.read(path)?, offset, length).to_vec())
+    }
 
     /// The digest of a file's content, memoised by path, size, modification time and inode.
     ///
@@ -68,6 +77,14 @@ pub trait Files: Send + Sync {
 
     /// Writes down what is to be known in the next process, if anything is; nobody misses it when that fails.
     fn flush(&self) {}
+}
+
+/// The bytes of a content that [`Files::read_at`] gives: at most `length` from `offset` on.
+#[must_use]
+pub fn piece(content: &[u8], offset: u64, length: usize) -> &[u8] {
+    let start = usize::try_from(offset).map_or(content.len(), |offset| offset.min(content.len()));
+    let end = start.saturating_add(length).min(content.len());
+    &content[start..end]
 }
 
 /// What lies in a folder.
@@ -266,6 +283,18 @@ impl Files for DiskFiles {
         let mut head = Vec::new();
         file.take(length as u64).read_to_end(&mut head)?;
         Ok((head, whole))
+    }
+
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        self.saw(path);
+        let mut file = File::open(path)?;
+        let mut bytes = Vec::new();
+        // File systems differ in how far beyond the end one may seek.
+        if offset < file.metadata()?.len() {
+            file.seek(SeekFrom::Start(offset))?;
+            file.take(length as u64).read_to_end(&mut bytes)?;
+        }
+        Ok(bytes)
     }
 
     fn digest(&self, path: &Path) -> io::Result<Digest> {
@@ -560,6 +589,10 @@ impl Files for RedirectedFiles {
         self.inner.read_head(&self.place(path), length)
     }
 
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        self.inner.read_at(&self.place(path), offset, length)
+    }
+
     fn digest(&self, path: &Path) -> io::Result<Digest> {
         self.inner.digest(&self.place(path))
     }
@@ -635,6 +668,38 @@ impl Files for RedirectedFiles {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_piece_of_a_file_is_the_same_from_the_disk_from_memory_and_from_elsewhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let (here, there) = (folder.path().join("a"), folder.path().join("kept/a"));
+        let content: Vec<u8> = (0..=255).collect();
+        fs::create_dir(folder.path().join("kept")).unwrap();
+        fs::write(&there, &content).unwrap();
+        let disk = Arc::new(DiskFiles::new());
+        let inner = Arc::clone(&disk) as Arc<dyn Files>;
+        let redirected = RedirectedFiles::new(inner, vec![folder.path().join("kept")]);
+        assert_eq!(redirected.seek(&here), Sought::default());
+        let memory = MemoryFiles::new().with(&here, &content);
+        for (offset, length) in [
+            (0, 3),
+            (250, 6),
+            (250, 100),
+            (256, 1),
+            (u64::MAX / 2, 8),
+            (7, 0),
+        ] {
+            let from = usize::try_from(offset).unwrap().min(256);
+            let expected = &content[from..(from + length).min(256)];
+            assert_eq!(piece(&content, offset, length), expected);
+            assert_eq!(disk.read_at(&there, offset, length).unwrap(), expected);
+            assert_eq!(memory.read_at(&here, offset, length).unwrap(), expected);
+            assert_eq!(redirected.read_at(&here, offset, length).unwrap(), expected);
+        }
+        // What was read so is watched.
+        assert!(disk.read_so_far().contains(&there));
+        assert!(disk.read_at(&here, 0, 1).is_err());
+    }
 
     #[test]
     fn digests_of_large_files_outlive_the_process_until_the_file_changes() {

@@ -6,6 +6,7 @@ use std::io::{self, Cursor, Read, Write};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use retouch_graph::files::piece;
 use retouch_graph::params::{How, ParamType};
 use retouch_graph::problem::Code;
 use retouch_graph::yaml::{self, Node};
@@ -128,6 +129,13 @@ impl Files for Members {
         match self.find(path)? {
             Content::Disk(path) => self.inner.read_head(path, length),
             Content::Text(text) => Ok((text[..length.min(text.len())].to_vec(), text.len() as u64)),
+        }
+    }
+
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        match self.find(path)? {
+            Content::Disk(path) => self.inner.read_at(path, offset, length),
+            Content::Text(text) => Ok(piece(text, offset, length).to_vec()),
         }
     }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use retouch_graph::check::normal;
+use retouch_graph::files::piece;
 use retouch_graph::{Digest, DiskFiles, FileStamp, Files, MemoryFiles};
 
 /// Open documents over the disk; what is looked at is written down, so that it is known what a change concerns.
@@ -56,6 +57,13 @@ impl Files for Overlay {
                 content.len() as u64,
             )),
             None => self.disk.read_head(path, length),
+        }
+    }
+
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        match self.opened(path) {
+            Some(content) => Ok(piece(&content, offset, length).to_vec()),
+            None => self.disk.read_at(path, offset, length),
         }
     }
 
