@@ -9,6 +9,7 @@ pub mod layout;
 pub mod ldm;
 pub mod masks;
 pub mod noise;
+pub mod pickle;
 pub mod preview;
 pub mod published;
 pub mod sampling;
