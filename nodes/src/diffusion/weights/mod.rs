@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Shape, Tensor};
 
 pub use data::{Maps, is_readable};
 pub use header::{Header, NO_SUCH_FILE, TensorInfo};
-pub use table::{Stored, Table, dense_strides};
+pub use table::{Stored, Table, dense_strides, is_torch};
 
 use super::{Error, Result};
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use retouch_graph::Files;
 
 use super::header::{Header, dtype_bytes};
-use crate::diffusion::{Error, Result};
+use crate::diffusion::{Error, Result, pickle};
 
 /// A tensor as it lies in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +91,15 @@ impl Stored {
     }
 }
 
+/// Whether a file is torch's. The length of a safetensors header may begin as a pickle does; its brace tells.
+#[must_use]
+pub fn is_torch(path: &Path, files: &dyn Files) -> bool {
+    const BEGINNING: usize = 9;
+    files.read_head(path, BEGINNING).is_ok_and(|(head, _)| {
+        pickle::is_torch(&head) && !(head.get(8) == Some(&b'{') && head.get(4..8) == Some(&[0; 4]))
+    })
+}
+
 /// The tensors of a network, or of a file.
 #[derive(Clone, Debug)]
 pub struct Table {
@@ -125,16 +134,48 @@ impl Table {
         }
     }
 
-    /// The tensors of a weight file, by its header alone.
+    /// The tensors of a weight file, safetensors or torch's, without their numbers.
     ///
     /// # Errors
-    /// When there is no such file or it is not one of weights.
+    /// When there is no such file or it is not one of weights; a torch file that is more than data.
     pub fn read(path: &Path, files: &dyn Files) -> Result<Self> {
         // The weights are mapped from the file itself, so its real place must be known.
-        Ok(Self::of_header(
-            &Header::read(path, files)?,
-            &files.place(path),
-        ))
+        let place = files.place(path);
+        if is_torch(path, files) {
+            Ok(Self::of_torch(path, &place, &pickle::read(path, files)?))
+        } else {
+            Ok(Self::of_header(&Header::read(path, files)?, &place))
+        }
+    }
+
+    /// The tensors of what a torch file holds. `place` is where the file really is.
+    #[must_use]
+    pub fn of_torch(path: &Path, place: &Path, value: &pickle::Value) -> Self {
+        let file: Arc<Path> = place.into();
+        let tensors = pickle::tensors(value)
+            .into_iter()
+            .map(|(name, tensor)| {
+                let stored = Stored {
+                    file: file.clone(),
+                    name: name.clone(),
+                    dtype: tensor.dtype.clone(),
+                    shape: tensor.shape.clone(),
+                    strides: tensor.strides.clone(),
+                    offset: tensor.offset,
+                };
+                (name, stored)
+            })
+            .collect();
+        // What tells checkpoints of one shape apart.
+        let step = match value.get("global_step") {
+            Some(pickle::Value::Int(step)) => Some(("global_step".to_owned(), step.to_string())),
+            _ => None,
+        };
+        Self {
+            file: path.to_owned(),
+            tensors,
+            metadata: step.into_iter().collect(),
+        }
     }
 
     /// The tensors of several files as one; `file` is what messages speak of.
