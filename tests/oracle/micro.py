@@ -95,7 +95,8 @@ def write_numbers(path, tensors, name="", skip=()):
     std = {k: tensors[k].std().item() for k in ("text", "unet_out", "vae_mean", "vae_decoded", "retouch") if k in tensors}
     print(f"{name or path.name:28} margin {min(MARGINS, default=1):.1e}", {k: round(v, 2) for k, v in std.items()},
           [round(x, 2) for x in tensors["masks"].mean((0, 2, 3)).tolist()] if "masks" in tensors else "")
-    save_file({k: v.contiguous().float() for k, v in tensors.items() if k not in skip}, path)
+    if path is not None:
+        save_file({k: v.contiguous().float() for k, v in tensors.items() if k not in skip}, path)
 
 
 def compare(label, single, double):
