@@ -224,6 +224,17 @@ fn every_line_of_real_runs_satisfies_the_schema_and_every_event_of_the_schema_oc
     std::fs::write(folder.join("long.yaml"), text(&"bear ".repeat(90))).unwrap();
     reader.run(folder, 0, &["run", "long.yaml", "--json", "--out", "long"]);
     assert!(reader.seen["node_warning"] > 0);
+    // A LoRA says which layers it was found for.
+    let micro = root().join("tests/oracle/data/micro");
+    let adapted = format!(
+        "schema: retouch/v1\nnodes:\n  base: {{op: load_model, path: '{0}/sd1'}}\n  \
+         toy: {{op: apply_lora, model: $base, path: '{0}/adapters/sd1-lora-kohya.safetensors'}}\n  \
+         draw: {{op: sample, model: $toy, prompt: a cat, steps: 1, seed: 1}}\noutputs:\n  z: {{value: $draw}}\n",
+        micro.display()
+    );
+    std::fs::write(folder.join("lora.yaml"), adapted).unwrap();
+    reader.run(folder, 0, &["run", "lora.yaml", "--json", "--out", "lora"]);
+    assert!(reader.seen["node_note"] > 0);
 
     // A file in the way of an output, and a photo whose pixels are damaged.
     let exists = reader.run(folder, 1, &with(&["--set", "seed=2", "--exists", "fail"]));

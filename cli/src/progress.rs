@@ -256,6 +256,7 @@ impl Listener for Progress {
             Event::NodeWarning { node, message } => {
                 self.line(&format!("warning: {node}: {message}"));
             }
+            Event::NodeNote { node, message } => self.told(&format!("  {node}: {message}")),
             Event::NodeFinished {
                 node,
                 seconds,

@@ -103,6 +103,13 @@ pub enum Event {
         /// How many steps it has.
         of: usize,
     },
+    /// A node says what it did, where that is worth knowing: nothing is to be done about it.
+    NodeNote {
+        /// The node.
+        node: String,
+        /// What it did.
+        message: String,
+    },
     /// A node has something to say that does not stop the run.
     NodeWarning {
         /// The node.

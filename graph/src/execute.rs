@@ -910,6 +910,13 @@ impl Host for NodeHost<'_> {
         });
     }
 
+    fn note_done(&self, message: &str) {
+        self.job.listener.event(&Event::NodeNote {
+            node: self.name.to_owned(),
+            message: message.to_owned(),
+        });
+    }
+
     fn count(&self, counter: &'static str, by: u64) {
         *lock(&self.counters).entry(counter).or_default() += by;
     }

@@ -205,6 +205,10 @@ pub trait Host: Sync {
     fn progress(&self, done: usize, total: usize);
     /// Something that the user should know but that does not stop the run.
     fn warn(&self, message: &str);
+    /// What was done, where that is worth knowing.
+    fn note_done(&self, message: &str) {
+        let _ = message;
+    }
     /// Adds to a counter of the run, `unet_calls` for one.
     fn count(&self, counter: &'static str, by: u64);
     /// Whether the run was cancelled.
@@ -276,6 +280,11 @@ impl<'a> Context<'a> {
     /// Tells the user something that does not stop the run.
     pub fn warn(&self, message: &str) {
         self.host.warn(message);
+    }
+
+    /// Tells the user what was done, where that is worth knowing and nothing is to be done about it.
+    pub fn say(&self, message: &str) {
+        self.host.note_done(message);
     }
 
     /// Adds to a counter of the run, `unet_calls` for one.

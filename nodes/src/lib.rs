@@ -3,6 +3,7 @@
 //! A node is one file: a struct of parameters with a [`retouch_graph::Node`] implementation. Adding one takes two
 //! steps: the file, and a line in [`registry`].
 
+pub mod adapt;
 pub mod attention;
 mod chain;
 pub mod diffusion;
@@ -23,6 +24,9 @@ pub use runtime::Runtime;
 pub fn registry() -> retouch_graph::registry::Registry {
     retouch_graph::registry::Registry::new()
         .with::<load::LoadModel>()
+        .with::<adapt::ApplyLora>()
+        .with::<adapt::ApplyCustomDiffusion>()
+        .with::<adapt::LoadVae>()
         .with::<load::LoadImage>()
         .with::<load::LoadMask>()
         .with::<load::LoadLatent>()

@@ -10,6 +10,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use retouch_nodes::diffusion::adapters::Networks;
+use retouch_nodes::diffusion::adapters::custom_diffusion::CustomDiffusion;
+use retouch_nodes::diffusion::adapters::lora::{Lora, low_rank};
 use retouch_nodes::diffusion::checkpoint::{Checkpoint, Description};
 use retouch_nodes::diffusion::control::{Branch, Rows, Untouched};
 use retouch_nodes::diffusion::layout::Sources;
@@ -47,11 +50,36 @@ fn formats() -> Vec<(&'static str, Sources, &'static str, Option<&'static str>)>
     vec![
         ("sd1", folder("sd1"), "sd1", None),
         ("sd2", folder("sd2"), "sd2", None),
-        ("single file", single("sd1-single.safetensors", "sd1"), "sd1", Some("sd1")),
-        ("single file of 2", single("sd2-single.safetensors", "sd2"), "sd2", Some("sd2")),
-        ("torch file", single("sd1-zip.ckpt", "sd1"), "sd1", Some("sd1")),
-        ("old torch file", single("sd1-legacy.ckpt", "sd1"), "sd1", Some("sd1")),
-        ("torch files in a folder", folder("sd1-bin"), "sd1", Some("sd1")),
+        (
+            "single file",
+            single("sd1-single.safetensors", "sd1"),
+            "sd1",
+            Some("sd1"),
+        ),
+        (
+            "single file of 2",
+            single("sd2-single.safetensors", "sd2"),
+            "sd2",
+            Some("sd2"),
+        ),
+        (
+            "torch file",
+            single("sd1-zip.ckpt", "sd1"),
+            "sd1",
+            Some("sd1"),
+        ),
+        (
+            "old torch file",
+            single("sd1-legacy.ckpt", "sd1"),
+            "sd1",
+            Some("sd1"),
+        ),
+        (
+            "torch files in a folder",
+            folder("sd1-bin"),
+            "sd1",
+            Some("sd1"),
+        ),
         ("shards", folder("sd1-sharded-f32"), "sd1", Some("sd1")),
         ("bfloat16", folder("sd1-bf16"), "sd1-bf16", None),
         ("variant", variant("sd1-bf16", "fp16"), "sd1", Some("sd1")),
@@ -78,8 +106,14 @@ fn results(model: &Checkpoint, expected: &HashMap<String, Tensor>) -> Vec<(&'sta
     vec![
         ("text", personal),
         ("text_empty", text("")),
-        ("unet_out", unet.forward(call, &mut Untouched, model.kernel()).unwrap()),
-        ("vae_decoded", vae.decode(&expected["noise"], model.kernel()).unwrap()),
+        (
+            "unet_out",
+            unet.forward(call, &mut Untouched, model.kernel()).unwrap(),
+        ),
+        (
+            "vae_decoded",
+            vae.decode(&expected["noise"], model.kernel()).unwrap(),
+        ),
     ]
 }
 
@@ -103,7 +137,71 @@ fn every_format_gives_the_numbers_of_diffusers_and_the_bits_of_the_folder() {
                 let numbers = t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
                 numbers.into_iter().map(f32::to_bits).collect()
             };
-            assert!(bits(a) == bits(b), "{what}: {name} differs from the folder's");
+            assert!(
+                bits(a) == bits(b),
+                "{what}: {name} differs from the folder's"
+            );
         }
+    }
+}
+
+/// The adapted model of a file: what an op makes of the base.
+fn adapted(base: &Checkpoint, name: &str) -> Checkpoint {
+    let path = micro("adapters").join(name);
+    let d = base.description();
+    let texts: Vec<_> = d.texts.iter().map(|text| text.config.clone()).collect();
+    let networks = Networks::of(&d.unet, &texts).unwrap();
+    if name.contains("custom") {
+        let file = CustomDiffusion::find(&path, &Disk);
+        let read = CustomDiffusion::read(&file, &networks, &Disk).unwrap();
+        assert_eq!(read.unmatched, [""; 0]);
+        assert_eq!(read.layers.0, read.layers.1);
+        return base.with_replaced(name.to_owned(), read.replaced);
+    }
+    let lora = Lora::read(&Lora::find(&path, &Disk), &Disk).unwrap();
+    let fitted = lora.fit(&networks).unwrap();
+    assert_eq!(fitted.unmatched, [""; 0], "{name}");
+    base.with_low_rank(
+        name.to_owned(),
+        low_rank(&fitted.unet, 1.0),
+        fitted
+            .texts
+            .iter()
+            .map(|factors| low_rank(factors, 1.0))
+            .collect(),
+    )
+}
+
+#[test]
+fn every_dialect_of_an_adapter_gives_the_numbers_of_diffusers() {
+    let base = open(&Sources::of(&micro("sd1")));
+    let inputs = numbers("sd1");
+    let expected = numbers("adapters/sd1");
+    for (name, prefix) in [
+        ("sd1-lora-diffusers.safetensors", "lora.full"),
+        ("sd1-lora-kohya.safetensors", "lora.full"),
+        ("sd1-lora-peft", "lora.unet_full"),
+        ("sd1-lora-old.safetensors", "lora.old"),
+        ("sd1-lora-middle.safetensors", "lora.old"),
+        ("sd1-lora-processors.bin", "lora.unet_old"),
+        ("sd1-locon-kohya.safetensors", "lora.locon"),
+    ] {
+        let model = adapted(&base, name);
+        let mut given = results(&model, &inputs);
+        if prefix.contains("unet_") {
+            // Half an adapter: the text encoder is the base's, and so are the states.
+            assert!(Arc::ptr_eq(
+                &model.text_encoder(0).unwrap(),
+                &base.text_encoder(0).unwrap()
+            ));
+            given.retain(|(what, _)| *what == "unet_out");
+        }
+        for (what, tensor) in given {
+            let key = format!("{prefix}.{what}");
+            if let Some(expected) = expected.get(&key) {
+                assert_close(&format!("{name}: {what}"), &tensor, expected, MODULE);
+            }
+        }
+        assert!(expected.contains_key(&format!("{prefix}.unet_out")));
     }
 }

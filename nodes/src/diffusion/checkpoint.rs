@@ -1,5 +1,6 @@
 //! A checkpoint: its parts found, checked against their own configurations, and loaded one by one when they are used.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -9,13 +10,15 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::clip::{ClipText, ClipTextConfig};
-use super::layout::{self, Layout, Settings, Sources, TOKENIZER_FILES, Vocabulary, read_text};
+use super::layout::{
+    self, Layout, Part, Settings, Sources, TOKENIZER_FILES, Vocabulary, WeightFiles, read_text,
+};
 use super::preview::LinearMap;
 use super::scheduler::{SchedulerConfig, Spacing};
 use super::tokenizer::{Tokenizer, TokenizerFiles};
 use super::unet::{SiteInfo, Unet, UnetConfig};
 use super::vae::{Vae, VaeConfig};
-use super::weights::{Changes, Shared, Table, Tensors, Weights};
+use super::weights::{Changes, LowRank, Shared, Stored, Table, Tensors, Weights};
 use super::{Error, Result};
 use crate::kernels::Kernel;
 
@@ -73,9 +76,23 @@ pub struct ModelFacts {
     pub tokens: usize,
     /// Its schedule.
     pub scheduler: SchedulerConfig,
+    /// The U-Net's configuration, which adapters are checked against.
+    pub unet_config: UnetConfig,
+    /// Those of the text encoders.
+    pub text_configs: Vec<ClipTextConfig>,
+    /// That of the VAE.
+    pub vae_config: VaeConfig,
 }
 
 impl ModelFacts {
+    /// Gives the model another VAE.
+    pub fn set_vae(&mut self, vae: &VaeConfig) {
+        self.latent_channels = vae.latent_channels;
+        self.factor = vae.factor();
+        self.scaling_factor = vae.scaling_factor;
+        self.vae_config = vae.clone();
+    }
+
     /// Why two models cannot share a run, if they can't.
     #[must_use]
     pub fn misfit(&self, other: &Self) -> Option<String> {
@@ -342,44 +359,16 @@ impl Description {
     }
 
     fn check_weights(&self, faults: &mut Vec<Error>) {
-        let mut check = |table: &Arc<Table>, build: &dyn Fn(&Weights) -> Result<()>| {
-            let weights = Weights::checking(table.clone());
-            let built = build(&weights);
-            let mut messages = weights.faults();
-            if let Err(e) = built {
-                messages.push(e.to_string());
-            }
-            let unused: Vec<_> = weights
-                .unused()
-                .into_iter()
-                .filter(|name| !SURPLUS.iter().any(|part| name.contains(part)))
-                .collect();
-            if messages.is_empty()
-                && let Some(first) = unused.first()
-            {
-                messages.push(format!(
-                    "has {} tensors that its configuration does not describe, such as `{first}`",
-                    unused.len()
-                ));
-            }
-            let more = messages.len().saturating_sub(1);
-            if let Some(first) = messages.into_iter().next() {
-                let rest = if more > 0 {
-                    format!(" (and {more} more that do not fit config.json)")
-                } else {
-                    String::new()
-                };
-                faults.push(Error::Weights {
-                    file: table.file.clone(),
-                    message: format!("{first}{rest}"),
-                });
-            }
-        };
-        check(&self.unet_table, &|w| Unet::load(&self.unet, w).map(drop));
+        faults.extend(unfit(&self.unet_table, |w| {
+            Unet::load(&self.unet, w).map(drop)
+        }));
         for text in &self.texts {
-            check(&text.table, &|w| ClipText::load(&text.config, w).map(drop));
+            let build = |w: &Weights| ClipText::load(&text.config, w).map(drop);
+            faults.extend(unfit(&text.table, build));
         }
-        check(&self.vae_table, &|w| Vae::load(&self.vae, w).map(drop));
+        faults.extend(unfit(&self.vae_table, |w| {
+            Vae::load(&self.vae, w).map(drop)
+        }));
     }
 
     /// What the nodes' checks need to know.
@@ -401,7 +390,90 @@ impl Description {
             sites: unet.sites(),
             tokens: self.tokens(),
             scheduler: self.scheduler.clone(),
+            unet_config: unet.clone(),
+            text_configs: self.texts.iter().map(|text| text.config.clone()).collect(),
+            vae_config: self.vae.clone(),
         }
+    }
+}
+
+/// What of a network's weights does not fit the configuration that `build` builds it by.
+fn unfit(table: &Arc<Table>, build: impl FnOnce(&Weights) -> Result<()>) -> Option<Error> {
+    let weights = Weights::checking(table.clone());
+    let built = build(&weights);
+    let mut messages = weights.faults();
+    if let Err(e) = built {
+        messages.push(e.to_string());
+    }
+    let unused: Vec<_> = weights
+        .unused()
+        .into_iter()
+        .filter(|name| !SURPLUS.iter().any(|part| name.contains(part)))
+        .collect();
+    if messages.is_empty()
+        && let Some(first) = unused.first()
+    {
+        messages.push(format!(
+            "has {} tensors that its configuration does not describe, such as `{first}`",
+            unused.len()
+        ));
+    }
+    let more = messages.len().saturating_sub(1);
+    let first = messages.into_iter().next()?;
+    let rest = if more > 0 {
+        format!(" (and {more} more that do not fit config.json)")
+    } else {
+        String::new()
+    };
+    Some(Error::Weights {
+        file: table.file.clone(),
+        message: format!("{first}{rest}"),
+    })
+}
+
+/// A VAE without its weights.
+#[derive(Clone, Debug)]
+pub struct VaeDescription {
+    /// Its configuration.
+    pub config: VaeConfig,
+    table: Arc<Table>,
+}
+
+impl VaeDescription {
+    /// Reads a VAE that is named alone; a file without a configuration is read by `own`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read(part: &Part, own: &VaeConfig, files: &dyn Files) -> Result<Self> {
+        let alone = matches!(&part.weights, WeightFiles::Own(_, paths) if paths.len() == 1)
+            && !files.is_file(part.config.path());
+        let config: VaeConfig = if alone {
+            own.clone()
+        } else {
+            read_config(&part.config, files)?
+        };
+        if let Some(message) = config.fault() {
+            return Err(Error::Config {
+                file: part.config.path().to_owned(),
+                message,
+            });
+        }
+        let table = layout::vae_table(&part.weights.table(files)?, &config)?;
+        match unfit(&table, |w| Vae::load(&config, w).map(drop)) {
+            Some(e) => Err(e),
+            None => Ok(Self { config, table }),
+        }
+    }
+
+    /// Why it cannot serve a U-Net, if it can't.
+    #[must_use]
+    pub fn misfit(&self, unet: &UnetConfig) -> Option<String> {
+        (unet.in_channels != self.config.latent_channels).then(|| {
+            format!(
+                "this VAE's latents have {} channels, the model's U-Net takes {}",
+                self.config.latent_channels, unet.in_channels
+            )
+        })
     }
 }
 
@@ -457,7 +529,6 @@ type Network<T> = Arc<Lazy<Loaded<T>>>;
 struct Pools {
     unet: Shared,
     texts: Vec<Shared>,
-    vae: Shared,
 }
 
 /// A model: what it says of itself, and its parts once they are used.
@@ -469,14 +540,17 @@ pub struct Checkpoint {
     dtype: DType,
     kernel: Arc<dyn Kernel>,
     pools: Arc<Pools>,
+    vae_pool: Arc<Shared>,
     unet_changes: Arc<Changes>,
     text_changes: Vec<Arc<Changes>>,
     unet: Network<Unet>,
     texts: Vec<Network<ClipText>>,
     vae: Network<Vae>,
-    tokenizers: Vec<Lazy<Tokenizer>>,
+    tokenizers: Vec<Arc<Lazy<Tokenizer>>>,
     vae_id: Option<String>,
-    linear_map: Lazy<LinearMap>,
+    linear_map: Arc<Lazy<LinearMap>>,
+    /// Whether it is what adapters made of another: that one counts the weights.
+    adapted: bool,
 }
 
 impl Checkpoint {
@@ -499,17 +573,97 @@ impl Checkpoint {
             pools: Arc::new(Pools {
                 unet: Shared::default(),
                 texts: (0..texts).map(|_| Shared::default()).collect(),
-                vae: Shared::default(),
             }),
+            vae_pool: Arc::default(),
             unet_changes: Arc::default(),
             text_changes: vec![Arc::default(); texts],
             unet: Arc::default(),
             texts: (0..texts).map(|_| Arc::default()).collect(),
             vae: Arc::default(),
-            tokenizers: (0..texts).map(|_| Lazy::default()).collect(),
+            tokenizers: (0..texts).map(|_| Arc::default()).collect(),
             vae_id: None,
-            linear_map: Lazy::default(),
+            linear_map: Arc::default(),
+            adapted: false,
         }
+    }
+
+    /// The same model under another id, to be changed by an adapter: all that is loaded is shared.
+    fn derived(&self, id: String) -> Self {
+        Self {
+            description: self.description.clone(),
+            id,
+            device: self.device.clone(),
+            dtype: self.dtype,
+            kernel: self.kernel.clone(),
+            pools: self.pools.clone(),
+            vae_pool: self.vae_pool.clone(),
+            unet_changes: self.unet_changes.clone(),
+            text_changes: self.text_changes.clone(),
+            unet: self.unet.clone(),
+            texts: self.texts.clone(),
+            vae: self.vae.clone(),
+            tokenizers: self.tokenizers.clone(),
+            vae_id: self.vae_id.clone(),
+            linear_map: self.linear_map.clone(),
+            adapted: true,
+        }
+    }
+
+    /// The same model, a LoRA added to the layers of its U-Net and of its text encoders. The base's tensors are shared;
+    /// the factors are applied beside them. `id` stands for both.
+    #[must_use]
+    pub fn with_low_rank(
+        &self,
+        id: String,
+        unet: BTreeMap<String, LowRank>,
+        texts: Vec<BTreeMap<String, LowRank>>,
+    ) -> Self {
+        let added = |changes: &Arc<Changes>, factors: BTreeMap<String, LowRank>| {
+            let mut changes = Changes::clone(changes);
+            for (layer, factor) in factors {
+                changes.low_rank.entry(layer).or_default().push(factor);
+            }
+            Arc::new(changes)
+        };
+        let mut model = self.derived(id);
+        if !unet.is_empty() {
+            model.unet_changes = added(&model.unet_changes, unet);
+            model.unet = Arc::default();
+        }
+        for (i, factors) in texts.into_iter().enumerate() {
+            if !factors.is_empty() && i < model.texts.len() {
+                model.text_changes[i] = added(&model.text_changes[i], factors);
+                model.texts[i] = Arc::default();
+            }
+        }
+        model
+    }
+
+    /// The same model with tensors in place of the U-Net's own, by name. `id` stands for both.
+    #[must_use]
+    pub fn with_replaced(&self, id: String, replaced: BTreeMap<String, Stored>) -> Self {
+        let mut model = self.derived(id);
+        let mut changes = Changes::clone(&model.unet_changes);
+        changes.replaced.extend(replaced);
+        model.unet_changes = Arc::new(changes);
+        model.unet = Arc::default();
+        model
+    }
+
+    /// The same model with another VAE, whose content `id` stands for.
+    #[must_use]
+    pub fn with_vae(&self, id: String, vae: VaeDescription) -> Self {
+        let mut model = self.derived(self.id.clone());
+        model.adapted = self.adapted;
+        let mut description = Description::clone(&self.description);
+        description.vae = vae.config;
+        description.vae_table = vae.table;
+        model.description = Arc::new(description);
+        model.vae_id = Some(id);
+        model.vae = Arc::default();
+        model.vae_pool = Arc::default();
+        model.linear_map = Arc::default();
+        model
     }
 
     /// Says what stands for the content of the VAE: equal ones have equal maps from latents to colours.
@@ -630,7 +784,7 @@ impl Checkpoint {
         self.load(
             &self.vae,
             &d.vae_table,
-            &self.pools.vae,
+            &self.vae_pool,
             &Arc::default(),
             build,
         )
@@ -667,10 +821,15 @@ impl Checkpoint {
         Ok((states, tokens.cut))
     }
 
-    /// Bytes that the loaded parts hold, by the sizes in the headers.
+    /// Bytes that the loaded parts hold, by the sizes in the headers; of an adapted model what it adds to its base, which
+    /// counts what they share.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let size = self.dtype.size_in_bytes();
+        if self.adapted {
+            let changes = self.text_changes.iter().chain([&self.unet_changes]);
+            return changes.map(|changes| changes.bytes(size)).sum();
+        }
         let d = &self.description;
         let texts = d.texts.iter().map(|text| &text.table);
         [&d.unet_table, &d.vae_table]

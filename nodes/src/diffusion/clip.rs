@@ -1,7 +1,7 @@
 //! CLIP's text encoder (Radford et al. 2021), as `transformers` configures and names it.
 
 use candle_core::{D, Tensor};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::layers::{LayerNorm, Linear};
 use super::weights::{Scope, Weights};
@@ -9,7 +9,7 @@ use super::{Error, Result};
 use crate::kernels::Kernel;
 
 /// `text_encoder/config.json`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClipTextConfig {
     /// Number of token ids.
     pub vocab_size: usize,
@@ -44,7 +44,7 @@ fn default_eps() -> f64 {
 }
 
 /// The activation inside CLIP's MLPs.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// x sigmoid(1.702 x): OpenAI's CLIP, Stable Diffusion 1.

@@ -122,6 +122,32 @@ pub struct Part {
     pub weights: WeightFiles,
 }
 
+impl Part {
+    /// Its files, in a fixed order; none of a part of a single file with a published configuration.
+    #[must_use]
+    pub fn files(&self) -> Vec<PartFile> {
+        let mut all = Vec::new();
+        if let Settings::File(path) = &self.config {
+            all.push(PartFile {
+                role: format!("{}/config.json", self.name),
+                path: path.clone(),
+                optional: false,
+            });
+        }
+        if let WeightFiles::Own(_, paths) = &self.weights {
+            for path in paths {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                all.push(PartFile {
+                    role: format!("{}/{name}", self.name),
+                    path: path.clone(),
+                    optional: false,
+                });
+            }
+        }
+        all
+    }
+}
+
 /// Where a text encoder's tokenizer comes from.
 #[derive(Clone, Debug)]
 pub enum Vocabulary {
@@ -200,20 +226,20 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// The weight files in a folder. `variant`, if given, comes first; else the plain files, then half-precision variants.
+/// The weight files in a folder. `variant`, if given, comes first, and is the only one if `required`; without one the plain files, then half-precision variants.
 fn weights_in(
     folder: &Path,
     kind: Kind,
     variant: Option<&str>,
+    required: bool,
     files: &dyn Files,
 ) -> Result<WeightFiles> {
     let (safetensors, torch) = kind.stems();
     let mut variants = vec![variant.unwrap_or("")];
     for other in ["", "fp16", "bf16"] {
         // A variant that is asked for may be missing from the small parts, as in published folders.
-        if !variants.contains(&other)
-            && (variant.is_none() || kind != Kind::Unet && other.is_empty())
-        {
+        let may_be = variant.is_none() || !required && other.is_empty();
+        if !variants.contains(&other) && may_be {
             variants.push(other);
         }
     }
@@ -507,53 +533,46 @@ impl Layout {
     #[must_use]
     pub fn files(&self) -> Vec<PartFile> {
         let mut all = Vec::new();
-        let mut add = |role: String, path: &Path, optional| {
-            all.push(PartFile {
-                role,
-                path: path.to_owned(),
-                optional,
-            });
+        let file = |role: String, path: &Path, optional| PartFile {
+            role,
+            path: path.to_owned(),
+            optional,
         };
         if let Some(single) = &self.single {
-            add("model".into(), single, false);
+            all.push(file("model".into(), single, false));
         }
-        let part_files = |part: &Part, add: &mut dyn FnMut(String, &Path, bool)| {
-            let role = |path: &Path| {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                format!("{}/{name}", part.name)
-            };
-            if let Settings::File(path) = &part.config {
-                add(format!("{}/config.json", part.name), path, false);
-            }
-            if let WeightFiles::Own(_, paths) = &part.weights {
-                for path in paths {
-                    add(role(path), path, false);
-                }
-            }
-        };
-        part_files(&self.unet, &mut add);
+        all.extend(self.unet.files());
         for (part, _) in self.texts.iter().take(1) {
-            part_files(part, &mut add);
+            all.extend(part.files());
         }
-        part_files(&self.vae, &mut add);
+        all.extend(self.vae.files());
         if let Settings::File(path) = &self.scheduler {
-            add("scheduler/scheduler_config.json".into(), path, false);
+            all.push(file("scheduler/scheduler_config.json".into(), path, false));
         }
         for (i, (part, vocabulary)) in self.texts.iter().enumerate() {
             if i > 0 {
-                part_files(part, &mut add);
+                all.extend(part.files());
             }
             if let Vocabulary::Folder(folder) = vocabulary {
                 for name in TOKENIZER_FILES {
-                    add(format!("{}/{name}", TEXTS[i].1), &folder.join(name), true);
+                    let role = format!("{}/{name}", TEXTS[i].1);
+                    all.push(file(role, &folder.join(name), true));
                 }
             }
         }
         if let Some(Settings::File(path)) = &self.index {
-            add("model_index.json".into(), path, true);
+            all.push(file("model_index.json".into(), path, true));
         }
         all
     }
+}
+
+/// A VAE that is named alone: a folder, or a file of weights.
+///
+/// # Errors
+/// When there is none.
+pub fn vae_part(path: &Path, files: &dyn Files) -> Result<Part> {
+    own_part("vae", Kind::Vae, &Some(path.to_owned()), path, None, files)
 }
 
 /// A part in a folder or file of its own: that which is given, or the one of the model's folder.
@@ -583,7 +602,13 @@ fn own_part(
     Ok(Part {
         name,
         config: Settings::File(folder.join("config.json")),
-        weights: weights_in(&folder, kind, variant, files)?,
+        weights: weights_in(
+            &folder,
+            kind,
+            variant,
+            given.is_none() && kind == Kind::Unet,
+            files,
+        )?,
     })
 }
 

@@ -1,6 +1,7 @@
 //! The networks and the method: text encoder, U-Net with numbered attention sites, VAE, DDIM, attention control and
 //! the two stages of Layout-and-Retouch. No YAML and no ports in here.
 
+pub mod adapters;
 pub mod checkpoint;
 pub mod clip;
 pub mod control;

@@ -12,7 +12,7 @@ use super::{Error, Result};
 use crate::kernels::{Kernel, Padding};
 
 /// A number for the whole network, or one for each level.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(untagged)]
 pub enum PerLevel {
     /// The same everywhere.
@@ -31,7 +31,7 @@ impl PerLevel {
 }
 
 /// `unet/config.json`, as far as it changes the network; what is not built here is refused by name.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)] // the names are diffusers'
 pub struct UnetConfig {
     pub in_channels: usize,

@@ -1,7 +1,7 @@
 //! The VAE of latent diffusion (diffusers' `AutoencoderKL`): pictures in [-1, 1] to latents and back.
 
 use candle_core::Tensor;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::layers::{
     Conv2d, GroupNorm, Linear, image_to_tokens, tokens_to_image, upsample_nearest,
@@ -14,7 +14,7 @@ use crate::kernels::{Kernel, Padding};
 const NORM_EPS: f64 = 1e-6;
 
 /// `vae/config.json`, as far as it changes the network.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)] // the names are diffusers'
 pub struct VaeConfig {
     #[serde(default = "three")]

@@ -288,7 +288,7 @@ impl Node for LoadModel {
                 .map(|(role, digest)| (role.as_str(), *digest)),
         ));
         Ok(Outputs {
-            model: Arc::new(Model { checkpoint }),
+            model: Arc::new(Model::new(checkpoint)),
         })
     }
 }

@@ -9,6 +9,29 @@ use crate::diffusion::checkpoint::Checkpoint;
 pub struct Model {
     /// The checkpoint; its parts are loaded when they are first used.
     pub checkpoint: Checkpoint,
+    /// What adapters changed, a line each, in their order.
+    pub adapters: Vec<String>,
+}
+
+impl Model {
+    /// A model as it was loaded.
+    #[must_use]
+    pub fn new(checkpoint: Checkpoint) -> Self {
+        Self {
+            checkpoint,
+            adapters: Vec::new(),
+        }
+    }
+
+    /// What an adapter made of this model; `line` says what it did.
+    pub(crate) fn adapted(&self, checkpoint: Checkpoint, line: String) -> Self {
+        let mut adapters = self.adapters.clone();
+        adapters.push(line);
+        Self {
+            checkpoint,
+            adapters,
+        }
+    }
 }
 
 impl Payload for Model {
@@ -20,8 +43,13 @@ impl Payload for Model {
 
     fn summary(&self) -> String {
         let facts = self.checkpoint.description().facts();
+        let adapters: String = self
+            .adapters
+            .iter()
+            .map(|line| format!("; {line}"))
+            .collect();
         format!(
-            "model with latents of {} channels, {} sites",
+            "model with latents of {} channels, {} sites{adapters}",
             facts.latent_channels,
             facts.sites.len()
         )

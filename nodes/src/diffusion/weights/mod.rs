@@ -38,10 +38,13 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Whether nothing is changed.
+    /// Bytes of all of it, with elements of `size` bytes.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.low_rank.is_empty() && self.replaced.is_empty()
+    pub fn bytes(&self, size: usize) -> usize {
+        let factors = self.low_rank.values().flatten();
+        let factors = factors.map(|factor| factor.down.elements() + factor.up.elements());
+        let replaced = self.replaced.values().map(Stored::elements);
+        factors.chain(replaced).sum::<usize>().saturating_mul(size)
     }
 }
 

@@ -1,0 +1,101 @@
+//! Nodes that change a model: each takes one and gives another, which shares the weights of the first.
+
+pub mod apply_custom_diffusion;
+pub mod apply_lora;
+pub mod load_vae;
+
+pub use apply_custom_diffusion::ApplyCustomDiffusion;
+pub use apply_lora::ApplyLora;
+pub use load_vae::LoadVae;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use retouch_graph::{Chained, Context, Digest, Fault, Files, NodeError, Upstream};
+
+use crate::chain::{self, ModelNote};
+use crate::diffusion::Error;
+use crate::diffusion::adapters::Networks;
+use crate::diffusion::checkpoint::ModelFacts;
+use crate::diffusion::weights::NO_SUCH_FILE;
+
+/// What stands for a model after an adapter: the model before, the adapter's files and the numbers that go with them.
+fn adapted_id(base: &str, op: &str, files: &[(String, Digest)], said: &[(&str, String)]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let mut field = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    field(base.as_bytes());
+    field(op.as_bytes());
+    for (role, digest) in files {
+        field(role.as_bytes());
+        field(digest);
+    }
+    for (name, value) in said {
+        field(name.as_bytes());
+        field(value.as_bytes());
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// What an adapter says of its model while the plan is made.
+fn adapted(upstream: &Upstream<'_>, op: &str, said: &[(&str, String)]) -> Chained {
+    let Some((base, _)) = chain::model(upstream, "model") else {
+        return Chained::default();
+    };
+    Chained {
+        note: Some(Arc::new(ModelNote {
+            id: adapted_id(&base, op, upstream.files, said),
+        })),
+        ..Chained::default()
+    }
+}
+
+/// The digests of the files that a node reads, by their roles, as the plan has them.
+fn digests(
+    context: &Context<'_>,
+    files: &[(&str, &Path)],
+) -> Result<Vec<(String, Digest)>, NodeError> {
+    files
+        .iter()
+        .map(|(role, path)| {
+            let digest = context.files().digest(path).map_err(|e| {
+                NodeError::failed(format!("{} cannot be read: {e}", path.display()))
+            })?;
+            Ok(((*role).to_owned(), digest))
+        })
+        .collect()
+}
+
+/// The file of an adapter, looked for in the folders that models are kept in if it is not at its path.
+fn sought(path: &Path, find: impl Fn(&Path, &dyn Files) -> PathBuf, files: &dyn Files) -> PathBuf {
+    files.seek(path);
+    find(path, files)
+}
+
+/// Runs a check of an adapter's file against the model that is linked, if it is known.
+fn against<T>(
+    facts: Option<&ModelFacts>,
+    check: impl FnOnce(&Networks<'_>) -> Result<T, Error>,
+) -> Option<Result<T, Error>> {
+    let facts = facts?;
+    Some(Networks::of(&facts.unet_config, &facts.text_configs).and_then(|n| check(&n)))
+}
+
+/// An adapter's fault at its `path`.
+fn fault(path: &Path, error: &Error, kind: &str, files: &dyn Files) -> Fault {
+    match error {
+        Error::Weights { file, message } | Error::Config { file, message }
+            if message == NO_SUCH_FILE =>
+        {
+            Fault::file("path", format!("there is no {kind} at {}", file.display())).help(format!(
+                "relative paths count from the folder of the file that writes them; {}",
+                files.seek(path).help()
+            ))
+        }
+        other => Fault::content("path", other.to_string()).help(format!(
+            "apply {kind} to a model of the family that it was trained on; `retouch inspect` says what a file is"
+        )),
+    }
+}
