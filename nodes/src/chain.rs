@@ -9,7 +9,7 @@
 //! | `retouch/state-of/1` | the key of a value, the port that it comes from, the number of the state in it |
 //! | `retouch/step/1` | the state before; timestep, both alphas, prediction; model, prompt, negative prompt, guidance; numerics; control |
 //! | `retouch/inverse/1` | the state before; timestep, both alphas, prediction; model, prompt; numerics |
-//! | `retouch/call/1` | state, timestep, model, prompt, numerics: one half of a call of the U-Net |
+//! | `retouch/call/1` | state, timestep, model, prompt, numerics: one half of a call of the U-Net; with guidance, of a model that reads long prompts in chunks, the other half's prompt too: both are given equally many tokens |
 //! | `retouch/part/1` | a call, the part of it |
 //! | `retouch/map/1` | the state after the target's step, the level |
 //! | `retouch/trajectory/1` | all states, and what drew each step |
@@ -32,6 +32,7 @@ use retouch_graph::{Context, Digest, Item, Key, Need, Step, UpLink, Upstream};
 
 use crate::diffusion::checkpoint::ModelFacts;
 use crate::diffusion::control::{Branch, Given, Half, Part};
+use crate::diffusion::prompt::reads_chunks;
 use crate::diffusion::sampling::{Drawn, Held, Memory, of_half};
 use crate::diffusion::scheduler::Ddim;
 use crate::diffusion::unet::grid_at;
@@ -211,15 +212,18 @@ impl Draw<'_> {
 
     /// The call of a half at a state.
     pub(crate) fn call(&self, state: &Key, ddim: &Ddim, k: usize, half: Half) -> Key {
-        let text = match half {
-            Half::Negative => self.negative,
-            Half::Prompt => self.prompt,
+        let (text, other) = match half {
+            Half::Negative => (self.negative, self.prompt),
+            Half::Prompt => (self.prompt, self.negative),
         };
         let mut hasher = KeyHasher::new("retouch/call/1");
         hasher.field("state", &state.0);
         hasher.field("timestep", &(ddim.timesteps()[k] as u64).to_le_bytes());
         hasher.field("model", self.model.as_bytes());
         hasher.field("prompt", text.as_bytes());
+        if self.guidance != 1.0 && reads_chunks(self.model) {
+            hasher.field("beside", other.as_bytes());
+        }
         hasher.field("numerics", self.numerics.as_bytes());
         hasher.finish()
     }
@@ -273,6 +277,7 @@ pub(crate) fn need(
                 Part::Queries(index) => {
                     site(index).map_or(0, |site| pixels(site.level) * site.width)
                 }
+                // Of one chunk: how many a prompt has is known when it is tokenized.
                 Part::Map(level) => pixels(level) * model.tokens,
             };
             Item {

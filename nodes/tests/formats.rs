@@ -88,13 +88,14 @@ fn formats() -> Vec<(&'static str, Sources, &'static str, Option<&'static str>)>
 
 /// What a model gives for the oracle's inputs.
 fn results(model: &Checkpoint, expected: &HashMap<String, Tensor>) -> Vec<(&'static str, Tensor)> {
-    let text = |prompt| model.encode_prompt(prompt).unwrap().0;
+    let text = |prompt| model.encode_prompt(prompt).unwrap().states;
     let (vanilla, personal) = (
         text("a teddy bear on a beach"),
         text("a sks teddy bear on a beach"),
     );
     let context = Tensor::cat(&[&vanilla, &personal], 0).unwrap();
     let call = Call {
+        addition: None,
         latent: &expected["unet_in"],
         timesteps: &[981, 401],
         context: &context,

@@ -38,7 +38,8 @@ fn the_text_encoder_gives_the_states_of_transformers() {
         for kernel in kernels() {
             let model = model(&data().join(family), kernel);
             for (name, prompt) in [("text", PROMPT), ("text_empty", "")] {
-                let (states, cut) = model.encode_prompt(prompt).unwrap();
+                let encoded = model.encode_prompt(prompt).unwrap();
+                let (states, cut) = (encoded.states, encoded.cut);
                 assert_eq!(cut, 0);
                 assert_close(
                     &format!("{family} {name}"),
@@ -59,6 +60,7 @@ fn the_unet_gives_what_that_of_diffusers_gives_at_two_timesteps_and_off_the_squa
             let model = model(&data().join(family), kernel);
             let rows = Rows::new(Branch::Plain, 2, false);
             let call = Call {
+                addition: None,
                 latent: &expected["unet_in"],
                 timesteps: &[981, 401],
                 context: &expected["unet_context"],
@@ -174,6 +176,7 @@ fn sites_are_numbered_in_running_order_and_known_from_the_configuration() {
     let expected = expected("tiny-sd1");
     let rows = Rows::new(Branch::Plain, 2, false);
     let call = Call {
+        addition: None,
         latent: &expected["unet_in"],
         timesteps: &[981, 401],
         context: &expected["unet_context"],

@@ -5,11 +5,22 @@
 use std::io::Read;
 use std::path::Path;
 
+use std::sync::Arc;
+
+use retouch_nodes::diffusion::prompt::{Reader, Reading};
 use retouch_nodes::diffusion::tokenizer::{PadToken, Tokenizer, TokenizerFiles};
 
-fn built_in(pad: PadToken) -> Tokenizer {
-    let files = TokenizerFiles::built_in(pad).unwrap();
-    Tokenizer::new(&files, Path::new("built in"), 77).unwrap()
+fn clip(pad: PadToken) -> Tokenizer {
+    Tokenizer::new(
+        &TokenizerFiles::built_in(pad).unwrap(),
+        Path::new("built in"),
+        77,
+    )
+    .unwrap()
+}
+
+fn plain(pad: PadToken) -> Reader {
+    Reader::new(Arc::new(clip(pad)), Reading::default())
 }
 
 /// The strings and their ids, without begin, end and padding.
@@ -28,7 +39,7 @@ fn cases() -> Vec<(String, Vec<u32>)> {
 
 #[test]
 fn ten_thousand_odd_strings_have_the_ids_that_transformers_gives_them() {
-    let tokenizer = built_in(PadToken::End);
+    let reader = plain(PadToken::End);
     let cases = cases();
     assert_eq!(cases.len(), 10_000);
     let mut wrong = Vec::new();
@@ -37,9 +48,10 @@ fn ten_thousand_odd_strings_have_the_ids_that_transformers_gives_them() {
         let mut expected = vec![49406];
         expected.extend(&ids[..room]);
         expected.resize(77, 49407);
-        let tokens = tokenizer.encode(text).unwrap();
-        if tokens.ids != expected || tokens.used != room + 2 || tokens.cut != ids.len() - room {
-            wrong.push((text, tokens, expected));
+        let prompt = reader.read(text).unwrap();
+        let chunk = &prompt.chunks[0];
+        if chunk.ids != expected || chunk.used != room + 2 || prompt.cut != ids.len() - room {
+            wrong.push((text, prompt, expected));
         }
     }
     assert!(
@@ -52,10 +64,10 @@ fn ten_thousand_odd_strings_have_the_ids_that_transformers_gives_them() {
 
 #[test]
 fn stable_diffusion_2_pads_with_the_exclamation_mark() {
-    let tokens = built_in(PadToken::Exclamation).encode("hello").unwrap();
-    assert_eq!(tokens.ids[..4], [49406, 3306, 49407, 0]);
-    assert!(tokens.ids[3..].iter().all(|&id| id == 0));
-    assert_eq!(tokens.ids.len(), 77);
-    let highest = built_in(PadToken::Exclamation).highest_id();
-    assert_eq!(highest, 49407);
+    let prompt = plain(PadToken::Exclamation).read("hello").unwrap();
+    let ids = &prompt.chunks[0].ids;
+    assert_eq!(ids[..4], [49406, 3306, 49407, 0]);
+    assert!(ids[3..].iter().all(|&id| id == 0));
+    assert_eq!(ids.len(), 77);
+    assert_eq!(clip(PadToken::Exclamation).highest_id(), 49407);
 }

@@ -16,6 +16,7 @@ use crate::diffusion::unet::grid_at;
 use crate::fields::{Steps, Template};
 use crate::payload::{Image, Mask, Model, Trajectory, TrajectoryFacts};
 use crate::runtime::{Reports, tensor_error};
+use crate::sample::prompt_faults;
 
 /// Shows where the words of a prompt are looked for: the subject's cross-attention at one step of a trajectory.
 ///
@@ -104,6 +105,13 @@ impl Node for AttentionMap {
                 .help(format!("give 0 to {}", t.steps.saturating_sub(1))),
             );
         }
+        let mut texts = vec![("subject", self.subject.as_str())];
+        texts.extend(
+            self.prompt
+                .as_ref()
+                .map(|prompt| ("prompt", prompt.as_str())),
+        );
+        faults.extend(prompt_faults(model.as_ref(), &texts));
         if let (Some(model), Some(t)) = (&model, &trajectory) {
             if model.latent_channels != t.channels {
                 faults.push(Fault::mismatch(
@@ -154,7 +162,7 @@ impl Node for AttentionMap {
                 );
             }
         };
-        let span = model.tokenizer(0)?.span(&prompt, &self.subject)?;
+        let span = model.reader()?.span(&prompt, &self.subject)?;
         let facts = model.description().facts();
         let (_, _, h, w) = z.dims4().map_err(tensor_error)?;
         let level = mask_level(&facts.sites, (h, w), self.mask_grid.0)?;
@@ -166,7 +174,7 @@ impl Node for AttentionMap {
             conditions: &conditions,
         };
         let raw = cross_attention(drawer, z, &ddim, k, grid, &reports)?;
-        let maps = subject_maps(&raw, span, grid, self.smooth)?;
+        let maps = subject_maps(&raw, &span, grid, self.smooth)?;
         let size = (h * facts.factor, w * facts.factor);
         let picture = |plane: &Plane| -> Vec<f32> {
             let large = plane.nearest(size);

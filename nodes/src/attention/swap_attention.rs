@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{MaskGridField, Sites, ThresholdField};
 use crate::chain::{ModelNote, TrajectoryNote, is_ones, state_of};
 use crate::diffusion::checkpoint::ModelFacts;
+use crate::diffusion::prompt::Syntax;
 use crate::diffusion::sampling::Blend;
 use crate::fields::{Steps, Template};
 use crate::payload::{Control, ControlFacts, MaskOrMasks, Model, Trajectory, TrajectoryFacts};
@@ -286,7 +287,11 @@ impl SwapAttention {
 /// prompt is tokenized.)
 pub(crate) fn mentions(prompt: &str, phrase: &str) -> bool {
     let bare = |text: &str| text.split_whitespace().collect::<String>().to_lowercase();
-    bare(prompt).contains(&bare(phrase))
+    // Which of the syntaxes the model reads by is not known here.
+    [Syntax::Plain, Syntax::A1111].into_iter().any(|syntax| {
+        let text = |text: &str| syntax.text(text).map(|text| bare(&text));
+        matches!((text(prompt), text(phrase)), (Ok(prompt), Ok(phrase)) if prompt.contains(&phrase))
+    })
 }
 
 impl Node for SwapAttention {

@@ -9,11 +9,12 @@ use retouch_graph::Files;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::clip::{ClipText, ClipTextConfig};
+use super::clip::{ClipText, ClipTextConfig, Layer};
 use super::layout::{
     self, Layout, Part, Settings, Sources, TOKENIZER_FILES, Vocabulary, WeightFiles, read_text,
 };
 use super::preview::LinearMap;
+use super::prompt::{Encoded, Prompt, Reader, Reading, encode};
 use super::scheduler::{SchedulerConfig, Spacing};
 use super::tokenizer::{Tokenizer, TokenizerFiles};
 use super::unet::{SiteInfo, Unet, UnetConfig};
@@ -53,8 +54,33 @@ pub struct Description {
     pub vae: VaeConfig,
     /// The scheduler's.
     pub scheduler: SchedulerConfig,
+    /// Whether an empty prompt gives zeros, as `force_zeros_for_empty_prompt` says.
+    pub blank_is_zero: bool,
     unet_table: Arc<Table>,
     vae_table: Arc<Table>,
+}
+
+/// Loads text encoder `index`, counted from 0: the second has the projection that makes the pooled state.
+///
+/// # Errors
+/// As [`ClipText::load`].
+pub fn load_text(config: &ClipTextConfig, index: usize, weights: &Weights) -> Result<ClipText> {
+    match index {
+        0 => ClipText::load(config, weights),
+        _ => ClipText::load_projected(config, weights),
+    }
+}
+
+/// What `model_index.json` says that changes results.
+#[derive(Deserialize)]
+struct Index {
+    /// Default: that of diffusers' StableDiffusionXLPipeline.
+    #[serde(default = "yes")]
+    force_zeros_for_empty_prompt: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What must be equal for two models to work on the same latents with the same schedule.
@@ -76,6 +102,9 @@ pub struct ModelFacts {
     pub tokens: usize,
     /// Its schedule.
     pub scheduler: SchedulerConfig,
+    /// How it reads prompts.
+    #[serde(default, skip_serializing_if = "Reading::is_default")]
+    pub reading: Reading,
     /// The U-Net's configuration, which adapters are checked against.
     pub unet_config: UnetConfig,
     /// Those of the text encoders.
@@ -268,6 +297,29 @@ impl Description {
         if faults.len() > before {
             return Err(faults);
         }
+        // Models with one text encoder know nothing of it.
+        let blank_is_zero = configs.len() > 1
+            && layout.index.as_ref().is_none_or(|index| {
+                let index = keep(read_config::<Index>(index, files), &mut faults);
+                index.is_none_or(|index| index.force_zeros_for_empty_prompt)
+            });
+        let pooled = configs.get(1).map(|config| config.projection_dim);
+        if unet.pooled_width() != pooled {
+            let width = |width: Option<usize>| {
+                width.map_or_else(
+                    || "none".to_owned(),
+                    |width| format!("one of {width} features"),
+                )
+            };
+            faults.push(Error::Config {
+                file: unet_file.to_owned(),
+                message: format!(
+                    "this U-Net takes {} as pooled text, the text encoders give {}: they are of different families",
+                    width(unet.pooled_width()),
+                    width(pooled)
+                ),
+            });
+        }
         let features: usize = configs.iter().map(|config| config.hidden_size).sum();
         let last_text = layout
             .texts
@@ -332,7 +384,7 @@ impl Description {
             .zip(text_tables)
             .enumerate()
             .map(|(i, ((config, (tokenizer, folder)), table))| {
-                let asked = Weights::asked(|w| ClipText::load(&config, w).map(drop))?;
+                let asked = Weights::asked(|w| load_text(&config, i, w).map(drop))?;
                 Ok(TextDescription {
                     table: layout::text_table(&table, i, &asked),
                     config,
@@ -349,6 +401,7 @@ impl Description {
             texts,
             vae,
             scheduler,
+            blank_is_zero,
         };
         description.check_weights(&mut faults);
         if faults.is_empty() {
@@ -362,8 +415,8 @@ impl Description {
         faults.extend(unfit(&self.unet_table, |w| {
             Unet::load(&self.unet, w).map(drop)
         }));
-        for text in &self.texts {
-            let build = |w: &Weights| ClipText::load(&text.config, w).map(drop);
+        for (i, text) in self.texts.iter().enumerate() {
+            let build = |w: &Weights| load_text(&text.config, i, w).map(drop);
             faults.extend(unfit(&text.table, build));
         }
         faults.extend(unfit(&self.vae_table, |w| {
@@ -390,6 +443,7 @@ impl Description {
             sites: unet.sites(),
             tokens: self.tokens(),
             scheduler: self.scheduler.clone(),
+            reading: Reading::default(),
             unet_config: unet.clone(),
             text_configs: self.texts.iter().map(|text| text.config.clone()).collect(),
             vae_config: self.vae.clone(),
@@ -478,6 +532,26 @@ impl VaeDescription {
 }
 
 impl Description {
+    /// Which states of the text encoders are taken: the last, or those before the last of models with two encoders, which
+    /// do not apply the final normalisation (Podell et al. 2023, section 2.1). `skip` counts from the last, 1.
+    #[must_use]
+    pub fn layer(&self, skip: Option<usize>) -> Layer {
+        let one = self.texts.len() == 1;
+        Layer {
+            from_end: skip.unwrap_or(if one { 1 } else { 2 }),
+            normalised: one,
+        }
+    }
+
+    /// What is wrong with a `clip_skip`, if anything.
+    #[must_use]
+    pub fn skip_fault(&self, skip: usize) -> Option<String> {
+        let layers = self.texts.iter().map(|text| text.config.num_hidden_layers);
+        let most = layers.min().unwrap_or(0);
+        (!(1..=most).contains(&skip))
+            .then(|| format!("clip_skip is {skip}; this model's text encoder has {most} layers, counted from the last, 1"))
+    }
+
     /// Tokens of a prompt: as many as the text encoders have positions.
     #[must_use]
     pub fn tokens(&self) -> usize {
@@ -548,6 +622,7 @@ pub struct Checkpoint {
     vae: Network<Vae>,
     tokenizers: Vec<Arc<Lazy<Tokenizer>>>,
     vae_id: Option<String>,
+    reading: Reading,
     linear_map: Arc<Lazy<LinearMap>>,
     /// Whether it is what adapters made of another: that one counts the weights.
     adapted: bool,
@@ -582,6 +657,7 @@ impl Checkpoint {
             vae: Arc::default(),
             tokenizers: (0..texts).map(|_| Arc::default()).collect(),
             vae_id: None,
+            reading: Reading::default(),
             linear_map: Arc::default(),
             adapted: false,
         }
@@ -604,6 +680,7 @@ impl Checkpoint {
             vae: self.vae.clone(),
             tokenizers: self.tokenizers.clone(),
             vae_id: self.vae_id.clone(),
+            reading: self.reading.clone(),
             linear_map: self.linear_map.clone(),
             adapted: true,
         }
@@ -670,6 +747,13 @@ impl Checkpoint {
     #[must_use]
     pub fn with_vae_id(mut self, id: String) -> Self {
         self.vae_id = Some(id);
+        self
+    }
+
+    /// Says how prompts are read, which is part of the id.
+    #[must_use]
+    pub fn with_reading(mut self, reading: Reading) -> Self {
+        self.reading = reading;
         self
     }
 
@@ -770,7 +854,7 @@ impl Checkpoint {
             &text.table,
             &self.pools.texts[index],
             &self.text_changes[index],
-            |w| ClipText::load(&text.config, w),
+            |w| load_text(&text.config, index, w),
         )
     }
 
@@ -811,14 +895,57 @@ impl Checkpoint {
         })
     }
 
-    /// The text encoder's states `[1, N, C]` of a prompt, and how many of its tokens did not fit.
+    /// Reads prompts as the model does; where it has two text encoders, as the first of them.
+    ///
+    /// # Errors
+    /// When the tokenizer's files are not what they should be.
+    pub fn reader(&self) -> Result<Reader> {
+        self.reader_of(0)
+    }
+
+    fn reader_of(&self, index: usize) -> Result<Reader> {
+        Ok(Reader::new(self.tokenizer(index)?, self.reading))
+    }
+
+    /// What the text encoders give for a prompt.
+    ///
+    /// # Errors
+    /// When a part cannot be loaded, or the prompt has a weight that is not a number.
+    pub fn encode_prompt(&self, prompt: &str) -> Result<Encoded> {
+        let encoded = self.encode_with(|reader| reader.read(prompt))?;
+        if prompt.is_empty() && self.description.blank_is_zero {
+            return encoded.zeros();
+        }
+        Ok(encoded)
+    }
+
+    /// The states of an empty chunk `[1, N, C]`, which prompts of unequal length are padded with.
     ///
     /// # Errors
     /// When a part cannot be loaded.
-    pub fn encode_prompt(&self, prompt: &str) -> Result<(Tensor, usize)> {
-        let tokens = self.tokenizer(0)?.encode(prompt)?;
-        let states = self.text_encoder(0)?.encode(&tokens.ids, self.kernel())?;
-        Ok((states, tokens.cut))
+    pub fn encode_empty(&self) -> Result<Tensor> {
+        let encoded = self.encode_with(|reader| {
+            Ok(Prompt {
+                chunks: vec![reader.empty()],
+                cut: 0,
+            })
+        })?;
+        Ok(encoded.states)
+    }
+
+    fn encode_with(&self, read: impl Fn(&Reader) -> Result<Prompt>) -> Result<Encoded> {
+        let layer = self.description.layer(self.reading.clip_skip);
+        let mut all: Option<Encoded> = None;
+        for index in 0..self.description.texts.len() {
+            let prompt = read(&self.reader_of(index)?)?;
+            let clip = self.text_encoder(index)?;
+            let own = encode(&clip, &prompt, layer, self.kernel())?;
+            all = Some(match all {
+                Some(before) => before.beside(&own)?,
+                None => own,
+            });
+        }
+        all.ok_or_else(|| Error::request("the model has no text encoder"))
     }
 
     /// Bytes that the loaded parts hold, by the sizes in the headers; of an adapted model what it adds to its base, which

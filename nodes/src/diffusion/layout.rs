@@ -226,7 +226,8 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// The weight files in a folder. `variant`, if given, comes first, and is the only one if `required`; without one the plain files, then half-precision variants.
+/// The weight files in a folder. `variant`, if given, comes first, and is the only one if `required`; without one the plain
+/// files come first, then half-precision variants.
 fn weights_in(
     folder: &Path,
     kind: Kind,

@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
+use super::prompt::Span;
 use super::{Error, Result};
 
 /// A plane of numbers, row-major.
@@ -185,19 +186,25 @@ pub fn otsu_bin(values: &[f32]) -> usize {
 /// When `raw` is not of this grid or has fewer tokens.
 pub fn subject_maps(
     raw: &Tensor,
-    span: std::ops::Range<usize>,
+    span: &Span,
     grid: (usize, usize),
     smooth: usize,
 ) -> Result<Vec<Plane>> {
     let (images, pixels, tokens) = raw.dims3()?;
-    if pixels != grid.0 * grid.1 || span.end > tokens {
+    if pixels != grid.0 * grid.1 || span.end() > tokens {
         return Err(Error::request(format!(
             "cross-attention of {pixels} pixels and {tokens} tokens for a grid of {grid:?} and tokens {span:?}"
         )));
     }
-    let summed = raw
-        .narrow(2, span.start, span.len())?
-        .sum(2)?
+    let mut sums = span.ranges().iter().map(|range| {
+        raw.narrow(2, range.start, range.len())
+            .and_then(|part| part.sum(2))
+    });
+    let first = sums
+        .next()
+        .ok_or_else(|| Error::request("the subject has no tokens"))??;
+    let summed = sums
+        .try_fold(first, |sum, part| sum + part?)?
         .reshape((images, grid.0, grid.1))?;
     Ok(Plane::from_tensor(&summed)?
         .into_iter()

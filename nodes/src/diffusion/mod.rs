@@ -12,6 +12,7 @@ pub mod masks;
 pub mod noise;
 pub mod pickle;
 pub mod preview;
+pub mod prompt;
 pub mod published;
 pub mod sampling;
 pub mod scheduler;

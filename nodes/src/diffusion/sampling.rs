@@ -13,8 +13,9 @@ use super::control::{
     Untouched,
 };
 use super::masks::{Plane, Threshold, subject_maps};
+use super::prompt::{Encoded, Span};
 use super::scheduler::Ddim;
-use super::unet::{Call, SiteInfo, grid_at};
+use super::unet::{Addition, Call, SiteInfo, grid_at};
 use super::{Error, Result};
 
 /// Who wants to know how a run is going, and may end it.
@@ -114,40 +115,67 @@ pub struct Drawn {
     pub negative: String,
 }
 
-/// A prompt and its negative, encoded: `[1, N, C]` each.
+/// A prompt and its negative, encoded.
 #[derive(Clone, Debug)]
 pub struct Conditions {
-    /// The prompt's states.
-    pub prompt: Tensor,
-    /// The negative prompt's.
-    pub negative: Tensor,
+    /// What the prompt gave.
+    pub prompt: Encoded,
+    /// What the negative prompt gave.
+    pub negative: Encoded,
+    /// The states of an empty chunk, where one of them has fewer chunks than the other.
+    empty: Option<Tensor>,
 }
 
 impl Conditions {
-    /// Encodes both with the model's own text encoder; warns of what did not fit.
+    /// Encodes both with the model's own text encoders; warns of what did not fit.
     ///
     /// # Errors
-    /// When a part of the model cannot be loaded.
+    /// When a part of the model cannot be loaded, or a prompt has a weight that is not a number.
     pub fn encode(
         model: &Checkpoint,
         prompt: &str,
         negative: &str,
         monitor: &dyn Monitor,
     ) -> Result<Self> {
-        let encode = |text: &str| -> Result<Tensor> {
-            let (states, cut) = model.encode_prompt(text)?;
-            if cut > 0 {
+        let encode = |text: &str| -> Result<Encoded> {
+            let encoded = model.encode_prompt(text)?;
+            if encoded.cut > 0 {
                 monitor.warn(&format!(
-                    "the last {cut} tokens do not fit the text encoder and are left out of the prompt {}",
+                    "the last {} tokens do not fit the text encoder and are left out of the prompt {}",
+                    encoded.cut,
                     super::quoted(text)
                 ));
             }
-            Ok(states)
+            Ok(encoded)
         };
+        let (prompt, negative) = (encode(prompt)?, encode(negative)?);
+        let empty = (prompt.chunks != negative.chunks)
+            .then(|| model.encode_empty())
+            .transpose()?;
         Ok(Self {
-            prompt: encode(prompt)?,
-            negative: encode(negative)?,
+            prompt,
+            negative,
+            empty,
         })
+    }
+
+    /// The states `[1, N, C]` of a half. With guidance (`guided`) both halves have equally many tokens; without it the
+    /// negative prompt is not there.
+    fn states(&self, half: Half, guided: bool) -> Result<Tensor> {
+        let own = self.half(half);
+        match &self.empty {
+            Some(empty) if guided => {
+                own.padded(empty, self.prompt.chunks.max(self.negative.chunks))
+            }
+            _ => Ok(own.states.clone()),
+        }
+    }
+
+    fn half(&self, half: Half) -> &Encoded {
+        match half {
+            Half::Negative => &self.negative,
+            Half::Prompt => &self.prompt,
+        }
     }
 }
 
@@ -175,24 +203,33 @@ impl Guided<'_> {
         control: &mut dyn AttentionControl,
         monitor: &dyn Monitor,
     ) -> Result<Tensor> {
-        let states: Vec<Tensor> = rows
-            .halves()
-            .into_iter()
-            .map(|(half, _)| {
-                let states = match half {
-                    Half::Negative => &self.conditions.negative,
-                    Half::Prompt => &self.conditions.prompt,
-                };
-                states.repeat((rows.images, 1, 1))
-            })
-            .collect::<candle_core::Result<_>>()?;
+        let (mut states, mut pooled) = (Vec::new(), Vec::new());
+        for (half, _) in rows.halves() {
+            let own = self.conditions.states(half, self.guidance != 1.0)?;
+            states.push(own.repeat((rows.images, 1, 1))?);
+            if let Some(own) = &self.conditions.half(half).pooled {
+                pooled.push(own.repeat((rows.images, 1))?);
+            }
+        }
         let latents = vec![z; states.len()];
         let (latent, context) = (Tensor::cat(&latents, 0)?, Tensor::cat(&states, 0)?);
+        let pooled = match pooled.len() {
+            0 => None,
+            _ => Some(Tensor::cat(&pooled, 0)?),
+        };
+        let (_, _, h, w) = z.dims4()?;
+        let factor = self.model.description().vae.factor();
+        let (height, width) = (h * factor, w * factor);
         let timesteps = vec![timestep; rows.count()];
         let call = Call {
             latent: &latent,
             timesteps: &timesteps,
             context: &context,
+            addition: pooled.as_ref().map(|pooled| Addition {
+                pooled,
+                // The picture as it is, not cropped.
+                sizes: [height, width, 0, 0, height, width],
+            }),
             step,
             rows,
         };
@@ -604,7 +641,7 @@ pub struct SourceStep<'a> {
     /// The model and its prompts.
     pub draws: &'a dyn Draws,
     /// The subject's tokens in its prompt, which may be missing when no map is needed.
-    pub span: Option<std::ops::Range<usize>>,
+    pub span: Option<Span>,
 }
 
 /// Everything that stage 2 works on.
@@ -612,7 +649,7 @@ pub struct Retouch<'a> {
     /// The target's model and prompts.
     pub target: &'a dyn Draws,
     /// The subject's tokens in the target's prompt.
-    pub target_span: Option<std::ops::Range<usize>>,
+    pub target_span: Option<Span>,
     /// The trajectory of stage 1 and what drew it.
     pub context: Source<'a>,
     /// The inverted photo.
@@ -1067,13 +1104,8 @@ impl Retouch<'_> {
         Ok(store)
     }
 
-    fn binarised(
-        &self,
-        raw: &Tensor,
-        span: std::ops::Range<usize>,
-        grid: (usize, usize),
-    ) -> Result<Vec<Plane>> {
-        let maps = subject_maps(raw, span, grid, self.settings.smooth)?;
+    fn binarised(&self, raw: &Tensor, span: Span, grid: (usize, usize)) -> Result<Vec<Plane>> {
+        let maps = subject_maps(raw, &span, grid, self.settings.smooth)?;
         Ok(maps
             .iter()
             .map(|map| self.settings.threshold.apply(map))

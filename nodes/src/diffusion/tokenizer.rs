@@ -121,24 +121,37 @@ fn byte_characters() -> Vec<char> {
 }
 
 /// Turns prompts into token ids of a fixed length.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     bos: u32,
     eos: u32,
     pad: u32,
     length: usize,
+    /// The added tokens: the vocabulary's own number of each, with the ids that it stands for.
+    added: BTreeMap<u32, Word>,
 }
 
-/// A prompt as token ids.
+/// A token that a vocabulary lacks, such as textual inversion learns: it stands for as many ids as it has vectors.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tokens {
-    /// Begin, the words, end, padding: as many as the text encoder takes.
-    pub ids: Vec<u32>,
-    /// How many of them are begin, words and end.
-    pub used: usize,
-    /// How many words' tokens did not fit and were left out.
-    pub cut: usize,
+pub struct Added {
+    /// The text that stands for it in prompts, such as `<cat>`; upper and lower case are one.
+    pub token: String,
+    /// How many vectors it has.
+    pub vectors: usize,
+}
+
+/// Ids that belong together: one, or the consecutive ones of an added token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Word {
+    pub(super) first: u32,
+    pub(super) count: usize,
+}
+
+impl Word {
+    pub(super) fn ids(self) -> impl Iterator<Item = u32> {
+        (self.first..).take(self.count)
+    }
 }
 
 fn config_error(file: &Path, message: impl Into<String>) -> Error {
@@ -175,7 +188,7 @@ impl Tokenizer {
         let pad = name(map.pad_token, config.pad_token, &eos);
         let unk = name(map.unk_token, config.unk_token, &eos);
         let inner = if let (Some(vocab), Some(merges)) = (&files.vocab, &files.merges) {
-            Self::from_vocabulary(vocab, merges, folder, &[&bos, &eos], &unk)?
+            Self::from_vocabulary(vocab, merges, folder, &[&bos, &eos, &unk, &pad], &unk)?
         } else if let Some(text) = &files.tokenizer {
             let mut inner = tokenizers::Tokenizer::from_bytes(text)
                 .map_err(|e| config_error(&folder.join("tokenizer.json"), e.to_string()))?;
@@ -208,7 +221,50 @@ impl Tokenizer {
             pad: id(&pad)?,
             length,
             inner,
+            added: BTreeMap::new(),
         })
+    }
+
+    /// Adds tokens, whose ids follow one another from `first` on (the text encoder's `vocab_size`, plus what was added
+    /// before), in this order. They are found as transformers finds added tokens: anywhere in the text, also inside a
+    /// word, after lower-casing.
+    ///
+    /// # Errors
+    /// When a token is empty, has a space or no vector or more than fit a prompt, or is one that the vocabulary has.
+    pub fn with_added(mut self, first: u32, tokens: &[Added]) -> Result<Self> {
+        let mut next = first;
+        for Added { token, vectors } in tokens {
+            let refuse = |why: String| {
+                Err(
+                    Error::request(format!("the token {} {why}", super::quoted(token)))
+                        .help("name it by a text that no prompt has by chance, such as \"<cat>\""),
+                )
+            };
+            if token.is_empty() || token.chars().any(char::is_whitespace) {
+                return refuse("is empty or has a space".into());
+            }
+            let room = self.length.saturating_sub(2);
+            if *vectors == 0 || *vectors > room {
+                return refuse(format!("has {vectors} vectors; expected 1 to {room}"));
+            }
+            let lower = token.to_lowercase();
+            let known = |text: &str| self.inner.token_to_id(text).is_some();
+            if known(token) || known(&lower) {
+                return refuse("is in the vocabulary already".into());
+            }
+            // Normalised as the text is, so that it matches in any case.
+            let entry = AddedToken::from(lower.clone(), false).normalized(true);
+            self.inner
+                .add_tokens([entry])
+                .map_err(|e| Error::request(format!("the token {token:?} cannot be added: {e}")))?;
+            let Some(number) = self.inner.token_to_id(&lower) else {
+                return refuse("cannot be added".into());
+            };
+            let count = *vectors;
+            self.added.insert(number, Word { first: next, count });
+            next += u32::try_from(count).unwrap_or(u32::MAX);
+        }
+        Ok(self)
     }
 
     fn from_vocabulary(
@@ -283,69 +339,27 @@ impl Tokenizer {
         self.length
     }
 
-    /// The highest id that it can give.
+    /// The highest id that it can give, added tokens aside.
     #[must_use]
     pub fn highest_id(&self) -> u32 {
-        let words = self.inner.get_vocab(true).into_values().max();
+        let vocabulary = self.inner.get_vocab(true).into_values();
+        let words = vocabulary.filter(|id| !self.added.contains_key(id)).max();
         words.unwrap_or(0).max(self.pad)
     }
 
-    fn words(&self, text: &str) -> Result<Vec<u32>> {
+    /// The ids of begin, end and padding.
+    pub(super) fn marks(&self) -> (u32, u32, u32) {
+        (self.bos, self.eos, self.pad)
+    }
+
+    /// The tokens of a text, without begin, end and padding.
+    pub(super) fn words(&self, text: &str) -> Result<Vec<Word>> {
         let encoding = self
             .inner
             .encode_fast(text, false)
             .map_err(|e| Error::request(format!("the prompt {text:?} cannot be tokenized: {e}")))?;
-        Ok(encoding.get_ids().to_vec())
-    }
-
-    /// The ids of a prompt: begin, words (as many as fit), end, padding.
-    ///
-    /// # Errors
-    /// When the text cannot be tokenized.
-    pub fn encode(&self, text: &str) -> Result<Tokens> {
-        let words = self.words(text)?;
-        let room = self.length.saturating_sub(2);
-        let kept = words.len().min(room);
-        let mut ids = Vec::with_capacity(self.length);
-        ids.push(self.bos);
-        ids.extend(&words[..kept]);
-        ids.push(self.eos);
-        let used = ids.len();
-        ids.resize(self.length.max(used), self.pad);
-        Ok(Tokens {
-            ids,
-            used,
-            cut: words.len() - kept,
-        })
-    }
-
-    /// The positions of the first occurrence of `phrase` in `prompt` as the text encoder sees it (truncated).
-    ///
-    /// # Errors
-    /// When the phrase is empty or not in the prompt.
-    pub fn span(&self, prompt: &str, phrase: &str) -> Result<std::ops::Range<usize>> {
-        let part = self.words(phrase)?;
-        if part.is_empty() {
-            return Err(Error::request("the subject is empty")
-                .help("name the words of the prompt that are the subject, such as `subject: \"teddy bear\"`"));
-        }
-        let tokens = self.encode(prompt)?;
-        tokens.ids[..tokens.used]
-            .windows(part.len())
-            .position(|window| window == part)
-            .map(|start| start..start + part.len())
-            .ok_or_else(|| {
-                let cut = if tokens.cut > 0 {
-                    format!(" (its last {} tokens do not fit and are left out)", tokens.cut)
-                } else {
-                    String::new()
-                };
-                Error::request(format!(
-                    "the subject {} is not in the prompt{cut}: {}",
-                    super::quoted(phrase),
-                    super::quoted(prompt)
-                ))
-                .help("the subject is looked up word by word in each branch's prompt: see `subject`, `context_subject` and `reference_subject` of swap_attention")
-            })
+        let own = |&first: &u32| Word { first, count: 1 };
+        let word = |id: &u32| self.added.get(id).copied().unwrap_or_else(|| own(id));
+        Ok(encoding.get_ids().iter().map(word).collect())
     }
 }

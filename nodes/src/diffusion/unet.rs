@@ -1,4 +1,4 @@
-//! The U-Net of Stable Diffusion 1.x and 2.x (diffusers' `UNet2DConditionModel`), with numbered attention sites.
+//! The U-Net of Stable Diffusion 1.x, 2.x and XL (diffusers' `UNet2DConditionModel`), with numbered attention sites.
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -65,6 +65,15 @@ pub struct UnetConfig {
     pub freq_shift: f64,
     #[serde(default = "one_usize")]
     pub downsample_padding: usize,
+    /// `text_time`: the pooled text and the sizes join the timestep's embedding, as in SDXL.
+    #[serde(default)]
+    pub addition_embed_type: Option<String>,
+    /// Width of the embedding of each of the sizes.
+    #[serde(default)]
+    pub addition_time_embed_dim: Option<usize>,
+    /// Width of pooled text and embedded sizes together.
+    #[serde(default)]
+    pub projection_class_embeddings_input_dim: Option<usize>,
     /// Everything else, looked through for what is not built.
     #[serde(flatten)]
     pub rest: serde_json::Map<String, serde_json::Value>,
@@ -94,6 +103,10 @@ fn yes() -> bool {
 fn one_usize() -> usize {
     1
 }
+
+/// How many sizes are embedded beside the pooled text: original height and width, top and left of the crop, target height
+/// and width (Podell et al. 2023, section 2.2).
+pub const SIZES: usize = 6;
 
 /// Where in the network a site is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,7 +156,6 @@ impl UnetConfig {
         // Key, the values that change nothing. All of diffusers' options that would change the network are listed.
         let neutral: &[(&str, &[serde_json::Value])] = &[
             ("act_fn", &["silu".into(), "swish".into()]),
-            ("addition_embed_type", &[]),
             ("attention_type", &["default".into()]),
             ("center_input_sample", &[false.into()]),
             ("class_embed_type", &[]),
@@ -174,6 +186,9 @@ impl UnetConfig {
             {
                 return Some(format!("asks for {key} = {value}, which is not built here"));
             }
+        }
+        if let Some(fault) = self.addition_fault() {
+            return Some(fault);
         }
         let levels = self.block_out_channels.len();
         if levels == 0 || levels > 8 {
@@ -270,6 +285,41 @@ impl UnetConfig {
             ));
         }
         None
+    }
+
+    /// What is wrong with the addition to the timestep's embedding, if anything.
+    fn addition_fault(&self) -> Option<String> {
+        match self.addition_embed_type.as_deref() {
+            None => None,
+            Some("text_time") => {
+                let (Some(width), Some(input)) = (
+                    self.addition_time_embed_dim,
+                    self.projection_class_embeddings_input_dim,
+                ) else {
+                    return Some("addition_embed_type is \"text_time\", and addition_time_embed_dim or projection_class_embeddings_input_dim is missing".into());
+                };
+                if width == 0 || !width.is_multiple_of(2) || width > 65_536 || input > 1 << 20 {
+                    return Some(format!(
+                        "addition_time_embed_dim is {width}, projection_class_embeddings_input_dim {input}; expected even numbers of a usual size"
+                    ));
+                }
+                (input <= SIZES * width).then(|| {
+                    format!("projection_class_embeddings_input_dim is {input}, which leaves nothing for the pooled text beside {SIZES} sizes of addition_time_embed_dim {width}")
+                })
+            }
+            Some(other) => Some(format!(
+                "asks for addition_embed_type = {other:?}, which is not built here"
+            )),
+        }
+    }
+
+    /// Width P of the pooled text that the network takes, if it takes one.
+    #[must_use]
+    pub fn pooled_width(&self) -> Option<usize> {
+        self.addition_embed_type.as_ref()?;
+        let sizes = SIZES * self.addition_time_embed_dim?;
+        self.projection_class_embeddings_input_dim?
+            .checked_sub(sizes)
     }
 
     fn heads(&self, level: usize) -> Option<usize> {
@@ -541,10 +591,21 @@ pub struct Call<'a> {
     pub timesteps: &'a [usize],
     /// The text encoder's states `[R, N, E]`.
     pub context: &'a Tensor,
+    /// What SDXL takes besides.
+    pub addition: Option<Addition<'a>>,
     /// The step k that the call belongs to, for the control.
     pub step: usize,
     /// What the rows are, for the control.
     pub rows: Rows,
+}
+
+/// What joins the timestep's embedding.
+#[derive(Clone, Copy, Debug)]
+pub struct Addition<'a> {
+    /// The pooled text `[R, P]`.
+    pub pooled: &'a Tensor,
+    /// The sizes in pixels, the same for every row.
+    pub sizes: [usize; SIZES],
 }
 
 /// The U-Net.
@@ -554,6 +615,7 @@ pub struct Unet {
     conv_in: Conv2d,
     time1: Linear,
     time2: Linear,
+    addition: Option<(Linear, Linear)>,
     down: Vec<Block>,
     mid_first: Resnet,
     mid_transformer: Transformer,
@@ -583,6 +645,17 @@ impl Unet {
         let conv_in = Conv2d::load_same(&root.at("conv_in"), config.in_channels, first, 3)?;
         let time1 = Linear::load(&time.at("linear_1"), first, first * 4, true)?;
         let time2 = Linear::load(&time.at("linear_2"), first * 4, first * 4, true)?;
+        let addition = config
+            .pooled_width()
+            .and(config.projection_class_embeddings_input_dim)
+            .map(|input| -> Result<_> {
+                let scope = root.at("add_embedding");
+                Ok((
+                    Linear::load(&scope.at("linear_1"), input, first * 4, true)?,
+                    Linear::load(&scope.at("linear_2"), first * 4, first * 4, true)?,
+                ))
+            })
+            .transpose()?;
         // The channels of every skip connection, in the order in which the way down makes them.
         let mut skips = vec![first];
         let mut down = Vec::new();
@@ -657,6 +730,7 @@ impl Unet {
             conv_in,
             time1,
             time2,
+            addition,
             down,
             mid_first,
             mid_transformer,
@@ -674,14 +748,13 @@ impl Unet {
         &self.config
     }
 
-    /// Sinusoidal embeddings of the timesteps `[R, 1, C0]`, rounded to f32 where diffusers rounds: an angle of a thousand
-    /// has few bits left behind the point, so a last bit here is a last bit of 1e-5 there.
-    fn timestep_embedding(&self, timesteps: &[usize], device: &Device) -> Result<Tensor> {
-        let width = self.config.block_out_channels[0];
+    /// Sinusoidal embeddings of numbers, `width` features each, one after another; rounded to f32 where diffusers rounds:
+    /// an angle of a thousand has few bits left behind the point, so a last bit here is a last bit of 1e-5 there.
+    fn sinusoids(&self, numbers: &[usize], width: usize) -> Vec<f32> {
         let half = width / 2;
         let scale = (half as f64 - self.config.freq_shift) as f32;
-        let mut values = Vec::with_capacity(timesteps.len() * width);
-        for &t in timesteps {
+        let mut values = Vec::with_capacity(numbers.len() * width);
+        for &t in numbers {
             let angles: Vec<f32> = (0..half)
                 .map(|i| {
                     let exponent = -(10_000f64.ln() as f32) * i as f32 / scale;
@@ -696,11 +769,35 @@ impl Unet {
                 values.extend(sines.chain(cosines));
             }
         }
-        Ok(Tensor::from_vec(
-            values,
-            (timesteps.len(), 1, width),
-            device,
-        )?)
+        values
+    }
+
+    /// Embeddings of the timesteps `[R, 1, C0]`.
+    fn timestep_embedding(&self, timesteps: &[usize], device: &Device) -> Result<Tensor> {
+        let width = self.config.block_out_channels[0];
+        let values = self.sinusoids(timesteps, width);
+        let shape = (timesteps.len(), 1, width);
+        Ok(Tensor::from_vec(values, shape, device)?)
+    }
+
+    /// What is added to the timestep's embedding: `[R, 1, 4 C0]`.
+    fn added(&self, call: &Call<'_>, kernel: &dyn Kernel) -> Result<Option<Tensor>> {
+        let (Some((linear1, linear2)), Some(width)) =
+            (&self.addition, self.config.addition_time_embed_dim)
+        else {
+            return Ok(None);
+        };
+        let addition = call.addition.ok_or_else(|| {
+            Error::request("the U-Net takes a pooled text, and the text encoders give none")
+        })?;
+        let (rows, _) = addition.pooled.dims2()?;
+        let sizes = self.sinusoids(&addition.sizes, width);
+        let sizes = Tensor::from_vec(sizes, (1, SIZES * width), addition.pooled.device())?
+            .to_dtype(addition.pooled.dtype())?
+            .repeat((rows, 1))?;
+        let x = Tensor::cat(&[addition.pooled, &sizes], 1)?.unsqueeze(1)?;
+        let x = linear1.forward(&x, kernel)?.silu()?;
+        Ok(Some(linear2.forward(&x, kernel)?))
     }
 
     /// What the network predicts for each row: `[R, C, h, w]`.
@@ -722,8 +819,12 @@ impl Unet {
         };
         let time = self.timestep_embedding(call.timesteps, call.latent.device())?;
         let time = self.time1.forward(&time, kernel)?.silu()?;
+        let mut time = self.time2.forward(&time, kernel)?;
+        if let Some(added) = self.added(&call, kernel)? {
+            time = (time + added)?;
+        }
         // Every ResNet block takes SiLU of the embedding: applied once.
-        let time = self.time2.forward(&time, kernel)?.silu()?;
+        let time = time.silu()?;
         let mut x = self.conv_in.forward(call.latent, kernel)?;
         let mut skips = vec![x.clone()];
         for block in &self.down {

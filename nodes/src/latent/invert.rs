@@ -18,7 +18,7 @@ use crate::diffusion::scheduler::Ddim;
 use crate::fields::Template;
 use crate::payload::{Latent, LatentFacts, Model, Table, Trajectory, TrajectoryFacts};
 use crate::runtime::{Reports, tensor_error};
-use crate::sample::steps_fault;
+use crate::sample::{prompt_faults, steps_fault};
 
 /// Inverts a latent: finds, by running DDIM backwards, the noise that it could have come from, and every latent between.
 ///
@@ -139,6 +139,7 @@ impl Node for Invert {
         let mut faults = Vec::new();
         let model: Option<ModelFacts> = inputs.facts("model");
         let latent: Option<LatentFacts> = inputs.facts("latent");
+        faults.extend(prompt_faults(model.as_ref(), &[("prompt", &self.prompt)]));
         if let Some(model) = &model {
             faults.extend(steps_fault(model, self.steps));
             if let Some(latent) = &latent {

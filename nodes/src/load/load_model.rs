@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::chain::{ModelNote, model_id, vae_id};
 use crate::diffusion::Error;
-use crate::diffusion::checkpoint::{Checkpoint, Description};
+use crate::diffusion::checkpoint::{Checkpoint, Description, ModelFacts};
 use crate::diffusion::layout::{Layout, Sources};
+use crate::diffusion::prompt::{LongPrompts, Reading, Syntax};
 use crate::diffusion::scheduler::Prediction;
 use crate::diffusion::weights::NO_SUCH_FILE;
 use crate::fields::AssetPath;
@@ -63,6 +64,19 @@ pub struct LoadModel {
     /// Another folder (or `scheduler_config.json`) in place of `scheduler/`.
     #[serde(default)]
     pub scheduler: Option<AssetPath>,
+    /// What brackets in prompts mean: nothing (`plain`), or what they mean to the AUTOMATIC1111 web UI (`a1111`): `(word)`,
+    /// `[word]`, `(word:1.2)`, `\\(`, `BREAK`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub syntax: Option<Syntax>,
+    /// What happens to prompts of more than 75 tokens: the rest is left out (`truncate`), or they are read in chunks of 75
+    /// (`chunks`). Default: `truncate`; `chunks` with `syntax: a1111`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub long_prompts: Option<LongPrompts>,
+    /// The layer of the text encoder whose states are taken, counted from the last, 1. Default: 1; 2 for Stable Diffusion
+    /// XL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub clip_skip: Option<usize>,
 }
 
 /// What a U-Net predicts.
@@ -106,6 +120,19 @@ impl LoadModel {
                 PredictionType::Epsilon => Prediction::Epsilon,
                 PredictionType::VPrediction => Prediction::VPrediction,
             }),
+        }
+    }
+
+    /// How prompts are read.
+    fn reading(&self) -> Reading {
+        let syntax = self.syntax.unwrap_or_default();
+        Reading {
+            syntax,
+            long_prompts: self.long_prompts.unwrap_or(match syntax {
+                Syntax::Plain => LongPrompts::Truncate,
+                Syntax::A1111 => LongPrompts::Chunks,
+            }),
+            clip_skip: self.clip_skip,
         }
     }
 
@@ -234,7 +261,14 @@ impl Node for LoadModel {
         }
         let description = Description::read(&self.sources(), files)
             .map_err(|errors| errors.iter().map(|e| self.fault(e)).collect::<Vec<_>>())?;
-        Ok(Types::unknown().with("model", &description.facts()))
+        if let Some(fault) = self.clip_skip.and_then(|skip| description.skip_fault(skip)) {
+            return Err(vec![Fault::value("clip_skip", fault)]);
+        }
+        let facts = ModelFacts {
+            reading: self.reading(),
+            ..description.facts()
+        };
+        Ok(Types::unknown().with("model", &facts))
     }
 
     fn chain(&self, upstream: &Upstream<'_>) -> Chained {
@@ -245,7 +279,7 @@ impl Node for LoadModel {
             files
                 .map(|(role, digest)| (role.as_str(), *digest))
                 .chain(said),
-        );
+        ) + &self.reading().suffix();
         Chained {
             note: Some(Arc::new(ModelNote { id })),
             ..Chained::default()
@@ -275,13 +309,14 @@ impl Node for LoadModel {
             digests
                 .iter()
                 .map(|(role, digest)| (role.as_str(), *digest)),
-        );
+        ) + &self.reading().suffix();
         let checkpoint = Checkpoint::new(
             description,
             id,
             runtime.device.clone(),
             runtime.kernel.clone(),
         )
+        .with_reading(self.reading())
         .with_vae_id(vae_id(
             digests
                 .iter()

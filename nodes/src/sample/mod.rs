@@ -14,9 +14,11 @@ use candle_core::Tensor;
 use retouch_graph::{Chain, Chained, Fault, NodeError, Upstream};
 
 use crate::chain::{self, Draw, SamplerNote, TrajectoryNote};
+use crate::diffusion::Error;
 use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
 use crate::diffusion::control::Branch;
 use crate::diffusion::noise::starting_noise;
+use crate::diffusion::prompt::Syntax;
 use crate::diffusion::sampling::Drawn;
 use crate::diffusion::scheduler::Ddim;
 use crate::fields::Seed;
@@ -84,6 +86,27 @@ pub(crate) fn steps_fault(model: &ModelFacts, steps: usize) -> Option<Fault> {
         Fault::value("steps", error.to_string())
             .help(format!("50 is a good number of steps for DDIM{most}")),
     )
+}
+
+/// Prompts, by their parameters, that cannot be read as the model reads them.
+pub(crate) fn prompt_faults(
+    model: Option<&ModelFacts>,
+    prompts: &[(&'static str, &str)],
+) -> Vec<Fault> {
+    let syntax = model.map_or(Syntax::Plain, |model| model.reading.syntax);
+    prompts
+        .iter()
+        .filter_map(|(name, prompt)| match syntax.check(prompt).err()? {
+            Error::Request { message, help } => {
+                let fault = Fault::value(*name, message);
+                Some(match help {
+                    Some(help) => fault.help(help),
+                    None => fault,
+                })
+            }
+            other => Some(Fault::value(*name, other.to_string())),
+        })
+        .collect()
 }
 
 /// Guidance that makes no sense.

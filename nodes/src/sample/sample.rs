@@ -12,12 +12,13 @@ use retouch_graph::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Start, guidance_fault, steps_fault};
+use super::{Start, guidance_fault, prompt_faults, steps_fault};
 use crate::attention::{ControlNote, SwapAttention};
 use crate::chain::{self, Draw, Remembers, SamplerNote, TrajectoryNote};
 use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
 use crate::diffusion::control::{Branch, Half};
 use crate::diffusion::masks::Plane;
+use crate::diffusion::prompt::{Span, reads_chunks};
 use crate::diffusion::sampling::{
     Blend, Drawn, GivenMasks, Givens, MaskGrid, Prompted, Retouch, RetouchSettings, Retouched,
     Source, SourceStep, maps_alone, mask_level, step_blend_sample,
@@ -145,6 +146,17 @@ impl Sample {
         ) else {
             return faults;
         };
+        let settings = &control.settings;
+        let texts = [
+            Some(&settings.reference_prompt),
+            settings.context_prompt.as_ref(),
+            settings.subject.as_ref(),
+            settings.context_subject.as_ref(),
+            settings.reference_subject.as_ref(),
+        ];
+        for text in texts.into_iter().flatten() {
+            faults.extend(prompt_faults(Some(&model), &[("control", text)]));
+        }
         if let Some(vanilla) = &control.vanilla
             && let Some(misfit) = vanilla.misfit(&model)
         {
@@ -294,7 +306,15 @@ impl Sample {
                             ..target
                         }
                         .call(&context.states[k], &ddim, k, *half),
-                        None => opaque_call(&context.states[k], &ddim, k, *half, &id, &control),
+                        None => opaque_call(
+                            &context.states[k],
+                            &ddim,
+                            k,
+                            *half,
+                            &id,
+                            &control,
+                            self.guidance != 1.0,
+                        ),
                     };
                     hasher.field("context", &call.0);
                     calls.insert((Branch::Context, *half, k), call);
@@ -477,7 +497,7 @@ impl Sample {
         let subject = |own: &Option<Template>| subject_of(settings, own);
         let span = |model: &Checkpoint, prompt: &str, subject: Option<String>| {
             subject
-                .map(|subject| model.tokenizer(0)?.span(prompt, &subject))
+                .map(|subject| model.reader()?.span(prompt, &subject))
                 .transpose()
         };
         let blends_by_target = settings.blend != crate::attention::BlendField::Context;
@@ -503,7 +523,7 @@ impl Sample {
         let vanilla = control.vanilla.as_ref().map(|model| &model.checkpoint);
         let prompted = prompts.prompted(model, vanilla, reports)?;
         let wants_context_map = swaps && context_mask.is_none();
-        let mut spans: Vec<Option<Option<Range<usize>>>> = vec![None; prompted.len()];
+        let mut spans: Vec<Option<Option<Span>>> = vec![None; prompted.len()];
         let mut context_drawers = Vec::new();
         for (k, &index) in context_steps.iter().enumerate() {
             let span = if wants_context_map && swap.contains(&k) {
@@ -663,6 +683,7 @@ fn opaque_call(
     half: Half,
     id: &str,
     control: &ControlNote,
+    guided: bool,
 ) -> Key {
     let mut hasher = KeyHasher::new("retouch/call-of-file/1");
     hasher.field("state", &state.0);
@@ -674,6 +695,14 @@ fn opaque_call(
         "prompt",
         format!("{:?}", control.settings.context_prompt.as_deref()).as_bytes(),
     );
+    // With guidance prompts that are read in chunks are given equally many tokens.
+    if guided
+        && std::iter::once(id)
+            .chain(control.vanilla.as_deref())
+            .any(reads_chunks)
+    {
+        hasher.field("guided", &[1]);
+    }
     hasher.finish()
 }
 
@@ -842,6 +871,10 @@ impl Node for Sample {
         let model: Option<ModelFacts> = inputs.facts("model");
         let controlled = inputs.is_linked("control");
         let mut faults: Vec<Fault> = guidance_fault(self.guidance).into_iter().collect();
+        faults.extend(prompt_faults(
+            model.as_ref(),
+            &[("prompt", &self.prompt), ("negative", &self.negative)],
+        ));
         if controlled {
             faults.extend(self.control_faults(inputs));
             if !faults.is_empty() {

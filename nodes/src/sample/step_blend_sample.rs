@@ -6,7 +6,7 @@ use retouch_graph::{Chained, Context, Fault, Files, Node, NodeError, Types, Upst
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Start, guidance_fault, steps_fault};
+use super::{Start, guidance_fault, prompt_faults, steps_fault};
 use crate::chain::{self, Remembers};
 use crate::diffusion::checkpoint::ModelFacts;
 use crate::diffusion::sampling::{Drawn, Prompted, step_blend_sample};
@@ -148,6 +148,17 @@ impl Node for StepBlendSample {
                 .help("a personalised model must come from the vanilla one: same latents, same U-Net shape, same schedule"),
             );
         }
+        faults.extend(prompt_faults(
+            vanilla.as_ref(),
+            &[
+                ("vanilla_prompt", &self.vanilla_prompt),
+                ("negative", &self.negative),
+            ],
+        ));
+        faults.extend(prompt_faults(
+            personalized.as_ref(),
+            &[("personalized_prompt", &self.personalized_prompt)],
+        ));
         if let Some(model) = &personalized {
             faults.extend(steps_fault(model, self.steps));
             if let Some(latent) = &latent {

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use retouch_graph::Files;
 
-use super::clip::{ClipText, ClipTextConfig};
+use super::checkpoint::load_text;
+use super::clip::ClipTextConfig;
 use super::unet::{Unet, UnetConfig};
 use super::weights::{Stored, Weights, bare};
 use super::{Error, Result};
@@ -44,9 +45,10 @@ impl<'a> Networks<'a> {
             unet: shapes(Weights::asked(|w| Unet::load(unet, w).map(drop))?),
             texts: texts
                 .iter()
-                .map(|config| {
+                .enumerate()
+                .map(|(i, config)| {
                     Ok(shapes(Weights::asked(|w| {
-                        ClipText::load(config, w).map(drop)
+                        load_text(config, i, w).map(drop)
                     })?))
                 })
                 .collect::<Result<_>>()?,
