@@ -74,7 +74,12 @@ impl<'a> Case<'a> {
 
     fn yaml(&self) -> String {
         let base = micro(&format!("{}.safetensors", self.base));
-        let base = base.display();
+        // SDXL's micro model takes the noise of Stable Diffusion 1's.
+        let noise = match self.base {
+            "sdxl" => micro("sd1.safetensors"),
+            _ => base.clone(),
+        };
+        let (base, noise) = (base.display(), noise.display());
         let Self {
             models,
             subject,
@@ -92,7 +97,7 @@ impl<'a> Case<'a> {
         let mut yaml = format!("schema: retouch/v1\nnodes:\n{models}");
         let _ = write!(
             yaml,
-            "\x20 noise: {{op: load_latent, path: '{base}', tensor: noise}}\n\
+            "\x20 noise: {{op: load_latent, path: '{noise}', tensor: noise}}\n\
              \x20 reference: {{op: load_latent, path: '{base}', tensor: reference_latent}}\n\
              \x20 layout: {{op: step_blend_sample, vanilla: $base, personalized: $personal, latent: $noise,\n\
              \x20   vanilla_prompt: a teddy bear on a beach, personalized_prompt: a {subject} on a beach,\n\
@@ -191,6 +196,38 @@ fn adapted(base: &str, adapters: &[(&str, String)]) -> String {
 
 fn adapter(name: &str) -> String {
     path(&format!("adapters/{name}"))
+}
+
+/// SDXL's runs: other sites and another mask grid.
+fn sdxl<'a>(
+    models: String,
+    expected: (&'a str, &'a str),
+    steps: usize,
+    blend_steps: usize,
+) -> Case<'a> {
+    Case {
+        sites: "8..17",
+        mask_grid: "[8, 8]",
+        steps,
+        blend_steps,
+        ..Case::new(models, "sdxl", expected)
+    }
+}
+
+#[test]
+fn both_stages_run_on_sdxl_from_a_folder_and_from_a_single_file_as_in_diffusers() {
+    let bench = Bench::new();
+    for load in [path("sdxl"), single("sdxl-single.safetensors", "sdxl")] {
+        let models = two(&load, "sdxl-personal/unet");
+        sdxl(models, ("sdxl", ""), 8, 3).meet(&bench, &load);
+    }
+    for name in [
+        "sdxl-lora-diffusers.safetensors",
+        "sdxl-lora-kohya.safetensors",
+    ] {
+        let models = adapted("sdxl", &[("apply_lora", adapter(name))]);
+        sdxl(models, ("adapters/sdxl", "lora.full."), 6, 2).meet(&bench, name);
+    }
 }
 
 #[test]

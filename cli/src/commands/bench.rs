@@ -642,13 +642,15 @@ fn unet_call(model: &Model, device: &Device) -> Result<f64, Failure> {
         let (channels, width) = (config.in_channels, config.context_width());
         let side = config.sample_size.unwrap_or(16);
         let latent = Tensor::ones((2, channels, side, side), DType::F32, device)?;
-        let (states, _) = checkpoint.encode_prompt("a teddy bear")?;
-        let context = states.repeat((2, 1, 1))?;
+        let encoded = checkpoint.encode_prompt("a teddy bear")?;
+        let context = encoded.states.repeat((2, 1, 1))?;
         debug_assert_eq!(context.dim(2)?, width);
         let call = Call {
             latent: &latent,
             timesteps: &[501, 501],
             context: &context,
+            // The demo model has one text encoder: nothing joins its timesteps.
+            addition: None,
             step: 0,
             rows: Rows::new(Branch::Plain, 1, true),
         };
