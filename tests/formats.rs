@@ -260,6 +260,64 @@ fn loras_of_every_dialect_and_two_at_once_draw_as_in_diffusers() {
     }
 }
 
+#[test]
+fn learned_tokens_and_custom_diffusion_draw_as_in_diffusers() {
+    let bench = Bench::new();
+    let token = |name: &str, more: &str| vec![("apply_textual_inversion", adapter(name) + more)];
+    let custom = |folder: &str| {
+        vec![
+            ("apply_custom_diffusion", adapter(folder)),
+            (
+                "apply_textual_inversion",
+                adapter(&format!("{folder}/new1.bin")),
+            ),
+        ]
+    };
+    for (prefix, subject, adapters) in [
+        (
+            "ti.one.",
+            "<toy> teddy bear",
+            token("sd1-ti-one.safetensors", ""),
+        ),
+        ("ti.one.", "<toy> teddy bear", token("sd1-ti-one.bin", "")),
+        (
+            "ti.three.",
+            "<toy> teddy bear",
+            token("sd1-ti-three.safetensors", ""),
+        ),
+        (
+            "ti.three.",
+            "<toy> teddy bear",
+            token("sd1-ti-three.bin", ""),
+        ),
+        ("ti.a1111.", "old-toy teddy bear", token("old-toy.pt", "")),
+        // Its name is whatever one likes.
+        (
+            "ti.a1111.",
+            "<mine> teddy bear",
+            token("old-toy.pt", ", token: <mine>"),
+        ),
+        ("custom.kv.", "<new1> teddy bear", custom("sd1-custom-kv")),
+        (
+            "custom.q_out.",
+            "<new1> teddy bear",
+            custom("sd1-custom-q_out"),
+        ),
+    ] {
+        let case = Case {
+            subject,
+            ..Case::new(adapted("sd1", &adapters), "sd1", ("adapters/sd1", prefix))
+        };
+        case.meet(&bench, &adapters[0].1);
+    }
+    let adapters = token("sdxl-ti.safetensors", ", token: <toy>");
+    let case = Case {
+        subject: "<toy> teddy bear",
+        ..sdxl(adapted("sdxl", &adapters), ("adapters/sdxl", "ti."), 6, 2)
+    };
+    case.meet(&bench, "sdxl-ti");
+}
+
 /// The faults of a workflow, as text.
 fn faults(models: &str) -> Vec<String> {
     let yaml = format!(
@@ -299,6 +357,26 @@ fn an_adapter_of_another_family_or_kind_is_refused_before_anything_runs() {
         &lora("sd1", "nothing.safetensors"),
         &["there is no a LoRA at"],
     );
+    let token = |base: &str, name: &str, more: &str| {
+        adapted(base, &[("apply_textual_inversion", adapter(name) + more)])
+    };
+    refused(
+        &token("sd1", "sdxl-ti.safetensors", ", token: <toy>"),
+        &["two text encoders"],
+    );
+    refused(&token("sdxl", "sdxl-ti.safetensors", ""), &["give `token:"]);
+    refused(
+        &token("sd2", "sd1-lora-kohya.safetensors", ""),
+        &["is not of textual inversion"],
+    );
+    let twice = [
+        ("apply_textual_inversion", adapter("sd1-ti-one.safetensors")),
+        (
+            "apply_textual_inversion",
+            adapter("sd1-ti-three.safetensors"),
+        ),
+    ];
+    refused(&adapted("sd1", &twice), &["has a token \"<toy>\" already"]);
     let custom =
         |base: &str, name: &str| adapted(base, &[("apply_custom_diffusion", adapter(name))]);
     refused(

@@ -25,6 +25,7 @@ pub fn registry() -> retouch_graph::registry::Registry {
     retouch_graph::registry::Registry::new()
         .with::<load::LoadModel>()
         .with::<adapt::ApplyLora>()
+        .with::<adapt::ApplyTextualInversion>()
         .with::<adapt::ApplyCustomDiffusion>()
         .with::<adapt::LoadVae>()
         .with::<load::LoadImage>()

@@ -2,10 +2,12 @@
 
 pub mod apply_custom_diffusion;
 pub mod apply_lora;
+pub mod apply_textual_inversion;
 pub mod load_vae;
 
 pub use apply_custom_diffusion::ApplyCustomDiffusion;
 pub use apply_lora::ApplyLora;
+pub use apply_textual_inversion::ApplyTextualInversion;
 pub use load_vae::LoadVae;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +19,7 @@ use crate::chain::{self, ModelNote};
 use crate::diffusion::Error;
 use crate::diffusion::adapters::Networks;
 use crate::diffusion::checkpoint::ModelFacts;
+use crate::diffusion::prompt::suffix_of;
 use crate::diffusion::weights::NO_SUCH_FILE;
 
 /// What stands for a model after an adapter: the model before, the adapter's files and the numbers that go with them.
@@ -36,7 +39,8 @@ fn adapted_id(base: &str, op: &str, files: &[(String, Digest)], said: &[(&str, S
         field(name.as_bytes());
         field(value.as_bytes());
     }
-    hasher.finalize().to_hex().to_string()
+    // How the base reads prompts is read off its id, and so off this one's.
+    format!("{}{}", hasher.finalize().to_hex(), suffix_of(base))
 }
 
 /// What an adapter says of its model while the plan is made.

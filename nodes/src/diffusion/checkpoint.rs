@@ -9,6 +9,7 @@ use retouch_graph::Files;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::adapters::textual_inversion::LearnedToken;
 use super::clip::{ClipText, ClipTextConfig, Layer};
 use super::layout::{
     self, Layout, Part, Settings, Sources, TOKENIZER_FILES, Vocabulary, WeightFiles, read_text,
@@ -16,10 +17,10 @@ use super::layout::{
 use super::preview::LinearMap;
 use super::prompt::{Encoded, Prompt, Reader, Reading, encode};
 use super::scheduler::{SchedulerConfig, Spacing};
-use super::tokenizer::{Tokenizer, TokenizerFiles};
+use super::tokenizer::{Added, Tokenizer, TokenizerFiles};
 use super::unet::{SiteInfo, Unet, UnetConfig};
 use super::vae::{Vae, VaeConfig};
-use super::weights::{Changes, LowRank, Shared, Stored, Table, Tensors, Weights};
+use super::weights::{Changes, LowRank, Maps, Shared, Stored, Table, Tensors, Weights};
 use super::{Error, Result};
 use crate::kernels::Kernel;
 
@@ -105,6 +106,9 @@ pub struct ModelFacts {
     /// How it reads prompts.
     #[serde(default, skip_serializing_if = "Reading::is_default")]
     pub reading: Reading,
+    /// The tokens that textual inversion added.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub added_tokens: Vec<String>,
     /// The U-Net's configuration, which adapters are checked against.
     pub unet_config: UnetConfig,
     /// Those of the text encoders.
@@ -444,6 +448,7 @@ impl Description {
             tokens: self.tokens(),
             scheduler: self.scheduler.clone(),
             reading: Reading::default(),
+            added_tokens: Vec::new(),
             unet_config: unet.clone(),
             text_configs: self.texts.iter().map(|text| text.config.clone()).collect(),
             vae_config: self.vae.clone(),
@@ -623,6 +628,8 @@ pub struct Checkpoint {
     tokenizers: Vec<Arc<Lazy<Tokenizer>>>,
     vae_id: Option<String>,
     reading: Reading,
+    /// What textual inversion added, in order.
+    added: Vec<LearnedToken>,
     linear_map: Arc<Lazy<LinearMap>>,
     /// Whether it is what adapters made of another: that one counts the weights.
     adapted: bool,
@@ -658,6 +665,7 @@ impl Checkpoint {
             tokenizers: (0..texts).map(|_| Arc::default()).collect(),
             vae_id: None,
             reading: Reading::default(),
+            added: Vec::new(),
             linear_map: Arc::default(),
             adapted: false,
         }
@@ -680,7 +688,8 @@ impl Checkpoint {
             vae: self.vae.clone(),
             tokenizers: self.tokenizers.clone(),
             vae_id: self.vae_id.clone(),
-            reading: self.reading.clone(),
+            reading: self.reading,
+            added: self.added.clone(),
             linear_map: self.linear_map.clone(),
             adapted: true,
         }
@@ -724,6 +733,16 @@ impl Checkpoint {
         changes.replaced.extend(replaced);
         model.unet_changes = Arc::new(changes);
         model.unet = Arc::default();
+        model
+    }
+
+    /// The same model with new tokens, which must fit its text encoders. `id` stands for both.
+    #[must_use]
+    pub fn with_tokens(&self, id: String, tokens: Vec<LearnedToken>) -> Self {
+        let mut model = self.derived(id);
+        model.added.extend(tokens);
+        model.texts = self.texts.iter().map(|_| Arc::default()).collect();
+        model.tokenizers = self.tokenizers.iter().map(|_| Arc::default()).collect();
         model
     }
 
@@ -854,7 +873,20 @@ impl Checkpoint {
             &text.table,
             &self.pools.texts[index],
             &self.text_changes[index],
-            |w| load_text(&text.config, index, w),
+            |w| {
+                let mut encoder = load_text(&text.config, index, w)?;
+                let maps = Maps::default();
+                for token in &self.added {
+                    let rows = token.rows.get(index).ok_or_else(|| {
+                        Error::request(format!(
+                            "the token {:?} was not learned for text encoder {index}",
+                            token.token
+                        ))
+                    })?;
+                    encoder = encoder.with_rows(&maps.load(rows, DType::F32, &Device::Cpu)?)?;
+                }
+                Ok(encoder)
+            },
         )
     }
 
@@ -881,11 +913,23 @@ impl Checkpoint {
     pub fn tokenizer(&self, index: usize) -> Result<Arc<Tokenizer>> {
         let text = self.text(index)?;
         self.tokenizers[index].get(|| {
-            Tokenizer::new(
+            let config = &text.config;
+            let tokenizer = Tokenizer::new(
                 &text.tokenizer,
                 &text.folder,
-                text.config.max_position_embeddings,
-            )
+                config.max_position_embeddings,
+            )?;
+            let added: Vec<Added> = self
+                .added
+                .iter()
+                .map(|token| Added {
+                    token: token.token.clone(),
+                    vectors: token.vectors(),
+                })
+                .collect();
+            let first = u32::try_from(config.vocab_size)
+                .map_err(|_| Error::request("the vocabulary is too large"))?;
+            tokenizer.with_added(first, &added)
         })
     }
 

@@ -2,6 +2,7 @@
 
 pub mod custom_diffusion;
 pub mod lora;
+pub mod textual_inversion;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -166,15 +166,19 @@ impl Table {
                 (name, stored)
             })
             .collect();
-        // What tells checkpoints of one shape apart.
-        let step = match value.get("global_step") {
-            Some(pickle::Value::Int(step)) => Some(("global_step".to_owned(), step.to_string())),
-            _ => None,
-        };
+        // The training step tells checkpoints of one shape apart, an embedding has a name.
+        let said = ["global_step", "name"].into_iter().filter_map(|name| {
+            let text = match value.get(name)? {
+                pickle::Value::Int(number) => number.to_string(),
+                pickle::Value::Text(text) => text.to_string(),
+                _ => return None,
+            };
+            Some((name.to_owned(), text))
+        });
         Self {
             file: path.to_owned(),
             tensors,
-            metadata: step.into_iter().collect(),
+            metadata: said.collect(),
         }
     }
 

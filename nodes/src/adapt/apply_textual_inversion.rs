@@ -1,0 +1,163 @@
+//! `apply_textual_inversion`.
+
+use std::sync::Arc;
+
+use retouch_graph::{
+    Chained, Context, Fault, Files, Node, NodeError, ReadFile, Types, Upstream, ports,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::diffusion::adapters::textual_inversion::{self, LearnedToken};
+use crate::diffusion::checkpoint::ModelFacts;
+use crate::fields::AssetPath;
+use crate::payload::Model;
+
+/// Teaches a model new tokens (textual inversion), which prompts then name: `a <cat> on a beach`.
+///
+/// Files of diffusers and of AUTOMATIC1111's web UI are read, with one vector a token or several. Only the text encoder's
+/// embeddings grow: self-attention stays the base's, so that one U-Net plays both models of the method.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ApplyTextualInversion {
+    /// The file, or the folder that holds `learned_embeds`.
+    pub path: AssetPath,
+    /// What the token is called in prompts. Default: what the file calls it; some files don't.
+    #[serde(default)]
+    pub token: Option<String>,
+}
+
+ports! {
+    /// What `apply_textual_inversion` takes.
+    pub struct Inputs {
+        /// The model, adapted already or not.
+        pub model: Arc<Model>,
+    }
+}
+
+ports! {
+    /// What `apply_textual_inversion` gives.
+    pub struct Outputs {
+        /// The model that knows the tokens.
+        pub model: Arc<Model>,
+    }
+}
+
+impl ApplyTextualInversion {
+    fn file(&self, files: &dyn Files) -> std::path::PathBuf {
+        super::sought(self.path.as_path(), textual_inversion::find, files)
+    }
+
+    fn said(&self) -> [(&'static str, String); 1] {
+        [("token", self.token.clone().unwrap_or_default())]
+    }
+}
+
+/// Tokens and how many vectors they have, for people.
+fn in_words(tokens: &[LearnedToken]) -> String {
+    let each: Vec<String> = tokens
+        .iter()
+        .map(|token| match token.vectors() {
+            1 => format!("{:?} of one vector", token.token),
+            n => format!("{:?} of {n} vectors", token.token),
+        })
+        .collect();
+    each.join(", ")
+}
+
+impl Node for ApplyTextualInversion {
+    const OP: &'static str = "apply_textual_inversion";
+    const VERSION: u32 = 1;
+    type Inputs = Inputs;
+    type Outputs = Outputs;
+
+    fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>> {
+        let path = self.file(files);
+        Ok(files
+            .is_file(&path)
+            .then(|| ReadFile {
+                role: "tokens".into(),
+                path,
+            })
+            .into_iter()
+            .collect())
+    }
+
+    fn check(
+        &self,
+        inputs: &Types<Inputs>,
+        files: &dyn Files,
+    ) -> Result<Types<Outputs>, Vec<Fault>> {
+        let facts: Option<ModelFacts> = inputs.facts("model");
+        let file = self.file(files);
+        let read =
+            textual_inversion::read(&file, self.token.as_deref(), files).and_then(|tokens| {
+                if let Some(facts) = &facts {
+                    textual_inversion::fit(&file, &tokens, &facts.text_configs)?;
+                }
+                Ok(tokens)
+            });
+        let tokens = read.map_err(|e| {
+            vec![super::fault(
+                self.path.as_path(),
+                &e,
+                "an embedding of textual inversion",
+                files,
+            )]
+        })?;
+        let Some(mut facts) = facts else {
+            return Ok(Types::unknown());
+        };
+        for token in tokens {
+            let same = facts
+                .added_tokens
+                .iter()
+                .any(|other| other.to_lowercase() == token.token.to_lowercase());
+            if same {
+                return Err(vec![
+                    Fault::value(
+                        if self.token.is_some() {
+                            "token"
+                        } else {
+                            "path"
+                        },
+                        format!("the model has a token {:?} already", token.token),
+                    )
+                    .help("give it another name: `token: \"<another>\"`"),
+                ]);
+            }
+            facts.added_tokens.push(token.token);
+        }
+        Ok(Types::unknown().with("model", &facts))
+    }
+
+    fn chain(&self, upstream: &Upstream<'_>) -> Chained {
+        super::adapted(upstream, Self::OP, &self.said())
+    }
+
+    fn run(&self, inputs: Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
+        let files = context.files();
+        let file = self.file(files);
+        let base = &inputs.model.checkpoint;
+        let digests = super::digests(context, &[("tokens", &file)])?;
+        let tokens = textual_inversion::read(&file, self.token.as_deref(), files)?;
+        let id = super::adapted_id(base.id(), Self::OP, &digests, &self.said());
+        let texts: Vec<_> = base
+            .description()
+            .texts
+            .iter()
+            .map(|text| text.config.clone())
+            .collect();
+        textual_inversion::fit(&file, &tokens, &texts)?;
+        let line = format!("textual inversion: the token {}", in_words(&tokens));
+        context.say(&line);
+        let model = base.with_tokens(id, tokens);
+        // What is wrong with a token's name shows when it joins the vocabulary.
+        for index in 0..texts.len() {
+            model.tokenizer(index)?;
+        }
+        Ok(Outputs {
+            model: Arc::new(inputs.model.adapted(model, line)),
+        })
+    }
+}
