@@ -50,7 +50,7 @@ pub use params::{How, ParamType};
 pub use plan::{
     Change, Forecast, Parting, Plan, PlannedOutput, Reason, Record, Resume, Status, Task, What,
 };
-pub use port::{Arity, FromValue, Known, PortField, PortSpec, PortValues, Ports, Types};
+pub use port::{Added, Arity, FromValue, Known, PortField, PortSpec, PortValues, Ports, Types};
 pub use preview::{Previewer, Quality};
 pub use problem::{Code, Problem, Problems, Severity, Source, Span};
 pub use provenance::{Origin, Provenance, ReadEntry};

@@ -532,7 +532,9 @@ impl Plan {
                 .collect();
             let ports: Vec<(&'static str, Vec<(Key, &'static str)>)> = inputs
                 .iter()
-                .map(|(port, links)| {
+                .zip(node.entry.inputs())
+                .filter(|((_, links), spec)| spec.keyed || !links.is_empty())
+                .map(|((port, links), _)| {
                     let links = links
                         .iter()
                         .map(|(task, output)| {

@@ -35,6 +35,9 @@ pub struct PortSpec {
     pub docs: &'static str,
     /// File endings that its values can be saved as; `None` when that is known only once the value is there.
     pub formats: Option<&'static [&'static str]>,
+    /// Whether an input is part of its node's key even when nothing is linked to it.
+    #[serde(skip)]
+    pub keyed: bool,
 }
 
 /// What one field of a port struct can be: `Arc<T>`, `Option<Arc<T>>`, `Vec<Arc<T>>`, or a type of one's own.
@@ -45,6 +48,8 @@ pub trait PortField: Sized + Send {
     const ARITY: Arity;
     /// File endings that the value can be saved as; `None`: not known before the value is there.
     const FORMATS: Option<&'static [&'static str]> = None;
+    /// Whether an input is part of its node's key even when nothing is linked to it.
+    const KEYED: bool = true;
 
     /// Makes the field from the values that are linked to the port `name`.
     ///
@@ -135,6 +140,24 @@ impl<F: FromValue> PortField for Vec<F> {
     }
     fn give(self) -> Option<Value> {
         None // an output is one value; the `ports!` macro is not used for lists of outputs
+    }
+}
+
+/// One value or none, of an input that an op got after workflows were already run with it: where nothing is linked the
+/// node's key is what it was without the port, so that what is cached stays good.
+#[derive(Clone, Debug)]
+pub struct Added<F>(pub Option<F>);
+
+impl<F: FromValue> PortField for Added<F> {
+    const TYPES: &'static [&'static str] = F::TYPES;
+    const ARITY: Arity = Arity::Optional;
+    const FORMATS: Option<&'static [&'static str]> = F::FORMATS;
+    const KEYED: bool = false;
+    fn take(name: &'static str, values: Vec<Value>) -> Result<Self, NodeError> {
+        <Option<F> as PortField>::take(name, values).map(Self)
+    }
+    fn give(self) -> Option<Value> {
+        self.0.give()
     }
 }
 
@@ -283,6 +306,7 @@ macro_rules! ports {
                     arity: <$kind as $crate::PortField>::ARITY,
                     docs: concat!($($docs, "\n"),*).trim_ascii(),
                     formats: <$kind as $crate::PortField>::FORMATS,
+                    keyed: <$kind as $crate::PortField>::KEYED,
                 } ),* ];
                 SPECS
             }

@@ -8,11 +8,17 @@
 //! | `retouch/noise/1` | seed, shape |
 //! | `retouch/state-of/1` | the key of a value, the port that it comes from, the number of the state in it |
 //! | `retouch/step/1` | the state before; timestep, both alphas, prediction; model, prompt, negative prompt, guidance; numerics; control |
+//! | | and, only where they are: guidance rescale; eta, seed and number of the step's noise; `inpaint` |
+//! | `retouch/solver-step/1` | the same for the other schedulers: in place of the alphas the solver, its sigmas and orders at the step |
+//! | `retouch/past/1` | the state beside which a multistep scheduler remembers something |
+//! | `retouch/scaled/1` | a state, what it is multiplied with |
+//! | `retouch/noised/1` | a picture's latent, its noise, the level of both |
+//! | `retouch/inpaint/1` | a picture's latent, its noise, its mask |
 //! | `retouch/inverse/1` | the state before; timestep, both alphas, prediction; model, prompt; numerics |
 //! | `retouch/call/1` | state, timestep, model, prompt, numerics: one half of a call of the U-Net; with guidance, of a model that reads long prompts in chunks, the other half's prompt too: both are given equally many tokens |
 //! | `retouch/part/1` | a call, the part of it |
 //! | `retouch/map/1` | the state after the target's step, the level |
-//! | `retouch/trajectory/1` | all states, and what drew each step |
+//! | `retouch/trajectory/1` | all states, what drew each step, and the schedule if it isn't that of DDIM with eta 0 |
 //! | `retouch/control/1` | sites; the calls of context and reference; for a swap whose queries, and each mask: a given one by its key and level, a computed one by its rule |
 //! | `retouch/linear-map/1` | VAE, numerics: the map from latents to colours of previews |
 //! | `retouch/call-of-file/1` | in place of a call, where only a file says what drew its step: state, timestep, half, both models, context_prompt |
@@ -35,14 +41,17 @@ use crate::diffusion::control::{Branch, Given, Half, Part};
 use crate::diffusion::prompt::reads_chunks;
 use crate::diffusion::sampling::{Drawn, Held, Memory, of_half};
 use crate::diffusion::scheduler::Ddim;
+use crate::diffusion::solver::{Sampler, Solver};
 use crate::diffusion::unet::grid_at;
 use crate::diffusion::{Error, Result};
-use crate::payload::{Attention, Latent, TrajectoryFacts};
+use crate::payload::{Attention, Latent, Past, TrajectoryFacts};
 
 /// The name of the one value under a state's key; the port of a sampler's last state has it too.
 const LATENT: &str = "latent";
 /// The name of the one value under a part's key.
 const PART: &str = "part";
+/// The name of the one value under the key of what a scheduler remembers.
+const PAST: &str = "past";
 
 /// What stands for the content of a model: its files but for the VAE's, which neither draws nor encodes prompts.
 pub(crate) fn model_id<'a>(files: impl IntoIterator<Item = (&'a str, Digest)>) -> String {
@@ -115,6 +124,10 @@ impl TrajectoryNote {
         }
         let drawn = serde_json::to_vec(&self.drawn).unwrap_or_default();
         hasher.field("drawn", &drawn);
+        if let Some(schedule) = &self.facts.schedule {
+            let schedule = serde_json::to_vec(schedule).unwrap_or_default();
+            hasher.field("schedule", &schedule);
+        }
         hasher.finish()
     }
 }
@@ -125,6 +138,8 @@ pub(crate) struct SamplerNote {
     pub trajectory: Arc<TrajectoryNote>,
     /// The keys of the states that the node's own loop counts by.
     pub states: Vec<Key>,
+    /// The keys of what the scheduler remembers beside a state, by the state's number.
+    pub pasts: HashMap<usize, Key>,
     /// The keys of the target's maps, by step.
     pub maps: HashMap<usize, Key>,
     /// The calls of its branches.
@@ -153,6 +168,53 @@ pub(crate) fn noise(seed: u64, shape: [usize; 4]) -> Key {
     hasher.finish()
 }
 
+/// Starting noise, multiplied with what the scheduler has it multiplied with.
+pub(crate) fn scaled(state: Key, by: f64) -> Key {
+    if by == 1.0 {
+        return state;
+    }
+    let mut hasher = KeyHasher::new("retouch/scaled/1");
+    hasher.field("state", &state.0);
+    hasher.field("by", &by.to_le_bytes());
+    hasher.finish()
+}
+
+/// A picture's latent with noise at a level.
+pub(crate) fn noised(picture: &Key, noise: &Key, level: (f64, f64)) -> Key {
+    let mut hasher = KeyHasher::new("retouch/noised/1");
+    hasher.field("picture", &picture.0);
+    hasher.field("noise", &noise.0);
+    hasher.field("signal", &level.0.to_le_bytes());
+    hasher.field("level", &level.1.to_le_bytes());
+    hasher.finish()
+}
+
+/// What stays of a picture.
+pub(crate) fn inpaint(picture: &Key, noise: &Key, mask: &Key) -> Key {
+    let mut hasher = KeyHasher::new("retouch/inpaint/1");
+    hasher.field("picture", &picture.0);
+    hasher.field("noise", &noise.0);
+    hasher.field("mask", &mask.0);
+    hasher.finish()
+}
+
+/// What a scheduler remembers beside a state.
+pub(crate) fn past(state: &Key) -> Key {
+    let mut hasher = KeyHasher::new("retouch/past/1");
+    hasher.field("state", &state.0);
+    hasher.finish()
+}
+
+/// What a plain sampler does at all of its steps beside calling the network.
+#[derive(Clone, Copy)]
+pub(crate) struct Moves<'a> {
+    pub sampler: &'a Sampler,
+    /// The seed of the noise that steps add.
+    pub seed: Option<u64>,
+    /// Stands for what stays of a picture.
+    pub inpaint: Option<&'a Key>,
+}
+
 fn schedule(hasher: &mut KeyHasher, ddim: &Ddim, k: usize) {
     let (from, to) = ddim.alphas(k);
     hasher.field("timestep", &(ddim.timesteps()[k] as u64).to_le_bytes());
@@ -168,7 +230,17 @@ pub(crate) struct Draw<'a> {
     pub prompt: &'a str,
     pub negative: &'a str,
     pub guidance: f64,
+    pub rescale: f64,
     pub numerics: &'a str,
+}
+
+/// A timestep that is whole as it always was, any other by its bits.
+fn timestep_field(hasher: &mut KeyHasher, timestep: f32) {
+    if timestep.fract() == 0.0 {
+        hasher.field("timestep", &(timestep as u64).to_le_bytes());
+    } else {
+        hasher.field("fractional timestep", &timestep.to_le_bytes());
+    }
 }
 
 impl Draw<'_> {
@@ -181,11 +253,8 @@ impl Draw<'_> {
         }
     }
 
-    /// The key of the state after step k; `control` stands for what is done to its attention.
-    pub(crate) fn step(&self, before: &Key, ddim: &Ddim, k: usize, control: Option<&Key>) -> Key {
-        let mut hasher = KeyHasher::new("retouch/step/1");
-        hasher.field("before", &before.0);
-        schedule(&mut hasher, ddim, k);
+    /// Who draws, with which prompts.
+    fn fields(&self, hasher: &mut KeyHasher) {
         hasher.field("model", self.model.as_bytes());
         hasher.field("prompt", self.prompt.as_bytes());
         if self.guidance != 1.0 {
@@ -193,8 +262,66 @@ impl Draw<'_> {
         }
         hasher.field("guidance", &self.guidance.to_le_bytes());
         hasher.field("numerics", self.numerics.as_bytes());
+        if self.guidance != 1.0 && self.rescale != 0.0 {
+            hasher.field("rescale", &self.rescale.to_le_bytes());
+        }
+    }
+
+    /// The key of the state after step k by DDIM; `control` stands for what is done to its attention.
+    pub(crate) fn step(&self, before: &Key, ddim: &Ddim, k: usize, control: Option<&Key>) -> Key {
+        let mut hasher = KeyHasher::new("retouch/step/1");
+        hasher.field("before", &before.0);
+        schedule(&mut hasher, ddim, k);
+        self.fields(&mut hasher);
         if let Some(control) = control {
             hasher.field("control", &control.0);
+        }
+        hasher.finish()
+    }
+
+    /// The key of the state after a plain sampler's step k.
+    pub(crate) fn plain(&self, before: &Key, moves: &Moves<'_>, k: usize) -> Key {
+        let sampler = moves.sampler;
+        let number = sampler.number(k);
+        let solver = sampler.schedule().solver;
+        let mut hasher;
+        match sampler.ddim() {
+            Some(ddim) => {
+                hasher = KeyHasher::new("retouch/step/1");
+                hasher.field("before", &before.0);
+                schedule(&mut hasher, ddim, number);
+            }
+            None => {
+                hasher = KeyHasher::new("retouch/solver-step/1");
+                hasher.field("before", &before.0);
+                hasher.field("solver", solver.name().as_bytes());
+                timestep_field(&mut hasher, sampler.timestep(k));
+                let numbers = sampler.numbers(k);
+                for sigma in numbers.sigmas {
+                    hasher.field("sigma", &sigma.to_le_bytes());
+                }
+                for order in numbers.orders {
+                    hasher.field("order", &(order as u64).to_le_bytes());
+                }
+                hasher.field(
+                    "prediction",
+                    format!("{:?}", sampler.prediction()).as_bytes(),
+                );
+            }
+        }
+        self.fields(&mut hasher);
+        if sampler.adds_noise(k) {
+            if solver == Solver::Ddim {
+                hasher.field("eta", &sampler.schedule().eta.to_le_bytes());
+            }
+            hasher.field("noise seed", &moves.seed.unwrap_or_default().to_le_bytes());
+            hasher.field("noise step", &(number as u64).to_le_bytes());
+        }
+        if let Some(inpaint) = moves.inpaint {
+            let (signal, level) = sampler.level(k + 1);
+            hasher.field("inpaint", &inpaint.0);
+            hasher.field("signal", &signal.to_le_bytes());
+            hasher.field("level", &level.to_le_bytes());
         }
         hasher.finish()
     }
@@ -211,14 +338,14 @@ impl Draw<'_> {
     }
 
     /// The call of a half at a state.
-    pub(crate) fn call(&self, state: &Key, ddim: &Ddim, k: usize, half: Half) -> Key {
+    pub(crate) fn call(&self, state: &Key, timestep: f32, half: Half) -> Key {
         let (text, other) = match half {
             Half::Negative => (self.negative, self.prompt),
             Half::Prompt => (self.prompt, self.negative),
         };
         let mut hasher = KeyHasher::new("retouch/call/1");
         hasher.field("state", &state.0);
-        hasher.field("timestep", &(ddim.timesteps()[k] as u64).to_le_bytes());
+        timestep_field(&mut hasher, timestep);
         hasher.field("model", self.model.as_bytes());
         hasher.field("prompt", text.as_bytes());
         if self.guidance != 1.0 && reads_chunks(self.model) {
@@ -302,19 +429,13 @@ pub(crate) fn class(model: &str, of: &TrajectoryFacts) -> String {
 }
 
 /// The step of a plain sampler.
-pub(crate) fn plain_step(
-    draw: Draw<'_>,
-    before: &Key,
-    ddim: &Ddim,
-    k: usize,
-    batch: usize,
-) -> Step {
+pub(crate) fn plain_step(draw: Draw<'_>, before: &Key, timestep: f32, batch: usize) -> Step {
     Step {
         calls: (draw.halves().len() * batch) as u64,
         offers: draw
             .halves()
             .iter()
-            .map(|half| (draw.call(before, ddim, k, *half), *half == Half::Prompt))
+            .map(|half| (draw.call(before, timestep, *half), *half == Half::Prompt))
             .collect(),
         ..Step::default()
     }
@@ -361,6 +482,10 @@ impl<'a> Remembers<'a> {
         self.note.as_ref()?.states.get(k).copied()
     }
 
+    fn past_key(&self, k: usize) -> Option<Key> {
+        self.note.as_ref()?.pasts.get(&k).copied()
+    }
+
     fn map_key(&self, k: usize) -> Option<Key> {
         self.note.as_ref()?.maps.get(&k).copied()
     }
@@ -393,6 +518,20 @@ impl Memory for Remembers<'_> {
         {
             let latent = Latent { tensor: z.clone() };
             self.context.keep(key, LATENT, Arc::new(latent), seconds);
+        }
+    }
+
+    fn past(&self, k: usize) -> Option<Vec<Tensor>> {
+        let past = self.context.kept::<Past>(&self.past_key(k)?, PAST)?;
+        Some(past.0.clone())
+    }
+
+    fn keep_past(&self, k: usize, past: &[Tensor], seconds: f64) {
+        if let Some(key) = self.past_key(k)
+            && past.iter().all(is_finite)
+        {
+            self.context
+                .keep(key, PAST, Arc::new(Past(past.to_vec())), seconds);
         }
     }
 

@@ -97,7 +97,7 @@ fn results(model: &Checkpoint, expected: &HashMap<String, Tensor>) -> Vec<(&'sta
     let call = Call {
         addition: None,
         latent: &expected["unet_in"],
-        timesteps: &[981, 401],
+        timesteps: &[981.0, 401.0],
         context: &context,
         step: 0,
         rows: Rows::new(Branch::Plain, 2, false),

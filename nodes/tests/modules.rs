@@ -62,7 +62,7 @@ fn the_unet_gives_what_that_of_diffusers_gives_at_two_timesteps_and_off_the_squa
             let call = Call {
                 addition: None,
                 latent: &expected["unet_in"],
-                timesteps: &[981, 401],
+                timesteps: &[981.0, 401.0],
                 context: &expected["unet_context"],
                 step: 0,
                 rows,
@@ -178,7 +178,7 @@ fn sites_are_numbered_in_running_order_and_known_from_the_configuration() {
     let call = Call {
         addition: None,
         latent: &expected["unet_in"],
-        timesteps: &[981, 401],
+        timesteps: &[981.0, 401.0],
         context: &expected["unet_context"],
         step: 0,
         rows,

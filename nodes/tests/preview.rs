@@ -13,8 +13,8 @@ use retouch_nodes::diffusion::checkpoint::{Checkpoint, Description};
 use retouch_nodes::diffusion::layout::Sources;
 use retouch_nodes::diffusion::noise::starting_noise;
 use retouch_nodes::diffusion::preview::{LinearMap, area_mean, decode_scaled};
-use retouch_nodes::diffusion::sampling::{Forgets, Monitor, Prompted, step_blend_sample};
-use retouch_nodes::diffusion::scheduler::Ddim;
+use retouch_nodes::diffusion::sampling::{Drawing, Forgets, Monitor, Prompted, step_blend_sample};
+use retouch_nodes::diffusion::solver::{Sampler, Schedule};
 use retouch_nodes::diffusion::{Error, Result};
 use retouch_nodes::kernels::Cpu;
 use support::{Disk, FAMILIES, data};
@@ -45,11 +45,19 @@ fn the_map_explains_nearly_all_of_finished_pictures_and_most_of_unfinished_ones(
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/world");
     let model = model(&demo);
     let steps = 12;
-    let ddim = Ddim::new(&model.description().scheduler, steps).unwrap();
+    let sampler = Sampler::new(&model.description().scheduler, Schedule::plain(steps)).unwrap();
     let noise = starting_noise(11, (2, 8, 16, 16), &Device::Cpu).unwrap();
     let draws = Prompted::new(&model, "a teddy bear on a beach", "", &Quiet);
-    let trajectory =
-        step_blend_sample(&draws, &draws, &noise, &ddim, 0, 4.0, &Quiet, &Forgets).unwrap();
+    let trajectory = step_blend_sample(
+        &draws,
+        &draws,
+        &noise,
+        0,
+        &Drawing::plain(&sampler, 4.0),
+        &Quiet,
+        &Forgets,
+    )
+    .unwrap();
     let map = map_of(&model);
     let vae = model.vae().unwrap();
     let r_squared = |z: &Tensor| {

@@ -47,7 +47,7 @@ fn unet(model: &Checkpoint) -> Tensor {
     let latent = &numbers("sd1")["unet_in"];
     let call = Call {
         latent,
-        timesteps: &[981, 401],
+        timesteps: &[981.0, 401.0],
         context: &Tensor::cat(&states, 0).unwrap(),
         addition: Some(Addition {
             pooled: &Tensor::cat(&pooled, 0).unwrap(),

@@ -647,7 +647,7 @@ fn unet_call(model: &Model, device: &Device) -> Result<f64, Failure> {
         debug_assert_eq!(context.dim(2)?, width);
         let call = Call {
             latent: &latent,
-            timesteps: &[501, 501],
+            timesteps: &[501.0, 501.0],
             context: &context,
             // The demo model has one text encoder: nothing joins its timesteps.
             addition: None,

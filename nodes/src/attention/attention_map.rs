@@ -11,7 +11,7 @@ use super::MaskGridField;
 use crate::diffusion::checkpoint::ModelFacts;
 use crate::diffusion::masks::{Plane, subject_maps};
 use crate::diffusion::sampling::{Conditions, Drawer, cross_attention, mask_level};
-use crate::diffusion::scheduler::Ddim;
+use crate::diffusion::solver::{Sampler, Schedule};
 use crate::diffusion::unet::grid_at;
 use crate::fields::{Steps, Template};
 use crate::payload::{Image, Mask, Model, Trajectory, TrajectoryFacts};
@@ -168,12 +168,21 @@ impl Node for AttentionMap {
         let level = mask_level(&facts.sites, (h, w), self.mask_grid.0)?;
         let grid = grid_at((h, w), level);
         let conditions = Conditions::encode(model, &prompt, "", &reports)?;
-        let ddim = Ddim::new(&model.description().scheduler, steps)?;
+        let schedule = trajectory
+            .schedule
+            .unwrap_or_else(|| Schedule::plain(steps));
+        let sampler = Sampler::new(&model.description().scheduler, schedule)?;
+        if sampler.steps() != steps {
+            return Err(NodeError::failed(format!(
+                "a trajectory of {steps} steps whose schedule has {}",
+                sampler.steps()
+            )));
+        }
         let drawer = Drawer {
             model,
             conditions: &conditions,
         };
-        let raw = cross_attention(drawer, z, &ddim, k, grid, &reports)?;
+        let raw = cross_attention(drawer, z, sampler.timestep(k), k, grid, &reports)?;
         let maps = subject_maps(&raw, &span, grid, self.smooth)?;
         let size = (h * facts.factor, w * facts.factor);
         let picture = |plane: &Plane| -> Vec<f32> {

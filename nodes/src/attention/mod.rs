@@ -9,4 +9,4 @@ pub use attention_map::AttentionMap;
 pub use fields::{MaskGridField, Sites, ThresholdField};
 pub use mask_image::MaskImage;
 pub use swap_attention::{BlendField, SwapAttention};
-pub(crate) use swap_attention::{ControlNote, mentions};
+pub(crate) use swap_attention::{ControlNote, mentions, schedule_fault};

@@ -11,6 +11,7 @@ use crate::chain::{ModelNote, TrajectoryNote, is_ones, state_of};
 use crate::diffusion::checkpoint::ModelFacts;
 use crate::diffusion::prompt::Syntax;
 use crate::diffusion::sampling::Blend;
+use crate::diffusion::solver::Schedule;
 use crate::fields::{Steps, Template};
 use crate::payload::{Control, ControlFacts, MaskOrMasks, Model, Trajectory, TrajectoryFacts};
 
@@ -162,7 +163,12 @@ impl SwapAttention {
         let mut faults = Vec::new();
         let context: Option<TrajectoryFacts> = inputs.facts("context");
         let reference: Option<TrajectoryFacts> = inputs.facts("reference");
-        if let (Some(context), Some(reference)) = (context, reference) {
+        faults.extend(context.and_then(|facts| schedule_fault("context", facts.schedule)));
+        faults.extend(reference.and_then(|facts| schedule_fault("reference", facts.schedule)));
+        // With another schedule the number of steps means something else.
+        if let (Some(context), Some(reference)) = (context, reference)
+            && faults.is_empty()
+        {
             if context.steps != reference.steps {
                 faults.push(
                     Fault::mismatch(
@@ -281,6 +287,21 @@ impl SwapAttention {
         }
         faults
     }
+}
+
+/// A trajectory whose latents are not at the noise levels of DDIM's steps: they cannot stand beside those of the others.
+pub(crate) fn schedule_fault(port: &str, schedule: Option<Schedule>) -> Option<Fault> {
+    let schedule = schedule.filter(|schedule| !schedule.is_at_ddims_levels())?;
+    Some(
+        Fault::mismatch(
+            port,
+            format!(
+                "the {port} was drawn with {}, so its latents are not at the noise levels of DDIM's steps, which the swap works with",
+                schedule.words()
+            ),
+        )
+        .help("draw it with `scheduler: ddim` (`eta` may be any) and without `strength`, or `invert` its picture"),
+    )
 }
 
 /// Whether the words of `phrase` can be in `prompt`: without them no tokens can be equal. (That they are is known when the

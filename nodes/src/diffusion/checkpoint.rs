@@ -158,7 +158,7 @@ impl ModelFacts {
 
 /// A schedule in words: everything that a run depends on.
 fn schedule(s: &SchedulerConfig) -> String {
-    let spacing = match s.timestep_spacing {
+    let spacing = match s.spacing() {
         Spacing::Leading => format!("leading + {}", s.steps_offset),
         Spacing::Linspace => "linspace".into(),
         Spacing::Trailing => "trailing".into(),
@@ -188,10 +188,14 @@ fn schedule(s: &SchedulerConfig) -> String {
 }
 
 fn read_config<T: DeserializeOwned>(settings: &Settings, files: &dyn Files) -> Result<T> {
-    serde_json::from_str(&settings.text(files)?).map_err(|e| Error::Config {
+    serde_json::from_str(&settings.text(files)?).map_err(|e| not_expected(settings, &e))
+}
+
+fn not_expected(settings: &Settings, e: &serde_json::Error) -> Error {
+    Error::Config {
         file: settings.path().to_owned(),
         message: format!("is not the configuration that was expected: {e}"),
-    })
+    }
 }
 
 /// The texts of a tokenizer's files, and where they are.
@@ -267,7 +271,9 @@ impl Description {
             &mut faults,
         );
         let scheduler = keep(
-            read_config::<SchedulerConfig>(&layout.scheduler, files),
+            layout.scheduler.text(files).and_then(|text| {
+                SchedulerConfig::parse(&text).map_err(|e| not_expected(&layout.scheduler, &e))
+            }),
             &mut faults,
         );
         let unet_table = keep(layout.unet.weights.table(files), &mut faults);

@@ -1,4 +1,4 @@
-//! The networks and the method: text encoder, U-Net with numbered attention sites, VAE, DDIM, attention control and
+//! The networks and the method: text encoder, U-Net with numbered attention sites, VAE, schedulers, attention control and
 //! the two stages of Layout-and-Retouch. No YAML and no ports in here.
 
 pub mod adapters;
@@ -16,6 +16,7 @@ pub mod prompt;
 pub mod published;
 pub mod sampling;
 pub mod scheduler;
+pub mod solver;
 pub mod tokenizer;
 pub mod unet;
 pub mod vae;
@@ -76,6 +77,15 @@ impl Error {
                 help: Some(text.into()),
             },
             other => other,
+        }
+    }
+
+    /// What to do about it, if that is known.
+    #[must_use]
+    pub fn help_text(&self) -> Option<&str> {
+        match self {
+            Self::Request { help, .. } => help.as_deref(),
+            _ => None,
         }
     }
 }

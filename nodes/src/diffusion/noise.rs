@@ -67,11 +67,35 @@ pub fn normal(seed: u64, stream: Stream, count: usize) -> Vec<f32> {
 /// When the device cannot hold it.
 pub fn starting_noise(
     seed: u64,
+    shape: (usize, usize, usize, usize),
+    device: &Device,
+) -> Result<Tensor> {
+    batch_noise(seed, Stream::Start, shape, device)
+}
+
+/// The noise `[batch, channels, h, w]` of step k of all T; image i has the seed `seed + i`.
+///
+/// # Errors
+/// When the device cannot hold it.
+pub fn step_noise(
+    seed: u64,
+    k: usize,
+    shape: (usize, usize, usize, usize),
+    device: &Device,
+) -> Result<Tensor> {
+    // There are at most a million timesteps.
+    let stream = Stream::Step(u32::try_from(k).unwrap_or(u32::MAX));
+    batch_noise(seed, stream, shape, device)
+}
+
+fn batch_noise(
+    seed: u64,
+    stream: Stream,
     (batch, channels, h, w): (usize, usize, usize, usize),
     device: &Device,
 ) -> Result<Tensor> {
     let numbers: Vec<f32> = (0..batch as u64)
-        .flat_map(|i| normal(seed.wrapping_add(i), Stream::Start, channels * h * w))
+        .flat_map(|i| normal(seed.wrapping_add(i), stream, channels * h * w))
         .collect();
     Ok(Tensor::from_vec(numbers, (batch, channels, h, w), device)?)
 }

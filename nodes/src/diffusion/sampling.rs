@@ -13,8 +13,10 @@ use super::control::{
     Untouched,
 };
 use super::masks::{Plane, Threshold, subject_maps};
+use super::noise::step_noise;
 use super::prompt::{Encoded, Span};
 use super::scheduler::Ddim;
+use super::solver::Sampler;
 use super::unet::{Addition, Call, SiteInfo, grid_at};
 use super::{Error, Result};
 
@@ -49,6 +51,15 @@ pub trait Memory {
     /// Keeps z_k, which took so many seconds from z_{k-1}.
     fn keep_state(&self, k: usize, z: &Tensor, seconds: f64) {
         let _ = (k, z, seconds);
+    }
+    /// What a multistep scheduler remembers beside z_k, if it is kept.
+    fn past(&self, k: usize) -> Option<Vec<Tensor>> {
+        let _ = k;
+        None
+    }
+    /// Keeps what a multistep scheduler remembers beside z_k.
+    fn keep_past(&self, k: usize, past: &[Tensor], seconds: f64) {
+        let _ = (k, past, seconds);
     }
     /// The raw maps of the target's step k, if they are kept.
     fn target_map(&self, k: usize) -> Option<Tensor> {
@@ -184,6 +195,7 @@ struct Guided<'a> {
     model: &'a Checkpoint,
     conditions: &'a Conditions,
     guidance: f64,
+    rescale: f64,
     branch: Branch,
 }
 
@@ -197,7 +209,7 @@ impl Guided<'_> {
     fn rows(
         &self,
         z: &Tensor,
-        timestep: usize,
+        timestep: f32,
         step: usize,
         rows: Rows,
         control: &mut dyn AttentionControl,
@@ -241,11 +253,11 @@ impl Guided<'_> {
         Ok(out)
     }
 
-    /// u + g (c - u); c alone at g = 1.
+    /// u + g (c - u), rescaled; c alone at g = 1.
     fn noise(
         &self,
         z: &Tensor,
-        timestep: usize,
+        timestep: f32,
         step: usize,
         control: &mut dyn AttentionControl,
         monitor: &dyn Monitor,
@@ -257,8 +269,37 @@ impl Guided<'_> {
         }
         let u = out.narrow(0, 0, rows.images)?;
         let c = out.narrow(0, rows.images, rows.images)?;
-        Ok((&u + ((c - &u)? * self.guidance)?)?)
+        let guided = (&u + ((&c - &u)? * self.guidance)?)?;
+        rescaled(guided, &c, self.rescale)
     }
+}
+
+/// Guidance rescale (Lin et al. 2023, eq. 15 and 16), image by image: the guided output with the standard deviation of
+/// the prompt's own, `share` of it, and the rest as it was. 0 changes nothing.
+fn rescaled(guided: Tensor, prompt: &Tensor, share: f64) -> Result<Tensor> {
+    if share == 0.0 {
+        return Ok(guided);
+    }
+    let images = guided.dim(0)?;
+    let factors: Vec<f32> = (0..images)
+        .map(|i| {
+            let (own, all) = (deviation(&prompt.get(i)?)?, deviation(&guided.get(i)?)?);
+            // What has no deviation is the same everywhere, and stays so.
+            let ratio = if all > 0.0 { own / all } else { 1.0 };
+            Ok((share * ratio + (1.0 - share)) as f32)
+        })
+        .collect::<Result<_>>()?;
+    let factors = Tensor::from_vec(factors, (images, 1, 1, 1), guided.device())?;
+    Ok(guided.broadcast_mul(&factors)?)
+}
+
+/// The standard deviation of all numbers, over n - 1, in f64.
+fn deviation(t: &Tensor) -> Result<f64> {
+    let numbers: Vec<f32> = t.flatten_all()?.to_vec1()?;
+    let n = numbers.len() as f64;
+    let mean = numbers.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+    let squares = numbers.iter().map(|&x| (f64::from(x) - mean).powi(2));
+    Ok((squares.sum::<f64>() / (n - 1.0).max(1.0)).sqrt())
 }
 
 /// What is wanted of the halves of a branch's call at step k by whoever comes later.
@@ -408,31 +449,119 @@ impl<'a> Resume<'a> {
     }
 }
 
+/// What stays of a picture where its mask leaves it.
+#[derive(Clone, Debug)]
+pub struct Inpaint {
+    /// The picture's latent, `[B, C, h, w]` or one for all.
+    pub picture: Tensor,
+    /// The noise that it is seen with, the same at every step: `[B, C, h, w]`.
+    pub noise: Tensor,
+    /// 1 where it is drawn anew, 0 where it stays: `[B or 1, 1, h, w]`.
+    pub mask: Tensor,
+}
+
+impl Inpaint {
+    /// The latent after a step with the picture, at the level that the next step begins at, in place of it outside the
+    /// mask.
+    fn apply(&self, z: &Tensor, sampler: &Sampler, next: usize) -> Result<Tensor> {
+        let kept = sampler.noised(&self.picture, &self.noise, next)?;
+        Ok((z.broadcast_mul(&self.mask)? + kept.broadcast_mul(&(1.0 - &self.mask)?)?)?)
+    }
+}
+
+/// How plain sampling draws: all that its steps share.
+pub struct Drawing<'a> {
+    /// The scheduler.
+    pub sampler: &'a Sampler,
+    /// u + g (c - u).
+    pub guidance: f64,
+    /// Guidance rescale; 0 is none.
+    pub rescale: f64,
+    /// The seed of the noise that a stochastic scheduler adds; image i has `seed + i`.
+    pub seed: Option<u64>,
+    /// What stays of a picture.
+    pub inpaint: Option<Inpaint>,
+}
+
+impl<'a> Drawing<'a> {
+    /// Draws with a scheduler and a guidance, and nothing else.
+    #[must_use]
+    pub fn plain(sampler: &'a Sampler, guidance: f64) -> Self {
+        Self {
+            sampler,
+            guidance,
+            rescale: 0.0,
+            seed: None,
+            inpaint: None,
+        }
+    }
+
+    /// The latent after step k, and what is remembered beside it.
+    fn step(
+        &self,
+        z: &Tensor,
+        out: &Tensor,
+        k: usize,
+        past: &[Tensor],
+    ) -> Result<(Tensor, Vec<Tensor>)> {
+        let noise = if self.sampler.adds_noise(k) {
+            let seed = self.seed.ok_or_else(|| {
+                Error::request("the scheduler adds noise at each step, and there is no seed for it")
+                    .help("give `seed: 42`")
+            })?;
+            Some(step_noise(
+                seed,
+                self.sampler.number(k),
+                z.dims4()?,
+                z.device(),
+            )?)
+        } else {
+            None
+        };
+        let (next, past) = self.sampler.step(z, out, k, past, noise.as_ref())?;
+        let next = match &self.inpaint {
+            Some(inpaint) => inpaint.apply(&next, self.sampler, k + 1)?,
+            None => next,
+        };
+        Ok((next, past))
+    }
+}
+
 /// Stage 1: the steps before `blend_steps` by `vanilla`, the others by `personalized` (the paper's equation for
-/// step-blended denoising). Returns the latents z_0 .. z_T, noisiest first, `[B, C, h, w]` each. A model is
-/// loaded, and its prompts encoded, when a step of it is drawn: what the memory keeps needs neither.
+/// step-blended denoising). Returns the latents z_0 .. z_T, noisiest first, `[B, C, h, w]` each, of which the first is
+/// `start`. A model is loaded, and its prompts encoded, when a step of it is drawn: what the memory keeps needs neither.
 ///
 /// # Errors
 /// When a call fails or the run is cancelled.
-#[allow(clippy::too_many_arguments)]
 pub fn step_blend_sample(
     vanilla: &dyn Draws,
     personalized: &dyn Draws,
-    noise: &Tensor,
-    ddim: &Ddim,
+    start: &Tensor,
     blend_steps: usize,
-    guidance: f64,
+    drawing: &Drawing<'_>,
     monitor: &dyn Monitor,
     memory: &dyn Memory,
 ) -> Result<Vec<Tensor>> {
-    let mut trajectory = vec![noise.clone()];
-    let mut z = noise.clone();
-    let mut resume = Resume::new(memory, ddim.steps());
-    for (k, &t) in ddim.timesteps().iter().enumerate() {
-        monitor.step(k, ddim.steps())?;
-        let (there, _claim) = recall(memory, k + 1, || memory.state(k + 1))?;
-        z = match there {
-            Some(next) => next,
+    let sampler = drawing.sampler;
+    let steps = sampler.steps();
+    let mut trajectory = vec![start.clone()];
+    let mut z = start.clone();
+    let mut past: Vec<Tensor> = Vec::new();
+    let mut resume = Resume::new(memory, steps);
+    for k in 0..steps {
+        monitor.step(k, steps)?;
+        let kept = || {
+            let next = memory.state(k + 1)?;
+            let past = if sampler.remembers(k + 1) {
+                memory.past(k + 1)?
+            } else {
+                Vec::new()
+            };
+            Some((next, past))
+        };
+        let (there, _claim) = recall(memory, k + 1, kept)?;
+        (z, past) = match there {
+            Some(there) => there,
             None => {
                 resume.makes(k, 0);
                 let drawer = if k < blend_steps {
@@ -443,34 +572,38 @@ pub fn step_blend_sample(
                 let guided = Guided {
                     model: drawer.model,
                     conditions: drawer.conditions,
-                    guidance,
+                    guidance: drawing.guidance,
+                    rescale: drawing.rescale,
                     branch: Branch::Plain,
                 };
-                let start = Instant::now();
+                let since = Instant::now();
                 let rows = guided.all_rows(&z)?;
                 let (_, _, h, w) = z.dims4()?;
                 let mut capture = Capture::new(wanted(memory, Branch::Plain, k, rows), |level| {
                     grid_at((h, w), level)
                 });
-                let out = guided.noise(&z, t, k, &mut capture, monitor)?;
-                let seconds = start.elapsed().as_secs_f64();
+                let out = guided.noise(&z, sampler.timestep(k), k, &mut capture, monitor)?;
+                let seconds = since.elapsed().as_secs_f64();
                 if !capture.is_idle() {
                     let store = capture.finish()?;
                     keep(memory, Branch::Plain, k, rows, &store, seconds);
                 }
-                let next = ddim.step(&z, &out, k)?;
-                memory.keep_state(k + 1, &next, seconds);
-                if k + 1 < ddim.steps() {
-                    monitor.drawn(k + 1, ddim.steps(), &next);
+                let (next, past) = drawing.step(&z, &out, k, &past)?;
+                if sampler.remembers(k + 1) {
+                    memory.keep_past(k + 1, &past, seconds);
                 }
-                next
+                memory.keep_state(k + 1, &next, seconds);
+                if k + 1 < steps {
+                    monitor.drawn(k + 1, steps, &next);
+                }
+                (next, past)
             }
         };
         trajectory.push(z.clone());
     }
     resume.end(0);
-    monitor.drawn(ddim.steps(), ddim.steps(), &z);
-    monitor.step(ddim.steps(), ddim.steps())?;
+    monitor.drawn(steps, steps, &z);
+    monitor.step(steps, steps)?;
     Ok(trajectory)
 }
 
@@ -501,10 +634,11 @@ pub fn invert(
                     model: drawer.model,
                     conditions: drawer.conditions,
                     guidance: 1.0,
+                    rescale: 0.0,
                     branch: Branch::Plain,
                 };
                 let start = Instant::now();
-                let out = guided.noise(&z, t, k, &mut Untouched, monitor)?;
+                let out = guided.noise(&z, t as f32, k, &mut Untouched, monitor)?;
                 let next = ddim.inverse_step(&z, &out, k)?;
                 memory.keep_state(done + 1, &next, start.elapsed().as_secs_f64());
                 next
@@ -518,14 +652,15 @@ pub fn invert(
     Ok(trajectory)
 }
 
-/// The raw cross-attention maps `[B, h w, tokens]` (mean over heads and layers) of a latent at step k.
+/// The raw cross-attention maps `[B, h w, tokens]` (mean over heads and layers) of a latent at step k, whose timestep is
+/// given.
 ///
 /// # Errors
 /// When a call fails or no layer is on the grid.
 pub fn cross_attention(
     drawer: Drawer<'_>,
     z: &Tensor,
-    ddim: &Ddim,
+    timestep: f32,
     k: usize,
     grid: (usize, usize),
     monitor: &dyn Monitor,
@@ -535,9 +670,10 @@ pub fn cross_attention(
         model: drawer.model,
         conditions: drawer.conditions,
         guidance: 1.0,
+        rescale: 0.0,
         branch: Branch::Plain,
     };
-    guided.noise(z, ddim.timesteps()[k], k, &mut recorder, monitor)?;
+    guided.noise(z, timestep, k, &mut recorder, monitor)?;
     recorder.0.finish()
 }
 
@@ -594,6 +730,8 @@ pub struct RetouchSettings {
     pub mask_levels: (usize, usize),
     /// Guidance of the target.
     pub guidance: f64,
+    /// Its rescale; 0 is none.
+    pub rescale: f64,
 }
 
 /// A source of stage 2: the context's or the reference's branch.
@@ -907,10 +1045,11 @@ impl Retouch<'_> {
                 model: target.model,
                 conditions: target.conditions,
                 guidance: s.guidance,
+                rescale: s.rescale,
                 branch: Branch::Target,
             };
             let since = Instant::now();
-            let out = guided.noise(&z, ddim.timesteps()[k], k, &mut swap, monitor)?;
+            let out = guided.noise(&z, ddim.timesteps()[k] as f32, k, &mut swap, monitor)?;
             let seconds = since.elapsed().as_secs_f64();
             if swap.fired == 0 && (needs.swap || needs.lock) {
                 return Err(Error::request(
@@ -1074,6 +1213,8 @@ impl Retouch<'_> {
             model: drawer.model,
             conditions: drawer.conditions,
             guidance: self.settings.guidance,
+            // Only attention is taken from it.
+            rescale: 0.0,
             branch,
         };
         let mut asked = wanted(memory, branch, k, rows);
@@ -1083,7 +1224,14 @@ impl Retouch<'_> {
         let (_, _, h, w) = z.dims4()?;
         let mut capture = Capture::new(asked, |level| grid_at((h, w), level));
         let start = Instant::now();
-        guided.rows(z, ddim.timesteps()[k], k, rows, &mut capture, monitor)?;
+        guided.rows(
+            z,
+            ddim.timesteps()[k] as f32,
+            k,
+            rows,
+            &mut capture,
+            monitor,
+        )?;
         let given = capture.finish()?;
         keep(
             memory,

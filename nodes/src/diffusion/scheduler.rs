@@ -64,9 +64,9 @@ pub struct SchedulerConfig {
     /// Betas given one by one.
     #[serde(default)]
     pub trained_betas: Option<Vec<f64>>,
-    /// How timesteps are laid out.
+    /// How timesteps are laid out; absent, as the class that reads it has it: leading for DDIM, linspace for the others.
     #[serde(default)]
-    pub timestep_spacing: Spacing,
+    pub timestep_spacing: Option<Spacing>,
     /// Added to each timestep of leading spacing.
     #[serde(default)]
     pub steps_offset: usize,
@@ -85,6 +85,62 @@ pub struct SchedulerConfig {
     /// Refused when true.
     #[serde(default)]
     pub rescale_betas_zero_snr: bool,
+    /// Options of the classes that count in sigmas.
+    #[serde(flatten)]
+    pub sigmas: SigmaOptions,
+}
+
+/// What `scheduler_config.json` may say beyond betas and timesteps: options of diffusers' classes that count in sigmas.
+/// The ones that ask for what is not built are read in order to be refused.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SigmaOptions {
+    /// Sigmas after Karras et al. 2022, eq. 5, with rho 7.
+    pub use_karras_sigmas: Option<bool>,
+    /// Refused when true.
+    pub use_exponential_sigmas: Option<bool>,
+    /// Refused when true.
+    pub use_beta_sigmas: Option<bool>,
+    /// Refused when true.
+    pub use_flow_sigmas: Option<bool>,
+    /// Refused when true.
+    pub use_lu_lambdas: Option<bool>,
+    /// The least sigma of Karras' in place of the schedule's own.
+    pub sigma_min: Option<f64>,
+    /// The greatest.
+    pub sigma_max: Option<f64>,
+    /// The sigma after the last step.
+    pub final_sigmas_type: Option<FinalSigma>,
+    /// Refused unless `linear`.
+    pub interpolation_type: Option<String>,
+    /// Refused when `continuous` and the network predicts v.
+    pub timestep_type: Option<String>,
+    /// Whether the last steps of a multistep solver are of a lower order. Default: true.
+    pub lower_order_final: Option<bool>,
+    /// Whether the last step is of order 1 in any case. Default: false.
+    pub euler_at_final: Option<bool>,
+    /// Refused unless 2.
+    pub solver_order: Option<usize>,
+    /// Refused unless `dpmsolver++`.
+    pub algorithm_type: Option<String>,
+    /// Refused unless `midpoint` (DPM++) or `bh2` (UniPC), under any of the names that diffusers takes for it.
+    pub solver_type: Option<String>,
+    /// Refused when false.
+    pub predict_x0: Option<bool>,
+    /// Refused unless empty.
+    pub disable_corrector: Option<Vec<i64>>,
+    /// Refused when finite. (-Infinity is not JSON, but is what diffusers writes; it is read as absent.)
+    pub lambda_min_clipped: Option<f64>,
+}
+
+/// The sigma after the last step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinalSigma {
+    /// 0: the last step gives the picture.
+    Zero,
+    /// That of timestep 0.
+    SigmaMin,
 }
 
 fn train_timesteps() -> usize {
@@ -97,7 +153,49 @@ fn beta_end() -> f64 {
     0.02
 }
 
+/// The text with Python's numbers that JSON does not have (`-Infinity`, `Infinity`, `NaN`) as null, outside of strings.
+fn without_infinities(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let (mut rest, mut quoted) = (text, false);
+    while let Some(next) = rest.chars().next() {
+        let word = ["-Infinity", "Infinity", "NaN"]
+            .into_iter()
+            .find(|word| !quoted && rest.starts_with(word));
+        if let Some(word) = word {
+            out.push_str("null");
+            rest = &rest[word.len()..];
+            continue;
+        }
+        let mut length = next.len_utf8();
+        match next {
+            '"' => quoted = !quoted,
+            // Whatever is escaped does not end the string.
+            '\\' if quoted => {
+                length += rest[length..].chars().next().map_or(0, char::len_utf8);
+            }
+            _ => {}
+        }
+        out.push_str(&rest[..length]);
+        rest = &rest[length..];
+    }
+    out
+}
+
 impl SchedulerConfig {
+    /// Reads `scheduler_config.json` as diffusers writes it, which is not always JSON: `"lambda_min_clipped": -Infinity`.
+    ///
+    /// # Errors
+    /// When the text is not such a configuration.
+    pub fn parse(text: &str) -> serde_json::Result<Self> {
+        serde_json::from_str(&without_infinities(text))
+    }
+
+    /// How DDIM lays out its timesteps.
+    #[must_use]
+    pub fn spacing(&self) -> Spacing {
+        self.timestep_spacing.unwrap_or_default()
+    }
+
     /// What is asked for that is not built, if anything.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
@@ -193,7 +291,7 @@ impl SchedulerConfig {
                 "{steps} steps of a schedule of {n} timesteps; expected 1 to {n}"
             )));
         }
-        let timesteps: Vec<usize> = match self.timestep_spacing {
+        let timesteps: Vec<usize> = match self.spacing() {
             Spacing::Leading => (0..steps)
                 .rev()
                 .map(|i| i * (n / steps) + self.steps_offset)
@@ -372,20 +470,32 @@ mod tests {
             [876, 751, 626, 501, 376, 251, 126, 1]
         );
         assert_eq!(config.timesteps(7).unwrap()[..2], [853, 711]);
-        config.timestep_spacing = Spacing::Trailing;
+        config.timestep_spacing = Some(Spacing::Trailing);
         assert_eq!(
             config.timesteps(7).unwrap(),
             [999, 856, 713, 570, 428, 285, 142]
         );
-        config.timestep_spacing = Spacing::Linspace;
+        config.timestep_spacing = Some(Spacing::Linspace);
         assert_eq!(
             config.timesteps(7).unwrap(),
             [999, 832, 666, 500, 333, 166, 0]
         );
         assert!(config.timesteps(0).is_err() && config.timesteps(1001).is_err());
-        config.timestep_spacing = Spacing::Leading;
+        config.timestep_spacing = Some(Spacing::Leading);
         // The offset leads past the end when every timestep is a step.
         assert!(config.timesteps(1000).is_err());
+    }
+
+    #[test]
+    fn a_configuration_with_pythons_infinities_is_read() {
+        let config = SchedulerConfig::parse(
+            r#"{"_class_name": "DPM\"-Infinity", "lambda_min_clipped": -Infinity, "sigma_max": NaN, "use_karras_sigmas": true}"#,
+        )
+        .unwrap();
+        assert_eq!(config.class_name, "DPM\"-Infinity");
+        assert_eq!(config.sigmas.lambda_min_clipped, None);
+        assert_eq!(config.sigmas.use_karras_sigmas, Some(true));
+        assert!(SchedulerConfig::parse("{").is_err());
     }
 
     #[test]

@@ -587,8 +587,8 @@ struct Run<'a> {
 pub struct Call<'a> {
     /// The latents `[R, C, h, w]`, a row for each image and half.
     pub latent: &'a Tensor,
-    /// The timestep of each row.
-    pub timesteps: &'a [usize],
+    /// The timestep of each row: 0 to N - 1, not always whole.
+    pub timesteps: &'a [f32],
     /// The text encoder's states `[R, N, E]`.
     pub context: &'a Tensor,
     /// What SDXL takes besides.
@@ -750,7 +750,7 @@ impl Unet {
 
     /// Sinusoidal embeddings of numbers, `width` features each, one after another; rounded to f32 where diffusers rounds:
     /// an angle of a thousand has few bits left behind the point, so a last bit here is a last bit of 1e-5 there.
-    fn sinusoids(&self, numbers: &[usize], width: usize) -> Vec<f32> {
+    fn sinusoids(&self, numbers: &[f32], width: usize) -> Vec<f32> {
         let half = width / 2;
         let scale = (half as f64 - self.config.freq_shift) as f32;
         let mut values = Vec::with_capacity(numbers.len() * width);
@@ -758,7 +758,7 @@ impl Unet {
             let angles: Vec<f32> = (0..half)
                 .map(|i| {
                     let exponent = -(10_000f64.ln() as f32) * i as f32 / scale;
-                    t as f32 * libm::exp(f64::from(exponent)) as f32
+                    t * libm::exp(f64::from(exponent)) as f32
                 })
                 .collect();
             let sines = angles.iter().map(|&a| libm::sin(f64::from(a)) as f32);
@@ -773,7 +773,7 @@ impl Unet {
     }
 
     /// Embeddings of the timesteps `[R, 1, C0]`.
-    fn timestep_embedding(&self, timesteps: &[usize], device: &Device) -> Result<Tensor> {
+    fn timestep_embedding(&self, timesteps: &[f32], device: &Device) -> Result<Tensor> {
         let width = self.config.block_out_channels[0];
         let values = self.sinusoids(timesteps, width);
         let shape = (timesteps.len(), 1, width);
@@ -791,7 +791,8 @@ impl Unet {
             Error::request("the U-Net takes a pooled text, and the text encoders give none")
         })?;
         let (rows, _) = addition.pooled.dims2()?;
-        let sizes = self.sinusoids(&addition.sizes, width);
+        let sizes: Vec<f32> = addition.sizes.iter().map(|&size| size as f32).collect();
+        let sizes = self.sinusoids(&sizes, width);
         let sizes = Tensor::from_vec(sizes, (1, SIZES * width), addition.pooled.device())?
             .to_dtype(addition.pooled.dtype())?
             .repeat((rows, 1))?;

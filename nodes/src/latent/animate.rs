@@ -219,6 +219,7 @@ impl Node for Animate {
             channels,
             height,
             width,
+            schedule: None,
         };
         let facts = model.description().facts();
         let fault = self.faults().into_iter().next();

@@ -13,14 +13,15 @@ use serde::{Deserialize, Serialize};
 use super::decode::{channel_fault, decode};
 use crate::chain::{self, Draw, Remembers, SamplerNote, TrajectoryNote};
 use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
-use crate::diffusion::sampling::{Drawn, Forgets, Prompted, invert, step_blend_sample};
+use crate::diffusion::sampling::{Drawing, Drawn, Forgets, Prompted, invert, step_blend_sample};
 use crate::diffusion::scheduler::Ddim;
+use crate::diffusion::solver::{Sampler, Schedule};
 use crate::fields::Template;
 use crate::payload::{Latent, LatentFacts, Model, Table, Trajectory, TrajectoryFacts};
 use crate::runtime::{Reports, tensor_error};
 use crate::sample::{prompt_faults, steps_fault};
 
-/// Inverts a latent: finds, by running DDIM backwards, the noise that it could have come from, and every latent between.
+/// Inverts a latent: finds, by running DDIM (eta 0) backwards, the noise that it could have come from, and every latent between.
 ///
 /// One prompt and guidance 1; the U-Net is asked at the timestep that a step arrives at, as in MasaCtrl, DreamMatcher
 /// and diffusers' DDIMInverseScheduler.
@@ -78,6 +79,7 @@ impl Invert {
             prompt: &self.prompt,
             negative: "",
             guidance: 1.0,
+            rescale: 0.0,
             numerics: upstream.numerics,
         };
         let mut states = vec![chain::state_of(upstream.link("latent")?, 0)];
@@ -119,6 +121,7 @@ impl Invert {
             note: Some(Arc::new(SamplerNote {
                 trajectory,
                 states,
+                pasts: HashMap::new(),
                 maps: HashMap::new(),
                 calls: HashMap::new(),
                 fills: false,
@@ -151,13 +154,7 @@ impl Node for Invert {
         }
         let mut types = Types::unknown();
         if let Some(latent) = latent {
-            let facts = TrajectoryFacts {
-                steps: self.steps,
-                batch: latent.batch,
-                channels: latent.channels,
-                height: latent.height,
-                width: latent.width,
-            };
+            let facts = TrajectoryFacts::of(latent, self.steps);
             types = types.with("trajectory", &facts).with("noise", &latent);
             if self.measure {
                 types = types.with("replay", &latent);
@@ -188,8 +185,11 @@ impl Node for Invert {
         let noise = latents.first().unwrap_or(latent).clone();
         let (mut replay, mut report) = (None, None);
         if self.measure {
+            let schedule = Schedule::plain(self.steps);
+            let sampler = Sampler::new(&model.description().scheduler, schedule)?;
+            let drawing = Drawing::plain(&sampler, 1.0);
             let back = step_blend_sample(
-                &prompted, &prompted, &noise, &ddim, 0, 1.0, &reports, &Forgets,
+                &prompted, &prompted, &noise, 0, &drawing, &reports, &Forgets,
             )?;
             let back = back.last().unwrap_or(&noise).clone();
             report = Some(Arc::new(measure(model, latent, &back, self.steps)?));
@@ -205,6 +205,7 @@ impl Node for Invert {
             trajectory: Arc::new(Trajectory {
                 latents,
                 drawn: vec![Some(drawn); self.steps],
+                schedule: None,
             }),
             noise: Arc::new(Latent { tensor: noise }),
             replay,

@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::diffusion::sampling::Drawn;
+use crate::diffusion::solver::Schedule;
 use crate::diffusion::weights::Header;
 use crate::fields::AssetPath;
 use crate::payload::{
@@ -75,6 +76,7 @@ struct Found {
     kind: Kind,
     shape: Vec<usize>,
     drawn: Option<String>,
+    schedule: Option<Schedule>,
     first_step: usize,
 }
 
@@ -165,6 +167,10 @@ impl LoadLatent {
             kind,
             shape,
             drawn: header.metadata.get(crate::payload::DRAWN).cloned(),
+            schedule: header
+                .metadata
+                .get(crate::payload::SCHEDULE)
+                .and_then(|text| serde_json::from_str(text).ok()),
             first_step: header
                 .metadata
                 .get(crate::payload::FIRST_STEP)
@@ -230,6 +236,7 @@ impl Node for LoadLatent {
                             channels: s[2],
                             height: s[3],
                             width: s[4],
+                            schedule: found.schedule,
                         },
                     ),
                     Kind::Masks => types.with(
@@ -301,7 +308,11 @@ impl Node for LoadLatent {
                     .and_then(|text| serde_json::from_str(&text).ok())
                     .filter(|drawn: &Vec<_>| drawn.len() == steps)
                     .unwrap_or_else(|| vec![None; steps]);
-                outputs.trajectory = Some(Arc::new(Trajectory { latents, drawn }));
+                outputs.trajectory = Some(Arc::new(Trajectory {
+                    latents,
+                    drawn,
+                    schedule: found.schedule,
+                }));
             }
             Kind::Mask => outputs.mask = Some(Arc::new(Mask { plane: tensor })),
             Kind::Masks => {

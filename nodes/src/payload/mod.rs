@@ -9,6 +9,7 @@ mod latent;
 pub mod mask;
 mod masks;
 mod model;
+mod past;
 pub mod table;
 mod tensors;
 mod trajectory;
@@ -36,10 +37,12 @@ pub fn decoders() -> retouch_graph::Decoders {
         .with::<Attention>()
         .with::<Animation>()
         .with::<ColourMap>()
+        .with::<Past>()
 }
 
 pub(crate) use attention::Attention;
 pub(crate) use colour_map::ColourMap;
 pub(crate) use masks::FIRST_STEP;
+pub(crate) use past::Past;
 pub(crate) use tensors::READ_AS;
-pub(crate) use trajectory::DRAWN;
+pub(crate) use trajectory::{DRAWN, SCHEDULE};

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::LatentFacts;
 use super::tensors::{self, Packed, READ_AS, encode_safetensors};
 use crate::diffusion::sampling::Drawn;
+use crate::diffusion::solver::Schedule;
 use crate::runtime::tensor_error;
 
 /// The latents z_0 .. z_T of a run, noisiest first.
@@ -18,10 +19,12 @@ pub struct Trajectory {
     pub latents: Vec<Tensor>,
     /// What drew each of the T steps; `None` when nobody knows (a file without metadata).
     pub drawn: Vec<Option<Drawn>>,
+    /// How its steps were laid out, if not as DDIM with eta 0 lays out T steps.
+    pub schedule: Option<Schedule>,
 }
 
 /// What is known of a trajectory before anything runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrajectoryFacts {
     /// T.
     pub steps: usize,
@@ -33,10 +36,15 @@ pub struct TrajectoryFacts {
     pub height: usize,
     /// Columns.
     pub width: usize,
+    /// How its steps were laid out, if not as DDIM with eta 0 lays out T steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Schedule>,
 }
 
 /// The metadata key of [`Trajectory::drawn`] in a file.
 pub(crate) const DRAWN: &str = "retouch_drawn";
+/// That of [`Trajectory::schedule`]; a file of plain DDIM has none.
+pub(crate) const SCHEDULE: &str = "retouch_schedule";
 
 impl Trajectory {
     /// T.
@@ -70,6 +78,7 @@ impl Payload for Trajectory {
         Ok(Some(Self {
             latents: latents.collect::<Result<_, _>>()?,
             drawn: self.drawn.clone(),
+            schedule: self.schedule,
         }))
     }
 
@@ -82,6 +91,7 @@ impl Payload for Trajectory {
         Ok(latents.map(|latents| Self {
             latents,
             drawn: self.drawn.clone(),
+            schedule: self.schedule,
         }))
     }
 
@@ -92,6 +102,7 @@ impl Payload for Trajectory {
     fn from_disk(bytes: &[u8]) -> Result<Self, NodeError> {
         let mut packed = Packed::read(bytes)?;
         let drawn = packed.know(DRAWN)?;
+        let schedule = packed.know(SCHEDULE)?;
         let all = packed.take("trajectory")?;
         let count = all.dim(0).map_err(tensor_error)?;
         let latents = (0..count).map(|k| all.get(k)?.copy());
@@ -100,6 +111,7 @@ impl Payload for Trajectory {
                 .collect::<candle_core::Result<_>>()
                 .map_err(tensor_error)?,
             drawn,
+            schedule,
         })
     }
 
@@ -119,17 +131,21 @@ impl Payload for Trajectory {
     fn encode(&self, _: &str) -> Result<Vec<Vec<u8>>, NodeError> {
         let failed = |e: &dyn std::fmt::Display| NodeError::failed(e.to_string());
         let drawn = serde_json::to_string(&self.drawn).map_err(|e| failed(&e))?;
-        let metadata = HashMap::from([
+        let mut metadata = HashMap::from([
             (READ_AS.to_owned(), "trajectory".to_owned()),
             (DRAWN.to_owned(), drawn),
         ]);
+        if let Some(schedule) = &self.schedule {
+            let schedule = serde_json::to_string(schedule).map_err(|e| failed(&e))?;
+            metadata.insert(SCHEDULE.to_owned(), schedule);
+        }
         let tensor = self.tensor().map_err(|e| failed(&e))?;
         Ok(vec![encode_safetensors("trajectory", &tensor, metadata)?])
     }
 }
 
 impl TrajectoryFacts {
-    /// A trajectory of `steps` steps of latents of this shape.
+    /// A trajectory of `steps` steps of latents of this shape, laid out as DDIM with eta 0 does.
     #[must_use]
     pub fn of(shape: LatentFacts, steps: usize) -> Self {
         Self {
@@ -138,6 +154,16 @@ impl TrajectoryFacts {
             channels: shape.channels,
             height: shape.height,
             width: shape.width,
+            schedule: None,
+        }
+    }
+
+    /// A trajectory of latents of this shape by a schedule.
+    #[must_use]
+    pub fn by(shape: LatentFacts, schedule: Schedule) -> Self {
+        Self {
+            schedule: (!schedule.is_plain()).then_some(schedule),
+            ..Self::of(shape, schedule.steps - schedule.first.min(schedule.steps))
         }
     }
 

@@ -1,9 +1,11 @@
 //! Nodes that draw.
 
+pub mod fields;
 #[allow(clippy::module_inception)] // one file a node, of the node's name
 pub mod sample;
 pub mod step_blend_sample;
 
+pub use fields::{SchedulerField, Strength};
 pub use sample::Sample;
 pub use step_blend_sample::StepBlendSample;
 
@@ -13,16 +15,18 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use retouch_graph::{Chain, Chained, Fault, NodeError, Upstream};
 
-use crate::chain::{self, Draw, SamplerNote, TrajectoryNote};
+use crate::chain::{self, Draw, Moves, SamplerNote, TrajectoryNote};
 use crate::diffusion::Error;
 use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
 use crate::diffusion::control::Branch;
 use crate::diffusion::noise::starting_noise;
 use crate::diffusion::prompt::Syntax;
-use crate::diffusion::sampling::Drawn;
+use crate::diffusion::sampling::{Drawing, Drawn, Inpaint};
 use crate::diffusion::scheduler::Ddim;
+use crate::diffusion::solver::{Sampler, Schedule, Solver};
 use crate::fields::Seed;
-use crate::payload::{Latent, LatentFacts, TrajectoryFacts};
+use crate::payload::{Latent, LatentFacts, Mask, TrajectoryFacts};
+use crate::runtime::tensor_error;
 
 /// The largest side of a picture, in pixels.
 const MAX_SIDE: usize = 8192;
@@ -120,66 +124,289 @@ pub(crate) fn guidance_fault(guidance: f64) -> Option<Fault> {
     })
 }
 
-/// What a sampler starts from: parameters of `sample` and `step_blend_sample`.
+/// A share of rescaling that makes no sense.
+pub(crate) fn rescale_fault(rescale: f64, guidance: f64) -> Option<Fault> {
+    if !(0.0..=1.0).contains(&rescale) {
+        return Some(
+            Fault::value(
+                "guidance_rescale",
+                format!("guidance_rescale is {rescale}; expected a number from 0 to 1"),
+            )
+            .help("0 changes nothing; 0.7 is the paper's value for models that predict v"),
+        );
+    }
+    (rescale > 0.0 && guidance == 1.0).then(|| {
+        Fault::value(
+            "guidance_rescale",
+            "`guidance_rescale` has no effect at guidance 1: there is nothing to rescale",
+        )
+        .help("remove it, or give a `guidance` above 1")
+    })
+}
+
+/// Which scheduler draws: parameters of `sample` and `step_blend_sample`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scheduling {
+    pub scheduler: SchedulerField,
+    pub eta: f64,
+    pub karras: Option<bool>,
+    pub steps: usize,
+}
+
+impl Scheduling {
+    /// The schedule for a model, all of its steps.
+    fn of(&self, model: &ModelFacts) -> crate::diffusion::Result<Schedule> {
+        Schedule::choose(
+            &model.scheduler,
+            self.scheduler.solver(),
+            self.karras,
+            self.eta,
+            self.steps,
+        )
+    }
+
+    /// The solver, as far as it is known.
+    fn solver(&self, model: Option<&ModelFacts>) -> Option<Solver> {
+        self.scheduler
+            .solver()
+            .or_else(|| Solver::of_class(&model?.scheduler.class_name))
+    }
+
+    /// Whether it is DDIM, as far as that is known.
+    pub(crate) fn is_ddim(&self, model: Option<&ModelFacts>) -> bool {
+        match self.scheduler {
+            SchedulerField::Checkpoint if model.is_none() => true,
+            _ => self.solver(model) == Some(Solver::Ddim),
+        }
+    }
+
+    /// What is wrong with it.
+    pub(crate) fn faults(&self, model: Option<&ModelFacts>) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        if !(0.0..=1.0).contains(&self.eta) {
+            faults.push(
+                Fault::value(
+                    "eta",
+                    format!("eta is {}; expected a number from 0 to 1", self.eta),
+                )
+                .help("0 adds no noise, 1 as much as DDPM does"),
+            );
+        }
+        let solver = self.solver(model);
+        if let Some(solver) = solver.filter(|solver| self.eta > 0.0 && *solver != Solver::Ddim) {
+            faults.push(
+                Fault::value(
+                    "eta",
+                    format!("`eta` has no effect with `{}`: it is ddim's", solver.name()),
+                )
+                .help("remove `eta`, or give `scheduler: ddim`"),
+            );
+        }
+        if let Some(solver) =
+            solver.filter(|solver| self.karras.is_some() && !solver.takes_karras())
+        {
+            faults.push(
+                Fault::value(
+                    "karras",
+                    format!("`karras` has no effect with `{}`", solver.name()),
+                )
+                .help("remove `karras`, or give `scheduler: dpmpp_2m`, `euler` or `unipc`"),
+            );
+        }
+        let Some(model) = model.filter(|_| faults.is_empty()) else {
+            return faults;
+        };
+        let value = |name: &str, error: &Error| {
+            let fault = Fault::value(name, error.to_string());
+            match error.help_text() {
+                Some(help) => fault.help(help),
+                None => fault,
+            }
+        };
+        match self.of(model) {
+            Err(error) => faults.push(value("scheduler", &error)),
+            Ok(schedule) if schedule.solver == Solver::Ddim => {
+                faults.extend(steps_fault(model, self.steps));
+            }
+            Ok(schedule) => {
+                if let Err(error) = Sampler::new(&model.scheduler, schedule) {
+                    faults.push(value("steps", &error));
+                }
+            }
+        }
+        faults
+    }
+}
+
+/// What a sampler starts from and how it goes on: parameters of `sample` and `step_blend_sample`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Start {
     pub seed: Option<Seed>,
     pub batch: Option<usize>,
     pub width: Option<usize>,
     pub height: Option<usize>,
+    pub strength: Option<Strength>,
+    pub scheduling: Scheduling,
+    pub guidance: f64,
+    pub rescale: f64,
+}
+
+/// What a sampler runs with.
+pub(crate) struct Begun {
+    pub sampler: Sampler,
+    /// z_0 `[B, C, h, w]`.
+    pub start: Tensor,
+    seed: Option<u64>,
+    inpaint: Option<Inpaint>,
+    guidance: f64,
+    rescale: f64,
+}
+
+impl Begun {
+    /// How its steps draw.
+    pub(crate) fn drawing(&self) -> Drawing<'_> {
+        Drawing {
+            sampler: &self.sampler,
+            guidance: self.guidance,
+            rescale: self.rescale,
+            seed: self.seed,
+            inpaint: self.inpaint.clone(),
+        }
+    }
 }
 
 impl Start {
-    /// Faults of the parameters, `latent` being linked or not.
-    pub(crate) fn faults(&self, model: Option<&ModelFacts>, latent: bool) -> Vec<Fault> {
-        let mut faults = Vec::new();
+    /// The schedule for a model: the steps that are made.
+    pub(crate) fn schedule(&self, model: &ModelFacts) -> crate::diffusion::Result<Schedule> {
+        let mut schedule = self.scheduling.of(model)?;
+        if let Some(strength) = self.strength {
+            schedule.first = strength.first(schedule.steps);
+        }
+        Ok(schedule)
+    }
+
+    /// Whether steps add noise, as far as that is known.
+    fn is_stochastic(&self, model: Option<&ModelFacts>) -> bool {
+        self.scheduling.eta > 0.0 || self.scheduling.solver(model) == Some(Solver::EulerAncestral)
+    }
+
+    /// Faults of the parameters; `latent` and `mask` say whether they are linked, `facts` what the latent is.
+    pub(crate) fn faults(
+        &self,
+        model: Option<&ModelFacts>,
+        latent: bool,
+        mask: bool,
+        facts: Option<&LatentFacts>,
+    ) -> Vec<Fault> {
+        let mut faults = self.scheduling.faults(model);
+        faults.extend(guidance_fault(self.guidance));
+        faults.extend(rescale_fault(self.rescale, self.guidance));
+        if let Some(strength) = self.strength {
+            faults.extend(self.strength_fault(strength, latent));
+        }
+        if mask && !(latent && self.strength.is_some()) {
+            let needed = if latent { "`strength`" } else { "a `latent`" };
+            faults.push(
+                Fault::mismatch(
+                    "mask",
+                    format!("a `mask` says where a picture is drawn anew, and {needed} is missing"),
+                )
+                .help("link the picture's latent, from `encode_reference`, as `latent` and give `strength: 100%` and a `seed`"),
+            );
+        }
+        let stochastic = self.is_stochastic(model);
+        let seeded = !latent || self.strength.is_some() || stochastic;
         if latent {
             let given = [
-                ("seed", self.seed.is_some()),
-                ("batch", self.batch.is_some()),
+                ("seed", self.seed.is_some() && !seeded),
+                ("batch", self.batch.is_some() && self.strength.is_none()),
                 ("width", self.width.is_some()),
                 ("height", self.height.is_some()),
             ];
+            let what = if self.strength.is_some() {
+                "the picture is the linked `latent`"
+            } else {
+                "the starting noise is the linked `latent`"
+            };
             faults.extend(
                 given
                     .into_iter()
                     .filter(|(_, given)| *given)
                     .map(|(name, _)| {
-                        Fault::value(
-                            name,
-                            format!(
-                                "`{name}` has no effect: the starting noise is the linked `latent`"
-                            ),
-                        )
-                        .help(format!("remove `{name}` or `latent`"))
+                        Fault::value(name, format!("`{name}` has no effect: {what}"))
+                            .help(format!("remove `{name}` or `latent`"))
                     }),
             );
-            return faults;
         }
-        if self.seed.is_none() {
-            let mut fault = Fault::value(
-                "seed",
-                "`seed` is missing: the starting noise comes from it",
-            )
-            .help("give `seed: 42`, or link a `latent` to start from");
+        if seeded && self.seed.is_none() {
+            let (message, help) = if !latent {
+                (
+                    "`seed` is missing: the starting noise comes from it",
+                    "give `seed: 42`, or link a `latent` to start from",
+                )
+            } else if self.strength.is_some() {
+                (
+                    "`seed` is missing: the noise that the picture begins with comes from it",
+                    "give `seed: 42`",
+                )
+            } else {
+                (
+                    "`seed` is missing: the noise that the scheduler adds at each step comes from it",
+                    "give `seed: 42`",
+                )
+            };
+            let mut fault = Fault::value("seed", message).help(help);
             fault.field = None;
             faults.push(fault);
         }
-        if let Some(batch) = self.batch
-            && !(1..=MAX_BATCH).contains(&batch)
-        {
-            faults.push(
-                Fault::value(
-                    "batch",
-                    format!("batch is {batch}; expected 1 to {MAX_BATCH}"),
-                )
-                .help("image i of a batch has the seed `seed + i`"),
-            );
+        if let Some(batch) = self.batch.filter(|_| !latent || self.strength.is_some()) {
+            if !(1..=MAX_BATCH).contains(&batch) {
+                faults.push(
+                    Fault::value(
+                        "batch",
+                        format!("batch is {batch}; expected 1 to {MAX_BATCH}"),
+                    )
+                    .help("image i of a batch has the seed `seed + i`"),
+                );
+            } else if let Some(facts) = facts.filter(|facts| latent && facts.batch != 1)
+                && facts.batch != batch
+            {
+                faults.push(
+                    Fault::mismatch(
+                        "latent",
+                        format!("{} pictures for a batch of {batch}", facts.batch),
+                    )
+                    .help("link one picture for all, or one for each"),
+                );
+            }
         }
-        if let Some(model) = model {
+        if let Some(model) = model.filter(|_| !latent) {
             faults.extend(size_faults(model, self.width, self.height));
         }
         faults
+    }
+
+    fn strength_fault(&self, strength: Strength, latent: bool) -> Option<Fault> {
+        if !latent {
+            return Some(
+                Fault::value(
+                    "strength",
+                    "`strength` has no effect without a `latent`: the picture that is drawn over",
+                )
+                .help("link the picture's latent, from `encode_reference`, or remove `strength`"),
+            );
+        }
+        let steps = self.scheduling.steps;
+        (steps > 0 && strength.first(steps) >= steps).then(|| {
+            Fault::value(
+                "strength",
+                format!("a strength of {strength} leaves none of {steps} steps to draw"),
+            )
+            .help(format!(
+                "give at least {:.3}, or more `steps`",
+                1.0 / steps as f64
+            ))
+        })
     }
 
     /// The shape of what is drawn.
@@ -188,8 +415,12 @@ impl Start {
         model: Option<&ModelFacts>,
         latent: Option<LatentFacts>,
     ) -> Option<LatentFacts> {
-        if latent.is_some() {
-            return latent;
+        if let Some(latent) = latent {
+            let batch = match self.strength {
+                Some(_) => self.batch.unwrap_or(latent.batch),
+                None => latent.batch,
+            };
+            return Some(LatentFacts { batch, ..latent });
         }
         let model = model?;
         let size = Size::of(model, self.width, self.height);
@@ -201,41 +432,83 @@ impl Start {
         })
     }
 
+    /// What is known of the trajectory.
+    pub(crate) fn trajectory(
+        &self,
+        model: Option<&ModelFacts>,
+        latent: Option<LatentFacts>,
+    ) -> Option<TrajectoryFacts> {
+        let shape = self.facts(model, latent)?;
+        let schedule = self.schedule(model?).ok()?;
+        Some(TrajectoryFacts::by(shape, schedule))
+    }
+
+    /// A picture is drawn over that is all noise at first: an inpainting of strength 1, as in diffusers.
+    fn begins_with_noise(&self, mask: bool) -> bool {
+        mask && self.strength.is_some_and(|s| s.share() >= 1.0)
+    }
+
     /// The steps of a plain sampler, each drawn as `drawn` says, and the keys of what it gives.
     pub(crate) fn keys(
         &self,
         upstream: &Upstream<'_>,
         model: &ModelFacts,
-        steps: usize,
-        guidance: f64,
-        drawn: Vec<Drawn>,
+        drawn: impl Fn(usize) -> Drawn,
     ) -> Option<Chained> {
-        let shape = self.facts(Some(model), upstream.facts("latent"))?;
-        let of = TrajectoryFacts::of(shape, steps);
-        let ddim = Ddim::new(&model.scheduler, steps).ok()?;
-        let start = match upstream.link("latent") {
-            Some(latent) => chain::state_of(latent, 0),
-            None => chain::noise(
-                self.seed?.get(),
-                [shape.batch, shape.channels, shape.height, shape.width],
-            ),
+        let of = self.trajectory(Some(model), upstream.facts("latent"))?;
+        let sampler = Sampler::new(&model.scheduler, self.schedule(model).ok()?).ok()?;
+        let seed = self.seed.map(Seed::get);
+        let shape = [of.batch, of.channels, of.height, of.width];
+        let noise = seed.map(|seed| chain::noise(seed, shape));
+        let picture = upstream
+            .link("latent")
+            .map(|latent| chain::state_of(latent, 0));
+        let mask = upstream.link("mask").map(|mask| chain::state_of(mask, 0));
+        let scaled = |state| chain::scaled(state, sampler.start_scale());
+        let start = match (picture, self.strength) {
+            (Some(picture), Some(_)) if !self.begins_with_noise(mask.is_some()) => {
+                chain::noised(&picture, &noise?, sampler.level(0))
+            }
+            (Some(latent), None) => scaled(latent),
+            _ => scaled(noise?),
         };
+        let inpaint = match mask {
+            Some(mask) => Some(chain::inpaint(&picture?, &noise?, &mask)),
+            None => None,
+        };
+        let moves = Moves {
+            sampler: &sampler,
+            seed,
+            inpaint: inpaint.as_ref(),
+        };
+        let drawn: Vec<Drawn> = (0..sampler.steps()).map(drawn).collect();
         let (mut states, mut plain, mut calls) = (vec![start], Vec::new(), HashMap::new());
+        let (mut kept, mut pasts) = (Vec::new(), HashMap::new());
         for (k, drawn) in drawn.iter().enumerate() {
             let draw = Draw {
                 model: &drawn.model,
                 prompt: &drawn.prompt,
                 negative: &drawn.negative,
-                guidance,
+                guidance: self.guidance,
+                rescale: self.rescale,
                 numerics: upstream.numerics,
             };
             let before = *states.last()?;
-            plain.push(chain::plain_step(draw, &before, &ddim, k, shape.batch));
+            let timestep = sampler.timestep(k);
+            plain.push(chain::plain_step(draw, &before, timestep, of.batch));
             for half in draw.halves() {
-                let call = draw.call(&before, &ddim, k, *half);
+                let call = draw.call(&before, timestep, *half);
                 calls.insert((Branch::Plain, *half, k), call);
             }
-            states.push(draw.step(&before, &ddim, k, None));
+            let after = draw.plain(&before, &moves, k);
+            let mut entries = vec![after];
+            if sampler.remembers(k + 1) {
+                let past = chain::past(&after);
+                pasts.insert(k + 1, past);
+                entries.push(past);
+            }
+            states.push(after);
+            kept.push(entries);
         }
         let class = chain::class(&drawn.last()?.model, &of);
         let trajectory = Arc::new(TrajectoryNote {
@@ -251,7 +524,7 @@ impl Start {
             chain: Some(Chain {
                 first: 0,
                 steps: plain,
-                states: states[1..].iter().map(|state| vec![*state]).collect(),
+                states: kept,
                 looks: None,
                 extra: 0,
                 class,
@@ -259,6 +532,7 @@ impl Start {
             note: Some(Arc::new(SamplerNote {
                 trajectory,
                 states,
+                pasts,
                 maps: HashMap::new(),
                 calls,
                 fills: false,
@@ -267,22 +541,89 @@ impl Start {
         })
     }
 
-    /// The starting noise `[B, C, h, w]`.
-    pub(crate) fn noise(
+    /// The starting latent, the scheduler, and what stays of a picture.
+    pub(crate) fn begin(
         &self,
         model: &Checkpoint,
         latent: Option<&Latent>,
-    ) -> Result<Tensor, NodeError> {
-        if let Some(latent) = latent {
-            return Ok(latent.tensor.clone());
-        }
-        let facts = self
-            .facts(Some(&model.description().facts()), None)
-            .ok_or_else(|| NodeError::failed("the size of the picture is not known"))?;
-        let seed = self
-            .seed
-            .ok_or_else(|| NodeError::failed("a sampler needs a seed or a latent"))?;
-        let shape = (facts.batch, facts.channels, facts.height, facts.width);
-        Ok(starting_noise(seed.get(), shape, model.device())?)
+        mask: Option<&Mask>,
+    ) -> Result<Begun, NodeError> {
+        let facts = model.description().facts();
+        let sampler = Sampler::new(&facts.scheduler, self.schedule(&facts)?)?;
+        let seed = self.seed.map(Seed::get);
+        let noise = |shape| -> Result<Tensor, NodeError> {
+            let seed =
+                seed.ok_or_else(|| NodeError::failed("a sampler needs a seed or a latent"))?;
+            Ok(starting_noise(seed, shape, model.device())?)
+        };
+        let scaled = |z: Tensor| match sampler.start_scale() {
+            1.0 => Ok(z),
+            scale => (z * scale).map_err(tensor_error),
+        };
+        let (start, inpaint) = match (latent, self.strength) {
+            (None, _) => {
+                let shape = self
+                    .facts(Some(&facts), None)
+                    .ok_or_else(|| NodeError::failed("the size of the picture is not known"))?;
+                let shape = (shape.batch, shape.channels, shape.height, shape.width);
+                (scaled(noise(shape)?)?, None)
+            }
+            (Some(latent), None) => (scaled(latent.tensor.clone())?, None),
+            (Some(latent), Some(_)) => {
+                let (pictures, c, h, w) = latent.tensor.dims4().map_err(tensor_error)?;
+                let batch = self.batch.unwrap_or(pictures);
+                let picture = match pictures {
+                    1 => latent
+                        .tensor
+                        .repeat((batch, 1, 1, 1))
+                        .map_err(tensor_error)?,
+                    _ if pictures == batch => latent.tensor.clone(),
+                    _ => {
+                        return Err(NodeError::failed(format!(
+                            "{pictures} pictures for a batch of {batch}"
+                        ))
+                        .help("link one picture for all, or one for each"));
+                    }
+                };
+                let noise = noise((batch, c, h, w))?;
+                let start = if self.begins_with_noise(mask.is_some()) {
+                    scaled(noise.clone())?
+                } else {
+                    sampler.noised(&picture, &noise, 0)?
+                };
+                let inpaint = match mask {
+                    Some(mask) => Some(Inpaint {
+                        mask: on_latent(mask, (h, w), batch)?
+                            .to_device(model.device())
+                            .map_err(tensor_error)?,
+                        picture,
+                        noise,
+                    }),
+                    None => None,
+                };
+                (start, inpaint)
+            }
+        };
+        Ok(Begun {
+            sampler,
+            start,
+            seed,
+            inpaint,
+            guidance: self.guidance,
+            rescale: self.rescale,
+        })
     }
+}
+
+/// A pixel mask, cropped as its picture is and averaged by area, on a latent's grid: `[B or 1, 1, h, w]`.
+fn on_latent(mask: &Mask, (h, w): (usize, usize), batch: usize) -> Result<Tensor, NodeError> {
+    let masks = mask.batch();
+    if masks != 1 && masks != batch {
+        return Err(NodeError::failed(format!(
+            "`mask` is a batch of {masks} masks for {batch} pictures"
+        ))
+        .help("give one mask for all, or one for each picture"));
+    }
+    let mask = mask.crop_to_aspect(w, h)?.area_average(h, w)?;
+    mask.plane.unsqueeze(1).map_err(tensor_error)
 }

@@ -7,13 +7,15 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use retouch_graph::key::KeyHasher;
 use retouch_graph::{
-    Chain, Chained, Context, Fault, Files, Key, Node, NodeError, Step, Types, Upstream, ports,
+    Added, Chain, Chained, Context, Fault, Files, Key, Node, NodeError, Step, Types, Upstream,
+    ports,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Start, guidance_fault, prompt_faults, steps_fault};
-use crate::attention::{ControlNote, SwapAttention};
+use super::fields::{SchedulerField, Strength, is_zero};
+use super::{Scheduling, Start, guidance_fault, prompt_faults, rescale_fault, steps_fault};
+use crate::attention::{ControlNote, SwapAttention, schedule_fault};
 use crate::chain::{self, Draw, Remembers, SamplerNote, TrajectoryNote};
 use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
 use crate::diffusion::control::{Branch, Half};
@@ -24,6 +26,7 @@ use crate::diffusion::sampling::{
     Source, SourceStep, maps_alone, mask_level, step_blend_sample,
 };
 use crate::diffusion::scheduler::Ddim;
+use crate::diffusion::solver::Schedule;
 use crate::diffusion::unet::grid_at;
 use crate::fields::{Seed, Template};
 use crate::latent::channel_fault;
@@ -34,9 +37,10 @@ use crate::payload::{
 use crate::preview::Previews;
 use crate::runtime::{Reports, check_finite, tensor_error};
 
-/// Draws a picture's latent from noise by DDIM (eta 0); with a `control`, stage 2: the retouch.
+/// Draws a picture's latent from noise by a scheduler (DDIM); with a `control`, stage 2: the retouch.
 ///
-/// Without a control it is plain sampling from `seed` (or a `latent`) in `steps` steps. With one, the starting noise,
+/// Without a control it is plain sampling from `seed` (or a `latent`) in `steps` steps; with a picture's `latent` and a
+/// `strength` that picture is drawn over, with a `mask` only where the mask is white. With a control, the starting noise,
 /// the size and the number of steps come with the control's context; the steps before its `start_step` are taken over
 /// from there and the others drawn with the self-attention of the chosen sites swapped.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -50,10 +54,28 @@ pub struct Sample {
     /// How much the prompt counts: u + g (c - u). 1 is no guidance and costs half.
     #[serde(default = "guidance")]
     pub guidance: f64,
+    /// Guidance rescale (Lin et al. 2023): how much of the guided output gets back the deviation of the prompt's own, 0 to
+    /// 1. Default: 0, none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub guidance_rescale: f64,
+    /// The scheduler: `ddim` (default, and the only one with a control), `euler`, `euler_ancestral`, `dpmpp_2m`, `unipc`,
+    /// or `checkpoint` for the one of the model's scheduler_config.json.
+    #[serde(default, skip_serializing_if = "SchedulerField::is_default")]
+    pub scheduler: SchedulerField,
+    /// With `ddim`: the noise that each step adds, from 0 (default, none) to 1 (as much as DDPM).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub eta: f64,
+    /// With `euler`, `dpmpp_2m` and `unipc`: whether the sigmas are Karras'. Default: as the checkpoint has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub karras: Option<bool>,
+    /// With `latent`, which is then a picture: how much of it is drawn anew, `60%` or 0.6. So many of the steps are made,
+    /// the last ones, and the trajectory has those alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strength: Option<Strength>,
     /// T, the number of steps. Default: 50, or the control's.
     #[serde(default)]
     pub steps: Option<usize>,
-    /// The seed of the starting noise; image i of a batch has `seed + i`.
+    /// The seed of the starting noise and of the noise of steps; image i of a batch has `seed + i`.
     #[serde(default)]
     pub seed: Option<Seed>,
     /// Pictures to draw at once. Default: 1, or the control's.
@@ -81,8 +103,10 @@ ports! {
         pub model: Arc<Model>,
         /// What stage 2 attends to, from `swap_attention`.
         pub control: Option<Arc<Control>>,
-        /// The starting noise, in place of seed, batch and size.
+        /// The starting noise, in place of seed, batch and size; with `strength` the picture that is drawn over.
         pub latent: Option<Arc<Latent>>,
+        /// With `strength`: where the picture is drawn anew (1, white); elsewhere it stays.
+        pub mask: Added<Arc<Mask>>,
     }
 }
 
@@ -108,6 +132,14 @@ fn swap_range(facts: &SwapAttention, steps: usize) -> Range<usize> {
     first..last.max(first)
 }
 
+/// What is known of a retouch's trajectory: the context's, of which the steps before `start` are a part.
+fn taken_over(context: TrajectoryFacts, start: usize) -> TrajectoryFacts {
+    TrajectoryFacts {
+        schedule: context.schedule.filter(|_| start > 0),
+        ..context
+    }
+}
+
 impl Sample {
     fn start(&self) -> Start {
         Start {
@@ -115,6 +147,19 @@ impl Sample {
             batch: self.batch,
             width: self.width,
             height: self.height,
+            strength: self.strength,
+            scheduling: self.scheduling(self.steps()),
+            guidance: self.guidance,
+            rescale: self.guidance_rescale,
+        }
+    }
+
+    fn scheduling(&self, steps: usize) -> Scheduling {
+        Scheduling {
+            scheduler: self.scheduler,
+            eta: self.eta,
+            karras: self.karras,
+            steps,
         }
     }
 
@@ -131,7 +176,9 @@ impl Sample {
             ("batch", self.batch.is_some()),
             ("width", self.width.is_some()),
             ("height", self.height.is_some()),
+            ("strength", self.strength.is_some()),
             ("latent", inputs.is_linked("latent")),
+            ("mask", inputs.is_linked("mask")),
         ];
         faults.extend(given.into_iter().filter(|(_, given)| *given).map(|(name, _)| {
             Fault::value(
@@ -140,6 +187,22 @@ impl Sample {
             )
             .help(format!("remove `{name}`, or give it to the node that draws the context"))
         }));
+        if self.eta > 0.0 {
+            faults.push(
+                Fault::value(
+                    "eta",
+                    "the swap is drawn with eta 0: the target follows its context from noise to picture",
+                )
+                .help("remove `eta`; the context may be drawn with one"),
+            );
+        } else {
+            let steps = inputs
+                .facts::<ControlFacts>("control")
+                .and_then(|facts| Some(facts.context?.steps))
+                .unwrap_or(1);
+            let own = inputs.facts::<ModelFacts>("model");
+            faults.extend(self.swap_scheduler_fault(own.as_ref(), steps));
+        }
         let (Some(model), Some(control)) = (
             inputs.facts::<ModelFacts>("model"),
             inputs.facts::<ControlFacts>("control"),
@@ -205,24 +268,45 @@ impl Sample {
         faults
     }
 
-    fn plain(&self, inputs: &Inputs, reports: &Reports<'_>) -> Result<Retouched, NodeError> {
+    /// A scheduler that the swap cannot use.
+    fn swap_scheduler_fault(&self, model: Option<&ModelFacts>, steps: usize) -> Option<Fault> {
+        let scheduling = self.scheduling(steps);
+        if scheduling.is_ddim(model) {
+            return scheduling.faults(None).into_iter().next();
+        }
+        Some(
+            Fault::value(
+                "scheduler",
+                "the swap works with `ddim` alone: the inverted reference and the context are at the noise levels of its steps",
+            )
+            .help("remove `scheduler`, or give `scheduler: ddim`"),
+        )
+    }
+
+    fn plain(
+        &self,
+        inputs: &Inputs,
+        reports: &Reports<'_>,
+    ) -> Result<(Retouched, Schedule), NodeError> {
         let model = &inputs.model.checkpoint;
-        let ddim = Ddim::new(&model.description().scheduler, self.steps())?;
-        let noise = self.start().noise(model, inputs.latent.as_deref())?;
+        let begun =
+            self.start()
+                .begin(model, inputs.latent.as_deref(), inputs.mask.0.as_deref())?;
         let prompted = Prompted::new(model, &self.prompt, &self.negative, reports);
-        Ok(Retouched {
-            trajectory: step_blend_sample(
-                &prompted,
-                &prompted,
-                &noise,
-                &ddim,
-                0,
-                self.guidance,
-                &Previews::new(reports, model),
-                &Remembers::new(reports.0),
-            )?,
+        let trajectory = step_blend_sample(
+            &prompted,
+            &prompted,
+            &begun.start,
+            0,
+            &begun.drawing(),
+            &Previews::new(reports, model),
+            &Remembers::new(reports.0),
+        )?;
+        let retouched = Retouched {
+            trajectory,
             masks: Vec::new(),
-        })
+        };
+        Ok((retouched, *begun.sampler.schedule()))
     }
 
     /// The steps and keys of a plain sampler.
@@ -234,9 +318,7 @@ impl Sample {
             prompt: self.prompt.to_string(),
             negative: self.negative.to_string(),
         };
-        let steps = self.steps();
-        self.start()
-            .keys(upstream, &facts, steps, self.guidance, vec![drawn; steps])
+        self.start().keys(upstream, &facts, |_| drawn.clone())
     }
 
     /// The steps and keys of stage 2.
@@ -256,7 +338,7 @@ impl Sample {
             steps,
             sides(&context.facts),
             sides(&reference.facts),
-            self.guidance,
+            (self.guidance, self.guidance_rescale),
         )
         .ok()?;
         let target = Draw {
@@ -264,6 +346,7 @@ impl Sample {
             prompt: &self.prompt,
             negative: &self.negative,
             guidance: self.guidance,
+            rescale: self.guidance_rescale,
             numerics: upstream.numerics,
         };
         let reference_draw = Draw {
@@ -286,6 +369,7 @@ impl Sample {
         let (mut maps, mut calls) = (HashMap::new(), HashMap::new());
         for k in start..steps {
             let needs = settings.needs(k, steps, given);
+            let timestep = ddim.timesteps()[k] as f32;
             let mut step = Step {
                 calls: (target.halves().len() * context.facts.batch) as u64,
                 ..Step::default()
@@ -305,7 +389,7 @@ impl Sample {
                             negative,
                             ..target
                         }
-                        .call(&context.states[k], &ddim, k, *half),
+                        .call(&context.states[k], timestep, *half),
                         None => opaque_call(
                             &context.states[k],
                             &ddim,
@@ -328,7 +412,7 @@ impl Sample {
             }
             if needs.swap {
                 for half in target.halves() {
-                    let call = reference_draw.call(&reference.states[k], &ddim, k, *half);
+                    let call = reference_draw.call(&reference.states[k], timestep, *half);
                     hasher.field("reference", &call.0);
                     calls.insert((Branch::Reference, *half, k), call);
                     let of = &reference.facts;
@@ -371,7 +455,7 @@ impl Sample {
         let trajectory = Arc::new(TrajectoryNote {
             states: states.clone(),
             drawn,
-            facts: context.facts,
+            facts: taken_over(context.facts, start),
         });
         Some(Chained {
             ports: vec![
@@ -389,6 +473,7 @@ impl Sample {
             note: Some(Arc::new(SamplerNote {
                 trajectory,
                 states,
+                pasts: HashMap::new(),
                 maps,
                 calls,
                 fills: control.fills,
@@ -426,6 +511,18 @@ impl Sample {
         let facts = model.description().facts();
         let steps = control.context.steps();
         let ddim = Ddim::new(&model.description().scheduler, steps)?;
+        for (port, trajectory) in [
+            ("context", &control.context),
+            ("reference", &control.reference),
+        ] {
+            if let Some(fault) = schedule_fault(port, trajectory.schedule) {
+                let failed = NodeError::failed(fault.message);
+                return Err(match fault.help {
+                    Some(help) => failed.help(help),
+                    None => failed,
+                });
+            }
+        }
         if control.reference.steps() != steps {
             return Err(NodeError::failed(format!(
                 "the reference has {} steps, the context {steps}",
@@ -449,7 +546,8 @@ impl Sample {
             }
         };
         let (target, reference) = (shape(&control.context)?, shape(&control.reference)?);
-        let numbers = resolved(settings, &facts, steps, target, reference, self.guidance)
+        let guidance = (self.guidance, self.guidance_rescale);
+        let numbers = resolved(settings, &facts, steps, target, reference, guidance)
             .map_err(NodeError::failed)?;
         let sites = &numbers.sites;
         let (level, reference_level) = numbers.mask_levels;
@@ -644,14 +742,15 @@ fn subject_of(settings: &SwapAttention, own: &Option<Template>) -> Option<String
         .map(ToString::to_string)
 }
 
-/// The parameters of a swap as numbers, for a model, T steps, and the latents' sizes of target and reference.
+/// The parameters of a swap as numbers, for a model, T steps, the latents' sizes of target and reference, and guidance
+/// with its rescale.
 fn resolved(
     settings: &SwapAttention,
     model: &ModelFacts,
     steps: usize,
     target: (usize, usize),
     reference: (usize, usize),
-    guidance: f64,
+    (guidance, rescale): (f64, f64),
 ) -> Result<RetouchSettings, String> {
     let level = |latent, grid| mask_level(&model.sites, latent, grid).map_err(|e| e.to_string());
     let own = level(target, settings.mask_grid.0)?;
@@ -672,6 +771,7 @@ fn resolved(
         smooth: settings.smooth,
         mask_levels: (own, reference_level),
         guidance,
+        rescale,
     })
 }
 
@@ -870,12 +970,13 @@ impl Node for Sample {
     fn check(&self, inputs: &Types<Inputs>, _: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
         let model: Option<ModelFacts> = inputs.facts("model");
         let controlled = inputs.is_linked("control");
-        let mut faults: Vec<Fault> = guidance_fault(self.guidance).into_iter().collect();
-        faults.extend(prompt_faults(
+        let mut faults = prompt_faults(
             model.as_ref(),
             &[("prompt", &self.prompt), ("negative", &self.negative)],
-        ));
+        );
         if controlled {
+            faults.extend(guidance_fault(self.guidance));
+            faults.extend(rescale_fault(self.guidance_rescale, self.guidance));
             faults.extend(self.control_faults(inputs));
             if !faults.is_empty() {
                 return Err(faults);
@@ -890,9 +991,10 @@ impl Node for Sample {
                 let no_sites = model
                     .and_then(|m| facts.settings.sites.resolve(&m.sites).ok())
                     .is_some_and(|sites| sites.is_empty());
+                let start = facts.settings.start_step.resolve(context.steps);
                 types = types
                     .with("latent", &context.latent())
-                    .with("trajectory", &context);
+                    .with("trajectory", &taken_over(context, start));
                 types = if range.is_empty() || no_sites {
                     types.without(
                         "masks",
@@ -911,15 +1013,14 @@ impl Node for Sample {
             return Ok(types);
         }
         let latent: Option<LatentFacts> = inputs.facts("latent");
-        faults.extend(
-            self.start()
-                .faults(model.as_ref(), inputs.is_linked("latent")),
-        );
-        if let Some(model) = &model {
-            faults.extend(steps_fault(model, self.steps()));
-            if let Some(latent) = &latent {
-                faults.extend(channel_fault(model, latent.channels, "latent"));
-            }
+        faults.extend(self.start().faults(
+            model.as_ref(),
+            inputs.is_linked("latent"),
+            inputs.is_linked("mask"),
+            latent.as_ref(),
+        ));
+        if let (Some(model), Some(latent)) = (&model, &latent) {
+            faults.extend(channel_fault(model, latent.channels, "latent"));
         }
         if !faults.is_empty() {
             return Err(faults);
@@ -928,10 +1029,10 @@ impl Node for Sample {
             "masks",
             "`sample` makes `masks` only with a `control` that swaps attention",
         );
-        Ok(match self.start().facts(model.as_ref(), latent) {
-            Some(shape) => types
-                .with("latent", &shape)
-                .with("trajectory", &TrajectoryFacts::of(shape, self.steps())),
+        Ok(match self.start().trajectory(model.as_ref(), latent) {
+            Some(facts) => types
+                .with("latent", &facts.latent())
+                .with("trajectory", &facts),
             None => types,
         })
     }
@@ -955,18 +1056,23 @@ impl Node for Sample {
                 negative: self.negative.to_string(),
             })
         };
-        let (retouched, drawn, first_step) = match &inputs.control {
+        let (retouched, drawn, first_step, schedule) = match &inputs.control {
             Some(control) => {
                 let steps = control.context.steps();
                 let start = control.settings.start_step.resolve(steps).min(steps);
                 let taken_over = control.context.drawn.iter().take(start).cloned();
                 let drawn = taken_over.chain((start..steps).map(own)).collect();
                 let first = swap_range(&control.settings, steps).start;
-                (self.retouch(model, control, &reports)?, drawn, first)
+                let schedule = control.context.schedule.filter(|_| start > 0);
+                let retouched = self.retouch(model, control, &reports)?;
+                (retouched, drawn, first, schedule)
             }
             None => {
-                let drawn = (0..self.steps()).map(own).collect();
-                (self.plain(&inputs, &reports)?, drawn, 0)
+                let (retouched, schedule) = self.plain(&inputs, &reports)?;
+                let made = schedule.steps - schedule.first;
+                let drawn = (0..made).map(own).collect();
+                let schedule = (!schedule.is_plain()).then_some(schedule);
+                (retouched, drawn, 0, schedule)
             }
         };
         let Some(tensor) = retouched.trajectory.last().cloned() else {
@@ -987,6 +1093,7 @@ impl Node for Sample {
             trajectory: Arc::new(Trajectory {
                 latents: retouched.trajectory,
                 drawn,
+                schedule,
             }),
             masks,
         })

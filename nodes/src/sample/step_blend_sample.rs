@@ -6,14 +6,14 @@ use retouch_graph::{Chained, Context, Fault, Files, Node, NodeError, Types, Upst
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Start, guidance_fault, prompt_faults, steps_fault};
+use super::fields::{SchedulerField, is_zero};
+use super::{Scheduling, Start, prompt_faults};
 use crate::chain::{self, Remembers};
 use crate::diffusion::checkpoint::ModelFacts;
 use crate::diffusion::sampling::{Drawn, Prompted, step_blend_sample};
-use crate::diffusion::scheduler::Ddim;
 use crate::fields::{Seed, Steps, Template};
 use crate::latent::channel_fault;
-use crate::payload::{Latent, LatentFacts, Model, Trajectory, TrajectoryFacts};
+use crate::payload::{Latent, LatentFacts, Model, Trajectory};
 use crate::preview::Previews;
 use crate::runtime::Reports;
 
@@ -40,7 +40,21 @@ pub struct StepBlendSample {
     /// How much the prompts count: u + g (c - u). 1 is no guidance and costs half.
     #[serde(default = "guidance")]
     pub guidance: f64,
-    /// The seed of the starting noise; image i of a batch has `seed + i`.
+    /// Guidance rescale (Lin et al. 2023): how much of the guided output gets back the deviation of the prompt's own, 0 to
+    /// 1. Default: 0, none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub guidance_rescale: f64,
+    /// The scheduler: `ddim` (default), `euler`, `euler_ancestral`, `dpmpp_2m`, `unipc`, or `checkpoint` for the one of
+    /// the personalised model's scheduler_config.json. Stage 2 takes contexts of `ddim` alone.
+    #[serde(default, skip_serializing_if = "SchedulerField::is_default")]
+    pub scheduler: SchedulerField,
+    /// With `ddim`: the noise that each step adds, from 0 (default, none) to 1 (as much as DDPM).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub eta: f64,
+    /// With `euler`, `dpmpp_2m` and `unipc`: whether the sigmas are Karras'. Default: as the checkpoint has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub karras: Option<bool>,
+    /// The seed of the starting noise and of the noise of steps; image i of a batch has `seed + i`.
     #[serde(default)]
     pub seed: Option<Seed>,
     /// Pictures to draw at once. Default: 1.
@@ -91,11 +105,9 @@ impl StepBlendSample {
         let (vanilla, _) = chain::model(upstream, "vanilla")?;
         let (personalized, facts) = chain::model(upstream, "personalized")?;
         let blend_steps = self.blend_steps.resolve(self.steps);
-        let drawn: Vec<Drawn> = (0..self.steps)
-            .map(|k| self.drawn(k, blend_steps, &vanilla, &personalized))
-            .collect();
-        self.start()
-            .keys(upstream, &facts, self.steps, self.guidance, drawn)
+        self.start().keys(upstream, &facts, |k| {
+            self.drawn(k, blend_steps, &vanilla, &personalized)
+        })
     }
 
     fn drawn(&self, k: usize, blend_steps: usize, vanilla: &str, personalized: &str) -> Drawn {
@@ -119,6 +131,15 @@ impl StepBlendSample {
             batch: self.batch,
             width: self.width,
             height: self.height,
+            strength: None,
+            scheduling: Scheduling {
+                scheduler: self.scheduler,
+                eta: self.eta,
+                karras: self.karras,
+                steps: self.steps,
+            },
+            guidance: self.guidance,
+            rescale: self.guidance_rescale,
         }
     }
 }
@@ -134,9 +155,12 @@ impl Node for StepBlendSample {
         let vanilla: Option<ModelFacts> = inputs.facts("vanilla");
         let personalized: Option<ModelFacts> = inputs.facts("personalized");
         let latent: Option<LatentFacts> = inputs.facts("latent");
-        let mut faults = self
-            .start()
-            .faults(personalized.as_ref(), inputs.is_linked("latent"));
+        let mut faults = self.start().faults(
+            personalized.as_ref(),
+            inputs.is_linked("latent"),
+            false,
+            latent.as_ref(),
+        );
         if let (Some(vanilla), Some(personalized)) = (&vanilla, &personalized)
             && let Some(misfit) = vanilla.misfit(personalized)
         {
@@ -159,11 +183,8 @@ impl Node for StepBlendSample {
             personalized.as_ref(),
             &[("personalized_prompt", &self.personalized_prompt)],
         ));
-        if let Some(model) = &personalized {
-            faults.extend(steps_fault(model, self.steps));
-            if let Some(latent) = &latent {
-                faults.extend(channel_fault(model, latent.channels, "latent"));
-            }
+        if let (Some(model), Some(latent)) = (&personalized, &latent) {
+            faults.extend(channel_fault(model, latent.channels, "latent"));
         }
         if self.blend_steps.resolve(self.steps) > self.steps {
             faults.push(
@@ -177,17 +198,18 @@ impl Node for StepBlendSample {
                 )),
             );
         }
-        faults.extend(guidance_fault(self.guidance));
         if !faults.is_empty() {
             return Err(faults);
         }
         let types = Types::unknown();
-        Ok(match self.start().facts(personalized.as_ref(), latent) {
-            Some(shape) => types
-                .with("latent", &shape)
-                .with("trajectory", &TrajectoryFacts::of(shape, self.steps)),
-            None => types,
-        })
+        Ok(
+            match self.start().trajectory(personalized.as_ref(), latent) {
+                Some(facts) => types
+                    .with("latent", &facts.latent())
+                    .with("trajectory", &facts),
+                None => types,
+            },
+        )
     }
 
     fn chain(&self, upstream: &Upstream<'_>) -> Chained {
@@ -197,8 +219,9 @@ impl Node for StepBlendSample {
     fn run(&self, inputs: Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
         let reports = Reports(context);
         let (vanilla, personalized) = (&inputs.vanilla.checkpoint, &inputs.personalized.checkpoint);
-        let ddim = Ddim::new(&personalized.description().scheduler, self.steps)?;
-        let noise = self.start().noise(personalized, inputs.latent.as_deref())?;
+        let begun = self
+            .start()
+            .begin(personalized, inputs.latent.as_deref(), None)?;
         let blend_steps = self.blend_steps.resolve(self.steps);
         let prompted = |model, prompt| Prompted::new(model, prompt, &self.negative, &reports);
         let first = prompted(vanilla, &self.vanilla_prompt);
@@ -206,20 +229,24 @@ impl Node for StepBlendSample {
         let latents = step_blend_sample(
             &first,
             &second,
-            &noise,
-            &ddim,
+            &begun.start,
             blend_steps,
-            self.guidance,
+            &begun.drawing(),
             &Previews::new(&reports, personalized),
             &Remembers::new(context),
         )?;
         let drawn = (0..self.steps)
             .map(|k| Some(self.drawn(k, blend_steps, vanilla.id(), personalized.id())))
             .collect();
-        let tensor = latents.last().unwrap_or(&noise).clone();
+        let tensor = latents.last().unwrap_or(&begun.start).clone();
+        let schedule = *begun.sampler.schedule();
         Ok(Outputs {
             latent: Arc::new(Latent { tensor }),
-            trajectory: Arc::new(Trajectory { latents, drawn }),
+            trajectory: Arc::new(Trajectory {
+                latents,
+                drawn,
+                schedule: (!schedule.is_plain()).then_some(schedule),
+            }),
         })
     }
 }

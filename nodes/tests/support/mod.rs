@@ -216,6 +216,7 @@ impl Stage {
             model: model.clone(),
             control,
             latent: latent.map(latent_of),
+            mask: retouch_graph::Added(None),
         };
         let out = self.run(&node::<Sample>(parameters), inputs)?;
         Ok(Picture {

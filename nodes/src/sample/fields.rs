@@ -1,0 +1,170 @@
+//! Parameters of samplers that the language writes in a way of their own.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, Deserializer, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::diffusion::solver::Solver;
+
+/// A scheduler: by its name, or the checkpoint's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum SchedulerField {
+    /// DDIM.
+    #[default]
+    Ddim,
+    /// Euler.
+    Euler,
+    /// Euler with ancestral noise.
+    EulerAncestral,
+    /// DPM++ 2M.
+    #[serde(rename = "dpmpp_2m")]
+    Dpmpp2m,
+    /// UniPC.
+    Unipc,
+    /// The class and the options of the checkpoint's scheduler_config.json.
+    Checkpoint,
+}
+
+impl SchedulerField {
+    /// The solver of that name; `None` for the checkpoint's own.
+    #[must_use]
+    pub fn solver(self) -> Option<Solver> {
+        Some(match self {
+            Self::Ddim => Solver::Ddim,
+            Self::Euler => Solver::Euler,
+            Self::EulerAncestral => Solver::EulerAncestral,
+            Self::Dpmpp2m => Solver::Dpmpp2m,
+            Self::Unipc => Solver::Unipc,
+            Self::Checkpoint => return None,
+        })
+    }
+
+    /// Whether it is the default, which is left out of keys.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Whether a number is the 0 that is left out of keys.
+pub(crate) fn is_zero(number: &f64) -> bool {
+    *number == 0.0
+}
+
+/// How much of a picture is drawn anew: a number from 0 to 1, or a share such as `60%`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Strength(f64);
+
+impl Strength {
+    /// The share, 0 to 1.
+    #[must_use]
+    pub fn share(self) -> f64 {
+        self.0
+    }
+
+    /// The first of T steps that is made: T less the share of T, rounded down as diffusers does.
+    #[must_use]
+    pub fn first(self, steps: usize) -> usize {
+        let made = (steps as f64 * self.0).floor() as usize;
+        steps - made.min(steps)
+    }
+}
+
+impl fmt::Display for Strength {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Serialize for Strength {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // One spelling for each share, so that equal shares give equal keys.
+        serializer.serialize_f64(self.0)
+    }
+}
+
+struct StrengthVisitor;
+
+impl Visitor<'_> for StrengthVisitor {
+    type Value = Strength;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number from 0 to 1 or a share such as `60%`")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Strength, E> {
+        text.strip_suffix('%')
+            .filter(|number| number.bytes().all(|b| b.is_ascii_digit() || b == b'.'))
+            .and_then(|number| number.parse::<f64>().ok())
+            .filter(|percent| (0.0..=100.0).contains(percent))
+            .map(|percent| Strength(percent / 100.0))
+            .ok_or_else(|| {
+                E::custom(format!(
+                    "a strength is a number from 0 to 1, `0.6`, or a share, `60%`, not {text:?}"
+                ))
+            })
+    }
+
+    fn visit_f64<E: de::Error>(self, share: f64) -> Result<Strength, E> {
+        if (0.0..=1.0).contains(&share) {
+            Ok(Strength(share))
+        } else {
+            Err(E::custom(format!(
+                "a strength is a number from 0 to 1 or a share such as `60%`, not {share}"
+            )))
+        }
+    }
+
+    fn visit_u64<E: de::Error>(self, share: u64) -> Result<Strength, E> {
+        self.visit_f64(share as f64)
+    }
+
+    fn visit_i64<E: de::Error>(self, share: i64) -> Result<Strength, E> {
+        self.visit_f64(share as f64)
+    }
+}
+
+impl<'de> Deserialize<'de> for Strength {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(StrengthVisitor)
+    }
+}
+
+impl JsonSchema for Strength {
+    fn schema_name() -> Cow<'static, str> {
+        "Strength".into()
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"anyOf": [
+            {"type": "number", "minimum": 0, "maximum": 1},
+            {"type": "string", "format": "steps", "pattern": r"^[0-9]+(\.[0-9]+)?%$"}
+        ]})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strength_is_a_number_or_a_share_and_is_rounded_down_to_steps() {
+        let read = |text: &str| serde_json::from_str::<Strength>(text);
+        assert_eq!(read("\"60%\"").unwrap(), read("0.6").unwrap());
+        assert_eq!(read("1").unwrap().first(20), 0);
+        assert_eq!(read("0").unwrap().first(20), 20);
+        assert_eq!(read("0.6").unwrap().first(20), 8);
+        assert_eq!(read("0.6").unwrap().first(7), 3); // int(4.2) steps are made
+        assert_eq!(read("0.58").unwrap().first(50), 22); // 28.999999999999996 in binary
+        for wrong in ["1.5", "-0.1", "\"120%\"", "\"x\"", "\"-1%\"", "60", "true"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+}

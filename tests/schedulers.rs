@@ -1,0 +1,699 @@
+//! Schedulers, image to image, inpainting and guidance rescale, held against what diffusers' classes gave
+//! (tests/oracle/make_schedulers.py), and against the laws of resuming and of batches.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use retouch_graph::TieredCache;
+use retouch_graph::{Cancel, DiskCache, Engine, NoCache, Recorder, RunOptions, Settings};
+use retouch_nodes::diffusion::noise::{starting_noise, step_noise};
+use retouch_nodes::diffusion::scheduler::{FinalSigma, SchedulerConfig, Spacing};
+use retouch_nodes::diffusion::solver::{Sampler, Schedule, Solver};
+use retouch_nodes::payload::{Latent, Trajectory, decoders};
+use support::Bench;
+
+const FAMILIES: [&str; 2] = ["tiny-sd1", "tiny-sd2"];
+/// max |difference| / std of the expected tensor, as in the oracle.
+const TRAJECTORY: f32 = 5e-4;
+/// The name of a case, and what a sampler is told for it.
+const CASES: [(&str, &str); 9] = [
+    ("ddim", ""),
+    ("ddim_eta", ", scheduler: ddim, eta: 0.7"),
+    ("euler", ", scheduler: euler"),
+    ("euler_karras", ", scheduler: euler, karras: true"),
+    ("euler_ancestral", ", scheduler: euler_ancestral"),
+    ("dpmpp_2m", ", scheduler: dpmpp_2m"),
+    ("dpmpp_2m_karras", ", scheduler: dpmpp_2m, karras: true"),
+    ("unipc", ", scheduler: unipc"),
+    ("unipc_karras", ", scheduler: unipc, karras: true"),
+];
+
+fn data() -> PathBuf {
+    support::root().join("tests/oracle/data")
+}
+
+fn expected() -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(data().join("schedulers.safetensors"), &Device::Cpu).unwrap()
+}
+
+fn numbers(t: &Tensor) -> Vec<f32> {
+    let t = t.to_device(&Device::Cpu).unwrap();
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[track_caller]
+fn close(what: &str, actual: &Tensor, expected: &Tensor) {
+    assert_eq!(actual.dims(), expected.dims(), "{what}");
+    let (a, b) = (numbers(actual), numbers(expected));
+    let n = b.len() as f64;
+    let mean = b.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+    let squares = b
+        .iter()
+        .map(|&x| (f64::from(x) - mean).powi(2))
+        .sum::<f64>();
+    let std = (squares / (n - 1.0)).sqrt() as f32;
+    let off = a.iter().zip(&b).map(|(a, b)| {
+        if a.is_finite() {
+            (a - b).abs()
+        } else {
+            f32::INFINITY
+        }
+    });
+    let off = off.fold(0.0, f32::max) / std;
+    println!("{what}: {off:.1e}");
+    assert!(off <= TRAJECTORY, "{what}: {off:.2e}");
+}
+
+fn solver_of(case: &str) -> (Solver, bool, f64) {
+    let karras = case.ends_with("_karras");
+    let eta = if case == "ddim_eta" { 0.7 } else { 0.0 };
+    let solver = match case.trim_end_matches("_karras").trim_end_matches("_eta") {
+        "ddim" => Solver::Ddim,
+        "euler" => Solver::Euler,
+        "euler_ancestral" => Solver::EulerAncestral,
+        "dpmpp_2m" => Solver::Dpmpp2m,
+        "unipc" => Solver::Unipc,
+        other => panic!("{other}"),
+    };
+    (solver, karras, eta)
+}
+
+fn config_of(family: &str) -> SchedulerConfig {
+    let file = data().join(family).join("scheduler/scheduler_config.json");
+    SchedulerConfig::parse(&std::fs::read_to_string(file).unwrap()).unwrap()
+}
+
+/// Holds a scheduler's tables against those of the oracle under `name`.
+#[track_caller]
+fn check_tables(
+    expected: &HashMap<String, Tensor>,
+    name: &str,
+    config: &SchedulerConfig,
+    case: &str,
+    steps: usize,
+) {
+    let (solver, karras, eta) = solver_of(case);
+    let karras = solver.takes_karras().then_some(karras);
+    let schedule = Schedule::choose(config, Some(solver), karras, eta, steps).unwrap();
+    let sampler = Sampler::new(config, schedule).unwrap();
+    let near = |what: &str, actual: &[f32], share: f32| {
+        let due = numbers(&expected[&format!("{name}.{what}")]);
+        assert_eq!(actual.len(), due.len(), "{name}.{what}");
+        for (a, b) in actual.iter().zip(&due) {
+            assert!(
+                (a - b).abs() <= share * b.abs().max(1.0),
+                "{name}.{what}: {actual:?} {due:?}"
+            );
+        }
+    };
+    near("timesteps", sampler.timesteps(), 1e-6);
+    if solver != Solver::Ddim {
+        near("sigmas", sampler.sigmas(), 1e-6);
+    }
+}
+
+#[test]
+fn timesteps_and_sigmas_are_those_of_diffusers_for_each_scheduler_and_layout() {
+    let expected = expected();
+    for family in FAMILIES {
+        for (case, _) in CASES {
+            for steps in [7, 20] {
+                let name = format!("{family}.{case}.{steps}");
+                check_tables(&expected, &name, &config_of(family), case, steps);
+            }
+        }
+    }
+    let mut layouts = 0;
+    for layout in LAYOUTS {
+        for (case, _) in CASES {
+            let name = format!("{layout}.{case}");
+            if expected.contains_key(&format!("{name}.timesteps")) {
+                layouts += 1;
+                check_tables(&expected, &name, &laid_out(layout), case, 7);
+            }
+        }
+    }
+    assert_eq!(layouts, 34);
+}
+
+const LAYOUTS: [&str; 6] = [
+    "default",
+    "linspace",
+    "trailing",
+    "sigma_min",
+    "no_lower_order",
+    "euler_at_final",
+];
+
+/// The first family's configuration with a change.
+fn laid_out(layout: &str) -> SchedulerConfig {
+    let mut config = config_of("tiny-sd1");
+    match layout {
+        "default" => config.timestep_spacing = None,
+        "linspace" => config.timestep_spacing = Some(Spacing::Linspace),
+        "trailing" => config.timestep_spacing = Some(Spacing::Trailing),
+        "sigma_min" => config.sigmas.final_sigmas_type = Some(FinalSigma::SigmaMin),
+        "no_lower_order" => config.sigmas.lower_order_final = Some(false),
+        "euler_at_final" => config.sigmas.euler_at_final = Some(true),
+        other => panic!("{other}"),
+    }
+    config
+}
+
+#[test]
+fn the_noise_of_a_step_is_that_of_the_definition() {
+    let expected = expected();
+    let noise = starting_noise(7, (1, 4, 16, 16), &Device::Cpu).unwrap();
+    assert_eq!(numbers(&noise), numbers(&expected["noise"]));
+    let noise = step_noise(7, 3, (1, 4, 16, 16), &Device::Cpu).unwrap();
+    assert_eq!(numbers(&noise), numbers(&expected["noise.step_3"]));
+}
+
+/// The nodes of a family's workflows, and one sampler `draw` that is told `extra`.
+fn workflow(family: &str, model: &str, extra: &str) -> String {
+    let data = data();
+    let data = data.display();
+    let guidance = if family == "tiny-sd1" { 5 } else { 2 };
+    let steps = if extra.contains("steps:") {
+        ""
+    } else {
+        ", steps: 8"
+    };
+    format!(
+        "schema: retouch/v1\nname: schedulers\nnodes:\n\
+         \x20 model: {{op: load_model, path: '{data}/{family}'{model}}}\n\
+         \x20 photo: {{op: load_latent, path: '{data}/{family}.safetensors', tensor: reference_latent}}\n\
+         \x20 given: {{op: load_latent, path: '{data}/{family}.safetensors', tensor: given_mask}}\n\
+         \x20 draw: {{op: sample, model: $model, prompt: a teddy bear on a beach, negative: a red car, guidance: {guidance}, seed: 7{steps}{extra}}}\n\
+         outputs:\n  out: {{value: $draw.trajectory}}\n"
+    )
+}
+
+fn trajectory(bench: &Bench, yaml: &str) -> Tensor {
+    let values = bench.run(yaml);
+    let trajectory = values["out"].downcast::<Trajectory>().unwrap();
+    Tensor::cat(&trajectory.latents, 0).unwrap()
+}
+
+#[test]
+fn every_scheduler_draws_what_diffusers_draws() {
+    let (bench, expected) = (Bench::new(), expected());
+    for family in FAMILIES {
+        for (case, extra) in CASES {
+            let name = format!("{family}.{case}.plain");
+            let drawn = trajectory(&bench, &workflow(family, "", extra));
+            close(&name, &drawn, &expected[&name]);
+        }
+    }
+}
+
+/// The first, the second and the last latent.
+fn ends(all: &Tensor) -> Tensor {
+    let last = all.dim(0).unwrap() as u32 - 1;
+    let picked = Tensor::new(&[0u32, 1, last], &Device::Cpu).unwrap();
+    all.to_device(&Device::Cpu)
+        .unwrap()
+        .index_select(&picked, 0)
+        .unwrap()
+}
+
+#[test]
+fn a_picture_is_drawn_over_and_inpainted_as_diffusers_does() {
+    let (bench, expected) = (Bench::new(), expected());
+    for family in FAMILIES {
+        for (case, extra) in CASES {
+            for (what, more) in [
+                ("strength", ", latent: $photo, strength: 60%"),
+                (
+                    "inpaint",
+                    ", latent: $photo, strength: 0.8, mask: $given.mask",
+                ),
+            ] {
+                let name = format!("{family}.{case}.{what}");
+                let Some(due) = expected.get(&name) else {
+                    assert!(case.ends_with("karras"));
+                    continue;
+                };
+                let all = trajectory(&bench, &workflow(family, "", &format!("{extra}{more}")));
+                assert_eq!(all.dim(0).unwrap(), if what == "strength" { 5 } else { 7 });
+                close(&name, &ends(&all), due);
+            }
+            if case == "ddim" || case == "euler" {
+                let more = format!("{extra}, latent: $photo, strength: 1, mask: $given.mask");
+                let name = format!("{family}.{case}.inpaint_all");
+                let all = trajectory(&bench, &workflow(family, "", &more));
+                close(&name, &all, &expected[&name]);
+                let name = format!("{family}.{case}.rescale");
+                let more = format!("{extra}, guidance_rescale: 0.7");
+                let all = trajectory(&bench, &workflow(family, "", &more));
+                close(&name, &all, &expected[&name]);
+            }
+        }
+    }
+}
+
+/// A folder with a scheduler_config.json.
+fn scheduler_folder(folder: &Path, config: &SchedulerConfig) -> String {
+    std::fs::create_dir_all(folder).unwrap();
+    let text = serde_json::to_string(config).unwrap();
+    std::fs::write(folder.join("scheduler_config.json"), text).unwrap();
+    format!(", scheduler: '{}'", folder.display())
+}
+
+#[test]
+fn the_checkpoints_own_scheduler_is_used_with_its_options() {
+    let (bench, expected) = (Bench::new(), expected());
+    let folder = tempfile::tempdir().unwrap();
+    let mut cases = 0;
+    for layout in LAYOUTS {
+        for (case, class) in [
+            ("ddim", "DDIMScheduler"),
+            ("euler", "EulerDiscreteScheduler"),
+            ("euler_ancestral", "EulerAncestralDiscreteScheduler"),
+            ("dpmpp_2m", "DPMSolverMultistepScheduler"),
+            ("unipc", "UniPCMultistepScheduler"),
+        ] {
+            let name = format!("{layout}.{case}.last");
+            let Some(due) = expected.get(&name) else {
+                continue;
+            };
+            cases += 1;
+            let config = SchedulerConfig {
+                class_name: class.into(),
+                ..laid_out(layout)
+            };
+            let model = scheduler_folder(&folder.path().join(format!("{layout}-{case}")), &config);
+            let yaml = workflow("tiny-sd1", &model, ", scheduler: checkpoint, steps: 7");
+            let all = trajectory(&bench, &yaml);
+            close(&name, &all.narrow(0, 7, 1).unwrap(), due);
+        }
+    }
+    assert_eq!(cases, 20);
+}
+
+#[test]
+fn karras_sigmas_of_the_checkpoint_are_taken_unless_the_workflow_says_otherwise() {
+    let (bench, expected) = (Bench::new(), expected());
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config_of("tiny-sd1");
+    config.class_name = "DPMSolverMultistepScheduler".into();
+    config.sigmas.use_karras_sigmas = Some(true);
+    let model = scheduler_folder(folder.path(), &config);
+    for (extra, name) in [
+        (", scheduler: checkpoint", "dpmpp_2m_karras"),
+        (", scheduler: dpmpp_2m", "dpmpp_2m_karras"),
+        (", scheduler: dpmpp_2m, karras: false", "dpmpp_2m"),
+        // It has no such sigmas, whatever the checkpoint says.
+        ("", "ddim"),
+    ] {
+        let drawn = trajectory(&bench, &workflow("tiny-sd1", &model, extra));
+        close(extra, &drawn, &expected[&format!("tiny-sd1.{name}.plain")]);
+    }
+}
+
+fn engine() -> Engine {
+    Bench::new().engine
+}
+
+struct Run {
+    calls: u64,
+    foretold: u64,
+    bits: Vec<Vec<u32>>,
+    resumed: Vec<(String, usize)>,
+}
+
+fn run(engine: &Engine, yaml: &str) -> Run {
+    let checked = match engine.load_str("test.yaml", yaml, &Settings::default()) {
+        Ok(checked) => checked,
+        Err(problems) => panic!("{problems}\n{yaml}"),
+    };
+    let plan = engine.plan(&checked, &[]).unwrap();
+    let foretold = engine.forecast(&plan).total_calls();
+    let recorder = Recorder::new();
+    let report = engine
+        .run(&plan, &recorder, &Cancel::new(), &RunOptions::default())
+        .unwrap();
+    let bits = |t: &Tensor| numbers(t).into_iter().map(f32::to_bits).collect();
+    let bits = report.outputs.iter().flat_map(|output| {
+        if let Some(latent) = output.value.downcast::<Latent>() {
+            return vec![bits(&latent.tensor)];
+        }
+        let trajectory = output.value.downcast::<Trajectory>().unwrap();
+        trajectory.latents.iter().map(bits).collect()
+    });
+    Run {
+        calls: report.counters.get("unet_calls").copied().unwrap_or(0),
+        foretold,
+        bits: bits.collect(),
+        resumed: recorder.resumed(),
+    }
+}
+
+/// Stage 1 with so many vanilla steps of 8.
+fn blended(extra: &str, blend_steps: usize) -> String {
+    let data = data();
+    let data = data.display();
+    format!(
+        "schema: retouch/v1\nname: blended\nnodes:\n\
+         \x20 base: {{op: load_model, path: '{data}/tiny-sd1'}}\n\
+         \x20 personal: {{op: load_model, path: '{data}/tiny-sd1', unet: '{data}/tiny-sd1-personal/unet'}}\n\
+         \x20 draw: {{op: step_blend_sample, vanilla: $base, personalized: $personal, vanilla_prompt: a teddy bear, \
+         personalized_prompt: a sks teddy bear, blend_steps: {blend_steps}, steps: 8, guidance: 5, seed: 7{extra}}}\n\
+         outputs:\n  out: {{value: $draw.trajectory}}\n"
+    )
+}
+
+#[test]
+fn what_is_resumed_from_disk_equals_a_fresh_run_bit_for_bit_with_every_scheduler() {
+    let fresh = engine().with_cache(Arc::new(NoCache));
+    for (case, extra) in CASES {
+        let folder = tempfile::tempdir().unwrap();
+        // An engine of its own has nothing in memory.
+        let from_disk = || {
+            let disk = DiskCache::open(folder.path(), 1 << 30, decoders()).unwrap();
+            engine().with_cache(Arc::new(TieredCache::new(0, 1 << 30, Some(disk), None)))
+        };
+        let first = run(&from_disk(), &blended(extra, 6));
+        assert_eq!((first.calls, first.foretold), (16, 16), "{case}");
+        let resumed = run(&from_disk(), &blended(extra, 4));
+        let expected = run(&fresh, &blended(extra, 4));
+        assert_eq!(resumed.resumed, [("draw".to_owned(), 4)], "{case}");
+        assert_eq!((resumed.calls, resumed.foretold), (8, 8), "{case}");
+        assert_eq!((expected.calls, expected.foretold), (16, 16), "{case}");
+        assert!(resumed.bits == expected.bits, "{case}");
+        let again = run(&from_disk(), &blended(extra, 4));
+        assert_eq!((again.calls, again.foretold), (0, 0), "{case}");
+        assert!(again.bits == expected.bits, "{case}");
+    }
+}
+
+#[test]
+fn an_image_of_a_batch_equals_the_single_one_bit_for_bit_with_every_scheduler() {
+    let engine = engine().with_cache(Arc::new(NoCache));
+    let over = ", latent: $photo, strength: 50%, mask: $given.mask";
+    for (case, extra) in CASES {
+        for more in ["", over] {
+            let of = |seed: u64, batch: &str| {
+                let extra = format!("{extra}{more}, guidance_rescale: 0.5{batch}, steps: 4");
+                let yaml = workflow("tiny-sd2", "", &extra);
+                run(&engine, &yaml.replace("seed: 7", &format!("seed: {seed}")))
+            };
+            let both = of(7, ", batch: 2");
+            let (first, second) = (of(7, ""), of(8, ""));
+            for (k, pair) in both.bits.iter().enumerate() {
+                let (a, b) = pair.split_at(pair.len() / 2);
+                assert!(
+                    a == first.bits[k] && b == second.bits[k],
+                    "{case}{more} {k}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_changes_a_result_changes_what_is_kept_and_nothing_else_does() {
+    let engine = engine();
+    let over = ", latent: $photo, strength: 50%";
+    let calls = |extra: &str| {
+        let run = run(&engine, &workflow("tiny-sd1", "", extra));
+        assert_eq!(run.calls, run.foretold, "{extra}");
+        run.calls
+    };
+    // 8 steps of two halves; 4 of them with a strength of 50%.
+    for (extra, due) in [
+        ("", 16),
+        (", scheduler: ddim", 0),
+        (", eta: 0", 0),
+        (", guidance_rescale: 0", 0),
+        (", scheduler: checkpoint", 0),
+        (", eta: 0.5", 16),
+        (", eta: 1", 16),
+        (", guidance_rescale: 0.5", 16),
+        (", scheduler: euler", 16),
+        (", scheduler: euler, karras: false", 0),
+        (", scheduler: euler, karras: true", 16),
+        (", scheduler: euler_ancestral", 16),
+        (", scheduler: dpmpp_2m", 16),
+        (", scheduler: unipc", 16),
+        (over, 8),
+        (", latent: $photo, strength: 0.5", 0),
+        (", latent: $photo, strength: 0.5, mask: $given.mask", 8),
+        (", latent: $photo, strength: 0.75", 12),
+    ] {
+        assert_eq!(calls(extra), due, "{extra}");
+    }
+}
+
+#[test]
+fn a_part_of_the_picture_that_the_mask_leaves_out_stays_as_it_is() {
+    let (bench, expected) = (Bench::new(), expected());
+    drop(expected);
+    for (case, extra) in CASES {
+        let more = format!("{extra}, latent: $photo, strength: 50%, mask: $given.mask");
+        let all = trajectory(&bench, &workflow("tiny-sd1", "", &more));
+        let last = numbers(&all.get(all.dim(0).unwrap() - 1).unwrap());
+        let file = data().join("tiny-sd1.safetensors");
+        let tensors = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+        let picture = numbers(&tensors["reference_latent"]);
+        let mask = numbers(&tensors["given_mask"]);
+        let mut kept = 0;
+        for (i, (a, b)) in last.iter().zip(&picture).enumerate() {
+            if mask[i % mask.len()] == 0.0 {
+                kept += 1;
+                assert!(a == b, "{case} {i}");
+            }
+        }
+        assert!(kept > 100 && kept < last.len() - 100, "{case} {kept}");
+    }
+}
+
+/// What is wrong with a sampler that is told `extra`, in words, with its help.
+fn faults(yaml: &str) -> Vec<String> {
+    let engine = engine();
+    match engine.load_str("test.yaml", yaml, &Settings::default()) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems
+            .iter()
+            .map(|problem| format!("{} | {}", problem.message(), problem.hint().unwrap_or("")))
+            .collect(),
+    }
+}
+
+#[test]
+fn what_has_no_effect_or_cannot_be_is_refused_before_anything_runs() {
+    for (extra, due) in [
+        (
+            ", scheduler: euler, eta: 0.5",
+            "`eta` has no effect with `euler`",
+        ),
+        (", karras: true", "`karras` has no effect with `ddim`"),
+        (
+            ", scheduler: euler_ancestral, karras: true",
+            "`karras` has no effect",
+        ),
+        (
+            ", scheduler: checkpoint, karras: true",
+            "`karras` has no effect with `ddim`",
+        ),
+        (", eta: 1.5", "eta is 1.5; expected a number from 0 to 1"),
+        (", guidance_rescale: 2", "guidance_rescale is 2"),
+        (
+            ", strength: 0.5",
+            "`strength` has no effect without a `latent`",
+        ),
+        (", mask: $given.mask", "a `latent` is missing"),
+        (
+            ", latent: $photo, eta: 0.5, mask: $given.mask",
+            "`strength` is missing",
+        ),
+        (", latent: $photo", "`seed` has no effect"),
+        (", latent: $photo, strength: 0.01", "leaves none of 8 steps"),
+        (
+            ", latent: $photo, strength: 0.5, width: 64",
+            "`width` has no effect",
+        ),
+        (
+            ", scheduler: dpmpp_2m, steps: 1000",
+            "1000 steps of dpmpp_2m on a schedule of 1000 timesteps",
+        ),
+        (", scheduler: euler, steps: 0", "0 steps of euler"),
+    ] {
+        let found = faults(&workflow("tiny-sd1", "", extra));
+        assert!(
+            found.len() == 1 && found[0].contains(due) && !found[0].ends_with("| "),
+            "{extra}: {found:?}"
+        );
+    }
+    let unseeded = |extra: &str| workflow("tiny-sd1", "", extra).replace("seed: 7, ", "");
+    for (extra, due) in [
+        (
+            ", latent: $photo, strength: 0.5",
+            "the noise that the picture begins with",
+        ),
+        (
+            ", latent: $photo, scheduler: euler_ancestral",
+            "the noise that the scheduler adds",
+        ),
+    ] {
+        let found = faults(&unseeded(extra));
+        assert!(
+            found.len() == 1 && found[0].contains(due),
+            "{extra}: {found:?}"
+        );
+    }
+    for extra in [
+        ", latent: $photo, eta: 0.5",
+        ", latent: $photo, strength: 1, batch: 3",
+        ", scheduler: unipc, karras: true, steps: 20",
+    ] {
+        assert_eq!(
+            faults(&workflow("tiny-sd1", "", extra)),
+            Vec::<String>::new(),
+            "{extra}"
+        );
+    }
+}
+
+#[test]
+fn a_scheduler_of_the_checkpoint_that_is_not_built_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config_of("tiny-sd1");
+    let found = |config: &SchedulerConfig, extra: &str| {
+        let model = scheduler_folder(folder.path(), config);
+        faults(&workflow("tiny-sd1", &model, extra))
+    };
+    config.class_name = "PNDMScheduler".into();
+    let pndm = found(&config, ", scheduler: checkpoint");
+    assert!(
+        pndm.len() == 1
+            && pndm[0].contains("PNDMScheduler, which is not built")
+            && pndm[0].contains("`dpmpp_2m`"),
+        "{pndm:?}"
+    );
+    assert!(found(&config, ", scheduler: unipc").is_empty());
+    config.class_name = "DPMSolverMultistepScheduler".into();
+    config.sigmas.algorithm_type = Some("sde-dpmsolver++".into());
+    let sde = found(&config, ", scheduler: checkpoint");
+    assert!(
+        sde.len() == 1 && sde[0].contains("algorithm_type"),
+        "{sde:?}"
+    );
+    // The name says the algorithm.
+    assert!(found(&config, ", scheduler: dpmpp_2m").is_empty());
+    config.sigmas.use_lu_lambdas = Some(true);
+    let lu = found(&config, ", scheduler: dpmpp_2m");
+    assert!(lu.len() == 1 && lu[0].contains("use_lu_lambdas"), "{lu:?}");
+    assert!(found(&config, "").is_empty());
+    config.sigmas.use_lu_lambdas = None;
+    config.sigmas.lower_order_final = Some(false);
+    let unipc = found(&config, ", scheduler: unipc");
+    assert!(
+        unipc.len() == 1 && unipc[0].contains("lower_order_final"),
+        "{unipc:?}"
+    );
+}
+
+/// A swap whose context is drawn with `context`, and whose target is told `target`.
+fn swap(context: &str, target: &str) -> String {
+    let data = data();
+    let data = data.display();
+    format!(
+        "schema: retouch/v1\nname: swap\nnodes:\n\
+         \x20 model: {{op: load_model, path: '{data}/tiny-sd1'}}\n\
+         \x20 photo: {{op: load_latent, path: '{data}/tiny-sd1.safetensors', tensor: reference_latent}}\n\
+         \x20 inverted: {{op: invert, model: $model, latent: $photo, steps: 4}}\n\
+         \x20 layout: {{op: sample, model: $model, prompt: a teddy bear on a beach, steps: 4, seed: 3{context}}}\n\
+         \x20 swap: {{op: swap_attention, context: $layout.trajectory, reference: $inverted.trajectory, \
+         reference_prompt: a photo of a teddy bear, subject: teddy bear}}\n\
+         \x20 draw: {{op: sample, model: $model, prompt: a teddy bear on a beach, control: $swap{target}}}\n\
+         outputs:\n  out: {{value: $draw.trajectory}}\n"
+    )
+}
+
+#[test]
+fn the_swap_takes_ddim_with_any_eta_for_its_context_and_refuses_the_rest_at_its_place() {
+    for (context, target, due) in [
+        (", scheduler: euler", "", "the context was drawn with euler"),
+        (
+            ", scheduler: unipc, karras: true",
+            "",
+            "unipc with Karras' sigmas",
+        ),
+        (", latent: $photo, strength: 0.5", "", "`strength`"),
+        ("", ", scheduler: euler", "the swap works with `ddim` alone"),
+        ("", ", eta: 0.5", "the swap is drawn with eta 0"),
+        ("", ", strength: 0.5", "`strength` has no effect"),
+        ("", ", karras: true", "`karras` has no effect with `ddim`"),
+    ] {
+        let found = faults(&swap(context, target));
+        assert!(
+            found.len() == 1 && found[0].contains(due) && !found[0].ends_with("| "),
+            "{context}{target}: {found:?}"
+        );
+    }
+    let engine = engine();
+    let plain = run(&engine, &swap("", ", scheduler: ddim"));
+    let noisy = run(&engine, &swap(", eta: 0.8", ""));
+    for run in [&plain, &noisy] {
+        assert_eq!(run.calls, run.foretold);
+    }
+    assert!(plain.bits != noisy.bits);
+    let rescaled = run(&engine, &swap("", ", guidance_rescale: 0.7"));
+    assert_eq!(rescaled.calls, rescaled.foretold);
+    assert!(rescaled.bits != plain.bits);
+}
+
+#[test]
+fn a_saved_trajectory_of_another_scheduler_says_so_and_is_refused_by_the_swap() {
+    let folder = tempfile::tempdir().unwrap();
+    let values = Bench::new().run(&workflow("tiny-sd1", "", ", scheduler: euler, steps: 4"));
+    let trajectory = values["out"].downcast::<Trajectory>().unwrap();
+    let file = folder.path().join("euler.safetensors");
+    let bytes = retouch_graph::Payload::encode(&*trajectory, "safetensors").unwrap();
+    std::fs::write(&file, &bytes[0]).unwrap();
+    let loaded = format!(
+        "  layout: {{op: load_latent, path: '{}'}}\n",
+        file.display()
+    );
+    let yaml: String = swap("", "")
+        .lines()
+        .map(|line| match line.starts_with("  layout:") {
+            true => loaded.clone(),
+            false => format!("{line}\n"),
+        })
+        .collect();
+    let found = faults(&yaml);
+    assert!(
+        found.len() == 1 && found[0].contains("drawn with euler"),
+        "{found:?}"
+    );
+    // A map of it is asked for at its own timesteps.
+    let data = data();
+    let map = |layout: &str| {
+        format!(
+            "schema: retouch/v1\nname: map\nnodes:\n\
+             \x20 model: {{op: load_model, path: '{}/tiny-sd1'}}\n{layout}\
+             \x20 map: {{op: attention_map, model: $model, trajectory: $layout.trajectory, subject: teddy bear, step: 1}}\n\
+             outputs:\n  map: {{value: $map.map}}\n",
+            data.display()
+        )
+    };
+    let drawn = "  layout: {op: sample, model: $model, prompt: a teddy bear on a beach, negative: a red car, guidance: 5, seed: 7, \
+                 steps: 4, scheduler: euler}\n";
+    let cells = |yaml: &str| {
+        let values = Bench::new().run(yaml);
+        let mask = values["map"]
+            .downcast::<retouch_nodes::payload::Mask>()
+            .unwrap();
+        numbers(&mask.plane)
+    };
+    assert_eq!(cells(&map(&loaded)), cells(&map(drawn)));
+}
