@@ -158,10 +158,23 @@ impl Upstream<'_> {
         links.first()
     }
 
-    /// The facts of the value that is linked to an input port, as the check knew them.
+    /// All links of an input port that takes a list.
+    #[must_use]
+    pub fn links(&self, port: &str) -> &[UpLink] {
+        let found = self.links.iter().find(|(name, _)| *name == port);
+        found.map_or(&[], |(_, links)| links.as_slice())
+    }
+
+    /// The facts of the (first) value that is linked to an input port, as the check knew them.
     #[must_use]
     pub fn facts<F: DeserializeOwned>(&self, port: &str) -> Option<F> {
-        match self.known.get(port)?.first()? {
+        self.facts_at(port, 0)
+    }
+
+    /// The facts of value `index` of a port that takes a list.
+    #[must_use]
+    pub fn facts_at<F: DeserializeOwned>(&self, port: &str, index: usize) -> Option<F> {
+        match self.known.get(port)?.get(index)? {
             Known::Facts(facts) => serde_json::from_value(facts.clone()).ok(),
             _ => None,
         }

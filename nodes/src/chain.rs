@@ -102,13 +102,24 @@ pub(crate) struct TrajectoryNote {
 }
 
 impl TrajectoryNote {
+    /// The trajectories behind a port, in order.
+    pub(crate) fn all(upstream: &Upstream<'_>, port: &str) -> Option<Vec<Arc<Self>>> {
+        (0..upstream.links(port).len())
+            .map(|index| Self::at(upstream, port, index))
+            .collect()
+    }
+
     /// The trajectory behind a port: a sampler's own, or one that only its key and its facts are known of.
     pub(crate) fn of(upstream: &Upstream<'_>, port: &str) -> Option<Arc<Self>> {
-        let link = upstream.link(port)?;
+        Self::at(upstream, port, 0)
+    }
+
+    fn at(upstream: &Upstream<'_>, port: &str, index: usize) -> Option<Arc<Self>> {
+        let link = upstream.links(port).get(index)?;
         if let Some(note) = link.note::<SamplerNote>() {
             return Some(note.trajectory.clone());
         }
-        let facts: TrajectoryFacts = upstream.facts(port)?;
+        let facts: TrajectoryFacts = upstream.facts_at(port, index)?;
         Some(Arc::new(Self {
             states: (0..=facts.steps).map(|k| state_of(link, k)).collect(),
             drawn: vec![None; facts.steps],

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::diffusion::masks::Threshold;
 use crate::diffusion::sampling::{MaskGrid, auto_sites};
 use crate::diffusion::unet::SiteInfo;
+use crate::fields::Template;
 
 /// Which self-attention sites: `auto`, `all`, `none`, a range `10..16` (half-open), or a list of numbers and ranges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -160,6 +161,91 @@ impl JsonSchema for Sites {
                 ]}},
             ],
         })
+    }
+}
+
+/// One text for all references, or a list with one for each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Texts(Vec<Template>);
+
+impl Texts {
+    /// How many there are: 1, or one for each reference.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// That of a reference.
+    #[must_use]
+    pub fn at(&self, reference: usize) -> &Template {
+        static NONE: std::sync::LazyLock<Template> = std::sync::LazyLock::new(Template::default);
+        match self.0.as_slice() {
+            [one] => one,
+            several => several.get(reference).unwrap_or(&NONE),
+        }
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Template> {
+        self.0.iter()
+    }
+}
+
+impl Serialize for Texts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
+            // One spelling, and the one that it always had: equal texts give equal keys.
+            [one] => one.serialize(serializer),
+            several => several.serialize(serializer),
+        }
+    }
+}
+
+struct TextsVisitor;
+
+impl<'de> Visitor<'de> for TextsVisitor {
+    type Value = Texts;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text, or a list of texts, one for each reference")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Texts, E> {
+        Ok(Texts(vec![text.into()]))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Texts, A::Error> {
+        let mut texts = Vec::new();
+        while let Some(text) = list.next_element::<Template>()? {
+            texts.push(text);
+        }
+        if texts.is_empty() {
+            return Err(de::Error::custom(
+                "an empty list: expected a text, or one for each reference",
+            ));
+        }
+        Ok(Texts(texts))
+    }
+}
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TextsVisitor)
+    }
+}
+
+impl JsonSchema for Texts {
+    fn schema_name() -> Cow<'static, str> {
+        "Texts".into()
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"anyOf": [
+            {"type": "string", "format": "template"},
+            {"type": "array", "minItems": 1, "items": {"type": "string", "format": "template"}},
+        ]})
     }
 }
 

@@ -21,6 +21,14 @@ pub struct MaskImage {
     /// The step of the swap, counted from its first, or a share of the swap's steps. Default: the middle.
     #[serde(default = "middle")]
     pub step: Steps,
+    /// With `plane: reference`, which reference of several, counted from 0.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub reference: usize,
+}
+
+/// Whether it is the first, which is left out of keys.
+fn is_first(index: &usize) -> bool {
+    *index == 0
 }
 
 /// One of the three masks of a step.
@@ -75,6 +83,15 @@ impl Node for MaskImage {
     type Outputs = Outputs;
 
     fn check(&self, inputs: &Types<Inputs>, _: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
+        if self.reference > 0 && self.plane != Plane::Reference {
+            return Err(vec![
+                Fault::value(
+                    "reference",
+                    "`reference` has no effect: it says whose mask of `plane: reference`",
+                )
+                .help("remove `reference`, or give `plane: reference`"),
+            ]);
+        }
         if let Some(facts) = inputs.facts::<MasksFacts>("masks")
             && self.index(facts.steps) >= facts.steps
         {
@@ -98,16 +115,29 @@ impl Node for MaskImage {
 
     fn run(&self, inputs: Inputs, _: &Context<'_>) -> Result<Outputs, NodeError> {
         let masks = &inputs.masks.tensor;
-        let (steps, _, _, _, _) = masks.dims5().map_err(tensor_error)?;
+        let (steps, planes, _, _, _) = masks.dims5().map_err(tensor_error)?;
+        let references = planes.saturating_sub(2);
         let index = self.index(steps);
         if index >= steps {
             return Err(NodeError::failed(format!(
                 "step {index} of a swap of {steps} steps"
             )));
         }
+        let plane = match self.plane {
+            Plane::Reference if self.reference >= references => {
+                return Err(NodeError::failed(format!(
+                    "reference {} of a swap with {references}",
+                    self.reference
+                ))
+                .help("references are counted from 0"));
+            }
+            Plane::Reference => self.reference,
+            Plane::Context => references,
+            Plane::Blend => references + 1,
+        };
         let plane = masks
             .get(index)
-            .and_then(|m| m.get(self.plane as usize))
+            .and_then(|m| m.get(plane))
             .and_then(|m| m.contiguous())
             .map_err(tensor_error)?;
         let rgb = Tensor::stack(&[&plane, &plane, &plane], 1).map_err(tensor_error)?;

@@ -6,7 +6,7 @@ use retouch_graph::{Chained, Context, Fault, Files, Key, Node, NodeError, Types,
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{MaskGridField, Sites, ThresholdField};
+use super::{MaskGridField, Sites, Texts, ThresholdField};
 use crate::chain::{ModelNote, TrajectoryNote, is_ones, state_of};
 use crate::diffusion::checkpoint::ModelFacts;
 use crate::diffusion::prompt::Syntax;
@@ -17,23 +17,24 @@ use crate::payload::{Control, ControlFacts, MaskOrMasks, Model, Trajectory, Traj
 
 /// Says what stage 2 attends to: inside the subject's mask the reference's keys and values, outside the context's.
 ///
-/// Structure comes from the context (stage 1's trajectory), looks from the reference (an inverted photo). Nothing is
+/// Structure comes from the context (stage 1's trajectory), looks from the reference (an inverted photo, or several). Nothing is
 /// computed here: the control is data, and `sample` acts on it. Step parameters are a number or a share of T such as
 /// `20%`; steps are counted from the noisiest, ranges are half-open.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SwapAttention {
-    /// The prompt of the reference's branch, subject's identifier included: "a photo of a sks teddy bear".
-    pub reference_prompt: Template,
+    /// The prompt of the reference's branch, subject's identifier included: "a photo of a sks teddy bear". With several
+    /// references one for all, or a list with one for each.
+    pub reference_prompt: Texts,
     /// The words of the target's prompt that are the subject. Needed for every mask that is not given.
     #[serde(default)]
     pub subject: Option<Template>,
     /// The subject's words in the context's prompts. Default: `subject`.
     #[serde(default)]
     pub context_subject: Option<Template>,
-    /// The subject's words in `reference_prompt`. Default: `subject`.
+    /// The subject's words in `reference_prompt`, one text or a list as there. Default: `subject`.
     #[serde(default)]
-    pub reference_subject: Option<Template>,
+    pub reference_subject: Option<Texts>,
     /// The prompt of the context's branch at the steps that the vanilla model did not draw. Default: what drew them.
     #[serde(default)]
     pub context_prompt: Option<Template>,
@@ -76,11 +77,11 @@ pub struct SwapAttention {
 pub(crate) struct ControlNote {
     pub settings: SwapAttention,
     pub context: Arc<TrajectoryNote>,
-    pub reference: Arc<TrajectoryNote>,
+    pub references: Vec<Arc<TrajectoryNote>>,
     /// The vanilla model, by its content.
     pub vanilla: Option<String>,
     /// The keys of given masks.
-    pub reference_mask: Option<Key>,
+    pub reference_masks: Vec<Key>,
     pub context_mask: Option<Key>,
     pub blend_mask: Option<Key>,
     /// The blend mask is known to be 1 everywhere.
@@ -135,13 +136,15 @@ ports! {
     pub struct Inputs {
         /// The trajectory of stage 1 (or of an inverted picture): where things are.
         pub context: Arc<Trajectory>,
-        /// The trajectory of the inverted photo: what the subject looks like.
-        pub reference: Arc<Trajectory>,
+        /// The trajectory of the inverted photo: what the subject looks like. Several photos, each of a size of its own, are a
+        /// list: their keys and values stand side by side, each under its own mask.
+        pub reference: Vec<Arc<Trajectory>>,
         /// The model that drew the context's first steps, if it is not the one that `sample` uses.
         pub vanilla: Option<Arc<Model>>,
         /// The subject in the photo, in place of masks computed from cross-attention: one for all steps, or the masks of
-        /// another swap step by step (each of these ports takes its own plane of them).
-        pub reference_mask: Option<MaskOrMasks>,
+        /// another swap step by step (each of these ports takes its own plane of them). With several references one for all,
+        /// or a list with one for each.
+        pub reference_mask: Vec<MaskOrMasks>,
         /// The subject in the context, in place of a computed mask.
         pub context_mask: Option<MaskOrMasks>,
         /// Where the reference's looks go, at every step, in place of context and target masks.
@@ -157,24 +160,75 @@ ports! {
     }
 }
 
+/// Whether there are neither one nor as many as references.
+fn count_fault(name: &str, count: usize, references: usize) -> Option<Fault> {
+    (references > 0 && count != 1 && count != references).then(|| {
+        Fault::value(
+            name,
+            format!("`{name}` has {count} entries for {references} references"),
+        )
+        .help("give one for all, or one for each, in the order of `reference`")
+    })
+}
+
 impl SwapAttention {
+    /// The subject's words in the prompt of a reference.
+    pub(crate) fn subject_of_reference(&self, index: usize) -> Option<&Template> {
+        match &self.reference_subject {
+            Some(subjects) => Some(subjects.at(index)),
+            None => self.subject.as_ref(),
+        }
+    }
+
     /// What is at fault given a context and a reference of this size, beyond what one parameter alone shows.
     fn faults(&self, inputs: &Types<Inputs>) -> Vec<Fault> {
         let mut faults = Vec::new();
         let context: Option<TrajectoryFacts> = inputs.facts("context");
-        let reference: Option<TrajectoryFacts> = inputs.facts("reference");
-        faults.extend(context.and_then(|facts| schedule_fault("context", facts.schedule)));
-        faults.extend(reference.and_then(|facts| schedule_fault("reference", facts.schedule)));
-        // With another schedule the number of steps means something else.
-        if let (Some(context), Some(reference)) = (context, reference)
-            && faults.is_empty()
-        {
+        let references = inputs.links("reference");
+        let several = references > 1;
+        // "the reference", or "reference 2 (counted from 1)" of several.
+        let name = |index: usize| {
+            if several {
+                format!("reference {} of {references}", index + 1)
+            } else {
+                "the reference".to_owned()
+            }
+        };
+        if references == 0 {
+            faults.push(
+                Fault::mismatch(
+                    "reference",
+                    "`reference` is an empty list: nothing says what the subject looks like",
+                )
+                .help(
+                    "link the trajectory of an inverted photo: `reference: $inverted.trajectory`",
+                ),
+            );
+        }
+        faults.extend(
+            context.and_then(|facts| schedule_fault("context", "the context", facts.schedule)),
+        );
+        for index in 0..references {
+            let Some(reference) = inputs.facts_at::<TrajectoryFacts>("reference", index) else {
+                continue;
+            };
+            let name = name(index);
+            if let Some(fault) = schedule_fault("reference", &name, reference.schedule) {
+                faults.push(fault);
+                continue;
+            }
+            // With another schedule the number of steps means something else.
+            let Some(context) =
+                context.filter(|c| c.schedule.is_none_or(|s| s.is_at_ddims_levels()))
+            else {
+                continue;
+            };
             if context.steps != reference.steps {
                 faults.push(
                     Fault::mismatch(
                         "reference",
                         format!(
-                            "the reference has {} steps, the context {}",
+                            "{name} has {} steps, the context {}",
                             reference.steps, context.steps
                         ),
                     )
@@ -185,23 +239,41 @@ impl SwapAttention {
                 faults.push(Fault::mismatch(
                     "reference",
                     format!(
-                        "the reference's latents have {} channels, the context's {}",
+                        "the latents of {name} have {} channels, the context's {}",
                         reference.channels, context.channels
                     ),
                 ));
             }
             if reference.batch != 1 && reference.batch != context.batch {
+                let what = if several {
+                    format!("{name} is a batch of {}", reference.batch)
+                } else {
+                    format!("a batch of {} references", reference.batch)
+                };
                 faults.push(
                     Fault::mismatch(
                         "reference",
-                        format!(
-                            "a batch of {} references for {} pictures",
-                            reference.batch, context.batch
-                        ),
+                        format!("{what} for {} pictures", context.batch),
                     )
                     .help("give one reference for all, or one for each picture"),
                 );
             }
+        }
+        faults.extend(count_fault(
+            "reference_prompt",
+            self.reference_prompt.count(),
+            references,
+        ));
+        if let Some(subjects) = &self.reference_subject {
+            faults.extend(count_fault(
+                "reference_subject",
+                subjects.count(),
+                references,
+            ));
+        }
+        let masks = inputs.links("reference_mask");
+        if masks > 1 {
+            faults.extend(count_fault("reference_mask", masks, references));
         }
         if let Some(context) = context {
             for (name, steps) in [
@@ -239,31 +311,45 @@ impl SwapAttention {
             !given("blend_mask") && self.blend != BlendField::Context && self.subject.is_none();
         let needs_context =
             !given("blend_mask") && !given("context_mask") && !has_subject(&self.context_subject);
-        let needs_reference = !given("reference_mask") && !has_subject(&self.reference_subject);
-        for (name, subject) in [
-            ("subject", &self.subject),
-            ("context_subject", &self.context_subject),
-            ("reference_subject", &self.reference_subject),
-        ] {
-            if subject.as_ref().is_some_and(|text| text.trim().is_empty()) {
+        let needs_reference =
+            !given("reference_mask") && self.reference_subject.is_none() && self.subject.is_none();
+        let own = self.reference_subject.iter().flat_map(Texts::iter);
+        let subjects = [
+            ("subject", self.subject.as_ref()),
+            ("context_subject", self.context_subject.as_ref()),
+        ];
+        for (name, subject) in subjects
+            .into_iter()
+            .chain(own.map(|text| ("reference_subject", Some(text))))
+        {
+            if subject.is_some_and(|text| text.trim().is_empty()) {
                 faults.push(
                     Fault::value(name, format!("`{name}` has no words"))
                         .help("name the words of the prompt that are the subject: \"teddy bear\""),
                 );
             }
         }
-        if let Some(subject) = self.reference_subject.as_ref().or(self.subject.as_ref())
-            && swaps
-            && !given("reference_mask")
-            && !mentions(&self.reference_prompt, subject)
-        {
-            faults.push(
-                Fault::value(
-                    "reference_prompt",
-                    format!("the subject {:?} is not in the reference's prompt", subject.as_str()),
-                )
-                .help("name the subject's words in it with `reference_subject`, or give a `reference_mask`"),
-            );
+        for index in 0..references {
+            let Some(subject) = self.subject_of_reference(index) else {
+                break;
+            };
+            if swaps
+                && !given("reference_mask")
+                && !mentions(self.reference_prompt.at(index), subject)
+            {
+                let whose = if several {
+                    format!("the prompt of {}", name(index))
+                } else {
+                    "the reference's prompt".to_owned()
+                };
+                faults.push(
+                    Fault::value(
+                        "reference_prompt",
+                        format!("the subject {:?} is not in {whose}", subject.as_str()),
+                    )
+                    .help("name the subject's words in it with `reference_subject`, or give a `reference_mask`"),
+                );
+            }
         }
         if swaps && (needs_target || needs_context || needs_reference) {
             let which: Vec<_> = [
@@ -290,13 +376,13 @@ impl SwapAttention {
 }
 
 /// A trajectory whose latents are not at the noise levels of DDIM's steps: they cannot stand beside those of the others.
-pub(crate) fn schedule_fault(port: &str, schedule: Option<Schedule>) -> Option<Fault> {
+pub(crate) fn schedule_fault(port: &str, name: &str, schedule: Option<Schedule>) -> Option<Fault> {
     let schedule = schedule.filter(|schedule| !schedule.is_at_ddims_levels())?;
     Some(
         Fault::mismatch(
             port,
             format!(
-                "the {port} was drawn with {}, so its latents are not at the noise levels of DDIM's steps, which the swap works with",
+                "{name} was drawn with {}, so its latents are not at the noise levels of DDIM's steps, which the swap works with",
                 schedule.words()
             ),
         )
@@ -328,7 +414,6 @@ impl Node for SwapAttention {
         }
         let facts = ControlFacts {
             context: inputs.facts("context"),
-            reference: inputs.facts("reference"),
             vanilla: inputs.facts::<ModelFacts>("vanilla"),
             settings: self.clone(),
             masked: inputs.is_linked("blend_mask"),
@@ -346,9 +431,13 @@ impl Node for SwapAttention {
             Some(ControlNote {
                 settings: self.clone(),
                 context: TrajectoryNote::of(upstream, "context")?,
-                reference: TrajectoryNote::of(upstream, "reference")?,
+                references: TrajectoryNote::all(upstream, "reference")?,
                 vanilla,
-                reference_mask: mask("reference_mask"),
+                reference_masks: upstream
+                    .links("reference_mask")
+                    .iter()
+                    .map(|link| state_of(link, 0))
+                    .collect(),
                 context_mask: mask("context_mask"),
                 blend_mask: mask("blend_mask"),
                 fills: is_ones(upstream.link("blend_mask")),
@@ -366,8 +455,8 @@ impl Node for SwapAttention {
                 settings: self.clone(),
                 vanilla: inputs.vanilla,
                 context: inputs.context,
-                reference: inputs.reference,
-                reference_mask: inputs.reference_mask,
+                references: inputs.reference,
+                reference_masks: inputs.reference_mask,
                 context_mask: inputs.context_mask,
                 blend_mask: inputs.blend_mask,
             }),

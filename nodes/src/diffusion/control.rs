@@ -24,8 +24,8 @@ pub enum AttentionKind {
 pub enum Branch {
     /// Plain sampling or inversion.
     Plain,
-    /// The inverted photo of the subject.
-    Reference,
+    /// An inverted photo of the subject, by its number.
+    Reference(usize),
     /// The trajectory of stage 1.
     Context,
     /// What stage 2 draws.
@@ -360,12 +360,12 @@ pub enum Action<'a> {
     Swap {
         /// What the context gave; `None` when the mask leaves nothing to it and the queries are the target's own.
         context: Option<&'a Store>,
-        /// What the reference gave.
-        reference: &'a Store,
+        /// What each reference gave.
+        references: &'a [Store],
         /// Whether the queries are the context's (k < structure_until) or the target's own.
         context_queries: bool,
-        /// M_ref of each reference image; a key counts from 0.5.
-        reference_mask: &'a [Plane],
+        /// M_ref of each reference's images; a key counts from 0.5.
+        reference_masks: &'a [Vec<Plane>],
         /// M_k, for each image or one for all.
         blend: &'a [Plane],
     },
@@ -427,9 +427,9 @@ impl AttentionControl for Swap<'_> {
             }
             Action::Swap {
                 context,
-                reference,
+                references,
                 context_queries,
-                reference_mask,
+                reference_masks,
                 blend,
             } => {
                 self.fired += 1;
@@ -441,8 +441,12 @@ impl AttentionControl for Swap<'_> {
                         Some(context) if *context_queries => queries(context, half)?,
                         _ => own.q,
                     };
-                    let (k, v, grid) = keys_values(reference, half, "reference")?;
-                    let (keys, unmasked) = keys_inside(reference_mask, grid);
+                    let given: Vec<_> = references
+                        .iter()
+                        .map(|reference| keys_values(reference, half, "reference"))
+                        .collect::<Result<_>>()?;
+                    let (k, v, grids) = joined(given)?;
+                    let (keys, unmasked) = keys_inside(reference_masks, &grids, k.dim(0)?);
                     self.unmasked += usize::from(unmasked && half == Half::Prompt);
                     let inside = attend(&query, &k, &v, keys.as_deref())?;
                     halves.push(match context {
@@ -461,22 +465,56 @@ impl AttentionControl for Swap<'_> {
     }
 }
 
-/// The indices of the keys inside each image's mask on a site's grid, `None` when all are inside; and whether an
-/// image had none, so that all of its keys are used.
-fn keys_inside(masks: &[Plane], grid: (usize, usize)) -> (Option<Vec<Vec<u32>>>, bool) {
+/// Keys, values `[B, N, C]` and the grid of what a reference gave at a site.
+type KeysValues<G> = (Tensor, Tensor, G);
+
+/// Keys and values of all references one after another, `[B or 1, N1 + N2 + .., C]`, and the grid of each; one image
+/// serves the whole batch of another reference.
+fn joined(given: Vec<KeysValues<(usize, usize)>>) -> Result<KeysValues<Vec<(usize, usize)>>> {
+    let grids = given.iter().map(|(_, _, grid)| *grid).collect();
+    if let [(k, v, _)] = given.as_slice() {
+        return Ok((k.clone(), v.clone(), grids));
+    }
+    let mut images = 1;
+    for (k, _, _) in &given {
+        images = images.max(k.dim(0)?);
+    }
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    for (k, v, _) in &given {
+        let times = if k.dim(0)? == images { 1 } else { images };
+        keys.push(k.repeat((times, 1, 1))?);
+        values.push(v.repeat((times, 1, 1))?);
+    }
+    Ok((Tensor::cat(&keys, 1)?, Tensor::cat(&values, 1)?, grids))
+}
+
+/// The indices of the keys inside each image's masks on a site's grids, those of all references one after another;
+/// `None` when all are inside. And whether an image had none at all, so that all of its keys are used.
+fn keys_inside(
+    masks: &[Vec<Plane>],
+    grids: &[(usize, usize)],
+    images: usize,
+) -> (Option<Vec<Vec<u32>>>, bool) {
     let mut unmasked = false;
     let mut partial = false;
-    let all = (grid.0 * grid.1) as u32;
-    let keys = masks
-        .iter()
-        .map(|mask| {
-            let mask = mask.nearest(grid);
-            let inside: Vec<u32> = (0..all).filter(|&j| mask.data[j as usize] >= 0.5).collect();
+    let all: usize = grids.iter().map(|grid| grid.0 * grid.1).sum();
+    let keys = (0..images)
+        .map(|image| {
+            let mut inside: Vec<u32> = Vec::new();
+            let mut first = 0;
+            for (masks, grid) in masks.iter().zip(grids) {
+                let mask = masks.get(if masks.len() == 1 { 0 } else { image });
+                if let Some(mask) = mask.map(|mask| mask.nearest(*grid)) {
+                    let cells = mask.data.iter().zip(first..);
+                    inside.extend(cells.filter(|(m, _)| **m >= 0.5).map(|(_, j)| j));
+                }
+                first += (grid.0 * grid.1) as u32;
+            }
             if inside.is_empty() {
                 unmasked = true;
-                return (0..all).collect();
+                return (0..all as u32).collect();
             }
-            partial |= inside.len() < all as usize;
+            partial |= inside.len() < all;
             inside
         })
         .collect();

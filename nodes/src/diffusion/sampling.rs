@@ -726,8 +726,8 @@ pub struct RetouchSettings {
     pub threshold: Threshold,
     /// Passes of the 3x3 filter over a map.
     pub smooth: usize,
-    /// The level (halvings of the latent's grid) of the mask grid: the target's and the context's, and the reference's.
-    pub mask_levels: (usize, usize),
+    /// The level (halvings of the latent's grid) of the mask grid: the target's and the context's, and each reference's.
+    pub mask_levels: (usize, Vec<usize>),
     /// Guidance of the target.
     pub guidance: f64,
     /// Its rescale; 0 is none.
@@ -790,8 +790,8 @@ pub struct Retouch<'a> {
     pub target_span: Option<Span>,
     /// The trajectory of stage 1 and what drew it.
     pub context: Source<'a>,
-    /// The inverted photo.
-    pub reference: Source<'a>,
+    /// The inverted photos, at least one.
+    pub references: Vec<Source<'a>>,
     /// Given blend masks, on the mask grid.
     pub blend_mask: Option<GivenMasks>,
     /// Whether the blend mask fills the picture, as the plan has it; `None`: the mask itself tells.
@@ -803,7 +803,7 @@ pub struct Retouch<'a> {
 /// What is given to a swap in place of what it would compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Givens {
-    /// The reference's mask.
+    /// The references' masks, of all of them.
     pub reference: bool,
     /// The context's.
     pub context: bool,
@@ -826,8 +826,8 @@ pub struct StepNeeds {
     pub context_queries: bool,
     /// What is needed of each half of the context's branch (the map of the prompt half alone).
     pub context: BTreeSet<Part>,
-    /// What is needed of the reference's.
-    pub reference: BTreeSet<Part>,
+    /// What is needed of each reference's; of none before the swap.
+    pub references: Vec<BTreeSet<Part>>,
     /// The next step's mask depends on the target's map of this one.
     pub target_map: bool,
 }
@@ -842,17 +842,17 @@ impl RetouchSettings {
         let lock = acts && k < self.from_step && self.lock;
         let context_queries = swap && k < self.structure_until;
         let mut context = BTreeSet::new();
-        let mut reference = BTreeSet::new();
+        let mut references = Vec::new();
         let keys_values = || self.sites.iter().map(|&site| Part::KeysValues(site));
         let queries = || self.sites.iter().map(|&site| Part::Queries(site));
         if lock {
             context.extend(keys_values().chain(queries()));
         }
         if swap {
-            reference.extend(keys_values());
-            if !given.reference {
-                reference.insert(Part::Map(self.mask_levels.1));
-            }
+            references.extend(self.mask_levels.1.iter().map(|level| {
+                let map = (!given.reference).then_some(Part::Map(*level));
+                keys_values().chain(map).collect::<BTreeSet<Part>>()
+            }));
             if !given.fills || context_queries {
                 context.extend(keys_values());
             }
@@ -869,7 +869,7 @@ impl RetouchSettings {
             swap,
             context_queries,
             context,
-            reference,
+            references,
             target_map: !given.blend
                 && self.blend != Blend::Context
                 && !self.sites.is_empty()
@@ -902,8 +902,8 @@ pub fn maps_alone(parts: &BTreeSet<Part>) -> BTreeSet<Part> {
 /// The masks of one swapped step: of each image, or one for all.
 #[derive(Clone, Debug)]
 pub struct StepMasks {
-    /// M_ref, on the reference's mask grid.
-    pub reference: Vec<Plane>,
+    /// M_ref of each reference, on its own mask grid.
+    pub references: Vec<Vec<Plane>>,
     /// M_ctx.
     pub context: Vec<Plane>,
     /// M_k.
@@ -968,7 +968,7 @@ impl Retouch<'_> {
             // Sources are called for even if the step is there when their masks are to be looked at.
             let looks = there.is_some();
             let step_masks;
-            let (mut context, mut reference) = (Store::new(), Store::new());
+            let (mut context, mut references) = (Store::new(), Vec::new());
             let mut blend_masks = None;
             if needs.lock && !looks {
                 context = self.source(
@@ -998,16 +998,24 @@ impl Retouch<'_> {
                     monitor,
                     memory,
                 )?;
-                reference = self.source(
-                    &self.reference,
-                    k,
-                    &of(&needs.reference),
-                    Branch::Reference,
-                    ddim,
-                    monitor,
-                    memory,
-                )?;
-                step_masks = self.masks_at(k, start, &context, &reference, previous, memory)?;
+                for (index, (source, parts)) in
+                    self.references.iter().zip(&needs.references).enumerate()
+                {
+                    let store = match self.twin(index, k, memory) {
+                        Some(twin) => Store::clone(&references[twin]),
+                        None => self.source(
+                            source,
+                            k,
+                            &of(parts),
+                            Branch::Reference(index),
+                            ddim,
+                            monitor,
+                            memory,
+                        )?,
+                    };
+                    references.push(store);
+                }
+                step_masks = self.masks_at(k, start, &context, &references, previous, memory)?;
                 masks.push(step_masks.clone());
                 blend_masks = Some(step_masks);
             }
@@ -1026,9 +1034,9 @@ impl Retouch<'_> {
                         .iter()
                         .any(|part| matches!(part, Part::KeysValues(_)))
                         .then_some(&context),
-                    reference: &reference,
+                    references: &references,
                     context_queries: needs.context_queries,
-                    reference_mask: &masks.reference,
+                    reference_masks: &masks.references,
                     blend: &masks.blend,
                 },
             };
@@ -1081,6 +1089,16 @@ impl Retouch<'_> {
         Ok(Retouched { trajectory, masks })
     }
 
+    /// An earlier reference whose calls at step k are the same, so that what it gave is not called for again.
+    fn twin(&self, index: usize, k: usize, memory: &dyn Memory) -> Option<usize> {
+        let calls = |index| {
+            let of = |half| memory.call(Branch::Reference(index), half, k);
+            Some((of(Half::Negative), of(Half::Prompt)?))
+        };
+        let own = calls(index)?;
+        (0..index).find(|&earlier| calls(earlier) == Some(own))
+    }
+
     /// What is given at step k.
     fn givens(&self, k: usize) -> Givens {
         let full = |given: &GivenMasks| {
@@ -1091,7 +1109,7 @@ impl Retouch<'_> {
             .fills
             .unwrap_or_else(|| self.blend_mask.as_ref().is_some_and(full));
         Givens {
-            reference: self.reference.mask.is_some(),
+            reference: self.references.iter().all(|source| source.mask.is_some()),
             context: self.context.mask.is_some(),
             blend: self.blend_mask.is_some(),
             fills,
@@ -1105,7 +1123,7 @@ impl Retouch<'_> {
         k: usize,
         start: usize,
         context: &Store,
-        reference: &Store,
+        references: &[Store],
         previous: Option<Tensor>,
         memory: &dyn Memory,
     ) -> Result<StepMasks> {
@@ -1121,11 +1139,17 @@ impl Retouch<'_> {
                 let grid = grid_of(&source.trajectory[k], level)?;
                 Ok(Some(self.binarised(map, span, grid)?))
             };
-        let reference_mask = match &self.reference.mask {
-            Some(given) => given.at(k).to_vec(),
-            None => computed(&self.reference, reference, s.mask_levels.1)?
-                .ok_or_else(|| missing_span("reference", "reference_mask"))?,
-        };
+        let reference_masks = self
+            .references
+            .iter()
+            .zip(references)
+            .zip(&s.mask_levels.1)
+            .map(|((source, store), level)| match &source.mask {
+                Some(given) => Ok(given.at(k).to_vec()),
+                None => computed(source, store, *level)?
+                    .ok_or_else(|| missing_span("reference", "reference_mask")),
+            })
+            .collect::<Result<_>>()?;
         let grid = grid_of(&self.context.trajectory[k], s.mask_levels.0)?;
         let context_mask = match &self.context.mask {
             Some(given) => given.at(k).to_vec(),
@@ -1157,7 +1181,7 @@ impl Retouch<'_> {
             }
         };
         Ok(StepMasks {
-            reference: reference_mask,
+            references: reference_masks,
             context: context_mask,
             blend,
         })

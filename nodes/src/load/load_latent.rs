@@ -47,7 +47,7 @@ pub enum Kind {
     Trajectory,
     /// `[B, h, w]` or `[h, w]`, in [0, 1].
     Mask,
-    /// `[S, 3, B, h, w]`, or `[S, 3, h, w]` for one image.
+    /// `[S, 3, B, h, w]`, or `[S, 3, h, w]` for one image; with R references R + 2 in place of 3.
     Masks,
 }
 
@@ -148,7 +148,7 @@ impl LoadLatent {
             Some(Kind::Latent) => shape.len() == 4,
             Some(Kind::Trajectory) => shape.len() == 5 && shape[0] >= 2,
             Some(Kind::Mask) => shape.len() == 3,
-            Some(Kind::Masks) => shape.len() == 5 && shape[1] == 3,
+            Some(Kind::Masks) => shape.len() == 5 && shape[1] >= 3,
             None => false,
         };
         let Some(kind) = kind.filter(|_| fits && shape.iter().all(|&d| d > 0)) else {
@@ -160,7 +160,7 @@ impl LoadLatent {
                     kind.map_or("latent, trajectory or mask".into(), |k| format!("{k:?}").to_lowercase())
                 ),
             )
-            .help("latents are [B, C, h, w], trajectories [T + 1, B, C, h, w], masks [S, 3, B, h, w], a mask [B, h, w]"));
+            .help("latents are [B, C, h, w], trajectories [T + 1, B, C, h, w], masks [S, 3, B, h, w] (3 or more), a mask [B, h, w]"));
         };
         Ok(Found {
             name,

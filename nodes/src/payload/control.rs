@@ -19,10 +19,10 @@ pub struct Control {
     pub vanilla: Option<Arc<Model>>,
     /// The trajectory of stage 1.
     pub context: Arc<Trajectory>,
-    /// The inverted photo of the subject.
-    pub reference: Arc<Trajectory>,
-    /// Given in place of the reference's computed masks.
-    pub reference_mask: Option<MaskOrMasks>,
+    /// The inverted photos of the subject, at least one.
+    pub references: Vec<Arc<Trajectory>>,
+    /// Given in place of the references' computed masks: none, one for all, or one for each.
+    pub reference_masks: Vec<MaskOrMasks>,
     /// Given in place of the context's.
     pub context_mask: Option<MaskOrMasks>,
     /// Given in place of M_k.
@@ -34,8 +34,6 @@ pub struct Control {
 pub struct ControlFacts {
     /// The context.
     pub context: Option<TrajectoryFacts>,
-    /// The reference.
-    pub reference: Option<TrajectoryFacts>,
     /// The vanilla model.
     pub vanilla: Option<ModelFacts>,
     /// The parameters.

@@ -13,7 +13,8 @@ use super::tensors::{Packed, READ_AS, encode_safetensors};
 /// Reference, context and blend mask of each step of the swap.
 #[derive(Debug)]
 pub struct Masks {
-    /// `[S, 3, B, h, w]`, float32 on the CPU, planes reference, context, blend, on the target's mask grid.
+    /// `[S, R + 2, B, h, w]`, float32 on the CPU, planes of the R references (mostly 1), context, blend, on the target's
+    /// mask grid.
     pub tensor: Tensor,
     /// The step k of the first of the S.
     pub first_step: usize,

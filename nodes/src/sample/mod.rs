@@ -28,6 +28,15 @@ use crate::fields::Seed;
 use crate::payload::{Latent, LatentFacts, Mask, TrajectoryFacts};
 use crate::runtime::tensor_error;
 
+/// A fault that only the run can see.
+pub(crate) fn failed(fault: Fault) -> NodeError {
+    let failed = NodeError::failed(fault.message);
+    match fault.help {
+        Some(help) => failed.help(help),
+        None => failed,
+    }
+}
+
 /// The largest side of a picture, in pixels.
 const MAX_SIDE: usize = 8192;
 /// The largest batch.
@@ -404,7 +413,8 @@ impl Start {
             )
             .help(format!(
                 "give at least {:.3}, or more `steps`",
-                1.0 / steps as f64
+                // Rounded up, as so much must make a whole step.
+                (1000.0 / steps as f64).ceil() / 1000.0
             ))
         })
     }
@@ -615,14 +625,21 @@ impl Start {
     }
 }
 
+/// A batch of masks that is neither one for all pictures nor one for each.
+pub(crate) fn mask_batch_fault(masks: usize, batch: usize) -> Option<Fault> {
+    (masks != 1 && masks != batch).then(|| {
+        Fault::mismatch(
+            "mask",
+            format!("`mask` is a batch of {masks} masks for {batch} pictures"),
+        )
+        .help("give one mask for all, or one for each picture")
+    })
+}
+
 /// A pixel mask, cropped as its picture is and averaged by area, on a latent's grid: `[B or 1, 1, h, w]`.
 fn on_latent(mask: &Mask, (h, w): (usize, usize), batch: usize) -> Result<Tensor, NodeError> {
-    let masks = mask.batch();
-    if masks != 1 && masks != batch {
-        return Err(NodeError::failed(format!(
-            "`mask` is a batch of {masks} masks for {batch} pictures"
-        ))
-        .help("give one mask for all, or one for each picture"));
+    if let Some(fault) = mask_batch_fault(mask.batch(), batch) {
+        return Err(failed(fault));
     }
     let mask = mask.crop_to_aspect(w, h)?.area_average(h, w)?;
     mask.plane.unsqueeze(1).map_err(tensor_error)

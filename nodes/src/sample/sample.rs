@@ -14,8 +14,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::fields::{SchedulerField, Strength, is_zero};
-use super::{Scheduling, Start, guidance_fault, prompt_faults, rescale_fault, steps_fault};
-use crate::attention::{ControlNote, SwapAttention, schedule_fault};
+use super::{
+    Scheduling, Start, failed, guidance_fault, mask_batch_fault, prompt_faults, rescale_fault,
+    steps_fault,
+};
+use crate::attention::{ControlNote, SwapAttention, Texts, schedule_fault};
 use crate::chain::{self, Draw, Remembers, SamplerNote, TrajectoryNote};
 use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
 use crate::diffusion::control::{Branch, Half};
@@ -31,8 +34,8 @@ use crate::diffusion::unet::grid_at;
 use crate::fields::{Seed, Template};
 use crate::latent::channel_fault;
 use crate::payload::{
-    Control, ControlFacts, Latent, LatentFacts, Mask, MaskOrMasks, Masks, MasksFacts, Model,
-    Trajectory, TrajectoryFacts,
+    Control, ControlFacts, ImageFacts, Latent, LatentFacts, Mask, MaskOrMasks, Masks, MasksFacts,
+    Model, Trajectory, TrajectoryFacts,
 };
 use crate::preview::Previews;
 use crate::runtime::{Reports, check_finite, tensor_error};
@@ -211,13 +214,13 @@ impl Sample {
         };
         let settings = &control.settings;
         let texts = [
-            Some(&settings.reference_prompt),
             settings.context_prompt.as_ref(),
             settings.subject.as_ref(),
             settings.context_subject.as_ref(),
-            settings.reference_subject.as_ref(),
         ];
-        for text in texts.into_iter().flatten() {
+        let own = settings.reference_subject.iter().flat_map(Texts::iter);
+        let own = settings.reference_prompt.iter().chain(own);
+        for text in own.chain(texts.into_iter().flatten()) {
             faults.extend(prompt_faults(Some(&model), &[("control", text)]));
         }
         if let Some(vanilla) = &control.vanilla
@@ -325,9 +328,9 @@ impl Sample {
     fn retouch_keys(&self, upstream: &Upstream<'_>) -> Option<Chained> {
         let (id, facts) = chain::model(upstream, "model")?;
         let control = upstream.link("control")?.note::<ControlNote>()?;
-        let (context, reference) = (&control.context, &control.reference);
+        let (context, references) = (&control.context, &control.references);
         let steps = context.facts.steps;
-        if reference.facts.steps != steps {
+        if references.is_empty() || references.iter().any(|r| r.facts.steps != steps) {
             return None;
         }
         let ddim = Ddim::new(&facts.scheduler, steps).ok()?;
@@ -337,7 +340,10 @@ impl Sample {
             &facts,
             steps,
             sides(&context.facts),
-            sides(&reference.facts),
+            &references
+                .iter()
+                .map(|reference| sides(&reference.facts))
+                .collect::<Vec<_>>(),
             (self.guidance, self.guidance_rescale),
         )
         .ok()?;
@@ -349,15 +355,10 @@ impl Sample {
             rescale: self.guidance_rescale,
             numerics: upstream.numerics,
         };
-        let reference_draw = Draw {
-            prompt: &control.settings.reference_prompt,
-            negative: "",
-            ..target
-        };
         let swaps = !settings.sites.is_empty() && !swap_range(&control.settings, steps).is_empty();
         let context_subject = subject_of(&control.settings, &control.settings.context_subject);
         let given = Givens {
-            reference: control.reference_mask.is_some(),
+            reference: !control.reference_masks.is_empty(),
             context: control.context_mask.is_some(),
             blend: control.blend_mask.is_some(),
             fills: control.fills,
@@ -411,16 +412,25 @@ impl Sample {
                 }
             }
             if needs.swap {
-                for half in target.halves() {
-                    let call = reference_draw.call(&reference.states[k], timestep, *half);
-                    hasher.field("reference", &call.0);
-                    calls.insert((Branch::Reference, *half, k), call);
-                    let of = &reference.facts;
-                    step.needs
-                        .extend(chain::need(call, *half, &needs.reference, &facts, of));
-                    let looks = maps_alone(&needs.reference);
-                    step.looks
-                        .extend(chain::need(call, *half, &looks, &facts, of));
+                for (index, (reference, parts)) in
+                    references.iter().zip(&needs.references).enumerate()
+                {
+                    let draw = Draw {
+                        prompt: control.settings.reference_prompt.at(index),
+                        negative: "",
+                        ..target
+                    };
+                    for half in target.halves() {
+                        let call = draw.call(&reference.states[k], timestep, *half);
+                        hasher.field("reference", &call.0);
+                        calls.insert((Branch::Reference(index), *half, k), call);
+                        let of = &reference.facts;
+                        step.needs
+                            .extend(chain::need(call, *half, parts, &facts, of));
+                        let looks = maps_alone(parts);
+                        step.looks
+                            .extend(chain::need(call, *half, &looks, &facts, of));
+                    }
                 }
                 hasher.field("queries", &[u8::from(needs.context_queries)]);
                 mask_rules(&mut hasher, &control, &settings, k == start);
@@ -511,24 +521,25 @@ impl Sample {
         let facts = model.description().facts();
         let steps = control.context.steps();
         let ddim = Ddim::new(&model.description().scheduler, steps)?;
-        for (port, trajectory) in [
-            ("context", &control.context),
-            ("reference", &control.reference),
-        ] {
-            if let Some(fault) = schedule_fault(port, trajectory.schedule) {
-                let failed = NodeError::failed(fault.message);
-                return Err(match fault.help {
-                    Some(help) => failed.help(help),
-                    None => failed,
-                });
+        let context = ("context", "the context".to_owned(), &control.context);
+        let references = control.references.iter().enumerate();
+        let references =
+            references.map(|(index, of)| ("reference", format!("reference {}", index + 1), of));
+        for (port, name, trajectory) in std::iter::once(context).chain(references) {
+            if let Some(fault) = schedule_fault(port, &name, trajectory.schedule) {
+                return Err(failed(fault));
+            }
+            if trajectory.steps() != steps {
+                return Err(NodeError::failed(format!(
+                    "{name} has {} steps, the context {steps}",
+                    trajectory.steps()
+                ))
+                .help("give both the same `steps`"));
             }
         }
-        if control.reference.steps() != steps {
-            return Err(NodeError::failed(format!(
-                "the reference has {} steps, the context {steps}",
-                control.reference.steps()
-            ))
-            .help("give both the same `steps`"));
+        let count = control.references.len();
+        if count == 0 {
+            return Err(NodeError::failed("the control has no reference"));
         }
         let shape = |trajectory: &Trajectory| -> Result<(usize, usize), NodeError> {
             let z = trajectory
@@ -545,12 +556,18 @@ impl Sample {
                 )))
             }
         };
-        let (target, reference) = (shape(&control.context)?, shape(&control.reference)?);
+        let target = shape(&control.context)?;
+        let reference_sizes = control
+            .references
+            .iter()
+            .map(|reference| shape(reference))
+            .collect::<Result<Vec<_>, _>>()?;
         let guidance = (self.guidance, self.guidance_rescale);
-        let numbers = resolved(settings, &facts, steps, target, reference, guidance)
+        let numbers = resolved(settings, &facts, steps, target, &reference_sizes, guidance)
             .map_err(NodeError::failed)?;
         let sites = &numbers.sites;
-        let (level, reference_level) = numbers.mask_levels;
+        let (level, reference_levels) = &numbers.mask_levels;
+        let level = *level;
         let start = settings.start_step.resolve(steps);
         let swap = swap_range(settings, steps);
         let lock_ends = settings
@@ -565,16 +582,8 @@ impl Sample {
             );
         }
         let swaps = !sites.is_empty() && !swap.is_empty();
-        let mut reference_mask = given(&control.reference_mask, 0, reference, reference_level)?;
-        let mut context_mask = given(&control.context_mask, 1, target, level)?;
-        let mut blend_mask = given(&control.blend_mask, 2, target, level)?;
         let images = control.context.latents[0].dim(0).map_err(tensor_error)?;
-        let references = control.reference.latents[0].dim(0).map_err(tensor_error)?;
-        for (name, mask, wanted) in [
-            ("reference_mask", &mut reference_mask, references),
-            ("context_mask", &mut context_mask, images),
-            ("blend_mask", &mut blend_mask, images),
-        ] {
+        let checked = |name: &str, mut mask: Option<GivenMasks>, wanted: usize| {
             // The masks of a batch that was drawn from one reference hold its mask once for each picture.
             if let Some(mask) = mask.as_mut().filter(|_| wanted == 1) {
                 mask.merge_equal();
@@ -586,12 +595,34 @@ impl Sample {
                 ))
                 .help("give one mask for all, or one for each picture"));
             }
+            Ok(mask)
+        };
+        let mut reference_masks = Vec::new();
+        for (index, reference) in control.references.iter().enumerate() {
+            let references = reference.latents[0].dim(0).map_err(tensor_error)?;
+            let link = match control.reference_masks.as_slice() {
+                [one] => Some(one),
+                several => several.get(index),
+            };
+            let plane = MaskPlane::Reference { index, count };
+            let (size, level) = (reference_sizes[index], reference_levels[index]);
+            let mask = given(link, plane, size, level)?;
+            reference_masks.push(checked("reference_mask", mask, references)?);
+            if references != 1 && references != images {
+                return Err(NodeError::failed(format!(
+                    "a batch of {references} references for {images} pictures"
+                )));
+            }
         }
-        if references != 1 && references != images {
-            return Err(NodeError::failed(format!(
-                "a batch of {references} references for {images} pictures"
-            )));
-        }
+        let context_mask = given(
+            control.context_mask.as_ref(),
+            MaskPlane::Context,
+            target,
+            level,
+        )?;
+        let context_mask = checked("context_mask", context_mask, images)?;
+        let blend_mask = given(control.blend_mask.as_ref(), MaskPlane::Blend, target, level)?;
+        let blend_mask = checked("blend_mask", blend_mask, images)?;
         let subject = |own: &Option<Template>| subject_of(settings, own);
         let span = |model: &Checkpoint, prompt: &str, subject: Option<String>| {
             subject
@@ -616,7 +647,9 @@ impl Sample {
                 self.context_step(k, model, control, drawn, &mut prompts)?
             });
         }
-        let reference_step = prompts.add(false, &settings.reference_prompt, "");
+        let reference_steps: Vec<usize> = (0..count)
+            .map(|index| prompts.add(false, settings.reference_prompt.at(index), ""))
+            .collect();
         let target_step = prompts.add(false, &self.prompt, &self.negative);
         let vanilla = control.vanilla.as_ref().map(|model| &model.checkpoint);
         let prompted = prompts.prompted(model, vanilla, reports)?;
@@ -639,19 +672,25 @@ impl Sample {
                 span,
             });
         }
-        let reference_span = if swaps && reference_mask.is_none() {
-            span(
-                model,
-                &settings.reference_prompt,
-                subject(&settings.reference_subject),
-            )?
-        } else {
-            None
-        };
-        let reference_drawer = SourceStep {
-            draws: &prompted[reference_step],
-            span: reference_span,
-        };
+        let mut references = Vec::new();
+        for (index, mask) in reference_masks.into_iter().enumerate() {
+            let span = if swaps && mask.is_none() {
+                let subject = settings.subject_of_reference(index);
+                let prompt = settings.reference_prompt.at(index);
+                span(model, prompt, subject.map(ToString::to_string))?
+            } else {
+                None
+            };
+            let drawer = SourceStep {
+                draws: &prompted[reference_steps[index]],
+                span,
+            };
+            references.push(Source {
+                trajectory: &control.references[index].latents,
+                drawers: vec![drawer; steps],
+                mask,
+            });
+        }
         let retouch = Retouch {
             target: &prompted[target_step],
             target_span,
@@ -660,11 +699,7 @@ impl Sample {
                 drawers: context_drawers,
                 mask: context_mask,
             },
-            reference: Source {
-                trajectory: &control.reference.latents,
-                drawers: vec![reference_drawer; steps],
-                mask: reference_mask,
-            },
+            references,
             blend_mask,
             fills: reports.0.note::<SamplerNote>().map(|note| note.fills),
             settings: numbers.clone(),
@@ -742,23 +777,26 @@ fn subject_of(settings: &SwapAttention, own: &Option<Template>) -> Option<String
         .map(ToString::to_string)
 }
 
-/// The parameters of a swap as numbers, for a model, T steps, the latents' sizes of target and reference, and guidance
+/// The parameters of a swap as numbers, for a model, T steps, the latents' sizes of target and references, and guidance
 /// with its rescale.
 fn resolved(
     settings: &SwapAttention,
     model: &ModelFacts,
     steps: usize,
     target: (usize, usize),
-    reference: (usize, usize),
+    references: &[(usize, usize)],
     (guidance, rescale): (f64, f64),
 ) -> Result<RetouchSettings, String> {
     let level = |latent, grid| mask_level(&model.sites, latent, grid).map_err(|e| e.to_string());
     let own = level(target, settings.mask_grid.0)?;
-    let reference_level = match settings.mask_grid.0 {
-        MaskGrid::Auto => level(reference, MaskGrid::Auto)?,
-        // A grid that is given is the target's; the reference's is the one of the same layers.
-        MaskGrid::Size(..) => own,
-    };
+    let reference_levels = references
+        .iter()
+        .map(|&reference| match settings.mask_grid.0 {
+            MaskGrid::Auto => level(reference, MaskGrid::Auto),
+            // A grid that is given is the target's; a reference's is the one of the same layers.
+            MaskGrid::Size(..) => Ok(own),
+        })
+        .collect::<Result<_, _>>()?;
     Ok(RetouchSettings {
         sites: settings.sites.resolve(&model.sites)?,
         start_step: settings.start_step.resolve(steps),
@@ -769,7 +807,7 @@ fn resolved(
         blend: settings.blend.into(),
         threshold: settings.threshold.0,
         smooth: settings.smooth,
-        mask_levels: (own, reference_level),
+        mask_levels: (own, reference_levels),
         guidance,
         rescale,
     })
@@ -835,15 +873,19 @@ fn mask_rules(
         }
     };
     let of = &control.settings;
-    let (level, reference_level) = settings.mask_levels;
-    let reference = subject_of(of, &of.reference_subject);
-    rule(
-        hasher,
-        "reference_mask",
-        control.reference_mask,
-        reference,
-        reference_level,
-    );
+    let level = settings.mask_levels.0;
+    for (index, reference_level) in settings.mask_levels.1.iter().enumerate() {
+        let masks = &control.reference_masks;
+        let given = masks.get(if masks.len() == 1 { 0 } else { index });
+        let subject = of.subject_of_reference(index).map(ToString::to_string);
+        rule(
+            hasher,
+            "reference_mask",
+            given.copied(),
+            subject,
+            *reference_level,
+        );
+    }
     if let Some(key) = control.blend_mask {
         rule(hasher, "blend_mask", Some(key), None, level);
         return;
@@ -864,28 +906,59 @@ fn mask_rules(
     }
 }
 
-/// The masks `[S, 3, B, h, w]` of the steps of a swap.
+/// The masks `[S, R + 2, B, h, w]` of the steps of a swap with R references.
 fn masks_tensor(retouched: &Retouched, images: usize) -> Result<Tensor, NodeError> {
     let mut data = Vec::new();
     let mut grid = (0, 0);
+    let mut count = 3;
     for step in &retouched.masks {
         grid = step.blend.first().map_or(grid, Plane::grid);
-        for planes in [&step.reference, &step.context, &step.blend] {
+        count = step.references.len() + 2;
+        for planes in step.references.iter().chain([&step.context, &step.blend]) {
             for image in 0..images {
                 let plane = &planes[if planes.len() == 1 { 0 } else { image }];
                 data.extend(plane.nearest(grid).data);
             }
         }
     }
-    let shape = (retouched.masks.len(), 3, images, grid.0, grid.1);
+    let shape = (retouched.masks.len(), count, images, grid.0, grid.1);
     Tensor::from_vec(data, shape, &Device::Cpu).map_err(tensor_error)
 }
 
-/// Given masks on a mask grid: pixel masks cropped as their picture is and averaged by area, or plane `plane` of each
-/// step of another swap's masks.
+/// Which of the planes of another swap's masks a port takes.
+#[derive(Clone, Copy)]
+enum MaskPlane {
+    /// That of a reference of so many.
+    Reference {
+        index: usize,
+        count: usize,
+    },
+    Context,
+    Blend,
+}
+
+impl MaskPlane {
+    /// The index among so many planes: those of the references, then context and blend.
+    fn of(self, planes: usize) -> Result<usize, NodeError> {
+        let references = planes.saturating_sub(2);
+        match self {
+            Self::Reference { index, count } if references == count => Ok(index),
+            Self::Reference { .. } if references == 1 => Ok(0),
+            Self::Reference { count, .. } => Err(NodeError::failed(format!(
+                "the masks that `reference_mask` takes are of a swap with {references} references, and this one has {count}"
+            ))
+            .help("take one mask out with `mask_image`, or give each reference a mask of its own")),
+            Self::Context => Ok(references),
+            Self::Blend => Ok(references + 1),
+        }
+    }
+}
+
+/// Given masks on a mask grid: pixel masks cropped as their picture is and averaged by area, or a plane of each step of
+/// another swap's masks.
 fn given(
-    mask: &Option<MaskOrMasks>,
-    plane: usize,
+    mask: Option<&MaskOrMasks>,
+    plane: MaskPlane,
     latent: (usize, usize),
     level: usize,
 ) -> Result<Option<GivenMasks>, NodeError> {
@@ -903,7 +976,8 @@ fn given(
             steps: vec![on_grid(mask)?],
         }),
         Some(MaskOrMasks::Masks(masks)) => {
-            let steps = masks.tensor.dim(0).map_err(tensor_error)?;
+            let (steps, planes, ..) = masks.tensor.dims5().map_err(tensor_error)?;
+            let plane = plane.of(planes)?;
             let at = |k: usize| masks.tensor.get(k)?.get(plane)?.contiguous();
             let steps = (0..steps)
                 .map(|k| on_grid(&Mask::new(at(k).map_err(tensor_error)?)?))
@@ -1021,6 +1095,12 @@ impl Node for Sample {
         ));
         if let (Some(model), Some(latent)) = (&model, &latent) {
             faults.extend(channel_fault(model, latent.channels, "latent"));
+        }
+        if let (Some(mask), Some(shape)) = (
+            inputs.facts::<ImageFacts>("mask"),
+            latent.and_then(|latent| self.start().facts(None, Some(latent))),
+        ) {
+            faults.extend(mask_batch_fault(mask.batch, shape.batch));
         }
         if !faults.is_empty() {
             return Err(faults);

@@ -229,13 +229,14 @@ impl Stage {
     pub fn swap(&self, parameters: serde_json::Value, sources: Sources) -> Arc<Control> {
         let inputs = retouch_nodes::attention::swap_attention::Inputs {
             context: sources.context,
-            reference: sources.reference,
+            reference: vec![sources.reference],
             vanilla: sources.vanilla,
             reference_mask: sources
                 .reference_mask
-                .as_ref()
+                .iter()
                 .map(mask_of)
-                .map(MaskOrMasks::Mask),
+                .map(MaskOrMasks::Mask)
+                .collect(),
             context_mask: sources
                 .context_mask
                 .as_ref()
