@@ -599,3 +599,46 @@ impl Memory for Remembers<'_> {
         self.context.resumed(step, of);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diffusion::prompt::{LongPrompts, Reading, Syntax};
+
+    fn ddim() -> Ddim {
+        let config =
+            serde_json::json!({"num_train_timesteps": 1000, "beta_schedule": "scaled_linear"});
+        Ddim::new(&serde_json::from_value(config).unwrap(), 4).unwrap()
+    }
+
+    #[test]
+    fn the_prompt_beside_a_call_counts_only_where_both_are_given_equally_many_tokens() {
+        let chunks = Reading {
+            syntax: Syntax::A1111,
+            long_prompts: LongPrompts::Chunks,
+            clip_skip: Some(2),
+        };
+        let id = |reading: Reading| "ab12".to_owned() + &reading.suffix();
+        let (plain, chunks) = (id(Reading::default()), id(chunks));
+        assert_eq!(
+            (plain.as_str(), chunks.as_str()),
+            ("ab12", "ab12+a1111+chunks+clip_skip=2")
+        );
+        let key = |model: &str, negative: &str, guidance: f64| {
+            let draw = Draw {
+                model,
+                prompt: "a",
+                negative,
+                guidance,
+                numerics: "",
+            };
+            draw.call(&Key([0; 32]), &ddim(), 1, Half::Prompt)
+        };
+        assert_eq!(key(&plain, "b", 5.0), key(&plain, "c", 5.0));
+        assert_eq!(key(&plain, "b", 5.0), key(&plain, "b", 1.0));
+        assert_ne!(key(&chunks, "b", 5.0), key(&chunks, "c", 5.0));
+        assert_ne!(key(&chunks, "b", 5.0), key(&chunks, "b", 1.0));
+        assert_eq!(key(&chunks, "b", 1.0), key(&chunks, "c", 1.0));
+        assert_eq!(key(&chunks, "b", 5.0), key(&chunks, "b", 7.0));
+    }
+}

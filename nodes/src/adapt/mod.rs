@@ -103,3 +103,19 @@ fn fault(path: &Path, error: &Error, kind: &str, files: &dyn Files) -> Fault {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diffusion::prompt::reads_chunks;
+
+    #[test]
+    fn what_is_made_of_a_model_reads_prompts_as_it_does_by_its_id_too() {
+        let id = |base| adapted_id(base, "apply_lora", &[], &[]);
+        assert!(reads_chunks(&id("ab12+a1111+chunks")));
+        assert!(!reads_chunks(&id("ab12+clip_skip=2")));
+        assert!(id("ab12+clip_skip=2").ends_with("+clip_skip=2"));
+        assert!(!id("ab12").contains('+'));
+        assert_ne!(id("ab12"), id("ab13"));
+    }
+}
