@@ -111,13 +111,13 @@ pub(crate) fn prompt_faults(
         .iter()
         .filter_map(|(name, prompt)| match syntax.check(prompt).err()? {
             Error::Request { message, help } => {
-                let fault = Fault::value(*name, message);
+                let fault = Fault::value(name, message);
                 Some(match help {
                     Some(help) => fault.help(help),
                     None => fault,
                 })
             }
-            other => Some(Fault::value(*name, other.to_string())),
+            other => Some(Fault::value(name, other.to_string())),
         })
         .collect()
 }
