@@ -315,6 +315,12 @@ impl Opened<()> {
                 SAVE_AGAIN,
             ));
         }
+        if format == ImageFormat::Png && !has_sound_palette(bytes) {
+            return Err(Problem::Content(
+                "is a damaged PNG: its palette is not one of whole colours".to_owned(),
+                SAVE_AGAIN,
+            ));
+        }
         // Damaged metadata is no reason to refuse a picture.
         let exif = decoder.exif_metadata().ok().flatten().unwrap_or_default();
         // In a WebP the chunk should not begin with JPEG's marker, and in some it does.
@@ -419,6 +425,26 @@ fn has_png_end(bytes: &[u8]) -> Option<bool> {
         }
         place = place.checked_add(length)?.checked_add(12)?;
     }
+}
+
+/// Whether a PNG's palettes have whole colours, and those with a transparency no more of these than colours. The
+/// decoder counts on both.
+fn has_sound_palette(bytes: &[u8]) -> bool {
+    let (mut place, mut colours) = (8usize, 0);
+    let is_indexed = bytes.get(25) == Some(&3);
+    while let Some((length, rest)) = bytes.get(place..).and_then(<[u8]>::split_first_chunk::<4>) {
+        let length = u32::from_be_bytes(*length) as usize;
+        match rest.get(..4) {
+            Some(b"PLTE") if length == 0 || length > 768 || !length.is_multiple_of(3) => {
+                return false;
+            }
+            Some(b"PLTE") => colours = length / 3,
+            Some(b"tRNS") if is_indexed && length > colours => return false,
+            _ => {}
+        }
+        place = place.saturating_add(length).saturating_add(12);
+    }
+    true
 }
 
 /// Walks the segments to the end-of-image marker; `None` where the file ends before it.

@@ -102,13 +102,16 @@ impl Header {
                     "says nothing sensible of the tensor `{name}` ({e})"
                 ))
             })?;
-            let bytes = dtype_bytes(&info.dtype).and_then(|size| {
-                info.shape
-                    .iter()
-                    .try_fold(size, |a, &d| a.checked_mul(d as u64))
-            });
+            // Of a type that is not known only the number of elements must be one.
+            let size = dtype_bytes(&info.dtype);
+            let bytes = info
+                .shape
+                .iter()
+                .try_fold(size.unwrap_or(1), |a, &d| a.checked_mul(d as u64));
             let (start, stop) = info.data_offsets;
-            if stop < start || bytes.is_some_and(|bytes| bytes != stop - start) {
+            let fits =
+                bytes.is_some_and(|bytes| size.is_none() || stop.checked_sub(start) == Some(bytes));
+            if stop < start || !fits {
                 return Err(bad(format!(
                     "is damaged: the tensor `{name}` ({} {:?}) does not take the bytes {start}..{stop}",
                     info.dtype, info.shape

@@ -1,0 +1,697 @@
+//! What strangers wrote is read without a panic, without end and without more memory than its size is worth: ten
+//! thousand mutated inputs of each format, the same ones every time.
+//!
+//! `RETOUCH_FUZZ=N` tries N times as many, from other beginnings.
+
+// The lint leaves out functions marked as tests, and not the functions that they share.
+#![allow(clippy::unwrap_used)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use retouch_graph::{Context, Files, Host, MemoryFiles, Node};
+use retouch_nodes::diffusion::checkpoint::Description;
+use retouch_nodes::diffusion::layout::Sources;
+use retouch_nodes::diffusion::pickle;
+use retouch_nodes::diffusion::weights::{Header, Table};
+use retouch_nodes::load::load_image::{self, LoadImage};
+
+// ---- memory ----------------------------------------------------------------------------------------------------------
+
+/// Counts what a thread has allocated, and the most that it had at once.
+struct Counting;
+
+thread_local! {
+    static LIVE: Cell<usize> = const { Cell::new(0) };
+    static PEAK: Cell<usize> = const { Cell::new(0) };
+}
+
+fn count(more: usize, less: usize) {
+    // Threads that end free what they have after their counters are gone.
+    let _ = LIVE.try_with(|live| {
+        live.set(live.get().wrapping_add(more).saturating_sub(less));
+        let _ = PEAK.try_with(|peak| peak.set(peak.get().max(live.get())));
+    });
+}
+
+// SAFETY: every call is handed to the system's allocator as it came; counting neither allocates nor unwinds.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size(), 0);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size(), 0);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count(0, layout.size());
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // Both may be there while the content is copied.
+        count(size, 0);
+        count(0, layout.size());
+        // SAFETY: as the caller promises.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Does something, and gives the bytes that it had at once beyond those that were there.
+fn measured<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    let before = LIVE.with(Cell::get);
+    PEAK.with(|peak| peak.set(before));
+    let result = work();
+    (result, PEAK.with(Cell::get).saturating_sub(before))
+}
+
+// ---- mutations -------------------------------------------------------------------------------------------------------
+
+/// SplitMix64 (Steele, Lea and Flood 2014).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `end`, which is not 0.
+    fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
+    }
+
+    fn of<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+        &items[self.below(items.len())]
+    }
+}
+
+/// Numbers that lie at the edge of something.
+const EDGES: [u64; 16] = [
+    0,
+    1,
+    2,
+    7,
+    8,
+    0x7f,
+    0x80,
+    0xff,
+    0x7fff,
+    0xffff,
+    0x7fff_ffff,
+    0x8000_0000,
+    0xffff_ffff,
+    1 << 53,
+    i64::MAX as u64,
+    u64::MAX,
+];
+
+/// One change that knows nothing of the format, at or after the byte `from`.
+fn change(bytes: &mut Vec<u8>, from: usize, others: &[Vec<u8>], random: &mut Random) {
+    if bytes.len() <= from {
+        bytes.push(random.next() as u8);
+        return;
+    }
+    let span = bytes.len() - from;
+    let at = from + random.below(span);
+    match random.below(8) {
+        0 => bytes[at] ^= 1 << random.below(8),
+        1 => bytes[at] = random.next() as u8,
+        2 => bytes.truncate(at),
+        3 => {
+            let end = (at + 1 + random.below(32)).min(bytes.len());
+            bytes.drain(at..end);
+        }
+        4 => {
+            let end = (at + 1 + random.below(32)).min(bytes.len());
+            let piece = bytes[at..end].to_vec();
+            let to = from + random.below(span);
+            bytes.splice(to..to, piece);
+        }
+        5 => {
+            let other = random.of(others);
+            if !other.is_empty() {
+                let start = random.below(other.len());
+                let end = (start + 1 + random.below(200)).min(other.len());
+                bytes.splice(at..at, other[start..end].iter().copied());
+            }
+        }
+        6 => {
+            let number = random.of(&EDGES).to_le_bytes();
+            let width = *random.of(&[1, 2, 4, 8]);
+            for (byte, new) in bytes[at..].iter_mut().zip(&number[..width]) {
+                *byte = *new;
+            }
+        }
+        _ => {
+            let number = random.of(&EDGES).to_be_bytes();
+            let width = *random.of(&[2, 4, 8]);
+            for (byte, new) in bytes[at..].iter_mut().zip(&number[8 - width..]) {
+                *byte = *new;
+            }
+        }
+    }
+}
+
+// ---- the rounds ------------------------------------------------------------------------------------------------------
+
+fn times() -> u64 {
+    let given = std::env::var("RETOUCH_FUZZ").ok();
+    given.and_then(|n| n.parse().ok()).unwrap_or(1)
+}
+
+#[derive(Default)]
+struct Tally {
+    tried: u64,
+    accepted: u64,
+    /// The refusals, without what differs from input to input.
+    reasons: BTreeSet<String>,
+    most: usize,
+}
+
+impl Tally {
+    /// Tries an input: `work` says whether it was taken or why not, `bound` how many bytes it may have at once.
+    fn one(&mut self, input: &[u8], bound: usize, work: impl FnOnce() -> Result<(), String>) {
+        let start = Instant::now();
+        let (result, peak) = measured(work);
+        // Not a measure of speed: what hangs takes longer than any machine needs for an input of a few kilobytes.
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "{:?}",
+            Shown(input)
+        );
+        assert!(
+            peak <= bound,
+            "{peak} bytes, at most {bound}: {:?}",
+            Shown(input)
+        );
+        self.tried += 1;
+        self.most = self.most.max(peak);
+        match result {
+            Ok(()) => self.accepted += 1,
+            Err(reason) => {
+                let kind: String = reason
+                    .chars()
+                    .filter(|c| c.is_ascii_alphabetic() || *c == ' ')
+                    .take(60)
+                    .collect();
+                self.reasons.insert(kind);
+            }
+        }
+    }
+
+    /// Inputs that are all refused for one reason, or all taken, try nothing.
+    fn is_telling(&self, tried: u64, reasons: usize) {
+        assert_eq!(self.tried, tried);
+        let few = tried / 200;
+        let (taken, refused) = (self.accepted, self.tried - self.accepted);
+        assert!(
+            taken > few && refused > few,
+            "{taken} taken, {refused} refused"
+        );
+        assert!(self.reasons.len() >= reasons, "{:#?}", self.reasons);
+    }
+}
+
+/// The input in a message, so that it can be tried again.
+struct Shown<'a>(&'a [u8]);
+
+impl std::fmt::Debug for Shown<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes: {}", self.0.len(), self.0.escape_ascii())
+    }
+}
+
+fn oracle(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/oracle/data")
+        .join(path)
+}
+
+fn bytes(path: impl AsRef<Path>) -> Vec<u8> {
+    std::fs::read(path.as_ref()).unwrap_or_else(|e| panic!("{}: {e}", path.as_ref().display()))
+}
+
+/// Every tensor of a table lies in its file.
+fn lies_within(table: &Table, length: u64) {
+    for stored in table.tensors.values() {
+        if stored.elements() == 0 {
+            continue;
+        }
+        let Some(size) = stored.element_bytes() else {
+            continue;
+        };
+        let last: u128 = stored
+            .shape
+            .iter()
+            .zip(&stored.strides)
+            .map(|(&side, &stride)| (side as u128 - 1) * stride as u128)
+            .sum();
+        let end = u128::from(stored.offset) + (last + 1) * size as u128;
+        assert!(end <= u128::from(length), "{stored:?} of {length}");
+    }
+}
+
+// ---- safetensors -----------------------------------------------------------------------------------------------------
+
+/// A header of a few tensors, with data.
+fn safetensors() -> Vec<Vec<u8>> {
+    let headers = [
+        r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b.c":{"dtype":"F16","shape":[4],"data_offsets":[24,32]}}"#,
+        r#"{"a":{"dtype":"BF16","shape":[],"data_offsets":[0,2]},"b":{"dtype":"I64","shape":[0,7],"data_offsets":[2,2]},"c":{"dtype":"U8","shape":[30],"data_offsets":[2,32]}}   "#,
+        r#"{"x":{"dtype":"F64","shape":[1,1,4],"data_offsets":[0,32]}}"#,
+    ];
+    let file = |header: &str| {
+        let length = header.len() as u64;
+        [&length.to_le_bytes()[..], header.as_bytes(), &[0; 32]].concat()
+    };
+    let mut all: Vec<_> = headers.map(file).into();
+    all.push(bytes(oracle("micro/adapters/sd1-ti-three.safetensors")));
+    all
+}
+
+/// A change that leaves the header JSON, or nearly, and its length right.
+fn change_header(file: &mut Vec<u8>, random: &mut Random) {
+    let length = file.first_chunk().map_or(0, |b| u64::from_le_bytes(*b)) as usize;
+    let Some(header) = file.get(8..8usize.saturating_add(length)) else {
+        return;
+    };
+    let mut text = String::from_utf8_lossy(header).into_owned();
+    let numbers: Vec<(usize, usize)> = {
+        let digits: Vec<bool> = text.bytes().map(|b| b.is_ascii_digit()).collect();
+        let starts = (0..digits.len()).filter(|&i| digits[i] && (i == 0 || !digits[i - 1]));
+        starts
+            .map(|i| (i, i + digits[i..].iter().take_while(|d| **d).count()))
+            .collect()
+    };
+    match random.below(6) {
+        0 | 1 if !numbers.is_empty() => {
+            let &(start, end) = random.of(&numbers);
+            let new = match random.below(4) {
+                0 => "-1".to_owned(),
+                1 => "1e999".to_owned(),
+                2 => random.of(&EDGES).to_string(),
+                _ => random.below(40).to_string(),
+            };
+            text.replace_range(start..end, &new);
+        }
+        2 => {
+            let new = random.of(&["F4", "BOOL", "C64", "F8_E5M2", "f32", "", "U64"]);
+            text = text.replacen(random.of(&["F32", "F16", "BF16", "U8", "F64"]), new, 1);
+        }
+        3 => {
+            let deep = 1 + random.below(300);
+            text = text.replacen('[', &"[".repeat(deep), 1);
+        }
+        4 => {
+            let end = text.rfind('}').unwrap_or(0);
+            let again = format!(",{}", text.get(1..end).unwrap_or_default());
+            text.insert_str(end, &again);
+        }
+        _ => {
+            text = text.replacen(
+                random.of(&["shape", "dtype", ":", "{", ","]),
+                "\u{1f600}",
+                1,
+            )
+        }
+    }
+    let data = file.split_off(8 + length);
+    file.truncate(0);
+    file.extend((text.len() as u64).to_le_bytes());
+    file.extend(text.as_bytes());
+    file.extend(data);
+}
+
+#[test]
+fn ten_thousand_broken_safetensors_headers_are_taken_or_refused() {
+    let corpus = safetensors();
+    let (path, mut tally) = (Path::new("weights.safetensors"), Tally::default());
+    for round in 0..10_000 * times() {
+        let mut random = Random(round);
+        let mut input = random.of(&corpus).clone();
+        for _ in 0..=random.below(3) {
+            if random.below(2) == 0 {
+                change_header(&mut input, &mut random);
+            } else {
+                change(&mut input, 0, &corpus, &mut random);
+            }
+        }
+        let files = MemoryFiles::new().with(path, &input);
+        let length = input.len();
+        tally.one(&input, (1 << 16) + 200 * length, || {
+            let header = Header::read(path, &files).map_err(|e| e.to_string())?;
+            lies_within(&Table::of_header(&header, path), length as u64);
+            Ok(())
+        });
+    }
+    tally.is_telling(10_000 * times(), 12);
+}
+
+#[test]
+fn a_model_whose_files_are_broken_is_taken_or_refused() {
+    // A folder, and a single file; what is changed is one of the files, headers rather than numbers.
+    let (folder, single) = (Path::new("model"), Path::new("model.safetensors"));
+    let root = oracle("micro/sd1");
+    let mut contents = BTreeMap::new();
+    for name in [
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+        "tokenizer/tokenizer_config.json",
+        "tokenizer/special_tokens_map.json",
+        "unet/config.json",
+        "vae/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    ] {
+        contents.insert(folder.join(name), bytes(root.join(name)));
+    }
+    let corpus: Vec<_> = contents
+        .iter()
+        .filter(|(path, _)| path.extension().is_some_and(|e| e == "json"))
+        .map(|(_, content)| content.clone())
+        .collect();
+    contents.insert(
+        single.to_owned(),
+        bytes(oracle("micro/sd1-single.safetensors")),
+    );
+    let names: Vec<_> = contents.keys().cloned().collect();
+    let files = MemoryFiles::new();
+    for (path, content) in &contents {
+        files.insert(path, content);
+    }
+    let sources = |name: &Path| Sources {
+        config: (name == single).then(|| folder.to_owned()),
+        ..Sources::of(if name == single { single } else { folder })
+    };
+    for path in [folder, single] {
+        assert!(Description::read(&sources(path), &files).is_ok());
+    }
+    let mut tally = Tally::default();
+    let rounds = 1500 * times();
+    for round in 0..rounds {
+        let mut random = Random(round);
+        let name = random.of(&names);
+        let is_weights = name.extension().is_some_and(|e| e == "safetensors");
+        let mut content = contents[name].clone();
+        if is_weights {
+            let data =
+                content.split_off(8 + u64::from_le_bytes(*content.first_chunk().unwrap()) as usize);
+            content.extend([0; 16]);
+            change_header(&mut content, &mut random);
+            content.truncate(content.len() - 16);
+            content.extend(data);
+        } else {
+            for _ in 0..=random.below(2) {
+                change(&mut content, 0, &corpus, &mut random);
+            }
+        }
+        files.insert(name, &content);
+        let shown = if is_weights { &[][..] } else { &content };
+        tally.one(shown, 24 << 20, || {
+            let read = Description::read(&sources(name), &files);
+            read.map(drop)
+                .map_err(|errors| errors.first().unwrap().to_string())
+        });
+        files.insert(name, &contents[name]);
+    }
+    tally.is_telling(rounds, 20);
+}
+
+// ---- torch files -----------------------------------------------------------------------------------------------------
+
+/// Bytes that mean something to a pickle.
+const OPCODES: &[u8] = b".(0123NJKMGXTUBC]}aeusldtqrhjcRbQioISLFVPpg\x80\x81\x82\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x90\x91\x92\x93\x94\x95\x96\x97\x98";
+
+fn torch_files(names: &[&str], taken: u64, reasons: usize) {
+    let folder = oracle("pickles");
+    let corpus: Vec<_> = names.iter().map(|name| bytes(folder.join(name))).collect();
+    let (path, mut tally) = (Path::new("weights.pt"), Tally::default());
+    for round in 0..10_000 * times() {
+        let mut random = Random(round);
+        let mut input = random.of(&corpus).clone();
+        // Where the object's pickle begins and about where it ends.
+        let begins = input
+            .windows(2)
+            .rposition(|two| two == b"\x80\x02" || two == b"\x80\x04");
+        let begins = if input.starts_with(b"PK") {
+            begins.unwrap_or(0)
+        } else {
+            0
+        };
+        let ends = (begins + 2500).min(input.len());
+        for _ in 0..=random.below(3) {
+            let at = (begins + random.below(ends - begins)).min(input.len().saturating_sub(1));
+            match random.below(4) {
+                0 => change(&mut input, 0, &corpus, &mut random),
+                // The pickle of an archive is as long as before, or nothing of it would be read.
+                1 if !input.is_empty() => input[at] = *random.of(OPCODES),
+                2 if at + 9 < input.len() => {
+                    let from = begins + random.below(ends - begins);
+                    let length = 1 + random.below(40);
+                    let piece = input.get(from..from + length).unwrap_or_default().to_vec();
+                    let end = (at + piece.len()).min(input.len());
+                    input.splice(at..end, piece);
+                }
+                _ if at + 9 < input.len() => {
+                    let number = random.of(&EDGES).to_le_bytes();
+                    let width = *random.of(&[1, 2, 4, 8]);
+                    input[at..at + width].copy_from_slice(&number[..width]);
+                }
+                _ => {}
+            }
+        }
+        let files = MemoryFiles::new().with(path, &input);
+        let length = input.len();
+        tally.one(&input, (1 << 18) + 200 * length, || {
+            let value = pickle::read(path, &files).map_err(|e| e.to_string())?;
+            for (_, tensor) in pickle::tensors(&value) {
+                assert!(tensor.offset + tensor.storage_bytes <= length as u64);
+                assert!(tensor.bytes() <= (length as u64).max(1 << 20));
+            }
+            lies_within(&Table::of_torch(path, path, &value), length as u64);
+            Ok(())
+        });
+    }
+    assert!(tally.accepted > taken, "{}", tally.accepted);
+    tally.is_telling(10_000 * times(), reasons);
+}
+
+#[test]
+fn ten_thousand_broken_torch_archives_are_taken_or_refused() {
+    torch_files(
+        &[
+            "zip.pt",
+            "zip-4.pt",
+            "lightning.ckpt",
+            "inversion.pt",
+            "evil.pt",
+        ],
+        100,
+        30,
+    );
+}
+
+#[test]
+fn ten_thousand_broken_torch_files_of_the_old_format_are_taken_or_refused() {
+    let names = [
+        "legacy.pt",
+        "legacy-4.pt",
+        "lightning-legacy.ckpt",
+        "inversion-legacy.pt",
+    ];
+    torch_files(&names, 100, 30);
+}
+
+// ---- pictures --------------------------------------------------------------------------------------------------------
+
+struct Stage(MemoryFiles);
+
+impl Host for Stage {
+    fn progress(&self, _: usize, _: usize) {}
+    fn warn(&self, _: &str) {}
+    fn count(&self, _: &'static str, _: u64) {}
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+    fn files(&self) -> &dyn Files {
+        &self.0
+    }
+    fn environment(&self) -> Option<&(dyn std::any::Any + Send + Sync)> {
+        None
+    }
+}
+
+/// Small pictures of every kind of pixel, plain and interlaced as a decoder sees it.
+fn pngs() -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    let kinds = [
+        (png::ColorType::Grayscale, png::BitDepth::One),
+        (png::ColorType::Grayscale, png::BitDepth::Sixteen),
+        (png::ColorType::GrayscaleAlpha, png::BitDepth::Eight),
+        (png::ColorType::Rgb, png::BitDepth::Eight),
+        (png::ColorType::Rgba, png::BitDepth::Eight),
+        (png::ColorType::Rgba, png::BitDepth::Sixteen),
+        (png::ColorType::Indexed, png::BitDepth::Four),
+    ];
+    for (colour, depth) in kinds {
+        let mut file = Vec::new();
+        let mut encoder = png::Encoder::new(&mut file, 13, 11);
+        encoder.set_color(colour);
+        encoder.set_depth(depth);
+        if colour == png::ColorType::Indexed {
+            encoder.set_palette((0..48).collect::<Vec<u8>>());
+        }
+        encoder
+            .add_text_chunk("Comment".to_owned(), "a picture".to_owned())
+            .unwrap();
+        let bits = 13 * colour.samples() * depth as usize;
+        let pixels: Vec<u8> = (0..bits.div_ceil(8) * 11).map(|i| (i * 37) as u8).collect();
+        let mut writer = encoder.write_header().unwrap();
+        writer.write_image_data(&pixels).unwrap();
+        writer.finish().unwrap();
+        all.push(file);
+    }
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    all.extend(["bits.png", "exif.png", "palette.png"].map(|name| bytes(data.join(name))));
+    all.retain(|file| file.len() < 20_000);
+    all
+}
+
+/// The checksum of a PNG chunk (ISO 3309).
+fn crc(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, byte: &u8| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+        })
+    };
+    !bytes.iter().fold(u32::MAX, step)
+}
+
+/// The chunks of a PNG: kind and data.
+fn chunks(file: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let (mut all, mut rest) = (Vec::new(), file.get(8..).unwrap_or_default());
+    while let Some((length, after)) = rest.split_first_chunk::<4>() {
+        let length = u32::from_be_bytes(*length) as usize;
+        let (Some(kind), Some(data)) = (after.get(..4), after.get(4..4 + length)) else {
+            break;
+        };
+        all.push((kind.to_vec(), data.to_vec()));
+        rest = after.get(8 + length..).unwrap_or_default();
+    }
+    all
+}
+
+/// A change to whole chunks or inside one, with checksums that are right.
+fn change_chunks(file: &mut Vec<u8>, corpus: &[Vec<u8>], random: &mut Random) {
+    let mut all = chunks(file);
+    if all.is_empty() {
+        return;
+    }
+    let at = random.below(all.len());
+    match random.below(6) {
+        0 => {
+            let other = random.of::<Vec<u8>>(corpus);
+            let other = chunks(other);
+            let chunk = random.of(&other).clone();
+            all.insert(at, chunk);
+        }
+        1 => {
+            all.remove(at);
+        }
+        2 => {
+            let to = random.below(all.len());
+            all.swap(at, to);
+        }
+        3 => {
+            let kinds: [&[u8]; 8] = [
+                b"IDAT", b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"acTL", b"zTXt", b"gAMA",
+            ];
+            all[at].0 = random.of(&kinds).to_vec();
+        }
+        // Size, depth, kind of pixels, interlacing.
+        4 => {
+            if let Some((_, header)) = all.iter_mut().find(|(kind, _)| kind == b"IHDR")
+                && header.len() == 13
+            {
+                match random.below(4) {
+                    0 => {
+                        let side = *random.of(&[0u32, 1, 12, 14, 200, 8192, 8193, u32::MAX]);
+                        let at = 4 * random.below(2);
+                        header[at..at + 4].copy_from_slice(&side.to_be_bytes());
+                    }
+                    1 => header[8] = *random.of(&[1, 2, 4, 8, 16, 3]),
+                    2 => header[9] = random.below(8) as u8,
+                    _ => header[12] = random.below(3) as u8,
+                }
+            }
+        }
+        _ => change(&mut all[at].1, 0, corpus, random),
+    }
+    file.truncate(8);
+    for (kind, data) in all {
+        file.extend((data.len() as u32).to_be_bytes());
+        let body = [kind, data].concat();
+        file.extend(&body);
+        file.extend(crc(&body).to_be_bytes());
+    }
+}
+
+#[test]
+fn ten_thousand_broken_pictures_are_taken_or_refused() {
+    let corpus = pngs();
+    let path = Path::new("picture.png");
+    let load: LoadImage = serde_json::from_value(serde_json::json!({"path": path})).unwrap();
+    let mut tally = Tally::default();
+    for round in 0..10_000 * times() {
+        let mut random = Random(round);
+        let mut input = random.of(&corpus).clone();
+        for _ in 0..=random.below(3) {
+            if random.below(4) == 0 {
+                change(&mut input, 0, &corpus, &mut random);
+            } else {
+                change_chunks(&mut input, &corpus, &mut random);
+            }
+        }
+        // A picture may take what its size is worth: 16 bits of four channels, and the same in float32 twice.
+        let side = |at| {
+            let side = input.get(at..).and_then(<[u8]>::first_chunk);
+            side.map_or(0, |side| u32::from_be_bytes(*side) as usize)
+        };
+        let (across, down) = (side(16), side(20));
+        let pixels = if across.max(down) <= 8192 {
+            across * down
+        } else {
+            0
+        };
+        let bound = (1 << 20) + 50 * pixels + 200 * input.len();
+        let stage = Stage(MemoryFiles::new().with(path, &input));
+        tally.one(&input, bound, || {
+            let outputs = load
+                .run(load_image::Inputs {}, &Context::new(&stage))
+                .map_err(|e| e.to_string())?;
+            let facts = outputs.image.facts();
+            assert!(facts.width > 0 && facts.height > 0);
+            Ok(())
+        });
+    }
+    tally.is_telling(10_000 * times(), 8);
+}
