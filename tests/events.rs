@@ -341,7 +341,11 @@ fn every_line_of_real_runs_satisfies_the_schema_and_every_event_of_the_schema_oc
     interrupt(child.id());
     assert!(child.wait().unwrap().success());
 
-    let all = names(&schema());
+    let mut all = names(&schema());
+    // A hub's are met in tests/hub.rs, where there is one.
+    let whole = all.len();
+    all.retain(|name| !name.starts_with("fetch_"));
+    assert_eq!(whole - all.len(), 4);
     let seen: BTreeSet<String> = reader.seen.keys().cloned().collect();
     assert_eq!(seen, all, "every event is met above");
 }

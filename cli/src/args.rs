@@ -16,7 +16,8 @@ use clap_complete::Shell;
     after_help = "Results go to standard output, everything else to standard error.\n\
         Exit codes: 0 done; 1 a node failed or a file could not be written; 2 wrong arguments;\n\
         3 the workflow has faults; 130 interrupted.\n\
-        RETOUCH_MODELS names folders that models are looked for in, separated as in PATH.\n\
+        RETOUCH_MODELS names folders that models are looked for in, separated as in PATH. Models on a hub,\n\
+        `hf://owner/name`, are fetched as HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE say.\n\
         RETOUCH_LOG=debug logs what happens inside; NO_COLOR turns colours off; RETOUCH_CONFIG names a\n\
         configuration file in place of the platform's retouch/config.yaml."
 )]
@@ -53,6 +54,8 @@ pub enum Command {
     Graph(GraphArgs),
     /// Explain an error code.
     Explain(ExplainArgs),
+    /// Fetch the models on hubs (`hf://owner/name`) that workflows name.
+    Fetch(FetchArgs),
     /// Write down what a workflow reads, beside it: `wf.lock` for `wf.yaml`.
     Lock(LockArgs),
     /// Pack a workflow with what it reads into one file to share.
@@ -99,6 +102,7 @@ impl Command {
             Self::Watch(args) => args.json,
             Self::Sweep(args) => args.json,
             Self::Check(args) => args.json,
+            Self::Fetch(args) => args.json,
             Self::Plan(args) => args.json,
             Self::Nodes(args) => args.json,
             Self::Show(args) => args.json,
@@ -157,6 +161,9 @@ pub struct SharingArgs {
     /// A folder that models which are not at their paths are looked for in, before those of RETOUCH_MODELS.
     #[arg(long, value_name = "DIR", help_heading = "Sharing")]
     pub models: Vec<PathBuf>,
+    /// Fetch nothing from hubs; models under `hf://` are read from the cache of the hub's programs. As HF_HUB_OFFLINE=1.
+    #[arg(long, help_heading = "Sharing")]
+    pub offline: bool,
     /// The bytes that a bundle may unpack to. Default: 1GiB.
     #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, help_heading = "Sharing")]
     pub max_unpacked: Option<u64>,
@@ -308,6 +315,29 @@ pub struct VerifyArgs {
     #[command(flatten)]
     pub cache: CacheArgs,
     /// Print the result as a JSON line on standard output.
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing but results, warnings and errors.
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// `retouch fetch`.
+#[derive(Args, Debug)]
+pub struct FetchArgs {
+    /// The workflow files, or bundles.
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    /// What sets their params.
+    #[command(flatten)]
+    pub params: ParamArgs,
+    /// Where they come from.
+    #[command(flatten)]
+    pub sharing: SharingArgs,
+    /// Which cache.
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// Print what happens as JSON lines on standard output.
     #[arg(long)]
     pub json: bool,
     /// Print nothing but results, warnings and errors.

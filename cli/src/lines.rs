@@ -85,6 +85,42 @@ pub enum Line {
         /// The number of files that are looked at.
         files: usize,
     },
+    /// A file of a model on a hub is fetched.
+    FetchStarted {
+        /// The version of the events' form.
+        schema: u32,
+        /// The file: `hf://owner/name@commit/path`.
+        file: String,
+        /// Its bytes; 0 when the hub does not say.
+        total: u64,
+        /// The bytes that an earlier, interrupted fetch left.
+        done: u64,
+    },
+    /// Fetching a file got on.
+    FetchProgress {
+        /// The file.
+        file: String,
+        /// The bytes that are there.
+        done: u64,
+        /// Its bytes; 0 when the hub does not say.
+        total: u64,
+    },
+    /// A file was fetched, and is what the hub announced.
+    FetchFinished {
+        /// The file.
+        file: String,
+        /// Its bytes.
+        total: u64,
+        /// The seconds that it took.
+        seconds: f64,
+    },
+    /// The hub could not be asked, and what is in the cache is used; or another process fetches the same file.
+    FetchWarning {
+        /// The version of the events' form.
+        schema: u32,
+        /// What it says.
+        message: String,
+    },
     /// A run was made again and compared.
     Verified {
         /// The version of the events' form.

@@ -5,6 +5,7 @@ mod bundle;
 mod clock;
 mod commands;
 mod compare;
+mod hub;
 mod journal;
 mod lines;
 mod lsp;
@@ -152,6 +153,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         }
         Command::Graph(args) => commands::graph::graph(&args),
         Command::Explain(args) => commands::explain::explain(&args),
+        Command::Fetch(args) => commands::fetch::fetch(&args),
         Command::Lock(args) => commands::lock::lock(&args),
         Command::Bundle(args) => commands::bundle::bundle(&args),
         Command::Unbundle(args) => commands::bundle::unbundle(&args),

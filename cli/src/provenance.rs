@@ -9,10 +9,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use retouch_graph::check::normal;
 use retouch_graph::files::piece;
 use retouch_graph::provenance::{self, Origin, Provenance, ReadEntry};
+use retouch_graph::remote::Address;
 use retouch_graph::{
     Checked, Code, Digest, Engine, Files, Lock, LockedFile, LockedKind, Settings, Stamp, Sweep,
-    SweepPlan, lock,
+    SweepPlan, lock, remote,
 };
+
+use sha2::{Digest as _, Sha256};
 
 use crate::Failure;
 use crate::bundle::names;
@@ -283,7 +286,7 @@ pub fn read(path: &Path) -> Result<Provenance, Failure> {
         if let Some(path) = [Some(&file.path), file.model.as_ref()]
             .into_iter()
             .flatten()
-            .find(|path| !is_relative(path))
+            .find(|path| !is_relative(path) && !is_on_hub(path))
         {
             return strange(path);
         }
@@ -307,6 +310,11 @@ pub fn read(path: &Path) -> Result<Provenance, Failure> {
         return Err(none("carries a recipe of an output that cannot be named"));
     }
     Ok(provenance)
+}
+
+/// Whether a path in a recipe leads to a hub, written in the one way that there is.
+fn is_on_hub(path: &str) -> bool {
+    Address::parse(Path::new(path)).is_ok_and(|address| address.to_string() == path)
 }
 
 /// Whether a path in a recipe is relative, on every system.
@@ -393,6 +401,17 @@ impl Files for Found {
             .any(|file| *file != folder && file.starts_with(&folder))
     }
 
+    fn sha256(&self, path: &Path) -> std::io::Result<Digest> {
+        match self.texts.get(&normal(path)) {
+            Some(text) => Ok(Sha256::digest(text).into()),
+            None => self.inner.0.sha256(self.place_of(path)?),
+        }
+    }
+
+    fn commit(&self, path: &Path) -> Option<String> {
+        self.inner.0.commit(path)
+    }
+
     fn place(&self, path: &Path) -> PathBuf {
         self.place_of(path)
             .map_or_else(|_| path.to_owned(), |place| self.inner.0.place(place))
@@ -438,6 +457,23 @@ pub fn open(
     let mut changed: HashMap<&str, PathBuf> = HashMap::new();
     for file in &provenance.files {
         let digest = lock::parse_hex(&file.blake3);
+        let path = Path::new(&file.path);
+        if remote::is_remote(path) {
+            // The hub says how long the file is before it is fetched: a recipe does not make anybody fetch another.
+            let hub = &found.inner.0;
+            let folder = path.parent().unwrap_or(path);
+            let there = hub.entries(folder).unwrap_or_default();
+            let sound = (there.iter())
+                .any(|entry| normal(&entry.path) == normal(path) && entry.size == Some(file.size));
+            if sound && hub.digest(path).ok() == digest {
+                found.places.insert(normal(path), path.to_owned());
+            } else if let Some(why) = hub.withheld(path) {
+                return Err(Failure::failed(why.message).code(why.code).help(why.help));
+            } else {
+                sought.push(file);
+            }
+            continue;
+        }
         let below = file.path.trim_start_matches("../");
         let places = bases
             .iter()
@@ -470,7 +506,7 @@ pub fn open(
     if !sought.is_empty() {
         let there = by_content(&sought, &folder, &unique, &*found.inner.0);
         sought.retain(|file| {
-            let path = normal(&folder.join(&file.path));
+            let path = normal(&remote::join(&folder, &file.path));
             match there.get(&path) {
                 Some(place) => {
                     found.places.insert(path, place.clone());
@@ -566,7 +602,9 @@ fn nowhere(
     }
     for (file, place) in recipe.files.iter().zip(places) {
         if let Some(place) = place {
-            found.places.insert(normal(&folder.join(&file.path)), place);
+            found
+                .places
+                .insert(normal(&remote::join(&folder, &file.path)), place);
         }
     }
     (found, workflow)
@@ -615,6 +653,7 @@ fn by_content(
                 path: file.path.clone(),
                 elsewhere: false,
                 model: file.model.clone(),
+                commit: None,
                 size: file.size,
                 blake3: lock::parse_hex(&file.blake3)?,
             })

@@ -1,6 +1,6 @@
 //! What a command is given may be a workflow or a bundle, with a lock beside it, and models in other places.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use retouch_graph::problem::{Code, Problem, Source, Span};
 use retouch_graph::{
     Checked, Difference, Digest, Engine, Files, FolderEntry, Lock, Problems, Redirect,
-    RedirectedFiles, Settings, Sweep, lock,
+    RedirectedFiles, Settings, Sweep, Withheld, lock, remote,
 };
 
 use crate::args::{ParamArgs, SharingArgs};
 use crate::bundle::{self, unpack};
+use crate::hub::{self, HubFiles, Mode};
 use crate::output::tell;
 use crate::store::Store;
 use crate::{Exit, Failure, session};
@@ -25,6 +26,7 @@ pub struct Input {
     files: Arc<RedirectedFiles>,
     /// Whether everything must be as the lock says.
     locked: bool,
+    hub: Arc<HubFiles>,
     bundle: Option<(PathBuf, unpack::Unpacked, Arc<Confined>)>,
     lock: Mutex<Option<Lock>>,
     told: Mutex<BTreeSet<(PathBuf, PathBuf)>>,
@@ -77,6 +79,15 @@ pub fn models(args: &SharingArgs) -> Vec<PathBuf> {
     folders
 }
 
+/// An engine that reads models on hubs.
+#[must_use]
+pub fn hubs(engine: Engine, offline: bool, mode: Mode) -> (Engine, Arc<HubFiles>) {
+    let settings = hub::Settings::of_environment(offline);
+    let inner = Arc::clone(engine.files());
+    let hub = Arc::new(HubFiles::new(inner, settings, mode));
+    (engine.with_files(Arc::clone(&hub) as Arc<dyn Files>), hub)
+}
+
 /// Whether the folders of `--models` are there.
 ///
 /// # Errors
@@ -93,11 +104,10 @@ pub fn check_models(args: &SharingArgs) -> Result<(), Failure> {
 }
 
 impl Input {
-    /// Takes a workflow or a bundle. A bundle is unpacked below the cache's folder, or to a temporary one. The engine
-    /// then reads through the places where models are kept.
+    /// Takes a workflow or a bundle; models on hubs are read as far as they are in the cache.
     ///
     /// # Errors
-    /// When the bundle is refused, or the lock is.
+    /// As [`Input::open_with`].
     pub fn open(
         file: &Path,
         args: &SharingArgs,
@@ -105,7 +115,24 @@ impl Input {
         store: &Store,
         engine: Engine,
     ) -> Result<(Self, Engine), Stop> {
+        Self::open_with(file, args, locked, store, engine, Mode::Look)
+    }
+
+    /// Takes a workflow or a bundle. A bundle is unpacked below the cache's folder, or to a temporary one. The engine
+    /// then reads through the places where models are kept; `mode` says whether hubs are asked.
+    ///
+    /// # Errors
+    /// When the bundle is refused, or the lock is.
+    pub fn open_with(
+        file: &Path,
+        args: &SharingArgs,
+        locked: bool,
+        store: &Store,
+        engine: Engine,
+        mode: Mode,
+    ) -> Result<(Self, Engine), Stop> {
         check_models(args)?;
+        let (engine, hub) = hubs(engine, args.offline, mode);
         let mut workflow = file.to_owned();
         let mut unpacked = None;
         if bundle::is_bundle(file) {
@@ -141,6 +168,7 @@ impl Input {
             file: workflow,
             files,
             locked,
+            hub,
             bundle: unpacked,
             lock: Mutex::default(),
             told: Mutex::default(),
@@ -179,6 +207,8 @@ impl Input {
                     .into(),
             );
         }
+        self.hub
+            .pin(there.as_ref().map(Lock::commits).unwrap_or_default());
         let located = self.files.locate(there.as_ref(), self.folder());
         for folder in &located.cut {
             tell(&format!(
@@ -188,6 +218,11 @@ impl Input {
         }
         *lock_of(&self.lock) = there;
         Ok(())
+    }
+
+    /// Reads models on hubs as they are now, whatever a lock says: for a lock that is written anew.
+    pub fn unpin(&self) {
+        self.hub.pin(BTreeMap::new());
     }
 
     fn folder(&self) -> &Path {
@@ -274,7 +309,7 @@ impl Input {
             let set = settings.set.iter().filter_map(|set| set.split_once('='));
             let paths = set
                 .filter(|(_, value)| !value.trim().is_empty())
-                .map(|(_, value)| clean(&settings.folder.join(value.trim())));
+                .map(|(_, value)| clean(&remote::join(&settings.folder, value.trim())));
             let given = paths.chain(settings.params.iter().map(|path| clean(path)));
             *lock_of(&confined.given) = given.collect();
         }
@@ -375,6 +410,10 @@ struct Confined {
 
 impl Confined {
     fn allows(&self, path: &Path) -> bool {
+        // What is on a hub is no file of this machine, nor can it be made one by a name.
+        if remote::is_remote(path) {
+            return true;
+        }
         let path = clean(path);
         let inside = |folder: &PathBuf| path.starts_with(folder);
         if self.folders.iter().any(inside) || lock_of(&self.given).iter().any(inside) {
@@ -420,6 +459,18 @@ impl Files for Confined {
 
     fn entries(&self, folder: &Path) -> io::Result<Vec<FolderEntry>> {
         self.allowed(folder)?.entries(folder)
+    }
+
+    fn sha256(&self, path: &Path) -> io::Result<Digest> {
+        self.allowed(path)?.sha256(path)
+    }
+
+    fn withheld(&self, path: &Path) -> Option<Withheld> {
+        self.inner.withheld(path)
+    }
+
+    fn commit(&self, path: &Path) -> Option<String> {
+        self.inner.commit(path)
     }
 
     fn place(&self, path: &Path) -> PathBuf {

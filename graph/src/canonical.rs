@@ -4,15 +4,18 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde_json::Value as Json;
 
 use crate::check::{self, ResolvedParam};
+use crate::files::Files;
 use crate::lock;
 use crate::params::{How, ParamType};
 use crate::problem::Source;
 use crate::registry::Registry;
+use crate::remote::{self, Address};
 use crate::template::{self, Piece};
 use crate::workflow::{InputKind, NodeBody, NodeDecl, ParamDecl, SCHEMA, SheetDecl, Workflow};
 use crate::yaml::{self, Node, Tree};
@@ -37,28 +40,29 @@ pub(crate) struct Form<'a> {
 
 /// What the files of a recipe are called: their paths from the workflow's folder where these can be shared, else their
 /// last names, each once.
-#[derive(Debug)]
 pub(crate) struct Names {
     root: PathBuf,
     named: IndexMap<PathBuf, String>,
+    files: Arc<dyn Files>,
 }
 
 impl Names {
-    pub(crate) fn new(root: &Path) -> Self {
+    pub(crate) fn new(root: &Path, files: Arc<dyn Files>) -> Self {
         Self {
             root: root.to_owned(),
             named: IndexMap::new(),
+            files,
         }
     }
 
     /// The name of what `text` leads to from a folder.
     pub(crate) fn name(&mut self, from: &Path, text: &str) -> String {
-        let path = from.join(text);
+        let path = remote::join(from, text);
         let key = whole(&path);
         if let Some(known) = self.named.get(&key) {
             return known.clone();
         }
-        let name = lock::shareable(&self.root, &path).unwrap_or_else(|| {
+        let name = self.shared(&path).unwrap_or_else(|| {
             let last = path.file_name().map_or_else(
                 || "file".to_owned(),
                 |name| name.to_string_lossy().into_owned(),
@@ -78,6 +82,17 @@ impl Names {
         });
         self.named.insert(key, name.clone());
         name
+    }
+
+    /// The path that others find it by. What is on a hub is named with the commit that was read: a branch moves on.
+    fn shared(&self, path: &Path) -> Option<String> {
+        if remote::is_remote(path)
+            && let Ok(address) = Address::parse(path)
+            && let Some(commit) = self.files.commit(path)
+        {
+            return Some(address.at(&commit).to_string_lossy().into_owned());
+        }
+        lock::shareable(&self.root, path)
     }
 
     /// The name of a file that a node reads, and that of what the workflow names: itself, or a folder that it is in.
@@ -102,11 +117,17 @@ impl Names {
 
 /// A path that is one name for one place, as far as the text tells.
 fn whole(path: &Path) -> PathBuf {
+    if remote::is_remote(path) {
+        return check::normal(path);
+    }
     check::normal(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
 }
 
 /// A path of a recipe as it is seen from a folder of the recipe; both are written from the workflow's folder.
 fn seen_from(folder: &Path, name: &str) -> String {
+    if remote::is_remote(Path::new(name)) {
+        return name.to_owned();
+    }
     let folder: Vec<Component<'_>> = folder.components().collect();
     let target: Vec<Component<'_>> = Path::new(name).components().collect();
     let shared = folder

@@ -12,7 +12,7 @@ use serde_json::Value as Json;
 
 use crate::facts::Facts;
 use crate::fields::MAX_INTEGER;
-use crate::files::Files;
+use crate::files::{Files, Withheld};
 use crate::node::{Fault, FaultKind, ReadFile};
 use crate::params::{
     self, EMPTY_PATH, How, Mismatch, Origin, ParamType, Setting, expected, nearest_inside,
@@ -20,6 +20,7 @@ use crate::params::{
 use crate::port::{Arity, Known, PortSpec};
 use crate::problem::{self, Code, Problem, Problems, Source, Span};
 use crate::registry::{Entry, ErasedNode, Field, KnownPorts, Registry, Step};
+use crate::remote;
 use crate::save;
 use crate::shape::{Shape, Text};
 use crate::suggest;
@@ -295,6 +296,7 @@ pub(crate) fn check(
         used: HashSet::new(),
         resolving: Vec::new(),
         open: None,
+        held: Vec::new(),
         overfull: false,
         draws: 0,
     };
@@ -314,6 +316,8 @@ struct Checker<'a> {
     /// The references that are being followed through included workflows.
     resolving: Vec<(usize, String)>,
     open: Option<Problem>,
+    /// Warnings about models that are not fetched yet.
+    held: Vec<Problem>,
     overfull: bool,
     draws: u64,
 }
@@ -1686,7 +1690,9 @@ impl Checker<'_> {
                         Ok(mut values) => {
                             if let Json::Object(values) = &mut values {
                                 for info in entry.params() {
-                                    if info.shape.has_path
+                                    if info.shape.keyless {
+                                        values.remove(&info.name);
+                                    } else if info.shape.has_path
                                         && let Some(value) = values.get_mut(&info.name)
                                     {
                                         info.shape.without_paths(value);
@@ -2688,8 +2694,10 @@ impl Checker<'_> {
                     self.flat[index].reads = reads;
                 }
                 Err(faults) => {
-                    for fault in faults {
-                        self.fault(index, fault);
+                    if !self.is_withheld(index) {
+                        for fault in faults {
+                            self.fault(index, fault);
+                        }
                     }
                     continue; // its check would stumble over the same files
                 }
@@ -2707,8 +2715,10 @@ impl Checker<'_> {
             match checked {
                 Ok(outputs) => known[index] = outputs,
                 Err(faults) => {
-                    for fault in faults {
-                        self.fault(index, fault);
+                    if !self.is_withheld(index) {
+                        for fault in faults {
+                            self.fault(index, fault);
+                        }
                     }
                 }
             }
@@ -2740,8 +2750,10 @@ impl Checker<'_> {
                 Some(Given::Value(bound)) => bound
                     .value
                     .as_str()
-                    .map(|text| bound.origin.folder.join(text)),
-                _ => tree.as_text().map(|text| scope.workflow.folder.join(text)),
+                    .map(|text| remote::join(&bound.origin.folder, text)),
+                _ => tree
+                    .as_text()
+                    .map(|text| remote::join(&scope.workflow.folder, text)),
             };
             if written.is_some_and(|path| file.starts_with(path)) {
                 return Some(info.name.clone());
@@ -2750,20 +2762,79 @@ impl Checker<'_> {
         first
     }
 
-    fn fault(&mut self, index: usize, fault: Fault) {
+    /// Whether a node stumbled over models on a hub that cannot be read; reports those. What was only not fetched yet
+    /// is a warning, and the workflow is then as one that is not whole: it can be checked, but not planned.
+    fn is_withheld(&mut self, index: usize) -> bool {
         let flat = &self.flat[index];
-        let scope = &self.scopes[flat.scope];
-        let Some((name, decl)) = scope.workflow.nodes.get_index(flat.at) else {
-            return;
-        };
-        let NodeBody::Op { fields, .. } = &decl.body else {
-            return;
-        };
+        let mut held: Vec<(String, Withheld)> = Vec::new();
+        let params = (flat.node.as_ref()).and_then(|node| node.params().ok());
+        for info in flat
+            .entry
+            .params()
+            .iter()
+            .filter(|info| info.shape.has_path)
+        {
+            let params = params.as_ref();
+            let mut open: Vec<&Json> = params
+                .and_then(|params| params.get(&info.name))
+                .into_iter()
+                .collect();
+            while let Some(value) = open.pop() {
+                match value {
+                    Json::String(text) if remote::is_remote(Path::new(text)) => {
+                        let why = self.world.files.withheld(Path::new(text));
+                        held.extend(why.map(|why| (info.name.clone(), why)));
+                    }
+                    Json::Array(items) => open.extend(items),
+                    Json::Object(entries) => open.extend(entries.values()),
+                    _ => {}
+                }
+            }
+        }
+        // Parts of one model: what keeps it back is told once.
+        let mut told: Vec<&str> = Vec::new();
+        for (field, why) in &held {
+            if told.contains(&why.message.as_str()) {
+                continue;
+            }
+            told.push(&why.message);
+            let fault = |message: &str| Fault {
+                field: Some(field.clone()),
+                message: message.to_owned(),
+                help: Some(why.help.clone()),
+                kind: FaultKind::File,
+            };
+            let Some(problem) = self.problem(index, why.code, fault(&why.message)) else {
+                continue;
+            };
+            if why.later {
+                self.open.get_or_insert_with(|| problem.clone());
+                self.held.push(problem.warning());
+            } else {
+                self.problems.push(problem);
+            }
+        }
+        !held.is_empty()
+    }
+
+    fn fault(&mut self, index: usize, fault: Fault) {
         let code = match fault.kind {
             FaultKind::Value => Code::NodeValue,
             FaultKind::Mismatch => Code::NodeMismatch,
             FaultKind::File => Code::NodeFile,
             FaultKind::Content => Code::NodeContent,
+        };
+        let problem = self.problem(index, code, fault);
+        self.problems.extend(problem);
+    }
+
+    /// A node's fault at its place.
+    fn problem(&mut self, index: usize, code: Code, fault: Fault) -> Option<Problem> {
+        let flat = &self.flat[index];
+        let scope = &self.scopes[flat.scope];
+        let (name, decl) = scope.workflow.nodes.get_index(flat.at)?;
+        let NodeBody::Op { fields, .. } = &decl.body else {
+            return None;
         };
         let field = fault.field.as_deref().and_then(|field| {
             let field = field.split(['.', '[']).next().unwrap_or(field);
@@ -2776,7 +2847,7 @@ impl Checker<'_> {
         if let Some((_, tree)) = field {
             problem = self.with_origin(problem, flat.scope, tree);
         }
-        self.problems.push(problem);
+        Some(problem)
     }
 
     fn outputs_made(&mut self, outputs: &[(CheckedOutput, Span)], known: &[KnownPorts]) {
@@ -2819,7 +2890,7 @@ impl Checker<'_> {
     }
 
     fn warnings(&self, outputs: &[(CheckedOutput, Span)]) -> Vec<Problem> {
-        let mut warnings = Vec::new();
+        let mut warnings = self.held.clone();
         let workflow = &self.scopes[0].workflow;
         for (name, decl) in &workflow.params {
             if !self.used.contains(name) {
@@ -3033,7 +3104,7 @@ fn within(source: &Source, span: Span, piece: &str) -> Span {
 }
 
 fn joined(folder: &Path, text: &str) -> Json {
-    let path = folder.join(text);
+    let path = remote::join(folder, text);
     // The path was made of texts, so this loses nothing but for a folder whose own name is not Unicode.
     Json::from(path.to_string_lossy().into_owned())
 }
@@ -3046,6 +3117,9 @@ pub(crate) fn folder_of(file: &Path) -> PathBuf {
 /// A path without `.` and `..` as far as the text alone tells, so that a file has one name.
 #[must_use]
 pub fn normal(path: &Path) -> PathBuf {
+    if remote::is_remote(path) {
+        return remote::tidy(path);
+    }
     let mut clean = PathBuf::new();
     for part in path.components() {
         match part {

@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use crate::files::{Digest, FileStamp, Files, FolderEntry, Sought, lock};
+use crate::files::{Digest, FileStamp, Files, FolderEntry, Sought, Withheld, lock};
 use crate::node::Fault;
 use crate::registry::{ErasedNode, KnownPorts};
 
@@ -151,6 +151,19 @@ impl Files for Noting<'_> {
     fn is_dir(&self, path: &Path) -> bool {
         self.note(path, false);
         self.files.is_dir(path)
+    }
+
+    fn sha256(&self, path: &Path) -> io::Result<Digest> {
+        self.note(path, true);
+        self.files.sha256(path)
+    }
+
+    fn withheld(&self, path: &Path) -> Option<Withheld> {
+        self.files.withheld(path)
+    }
+
+    fn commit(&self, path: &Path) -> Option<String> {
+        self.files.commit(path)
     }
 
     fn entries(&self, folder: &Path) -> io::Result<Vec<FolderEntry>> {

@@ -4,12 +4,16 @@
 //! enters a key, `template` is filled in from params, `seed` may be `random`, `steps` is a number or a share.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::files::{Digest, Files};
+use crate::node::Fault;
 
 /// The greatest integer of the language, 2^53 - 1: the last one up to which JSON programs agree.
 pub const MAX_INTEGER: u64 = (1 << 53) - 1;
@@ -115,6 +119,176 @@ impl JsonSchema for Template {
     }
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({"type": "string", "format": "template"})
+    }
+}
+
+/// What a model's files must hold: the SHA-256 digest of its one file, or a map from files of its folder to theirs.
+///
+/// It says nothing that a key does not know already, so it is in none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sha256Pins {
+    /// The model is one file.
+    File(Sha256Hex),
+    /// The model is a folder; the paths are from there, with `/`.
+    Folder(BTreeMap<String, Sha256Hex>),
+}
+
+/// A SHA-256 digest: 64 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sha256Hex(Digest);
+
+impl Sha256Hex {
+    /// Reads 64 hexadecimal digits of either case; `sha256:` may stand before them.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        crate::lock::parse_hex(text.strip_prefix("sha256:").unwrap_or(text)).map(Self)
+    }
+}
+
+impl fmt::Display for Sha256Hex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&crate::lock::hex(&self.0))
+    }
+}
+
+impl Serialize for Sha256Hex {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Sha256Hex {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).ok_or_else(|| {
+            serde::de::Error::custom(format!(
+                "a SHA-256 digest is 64 hexadecimal digits, not `{}`",
+                text.escape_debug()
+            ))
+        })
+    }
+}
+
+impl Serialize for Sha256Pins {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::File(digest) => digest.serialize(serializer),
+            Self::Folder(digests) => digests.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Sha256Pins {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Sha256Pins;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a SHA-256 digest, or a map from files of the model's folder to theirs")
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Sha256Pins, E> {
+                let text = serde::de::value::StrDeserializer::new(text);
+                Sha256Hex::deserialize(text).map(Sha256Pins::File)
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> Result<Sha256Pins, A::Error> {
+                let mut digests = BTreeMap::new();
+                while let Some((path, digest)) = map.next_entry::<String, Sha256Hex>()? {
+                    if !path.split('/').all(crate::remote::is_part) {
+                        return Err(serde::de::Error::custom(format!(
+                            "`{}` is no file of the model's folder: write its path from there, with `/`",
+                            path.escape_debug()
+                        )));
+                    }
+                    digests.insert(path, digest);
+                }
+                Ok(Sha256Pins::Folder(digests))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+impl JsonSchema for Sha256Pins {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        "Sha256Pins".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let digest = json_schema!({"type": "string", "pattern": "^(sha256:)?[0-9A-Fa-f]{64}$"});
+        json_schema!({"anyOf": [
+            {"type": "string", "format": "sha256", "pattern": "^(sha256:)?[0-9A-Fa-f]{64}$"},
+            {"type": "object", "format": "sha256", "additionalProperties": digest}
+        ]})
+    }
+}
+
+impl Sha256Pins {
+    /// Compares what is pinned with what is there, before anything else reads it. `model` is the model's file or
+    /// folder, `field` the parameter that the pins are of.
+    ///
+    /// # Errors
+    /// A fault for each file that is missing or holds something else, with both digests.
+    pub fn check(&self, field: &str, model: &Path, files: &dyn Files) -> Result<(), Vec<Fault>> {
+        let pinned: Vec<(PathBuf, Sha256Hex)> = match self {
+            Self::File(_) if files.is_dir(model) => {
+                let fault = Fault::value(
+                    field,
+                    format!(
+                        "{} is a folder, which one digest cannot stand for",
+                        model.display()
+                    ),
+                );
+                let help =
+                    "pin its files: `sha256: {unet/diffusion_pytorch_model.safetensors: ...}`";
+                return Err(vec![fault.help(help)]);
+            }
+            Self::File(digest) => vec![(model.to_owned(), *digest)],
+            Self::Folder(_) if files.is_file(model) => {
+                let fault = Fault::value(
+                    field,
+                    format!(
+                        "{} is one file, and the pins are of several",
+                        model.display()
+                    ),
+                );
+                return Err(vec![fault.help("give its digest alone: `sha256: ...`")]);
+            }
+            Self::Folder(digests) => (digests.iter())
+                .map(|(path, digest)| (model.join(path), *digest))
+                .collect(),
+        };
+        let faults: Vec<Fault> = (pinned.into_iter())
+            .filter_map(|(path, digest)| {
+                let shown = path.display();
+                match files.sha256(&path) {
+                    Ok(there) if there == digest.0 => None,
+                    Ok(there) => Some(
+                        Fault::content(
+                            field,
+                            format!(
+                                "{shown} has the SHA-256 digest {}, and {digest} is pinned",
+                                Sha256Hex(there)
+                            ),
+                        )
+                        .help("it is another version of the file, or it was changed: get the one that is meant, or change the pin if this one is"),
+                    ),
+                    Err(error) => Some(
+                        Fault::file(field, format!("{shown} is pinned and cannot be read: {error}"))
+                            .help("check the path, and whether the model is whole"),
+                    ),
+                }
+            })
+            .collect();
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(faults)
+        }
     }
 }
 
@@ -300,6 +474,41 @@ mod tests {
             assert_eq!(serde_json::to_string(&steps).unwrap(), text);
         }
         assert!(serde_json::from_str::<Steps>("-1").is_err());
+    }
+
+    #[test]
+    fn a_pin_is_compared_with_the_content_and_both_digests_are_told() {
+        // The digest of `abc` in FIPS 180-2, appendix B.1.
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let files = crate::files::MemoryFiles::new()
+            .with("m/unet/a", "abc")
+            .with("m/b", "abd");
+        let pins = |json: serde_json::Value| serde_json::from_value::<Sha256Pins>(json);
+        let check = |json, path: &str| pins(json).unwrap().check("sha256", Path::new(path), &files);
+        for sound in [abc.to_owned(), abc.to_uppercase(), format!("sha256:{abc}")] {
+            assert_eq!(check(sound.into(), "m/unet/a"), Ok(()));
+        }
+        assert_eq!(check(serde_json::json!({"unet/a": abc}), "m"), Ok(()));
+        let said = check(serde_json::json!({"unet/a": abc, "b": abc, "c": abc}), "m").unwrap_err();
+        assert_eq!(said.len(), 2);
+        // The digest of `abd`, from coreutils' sha256sum.
+        let abd = "a52d159f262b2c6ddb724a61840befc36eb30c88877a4030b65cbe86298449c9";
+        assert!(
+            said[0].message.contains(abc) && said[0].message.contains(abd),
+            "{said:?}"
+        );
+        assert!(said[1].message.contains("m/c"), "{said:?}");
+        assert!(check(abc.into(), "m").is_err());
+        assert!(check(serde_json::json!({"a": abc}), "m/b").is_err());
+        for wrong in [
+            serde_json::json!(&abc[1..]),
+            serde_json::json!({"../a": abc}),
+            serde_json::json!({"/a": abc}),
+            serde_json::json!({"a": "x"}),
+            serde_json::json!(5),
+        ] {
+            assert!(pins(wrong.clone()).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -9,6 +9,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use indexmap::IndexSet;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::problem::Code;
+use crate::remote;
 
 /// The digest of a file's content: BLAKE3, 256 bits.
 pub type Digest = [u8; 32];
@@ -69,6 +73,27 @@ pub trait Files: Send + Sync {
         Sought::default()
     }
 
+    /// What keeps what lies below a path to a hub from being read, if anything does. It is asked when a node has found
+    /// that something is missing; by default nothing is ever kept.
+    fn withheld(&self, path: &Path) -> Option<Withheld> {
+        let _ = path;
+        None
+    }
+
+    /// The commit that is read where a path leads to a hub; `None` for files of this machine.
+    fn commit(&self, path: &Path) -> Option<String> {
+        let _ = path;
+        None
+    }
+
+    /// The SHA-256 digest of a file's content: what hubs and those who publish models name files by.
+    ///
+    /// # Errors
+    /// As the file system gives them.
+    fn sha256(&self, path: &Path) -> io::Result<Digest> {
+        Ok(Sha256::digest(&*self.read(path)?).into())
+    }
+
     /// What tells whether a file or folder is still the one that it was; `None` when these files cannot tell.
     fn stamp(&self, path: &Path) -> Option<FileStamp> {
         let _ = path;
@@ -85,6 +110,19 @@ pub fn piece(content: &[u8], offset: u64, length: usize) -> &[u8] {
     let start = usize::try_from(offset).map_or(content.len(), |offset| offset.min(content.len()));
     let end = start.saturating_add(length).min(content.len());
     &content[start..end]
+}
+
+/// What keeps a model on a hub from being read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Withheld {
+    /// What kind of fault it is.
+    pub code: Code,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it.
+    pub help: String,
+    /// Whether it only was not fetched yet, which is no fault of the workflow.
+    pub later: bool,
 }
 
 /// What lies in a folder.
@@ -262,10 +300,49 @@ impl DiskFiles {
         lock(&self.seen).clear();
     }
 
+    /// A digest that is made when it is not known, by the path and the kind of digest.
+    fn memoised(
+        &self,
+        path: &Path,
+        kind: &[u8],
+        make: impl FnOnce(&mut File) -> io::Result<Digest>,
+    ) -> io::Result<Digest> {
+        self.saw(path);
+        let mut file = File::open(path)?;
+        let stamp = Stamp::of(&file.metadata()?);
+        let place = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(place.as_os_str().as_encoded_bytes());
+        hasher.update(kind);
+        let place = *hasher.finalize().as_bytes();
+        if let Some((known, digest)) = lock(&self.digests).get(&place)
+            && *known == stamp
+        {
+            return Ok(*digest);
+        }
+        let digest = make(&mut file)?;
+        // A file that was written meanwhile is read again the next time.
+        if Stamp::of(&file.metadata()?) == stamp {
+            lock(&self.digests).insert(place, (stamp, digest));
+        }
+        Ok(digest)
+    }
+
     fn saw(&self, path: &Path) {
         let mut seen = lock(&self.seen);
         if !seen.contains(path) {
             seen.insert(path.to_owned());
+        }
+    }
+}
+
+/// Hands a file's content on piece by piece.
+fn pieces(file: &mut File, mut take: impl FnMut(&[u8])) -> io::Result<()> {
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(()),
+            count => take(&buffer[..count]),
         }
     }
 }
@@ -298,31 +375,22 @@ impl Files for DiskFiles {
     }
 
     fn digest(&self, path: &Path) -> io::Result<Digest> {
-        self.saw(path);
-        let mut file = File::open(path)?;
-        let stamp = Stamp::of(&file.metadata()?);
-        let place = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        let place = *blake3::hash(place.as_os_str().as_encoded_bytes()).as_bytes();
-        if let Some((known, digest)) = lock(&self.digests).get(&place)
-            && *known == stamp
-        {
-            return Ok(*digest);
-        }
-        let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            let count = file.read(&mut buffer)?;
-            if count == 0 {
-                break;
-            }
-            hasher.update(&buffer[..count]);
-        }
-        let digest = *hasher.finalize().as_bytes();
-        // A file that was written meanwhile is read again the next time.
-        if Stamp::of(&file.metadata()?) == stamp {
-            lock(&self.digests).insert(place, (stamp, digest));
-        }
-        Ok(digest)
+        self.memoised(path, b"", |file| {
+            let mut hasher = blake3::Hasher::new();
+            pieces(file, |piece| {
+                hasher.update(piece);
+            })?;
+            Ok(*hasher.finalize().as_bytes())
+        })
+    }
+
+    fn sha256(&self, path: &Path) -> io::Result<Digest> {
+        // No path holds a zero byte: the place of one kind of digest is never that of the other.
+        self.memoised(path, b"\0sha256", |file| {
+            let mut hasher = Sha256::new();
+            pieces(file, |piece| hasher.update(piece))?;
+            Ok(hasher.finalize().into())
+        })
     }
 
     fn is_file(&self, path: &Path) -> bool {
@@ -561,8 +629,20 @@ impl RedirectedFiles {
         std::mem::take(&mut lock(&self.table).news)
     }
 
+    /// The path that is read: where a file was found when it is not at its own place.
+    fn found(&self, path: &Path) -> PathBuf {
+        match self.elsewhere(path) {
+            // What came to its own place meanwhile is read there.
+            Some(elsewhere) if !self.inner.is_file(path) => elsewhere,
+            _ => path.to_owned(),
+        }
+    }
+
     /// Where a path leads, if anywhere else.
     fn elsewhere(&self, path: &Path) -> Option<PathBuf> {
+        if remote::is_remote(path) {
+            return None;
+        }
         let path = crate::check::normal(path);
         let table = lock(&self.table);
         if let Some(to) = table.files.get(&path) {
@@ -582,19 +662,31 @@ impl RedirectedFiles {
 
 impl Files for RedirectedFiles {
     fn read(&self, path: &Path) -> io::Result<Arc<[u8]>> {
-        self.inner.read(&self.place(path))
+        self.inner.read(&self.found(path))
     }
 
     fn read_head(&self, path: &Path, length: usize) -> io::Result<(Vec<u8>, u64)> {
-        self.inner.read_head(&self.place(path), length)
+        self.inner.read_head(&self.found(path), length)
     }
 
     fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        self.inner.read_at(&self.place(path), offset, length)
+        self.inner.read_at(&self.found(path), offset, length)
     }
 
     fn digest(&self, path: &Path) -> io::Result<Digest> {
-        self.inner.digest(&self.place(path))
+        self.inner.digest(&self.found(path))
+    }
+
+    fn sha256(&self, path: &Path) -> io::Result<Digest> {
+        self.inner.sha256(&self.found(path))
+    }
+
+    fn withheld(&self, path: &Path) -> Option<Withheld> {
+        self.inner.withheld(path)
+    }
+
+    fn commit(&self, path: &Path) -> Option<String> {
+        self.inner.commit(path)
     }
 
     fn is_file(&self, path: &Path) -> bool {
@@ -623,14 +715,13 @@ impl Files for RedirectedFiles {
     }
 
     fn place(&self, path: &Path) -> PathBuf {
-        match self.elsewhere(path) {
-            // What came to its own place meanwhile is read there.
-            Some(elsewhere) if !self.inner.is_file(path) => self.inner.place(&elsewhere),
-            _ => self.inner.place(path),
-        }
+        self.inner.place(&self.found(path))
     }
 
     fn seek(&self, path: &Path) -> Sought {
+        if remote::is_remote(path) {
+            return self.inner.seek(path);
+        }
         if self.is_dir(path) || self.is_file(path) {
             return Sought::default();
         }

@@ -24,6 +24,7 @@ pub mod preview;
 pub mod problem;
 pub mod provenance;
 pub mod registry;
+pub mod remote;
 pub mod save;
 mod shape;
 pub mod suggest;
@@ -41,7 +42,7 @@ pub use event::{Counters, Event, Listener, Recorder, RunStatus, Silent};
 pub use execute::{Cancel, NodeOutcome, NodeReport, OutputValue, RunError, RunOptions, RunReport};
 pub use files::{
     Digest, DiskFiles, FileStamp, Files, FolderEntry, MemoryFiles, Redirect, RedirectedFiles,
-    Sought,
+    Sought, Withheld,
 };
 pub use key::Key;
 pub use lock::{Difference, Located, Lock, LockedFile, LockedKind, locate};

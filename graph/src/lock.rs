@@ -14,6 +14,7 @@ use serde_json::Value as Json;
 use crate::check::{Checked, Settings, display, normal};
 use crate::files::{Digest, Files, Redirect};
 use crate::problem::{Code, Problem, Problems, Source, Span};
+use crate::remote::{self, Address};
 use crate::yaml::{self, Node, Tree};
 
 /// What stands under `schema:` in a lock file.
@@ -79,6 +80,8 @@ pub struct LockedFile {
     pub elsewhere: bool,
     /// Of a part of a model: the folder that the workflow names, written as `path` is; of a single file the file.
     pub model: Option<String>,
+    /// Of what lies on a hub: the commit that was read. The path is then as the workflow writes it: `hf://...`.
+    pub commit: Option<String>,
     /// Its bytes.
     pub size: u64,
     /// The BLAKE3 digest of its content.
@@ -214,7 +217,15 @@ fn portable(name: &str) -> bool {
 /// a name in it is not the same on every system.
 #[must_use]
 pub fn shareable(folder: &Path, file: &Path) -> Option<String> {
+    if remote::is_remote(file) {
+        return remote_path(file);
+    }
     slashed(&relative(folder, file)?, file).ok()
+}
+
+/// A path to a hub as a lock writes it.
+fn remote_path(path: &Path) -> Option<String> {
+    Some(Address::parse(path).ok()?.to_string())
 }
 
 /// A path from one folder to a file; `None` when there is none that could be shared.
@@ -314,6 +325,9 @@ struct Maker<'a> {
 impl Maker<'_> {
     /// How a path is written, and whether it lies elsewhere. `keep` is how many names of it to keep in that case.
     fn written(&self, path: &Path, keep: usize) -> Result<(String, bool), Problem> {
+        if let Some(remote) = remote_path(path) {
+            return Ok((remote, false));
+        }
         if let Some(relative) = relative(&self.folder, path) {
             return Ok((slashed(&relative, path)?, false));
         }
@@ -355,6 +369,7 @@ impl Maker<'_> {
             path: written,
             elsewhere,
             model,
+            commit: self.files.commit(path),
             size,
             blake3: digest,
         });
@@ -417,6 +432,16 @@ impl Lock {
         })
     }
 
+    /// The commits of the models on hubs, by the path of the model as the workflow writes it: `hf://owner/name@main`.
+    #[must_use]
+    pub fn commits(&self) -> BTreeMap<PathBuf, String> {
+        let commit = |file: &LockedFile| {
+            let address = Address::parse(Path::new(&file.path)).ok()?;
+            Some((address.model(), file.commit.clone()?))
+        };
+        self.files.iter().filter_map(commit).collect()
+    }
+
     /// The text of the lock file: one file a line.
     #[must_use]
     pub fn to_yaml(&self) -> String {
@@ -444,6 +469,9 @@ impl Lock {
             }
             if let Some(model) = &file.model {
                 let _ = write!(text, ", model: {}", quoted(model));
+            }
+            if let Some(commit) = &file.commit {
+                let _ = write!(text, ", commit: {}", quoted(commit));
             }
             let _ = writeln!(
                 text,
@@ -556,7 +584,7 @@ impl Lock {
     pub fn absent(&self, folder: &Path, files: &dyn Files) -> Vec<Difference> {
         self.files
             .iter()
-            .filter(|file| !file.elsewhere && !files.is_file(&folder.join(&file.path)))
+            .filter(|file| !file.elsewhere && !files.is_file(&remote::join(folder, &file.path)))
             .map(|file| Difference::Missing {
                 path: file.path.clone(),
                 was: file.blake3,
@@ -572,6 +600,10 @@ struct Reader<'a> {
 
 /// A path as a lock writes it: relative, with `/`, `..` at the beginning alone.
 fn is_locked_path(path: &str) -> bool {
+    if remote::is_remote(Path::new(path)) {
+        // Written as it is read, so that one file has one name.
+        return remote_path(Path::new(path)).as_deref() == Some(path);
+    }
     let mut named = false;
     let sound = path.split('/').all(|part| match part {
         ".." => !named,
@@ -689,7 +721,7 @@ impl Reader<'_> {
             return None;
         };
         let (mut kind, mut path, mut size, mut digest) = (None, None, None, None);
-        let (mut model, mut elsewhere) = (None, false);
+        let (mut model, mut elsewhere, mut commit) = (None, false, None);
         let before = self.problems.len();
         for (key, value) in entries {
             match key.text.as_str() {
@@ -703,6 +735,13 @@ impl Reader<'_> {
                             value.describe()
                         );
                         self.wrong(value.span, message);
+                    }
+                }
+                "commit" => {
+                    commit = (value.as_text().map(str::to_owned))
+                        .filter(|commit| remote::is_commit(commit));
+                    if commit.is_none() {
+                        self.wrong(value.span, "`commit` is a commit of 40 hexadecimal digits");
                     }
                 }
                 "elsewhere" => match value.node {
@@ -737,6 +776,7 @@ impl Reader<'_> {
             path: path?,
             elsewhere,
             model,
+            commit,
             size: size?,
             blake3: digest?,
         })
@@ -817,6 +857,10 @@ fn below(folder: &Path, place: &Path) -> PathBuf {
 fn wanted<'a>(lock: &'a Lock, folder: &Path) -> Vec<Wanted<'a>> {
     let mut all: Vec<Wanted<'a>> = Vec::new();
     for file in &lock.files {
+        // What is on a hub is found there.
+        if remote::is_remote(Path::new(&file.path)) {
+            continue;
+        }
         if file.elsewhere || !matches!(file.kind, LockedKind::Asset | LockedKind::Model) {
             continue;
         }
@@ -918,6 +962,7 @@ mod tests {
             path: path.to_owned(),
             elsewhere: false,
             model: (kind == LockedKind::Model).then(|| "../models/world".to_owned()),
+            commit: None,
             size: content.len() as u64,
             blake3: *blake3::hash(content.as_bytes()).as_bytes(),
         }

@@ -272,6 +272,18 @@ codes! {
     NodeFile = "R0322", "A model, a picture or another file that the node reads is missing or cannot be read. Paths are relative to the file that wrote them, with `--set` to the current folder.";
     /// A file that a node reads is not what it should be.
     NodeContent = "R0323", "The file is there, but it is damaged, of another format, or lacks something that the node needs.";
+    /// A model on a hub is not on this machine yet.
+    NotFetched = "R0324", "The workflow names a model on a hub (`hf://owner/name`), and not all of it is in the cache of the hub's programs. `check`, `plan` and editors fetch nothing; `run`, `watch`, `sweep` and `lock` do, and so does `retouch fetch FILE`. With `--offline` or HF_HUB_OFFLINE nothing is fetched at all.";
+    /// A hub cannot be reached.
+    HubUnreachable = "R0325", "The hub does not answer: there is no network, a proxy or a firewall is in the way, or it has a fault of its own. What was fetched so far is kept, and the next run goes on from there. With `--offline` only what is in the cache is used. HF_ENDPOINT names another hub.";
+    /// There is no such thing on a hub.
+    HubMissing = "R0326", "The hub has no such repository, no such revision in it, or no such file; the message says which. A private repository looks like none to those who may not see it.";
+    /// A hub refuses to give something.
+    HubDenied = "R0327", "The repository is private or gated, and the hub was given no token, or one that may not read it. Accept the conditions on the model's page, make a token there, and give it in HF_TOKEN or in the file that the hub's own `login` writes.";
+    /// A hub gave something else than it said.
+    HubContent = "R0328", "What came is not what the hub announced: another digest, another size, or no answer of a hub at all. Nothing of it is kept. If it happens again, something between here and the hub changes it.";
+    /// A path to a hub cannot be read.
+    HubAddress = "R0329", "A model on a hub is named `hf://owner/name`, with `@revision` behind it if it is to be a branch, a tag or a commit (a `/` in it is written `%2F`), and a path in the repository behind that: `hf://owner/name@main/model.safetensors`.";
     /// An included workflow is missing.
     IncludeMissing = "R0401", "`use` names another workflow by a path relative to this file.";
     /// Workflows include each other.

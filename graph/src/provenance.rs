@@ -2,6 +2,7 @@
 //! another, without any file of the machine that made it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
@@ -127,7 +128,7 @@ impl Origin {
             params: &checked.params,
             sweep: None,
         };
-        let names = Names::new(&check::folder_of(&self.path));
+        let names = Names::new(&check::folder_of(&self.path), Arc::clone(engine.files()));
         self.made(engine, &pruned, &plan, &made, names)
     }
 
@@ -143,7 +144,7 @@ impl Origin {
             .plan;
         let whole = sweep.whole(shown);
         let first = sweep.cells.first().ok_or_else(unsaid)?;
-        let mut names = Names::new(&check::folder_of(&self.path));
+        let mut names = Names::new(&check::folder_of(&self.path), Arc::clone(engine.files()));
         let cells: Vec<IndexMap<String, Json>> = (sweep.cells.iter())
             .map(|cell| {
                 (sweep.varying.iter())

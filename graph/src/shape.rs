@@ -45,6 +45,8 @@ pub(crate) struct Shape {
     pub(crate) additional: Option<Box<Shape>>,
     /// Whether a path can be anywhere in it.
     pub(crate) has_path: bool,
+    /// Whether it only says what files must hold, which the keys have from the files themselves.
+    pub(crate) keyless: bool,
 }
 
 impl Shape {
@@ -176,6 +178,7 @@ impl Shape {
             }
         }
         self.seed |= format == Some("seed");
+        self.keyless |= format == Some("sha256");
         let bound = |keyword: &str| object.get(keyword).and_then(Json::as_f64);
         self.minimum = bound("minimum");
         self.maximum = bound("maximum");
@@ -213,6 +216,7 @@ impl Shape {
         self.array |= other.array;
         self.object |= other.object;
         self.seed |= other.seed;
+        self.keyless |= other.keyless;
         self.steps |= other.steps;
         if other.text != Text::Plain {
             self.text = other.text;

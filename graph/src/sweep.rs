@@ -21,6 +21,7 @@ use crate::plan::Plan;
 use crate::port::Known;
 use crate::problem::{self, Code, Problem, Problems, Source, Span};
 use crate::registry::Registry;
+use crate::remote;
 use crate::save;
 use crate::suggest;
 use crate::template::{self, Piece};
@@ -205,6 +206,12 @@ impl Sweep {
         let mut whole = self.whole.clone();
         whole.outputs.retain(|one| one.name == output);
         whole
+    }
+
+    /// The nodes of all cells.
+    #[must_use]
+    pub fn nodes(&self) -> &[CheckedNode] {
+        &self.whole.nodes
     }
 
     /// The output that the contact sheet shows, and what is said of how it is laid out and drawn.
@@ -778,7 +785,7 @@ fn join(
                 let param = checked.params.iter().find(|param| param.name == *name);
                 let shown = match (value.as_str(), param) {
                     (Some(text), Some(param)) if is_path => {
-                        let path = param.folder.join(text);
+                        let path = remote::join(&param.folder, text);
                         let folder = check::folder_of(path_of_workflow);
                         Json::from(lock::shareable(&folder, &path).unwrap_or_else(|| {
                             path.file_name().map_or_else(String::new, |name| {

@@ -12,9 +12,10 @@ use retouch_graph::problem::Code;
 use retouch_graph::yaml::{self, Node};
 use retouch_graph::{
     Checked, Digest, Engine, Files, FolderEntry, Lock, LockedFile, LockedKind, Plan, Problems,
-    Settings, lock,
+    Settings, Withheld, lock, remote,
 };
 use ruzstd::encoding::{CompressionLevel, FrameCompressor};
+use sha2::{Digest as _, Sha256};
 
 use super::manifest::{Manifest, Packed};
 use super::names::Paths;
@@ -44,6 +45,8 @@ pub struct Made {
     pub manifest: Manifest,
     /// The models that are not: their paths in the bundle, files and bytes.
     pub left_out: BTreeMap<String, (usize, u64)>,
+    /// The models on hubs, which are never in it: what the workflow calls them, files and bytes.
+    pub fetched: BTreeMap<String, (usize, u64)>,
     /// The bytes of the bundle.
     pub bytes: u64,
 }
@@ -119,6 +122,9 @@ impl Members {
 
 impl Files for Members {
     fn read(&self, path: &Path) -> io::Result<Arc<[u8]>> {
+        if remote::is_remote(path) {
+            return self.inner.read(path);
+        }
         match self.find(path)? {
             Content::Disk(path) => self.inner.read(path),
             Content::Text(text) => Ok(Arc::from(text.as_slice())),
@@ -126,6 +132,9 @@ impl Files for Members {
     }
 
     fn read_head(&self, path: &Path, length: usize) -> io::Result<(Vec<u8>, u64)> {
+        if remote::is_remote(path) {
+            return self.inner.read_head(path, length);
+        }
         match self.find(path)? {
             Content::Disk(path) => self.inner.read_head(path, length),
             Content::Text(text) => Ok((text[..length.min(text.len())].to_vec(), text.len() as u64)),
@@ -133,6 +142,9 @@ impl Files for Members {
     }
 
     fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        if remote::is_remote(path) {
+            return self.inner.read_at(path, offset, length);
+        }
         match self.find(path)? {
             Content::Disk(path) => self.inner.read_at(path, offset, length),
             Content::Text(text) => Ok(piece(text, offset, length).to_vec()),
@@ -140,24 +152,61 @@ impl Files for Members {
     }
 
     fn digest(&self, path: &Path) -> io::Result<Digest> {
+        if remote::is_remote(path) {
+            return self.inner.digest(path);
+        }
         match self.find(path)? {
             Content::Disk(path) => self.inner.digest(path),
             Content::Text(text) => Ok(digest(text)),
         }
     }
 
+    fn sha256(&self, path: &Path) -> io::Result<Digest> {
+        if remote::is_remote(path) {
+            return self.inner.sha256(path);
+        }
+        match self.find(path)? {
+            Content::Disk(path) => self.inner.sha256(path),
+            Content::Text(text) => Ok(Sha256::digest(text).into()),
+        }
+    }
+
+    fn withheld(&self, path: &Path) -> Option<Withheld> {
+        self.inner.withheld(path)
+    }
+
+    fn commit(&self, path: &Path) -> Option<String> {
+        self.inner.commit(path)
+    }
+
+    fn place(&self, path: &Path) -> PathBuf {
+        if remote::is_remote(path) {
+            return self.inner.place(path);
+        }
+        path.to_owned()
+    }
+
     fn is_file(&self, path: &Path) -> bool {
+        if remote::is_remote(path) {
+            return self.inner.is_file(path);
+        }
         self.find(path).is_ok()
     }
 
     fn is_dir(&self, path: &Path) -> bool {
+        if remote::is_remote(path) {
+            return self.inner.is_dir(path);
+        }
         let folder = clean(path);
         self.content
             .keys()
             .any(|file| file != &folder && file.starts_with(&folder))
     }
 
-    fn entries(&self, _: &Path) -> io::Result<Vec<FolderEntry>> {
+    fn entries(&self, folder: &Path) -> io::Result<Vec<FolderEntry>> {
+        if remote::is_remote(folder) {
+            return self.inner.entries(folder);
+        }
         Err(io::ErrorKind::Unsupported.into())
     }
 }
@@ -263,7 +312,7 @@ fn params(
                     Some(file) => file.parent().unwrap_or(Path::new("")),
                     None => &settings.folder,
                 };
-                let relative = lock::shareable(here, &from.join(path));
+                let relative = lock::shareable(here, &remote::join(from, path));
                 relative.ok_or_else(|| outside(path))?.into()
             }
             _ => value,
@@ -308,6 +357,8 @@ pub fn pack(engine: &Engine, request: &Request<'_>, checked: &Checked) -> Result
         .files
         .into_iter()
         .filter(|file| file.kind != LockedKind::Params)
+        // What is on a hub is fetched by who gets the bundle, at the commit that the lock names.
+        .filter(|file| !remote::is_remote(Path::new(&file.path)))
         .collect();
     if let Some(file) = needed.iter().find(|file| file.elsewhere) {
         return Err(outside(&file.path).into());
@@ -346,7 +397,15 @@ pub fn pack(engine: &Engine, request: &Request<'_>, checked: &Checked) -> Result
 
     // What goes in, and what stays out.
     let mut left_out: BTreeMap<String, (usize, u64)> = BTreeMap::new();
+    let mut fetched: BTreeMap<String, (usize, u64)> = BTreeMap::new();
     for file in &lock.files {
+        if remote::is_remote(Path::new(&file.path)) {
+            let model = file.model.as_ref().unwrap_or(&file.path);
+            let left = fetched.entry(model.clone()).or_default();
+            left.0 += 1;
+            left.1 += file.size;
+            continue;
+        }
         let at = place(&placed, &file.path);
         if file.kind == LockedKind::Asset && file.size > request.most {
             return Err(Error::refused(
@@ -404,6 +463,7 @@ pub fn pack(engine: &Engine, request: &Request<'_>, checked: &Checked) -> Result
     Ok(Made {
         manifest,
         left_out,
+        fetched,
         bytes,
     })
 }

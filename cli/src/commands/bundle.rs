@@ -2,9 +2,13 @@
 
 use std::path::PathBuf;
 
+use retouch_graph::Cancel;
+
 use crate::args::{BundleArgs, UnbundleArgs};
 use crate::bundle::pack::{Request, Stop};
 use crate::bundle::{self, pack, unpack};
+use crate::commands::run;
+use crate::hub::{self, Mode};
 use crate::output::{say, tell};
 use crate::sharing::Input;
 use crate::store::{Store, size};
@@ -40,7 +44,11 @@ pub fn bundle(args: &BundleArgs) -> Result<Exit, Failure> {
     }
     let store = Store::of(&args.cache)?;
     let engine = session::caching_engine("cpu", &store)?;
-    let (input, engine) = match Input::open(&args.file, &args.sharing, false, &store, engine) {
+    let cancel = Cancel::new();
+    run::interrupts(&cancel)?;
+    let mode = Mode::fetching(&cancel, false, false);
+    let opened = Input::open_with(&args.file, &args.sharing, false, &store, engine, mode);
+    let (input, engine) = match opened {
         Ok(opened) => opened,
         Err(stop) => return stop.tell(false),
     };
@@ -49,6 +57,7 @@ pub fn bundle(args: &BundleArgs) -> Result<Exit, Failure> {
     settings.draw = Some(0);
     let checked = match input.load(&engine, &settings) {
         Ok(checked) => checked,
+        Err(_) if cancel.is_cancelled() => return Err(hub::interrupted()),
         Err(problems) => return Ok(session::faults(&problems)),
     };
     session::warn(&checked, false)?;
@@ -74,6 +83,12 @@ pub fn bundle(args: &BundleArgs) -> Result<Exit, Failure> {
     for (model, (files, bytes)) in &made.left_out {
         tell(&format!(
             "left out: {model} ({files} files, {}); it is found by its content where it is needed, or packed with `--with-models`",
+            size(*bytes)
+        ));
+    }
+    for (model, (files, bytes)) in &made.fetched {
+        tell(&format!(
+            "not packed: {model} ({files} files, {}); who gets the bundle fetches it, at the commit that the lock in it names",
             size(*bytes)
         ));
     }

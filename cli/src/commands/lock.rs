@@ -1,8 +1,10 @@
 //! `retouch lock`.
 
-use retouch_graph::{Lock, Problems, lock};
+use retouch_graph::{Cancel, Lock, Problems, lock};
 
 use crate::args::LockArgs;
+use crate::commands::run;
+use crate::hub::{self, Mode};
 use crate::output::{say, tell};
 use crate::sharing::Input;
 use crate::store::{Store, write_whole};
@@ -22,13 +24,21 @@ pub fn lock(args: &LockArgs) -> Result<Exit, Failure> {
     }
     let store = Store::of(&args.cache)?;
     let engine = session::caching_engine("cpu", &store)?;
-    let (input, engine) = match Input::open(&args.file, &args.sharing, false, &store, engine) {
+    let cancel = Cancel::new();
+    run::interrupts(&cancel)?;
+    let mode = Mode::fetching(&cancel, false, false);
+    let opened = Input::open_with(&args.file, &args.sharing, false, &store, engine, mode);
+    let (input, engine) = match opened {
         Ok(opened) => opened,
         Err(stop) => return stop.tell(false),
     };
+    if !args.check {
+        input.unpin();
+    }
     let settings = input.settings(&args.params);
     let checked = match input.load(&engine, &settings) {
         Ok(checked) => checked,
+        Err(_) if cancel.is_cancelled() => return Err(hub::interrupted()),
         Err(problems) => return Ok(session::faults(&problems)),
     };
     session::warn(&checked, false)?;

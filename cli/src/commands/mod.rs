@@ -5,6 +5,7 @@ pub mod bundle;
 pub mod cache;
 pub mod check;
 pub mod explain;
+pub mod fetch;
 pub mod fmt;
 pub mod graph;
 pub mod lock;

@@ -27,12 +27,13 @@ pub fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
         Ok(checked) => checked,
         Err(problems) => return Stop::from(problems).tell(args.json),
     };
-    // The plan is one JSON document, which nothing else may stand before.
-    session::warn(&checked, false)?;
+    // What is only odd in a workflow is what stops its plan when a model is not fetched yet: it is told once.
     let plan = match engine.plan(&checked, &args.targets) {
         Ok(plan) => plan,
         Err(problems) => return Stop::from(problems).tell(args.json),
     };
+    // The plan is one JSON document, which nothing else may stand before.
+    session::warn(&checked, false)?;
     engine.files().flush();
     let forecast = engine.forecast(&plan);
     let costs = journal::costs(store.file("journal.jsonl").as_deref(), &plan, &forecast);

@@ -17,11 +17,12 @@ use serde_json::{Value as Json, json};
 
 use crate::args::{DiffArgs, ExtractArgs, ReplayArgs, ShowArgs};
 use crate::commands::run;
+use crate::hub::Mode;
 use crate::lines::{Line, Replay};
 use crate::output::{say, tell};
 use crate::progress::{JsonLines, Progress};
 use crate::provenance::{self, Made, Stamps};
-use crate::sharing::{Input, Stop, check_models, models};
+use crate::sharing::{Input, Stop, check_models, hubs, models};
 use crate::store::{Store, size};
 use crate::{Exit, Failure, session};
 
@@ -256,6 +257,10 @@ pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
     let engine = session::caching_engine(&args.device.device, &store)?;
     check_models(&args.sharing)?;
     let models = models(&args.sharing);
+    let cancel = Cancel::new();
+    run::interrupts(&cancel)?;
+    let mode = Mode::fetching(&cancel, args.json, args.quiet);
+    let (engine, _) = hubs(engine, args.sharing.offline, mode);
     let loaded = load(&recipe, &args.picture, &models, engine, args.json)?;
     let Loaded {
         plan,
@@ -277,8 +282,6 @@ pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
     if let Some(out) = &args.out {
         run::writable(out)?;
     }
-    let cancel = Cancel::new();
-    run::interrupts(&cancel)?;
     let saver = args
         .out
         .as_ref()

@@ -8,6 +8,7 @@ use retouch_graph::event::Listener;
 use retouch_graph::{Cancel, Code, Exists, RunError, RunOptions, SaveStatus, Saver, Settings};
 
 use crate::args::{ExistsArg, RunArgs};
+use crate::hub::{self, Mode};
 use crate::journal::Journal;
 use crate::output::say;
 use crate::preview::Preview;
@@ -29,7 +30,10 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     session::threads(&args.device)?;
     let engine = session::caching_engine(&args.device.device, &store)?;
     let (places, locked) = (&args.locked.sharing, args.locked.locked);
-    let (input, engine) = match Input::open(&args.file, places, locked, &store, engine) {
+    let cancel = Cancel::new();
+    interrupts(&cancel)?;
+    let mode = Mode::fetching(&cancel, args.json, args.quiet);
+    let (input, engine) = match Input::open_with(&args.file, places, locked, &store, engine, mode) {
         Ok(opened) => opened,
         Err(stop) => return stop.tell(args.json),
     };
@@ -40,6 +44,7 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     };
     let checked = match input.load(&engine, &settings) {
         Ok(checked) => checked,
+        Err(_) if cancel.is_cancelled() => return Err(hub::interrupted()),
         Err(problems) => return Stop::from(problems).tell(args.json),
     };
     session::warn(&checked, args.json)?;
@@ -53,8 +58,6 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     if plan.outputs().iter().any(|output| output.save.is_some()) {
         writable(&args.out)?;
     }
-    let cancel = Cancel::new();
-    interrupts(&cancel)?;
     let stamp = (!args.provenance.no_provenance)
         .then(|| Stamps::of(&engine, &input.file, Made::Workflow(Box::new(checked))))
         .flatten();

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::SweepArgs;
 use crate::commands::run;
+use crate::hub::{self, Mode};
 use crate::journal::Journal;
 use crate::lines::{self, SweepOutputLine};
 use crate::output::{say, tell};
@@ -42,7 +43,14 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     let store = Store::of(&args.cache)?;
     session::threads(&args.device)?;
     let engine = session::caching_engine(&args.device.device, &store)?;
-    let (input, engine) = match Input::open(&args.file, &args.sharing, false, &store, engine) {
+    let cancel = Cancel::new();
+    run::interrupts(&cancel)?;
+    let mode = match args.dry_run {
+        true => Mode::Look,
+        false => Mode::fetching(&cancel, args.json, args.quiet),
+    };
+    let opened = Input::open_with(&args.file, &args.sharing, false, &store, engine, mode);
+    let (input, engine) = match opened {
         Ok(opened) => opened,
         Err(stop) => return stop.tell(args.json),
     };
@@ -70,6 +78,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     };
     let (sweep, mut plan) = match loaded(&input, &engine, args, &settings) {
         Ok(loaded) => loaded,
+        Err(_) if cancel.is_cancelled() => return Err(hub::interrupted()),
         Err(problems) => return faults(args, &problems),
     };
     let sweep = Arc::new(sweep);
@@ -80,8 +89,6 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
         return dry_run(args, &engine, &store, &sweep, &plan);
     }
     run::writable(&args.out)?;
-    let cancel = Cancel::new();
-    run::interrupts(&cancel)?;
     let saver = Saver::new(&args.out, run::exists(args.exists));
     let saver = Arc::new(saver.owning(own.into_iter().map(|(_, path)| path)));
     let options = RunOptions {

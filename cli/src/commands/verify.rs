@@ -14,6 +14,7 @@ use crate::args::{DeviceArgs, ParamArgs, SharingArgs, VerifyArgs};
 use crate::bundle::unpack;
 use crate::commands::run;
 use crate::compare::{self, Comparing, Found};
+use crate::hub::{self, Mode};
 use crate::lines::{DifferenceLine, Line};
 use crate::output::{say, tell};
 use crate::progress::Progress;
@@ -55,8 +56,12 @@ pub fn verify(args: &VerifyArgs) -> Result<Exit, Failure> {
         comparing = Some(Arc::clone(&cache));
         cache
     })?;
-    let loaded = match load(&record, &store, engine) {
+    let cancel = Cancel::new();
+    run::interrupts(&cancel)?;
+    let mode = Mode::fetching(&cancel, args.json, args.quiet);
+    let loaded = match load(&record, &store, engine, mode) {
         Ok(loaded) => loaded,
+        Err(_) if cancel.is_cancelled() => return Err(hub::interrupted()),
         Err(stop) => {
             if !args.json {
                 tell(&format!(
@@ -73,8 +78,6 @@ pub fn verify(args: &VerifyArgs) -> Result<Exit, Failure> {
         .then(|| Stamps::of(&loaded.engine, &loaded.input.file, loaded.made))
         .flatten();
     let folder = unpack::temporary("retouch-verify")?;
-    let cancel = Cancel::new();
-    run::interrupts(&cancel)?;
     let options = RunOptions {
         threads: usize::from(args.threads.unwrap_or(0)),
         saver: Some(Arc::new(Saver::new(folder.path(), Exists::Number))),
@@ -112,10 +115,11 @@ struct Loaded {
     input: Input,
 }
 
-fn load(record: &Record, store: &Store, engine: Engine) -> Result<Loaded, Stop> {
+fn load(record: &Record, store: &Store, engine: Engine, mode: Mode) -> Result<Loaded, Stop> {
     let asked = &record.asked;
     let sharing = SharingArgs {
         models: asked.models.clone(),
+        offline: false,
         max_unpacked: asked.max_unpacked,
     };
     // Nothing is written into the user's cache: a bundle is unpacked to a folder that goes.
@@ -123,7 +127,7 @@ fn load(record: &Record, store: &Store, engine: Engine) -> Result<Loaded, Stop> 
         folder: None,
         ..store.clone()
     };
-    let (input, engine) = Input::open(&asked.file, &sharing, false, &store, engine)?;
+    let (input, engine) = Input::open_with(&asked.file, &sharing, false, &store, engine, mode)?;
     let params = ParamArgs {
         set: asked.set.clone(),
         params: None,

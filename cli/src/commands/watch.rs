@@ -15,6 +15,7 @@ use retouch_graph::{
 };
 
 use crate::args::WatchArgs;
+use crate::hub::Mode;
 use crate::journal::Journal;
 use crate::lines::Line;
 use crate::output::say;
@@ -65,7 +66,10 @@ pub fn watch(args: &WatchArgs) -> Result<Exit, Failure> {
         .help("`retouch unbundle` it, and watch the workflow in it"));
     }
     let (places, locked) = (&args.locked.sharing, args.locked.locked);
-    let (input, engine) = match Input::open(&args.file, places, locked, &store, engine) {
+    // Fetching ends at Ctrl-C like all else here, as soon as the handler below is there.
+    let fetching = Cancel::new();
+    let mode = Mode::fetching(&fetching, args.json, false);
+    let (input, engine) = match Input::open_with(&args.file, places, locked, &store, engine, mode) {
         Ok(opened) => opened,
         Err(stop) => return stop.tell(args.json),
     };
@@ -79,6 +83,7 @@ pub fn watch(args: &WatchArgs) -> Result<Exit, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     ctrlc::set_handler(move || {
+        fetching.cancel();
         if flag.swap(true, Ordering::SeqCst) {
             std::process::exit(Exit::Interrupted as i32);
         }

@@ -12,6 +12,7 @@ use retouch_graph::registry::Registry;
 use retouch_graph::{Arity, Engine, Files, Problem, RedirectedFiles, Source, Span, yaml};
 
 use crate::args::SharingArgs;
+use crate::hub::{HubFiles, Mode};
 
 use super::index::{Index, Item, NodeItem, Occurrence};
 use super::overlay::Overlay;
@@ -88,6 +89,9 @@ impl Workspace {
     pub fn new(engine: &Engine) -> Self {
         let overlay = Arc::new(Overlay::default());
         let mut files: Arc<dyn Files> = Arc::<Overlay>::clone(&overlay);
+        // Models on hubs are read as far as they are in the cache: nothing is fetched while somebody types.
+        let settings = crate::hub::Settings::of_environment(false);
+        files = Arc::new(HubFiles::new(files, settings, Mode::Look));
         // Models that lie elsewhere are found as `retouch check` finds them; files that may do so have no stamps, so
         // what models say of themselves is then read at every check.
         let models = crate::sharing::models(&SharingArgs::default());

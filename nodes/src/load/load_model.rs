@@ -17,7 +17,7 @@ use crate::diffusion::layout::{Layout, Sources};
 use crate::diffusion::prompt::{LongPrompts, Reading, Syntax};
 use crate::diffusion::scheduler::Prediction;
 use crate::diffusion::weights::NO_SUCH_FILE;
-use crate::fields::AssetPath;
+use crate::fields::{AssetPath, Sha256Pins};
 use crate::payload::Model;
 use crate::runtime::Runtime;
 
@@ -77,6 +77,10 @@ pub struct LoadModel {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub clip_skip: Option<usize>,
+    /// What `path` must hold, by SHA-256 digests: one of a single file, or a map from files of the folder to theirs. A
+    /// file that holds something else is refused before anything of it is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<Sha256Pins>,
 }
 
 /// What a U-Net predicts.
@@ -214,6 +218,12 @@ impl Node for LoadModel {
 
     fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>> {
         self.seek(files);
+        let folder = self.path.as_path();
+        if let Some(pins) = &self.sha256
+            && (files.is_dir(folder) || files.is_file(folder))
+        {
+            pins.check("sha256", folder, files)?;
+        }
         // Missing files are `check`'s to report, with what they are for.
         let found = Layout::find(&self.sources(), files);
         Ok(found

@@ -1,0 +1,502 @@
+//! What is asked of a hub, and what of its answers is believed.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::time::Duration;
+
+use retouch_graph::Withheld;
+use retouch_graph::problem::Code;
+use retouch_graph::remote::{self, Address};
+use serde::{Deserialize, Serialize};
+use ureq::http::header::HeaderMap;
+use ureq::http::{Response, Uri};
+use ureq::{Agent, Body};
+
+use super::{Settings, withheld};
+
+/// Redirects that are followed; a hub needs two.
+const MOST_REDIRECTS: usize = 8;
+/// Bytes of a listing that are read: the largest repositories have some ten thousand files.
+const MOST_LISTING: u64 = 64 << 20;
+/// Files of a repository that are listed.
+const MOST_FILES: usize = 100_000;
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// A file as a repository lists it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// Its bytes, when the hub says.
+    pub size: Option<u64>,
+    /// The SHA-256 digest of a large file, when the hub says.
+    pub sha256: Option<String>,
+}
+
+/// What a commit of a repository holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// The files by their paths.
+    pub files: BTreeMap<String, Listed>,
+}
+
+/// What a hub says of a file before it gives it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// What its content is called in the cache: its digest.
+    pub etag: String,
+    /// Its bytes.
+    pub size: Option<u64>,
+}
+
+impl Announced {
+    /// The SHA-256 digest of the content, when that is what it is called by: so it is with large files.
+    pub fn sha256(&self) -> Option<&str> {
+        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        (self.etag.len() == 64 && self.etag.bytes().all(hex)).then_some(self.etag.as_str())
+    }
+}
+
+/// Why a request did not do.
+pub enum Refused {
+    /// It may go better another time: the network, a busy hub.
+    Passing(Withheld),
+    /// It will not.
+    Lasting(Withheld),
+}
+
+impl Refused {
+    /// What to tell.
+    pub fn why(self) -> Withheld {
+        match self {
+            Self::Passing(why) | Self::Lasting(why) => why,
+        }
+    }
+}
+
+/// Asks one hub.
+pub struct Client {
+    agent: Agent,
+    endpoint: String,
+    origin: Option<(String, String, u16)>,
+    token: Option<String>,
+}
+
+/// The scheme, host and port of an address.
+pub fn origin(url: &str) -> Option<(String, String, u16)> {
+    let uri: Uri = url.parse().ok()?;
+    let scheme = uri.scheme_str()?.to_ascii_lowercase();
+    let port = match scheme.as_str() {
+        "https" => 443,
+        "http" => 80,
+        _ => return None,
+    };
+    // A name and password in the address would be shown in messages.
+    if uri.authority()?.as_str().contains('@') {
+        return None;
+    }
+    let host = uri.host()?.to_ascii_lowercase();
+    Some((scheme, host, uri.port_u16().unwrap_or(port)))
+}
+
+/// A path for a URL: what is not plain is written as `%XX`.
+fn escaped(path: &str) -> String {
+    let mut text = String::new();
+    for byte in path.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                text.push(char::from(byte));
+            }
+            other => text.push_str(&format!("%{other:02X}")),
+        }
+    }
+    text
+}
+
+/// A revision for a URL: it is one part, so `/` is escaped too.
+fn escaped_revision(revision: &str) -> String {
+    escaped(revision).replace('/', "%2F")
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok().map(str::trim)
+}
+
+/// The tag without what marks it as weak, and without its quotes.
+fn plain_etag(text: &str) -> &str {
+    text.trim_start_matches("W/").trim_matches('"')
+}
+
+/// Whether a tag can be the name of a file in the cache.
+fn is_etag(text: &str) -> bool {
+    let sound = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    (1..=128).contains(&text.len()) && text.bytes().all(sound)
+}
+
+impl Client {
+    /// Makes a client; nothing is asked yet.
+    pub fn new(settings: &Settings) -> Self {
+        let silence = Some(settings.silence);
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            // Redirects are followed here, so that the token stays where it belongs.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_resolve(Some(CONNECT))
+            .timeout_connect(Some(CONNECT))
+            .timeout_recv_response(silence)
+            .timeout_per_read(silence)
+            .user_agent(concat!("retouch/", env!("CARGO_PKG_VERSION")))
+            // Digests and sizes are of the file as it is.
+            .accept_encoding("identity")
+            .build()
+            .into();
+        Self {
+            agent,
+            endpoint: settings.endpoint.clone(),
+            origin: origin(&settings.endpoint),
+            token: settings.token.clone(),
+        }
+    }
+
+    fn unreachable(&self, why: &str) -> Withheld {
+        withheld(
+            Code::HubUnreachable,
+            format!("the hub {} does not answer: {why}", self.endpoint),
+            "check the network and try again, what was fetched is kept; `--offline` uses only what is in the cache",
+        )
+    }
+
+    fn strange(&self, what: impl std::fmt::Display) -> Withheld {
+        withheld(
+            Code::HubContent,
+            format!("the hub {} gave a strange answer: {what}", self.endpoint),
+            "check HF_ENDPOINT and whether a proxy answers in its place",
+        )
+    }
+
+    /// One request; the token goes to the hub's own host alone.
+    fn once(&self, head: bool, url: &str, from: Option<u64>) -> Result<Response<Body>, Refused> {
+        let mut request = if head {
+            self.agent.head(url)
+        } else {
+            self.agent.get(url)
+        };
+        if let Some(token) = &self.token
+            && origin(url) == self.origin
+        {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        if let Some(from) = from {
+            request = request.header("Range", format!("bytes={from}-"));
+        }
+        request.call().map_err(|error| match error {
+            ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
+                Refused::Lasting(self.strange("it leads to an address that is none"))
+            }
+            other => Refused::Passing(self.unreachable(&other.to_string())),
+        })
+    }
+
+    /// Where a redirect leads.
+    fn target(&self, from: &str, headers: &HeaderMap) -> Result<String, Refused> {
+        let strange = |what: &str| Refused::Lasting(self.strange(what));
+        let to = header(headers, "location").ok_or_else(|| strange("a redirect to nowhere"))?;
+        let (scheme, host, port) =
+            origin(from).ok_or_else(|| strange("a redirect from nowhere"))?;
+        let to = if to.starts_with('/') && !to.starts_with("//") {
+            format!("{scheme}://{host}:{port}{to}")
+        } else {
+            to.to_owned()
+        };
+        match origin(&to) {
+            Some((other, ..)) if scheme == "https" && other != "https" => {
+                Err(strange("a redirect from https to http"))
+            }
+            Some(_) => Ok(to),
+            None => Err(strange("a redirect to something that is no address")),
+        }
+    }
+
+    /// What the files of a revision are, and which commit it is.
+    pub fn listing(&self, address: &Address) -> Result<(String, Listing), Refused> {
+        let mut url = format!(
+            "{}/api/models/{}/revision/{}?blobs=true",
+            self.endpoint,
+            address.repo(),
+            escaped_revision(address.wanted())
+        );
+        for _ in 0..MOST_REDIRECTS {
+            let response = self.once(false, &url, None)?;
+            let status = response.status().as_u16();
+            if response.status().is_redirection() {
+                url = self.target(&url, response.headers())?;
+                continue;
+            }
+            if status != 200 {
+                return Err(self.refusal(status, response.headers(), address));
+            }
+            let mut text = Vec::new();
+            let mut reader = response.into_body().into_reader().take(MOST_LISTING + 1);
+            reader
+                .read_to_end(&mut text)
+                .map_err(|error| Refused::Passing(self.unreachable(&error.to_string())))?;
+            if text.len() as u64 > MOST_LISTING {
+                return Err(Refused::Lasting(self.strange("a listing without end")));
+            }
+            return self.read_listing(&text).map_err(Refused::Lasting);
+        }
+        Err(Refused::Lasting(self.strange("redirects without end")))
+    }
+
+    fn read_listing(&self, text: &[u8]) -> Result<(String, Listing), Withheld> {
+        #[derive(Deserialize)]
+        struct Info {
+            sha: String,
+            #[serde(default)]
+            siblings: Vec<Sibling>,
+        }
+        #[derive(Deserialize)]
+        struct Sibling {
+            rfilename: String,
+            size: Option<u64>,
+            lfs: Option<Lfs>,
+        }
+        #[derive(Deserialize)]
+        struct Lfs {
+            sha256: Option<String>,
+            size: Option<u64>,
+        }
+        let info: Info = serde_json::from_slice(text)
+            .map_err(|error| self.strange(format!("what it says of a repository: {error}")))?;
+        if !remote::is_commit(&info.sha) {
+            return Err(self.strange("a commit that is none"));
+        }
+        let files = (info.siblings.into_iter())
+            // A name that could leave the cache's folder is no file for anybody.
+            .filter(|file| file.rfilename.split('/').all(remote::is_part))
+            .take(MOST_FILES)
+            .map(|file| {
+                let (sha256, large) = file.lfs.map_or((None, None), |lfs| (lfs.sha256, lfs.size));
+                let listed = Listed {
+                    size: file.size.or(large),
+                    sha256: sha256.map(|text| text.to_ascii_lowercase()),
+                };
+                (file.rfilename, listed)
+            })
+            .collect();
+        Ok((info.sha, Listing { files }))
+    }
+
+    fn url(&self, address: &Address, commit: &str) -> String {
+        format!(
+            "{}/{}/resolve/{}/{}",
+            self.endpoint,
+            address.repo(),
+            escaped_revision(commit),
+            escaped(&address.file)
+        )
+    }
+
+    /// What a file is called and how long it is.
+    pub fn announced(&self, address: &Address, commit: &str) -> Result<Announced, Refused> {
+        let mut url = self.url(address, commit);
+        for _ in 0..MOST_REDIRECTS {
+            let response = self.once(true, &url, None)?;
+            let (status, headers) = (response.status(), response.headers());
+            let linked = header(headers, "x-linked-etag");
+            // A large file lies elsewhere; the hub itself says what it is, and only that is believed.
+            if status.is_redirection() && linked.is_none() {
+                url = self.target(&url, headers)?;
+                continue;
+            }
+            if !status.is_redirection() && status.as_u16() != 200 {
+                return Err(self.refusal(status.as_u16(), headers, address));
+            }
+            if let Some(other) = header(headers, "x-repo-commit")
+                && other != commit
+            {
+                let what = format!(
+                    "the commit {commit} was asked for, and {:.40} came",
+                    other.escape_debug().to_string()
+                );
+                return Err(Refused::Lasting(self.strange(what)));
+            }
+            let etag = plain_etag(
+                linked
+                    .or_else(|| header(headers, "etag"))
+                    .unwrap_or_default(),
+            );
+            if !is_etag(etag) {
+                return Err(Refused::Lasting(self.strange(format!(
+                    "{address} without a digest that could be its name"
+                ))));
+            }
+            let own = (!status.is_redirection()).then_some("content-length");
+            let size = ["x-linked-size"]
+                .into_iter()
+                .chain(own)
+                .find_map(|name| header(headers, name)?.parse().ok());
+            return Ok(Announced {
+                etag: etag.to_owned(),
+                size,
+            });
+        }
+        Err(Refused::Lasting(self.strange("redirects without end")))
+    }
+
+    /// The content of a file from a byte on: where it begins, and the bytes. A hub that knows no ranges begins at 0.
+    pub fn content(
+        &self,
+        address: &Address,
+        commit: &str,
+        from: u64,
+    ) -> Result<(u64, Box<dyn Read + Send>), Refused> {
+        let mut url = self.url(address, commit);
+        for _ in 0..MOST_REDIRECTS {
+            let response = self.once(false, &url, (from > 0).then_some(from))?;
+            let (status, headers) = (response.status().as_u16(), response.headers());
+            if response.status().is_redirection() {
+                url = self.target(&url, headers)?;
+                continue;
+            }
+            let start = match status {
+                200 => 0,
+                206 => {
+                    let range = header(headers, "content-range").unwrap_or_default();
+                    let start = (range.strip_prefix("bytes "))
+                        .and_then(|range| range.split('-').next())
+                        .and_then(|start| start.trim().parse::<u64>().ok());
+                    if start != Some(from) {
+                        return Err(Refused::Lasting(
+                            self.strange(format!("another part of {address} than was asked for")),
+                        ));
+                    }
+                    from
+                }
+                _ => return Err(self.refusal(status, headers, address)),
+            };
+            return Ok((start, Box::new(response.into_body().into_reader())));
+        }
+        Err(Refused::Lasting(self.strange("redirects without end")))
+    }
+
+    /// What a status other than success means.
+    fn refusal(&self, status: u16, headers: &HeaderMap, address: &Address) -> Refused {
+        let code = header(headers, "x-error-code").unwrap_or_default();
+        let (repo, revision) = (address.repo(), address.wanted());
+        let page = format!("{}/{repo}", self.endpoint);
+        let lasting =
+            |code, message: String, help: String| Refused::Lasting(withheld(code, message, help));
+        match (status, code) {
+            (401 | 403, "GatedRepo") => lasting(
+                Code::HubDenied,
+                format!(
+                    "`{repo}` is gated: the hub gives it to those who accepted its conditions ({status})"
+                ),
+                format!(
+                    "accept them at {page}, then give a token of yours in HF_TOKEN or by the hub's `login`"
+                ),
+            ),
+            (_, "RevisionNotFound") => lasting(
+                Code::HubMissing,
+                format!("`{repo}` has no revision `{revision}` ({status})"),
+                format!("the branches and tags are at {page}"),
+            ),
+            (_, "EntryNotFound") => lasting(
+                Code::HubMissing,
+                format!(
+                    "`{repo}` has no file `{}` at `{revision}` ({status})",
+                    address.file
+                ),
+                format!(
+                    "the files are listed at {page}/tree/{}",
+                    escaped_revision(revision)
+                ),
+            ),
+            (401, _) if self.token.is_none() => lasting(
+                Code::HubDenied,
+                format!(
+                    "the hub does not give `{repo}` to everybody: there is no such repository, or it is private or gated (401)"
+                ),
+                format!(
+                    "check the name at {page}; if it is private or gated, give a token in HF_TOKEN or by the hub's `login`"
+                ),
+            ),
+            (401 | 403, _) => lasting(
+                Code::HubDenied,
+                match self.token {
+                    Some(_) => format!("the token may not read `{repo}` ({status})"),
+                    None => format!("the hub does not give `{repo}` to everybody ({status})"),
+                },
+                format!(
+                    "check the name and what the token may do; conditions, if it has any, are at {page}"
+                ),
+            ),
+            (404, _) => lasting(
+                Code::HubMissing,
+                format!("the hub has no repository `{repo}` (404)"),
+                format!("check owner and name at {page}; a private one needs a token in HF_TOKEN"),
+            ),
+            (408 | 429 | 500..=599, _) => Refused::Passing(withheld(
+                Code::HubUnreachable,
+                format!(
+                    "the hub {} cannot answer now: status {status}",
+                    self.endpoint
+                ),
+                "try again later, what was fetched is kept; `--offline` uses only what is in the cache",
+            )),
+            _ => Refused::Lasting(self.strange(format!("status {status} for {address}"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_token_belongs_to_one_scheme_host_and_port() {
+        let of = |url| origin(url).unwrap();
+        assert_eq!(
+            of("https://Hub.example/x"),
+            of("https://hub.example:443/y?z")
+        );
+        for other in [
+            "http://hub.example",
+            "https://hub.example:8443",
+            "https://hub.example.org",
+            "https://a.hub.example",
+        ] {
+            assert_ne!(of("https://hub.example"), of(other));
+        }
+        for none in [
+            "",
+            "hub.example",
+            "ftp://hub.example",
+            "file:///etc/passwd",
+            "https://",
+            "https://me:secret@hub.example",
+        ] {
+            assert_eq!(origin(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn a_tag_that_is_no_plain_name_is_none() {
+        assert_eq!(plain_etag("W/\"abc\""), "abc");
+        assert!(is_etag("0a") && is_etag("abc-2"));
+        for etag in [
+            "",
+            "..",
+            "../../x",
+            "/etc/passwd",
+            "a/b",
+            "a\\b",
+            "a.lock",
+            "a b",
+            &"x".repeat(129),
+        ] {
+            assert!(!is_etag(etag), "{etag}");
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! The cache that the hub's programs share: `models--owner--name` with `refs`, `snapshots` and `blobs`.
+//!
+//! A file has its name in `blobs` only when it is whole and is what was announced. What is on its way is
+//! `blobs/NAME.incomplete`, and `.locks` keeps two processes from writing it at once; both are as in the hub's Python
+//! library, so that the two may work on one cache.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hf_hub::{Cache, Repo, RepoType};
+use retouch_graph::problem::Code;
+use retouch_graph::remote::{self, Address};
+use retouch_graph::{Cancel, Withheld};
+use sha2::{Digest, Sha256};
+
+use super::client::{Announced, Client, Listing, Refused};
+use super::tell::Teller;
+use super::withheld;
+
+/// Fetches that may fail one after another before it is given up; one that brings a good piece does not count.
+const MOST_FAILURES: usize = 3;
+/// What a good piece is.
+const GOOD_PIECE: u64 = 1 << 20;
+/// A file without an announced size may have at most so many bytes: only small ones come without.
+const MOST_UNANNOUNCED: u64 = 1 << 30;
+/// How often it is looked whether another process is done, and whether the user gave up.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// A repository's part of the cache.
+pub struct Shelf {
+    folder: PathBuf,
+    locks: PathBuf,
+    repo: Repo,
+    cache: Cache,
+}
+
+/// Who hears how a fetch gets on, and may end it.
+pub struct Watch<'a> {
+    pub cancel: &'a Cancel,
+    pub teller: &'a Teller,
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> Withheld {
+    withheld(
+        Code::Unwritable,
+        format!("{} cannot be written: {error}", path.display()),
+        "make room, or name another folder for models in HF_HUB_CACHE",
+    )
+}
+
+/// Writes a file under its name when it is whole.
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let temporary = beside(path);
+    fs::write(&temporary, bytes)
+        .and_then(|()| fs::rename(&temporary, path))
+        .inspect_err(|_| {
+            let _ = fs::remove_file(&temporary); // it may not be there
+        })
+}
+
+/// A name for what will be renamed to `path`, for this process alone.
+fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
+}
+
+impl Shelf {
+    /// The part of a cache that is a repository's.
+    pub fn new(cache: &Path, address: &Address) -> Self {
+        let repo =
+            Repo::with_revision(address.repo(), RepoType::Model, address.wanted().to_owned());
+        let name = repo.folder_name();
+        Self {
+            folder: cache.join(&name),
+            locks: cache.join(".locks").join(name),
+            repo,
+            cache: Cache::new(cache.to_owned()),
+        }
+    }
+
+    /// The commit that a branch or tag was when it was last asked for.
+    pub fn commit(&self, revision: &str) -> Option<String> {
+        let text = fs::read_to_string(self.folder.join("refs").join(revision)).ok()?;
+        let commit = text.trim();
+        remote::is_commit(commit).then(|| commit.to_owned())
+    }
+
+    /// The folder of a commit.
+    pub fn snapshot(&self, commit: &str) -> PathBuf {
+        self.cache.repo(self.repo.clone()).pointer_path(commit)
+    }
+
+    fn listing_file(&self, commit: &str) -> PathBuf {
+        // Beside what the hub's own programs keep; they leave it alone.
+        self.folder.join(".retouch").join(format!("{commit}.json"))
+    }
+
+    /// What a commit holds, if that was asked before: it never changes.
+    pub fn listing(&self, commit: &str) -> Option<Listing> {
+        serde_json::from_slice(&fs::read(self.listing_file(commit)).ok()?).ok()
+    }
+
+    /// Writes down what a revision is and holds. A cache that cannot be written is one that others filled: all that is
+    /// lost is what is known offline, and a file that is to be fetched says the rest.
+    pub fn note(&self, revision: &str, commit: &str, listing: &Listing) {
+        let reference = self.folder.join("refs").join(revision);
+        if revision != commit && self.commit(revision).as_deref() != Some(commit) {
+            let written = write_whole(&reference, commit.as_bytes());
+            tracing::debug!(?reference, ?written, "a revision is noted");
+        }
+        if self.listing(commit).as_ref() != Some(listing) {
+            let text = serde_json::to_vec(listing).unwrap_or_default();
+            let written = write_whole(&self.listing_file(commit), &text);
+            tracing::debug!(commit, ?written, "a listing is noted");
+        }
+    }
+
+    /// Fetches a file of a commit, unless its content is there already.
+    pub fn fetch(
+        &self,
+        client: &Client,
+        address: &Address,
+        commit: &str,
+        listing: Option<&Listing>,
+        watch: &Watch<'_>,
+    ) -> Result<PathBuf, Withheld> {
+        let place = self.snapshot(commit).join(&address.file);
+        let named = at_commit(address, commit);
+        let mut failures = 0;
+        let announced = loop {
+            match client.announced(address, commit) {
+                Ok(announced) => break announced,
+                Err(Refused::Passing(_)) if failures + 1 < MOST_FAILURES => failures += 1,
+                Err(refused) => return Err(refused.why()),
+            }
+            pause(failures, watch)?;
+        };
+        let listed = listing.and_then(|listing| listing.files.get(&address.file));
+        if let Some(listed) = listed {
+            let differs = |a: Option<&str>, b: Option<&str>| a.is_some() && b.is_some() && a != b;
+            if differs(listed.sha256.as_deref(), announced.sha256())
+                || (listed.size.is_some()
+                    && announced.size.is_some()
+                    && listed.size != announced.size)
+            {
+                return Err(withheld(
+                    Code::HubContent,
+                    format!("{named}: the hub lists another file than it announces"),
+                    "try again; if it stays so, what stands for the hub here (HF_ENDPOINT) is out of order",
+                ));
+            }
+        }
+        let announced = Announced {
+            size: announced.size.or(listed.and_then(|listed| listed.size)),
+            ..announced
+        };
+        let blob = self.folder.join("blobs").join(&announced.etag);
+        let _lock = self.lock(&announced.etag, &named, watch)?;
+        let whole = fs::metadata(&blob).is_ok_and(|there| {
+            there.is_file() && announced.size.is_none_or(|size| size == there.len())
+        });
+        if !whole {
+            self.bring(client, address, commit, &announced, &blob, watch)
+                .inspect_err(|_| watch.teller.end(false))?;
+        }
+        link(&blob, &place, self.depth(address)).map_err(|e| unwritable(&place, &e))?;
+        Ok(place)
+    }
+
+    /// How many folders a file's place is below the repository's.
+    fn depth(&self, address: &Address) -> usize {
+        2 + address.file.matches('/').count()
+    }
+
+    /// Waits for other processes that fetch the same content.
+    fn lock(&self, etag: &str, named: &str, watch: &Watch<'_>) -> Result<File, Withheld> {
+        let path = self.locks.join(format!("{etag}.lock"));
+        let opened = fs::create_dir_all(&self.locks).and_then(|()| {
+            OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)
+        });
+        let file = opened.map_err(|e| unwritable(&path, &e))?;
+        let mut told = false;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) => {}
+                // A file system without locks: what is fetched is compared all the same.
+                Err(TryLockError::Error(_)) => return Ok(file),
+            }
+            if !told {
+                told = true;
+                watch
+                    .teller
+                    .warn(&format!("{named}: another process fetches it; waiting"));
+            }
+            interrupted(watch)?;
+            std::thread::sleep(PATIENCE);
+        }
+    }
+
+    /// Fetches the content, goes on where an earlier fetch ended, and gives it its name when it is what was announced.
+    fn bring(
+        &self,
+        client: &Client,
+        address: &Address,
+        commit: &str,
+        announced: &Announced,
+        blob: &Path,
+        watch: &Watch<'_>,
+    ) -> Result<(), Withheld> {
+        let named = at_commit(address, commit);
+        let partial = blob.with_file_name(format!("{}.incomplete", announced.etag));
+        let cannot = |error: &io::Error| unwritable(&partial, error);
+        if let Some(folder) = partial.parent() {
+            fs::create_dir_all(folder).map_err(|e| cannot(&e))?;
+        }
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&partial)
+            .map_err(|e| cannot(&e))?;
+        let mut hasher = Sha256::new();
+        let mut done = file.metadata().map_err(|e| cannot(&e))?.len();
+        let most = announced.size.unwrap_or(MOST_UNANNOUNCED);
+        // Of a file without an announced size nobody knows whether the piece is all of it.
+        if done > most || announced.size.is_none() {
+            file.set_len(0).map_err(|e| cannot(&e))?;
+            done = 0;
+        }
+        let mut left = done;
+        while left > 0 {
+            let mut piece = vec![0; 1 << 20];
+            let count = file.read(&mut piece).map_err(|e| cannot(&e))?;
+            if count == 0 {
+                break;
+            }
+            hasher.update(&piece[..count]);
+            left = left.saturating_sub(count as u64);
+            interrupted(watch)?;
+        }
+        watch
+            .teller
+            .start(&named, announced.size.unwrap_or(0), done);
+        let mut failures = 0;
+        let mut piece = vec![0; 256 << 10];
+        while announced.size != Some(done) || done == 0 {
+            interrupted(watch)?;
+            let before = done;
+            let why = match client.content(address, commit, done) {
+                Err(Refused::Lasting(why)) => return Err(why),
+                Err(Refused::Passing(why)) => why,
+                Ok((start, mut content)) => {
+                    if start != done {
+                        // The hub knows no ranges: from the beginning.
+                        hasher = Sha256::new();
+                        file.set_len(0).map_err(|e| cannot(&e))?;
+                        done = 0;
+                    }
+                    file.seek(SeekFrom::Start(done)).map_err(|e| cannot(&e))?;
+                    let ended = loop {
+                        if watch.cancel.is_cancelled() {
+                            break Err(gone(&named));
+                        }
+                        match content.read(&mut piece) {
+                            Ok(0) => break Ok(()),
+                            Ok(count) => {
+                                if done + count as u64 > most {
+                                    drop(file);
+                                    let _ = fs::remove_file(&partial); // nothing of it is good
+                                    return Err(longer(&named, most));
+                                }
+                                file.write_all(&piece[..count]).map_err(|e| cannot(&e))?;
+                                hasher.update(&piece[..count]);
+                                done += count as u64;
+                                watch.teller.progress(done);
+                            }
+                            Err(error) => {
+                                break Err(broken(&named, done, announced, &error.to_string()));
+                            }
+                        }
+                    };
+                    match ended {
+                        Ok(()) if announced.size.is_none_or(|size| size == done) => break,
+                        Ok(()) => broken(&named, done, announced, "the connection was closed"),
+                        Err(why) => why,
+                    }
+                }
+            };
+            if done.saturating_sub(before) >= GOOD_PIECE {
+                failures = 0;
+            } else {
+                failures += 1;
+            }
+            if failures >= MOST_FAILURES || why.code == Code::Interrupted {
+                return Err(why);
+            }
+            pause(failures, watch)?;
+        }
+        file.sync_all().map_err(|e| cannot(&e))?;
+        drop(file);
+        if let Some(promised) = announced.sha256() {
+            let is = hex(&hasher.finalize());
+            if is != promised {
+                fs::remove_file(&partial).map_err(|e| cannot(&e))?;
+                return Err(withheld(
+                    Code::HubContent,
+                    format!(
+                        "{named} has the SHA-256 digest {is}, and the hub announced {promised}; it was removed"
+                    ),
+                    "fetch it again; if it happens again, something between here and the hub changes it",
+                ));
+            }
+        }
+        fs::rename(&partial, blob).map_err(|e| unwritable(blob, &e))?;
+        watch.teller.end(true);
+        Ok(())
+    }
+}
+
+/// How a file is told: with the commit, which is what is fetched.
+fn at_commit(address: &Address, commit: &str) -> String {
+    address
+        .at(&commit[..commit.len().min(12)])
+        .display()
+        .to_string()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn gone(named: &str) -> Withheld {
+    withheld(
+        Code::Interrupted,
+        format!("fetching {named} was interrupted"),
+        "what was fetched is kept; the same command goes on from there",
+    )
+}
+
+fn broken(named: &str, done: u64, announced: &Announced, why: &str) -> Withheld {
+    let of = announced
+        .size
+        .map_or_else(String::new, |size| format!(" of {size}"));
+    withheld(
+        Code::HubUnreachable,
+        format!("fetching {named} broke off after {done}{of} bytes: {why}"),
+        "run the same command again: it goes on from there",
+    )
+}
+
+fn longer(named: &str, most: u64) -> Withheld {
+    withheld(
+        Code::HubContent,
+        format!("{named} is longer than the {most} bytes that the hub announced; it was removed"),
+        "fetch it again; if it happens again, something between here and the hub changes it",
+    )
+}
+
+fn interrupted(watch: &Watch<'_>) -> Result<(), Withheld> {
+    if watch.cancel.is_cancelled() {
+        return Err(gone("models"));
+    }
+    Ok(())
+}
+
+/// A little longer after each failure.
+fn pause(failures: usize, watch: &Watch<'_>) -> Result<(), Withheld> {
+    interrupted(watch)?;
+    std::thread::sleep(PATIENCE * u32::try_from(failures).unwrap_or(1));
+    interrupted(watch)
+}
+
+/// Makes a snapshot's entry for a content. Where there are no links, the content itself becomes the entry, as the hub's
+/// own programs do it.
+fn link(blob: &Path, place: &Path, depth: usize) -> io::Result<()> {
+    if place.is_file() && fs::metadata(place)?.len() == fs::metadata(blob)?.len() {
+        return Ok(());
+    }
+    if let Some(folder) = place.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let name = blob.file_name().unwrap_or_default();
+    let mut target: PathBuf = std::iter::repeat_n("..", depth).collect();
+    target.push("blobs");
+    target.push(name);
+    let temporary = beside(place);
+    #[cfg(unix)]
+    let linked = std::os::unix::fs::symlink(&target, &temporary);
+    #[cfg(windows)]
+    let linked = std::os::windows::fs::symlink_file(&target, &temporary);
+    #[cfg(not(any(unix, windows)))]
+    let linked: io::Result<()> = Err(io::ErrorKind::Unsupported.into());
+    if linked.is_err() {
+        fs::hard_link(blob, &temporary).or_else(|_| fs::copy(blob, &temporary).map(|_| ()))?;
+    }
+    fs::rename(&temporary, place).inspect_err(|_| {
+        let _ = fs::remove_file(&temporary); // it may not be there
+    })
+}
