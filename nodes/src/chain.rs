@@ -605,12 +605,6 @@ mod tests {
     use super::*;
     use crate::diffusion::prompt::{LongPrompts, Reading, Syntax};
 
-    fn ddim() -> Ddim {
-        let config =
-            serde_json::json!({"num_train_timesteps": 1000, "beta_schedule": "scaled_linear"});
-        Ddim::new(&serde_json::from_value(config).unwrap(), 4).unwrap()
-    }
-
     #[test]
     fn the_prompt_beside_a_call_counts_only_where_both_are_given_equally_many_tokens() {
         let chunks = Reading {
@@ -630,9 +624,10 @@ mod tests {
                 prompt: "a",
                 negative,
                 guidance,
+                rescale: 0.0,
                 numerics: "",
             };
-            draw.call(&Key([0; 32]), &ddim(), 1, Half::Prompt)
+            draw.call(&Key([0; 32]), 501.0, Half::Prompt)
         };
         assert_eq!(key(&plain, "b", 5.0), key(&plain, "c", 5.0));
         assert_eq!(key(&plain, "b", 5.0), key(&plain, "b", 1.0));
