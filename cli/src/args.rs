@@ -144,12 +144,40 @@ pub struct ParamArgs {
     pub params: Option<PathBuf>,
 }
 
-/// Where and how to compute.
+/// What results depend on beside the workflow: it is part of every key.
 #[derive(Args, Clone, Debug)]
-pub struct DeviceArgs {
+pub struct NumericsArgs {
     /// The device: `cpu`, `cuda`, `cuda:1` or `metal` (the last three when built with that feature).
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: String,
+    /// The type that weights are held in: half of the memory with `f16` and `bf16`. On the CPU all is computed in float32.
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
+    pub dtype: String,
+}
+
+impl NumericsArgs {
+    /// Both in one word: `cpu`, `cuda:1/bf16`.
+    #[must_use]
+    pub fn spec(&self) -> String {
+        match self.dtype.as_str() {
+            "f32" => self.device.clone(),
+            dtype => format!("{}/{dtype}", self.device),
+        }
+    }
+}
+
+/// Where and how to compute.
+#[derive(Args, Clone, Debug)]
+pub struct DeviceArgs {
+    /// What results depend on.
+    #[command(flatten)]
+    pub numerics: NumericsArgs,
+    /// Memory that weights may take. Default: what the machine has free.
+    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size)]
+    pub memory: Option<u64>,
+    /// Drops each part of a model as soon as what it was used for is done: less memory, more loading.
+    #[arg(long)]
+    pub offload: bool,
     /// Threads for computing. Default: one for each core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
@@ -516,9 +544,9 @@ pub struct PlanArgs {
     /// What sets its params.
     #[command(flatten)]
     pub params: ParamArgs,
-    /// The device, which is part of every key.
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    pub device: String,
+    /// What results depend on.
+    #[command(flatten)]
+    pub numerics: NumericsArgs,
     /// Where it comes from, and what of a lock is demanded.
     #[command(flatten)]
     pub locked: LockedArgs,
@@ -708,9 +736,9 @@ pub struct DiffArgs {
     /// What sets the params of workflow files.
     #[command(flatten)]
     pub params: ParamArgs,
-    /// The device, which is part of every key.
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    pub device: String,
+    /// What results depend on.
+    #[command(flatten)]
+    pub numerics: NumericsArgs,
     /// Where they come from.
     #[command(flatten)]
     pub sharing: SharingArgs,

@@ -58,22 +58,35 @@ fn engine_on(runtime: Arc<Runtime>) -> Engine {
 /// # Errors
 /// When the device cannot be used.
 pub fn caching_engine(device: &str, store: &Store) -> Result<Engine, Failure> {
+    Ok(caching_engine_on(runtime(device)?, store))
+}
+
+/// An engine with all ops as the command line says where and how to compute, over the cache of this user.
+///
+/// # Errors
+/// When the device cannot be used.
+pub fn caching_engine_for(args: &DeviceArgs, store: &Store) -> Result<Engine, Failure> {
+    let runtime = runtime(&args.numerics.spec())?.with_memory(args.memory, args.offload);
+    Ok(caching_engine_on(runtime, store))
+}
+
+fn caching_engine_on(runtime: Runtime, store: &Store) -> Engine {
     // One runtime for both: what the cache moves to the device must be on the very one that computes.
-    let runtime = Arc::new(runtime(device)?);
+    let runtime = Arc::new(runtime);
     let engine = engine_on(Arc::clone(&runtime));
     let digests = store.file("digests.json");
-    Ok(engine
+    engine
         .with_cache(store.cache(runtime))
         .with_sources(store.sources)
-        .with_files(Arc::new(DiskFiles::with_memo(digests))))
+        .with_files(Arc::new(DiskFiles::with_memo(digests)))
 }
 
 /// Sets the number of threads that compute.
 ///
 /// # Errors
 /// When they cannot be started.
-pub fn threads(args: &DeviceArgs) -> Result<(), Failure> {
-    if let Some(threads) = args.threads {
+pub fn threads(threads: Option<u16>) -> Result<(), Failure> {
+    if let Some(threads) = threads {
         // Fails only when the pool is there already, and nothing has used it yet.
         rayon::ThreadPoolBuilder::new()
             .num_threads(usize::from(threads))

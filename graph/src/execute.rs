@@ -668,6 +668,18 @@ impl Run<'_> {
                     state.uses[before] -= 1;
                     if state.uses[before] == 0 {
                         dropped.extend(state.values[before].take());
+                    } else if let Some(values) = &state.values[before]
+                        // A cache that keeps the values keeps them whole.
+                        && Arc::strong_count(values) == 1
+                    {
+                        let open = |after: &&usize| state.outcomes[**after].is_none();
+                        let consumers: Vec<&'static str> = self.next[before]
+                            .iter()
+                            .filter(open)
+                            .filter_map(|&after| self.job.plan.task(after))
+                            .map(|task| task.op())
+                            .collect();
+                        values.values().for_each(|value| value.trim(&consumers));
                     }
                 }
                 for &after in &self.next[index] {

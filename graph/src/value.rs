@@ -60,6 +60,12 @@ pub trait Payload: Any + Send + Sync + 'static {
         Ok(None)
     }
 
+    /// Lets go of what none of these ops needs, the ones that are still to use the value in this run. It is called when
+    /// one of those that did is done, and nobody else holds the value: no cache, no other value.
+    fn trim(&self, consumers: &[&'static str]) {
+        let _ = consumers;
+    }
+
     /// The value as bytes for a disk cache, safetensors for tensors; `None` for a type that is not kept there.
     fn to_disk(&self) -> Option<Result<Vec<u8>, NodeError>> {
         None
@@ -129,6 +135,7 @@ trait Erased: Any + Send + Sync {
     fn to_host(&self) -> Result<Option<Value>, NodeError>;
     fn to_device(&self, environment: &Environment) -> Result<Option<Value>, NodeError>;
     fn to_disk(&self) -> Option<Result<Vec<u8>, NodeError>>;
+    fn trim(&self, consumers: &[&'static str]);
 }
 
 impl<T: Payload> Erased for T {
@@ -149,6 +156,9 @@ impl<T: Payload> Erased for T {
     }
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
         self
+    }
+    fn trim(&self, consumers: &[&'static str]) {
+        Payload::trim(self, consumers);
     }
     fn on_device(&self) -> bool {
         Payload::on_device(self)
@@ -201,6 +211,13 @@ impl Value {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.0.bytes()
+    }
+
+    /// Lets go of what none of these ops needs, unless somebody else holds the payload; see [`Payload::trim`].
+    pub fn trim(&self, consumers: &[&'static str]) {
+        if Arc::strong_count(&self.0) == 1 {
+            self.0.trim(consumers);
+        }
     }
 
     /// One line for people.

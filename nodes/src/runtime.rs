@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use retouch_graph::{Context, NodeError};
 
+use crate::diffusion::memory::Memory;
 use crate::diffusion::sampling::Monitor;
 use crate::diffusion::{Error, Result};
 use crate::kernels::{Kernel, for_device};
@@ -16,6 +17,12 @@ pub struct Runtime {
     pub device: Device,
     /// How.
     pub kernel: Arc<dyn Kernel>,
+    /// The type that weights are held in.
+    pub dtype: DType,
+    /// Counts the weights that are resident.
+    pub memory: Arc<Memory>,
+    /// Whether parts of a model are dropped as soon as what they were used for is done.
+    pub offload: bool,
 }
 
 impl Runtime {
@@ -25,7 +32,37 @@ impl Runtime {
         Self {
             kernel: for_device(&device),
             device,
+            dtype: DType::F32,
+            memory: Arc::default(),
+            offload: false,
         }
+    }
+
+    /// Holds weights in a type by the name that the command line takes: `f32`, `f16`, `bf16`.
+    ///
+    /// # Errors
+    /// When the name is another.
+    pub fn with_dtype(mut self, name: &str) -> Result<Self, NodeError> {
+        self.dtype = match name {
+            "f32" => DType::F32,
+            "f16" => DType::F16,
+            "bf16" => DType::BF16,
+            other => {
+                return Err(
+                    NodeError::failed(format!("{other:?} is no type of weights"))
+                        .help("give `f32`, `f16` or `bf16`"),
+                );
+            }
+        };
+        Ok(self)
+    }
+
+    /// Bounds the memory that weights may take, in bytes, and drops parts of models early if `offload`.
+    #[must_use]
+    pub fn with_memory(mut self, limit: Option<u64>, offload: bool) -> Self {
+        self.memory = Arc::new(Memory::with_limit(limit));
+        self.offload = offload;
+        self
     }
 
     /// The CPU.
@@ -34,11 +71,15 @@ impl Runtime {
         Self::new(Device::Cpu)
     }
 
-    /// A device by the name that the command line takes: `cpu`, `cuda`, `cuda:1`, `metal`.
+    /// A device by the name that the command line takes, `cpu`, `cuda`, `cuda:1`, `metal`, and behind a slash the type that
+    /// weights are held in: `cpu/bf16`.
     ///
     /// # Errors
     /// When there is no such device, or this build has no support for it.
     pub fn by_name(name: &str) -> Result<Self, NodeError> {
+        if let Some((device, dtype)) = name.split_once('/') {
+            return Self::by_name(device)?.with_dtype(dtype);
+        }
         let (kind, index) = name.split_once(':').unwrap_or((name, "0"));
         let index: usize = index.parse().map_err(|_| {
             NodeError::failed(format!("{name:?} is not a device"))
@@ -79,7 +120,12 @@ impl Runtime {
             Device::Cpu => format!("/{}", vectors()),
             _ => String::new(),
         };
-        format!("{class}/f32/{}{vectors}", self.kernel.name())
+        let dtype = match self.dtype {
+            DType::F16 => "f16",
+            DType::BF16 => "bf16",
+            _ => "f32",
+        };
+        format!("{class}/{dtype}/{}{vectors}", self.kernel.name())
     }
 
     /// The runtime of a running node.
@@ -140,6 +186,12 @@ pub(crate) fn tensor_error(error: candle_core::Error) -> NodeError {
     // candle adds a backtrace when RUST_BACKTRACE is set: the first line is what a user can read.
     let text = error.to_string();
     let first = text.lines().next().unwrap_or("no reason given").to_owned();
+    let lower = text.to_lowercase();
+    if lower.contains("out of memory") || lower.contains("out_of_memory") {
+        return NodeError::failed(format!("the device is out of memory: {first}")).help(
+            "try `--dtype f16` or `bf16`, `--offload`, `--device-cache 0`, a smaller batch or size; `--device cpu` has the machine's own memory",
+        );
+    }
     NodeError::failed(format!("a tensor operation failed: {first}"))
 }
 

@@ -14,7 +14,7 @@ use retouch_nodes::diffusion::clip::ClipText;
 use retouch_nodes::diffusion::layout::{Layout, Sources};
 use retouch_nodes::diffusion::prompt::{LongPrompts, Reader, Reading, Span, Syntax};
 use retouch_nodes::diffusion::tokenizer::{Added, PadToken, Tokenizer, TokenizerFiles};
-use retouch_nodes::diffusion::weights::{Shared, Weights};
+use retouch_nodes::diffusion::weights::{Tensors, Weights};
 use retouch_nodes::kernels::Cpu;
 use serde::Deserialize;
 use support::{Disk, MODULE, assert_close, bits, data};
@@ -287,7 +287,7 @@ fn added_rows_are_the_embeddings_of_the_ids_behind_the_vocabulary() {
     let table = layout.texts[0].0.weights.table(&Disk).unwrap();
     let config = &description.texts[0].config;
     let weights = || {
-        let shared = Shared::default().tensors();
+        let shared = Arc::new(Tensors::new(None));
         Weights::open(table.clone(), &Device::Cpu, DType::F32, shared)
     };
     let clip = ClipText::load(config, &weights()).unwrap();

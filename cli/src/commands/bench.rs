@@ -113,10 +113,10 @@ fn broken(what: &str) -> impl Fn(retouch_graph::Problems) -> Failure + '_ {
 /// # Errors
 /// When the device cannot be used or something that is measured fails.
 pub fn bench(args: &BenchArgs) -> Result<Exit, Failure> {
-    session::threads(&args.device)?;
-    let engine = session::engine(&args.device.device)?.with_cache(Arc::new(NoCache));
-    let runtime =
-        Runtime::by_name(&args.device.device).map_err(|e| Failure::usage(e.to_string()))?;
+    session::threads(args.device.threads)?;
+    let engine = session::engine(&args.device.numerics.spec())?.with_cache(Arc::new(NoCache));
+    let runtime = Runtime::by_name(&args.device.numerics.spec())
+        .map_err(|e| Failure::usage(e.to_string()))?;
     let folder = std::env::temp_dir().join(format!("retouch-bench-{}", std::process::id()));
     let result = measure_all(args, &engine, &runtime, &folder)
         .and_then(|rows| Ok((rows, edits(args, &engine, &folder)?)));

@@ -17,7 +17,7 @@ use crate::{Exit, Failure, records, session};
 /// When the device cannot be used or standard output is closed.
 pub fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
     let store = Store::of(&args.cache)?;
-    let engine = session::caching_engine(&args.device, &store)?;
+    let engine = session::caching_engine(&args.numerics.spec(), &store)?;
     let (places, locked) = (&args.locked.sharing, args.locked.locked);
     let (input, engine) = match Input::open(&args.file, places, locked, &store, engine) {
         Ok(opened) => opened,

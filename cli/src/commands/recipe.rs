@@ -253,8 +253,8 @@ pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
         Failure::unreadable(format!("{} cannot be read: {e}", args.picture.display()))
     })?;
     let store = Store::of(&args.cache)?;
-    session::threads(&args.device)?;
-    let engine = session::caching_engine(&args.device.device, &store)?;
+    session::threads(args.device.threads)?;
+    let engine = session::caching_engine_for(&args.device, &store)?;
     check_models(&args.sharing)?;
     let models = models(&args.sharing);
     let cancel = Cancel::new();
@@ -472,7 +472,7 @@ fn side(
         }));
     }
     // A picture is what one output needs: of a workflow beside it no more is looked at.
-    let engine = session::caching_engine(&args.device, store)?;
+    let engine = session::caching_engine(&args.numerics.spec(), store)?;
     let opened = Input::open(path, &args.sharing, false, store, engine);
     let (input, engine) = match opened {
         Ok(opened) => opened,

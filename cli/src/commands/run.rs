@@ -27,8 +27,8 @@ use crate::{Exit, Failure, session};
 pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     let preview = Preview::of(&args.preview)?;
     let store = Store::of(&args.cache)?;
-    session::threads(&args.device)?;
-    let engine = session::caching_engine(&args.device.device, &store)?;
+    session::threads(args.device.threads)?;
+    let engine = session::caching_engine_for(&args.device, &store)?;
     let (places, locked) = (&args.locked.sharing, args.locked.locked);
     let cancel = Cancel::new();
     interrupts(&cancel)?;
@@ -80,7 +80,7 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
             &args.file,
             &args.params,
             places,
-            &args.device.device,
+            &args.device.numerics.spec(),
             &args.out,
             &args.targets,
         )

@@ -41,8 +41,8 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
         .help("end it in `.csv` or `.json`"));
     }
     let store = Store::of(&args.cache)?;
-    session::threads(&args.device)?;
-    let engine = session::caching_engine(&args.device.device, &store)?;
+    session::threads(args.device.threads)?;
+    let engine = session::caching_engine_for(&args.device, &store)?;
     let cancel = Cancel::new();
     run::interrupts(&cancel)?;
     let mode = match args.dry_run {
@@ -122,7 +122,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
             &args.file,
             &args.params,
             &args.sharing,
-            &args.device.device,
+            &args.device.numerics.spec(),
             &args.out,
             &args.targets,
         )

@@ -10,7 +10,7 @@ use retouch_graph::{
     TieredCache, What,
 };
 
-use crate::args::{DeviceArgs, ParamArgs, SharingArgs, VerifyArgs};
+use crate::args::{ParamArgs, SharingArgs, VerifyArgs};
 use crate::bundle::unpack;
 use crate::commands::run;
 use crate::compare::{self, Comparing, Found};
@@ -40,10 +40,7 @@ pub fn verify(args: &VerifyArgs) -> Result<Exit, Failure> {
         .code(Code::NotVerifiable)
         .help("`retouch runs` lists those that are ok"));
     }
-    session::threads(&DeviceArgs {
-        device: record.asked.device.clone(),
-        threads: args.threads,
-    })?;
+    session::threads(args.threads)?;
     let kept = store.open_disk().map_err(|error| {
         Failure::unreadable(format!("the disk cache cannot be opened: {error}"))
     })?;

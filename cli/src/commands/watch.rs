@@ -54,9 +54,9 @@ type Snapshot = BTreeMap<PathBuf, Option<[u8; 32]>>;
 pub fn watch(args: &WatchArgs) -> Result<Exit, Failure> {
     let preview = Preview::of(&args.preview)?;
     let store = Store::of(&args.cache)?;
-    session::threads(&args.device)?;
+    session::threads(args.device.threads)?;
     let files = Arc::new(DiskFiles::with_memo(store.file("digests.json")));
-    let engine = session::caching_engine(&args.device.device, &store)?
+    let engine = session::caching_engine_for(&args.device, &store)?
         .with_files(Arc::clone(&files) as Arc<dyn Files>);
     if bundle::is_bundle(&args.file) {
         return Err(Failure::usage(format!(
@@ -345,7 +345,7 @@ impl<W: Watcher> Loop<'_, W> {
                 &self.args.file,
                 &self.args.params,
                 &self.args.locked.sharing,
-                &self.args.device.device,
+                &self.args.device.numerics.spec(),
                 &self.args.out,
                 &self.args.targets,
             )

@@ -14,6 +14,7 @@ use super::clip::{ClipText, ClipTextConfig, Layer};
 use super::layout::{
     self, Layout, Part, Settings, Sources, TOKENIZER_FILES, Vocabulary, WeightFiles, read_text,
 };
+use super::memory::Memory;
 use super::preview::LinearMap;
 use super::prompt::{Encoded, Prompt, Reader, Reading, encode};
 use super::scheduler::{SchedulerConfig, Spacing};
@@ -597,6 +598,58 @@ impl<T> Lazy<T> {
         *slot = Some(part.clone());
         Ok(part)
     }
+
+    /// Forgets the part; whoever uses it goes on with it.
+    fn clear(&self) {
+        let mut slot = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        *slot = None;
+    }
+}
+
+/// Parts of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// The U-Net.
+    pub unet: bool,
+    /// The text encoders.
+    pub texts: bool,
+    /// The VAE.
+    pub vae: bool,
+}
+
+impl Parts {
+    /// All of them.
+    pub const ALL: Self = Self {
+        unet: true,
+        texts: true,
+        vae: true,
+    };
+    /// None of them.
+    pub const NONE: Self = Self {
+        unet: false,
+        texts: false,
+        vae: false,
+    };
+
+    /// Those of either.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            unet: self.unet || other.unet,
+            texts: self.texts || other.texts,
+            vae: self.vae || other.vae,
+        }
+    }
+}
+
+/// Drops a network that no other model shares.
+fn drop_part<T>(slot: &Network<T>) {
+    if Arc::strong_count(slot) == 1 {
+        slot.clear();
+    }
 }
 
 /// A network and what keeps its tensors in common with others.
@@ -623,6 +676,9 @@ pub struct Checkpoint {
     id: String,
     device: Device,
     dtype: DType,
+    memory: Arc<Memory>,
+    /// Whether parts are dropped as soon as what they were used for is done.
+    offload: bool,
     kernel: Arc<dyn Kernel>,
     pools: Arc<Pools>,
     vae_pool: Arc<Shared>,
@@ -657,6 +713,8 @@ impl Checkpoint {
             id,
             device,
             dtype: DType::F32,
+            memory: Arc::default(),
+            offload: false,
             kernel,
             pools: Arc::new(Pools {
                 unet: Shared::default(),
@@ -677,6 +735,40 @@ impl Checkpoint {
         }
     }
 
+    /// Says how weights are held: in which type, counted by whom, and whether parts are dropped as soon as what they were
+    /// used for is done.
+    #[must_use]
+    pub fn held(mut self, dtype: DType, memory: Arc<Memory>, offload: bool) -> Self {
+        self.dtype = dtype;
+        self.memory = memory;
+        self.offload = offload;
+        self
+    }
+
+    /// Drops the parts that are not in `kept`, unless another model has a share in them. They are loaded again when they
+    /// are used again.
+    pub fn keep_only(&self, kept: Parts) {
+        if !kept.unet {
+            drop_part(&self.unet);
+        }
+        if !kept.texts {
+            self.texts.iter().for_each(drop_part);
+        }
+        if !kept.vae {
+            drop_part(&self.vae);
+        }
+    }
+
+    /// Says that prompts are encoded: with offloading the text encoders go.
+    pub fn prompts_are_encoded(&self) {
+        if self.offload {
+            self.keep_only(Parts {
+                texts: false,
+                ..Parts::ALL
+            });
+        }
+    }
+
     /// The same model under another id, to be changed by an adapter: all that is loaded is shared.
     fn derived(&self, id: String) -> Self {
         Self {
@@ -684,6 +776,8 @@ impl Checkpoint {
             id,
             device: self.device.clone(),
             dtype: self.dtype,
+            memory: self.memory.clone(),
+            offload: self.offload,
             kernel: self.kernel.clone(),
             pools: self.pools.clone(),
             vae_pool: self.vae_pool.clone(),
@@ -831,8 +925,11 @@ impl Checkpoint {
     }
 
     /// Loads a network from its table, sharing what others of the same base have loaded.
+    #[allow(clippy::too_many_arguments)]
     fn load<T>(
         &self,
+        what: &str,
+        dtype: DType,
         slot: &Network<T>,
         table: &Arc<Table>,
         shared: &Shared,
@@ -841,8 +938,14 @@ impl Checkpoint {
     ) -> Result<Arc<T>> {
         let loaded = slot.get(|| {
             tracing::debug!(file = %table.file.display(), tensors = table.tensors.len(), "reads weights");
-            let tensors = shared.tensors();
-            let weights = Weights::open(table.clone(), &self.device, self.dtype, tensors.clone())
+            let bytes = table.bytes(dtype.size_in_bytes()) as u64;
+            let whose = table.file.display();
+            let host = self.device.is_cpu();
+            let tensors = shared.tensors(|| {
+                self.memory
+                    .claim(&format!("{what} of {whose} ({dtype:?})"), bytes, host)
+            })?;
+            let weights = Weights::open(table.clone(), &self.device, dtype, tensors.clone())
                 .with(changes.clone());
             Ok(Loaded {
                 network: Arc::new(build(&weights)?),
@@ -860,6 +963,8 @@ impl Checkpoint {
         let d = &self.description;
         let build = |w: &Weights| Unet::load(&d.unet, w);
         self.load(
+            "U-Net",
+            self.dtype,
             &self.unet,
             &d.unet_table,
             &self.pools.unet,
@@ -875,6 +980,8 @@ impl Checkpoint {
     pub fn text_encoder(&self, index: usize) -> Result<Arc<ClipText>> {
         let text = self.text(index)?;
         self.load(
+            "text encoder",
+            self.dtype,
             &self.texts[index],
             &text.table,
             &self.pools.texts[index],
@@ -902,13 +1009,26 @@ impl Checkpoint {
     /// When its weights cannot be read.
     pub fn vae(&self) -> Result<Arc<Vae>> {
         let d = &self.description;
-        let build = |w: &Weights| Vae::load(&d.vae, w);
+        // As in diffusers: a VAE whose activations leave float16's range says that it is to be computed in float32.
+        let dtype = if d.vae.force_upcast() {
+            DType::F32
+        } else {
+            self.dtype
+        };
+        if self.offload {
+            self.keep_only(Parts {
+                vae: true,
+                ..Parts::NONE
+            });
+        }
         self.load(
+            "VAE",
+            dtype,
             &self.vae,
             &d.vae_table,
             &self.vae_pool,
             &Arc::default(),
-            build,
+            |w| Vae::load(&d.vae, w),
         )
     }
 

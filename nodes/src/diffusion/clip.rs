@@ -1,6 +1,6 @@
 //! CLIP's text encoder (Radford et al. 2021), as `transformers` configures and names it.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::layers::{LayerNorm, Linear};
@@ -252,7 +252,8 @@ impl ClipText {
             let added = self.added.as_ref().filter(|_| run[0] >= vocabulary);
             let (table, first) = added.map_or((&self.tokens, 0), |added| (added, vocabulary));
             let rows: Vec<u32> = run.iter().map(|id| id - first).collect();
-            parts.push(table.index_select(&Tensor::new(rows, device)?, 0)?);
+            let rows = table.index_select(&Tensor::new(rows, device)?, 0)?;
+            parts.push(rows.to_dtype(DType::F32)?);
         }
         match parts.as_slice() {
             [one] => Ok(one.clone()),
@@ -312,7 +313,8 @@ impl ClipText {
             )));
         }
         let device = self.tokens.device();
-        let mut x = (self.embed(ids)? + self.positions.narrow(0, 0, n)?)?.unsqueeze(0)?;
+        let positions = self.positions.narrow(0, 0, n)?.to_dtype(DType::F32)?;
+        let mut x = (self.embed(ids)? + positions)?.unsqueeze(0)?;
         let mask: Vec<f32> = (0..n * n)
             .map(|i| {
                 if i % n > i / n {

@@ -9,6 +9,7 @@ pub mod layers;
 pub mod layout;
 pub mod ldm;
 pub mod masks;
+pub mod memory;
 pub mod noise;
 pub mod pickle;
 pub mod preview;

@@ -163,6 +163,7 @@ impl Conditions {
         let empty = (prompt.chunks != negative.chunks)
             .then(|| model.encode_empty())
             .transpose()?;
+        model.prompts_are_encoded();
         Ok(Self {
             prompt,
             negative,

@@ -60,6 +60,12 @@ fn yes() -> bool {
 }
 
 impl VaeConfig {
+    /// Whether it is to be computed in float32 whatever the type of the other networks. Default: diffusers', true.
+    #[must_use]
+    pub fn force_upcast(&self) -> bool {
+        self.rest.get("force_upcast") != Some(&false.into())
+    }
+
     /// How many pixels a latent pixel is wide: 2^(levels - 1).
     #[must_use]
     pub fn factor(&self) -> usize {

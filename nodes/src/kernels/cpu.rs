@@ -20,10 +20,12 @@ const ATTENTION_ROWS: usize = 64;
 
 /// Gives `f` the elements of `t` in row-major order.
 fn with_data<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
-    if t.dtype() != DType::F32 {
-        bail!("the CPU kernels compute in float32, not {:?}", t.dtype());
-    }
-    let t = t.contiguous()?;
+    // Weights may be held in half precision to save memory: they are widened for each use.
+    let t = match t.dtype() {
+        DType::F32 => t.contiguous()?,
+        DType::F16 | DType::BF16 => t.to_dtype(DType::F32)?.contiguous()?,
+        other => bail!("the CPU kernels compute in float32, not {other:?}"),
+    };
     let (storage, layout) = t.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else {
         bail!("the CPU kernels were given a tensor of another device");

@@ -18,10 +18,10 @@ pub trait Kernel: Debug + Send + Sync {
     /// The name that enters cache keys: another kernel set may round otherwise.
     fn name(&self) -> &'static str;
 
-    /// `x w^T + bias`: x `[B, N, K]`, w `[O, K]`, bias `[O]`; gives `[B, N, O]`.
+    /// `x w^T + bias`, w of float32, float16 or bfloat16, all else float32: x `[B, N, K]`, w `[O, K]`, bias `[O]`; gives `[B, N, O]`.
     fn linear(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor>;
 
-    /// Cross-correlation with zero padding: x `[B, C, H, W]`, w `[O, C, kh, kw]`, bias `[O]`.
+    /// Cross-correlation with zero padding, w of float32, float16 or bfloat16: x `[B, C, H, W]`, w `[O, C, kh, kw]`, bias `[O]`.
     /// `padding` is (top, bottom, left, right).
     fn conv2d(
         &self,

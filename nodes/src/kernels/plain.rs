@@ -1,7 +1,7 @@
 //! The plain kernels: candle's operators, image by image, written for reading. They run on every device and are what
-//! the tests hold the faster ones against.
+//! the tests hold the faster ones against. Products with weights are made in the weights' type, all between in float32.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 
 use super::{GroupNormSpec, Kernel, Padding};
 
@@ -37,7 +37,8 @@ impl Kernel for Plain {
     fn linear(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let w = w.t()?;
         per_image(x, |_, x| {
-            let y = x.squeeze(0)?.matmul(&w)?.unsqueeze(0)?;
+            let y = x.squeeze(0)?.to_dtype(w.dtype())?.matmul(&w)?;
+            let y = y.to_dtype(DType::F32)?.unsqueeze(0)?;
             match bias {
                 Some(bias) => y.broadcast_add(bias),
                 None => Ok(y),
@@ -57,7 +58,8 @@ impl Kernel for Plain {
             let x = x
                 .pad_with_zeros(2, padding.top, padding.bottom)?
                 .pad_with_zeros(3, padding.left, padding.right)?;
-            let y = x.conv2d(w, 0, stride, 1, 1)?;
+            let y = x.to_dtype(w.dtype())?.conv2d(w, 0, stride, 1, 1)?;
+            let y = y.to_dtype(DType::F32)?;
             match bias {
                 Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?),
                 None => Ok(y),

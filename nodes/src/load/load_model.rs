@@ -327,6 +327,7 @@ impl Node for LoadModel {
             runtime.kernel.clone(),
         )
         .with_reading(self.reading())
+        .held(runtime.dtype, runtime.memory.clone(), runtime.offload)
         .with_vae_id(vae_id(
             digests
                 .iter()

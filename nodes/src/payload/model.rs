@@ -2,7 +2,7 @@
 
 use retouch_graph::Payload;
 
-use crate::diffusion::checkpoint::Checkpoint;
+use crate::diffusion::checkpoint::{Checkpoint, Parts};
 
 /// A model: U-Net, text encoder, tokenizer, VAE and schedule.
 #[derive(Debug)]
@@ -34,11 +34,34 @@ impl Model {
     }
 }
 
+/// The parts of a model that an op uses; of one that is not listed, all.
+fn parts_of(op: &str) -> Parts {
+    let networks = Parts {
+        vae: false,
+        ..Parts::ALL
+    };
+    let vae = Parts {
+        vae: true,
+        ..Parts::NONE
+    };
+    match op {
+        "sample" | "step_blend_sample" | "invert" | "attention_map" => networks,
+        "decode" | "encode_reference" | "animate" => vae,
+        _ => Parts::ALL,
+    }
+}
+
 impl Payload for Model {
     const TYPE: &'static str = "model";
 
     fn bytes(&self) -> usize {
         self.checkpoint.bytes()
+    }
+
+    fn trim(&self, consumers: &[&'static str]) {
+        let needed = consumers.iter().map(|op| parts_of(op));
+        self.checkpoint
+            .keep_only(needed.fold(Parts::NONE, Parts::or));
     }
 
     fn summary(&self) -> String {

@@ -14,6 +14,7 @@ pub use data::{Maps, is_readable};
 pub use header::{Header, NO_SUCH_FILE, TensorInfo};
 pub use table::{Stored, Table, dense_strides, is_torch};
 
+use super::memory::Claim;
 use super::{Error, Result};
 
 /// Low-rank factors of one adapter for one layer (Hu et al. 2021, LoRA): the layer's weight counts as
@@ -55,23 +56,41 @@ pub fn bare(name: &str) -> &str {
 }
 
 /// The loaded tensors of one network, by name: what the networks of one base have in common is held once.
-#[derive(Debug, Default)]
-pub struct Tensors(Mutex<HashMap<String, Tensor>>);
+#[derive(Debug)]
+pub struct Tensors {
+    by_name: Mutex<HashMap<String, Tensor>>,
+    /// The room that they take.
+    _claim: Option<Claim>,
+}
+
+impl Tensors {
+    /// Nothing so far, in room that was taken for it.
+    #[must_use]
+    pub fn new(claim: Option<Claim>) -> Self {
+        Self {
+            by_name: Mutex::default(),
+            _claim: claim,
+        }
+    }
+}
 
 /// The loaded tensors of a network as long as anybody holds them.
 #[derive(Debug, Default)]
 pub struct Shared(Mutex<Weak<Tensors>>);
 
 impl Shared {
-    /// Those that are loaded, to be added to.
-    pub fn tensors(&self) -> Arc<Tensors> {
+    /// Those that are loaded, to be added to; if there are none, in the room that `claim` takes.
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub fn tensors(&self, claim: impl FnOnce() -> Result<Claim>) -> Result<Arc<Tensors>> {
         let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(tensors) = slot.upgrade() {
-            return tensors;
+            return Ok(tensors);
         }
-        let tensors = Arc::new(Tensors::default());
+        let tensors = Arc::new(Tensors::new(Some(claim()?)));
         *slot = Arc::downgrade(&tensors);
-        tensors
+        Ok(tensors)
     }
 }
 
@@ -275,15 +294,26 @@ impl Weights {
 
 impl Target {
     fn load(&self, name: &str, stored: &Stored, own: bool) -> Result<Tensor> {
+        // Biases and scales are few, and sums go through them: they stay float32.
+        let dtype = if stored.shape.len() > 1 {
+            self.dtype
+        } else {
+            DType::F32
+        };
         if own {
-            return self.maps.load(stored, self.dtype, &self.device);
+            return self.maps.load(stored, dtype, &self.device);
         }
-        let lock = || self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || {
+            self.shared
+                .by_name
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
         if let Some(tensor) = lock().get(name) {
             // One network may ask for a 1x1 convolution as a matrix, as all of them do or none.
             return Ok(tensor.reshape(stored.shape.as_slice())?);
         }
-        let tensor = self.maps.load(stored, self.dtype, &self.device)?;
+        let tensor = self.maps.load(stored, dtype, &self.device)?;
         lock().insert(name.to_owned(), tensor.clone());
         Ok(tensor)
     }
