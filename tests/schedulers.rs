@@ -281,6 +281,10 @@ fn the_checkpoints_own_scheduler_is_used_with_its_options() {
             ("unipc", "UniPCMultistepScheduler"),
         ] {
             let name = format!("{layout}.{case}.last");
+            // What is linspace already when nothing is said.
+            if layout == "linspace" && case != "ddim" {
+                continue;
+            }
             let Some(due) = expected.get(&name) else {
                 continue;
             };
@@ -295,7 +299,7 @@ fn the_checkpoints_own_scheduler_is_used_with_its_options() {
             close(&name, &all.narrow(0, 7, 1).unwrap(), due);
         }
     }
-    assert_eq!(cases, 20);
+    assert_eq!(cases, 16);
 }
 
 #[test]
@@ -397,11 +401,15 @@ fn what_is_resumed_from_disk_equals_a_fresh_run_bit_for_bit_with_every_scheduler
 #[test]
 fn an_image_of_a_batch_equals_the_single_one_bit_for_bit_with_every_scheduler() {
     let engine = engine().with_cache(Arc::new(NoCache));
-    let over = ", latent: $photo, strength: 50%, mask: $given.mask";
-    for (case, extra) in CASES {
+    let over = ", latent: $photo, strength: 70%, mask: $given.mask";
+    // Karras' sigmas change no formula.
+    for (case, extra) in CASES
+        .into_iter()
+        .filter(|(case, _)| !case.ends_with("karras"))
+    {
         for more in ["", over] {
             let of = |seed: u64, batch: &str| {
-                let extra = format!("{extra}{more}, guidance_rescale: 0.5{batch}, steps: 4");
+                let extra = format!("{extra}{more}, guidance_rescale: 0.5{batch}, steps: 3");
                 let yaml = workflow("tiny-sd2", "", &extra);
                 run(&engine, &yaml.replace("seed: 7", &format!("seed: {seed}")))
             };
