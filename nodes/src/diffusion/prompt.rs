@@ -202,6 +202,15 @@ fn parse(prompt: &str) -> Result<Vec<Piece>> {
     for (start, _) in square {
         multiply(&mut pieces[start..], 1.0 / EMPHASIS);
     }
+    let endless =
+        |piece: &Piece| matches!(piece, Piece::Text(_, weight) if !(*weight as f32).is_finite());
+    if pieces.iter().any(endless) {
+        return Err(Error::request(format!(
+            "the brackets multiply to a weight without bound in the prompt {}",
+            super::quoted(prompt)
+        ))
+        .help("weights from 0.5 to 1.5 are usual"));
+    }
     // Neighbours of equal weight are one text: a word may be made of them.
     let mut merged: Vec<Piece> = Vec::new();
     for piece in pieces {
