@@ -1244,7 +1244,11 @@ fn a_single_file_on_a_hub_is_a_model_and_its_digest_may_be_pinned() {
     let user = User::new(&hub);
     let data = root().join("tests/oracle/data/micro");
     let content = std::fs::read(data.join("sd1-single.safetensors")).unwrap();
-    let files = BTreeMap::from([("one.safetensors".to_owned(), content.clone())]);
+    let lora = std::fs::read(data.join("adapters/sd1-lora-kohya.safetensors")).unwrap();
+    let files = BTreeMap::from([
+        ("one.safetensors".to_owned(), content.clone()),
+        ("lora.safetensors".to_owned(), lora),
+    ]);
     hub.publish("tiny/one", OTHER, &files);
     let of = |path: &str, digest: &str| {
         let config = data.join("sd1").display().to_string();
@@ -1262,6 +1266,20 @@ fn a_single_file_on_a_hub_is_a_model_and_its_digest_may_be_pinned() {
     done(&user.retouch(&["run", "here.yaml"]));
     let text = done(&user.retouch(&["run", "wf.yaml", "--out", "there"]));
     assert!(text.contains("U-Net calls: 0"), "{text}");
+    // So is an adapter; in a check each of the two is told.
+    let adapted = of("hf://tiny/one@main/one.safetensors", &sha256(&content))
+        .replace("model: $base, prompt", "model: $toy, prompt")
+        .replace(
+            "  z: {",
+            "  toy: {op: apply_lora, model: $base, path: \"hf://tiny/one/lora.safetensors\"}\n  z: {",
+        );
+    let other = User::new(&hub);
+    other.write("wf.yaml", &adapted);
+    let text = done(&other.retouch(&["check", "wf.yaml"]));
+    assert_eq!(text.matches("is not fetched yet").count(), 2, "{text}");
+    done(&other.retouch(&["run", "wf.yaml"]));
+    let picture = |path: PathBuf| image::open(path).unwrap().to_rgb8();
+    assert!(picture(other.path("out/picture.png")) != picture(user.path("out/picture.png")));
     let bad = "f".repeat(64);
     user.write("wf.yaml", &of("hf://tiny/one/one.safetensors", &bad));
     refused(
