@@ -281,6 +281,19 @@ fn every_line_of_real_runs_satisfies_the_schema_and_every_event_of_the_schema_oc
         assert_eq!(codes(&told, "error"), [code], "{arguments:?}");
     }
 
+    // What a model and an adapter are.
+    let micro = root().join("tests/oracle/data/micro");
+    for (path, kind) in [
+        ("sd1", "model"),
+        ("adapters/sd1-lora-kohya.safetensors", "lora"),
+    ] {
+        let path = micro.join(path).display().to_string();
+        let told = reader.run(folder, 0, &["inspect", &path, "--json"]);
+        assert_eq!(told[0]["report"]["kind"], kind);
+    }
+    let told = reader.run(folder, 1, &["inspect", "nothing", "--json"]);
+    assert_eq!(codes(&told, "error"), ["R1201"]);
+
     // A sweep, and what it would do.
     let sweep = [
         "sweep", "wf.yaml", "--over", "seed=3,4", "--table", "t.csv", "--json",

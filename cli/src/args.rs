@@ -76,6 +76,12 @@ pub enum Command {
     Runs(RunsArgs),
     /// Make a run again, from nothing, and compare: the first step that differs is named.
     Verify(VerifyArgs),
+    /// Say what a model, an adapter or any other file of tensors is, from its headers alone.
+    Inspect(InspectArgs),
+    /// Write a model as a folder in the diffusers layout, or as a single file; always as safetensors.
+    Convert(ConvertArgs),
+    /// Make a model of random weights in the real size of a family: for measuring and for tests, what it draws is noise.
+    MakeRandom(MakeRandomArgs),
     /// Look at the disk cache, or empty it.
     Cache(CacheToolArgs),
     /// Measure the demo model, the main workflow and the engine on this machine.
@@ -110,6 +116,7 @@ impl Command {
             Self::Diff(args) => args.json,
             Self::Bench(args) => args.json,
             Self::Verify(args) => args.json,
+            Self::Inspect(args) => args.json,
             Self::Runs(args) => match args.command {
                 Some(RunsCommand::Show { json, .. }) => json,
                 Some(RunsCommand::Clear) => false,
@@ -748,6 +755,125 @@ pub struct DiffArgs {
     /// Print the differences as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `retouch inspect`.
+#[derive(Args, Debug)]
+pub struct InspectArgs {
+    /// A model (a folder, or a single file), an adapter, or any other safetensors or torch file.
+    pub model: PathBuf,
+    /// For a single file: a folder in the diffusers layout whose configurations it has.
+    #[arg(long, value_name = "DIR")]
+    pub config: Option<PathBuf>,
+    /// The size of the picture that the grids of the attention sites are for, in pixels. Default: the model's own.
+    #[arg(long, value_name = "WxH", value_parser = width_and_height)]
+    pub size: Option<(usize, usize)>,
+    /// Where models are.
+    #[command(flatten)]
+    pub place: ModelsArgs,
+    /// Print a JSON line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Where models are looked for.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ModelsArgs {
+    /// A folder that a model which is not at its path is looked for in, before those of RETOUCH_MODELS.
+    #[arg(long, value_name = "DIR", help_heading = "Sharing")]
+    pub models: Vec<PathBuf>,
+}
+
+/// Two sides, as they are written: `768x512`.
+fn width_and_height(text: &str) -> Result<(usize, usize), String> {
+    let sides = text.split_once(['x', 'X']);
+    let side = |text: &str| text.parse().ok().filter(|side| (1..=65_536).contains(side));
+    sides
+        .and_then(|(width, height)| Some((side(width)?, side(height)?)))
+        .ok_or_else(|| "expected width x height in pixels, such as 768x512".to_owned())
+}
+
+/// `retouch convert`.
+#[derive(Args, Debug)]
+pub struct ConvertArgs {
+    /// The model: a folder in the diffusers layout, or a single file (`.safetensors`, `.ckpt`).
+    pub model: PathBuf,
+    /// What to write; it must not be there.
+    pub out: PathBuf,
+    /// The layout. Default: a single file when OUT ends with `.safetensors`, else a folder.
+    #[arg(long, value_enum)]
+    pub layout: Option<LayoutName>,
+    /// The type of the numbers. Default: that which each tensor has.
+    #[arg(long, value_enum)]
+    pub dtype: Option<PrecisionName>,
+    /// For a single file: a folder in the diffusers layout whose configurations (and tokenizers) it has.
+    #[arg(long, value_name = "DIR")]
+    pub config: Option<PathBuf>,
+    /// What the U-Net predicts, where the model says it wrongly or not at all.
+    #[arg(long, value_enum)]
+    pub prediction: Option<PredictionName>,
+    /// Where models are.
+    #[command(flatten)]
+    pub place: ModelsArgs,
+}
+
+/// The layouts that models are written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LayoutName {
+    /// A folder in the diffusers layout.
+    Folder,
+    /// One .safetensors file with the original names.
+    Single,
+}
+
+/// The types that numbers are written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionName {
+    /// 32 bits.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of 32 bits.
+    Bf16,
+}
+
+/// What a U-Net predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PredictionName {
+    /// The noise.
+    Epsilon,
+    /// v, which Stable Diffusion 2 with 768 pixels predicts.
+    #[value(name = "v_prediction", alias = "v")]
+    VPrediction,
+}
+
+/// `retouch make-random`.
+#[derive(Args, Debug)]
+pub struct MakeRandomArgs {
+    /// The family.
+    #[arg(value_enum)]
+    pub family: FamilyName,
+    /// The folder to make; it must not exist, or be empty.
+    pub folder: PathBuf,
+    /// The seed of the weights.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// The type of the numbers.
+    #[arg(long, value_enum, default_value_t = PrecisionName::F16)]
+    pub dtype: PrecisionName,
+}
+
+/// The families that random models are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FamilyName {
+    /// Stable Diffusion 1.5 (2 GB in float16).
+    Sd15,
+    /// Stable Diffusion 2.1 (2.4 GB).
+    Sd21,
+    /// Stable Diffusion XL, base (7 GB).
+    Sdxl,
+    /// The structure of Stable Diffusion 1.5, a few megabytes.
+    Tiny,
 }
 
 /// `retouch new`.

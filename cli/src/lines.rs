@@ -6,6 +6,7 @@ use indexmap::IndexMap;
 use retouch_graph::event::{EVENT_SCHEMA, Event};
 use retouch_graph::problem::{Problem, Severity};
 use retouch_graph::{Code, Key, Sweep};
+use retouch_nodes::diffusion::inspect::Report;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde::{Serialize, Serializer};
 use serde_json::{Value as Json, json};
@@ -143,6 +144,17 @@ pub enum Line {
         outputs_differ: Vec<String>,
         /// The first step that differs, in the order of the plan; null when none does.
         first: Option<DifferenceLine>,
+    },
+    /// What a model, an adapter or another file of tensors is.
+    Inspected {
+        /// The version of the events' form.
+        schema: u32,
+        /// The path that was asked about.
+        #[serde(serialize_with = "as_text")]
+        #[schemars(with = "String")]
+        path: PathBuf,
+        /// What it is.
+        report: Box<Report>,
     },
     /// Something is wrong, or odd, in a workflow, a lock or a bundle.
     Fault {

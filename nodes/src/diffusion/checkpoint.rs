@@ -543,6 +543,15 @@ impl VaeDescription {
     }
 }
 
+/// A network and the tensors that it is built of.
+#[derive(Clone, Debug)]
+pub struct NetworkTensors {
+    /// Its folder's name in the diffusers layout.
+    pub name: &'static str,
+    /// Its tensors by the names that diffusers and transformers give them, as they are stored.
+    pub tensors: Vec<(String, Stored)>,
+}
+
 impl Description {
     /// Which states of the text encoders are taken: the last, or those before the last of models with two encoders, which
     /// do not apply the final normalisation (Podell et al. 2023, section 2.1). `skip` counts from the last, 1.
@@ -562,6 +571,39 @@ impl Description {
         let most = layers.min().unwrap_or(0);
         (!(1..=most).contains(&skip))
             .then(|| format!("clip_skip is {skip}; this model's text encoder has {most} layers, counted from the last, 1"))
+    }
+
+    /// The tensors of every network: the U-Net's, the text encoders', the VAE's.
+    ///
+    /// # Errors
+    /// None of a description that was read: all was checked then.
+    pub fn networks(&self) -> Result<Vec<NetworkTensors>> {
+        let unet = Weights::found(self.unet_table.clone(), |w| {
+            Unet::load(&self.unet, w).map(drop)
+        })?;
+        let mut all = vec![NetworkTensors {
+            name: "unet",
+            tensors: unet,
+        }];
+        for (i, (name, text)) in ["text_encoder", "text_encoder_2"]
+            .into_iter()
+            .zip(&self.texts)
+            .enumerate()
+        {
+            let build = |w: &Weights| load_text(&text.config, i, w).map(drop);
+            all.push(NetworkTensors {
+                name,
+                tensors: Weights::found(text.table.clone(), build)?,
+            });
+        }
+        let vae = Weights::found(self.vae_table.clone(), |w| {
+            Vae::load(&self.vae, w).map(drop)
+        })?;
+        all.push(NetworkTensors {
+            name: "vae",
+            tensors: vae,
+        });
+        Ok(all)
     }
 
     /// Tokens of a prompt: as many as the text encoders have positions.

@@ -413,7 +413,14 @@ impl Layout {
                         .metadata
                         .get("global_step")
                         .is_some_and(|step| step == SD2_BASE_STEP);
-                let prediction = sources.prediction.or(base.then_some(Prediction::Epsilon));
+                // A file that says what it is by the Stability AI model specification is believed.
+                let said = match table.metadata.get("modelspec.prediction_type") {
+                    Some(said) if said == "epsilon" => Some(Prediction::Epsilon),
+                    Some(said) if said == "v" => Some(Prediction::VPrediction),
+                    _ => None,
+                };
+                let base = base.then_some(Prediction::Epsilon);
+                let prediction = sources.prediction.or(said).or(base);
                 Some(prediction.map_or(family, |prediction| family.predicting(prediction)))
             }
         };

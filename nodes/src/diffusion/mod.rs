@@ -5,6 +5,8 @@ pub mod adapters;
 pub mod checkpoint;
 pub mod clip;
 pub mod control;
+pub mod export;
+pub mod inspect;
 pub mod layers;
 pub mod layout;
 pub mod ldm;

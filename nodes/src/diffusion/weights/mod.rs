@@ -114,6 +114,7 @@ pub struct Weights {
     faults: RefCell<Vec<String>>,
     used: RefCell<BTreeSet<String>>,
     asked: RefCell<Vec<(String, Vec<usize>)>>,
+    found: RefCell<Vec<(String, Stored)>>,
 }
 
 impl Weights {
@@ -140,6 +141,7 @@ impl Weights {
             faults: RefCell::default(),
             used: RefCell::default(),
             asked: RefCell::default(),
+            found: RefCell::default(),
         }
     }
 
@@ -157,6 +159,24 @@ impl Weights {
         let weights = Self::checking(Arc::new(nothing));
         build(&weights)?;
         Ok(weights.asked.into_inner())
+    }
+
+    /// The tensors of a table that a network is built of when `build` builds it, by their present names and as they are
+    /// stored, in the order in which they are asked for.
+    ///
+    /// # Errors
+    /// What `build` gives, or that a tensor is missing or does not fit.
+    pub fn found(
+        table: Arc<Table>,
+        build: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<Vec<(String, Stored)>> {
+        let file = table.file.clone();
+        let weights = Self::checking(table);
+        build(&weights)?;
+        match weights.faults.into_inner().into_iter().next() {
+            Some(message) => Err(Error::Weights { file, message }),
+            None => Ok(weights.found.into_inner()),
+        }
     }
 
     /// Adds what adapters change.
@@ -214,6 +234,12 @@ impl Weights {
             ),
             Some((name, own)) => {
                 self.used.borrow_mut().insert(name.clone());
+                if self.target.is_none()
+                    && let Some(present) = names.first()
+                {
+                    let found = (present.clone(), own.clone());
+                    self.found.borrow_mut().push(found);
+                }
                 let replaced = self
                     .changes
                     .as_ref()

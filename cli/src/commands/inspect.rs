@@ -1,0 +1,263 @@
+//! `retouch inspect`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use retouch_graph::event::EVENT_SCHEMA;
+use retouch_graph::{DiskFiles, Files, RedirectedFiles};
+use retouch_nodes::diffusion::Error;
+use retouch_nodes::diffusion::inspect::{self, Kind, PartReport, Report, Request};
+
+use crate::args::{InspectArgs, ModelsArgs, SharingArgs};
+use crate::lines::Line;
+use crate::output::say;
+use crate::store::size;
+use crate::{Exit, Failure, sharing};
+
+/// Says what a path is.
+///
+/// # Errors
+/// When there is nothing there, it has no tensors, or a model does not fit together.
+pub fn inspect(args: &InspectArgs) -> Result<Exit, Failure> {
+    let files = files(&args.place, &args.model)?;
+    let request = Request {
+        path: args.model.clone(),
+        config: args.config.clone(),
+        size: args.size,
+    };
+    let report = inspect::inspect(&request, &files).map_err(|errors| failed(&errors))?;
+    if args.json {
+        let line = Line::Inspected {
+            schema: EVENT_SCHEMA,
+            path: args.model.clone(),
+            report: Box::new(report),
+        };
+        line.say()?;
+    } else {
+        say(&page(&args.model, &report))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// The files of the disk, a model that is not at its path looked for where models are kept.
+///
+/// # Errors
+/// When a folder of `--models` or the model is not there.
+pub fn files(place: &ModelsArgs, model: &Path) -> Result<RedirectedFiles, Failure> {
+    let sharing = SharingArgs {
+        models: place.models.clone(),
+        max_unpacked: None,
+        // Nothing is fetched here.
+        offline: true,
+    };
+    if model.to_string_lossy().starts_with("hf://") {
+        return Err(Failure::unreadable(format!(
+            "{} is on a hub, and this command looks at what is here",
+            model.display()
+        ))
+        .help("fetch it with `retouch fetch` (by a workflow that names it), and give its folder in the cache"));
+    }
+    sharing::check_models(&sharing)?;
+    let files = RedirectedFiles::new(Arc::new(DiskFiles::new()), sharing::models(&sharing));
+    let sought = files.seek(model);
+    if files.is_dir(model) || files.is_file(model) {
+        return Ok(files);
+    }
+    Err(Failure::unreadable(format!("there is no {}", model.display())).help(sought.help()))
+}
+
+/// What is wrong with a model, as one failure.
+#[must_use]
+pub fn failed(errors: &[Error]) -> Failure {
+    let mut messages = Vec::new();
+    let mut help = None;
+    for error in errors {
+        messages.push(error.to_string());
+        if let Error::Request {
+            help: Some(text), ..
+        } = error
+        {
+            help = help.or(Some(text.clone()));
+        }
+    }
+    let failure = Failure::unreadable(messages.join("; "));
+    match help {
+        Some(help) => failure.help(help),
+        None => failure,
+    }
+}
+
+fn count(number: u64) -> String {
+    match number {
+        0..10_000 => number.to_string(),
+        10_000..10_000_000 => format!("{:.1} thousand", number as f64 / 1e3),
+        _ => format!("{:.1} million", number as f64 / 1e6),
+    }
+}
+
+fn part_lines(part: &PartReport, width: usize, lines: &mut Vec<String>) {
+    let dtypes: Vec<String> = match part.dtypes.iter().collect::<Vec<_>>().as_slice() {
+        [(dtype, _)] => vec![(*dtype).clone()],
+        all => all
+            .iter()
+            .map(|(dtype, count)| format!("{count} {dtype}"))
+            .collect(),
+    };
+    lines.push(format!(
+        "  {:width$}  {:>5} tensors  {:>15} numbers  {:>10}  {}",
+        part.name,
+        part.tensors,
+        count(part.parameters),
+        size(part.bytes),
+        dtypes.join(", ")
+    ));
+    if let Some(configuration) = &part.configuration {
+        lines.push(format!("  {:width$}  {configuration}", ""));
+    }
+}
+
+/// The report for people.
+fn page(path: &Path, report: &Report) -> String {
+    let what = match report.kind {
+        Kind::Model => "a model",
+        Kind::Lora => "a LoRA (`apply_lora`)",
+        Kind::TextualInversion => "a textual inversion (`apply_textual_inversion`)",
+        Kind::CustomDiffusion => "a Custom Diffusion file (`apply_custom_diffusion`)",
+        Kind::Tensors => "tensors, neither a model nor an adapter that is known here",
+    };
+    let mut lines = vec![format!("{}: {what}", path.display())];
+    lines.push(format!("layout     {}", report.layout));
+    if let Some(family) = &report.family {
+        let fits = if report.kind == Kind::Model {
+            "family   "
+        } else {
+            "fits     "
+        };
+        lines.push(format!("{fits}  {family}"));
+    }
+    if let Some(adapter) = &report.adapter {
+        lines.push(format!("dialect    {}", adapter.dialect));
+        let range = |(least, most): (f64, f64)| {
+            if least == most {
+                format!("{least}")
+            } else {
+                format!("{least} to {most}")
+            }
+        };
+        if let Some((least, most)) = adapter.ranks {
+            lines.push(format!("rank       {}", range((least as f64, most as f64))));
+        }
+        if let Some(alphas) = adapter.alphas {
+            lines.push(format!("alpha      {}", range(alphas)));
+        }
+        if adapter.unet_layers + adapter.text_layers > 0 {
+            lines.push(format!(
+                "changes    {} layers of the U-Net, {} of text encoders",
+                adapter.unet_layers, adapter.text_layers
+            ));
+        }
+        if !adapter.tokens.is_empty() {
+            let tokens: Vec<String> = adapter
+                .tokens
+                .iter()
+                .map(|(token, vectors)| match vectors {
+                    0 => token.clone(),
+                    1 => format!("{token} (1 vector)"),
+                    n => format!("{token} ({n} vectors)"),
+                })
+                .collect();
+            lines.push(format!("tokens     {}", tokens.join(", ")));
+        }
+    }
+    if let Some(scheduler) = &report.scheduler {
+        lines.push(format!("scheduler  {scheduler}"));
+    }
+    if let Some(prediction) = &report.prediction {
+        lines.push(format!("predicts   {prediction}"));
+    }
+    for tokenizer in &report.tokenizers {
+        lines.push(format!("tokenizer  {tokenizer}"));
+    }
+    let width = report.parts.iter().map(|part| part.name.len()).max();
+    if matches!(report.kind, Kind::Model | Kind::Tensors) {
+        lines.push(String::new());
+        for part in &report.parts {
+            part_lines(part, width.unwrap_or(0), &mut lines);
+        }
+    }
+    let files: std::collections::BTreeSet<&String> =
+        report.parts.iter().flat_map(|part| &part.files).collect();
+    let (numbers, bytes) = report.parts.iter().fold((0u64, 0u64), |sum, part| {
+        (
+            sum.0.saturating_add(part.parameters),
+            sum.1.saturating_add(part.bytes),
+        )
+    });
+    lines.push(String::new());
+    lines.push(format!("{} numbers, {}, in", count(numbers), size(bytes)));
+    lines.extend(files.iter().map(|file| format!("  {file}")));
+    if let Some((across, down)) = report.size {
+        lines.push(String::new());
+        lines.push(format!(
+            "self-attention sites at {across}x{down} pixels (rows x columns; * is `sites: auto`)"
+        ));
+        lines.extend(sites(report));
+    }
+    if !report.metadata.is_empty() {
+        lines.push(String::new());
+        lines.extend(
+            report
+                .metadata
+                .iter()
+                .map(|(key, value)| format!("{key}: {value}")),
+        );
+    }
+    if !report.notes.is_empty() {
+        lines.push(String::new());
+        lines.extend(report.notes.iter().map(|note| format!("note: {note}")));
+    }
+    // What files say of themselves may hold anything, also what moves a terminal's cursor.
+    lines
+        .iter()
+        .map(|line| line.replace(char::is_control, "?"))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// Sites of one kind and grid that follow one another, on one line.
+fn sites(report: &Report) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut rest = report.sites.as_slice();
+    while let Some(first) = rest.first() {
+        let same = rest
+            .iter()
+            .take_while(|site| {
+                (&site.part, site.grid, site.width, site.auto)
+                    == (&first.part, first.grid, first.width, first.auto)
+            })
+            .count();
+        let numbers = if same == 1 {
+            first.index.to_string()
+        } else {
+            format!("{}..{}", first.index, first.index + same)
+        };
+        let grid = format!("{}x{}", first.grid.0, first.grid.1);
+        lines.push(format!(
+            "  {} {numbers:8} {:4}  {grid:>9}  {} features",
+            if first.auto { '*' } else { ' ' },
+            first.part,
+            first.width
+        ));
+        rest = &rest[same..];
+    }
+    lines
+}
+
+/// The paths of what was written, for people.
+#[must_use]
+pub fn listed(folder: &Path, files: &[PathBuf]) -> Vec<String> {
+    files
+        .iter()
+        .map(|file| folder.join(file).display().to_string())
+        .collect()
+}

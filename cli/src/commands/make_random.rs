@@ -1,0 +1,35 @@
+//! `retouch make-random`.
+
+use retouch_graph::Cancel;
+use retouch_nodes::diffusion::export::{self, Family};
+
+use super::convert::{Draft, finish};
+use super::run;
+use crate::args::{FamilyName, MakeRandomArgs};
+use crate::{Exit, Failure};
+
+/// Writes a model of random weights.
+///
+/// # Errors
+/// When the folder is there and not empty, or cannot be written.
+pub fn make_random(args: &MakeRandomArgs) -> Result<Exit, Failure> {
+    let draft = Draft::begin(&args.folder)?;
+    draft.make_folder()?;
+    let cancel = Cancel::new();
+    run::interrupts(&cancel)?;
+    let family = match args.family {
+        FamilyName::Sd15 => Family::Sd15,
+        FamilyName::Sd21 => Family::Sd21,
+        FamilyName::Sdxl => Family::Sdxl,
+        FamilyName::Tiny => Family::Tiny,
+    };
+    let cancelled = || cancel.is_cancelled();
+    let made = export::make(
+        family,
+        args.seed,
+        args.dtype.into(),
+        draft.path(),
+        &cancelled,
+    );
+    finish(draft, &args.folder, made)
+}

@@ -1,0 +1,12 @@
+//! Models written to disk: converted between the layouts, or made up.
+//!
+//! Files are written piece by piece, so that memory does not grow with the model. Whoever calls gives a folder or file
+//! name that is not there yet, and gives the result its own name when all of it is written.
+
+mod convert;
+mod random;
+mod writer;
+
+pub use convert::{Converted, folder, single};
+pub use random::{Family, make};
+pub use writer::{Precision, Tensor, write};
