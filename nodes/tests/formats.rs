@@ -9,15 +9,16 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use retouch_nodes::diffusion::adapters::Networks;
 use retouch_nodes::diffusion::adapters::custom_diffusion::CustomDiffusion;
 use retouch_nodes::diffusion::adapters::lora::{Lora, low_rank};
-use retouch_nodes::diffusion::checkpoint::{Checkpoint, Description};
+use retouch_nodes::diffusion::checkpoint::{Checkpoint, Description, Parts};
 use retouch_nodes::diffusion::control::{Branch, Rows, Untouched};
 use retouch_nodes::diffusion::layout::Sources;
+use retouch_nodes::diffusion::memory::Memory;
 use retouch_nodes::diffusion::unet::Call;
-use retouch_nodes::kernels::Cpu;
+use retouch_nodes::kernels::{Cpu, Plain};
 use support::{Disk, MODULE, assert_close, data};
 
 fn micro(name: &str) -> PathBuf {
@@ -134,10 +135,6 @@ fn every_format_gives_the_numbers_of_diffusers_and_the_bits_of_the_folder() {
         let Some(folder) = same_as else { continue };
         let own = results(&open(&Sources::of(&micro(folder))), &expected);
         for ((name, a), (_, b)) in given.iter().zip(&own) {
-            let bits = |t: &Tensor| -> Vec<u32> {
-                let numbers = t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-                numbers.into_iter().map(f32::to_bits).collect()
-            };
             assert!(
                 bits(a) == bits(b),
                 "{what}: {name} differs from the folder's"
@@ -205,4 +202,76 @@ fn every_dialect_of_an_adapter_gives_the_numbers_of_diffusers() {
         }
         assert!(expected.contains_key(&format!("{prefix}.unet_out")));
     }
+}
+
+fn bits(t: &Tensor) -> Vec<u32> {
+    let numbers = t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    numbers.into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn weights_held_in_the_type_of_their_file_compute_the_same_bits_on_the_cpu_in_half_the_memory() {
+    for (folder, dtype) in [("sd1", DType::F16), ("sd1-bf16", DType::BF16)] {
+        let expected = numbers(folder);
+        let wide = open(&Sources::of(&micro(folder)));
+        let memory = Arc::new(Memory::default());
+        let narrow = open(&Sources::of(&micro(folder))).held(dtype, memory.clone(), false);
+        let (a, b) = (results(&wide, &expected), results(&narrow, &expected));
+        for ((name, a), (_, b)) in a.iter().zip(&b) {
+            assert!(bits(a) == bits(b), "{folder} {name} in {dtype:?}");
+        }
+        assert!(memory.held() > 0 && narrow.bytes() * 2 == wide.bytes());
+    }
+}
+
+#[test]
+fn products_in_half_precision_are_near_those_in_float32() {
+    // What a GPU does: products in float16, all between in float32.
+    let expected = numbers("sd1");
+    let description = Description::read(&Sources::of(&micro("sd1")), &Disk).unwrap();
+    let half = Checkpoint::new(description, String::new(), Device::Cpu, Arc::new(Plain)).held(
+        DType::F16,
+        Arc::default(),
+        false,
+    );
+    for (name, tensor) in results(&half, &expected) {
+        assert_close(&format!("float16 {name}"), &tensor, &expected[name], 2e-2);
+    }
+}
+
+#[test]
+fn offloading_holds_one_kind_of_part_at_a_time_and_changes_no_bit() {
+    let expected = numbers("sd1");
+    let kept = open(&Sources::of(&micro("sd1")));
+    let memory = Arc::new(Memory::default());
+    let offloaded = open(&Sources::of(&micro("sd1"))).held(DType::F32, memory.clone(), true);
+    let vae = |model: &Checkpoint| {
+        let vae = model.vae().unwrap();
+        vae.decode(&expected["noise"], model.kernel()).unwrap()
+    };
+    drop(offloaded.unet().unwrap());
+    let unet = memory.held();
+    assert!(bits(&vae(&kept)) == bits(&vae(&offloaded)));
+    assert!(memory.held() < unet, "the U-Net went before the VAE came");
+    drop(offloaded.text_encoder(0).unwrap());
+    let both = memory.held();
+    offloaded.prompts_are_encoded();
+    assert!(memory.held() < both, "the text encoder went");
+    assert_eq!(memory.loads(), 3);
+    drop(offloaded.unet().unwrap());
+    assert_eq!(memory.loads(), 4, "the U-Net is read again");
+    offloaded.keep_only(Parts::NONE);
+    assert_eq!(memory.held(), 0);
+}
+
+#[test]
+fn an_adapted_model_holds_what_it_adds_and_shares_the_rest() {
+    let memory = Arc::new(Memory::default());
+    let base = open(&Sources::of(&micro("sd1"))).held(DType::F32, memory.clone(), false);
+    let model = adapted(&base, "sd1-lora-kohya.safetensors");
+    drop((base.unet().unwrap(), model.unet().unwrap()));
+    drop((base.vae().unwrap(), model.vae().unwrap()));
+    // A U-Net and a VAE, although two models have used each.
+    assert_eq!(memory.loads(), 2);
+    assert!(model.bytes() > 0 && model.bytes() < base.bytes() / 2);
 }

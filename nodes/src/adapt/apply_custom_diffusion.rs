@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::diffusion::adapters::custom_diffusion::CustomDiffusion;
 use crate::diffusion::adapters::{Networks, some_of};
 use crate::diffusion::checkpoint::ModelFacts;
-use crate::fields::AssetPath;
+use crate::fields::{AssetPath, Sha256Pins};
 use crate::payload::Model;
 
 /// Puts a subject's keys and values of cross-attention (Custom Diffusion) in place of a model's own.
@@ -23,6 +23,9 @@ use crate::payload::Model;
 pub struct ApplyCustomDiffusion {
     /// The file `pytorch_custom_diffusion_weights`, or the folder that it is in.
     pub path: AssetPath,
+    /// The SHA-256 digest that the file must have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<Sha256Pins>,
 }
 
 ports! {
@@ -58,6 +61,11 @@ impl Node for ApplyCustomDiffusion {
 
     fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>> {
         let path = self.file(files);
+        if let Some(pins) = &self.sha256
+            && files.is_file(&path)
+        {
+            pins.check("sha256", &path, files)?;
+        }
         Ok(files
             .is_file(&path)
             .then(|| ReadFile {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::diffusion::adapters::lora::{CONFIG, Lora, low_rank};
 use crate::diffusion::adapters::{Networks, some_of};
 use crate::diffusion::checkpoint::ModelFacts;
-use crate::fields::AssetPath;
+use crate::fields::{AssetPath, Sha256Pins};
 use crate::payload::Model;
 
 /// Adds a LoRA to a model: low-rank changes of layers of its U-Net and of its text encoders.
@@ -30,6 +30,9 @@ pub struct ApplyLora {
     /// How much it counts in the text encoders. Default: `weight`.
     #[serde(default)]
     pub text_encoder_weight: Option<f64>,
+    /// The SHA-256 digest that the file must have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<Sha256Pins>,
 }
 
 fn one() -> f64 {
@@ -77,6 +80,11 @@ impl Node for ApplyLora {
 
     fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>> {
         let file = self.file(files);
+        if let Some(pins) = &self.sha256
+            && files.is_file(&file)
+        {
+            pins.check("sha256", &file, files)?;
+        }
         let beside = file.with_file_name(CONFIG);
         Ok([("lora", file), ("config", beside)]
             .into_iter()

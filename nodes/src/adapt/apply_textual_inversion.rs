@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::diffusion::adapters::textual_inversion::{self, LearnedToken};
 use crate::diffusion::checkpoint::ModelFacts;
-use crate::fields::AssetPath;
+use crate::fields::{AssetPath, Sha256Pins};
 use crate::payload::Model;
 
 /// Teaches a model new tokens (textual inversion), which prompts then name: `a <cat> on a beach`.
@@ -25,6 +25,9 @@ pub struct ApplyTextualInversion {
     /// What the token is called in prompts. Default: what the file calls it; some files don't.
     #[serde(default)]
     pub token: Option<String>,
+    /// The SHA-256 digest that the file must have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<Sha256Pins>,
 }
 
 ports! {
@@ -73,6 +76,11 @@ impl Node for ApplyTextualInversion {
 
     fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>> {
         let path = self.file(files);
+        if let Some(pins) = &self.sha256
+            && files.is_file(&path)
+        {
+            pins.check("sha256", &path, files)?;
+        }
         Ok(files
             .is_file(&path)
             .then(|| ReadFile {
