@@ -355,7 +355,7 @@ fn an_adapter_of_another_family_or_kind_is_refused_before_anything_runs() {
     );
     refused(
         &lora("sd1", "nothing.safetensors"),
-        &["there is no a LoRA at"],
+        &["there is nothing at", "expected a LoRA"],
     );
     let token = |base: &str, name: &str, more: &str| {
         adapted(base, &[("apply_textual_inversion", adapter(name) + more)])

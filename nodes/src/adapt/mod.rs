@@ -93,7 +93,7 @@ fn fault(path: &Path, error: &Error, kind: &str, files: &dyn Files) -> Fault {
         Error::Weights { file, message } | Error::Config { file, message }
             if message == NO_SUCH_FILE =>
         {
-            Fault::file("path", format!("there is no {kind} at {}", file.display())).help(format!(
+            Fault::file("path", format!("there is nothing at {}; expected {kind}", file.display())).help(format!(
                 "relative paths count from the folder of the file that writes them; {}",
                 files.seek(path).help()
             ))
