@@ -1,5 +1,6 @@
 //! Where the cache of this user is, how large it may be, and the engine on it.
 
+pub use retouch_nodes::diffusion::memory::size;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -64,23 +65,6 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         Ok(bytes as u64)
     } else {
         Err(wrong())
-    }
-}
-
-/// Bytes for people: `12.3 MiB`.
-#[must_use]
-pub fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 {
-        format!("{bytes} B")
-    } else {
-        format!("{value:.1} {}", UNITS[unit])
     }
 }
 

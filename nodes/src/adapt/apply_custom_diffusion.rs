@@ -2,17 +2,15 @@
 
 use std::sync::Arc;
 
-use retouch_graph::{
-    Chained, Context, Fault, Files, Node, NodeError, ReadFile, Types, Upstream, ports,
-};
+use retouch_graph::{Chained, Context, Fault, Files, Node, NodeError, ReadFile, Types, Upstream};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::{Inputs, Outputs};
 use crate::diffusion::adapters::custom_diffusion::CustomDiffusion;
 use crate::diffusion::adapters::{Networks, some_of};
 use crate::diffusion::checkpoint::ModelFacts;
 use crate::fields::{AssetPath, Sha256Pins};
-use crate::payload::Model;
 
 /// Puts a subject's keys and values of cross-attention (Custom Diffusion) in place of a model's own.
 ///
@@ -26,22 +24,6 @@ pub struct ApplyCustomDiffusion {
     /// The SHA-256 digest that the file must have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Sha256Pins>,
-}
-
-ports! {
-    /// What `apply_custom_diffusion` takes.
-    pub struct Inputs {
-        /// The model, adapted already or not.
-        pub model: Arc<Model>,
-    }
-}
-
-ports! {
-    /// What `apply_custom_diffusion` gives.
-    pub struct Outputs {
-        /// The model that knows the subject.
-        pub model: Arc<Model>,
-    }
 }
 
 /// What the file is called in faults.
@@ -60,20 +42,13 @@ impl Node for ApplyCustomDiffusion {
     type Outputs = Outputs;
 
     fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>> {
-        let path = self.file(files);
-        if let Some(pins) = &self.sha256
-            && files.is_file(&path)
-        {
-            pins.check("sha256", &path, files)?;
-        }
-        Ok(files
-            .is_file(&path)
-            .then(|| ReadFile {
-                role: "custom_diffusion".into(),
-                path,
-            })
-            .into_iter()
-            .collect())
+        let read = super::read_file(
+            "custom_diffusion",
+            self.file(files),
+            self.sha256.as_ref(),
+            files,
+        )?;
+        Ok(read.into_iter().collect())
     }
 
     fn check(

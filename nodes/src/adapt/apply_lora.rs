@@ -2,17 +2,15 @@
 
 use std::sync::Arc;
 
-use retouch_graph::{
-    Chained, Context, Fault, Files, Node, NodeError, ReadFile, Types, Upstream, ports,
-};
+use retouch_graph::{Chained, Context, Fault, Files, Node, NodeError, ReadFile, Types, Upstream};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::{Inputs, Outputs};
 use crate::diffusion::adapters::lora::{CONFIG, Lora, low_rank};
 use crate::diffusion::adapters::{Networks, some_of};
 use crate::diffusion::checkpoint::ModelFacts;
 use crate::fields::{AssetPath, Sha256Pins};
-use crate::payload::Model;
 
 /// Adds a LoRA to a model: low-rank changes of layers of its U-Net and of its text encoders.
 ///
@@ -42,22 +40,6 @@ fn one() -> f64 {
 /// Weights beyond this make noise of any picture.
 const MOST: f64 = 100.0;
 
-ports! {
-    /// What `apply_lora` takes.
-    pub struct Inputs {
-        /// The model, adapted already or not.
-        pub model: Arc<Model>,
-    }
-}
-
-ports! {
-    /// What `apply_lora` gives.
-    pub struct Outputs {
-        /// The model with the LoRA.
-        pub model: Arc<Model>,
-    }
-}
-
 impl ApplyLora {
     fn file(&self, files: &dyn Files) -> std::path::PathBuf {
         super::sought(self.path.as_path(), Lora::find, files)
@@ -80,20 +62,10 @@ impl Node for ApplyLora {
 
     fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>> {
         let file = self.file(files);
-        if let Some(pins) = &self.sha256
-            && files.is_file(&file)
-        {
-            pins.check("sha256", &file, files)?;
-        }
         let beside = file.with_file_name(CONFIG);
-        Ok([("lora", file), ("config", beside)]
-            .into_iter()
-            .filter(|(_, path)| files.is_file(path))
-            .map(|(role, path)| ReadFile {
-                role: role.into(),
-                path,
-            })
-            .collect())
+        let lora = super::read_file("lora", file, self.sha256.as_ref(), files)?;
+        let config = super::read_file("config", beside, None, files)?;
+        Ok(lora.into_iter().chain(config).collect())
     }
 
     fn check(

@@ -2,16 +2,14 @@
 
 use std::sync::Arc;
 
-use retouch_graph::{
-    Chained, Context, Fault, Files, Node, NodeError, ReadFile, Types, Upstream, ports,
-};
+use retouch_graph::{Chained, Context, Fault, Files, Node, NodeError, ReadFile, Types, Upstream};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::{Inputs, Outputs};
 use crate::diffusion::adapters::textual_inversion::{self, LearnedToken};
 use crate::diffusion::checkpoint::ModelFacts;
 use crate::fields::{AssetPath, Sha256Pins};
-use crate::payload::Model;
 
 /// Teaches a model new tokens (textual inversion), which prompts then name: `a <cat> on a beach`.
 ///
@@ -28,22 +26,6 @@ pub struct ApplyTextualInversion {
     /// The SHA-256 digest that the file must have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Sha256Pins>,
-}
-
-ports! {
-    /// What `apply_textual_inversion` takes.
-    pub struct Inputs {
-        /// The model, adapted already or not.
-        pub model: Arc<Model>,
-    }
-}
-
-ports! {
-    /// What `apply_textual_inversion` gives.
-    pub struct Outputs {
-        /// The model that knows the tokens.
-        pub model: Arc<Model>,
-    }
 }
 
 impl ApplyTextualInversion {
@@ -75,20 +57,8 @@ impl Node for ApplyTextualInversion {
     type Outputs = Outputs;
 
     fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>> {
-        let path = self.file(files);
-        if let Some(pins) = &self.sha256
-            && files.is_file(&path)
-        {
-            pins.check("sha256", &path, files)?;
-        }
-        Ok(files
-            .is_file(&path)
-            .then(|| ReadFile {
-                role: "tokens".into(),
-                path,
-            })
-            .into_iter()
-            .collect())
+        let read = super::read_file("tokens", self.file(files), self.sha256.as_ref(), files)?;
+        Ok(read.into_iter().collect())
     }
 
     fn check(

@@ -2,17 +2,15 @@
 
 use std::sync::Arc;
 
-use retouch_graph::{
-    Chained, Context, Fault, Files, Node, NodeError, ReadFile, Types, Upstream, ports,
-};
+use retouch_graph::{Chained, Context, Fault, Files, Node, NodeError, ReadFile, Types, Upstream};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::{Inputs, Outputs};
 use crate::chain::{self, ModelNote, vae_id};
 use crate::diffusion::checkpoint::{ModelFacts, VaeDescription};
 use crate::diffusion::layout::vae_part;
 use crate::fields::AssetPath;
-use crate::payload::Model;
 
 /// Gives a model another VAE, such as one that was published alone.
 ///
@@ -23,22 +21,6 @@ pub struct LoadVae {
     /// A folder with `config.json` and weights, or a file of weights, which is read by the configuration beside it or else
     /// by that of the model's own VAE.
     pub path: AssetPath,
-}
-
-ports! {
-    /// What `load_vae` takes.
-    pub struct Inputs {
-        /// The model.
-        pub model: Arc<Model>,
-    }
-}
-
-ports! {
-    /// What `load_vae` gives.
-    pub struct Outputs {
-        /// The model with the other VAE.
-        pub model: Arc<Model>,
-    }
 }
 
 impl Node for LoadVae {

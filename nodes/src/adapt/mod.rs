@@ -13,7 +13,8 @@ pub use load_vae::LoadVae;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use retouch_graph::{Chained, Context, Digest, Fault, Files, NodeError, Upstream};
+use retouch_graph::key::KeyHasher;
+use retouch_graph::{Chained, Context, Digest, Fault, Files, NodeError, ReadFile, Upstream, ports};
 
 use crate::chain::{self, ModelNote};
 use crate::diffusion::Error;
@@ -21,26 +22,58 @@ use crate::diffusion::adapters::Networks;
 use crate::diffusion::checkpoint::ModelFacts;
 use crate::diffusion::prompt::suffix_of;
 use crate::diffusion::weights::NO_SUCH_FILE;
+use crate::fields::Sha256Pins;
+use crate::payload::Model;
+
+ports! {
+    /// What an adapter takes.
+    pub struct Inputs {
+        /// The model, adapted already or not.
+        pub model: Arc<Model>,
+    }
+}
+
+ports! {
+    /// What an adapter gives.
+    pub struct Outputs {
+        /// The changed model; the one before stays what it was.
+        pub model: Arc<Model>,
+    }
+}
+
+/// The file of an adapter as one that is read, its pin compared before anything else reads it. A missing file is
+/// `check`'s to report.
+fn read_file(
+    role: &str,
+    path: PathBuf,
+    pins: Option<&Sha256Pins>,
+    files: &dyn Files,
+) -> Result<Option<ReadFile>, Vec<Fault>> {
+    if !files.is_file(&path) {
+        return Ok(None);
+    }
+    if let Some(pins) = pins {
+        pins.check("sha256", &path, files)?;
+    }
+    Ok(Some(ReadFile {
+        role: role.into(),
+        path,
+    }))
+}
 
 /// What stands for a model after an adapter: the model before, the adapter's files and the numbers that go with them.
 fn adapted_id(base: &str, op: &str, files: &[(String, Digest)], said: &[(&str, String)]) -> String {
-    let mut hasher = blake3::Hasher::new();
-    let mut field = |bytes: &[u8]| {
-        hasher.update(&(bytes.len() as u64).to_le_bytes());
-        hasher.update(bytes);
-    };
-    field(base.as_bytes());
-    field(op.as_bytes());
+    let mut hasher = KeyHasher::new("retouch/adapted/1");
+    hasher.field("model", base.as_bytes());
+    hasher.field("op", op.as_bytes());
     for (role, digest) in files {
-        field(role.as_bytes());
-        field(digest);
+        hasher.field(role, digest);
     }
     for (name, value) in said {
-        field(name.as_bytes());
-        field(value.as_bytes());
+        hasher.field(name, value.as_bytes());
     }
     // How the base reads prompts is read off its id, and so off this one's.
-    format!("{}{}", hasher.finalize().to_hex(), suffix_of(base))
+    format!("{}{}", hasher.finish(), suffix_of(base))
 }
 
 /// What an adapter says of its model while the plan is made.

@@ -38,17 +38,21 @@ impl Drop for Claim {
     }
 }
 
-/// Bytes for people, in powers of 1024.
+/// Bytes for people, in powers of 1024: `12.3 MiB`.
 #[must_use]
-pub fn in_words(bytes: u64) -> String {
-    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
-    let mut size = bytes as f64 / 1024.0;
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
     let mut unit = 0;
-    while size >= 1024.0 && unit + 1 < UNITS.len() {
-        size /= 1024.0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
         unit += 1;
     }
-    format!("{size:.1} {}", UNITS[unit])
+    if unit == 0 {
+        format!("{bytes} B")
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
 }
 
 impl Memory {
@@ -89,7 +93,7 @@ impl Memory {
         let resident = self.lock();
         resident
             .values()
-            .map(|resident| format!("{} {}", resident.what, in_words(resident.bytes)))
+            .map(|resident| format!("{} {}", resident.what, size(resident.bytes)))
             .collect()
     }
 
@@ -113,8 +117,8 @@ impl Memory {
             };
             return Err(Error::request(format!(
                 "out of memory: the {what} takes {}, {} are free; {resident}",
-                in_words(bytes),
-                in_words(free)
+                size(bytes),
+                size(free)
             ))
             .help("try `--dtype bf16` (half the weights' memory), `--offload`, or a smaller `--ram-cache`; close other programs"));
         }

@@ -104,13 +104,21 @@ impl Published {
     }
 }
 
-const SD1_UNET: &str = r#"{
+/// The U-Net of Stable Diffusion 1 and 2: heads, width of the texts, side of the latents, and what is more.
+macro_rules! unet {
+    ($heads:literal, $texts:literal, $side:literal, $more:literal) => {
+        concat!(
+            r#"{
   "_class_name": "UNet2DConditionModel",
   "act_fn": "silu",
-  "attention_head_dim": 8,
+  "attention_head_dim": "#,
+            $heads,
+            r#",
   "block_out_channels": [320, 640, 1280, 1280],
   "center_input_sample": false,
-  "cross_attention_dim": 768,
+  "cross_attention_dim": "#,
+            $texts,
+            r#",
   "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
   "downsample_padding": 1,
   "flip_sin_to_cos": true,
@@ -121,56 +129,29 @@ const SD1_UNET: &str = r#"{
   "norm_eps": 1e-05,
   "norm_num_groups": 32,
   "out_channels": 4,
-  "sample_size": 64,
-  "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]
+  "sample_size": "#,
+            $side,
+            r#",
+  "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]"#,
+            $more,
+            "\n}\n"
+        )
+    };
 }
-"#;
 
-const SD2_UNET: &str = r#"{
-  "_class_name": "UNet2DConditionModel",
-  "act_fn": "silu",
-  "attention_head_dim": [5, 10, 20, 20],
-  "block_out_channels": [320, 640, 1280, 1280],
-  "center_input_sample": false,
-  "cross_attention_dim": 1024,
-  "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-  "downsample_padding": 1,
-  "flip_sin_to_cos": true,
-  "freq_shift": 0,
-  "in_channels": 4,
-  "layers_per_block": 2,
-  "mid_block_scale_factor": 1,
-  "norm_eps": 1e-05,
-  "norm_num_groups": 32,
-  "out_channels": 4,
-  "sample_size": 96,
-  "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-  "use_linear_projection": true
-}
-"#;
-
-const SD2_BASE_UNET: &str = r#"{
-  "_class_name": "UNet2DConditionModel",
-  "act_fn": "silu",
-  "attention_head_dim": [5, 10, 20, 20],
-  "block_out_channels": [320, 640, 1280, 1280],
-  "center_input_sample": false,
-  "cross_attention_dim": 1024,
-  "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-  "downsample_padding": 1,
-  "flip_sin_to_cos": true,
-  "freq_shift": 0,
-  "in_channels": 4,
-  "layers_per_block": 2,
-  "mid_block_scale_factor": 1,
-  "norm_eps": 1e-05,
-  "norm_num_groups": 32,
-  "out_channels": 4,
-  "sample_size": 64,
-  "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-  "use_linear_projection": true
-}
-"#;
+const SD1_UNET: &str = unet!("8", "768", "64", "");
+const SD2_UNET: &str = unet!(
+    "[5, 10, 20, 20]",
+    "1024",
+    "96",
+    ",\n  \"use_linear_projection\": true"
+);
+const SD2_BASE_UNET: &str = unet!(
+    "[5, 10, 20, 20]",
+    "1024",
+    "64",
+    ",\n  \"use_linear_projection\": true"
+);
 
 const SDXL_UNET: &str = r#"{
   "_class_name": "UNet2DConditionModel",
@@ -199,89 +180,95 @@ const SDXL_UNET: &str = r#"{
 }
 "#;
 
-const CLIP_L: &str = r#"{
-  "architectures": ["CLIPTextModel"],
+/// A text encoder: class, activation, width, heads, layers, and width of the projection.
+macro_rules! clip {
+    ($class:literal, $act:literal, $width:literal, $inner:literal, $heads:literal, $layers:literal, $projection:literal) => {
+        concat!(
+            r#"{
+  "architectures": [""#,
+            $class,
+            r#""],
   "bos_token_id": 49406,
   "eos_token_id": 49407,
-  "hidden_act": "quick_gelu",
-  "hidden_size": 768,
-  "intermediate_size": 3072,
+  "hidden_act": ""#,
+            $act,
+            r#"",
+  "hidden_size": "#,
+            $width,
+            r#",
+  "intermediate_size": "#,
+            $inner,
+            r#",
   "layer_norm_eps": 1e-05,
   "max_position_embeddings": 77,
   "model_type": "clip_text_model",
-  "num_attention_heads": 12,
-  "num_hidden_layers": 12,
-  "projection_dim": 768,
+  "num_attention_heads": "#,
+            $heads,
+            r#",
+  "num_hidden_layers": "#,
+            $layers,
+            r#",
+  "projection_dim": "#,
+            $projection,
+            r#",
   "vocab_size": 49408
 }
-"#;
-
-const OPEN_CLIP_H: &str = r#"{
-  "architectures": ["CLIPTextModel"],
-  "bos_token_id": 49406,
-  "eos_token_id": 49407,
-  "hidden_act": "gelu",
-  "hidden_size": 1024,
-  "intermediate_size": 4096,
-  "layer_norm_eps": 1e-05,
-  "max_position_embeddings": 77,
-  "model_type": "clip_text_model",
-  "num_attention_heads": 16,
-  "num_hidden_layers": 23,
-  "projection_dim": 512,
-  "vocab_size": 49408
+"#
+        )
+    };
 }
-"#;
 
-const OPEN_CLIP_G: &str = r#"{
-  "architectures": ["CLIPTextModelWithProjection"],
-  "bos_token_id": 49406,
-  "eos_token_id": 49407,
-  "hidden_act": "gelu",
-  "hidden_size": 1280,
-  "intermediate_size": 5120,
-  "layer_norm_eps": 1e-05,
-  "max_position_embeddings": 77,
-  "model_type": "clip_text_model",
-  "num_attention_heads": 20,
-  "num_hidden_layers": 32,
-  "projection_dim": 1280,
-  "vocab_size": 49408
-}
-"#;
+const CLIP_L: &str = clip!(
+    "CLIPTextModel",
+    "quick_gelu",
+    "768",
+    "3072",
+    "12",
+    "12",
+    "768"
+);
+const OPEN_CLIP_H: &str = clip!("CLIPTextModel", "gelu", "1024", "4096", "16", "23", "512");
+const OPEN_CLIP_G: &str = clip!(
+    "CLIPTextModelWithProjection",
+    "gelu",
+    "1280",
+    "5120",
+    "20",
+    "32",
+    "1280"
+);
 
-const SD_VAE: &str = r#"{
+/// The VAE: side of the pictures, scaling factor, and what comes before its channels.
+macro_rules! vae {
+    ($upcast:literal, $side:literal, $scale:literal) => {
+        concat!(
+            r#"{
   "_class_name": "AutoencoderKL",
   "act_fn": "silu",
   "block_out_channels": [128, 256, 512, 512],
   "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"],
-  "in_channels": 3,
+"#,
+            $upcast,
+            r#"  "in_channels": 3,
   "latent_channels": 4,
   "layers_per_block": 2,
   "norm_num_groups": 32,
   "out_channels": 3,
-  "sample_size": 512,
-  "scaling_factor": 0.18215,
+  "sample_size": "#,
+            $side,
+            r#",
+  "scaling_factor": "#,
+            $scale,
+            r#",
   "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"]
 }
-"#;
+"#
+        )
+    };
+}
 
-const SDXL_VAE: &str = r#"{
-  "_class_name": "AutoencoderKL",
-  "act_fn": "silu",
-  "block_out_channels": [128, 256, 512, 512],
-  "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"],
-  "force_upcast": true,
-  "in_channels": 3,
-  "latent_channels": 4,
-  "layers_per_block": 2,
-  "norm_num_groups": 32,
-  "out_channels": 3,
-  "sample_size": 1024,
-  "scaling_factor": 0.13025,
-  "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"]
-}
-"#;
+const SD_VAE: &str = vae!("", "512", "0.18215");
+const SDXL_VAE: &str = vae!("  \"force_upcast\": true,\n", "1024", "0.13025");
 
 const PNDM: &str = r#"{
   "_class_name": "PNDMScheduler",
