@@ -343,6 +343,22 @@ fn refused(models: &str, words: &[&str]) {
 }
 
 #[test]
+fn a_single_file_of_no_known_family_is_refused_with_the_way_out() {
+    let load = path("sd1-single.safetensors");
+    let yaml = format!(
+        "schema: retouch/v1\nnodes:\n  base: {{op: load_model, {load}}}\n  \
+         draw: {{op: sample, model: $base, prompt: a cat, steps: 1, seed: 1}}\noutputs:\n  z: {{value: $draw}}\n"
+    );
+    let problems = Bench::new()
+        .engine
+        .load_str("test.yaml", &yaml, &Settings::default())
+        .unwrap_err();
+    let problem = problems.iter().next().unwrap();
+    assert!(problem.message().contains("no known family"), "{problem:?}");
+    assert!(problem.hint().unwrap().contains("config: DIR"));
+}
+
+#[test]
 fn an_adapter_of_another_family_or_kind_is_refused_before_anything_runs() {
     let lora = |base: &str, name: &str| adapted(base, &[("apply_lora", adapter(name))]);
     refused(

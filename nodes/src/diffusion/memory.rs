@@ -120,7 +120,7 @@ impl Memory {
                 size(bytes),
                 size(free)
             ))
-            .help("try `--dtype bf16` (half the weights' memory), `--offload`, or a smaller `--ram-cache`; close other programs"));
+            .help("try `--dtype bf16` (half the weights' memory), `--offload`, or a smaller `--ram-cache`; `--memory SIZE` says how much may be taken, whatever the system says is free"));
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let resident = Resident {

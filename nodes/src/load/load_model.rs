@@ -203,6 +203,12 @@ impl LoadModel {
             }
             Error::Config { file, .. } => Fault::content(self.parameter(file), error.to_string())
                 .help("the configuration must be the one that the weights were saved with"),
+            // A single file has no config.json beside it.
+            Error::Weights { file, .. } if file == self.path.as_path() => {
+                Fault::content("path", error.to_string()).help(
+                    "`retouch inspect` says what a file is; one of another shape than the published models needs `config: DIR`, a folder with its configurations",
+                )
+            }
             Error::Weights { file, .. } => Fault::content(self.parameter(file), error.to_string())
                 .help("copy or download the file again; it must belong to the config.json beside it"),
             other => Fault::content("path", other.to_string()),
