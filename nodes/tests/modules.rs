@@ -26,7 +26,7 @@ fn model(folder: &Path, kernel: Arc<dyn Kernel>) -> Checkpoint {
 }
 
 fn kernels() -> [Arc<dyn Kernel>; 2] {
-    [Arc::new(Cpu), Arc::new(Plain)]
+    [Arc::new(Cpu::default()), Arc::new(Plain)]
 }
 
 const PROMPT: &str = "a sks teddy bear on a beach";
@@ -110,7 +110,7 @@ fn the_vae_encodes_and_decodes_as_that_of_diffusers() {
 fn the_vae_agrees_with_that_of_candle_transformers() {
     use candle_transformers::models::stable_diffusion::vae::{AutoEncoderKL, AutoEncoderKLConfig};
     let family = "tiny-sd1";
-    let ours = model(&data().join(family), Arc::new(Cpu));
+    let ours = model(&data().join(family), Arc::new(Cpu::default()));
     let config = ours.vae().unwrap().config().clone();
     let file = data()
         .join(family)
@@ -148,7 +148,7 @@ fn the_vae_agrees_with_that_of_candle_transformers() {
     )
     .unwrap();
     let noise = &expected(family)["noise"];
-    let a = ours.vae().unwrap().decode(noise, &Cpu).unwrap();
+    let a = ours.vae().unwrap().decode(noise, &Cpu::default()).unwrap();
     assert_close("candle's VAE", &a, &theirs.decode(noise).unwrap(), MODULE);
 }
 
@@ -171,7 +171,7 @@ impl AttentionControl for Notes {
 
 #[test]
 fn sites_are_numbered_in_running_order_and_known_from_the_configuration() {
-    let model = model(&data().join("tiny-sd1"), Arc::new(Cpu));
+    let model = model(&data().join("tiny-sd1"), Arc::new(Cpu::default()));
     let mut notes = Notes::default();
     let expected = expected("tiny-sd1");
     let rows = Rows::new(Branch::Plain, 2, false);
@@ -186,7 +186,7 @@ fn sites_are_numbered_in_running_order_and_known_from_the_configuration() {
     model
         .unet()
         .unwrap()
-        .forward(call, &mut notes, &Cpu)
+        .forward(call, &mut notes, &Cpu::default())
         .unwrap();
     let sites = model.description().unet.sites();
     assert_eq!((sites.len(), notes.1), (16, 16));

@@ -259,7 +259,7 @@ fn weights_chunks_and_clip_skip_give_the_states_of_the_web_ui() {
             description.unwrap(),
             String::new(),
             Device::Cpu,
-            Arc::new(Cpu),
+            Arc::new(Cpu::default()),
         )
         .with_reading(Reading {
             clip_skip: Some(case.clip_skip),
@@ -292,7 +292,7 @@ fn added_rows_are_the_embeddings_of_the_ids_behind_the_vocabulary() {
         Weights::open(table.clone(), &Device::Cpu, DType::F32, shared)
     };
     let clip = ClipText::load(config, &weights()).unwrap();
-    let plain = clip.encode(&[635, 320, 600, 601, 636, 636], &Cpu).unwrap();
+    let plain = clip.encode(&[635, 320, 600, 601, 636, 636], &Cpu::default()).unwrap();
     let rows = weights()
         .root()
         .get("text_model.embeddings.token_embedding.weight", (637, 32))
@@ -301,9 +301,9 @@ fn added_rows_are_the_embeddings_of_the_ids_behind_the_vocabulary() {
     let clip = clip.with_rows(&row(600)).unwrap();
     let clip = clip.with_rows(&row(601)).unwrap();
     // The vocabulary has 637 ids: 637 and 638 are those of 600 and 601 again.
-    let same = clip.encode(&[635, 320, 637, 638, 636, 636], &Cpu).unwrap();
+    let same = clip.encode(&[635, 320, 637, 638, 636, 636], &Cpu::default()).unwrap();
     assert_eq!(bits(&same), bits(&plain));
-    let error = clip.encode(&[635, 639, 636], &Cpu).unwrap_err();
+    let error = clip.encode(&[635, 639, 636], &Cpu::default()).unwrap_err();
     assert!(error.to_string().contains("knows 639 tokens"), "{error}");
     let narrow = rows.narrow(1, 0, 31).unwrap();
     let error = clip.with_rows(&narrow).unwrap_err();

@@ -63,7 +63,7 @@ fn unet(model: &Checkpoint) -> Tensor {
 #[test]
 fn both_text_encoders_give_the_states_and_the_pooled_one_of_transformers() {
     let expected = numbers("sdxl");
-    let kernels: [Arc<dyn Kernel>; 2] = [Arc::new(Cpu), Arc::new(Plain)];
+    let kernels: [Arc<dyn Kernel>; 2] = [Arc::new(Cpu::default()), Arc::new(Plain)];
     for kernel in kernels {
         let model = model(kernel);
         for (states, pooled, prompt) in [
@@ -82,7 +82,7 @@ fn both_text_encoders_give_the_states_and_the_pooled_one_of_transformers() {
 #[test]
 fn an_empty_prompt_is_zeros_unless_the_model_index_says_otherwise() {
     let expected = numbers("sdxl");
-    let given = model(Arc::new(Cpu)).encode_prompt("").unwrap();
+    let given = model(Arc::new(Cpu::default())).encode_prompt("").unwrap();
     let is_zero = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert!(is_zero(&given.states).iter().all(|&x| x == 0.0));
     assert!(is_zero(&given.pooled.unwrap()).iter().all(|&x| x == 0.0));
@@ -90,7 +90,7 @@ fn an_empty_prompt_is_zeros_unless_the_model_index_says_otherwise() {
     let mut description = describe(&Sources::of(&micro("sdxl")));
     assert!(description.blank_is_zero);
     description.blank_is_zero = false;
-    let model = Checkpoint::new(description, String::new(), Device::Cpu, Arc::new(Cpu));
+    let model = Checkpoint::new(description, String::new(), Device::Cpu, Arc::new(Cpu::default()));
     let given = model.encode_prompt("").unwrap();
     assert_close("blank", &given.states, &expected["text_blank"], MODULE);
     let pooled = given.pooled.unwrap();
@@ -102,7 +102,7 @@ fn a_pad_token_is_a_token_of_its_own_inside_prompts_as_in_transformers() {
     let text = std::fs::read_to_string(micro("sdxl-settings.json")).unwrap();
     let settings: serde_json::Value = serde_json::from_str(&text).unwrap();
     let case = &settings["exclamation_marks"];
-    let model = model(Arc::new(Cpu));
+    let model = model(Arc::new(Cpu::default()));
     for (index, name) in ["tokenizer", "tokenizer_2"].into_iter().enumerate() {
         let tokenizer = model.tokenizer(index).unwrap();
         let reader = retouch_nodes::diffusion::prompt::Reader::new(tokenizer, Reading::default());
@@ -115,12 +115,12 @@ fn a_pad_token_is_a_token_of_its_own_inside_prompts_as_in_transformers() {
 
 #[test]
 fn a_single_file_equals_its_folder_bit_for_bit() {
-    let folder = model(Arc::new(Cpu));
+    let folder = model(Arc::new(Cpu::default()));
     let single = Sources {
         config: Some(micro("sdxl")),
         ..Sources::of(&micro("sdxl-single.safetensors"))
     };
-    let single = Checkpoint::new(describe(&single), String::new(), Device::Cpu, Arc::new(Cpu));
+    let single = Checkpoint::new(describe(&single), String::new(), Device::Cpu, Arc::new(Cpu::default()));
     assert_eq!(bits(&unet(&single)), bits(&unet(&folder)));
     let latent = &numbers("sd1")["noise"];
     let decode = |model: &Checkpoint| model.vae().unwrap().decode(latent, model.kernel()).unwrap();
@@ -129,7 +129,7 @@ fn a_single_file_equals_its_folder_bit_for_bit() {
 
 #[test]
 fn the_layer_is_the_one_before_the_last_and_chunks_keep_the_first_pooled_state() {
-    let read = |reading| model(Arc::new(Cpu)).with_reading(reading);
+    let read = |reading| model(Arc::new(Cpu::default())).with_reading(reading);
     let of = |reading, prompt: &str| read(reading).encode_prompt(prompt).unwrap();
     let skip = |clip_skip| Reading {
         clip_skip,

@@ -101,7 +101,7 @@ pub struct GroupNormSpec<'a> {
 #[must_use]
 pub fn for_device(device: &Device) -> Arc<dyn Kernel> {
     if device.is_cpu() {
-        Arc::new(Cpu)
+        Arc::new(Cpu::default())
     } else {
         Arc::new(Plain)
     }

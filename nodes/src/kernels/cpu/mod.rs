@@ -3,14 +3,38 @@
 //! The unit of work is one image, or a block of rows of one image whose size is a constant, so that no sum depends on
 //! the batch or on the number of threads (law 6 of the method).
 
+mod simd;
+
 use candle_core::{DType, Device, Result, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{GroupNormSpec, Kernel, Padding};
 
-/// The kernels for the CPU, float32.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Cpu;
+pub use simd::Isa;
+
+/// The kernels for the CPU.
+#[derive(Clone, Copy, Debug)]
+pub struct Cpu {
+    isa: Isa,
+}
+
+impl Default for Cpu {
+    fn default() -> Self {
+        Self::with(Isa::best())
+    }
+}
+
+impl Cpu {
+    /// The kernels compiled for an instruction set, one of [`Isa::available`].
+    #[must_use]
+    pub fn with(isa: Isa) -> Self {
+        assert!(
+            Isa::available().contains(&isa),
+            "this processor has no {isa:?}"
+        );
+        Self { isa }
+    }
+}
 
 /// Inner length of a product that is summed in one go.
 const SUM_BLOCK: usize = 128;
@@ -716,8 +740,8 @@ mod tests {
         #[test]
         fn linear_equals_the_plain_version(b in 1usize..5, n in 1usize..70, k in 1usize..50, o in 1usize..40, seed in 0u64..99) {
             let (x, w, bias) = (data(&[b, n, k], seed), data(&[o, k], seed + 1), data(&[o], seed + 2));
-            close(&Cpu.linear(&x, &w, Some(&bias)).unwrap(), &Plain.linear(&x, &w, Some(&bias)).unwrap());
-            close(&Cpu.linear(&x, &w, None).unwrap(), &Plain.linear(&x, &w, None).unwrap());
+            close(&Cpu::default().linear(&x, &w, Some(&bias)).unwrap(), &Plain.linear(&x, &w, Some(&bias)).unwrap());
+            close(&Cpu::default().linear(&x, &w, None).unwrap(), &Plain.linear(&x, &w, None).unwrap());
         }
 
         #[test]
@@ -728,7 +752,7 @@ mod tests {
             let padding = Padding { top, bottom, left, right };
             prop_assume!(h + top + bottom >= kernel && w + left + right >= kernel);
             let (x, k, bias) = (data(&[b, c, h, w], seed), data(&[o, c, kernel, kernel], seed + 1), data(&[o], seed + 2));
-            close(&Cpu.conv2d(&x, &k, Some(&bias), stride, padding).unwrap(), &Plain.conv2d(&x, &k, Some(&bias), stride, padding).unwrap());
+            close(&Cpu::default().conv2d(&x, &k, Some(&bias), stride, padding).unwrap(), &Plain.conv2d(&x, &k, Some(&bias), stride, padding).unwrap());
         }
 
         #[test]
@@ -739,12 +763,12 @@ mod tests {
             let spec = GroupNormSpec { groups, eps: 1e-5, weight: &weight, bias: &bias };
             prop_assume!(per * h * w > 1);
             for silu in [false, true] {
-                close(&Cpu.group_norm(&x, &spec, silu).unwrap(), &Plain.group_norm(&x, &spec, silu).unwrap());
+                close(&Cpu::default().group_norm(&x, &spec, silu).unwrap(), &Plain.group_norm(&x, &spec, silu).unwrap());
             }
             let x = data(&[b, h * w, 2 * c + 2], seed);
             let (weight, bias) = (data(&[2 * c + 2], seed + 3), data(&[2 * c + 2], seed + 4));
-            close(&Cpu.layer_norm(&x, &weight, &bias, 1e-5).unwrap(), &Plain.layer_norm(&x, &weight, &bias, 1e-5).unwrap());
-            close(&Cpu.geglu(&x).unwrap(), &Plain.geglu(&x).unwrap());
+            close(&Cpu::default().layer_norm(&x, &weight, &bias, 1e-5).unwrap(), &Plain.layer_norm(&x, &weight, &bias, 1e-5).unwrap());
+            close(&Cpu::default().geglu(&x).unwrap(), &Plain.geglu(&x).unwrap());
         }
 
         #[test]
@@ -754,8 +778,8 @@ mod tests {
             let (q, k, v) = (data(&[b, n, c], seed), data(&[sources, m, c], seed + 1), data(&[sources, m, c], seed + 2));
             let keys: Vec<Vec<u32>> = (0..sources).map(|s| (0..m as u32).filter(|j| (j + s as u32) % 3 != 1 || *j == 0).collect()).collect();
             let keys = masked.then_some(keys.as_slice());
-            close(&Cpu.attention(&q, &k, &v, heads, 0.4, keys).unwrap(), &Plain.attention(&q, &k, &v, heads, 0.4, keys).unwrap());
-            close(&Cpu.attention_map(&q, &k, heads, 0.4).unwrap(), &Plain.attention_map(&q, &k, heads, 0.4).unwrap());
+            close(&Cpu::default().attention(&q, &k, &v, heads, 0.4, keys).unwrap(), &Plain.attention(&q, &k, &v, heads, 0.4, keys).unwrap());
+            close(&Cpu::default().attention_map(&q, &k, heads, 0.4).unwrap(), &Plain.attention_map(&q, &k, heads, 0.4).unwrap());
         }
 
         #[test]
@@ -767,13 +791,13 @@ mod tests {
             let kernel = data(&[o, size, 3, 3], seed + 3);
             for i in 0..b {
                 let one = x.narrow(0, i, 1).unwrap();
-                let all = Cpu.linear(&x, &w, Some(&bias)).unwrap();
-                prop_assert_eq!(bits(&all.narrow(0, i, 1).unwrap()), bits(&Cpu.linear(&one, &w, Some(&bias)).unwrap()));
-                let all = Cpu.attention(&x, &x, &x, heads, 0.3, None).unwrap();
-                prop_assert_eq!(bits(&all.narrow(0, i, 1).unwrap()), bits(&Cpu.attention(&one, &one, &one, heads, 0.3, None).unwrap()));
-                let all = Cpu.conv2d(&picture, &kernel, Some(&bias), 1, Padding::same(1)).unwrap();
+                let all = Cpu::default().linear(&x, &w, Some(&bias)).unwrap();
+                prop_assert_eq!(bits(&all.narrow(0, i, 1).unwrap()), bits(&Cpu::default().linear(&one, &w, Some(&bias)).unwrap()));
+                let all = Cpu::default().attention(&x, &x, &x, heads, 0.3, None).unwrap();
+                prop_assert_eq!(bits(&all.narrow(0, i, 1).unwrap()), bits(&Cpu::default().attention(&one, &one, &one, heads, 0.3, None).unwrap()));
+                let all = Cpu::default().conv2d(&picture, &kernel, Some(&bias), 1, Padding::same(1)).unwrap();
                 let one = picture.narrow(0, i, 1).unwrap();
-                prop_assert_eq!(bits(&all.narrow(0, i, 1).unwrap()), bits(&Cpu.conv2d(&one, &kernel, Some(&bias), 1, Padding::same(1)).unwrap()));
+                prop_assert_eq!(bits(&all.narrow(0, i, 1).unwrap()), bits(&Cpu::default().conv2d(&one, &kernel, Some(&bias), 1, Padding::same(1)).unwrap()));
             }
         }
     }
