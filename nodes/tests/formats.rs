@@ -27,7 +27,12 @@ fn micro(name: &str) -> PathBuf {
 
 fn open(sources: &Sources) -> Checkpoint {
     let description = Description::read(sources, &Disk).unwrap();
-    Checkpoint::new(description, String::new(), Device::Cpu, Arc::new(Cpu::default()))
+    Checkpoint::new(
+        description,
+        String::new(),
+        Device::Cpu,
+        Arc::new(Cpu::default()),
+    )
 }
 
 /// A single file is read by the configurations of its folder: nothing was published for so small a model.

@@ -21,7 +21,12 @@ use support::{Disk, FAMILIES, data};
 
 fn model(folder: &Path) -> Checkpoint {
     let description = Description::read(&Sources::of(folder), &Disk).unwrap();
-    Checkpoint::new(description, String::new(), Device::Cpu, Arc::new(Cpu::default()))
+    Checkpoint::new(
+        description,
+        String::new(),
+        Device::Cpu,
+        Arc::new(Cpu::default()),
+    )
 }
 
 fn map_of(model: &Checkpoint) -> LinearMap {

@@ -289,10 +289,18 @@ fn added_rows_are_the_embeddings_of_the_ids_behind_the_vocabulary() {
     let config = &description.texts[0].config;
     let weights = || {
         let shared = Arc::new(Tensors::new(None));
-        Weights::open(table.clone(), &Device::Cpu, DType::F32, shared)
+        Weights::open(
+            table.clone(),
+            &Device::Cpu,
+            DType::F32,
+            shared,
+            Arc::new(Cpu::default()),
+        )
     };
     let clip = ClipText::load(config, &weights()).unwrap();
-    let plain = clip.encode(&[635, 320, 600, 601, 636, 636], &Cpu::default()).unwrap();
+    let plain = clip
+        .encode(&[635, 320, 600, 601, 636, 636], &Cpu::default())
+        .unwrap();
     let rows = weights()
         .root()
         .get("text_model.embeddings.token_embedding.weight", (637, 32))
@@ -301,7 +309,9 @@ fn added_rows_are_the_embeddings_of_the_ids_behind_the_vocabulary() {
     let clip = clip.with_rows(&row(600)).unwrap();
     let clip = clip.with_rows(&row(601)).unwrap();
     // The vocabulary has 637 ids: 637 and 638 are those of 600 and 601 again.
-    let same = clip.encode(&[635, 320, 637, 638, 636, 636], &Cpu::default()).unwrap();
+    let same = clip
+        .encode(&[635, 320, 637, 638, 636, 636], &Cpu::default())
+        .unwrap();
     assert_eq!(bits(&same), bits(&plain));
     let error = clip.encode(&[635, 639, 636], &Cpu::default()).unwrap_err();
     assert!(error.to_string().contains("knows 639 tokens"), "{error}");

@@ -90,7 +90,12 @@ fn an_empty_prompt_is_zeros_unless_the_model_index_says_otherwise() {
     let mut description = describe(&Sources::of(&micro("sdxl")));
     assert!(description.blank_is_zero);
     description.blank_is_zero = false;
-    let model = Checkpoint::new(description, String::new(), Device::Cpu, Arc::new(Cpu::default()));
+    let model = Checkpoint::new(
+        description,
+        String::new(),
+        Device::Cpu,
+        Arc::new(Cpu::default()),
+    );
     let given = model.encode_prompt("").unwrap();
     assert_close("blank", &given.states, &expected["text_blank"], MODULE);
     let pooled = given.pooled.unwrap();
@@ -120,7 +125,12 @@ fn a_single_file_equals_its_folder_bit_for_bit() {
         config: Some(micro("sdxl")),
         ..Sources::of(&micro("sdxl-single.safetensors"))
     };
-    let single = Checkpoint::new(describe(&single), String::new(), Device::Cpu, Arc::new(Cpu::default()));
+    let single = Checkpoint::new(
+        describe(&single),
+        String::new(),
+        Device::Cpu,
+        Arc::new(Cpu::default()),
+    );
     assert_eq!(bits(&unet(&single)), bits(&unet(&folder)));
     let latent = &numbers("sd1")["noise"];
     let decode = |model: &Checkpoint| model.vae().unwrap().decode(latent, model.kernel()).unwrap();

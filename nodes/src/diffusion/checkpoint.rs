@@ -987,7 +987,13 @@ impl Checkpoint {
                 self.memory
                     .claim(&format!("{what} of {whose} ({dtype:?})"), bytes, host)
             })?;
-            let weights = Weights::open(table.clone(), &self.device, dtype, tensors.clone())
+            let weights = Weights::open(
+                table.clone(),
+                &self.device,
+                dtype,
+                tensors.clone(),
+                self.kernel.clone(),
+            )
                 .with(changes.clone());
             Ok(Loaded {
                 network: Arc::new(build(&weights)?),

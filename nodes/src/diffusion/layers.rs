@@ -4,15 +4,15 @@ use candle_core::Tensor;
 
 use super::Result;
 use super::weights::Scope;
-use crate::kernels::{GroupNormSpec, Kernel, Padding};
+use crate::kernels::{GroupNormSpec, Kernel, Padding, Terms, Weight, Window};
 
 /// A fully connected layer over `[B, N, in]`.
 #[derive(Debug)]
 pub struct Linear {
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
     /// What adapters add to the weight: `[R, in]` and `[out, R]`.
-    low_rank: Option<(Tensor, Tensor)>,
+    low_rank: Option<(Weight, Weight)>,
 }
 
 impl Linear {
@@ -22,7 +22,7 @@ impl Linear {
     /// As [`Scope::get`].
     pub fn load(scope: &Scope<'_>, input: usize, output: usize, bias: bool) -> Result<Self> {
         Ok(Self {
-            weight: scope.get("weight", (output, input))?,
+            weight: scope.weight("weight", (output, input))?,
             bias: bias.then(|| scope.get("bias", output)).transpose()?,
             low_rank: scope.low_rank(&[output, input])?,
         })
@@ -42,7 +42,7 @@ impl Linear {
             names.iter().map(|name| format!("{name}.{part}")).collect()
         };
         Ok(Self {
-            weight: scope.get_any(&named("weight"), (output, input))?,
+            weight: scope.weight_any(&named("weight"), (output, input))?,
             bias: Some(scope.get_any(&named("bias"), output)?),
             low_rank: None,
         })
@@ -53,25 +53,48 @@ impl Linear {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, x: &Tensor, kernel: &dyn Kernel) -> Result<Tensor> {
-        let y = kernel.linear(x, &self.weight, self.bias.as_ref())?;
+        self.forward_onto(x, None, kernel)
+    }
+
+    /// [`Self::forward`] plus `residual` `[B, N, out]`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn forward_onto(
+        &self,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        kernel: &dyn Kernel,
+    ) -> Result<Tensor> {
+        let terms = Terms {
+            bias: self.bias.as_ref(),
+            residual,
+            image: None,
+        };
+        let y = kernel.linear(x, &self.weight, terms)?;
         match &self.low_rank {
             Some((down, up)) => {
-                Ok((y + kernel.linear(&kernel.linear(x, down, None)?, up, None)?)?)
+                let inner = kernel.linear(x, down, Terms::default())?;
+                let terms = Terms {
+                    residual: Some(&y),
+                    ..Terms::default()
+                };
+                Ok(kernel.linear(&inner, up, terms)?)
             }
             None => Ok(y),
         }
     }
 }
 
-/// A convolution with bias over `[B, C, H, W]`.
+/// A convolution with bias over images, laid out as the kernels want them.
 #[derive(Debug)]
 pub struct Conv2d {
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor,
     stride: usize,
     padding: Padding,
     /// What adapters add to the weight: `[R, in, k, k]` and `[out, R, 1, 1]`.
-    low_rank: Option<(Tensor, Tensor)>,
+    low_rank: Option<(Weight, Weight)>,
 }
 
 impl Conv2d {
@@ -88,7 +111,7 @@ impl Conv2d {
         padding: Padding,
     ) -> Result<Self> {
         Ok(Self {
-            weight: scope.get("weight", (output, input, size, size))?,
+            weight: scope.weight("weight", (output, input, size, size))?,
             bias: scope.get("bias", output)?,
             stride,
             padding,
@@ -104,16 +127,69 @@ impl Conv2d {
         Self::load(scope, input, output, size, 1, Padding::same(size / 2))
     }
 
-    /// x `[B, C, H, W]` to `[B, O, H', W']`.
+    /// Images of C channels to images of O.
     ///
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, x: &Tensor, kernel: &dyn Kernel) -> Result<Tensor> {
-        let y = kernel.conv2d(x, &self.weight, Some(&self.bias), self.stride, self.padding)?;
+        self.forward_with(x, None, None, None, kernel)
+    }
+
+    /// [`Self::forward`] of the image enlarged to h x w, nearest: source index floor(i * in / out).
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn forward_enlarged(
+        &self,
+        x: &Tensor,
+        size: (usize, usize),
+        kernel: &dyn Kernel,
+    ) -> Result<Tensor> {
+        self.forward_with(x, Some(size), None, None, kernel)
+    }
+
+    /// [`Self::forward`] plus `image` `[B, O]` at every pixel and `residual` of the result's shape.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn forward_onto(
+        &self,
+        x: &Tensor,
+        image: Option<&Tensor>,
+        residual: Option<&Tensor>,
+        kernel: &dyn Kernel,
+    ) -> Result<Tensor> {
+        self.forward_with(x, None, image, residual, kernel)
+    }
+
+    fn forward_with(
+        &self,
+        x: &Tensor,
+        enlarged: Option<(usize, usize)>,
+        image: Option<&Tensor>,
+        residual: Option<&Tensor>,
+        kernel: &dyn Kernel,
+    ) -> Result<Tensor> {
+        let window = Window {
+            stride: self.stride,
+            padding: self.padding,
+            enlarged,
+        };
+        let terms = Terms {
+            bias: Some(&self.bias),
+            image,
+            residual,
+        };
+        let y = kernel.conv2d(x, &self.weight, window, terms)?;
         match &self.low_rank {
             Some((down, up)) => {
-                let inner = kernel.conv2d(x, down, None, self.stride, self.padding)?;
-                Ok((y + kernel.conv2d(&inner, up, None, 1, Padding::same(0))?)?)
+                let inner = kernel.conv2d(x, down, window, Terms::default())?;
+                let terms = Terms {
+                    residual: Some(&y),
+                    ..Terms::default()
+                };
+                let at_pixel = Window::padded(Padding::same(0));
+                Ok(kernel.conv2d(&inner, up, at_pixel, terms)?)
             }
             None => Ok(y),
         }
@@ -152,7 +228,7 @@ impl GroupNorm {
         }
     }
 
-    /// Normalises x `[B, C, ...]`.
+    /// Normalises images.
     ///
     /// # Errors
     /// When the shapes do not fit.
@@ -197,35 +273,4 @@ impl LayerNorm {
     pub fn forward(&self, x: &Tensor, kernel: &dyn Kernel) -> Result<Tensor> {
         Ok(kernel.layer_norm(x, &self.weight, &self.bias, self.eps)?)
     }
-}
-
-/// `[B, C, H, W]` to `[B, H W, C]`.
-///
-/// # Errors
-/// When x is of another rank.
-pub fn image_to_tokens(x: &Tensor) -> Result<Tensor> {
-    Ok(x.flatten_from(2)?.transpose(1, 2)?.contiguous()?)
-}
-
-/// `[B, H W, C]` to `[B, C, H, W]`.
-///
-/// # Errors
-/// When the number of tokens is not `h * w`.
-pub fn tokens_to_image(x: &Tensor, h: usize, w: usize) -> Result<Tensor> {
-    let (b, _, c) = x.dims3()?;
-    Ok(x.transpose(1, 2)?.contiguous()?.reshape((b, c, h, w))?)
-}
-
-/// Enlarges x `[B, C, H, W]` to h x w, nearest: source index floor(i * in / out).
-///
-/// # Errors
-/// When x is of another rank.
-pub fn upsample_nearest(x: &Tensor, h: usize, w: usize) -> Result<Tensor> {
-    let (_, _, height, width) = x.dims4()?;
-    let index = |from: usize, to: usize| -> candle_core::Result<Tensor> {
-        let index: Vec<u32> = (0..to).map(|i| (i * from / to) as u32).collect();
-        Tensor::new(index, x.device())
-    };
-    Ok(x.index_select(&index(height, h)?, 2)?
-        .index_select(&index(width, w)?, 3)?)
 }

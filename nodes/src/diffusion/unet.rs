@@ -4,9 +4,7 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::control::{AttentionControl, AttentionKind, Qkv, Rows, Site};
-use super::layers::{
-    Conv2d, GroupNorm, LayerNorm, Linear, image_to_tokens, tokens_to_image, upsample_nearest,
-};
+use super::layers::{Conv2d, GroupNorm, LayerNorm, Linear};
 use super::weights::{Scope, Weights};
 use super::{Error, Result};
 use crate::kernels::{Kernel, Padding};
@@ -419,16 +417,16 @@ impl Resnet {
 
     /// `time`: SiLU of the timestep's embedding, `[B, 1, E]`.
     fn forward(&self, x: &Tensor, time: &Tensor, kernel: &dyn Kernel) -> Result<Tensor> {
+        let time = self.time.forward(time, kernel)?.squeeze(1)?;
         let h = self.norm1.forward_silu(x, kernel)?;
-        let h = self.conv1.forward(&h, kernel)?;
-        let time = self.time.forward(time, kernel)?;
-        let (b, _, c) = time.dims3()?;
-        let h = h.broadcast_add(&time.reshape((b, c, 1, 1))?)?;
+        let h = self.conv1.forward_onto(&h, Some(&time), None, kernel)?;
         let h = self.norm2.forward_silu(&h, kernel)?;
-        let h = self.conv2.forward(&h, kernel)?;
         match &self.shortcut {
-            Some(shortcut) => Ok((shortcut.forward(x, kernel)? + h)?),
-            None => Ok((x + h)?),
+            Some(shortcut) => {
+                let x = shortcut.forward(x, kernel)?;
+                self.conv2.forward_onto(&h, None, Some(&x), kernel)
+            }
+            None => self.conv2.forward_onto(&h, None, Some(x), kernel),
         }
     }
 }
@@ -455,10 +453,12 @@ impl Attention {
         })
     }
 
-    fn forward(
+    /// `residual` + the attention of x to `source`.
+    fn forward_onto(
         &self,
         x: &Tensor,
         source: &Tensor,
+        residual: &Tensor,
         site: Site,
         run: &mut Run<'_>,
     ) -> Result<Tensor> {
@@ -470,7 +470,7 @@ impl Attention {
             scale: self.scale,
         };
         let out = run.control.attend(site, &qkv, run.kernel)?;
-        self.out.forward(&out, run.kernel)
+        self.out.forward_onto(&out, Some(residual), run.kernel)
     }
 }
 
@@ -536,9 +536,10 @@ impl Transformer {
     }
 
     fn forward(&self, x: &Tensor, run: &mut Run<'_>) -> Result<Tensor> {
-        let (_, _, h, w) = x.dims4()?;
         let kernel = run.kernel;
-        let mut t = image_to_tokens(&self.norm.forward(x, kernel)?)?;
+        let layout = kernel.layout();
+        let (h, w) = layout.grid(x)?;
+        let mut t = layout.tokens(&self.norm.forward(x, kernel)?)?;
         t = self.project_in.forward(&t, kernel)?;
         for layer in &self.layers {
             let site = |kind| Site {
@@ -553,17 +554,20 @@ impl Transformer {
                 site(AttentionKind::CrossAttention),
             );
             let y = layer.norm1.forward(&t, kernel)?;
-            t = (t + layer.attention.forward(&y, &y, own, run)?)?;
+            t = layer.attention.forward_onto(&y, &y, &t, own, run)?;
             let y = layer.norm2.forward(&t, kernel)?;
             let context = run.context.clone();
-            t = (t + layer.cross.forward(&y, &context, cross, run)?)?;
+            t = layer.cross.forward_onto(&y, &context, &t, cross, run)?;
             let y = layer
                 .gate
                 .forward(&layer.norm3.forward(&t, kernel)?, kernel)?;
-            t = (t + layer.out.forward(&kernel.geglu(&y)?, kernel)?)?;
+            t = layer
+                .out
+                .forward_onto(&kernel.geglu(&y)?, Some(&t), kernel)?;
         }
-        let y = tokens_to_image(&self.project_out.forward(&t, kernel)?, h, w)?;
-        Ok((x + y)?)
+        let residual = layout.tokens(x)?;
+        let y = self.project_out.forward_onto(&t, Some(&residual), kernel)?;
+        Ok(layout.images_of_tokens(&y, h, w)?)
     }
 }
 
@@ -826,7 +830,8 @@ impl Unet {
         }
         // Every ResNet block takes SiLU of the embedding: applied once.
         let time = time.silu()?;
-        let mut x = self.conv_in.forward(call.latent, kernel)?;
+        let layout = kernel.layout();
+        let mut x = self.conv_in.forward(&layout.images(call.latent)?, kernel)?;
         let mut skips = vec![x.clone()];
         for block in &self.down {
             for (resnet, transformer) in &block.resnets {
@@ -849,21 +854,25 @@ impl Unet {
                 let skip = skips
                     .pop()
                     .ok_or_else(|| Error::request("the U-Net has fewer skips than it uses"))?;
-                x = resnet.forward(&Tensor::cat(&[&x, &skip], 1)?, &time, kernel)?;
+                let joined = Tensor::cat(&[&x, &skip], layout.channels())?;
+                x = resnet.forward(&joined, &time, kernel)?;
                 if let Some(transformer) = transformer {
                     x = transformer.forward(&x, run)?;
                 }
             }
             if let Some(resample) = &block.resample {
                 // To the grid of the next skip: twice the size, or one less where the way down rounded up.
-                let (h, w) = match skips.last() {
-                    Some(skip) => (skip.dim(2)?, skip.dim(3)?),
-                    None => (x.dim(2)? * 2, x.dim(3)? * 2),
+                let size = match skips.last() {
+                    Some(skip) => layout.grid(skip)?,
+                    None => {
+                        let (h, w) = layout.grid(&x)?;
+                        (2 * h, 2 * w)
+                    }
                 };
-                x = resample.forward(&upsample_nearest(&x, h, w)?, kernel)?;
+                x = resample.forward_enlarged(&x, size, kernel)?;
             }
         }
         let x = self.norm_out.forward_silu(&x, kernel)?;
-        self.conv_out.forward(&x, kernel)
+        Ok(layout.planes(&self.conv_out.forward(&x, kernel)?)?)
     }
 }

@@ -3,9 +3,7 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::layers::{
-    Conv2d, GroupNorm, Linear, image_to_tokens, tokens_to_image, upsample_nearest,
-};
+use super::layers::{Conv2d, GroupNorm, Linear};
 use super::weights::{Scope, Weights};
 use super::{Error, Result};
 use crate::kernels::{Kernel, Padding};
@@ -163,12 +161,13 @@ impl Resnet {
         let h = self
             .conv1
             .forward(&self.norm1.forward_silu(x, kernel)?, kernel)?;
-        let h = self
-            .conv2
-            .forward(&self.norm2.forward_silu(&h, kernel)?, kernel)?;
+        let h = self.norm2.forward_silu(&h, kernel)?;
         match &self.shortcut {
-            Some(shortcut) => Ok((shortcut.forward(x, kernel)? + h)?),
-            None => Ok((x + h)?),
+            Some(shortcut) => {
+                let x = shortcut.forward(x, kernel)?;
+                self.conv2.forward_onto(&h, None, Some(&x), kernel)
+            }
+            None => self.conv2.forward_onto(&h, None, Some(x), kernel),
         }
     }
 }
@@ -199,15 +198,18 @@ impl Attention {
     }
 
     fn forward(&self, x: &Tensor, kernel: &dyn Kernel) -> Result<Tensor> {
-        let (_, _, h, w) = x.dims4()?;
-        let t = image_to_tokens(&self.norm.forward(x, kernel)?)?;
+        let layout = kernel.layout();
+        let (h, w) = layout.grid(x)?;
+        let t = layout.tokens(&self.norm.forward(x, kernel)?)?;
         let (q, k, v) = (
             self.q.forward(&t, kernel)?,
             self.k.forward(&t, kernel)?,
             self.v.forward(&t, kernel)?,
         );
         let t = kernel.attention(&q, &k, &v, 1, self.scale, None)?;
-        Ok((x + tokens_to_image(&self.out.forward(&t, kernel)?, h, w)?)?)
+        let residual = layout.tokens(x)?;
+        let y = self.out.forward_onto(&t, Some(&residual), kernel)?;
+        Ok(layout.images_of_tokens(&y, h, w)?)
     }
 }
 
@@ -384,7 +386,8 @@ impl Vae {
             )));
         }
         let half = &self.encoder;
-        let mut x = half.conv_in.forward(pictures, kernel)?;
+        let layout = kernel.layout();
+        let mut x = half.conv_in.forward(&layout.images(pictures)?, kernel)?;
         for block in &half.blocks {
             for resnet in &block.resnets {
                 x = resnet.forward(&x, kernel)?;
@@ -400,6 +403,7 @@ impl Vae {
         if let Some(quant) = &half.quant {
             x = quant.forward(&x, kernel)?;
         }
+        let x = layout.planes(&x)?;
         // The second half of the channels is the logarithm of the variance.
         Ok(x.narrow(1, 0, self.config.latent_channels)?.contiguous()?)
     }
@@ -410,10 +414,11 @@ impl Vae {
     /// When the latents have another number of channels.
     pub fn decode(&self, latents: &Tensor, kernel: &dyn Kernel) -> Result<Tensor> {
         let half = &self.decoder;
-        let mut x = match &half.quant {
-            Some(quant) => quant.forward(latents, kernel)?,
-            None => latents.clone(),
-        };
+        let layout = kernel.layout();
+        let mut x = layout.images(latents)?;
+        if let Some(quant) = &half.quant {
+            x = quant.forward(&x, kernel)?;
+        }
         x = half.conv_in.forward(&x, kernel)?;
         x = half.middle.forward(&x, kernel)?;
         for block in &half.blocks {
@@ -421,11 +426,13 @@ impl Vae {
                 x = resnet.forward(&x, kernel)?;
             }
             if let Some(resample) = &block.resample {
-                let (_, _, h, w) = x.dims4()?;
-                x = resample.forward(&upsample_nearest(&x, 2 * h, 2 * w)?, kernel)?;
+                let (h, w) = layout.grid(&x)?;
+                x = resample.forward_enlarged(&x, (2 * h, 2 * w), kernel)?;
             }
         }
-        half.conv_out
-            .forward(&half.norm_out.forward_silu(&x, kernel)?, kernel)
+        let x = half
+            .conv_out
+            .forward(&half.norm_out.forward_silu(&x, kernel)?, kernel)?;
+        Ok(layout.planes(&x)?)
     }
 }

@@ -13,26 +13,26 @@ use candle_core::{Device, Result, Tensor};
 use std::fmt::Debug;
 use std::sync::Arc;
 
-/// The arithmetic under the networks. Shapes: B images, C channels, N queries, M keys.
+/// The arithmetic under the networks. Shapes: B images, C channels, N queries, M keys. All but weights is float32;
+/// images are laid out as [`Kernel::layout`] says.
 pub trait Kernel: Debug + Send + Sync {
     /// The name that enters cache keys: another kernel set may round otherwise.
     fn name(&self) -> &'static str;
 
-    /// `x w^T + bias`, w of float32, float16 or bfloat16, all else float32: x `[B, N, K]`, w `[O, K]`, bias `[O]`; gives `[B, N, O]`.
-    fn linear(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor>;
+    /// How images lie in memory.
+    fn layout(&self) -> Layout;
 
-    /// Cross-correlation with zero padding, w of float32, float16 or bfloat16: x `[B, C, H, W]`, w `[O, C, kh, kw]`, bias `[O]`.
-    /// `padding` is (top, bottom, left, right).
-    fn conv2d(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        bias: Option<&Tensor>,
-        stride: usize,
-        padding: Padding,
-    ) -> Result<Tensor>;
+    /// The numbers of a weight `[O, K]` or `[O, C, kh, kw]` of float32, float16 or bfloat16 in the order in which this kernel
+    /// set reads them.
+    fn pack(&self, w: &Tensor) -> Result<Tensor>;
 
-    /// Group normalisation over x `[B, C, ...]` with weight and bias `[C]`, then SiLU if `silu`.
+    /// `x w^T + terms`: x `[B, N, K]`, w `[O, K]`; gives `[B, N, O]`.
+    fn linear(&self, x: &Tensor, w: &Weight, terms: Terms<'_>) -> Result<Tensor>;
+
+    /// Cross-correlation with zero padding, `+ terms`: images of C channels, w `[O, C, kh, kw]`; gives images of O.
+    fn conv2d(&self, x: &Tensor, w: &Weight, window: Window, terms: Terms<'_>) -> Result<Tensor>;
+
+    /// Group normalisation over images of C channels with weight and bias `[C]`, then SiLU if `silu`.
     fn group_norm(&self, x: &Tensor, norm: &GroupNormSpec<'_>, silu: bool) -> Result<Tensor>;
 
     /// Layer normalisation over the last dimension.
@@ -56,6 +56,168 @@ pub trait Kernel: Debug + Send + Sync {
 
     /// The mean over heads of `softmax(q k^T scale)`: q `[B, N, C]`, k `[B, M, C]`; gives `[B, N, M]`.
     fn attention_map(&self, q: &Tensor, k: &Tensor, heads: usize, scale: f64) -> Result<Tensor>;
+}
+
+/// The order of an image's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// `[B, C, H, W]`, as diffusers, candle and cuDNN have it.
+    ChannelsFirst,
+    /// `[B, H, W, C]`: an image is its pixels' tokens, and sums over channels read what lies side by side.
+    ChannelsLast,
+}
+
+impl Layout {
+    /// The dimension of channels.
+    #[must_use]
+    pub fn channels(self) -> usize {
+        match self {
+            Self::ChannelsFirst => 1,
+            Self::ChannelsLast => 3,
+        }
+    }
+
+    /// Height and width of images.
+    ///
+    /// # Errors
+    /// When x is not of rank 4.
+    pub fn grid(self, x: &Tensor) -> Result<(usize, usize)> {
+        let (_, a, b, c) = x.dims4()?;
+        Ok(match self {
+            Self::ChannelsFirst => (b, c),
+            Self::ChannelsLast => (a, b),
+        })
+    }
+
+    /// Images from `[B, C, H, W]`.
+    ///
+    /// # Errors
+    /// When x is not of rank 4.
+    pub fn images(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::ChannelsFirst => Ok(x.clone()),
+            Self::ChannelsLast => x.permute((0, 2, 3, 1))?.contiguous(),
+        }
+    }
+
+    /// `[B, C, H, W]` from images.
+    ///
+    /// # Errors
+    /// When x is not of rank 4.
+    pub fn planes(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::ChannelsFirst => Ok(x.clone()),
+            Self::ChannelsLast => x.permute((0, 3, 1, 2))?.contiguous(),
+        }
+    }
+
+    /// `[B, H W, C]` from images.
+    ///
+    /// # Errors
+    /// When x is not of rank 4.
+    pub fn tokens(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::ChannelsFirst => x.flatten_from(2)?.transpose(1, 2)?.contiguous(),
+            Self::ChannelsLast => x.flatten(1, 2),
+        }
+    }
+
+    /// Images from `[B, H W, C]`.
+    ///
+    /// # Errors
+    /// When the number of tokens is not `h * w`.
+    pub fn images_of_tokens(self, x: &Tensor, h: usize, w: usize) -> Result<Tensor> {
+        let (b, _, c) = x.dims3()?;
+        match self {
+            Self::ChannelsFirst => x.transpose(1, 2)?.contiguous()?.reshape((b, c, h, w)),
+            Self::ChannelsLast => x.reshape((b, h, w, c)),
+        }
+    }
+}
+
+/// A weight, its numbers in the order in which a kernel set reads them.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    pub(crate) data: Tensor,
+    /// O.
+    pub(crate) outputs: usize,
+    /// K, or C of a convolution.
+    pub(crate) inputs: usize,
+    /// kh and kw; 1 and 1 of a matrix.
+    pub(crate) window: (usize, usize),
+}
+
+impl Weight {
+    /// A weight `[O, K]` or `[O, C, kh, kw]`, packed for a kernel set.
+    ///
+    /// # Errors
+    /// When it is of another rank.
+    pub fn new(w: &Tensor, kernel: &dyn Kernel) -> Result<Self> {
+        Self::of_packed(kernel.pack(w)?, w.dims())
+    }
+
+    /// A weight of that shape whose numbers are packed already.
+    ///
+    /// # Errors
+    /// When the shape is of another rank than a weight's.
+    pub fn of_packed(data: Tensor, shape: &[usize]) -> Result<Self> {
+        let (outputs, inputs, window) = match *shape {
+            [o, k] => (o, k, (1, 1)),
+            [o, c, h, w] => (o, c, (h, w)),
+            _ => candle_core::bail!("a weight of shape {shape:?}"),
+        };
+        Ok(Self {
+            data,
+            outputs,
+            inputs,
+            window,
+        })
+    }
+}
+
+/// What is added to a product on its way out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Terms<'a> {
+    /// `[O]`.
+    pub bias: Option<&'a Tensor>,
+    /// `[B, O]`, to every pixel of an image; convolutions alone.
+    pub image: Option<&'a Tensor>,
+    /// Of the result's shape.
+    pub residual: Option<&'a Tensor>,
+}
+
+impl<'a> Terms<'a> {
+    /// A bias or nothing.
+    #[must_use]
+    pub fn bias(bias: Option<&'a Tensor>) -> Self {
+        Self {
+            bias,
+            ..Self::default()
+        }
+    }
+}
+
+/// Where a convolution looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Pixels from one output to the next.
+    pub stride: usize,
+    /// Zeros around the image.
+    pub padding: Padding,
+    /// The height and width that the image is enlarged to before, nearest: source index floor(i * in / out).
+    pub enlarged: Option<(usize, usize)>,
+}
+
+impl Window {
+    /// A window of stride 1.
+    #[must_use]
+    pub fn padded(padding: Padding) -> Self {
+        Self {
+            stride: 1,
+            padding,
+            enlarged: None,
+        }
+    }
 }
 
 /// Zero padding of a convolution, in pixels.

@@ -3,7 +3,7 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::{GroupNormSpec, Kernel, Padding};
+use super::{GroupNormSpec, Kernel, Layout, Padding, Terms, Weight, Window};
 
 /// The kernels made of candle's operators.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,42 +29,77 @@ fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
         .contiguous()
 }
 
+/// Enlarges x `[B, C, H, W]` to h x w, nearest: source index floor(i * in / out).
+fn upsample_nearest(x: &Tensor, h: usize, w: usize) -> Result<Tensor> {
+    let (_, _, height, width) = x.dims4()?;
+    let index = |from: usize, to: usize| -> Result<Tensor> {
+        let index: Vec<u32> = (0..to).map(|i| (i * from / to) as u32).collect();
+        Tensor::new(index, x.device())
+    };
+    x.index_select(&index(height, h)?, 2)?
+        .index_select(&index(width, w)?, 3)
+}
+
 impl Kernel for Plain {
     fn name(&self) -> &'static str {
         "plain"
     }
 
-    fn linear(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        let w = w.t()?;
-        per_image(x, |_, x| {
-            let y = x.squeeze(0)?.to_dtype(w.dtype())?.matmul(&w)?;
-            let y = y.to_dtype(DType::F32)?.unsqueeze(0)?;
-            match bias {
-                Some(bias) => y.broadcast_add(bias),
-                None => Ok(y),
-            }
-        })
+    fn layout(&self) -> Layout {
+        Layout::ChannelsFirst
     }
 
-    fn conv2d(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        bias: Option<&Tensor>,
-        stride: usize,
-        padding: Padding,
-    ) -> Result<Tensor> {
-        per_image(x, |_, x| {
+    fn pack(&self, w: &Tensor) -> Result<Tensor> {
+        Ok(w.clone())
+    }
+
+    fn linear(&self, x: &Tensor, w: &Weight, terms: Terms<'_>) -> Result<Tensor> {
+        let w = w.data.t()?;
+        let y = per_image(x, |_, x| {
+            let y = x.squeeze(0)?.to_dtype(w.dtype())?.matmul(&w)?;
+            y.to_dtype(DType::F32)?.unsqueeze(0)
+        })?;
+        let y = match terms.bias {
+            Some(bias) => y.broadcast_add(bias)?,
+            None => y,
+        };
+        match terms.residual {
+            Some(residual) => y + residual,
+            None => Ok(y),
+        }
+    }
+
+    fn conv2d(&self, x: &Tensor, w: &Weight, window: Window, terms: Terms<'_>) -> Result<Tensor> {
+        let Padding {
+            top,
+            bottom,
+            left,
+            right,
+        } = window.padding;
+        let w = &w.data;
+        let x = match window.enlarged {
+            Some((h, w)) => upsample_nearest(x, h, w)?,
+            None => x.clone(),
+        };
+        let y = per_image(&x, |_, x| {
             let x = x
-                .pad_with_zeros(2, padding.top, padding.bottom)?
-                .pad_with_zeros(3, padding.left, padding.right)?;
-            let y = x.to_dtype(w.dtype())?.conv2d(w, 0, stride, 1, 1)?;
-            let y = y.to_dtype(DType::F32)?;
-            match bias {
-                Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?),
-                None => Ok(y),
-            }
-        })
+                .pad_with_zeros(2, top, bottom)?
+                .pad_with_zeros(3, left, right)?;
+            let y = x.to_dtype(w.dtype())?.conv2d(w, 0, window.stride, 1, 1)?;
+            y.to_dtype(DType::F32)
+        })?;
+        let y = match terms.bias {
+            Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?)?,
+            None => y,
+        };
+        let y = match terms.image {
+            Some(image) => y.broadcast_add(&image.unsqueeze(2)?.unsqueeze(3)?)?,
+            None => y,
+        };
+        match terms.residual {
+            Some(residual) => y + residual,
+            None => Ok(y),
+        }
     }
 
     fn group_norm(&self, x: &Tensor, norm: &GroupNormSpec<'_>, silu: bool) -> Result<Tensor> {

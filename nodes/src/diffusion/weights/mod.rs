@@ -16,6 +16,7 @@ pub use table::{Stored, Table, dense_strides, is_torch};
 
 use super::memory::Claim;
 use super::{Error, Result};
+use crate::kernels::{Kernel, Weight};
 
 /// Low-rank factors of one adapter for one layer (Hu et al. 2021, LoRA): the layer's weight counts as
 /// `W + scale up down`.
@@ -97,6 +98,7 @@ impl Shared {
 /// Where loaded tensors go.
 #[derive(Debug)]
 struct Target {
+    kernel: Arc<dyn Kernel>,
     maps: Maps,
     device: Device,
     dtype: DType,
@@ -118,11 +120,19 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// The weights of a table, to be put on `device` in `dtype`, those that are in `shared` already taken from there.
+    /// The weights of a table, to be put on `device` in `dtype` and packed for `kernel`, those that are in `shared` already
+    /// taken from there.
     #[must_use]
-    pub fn open(table: Arc<Table>, device: &Device, dtype: DType, shared: Arc<Tensors>) -> Self {
+    pub fn open(
+        table: Arc<Table>,
+        device: &Device,
+        dtype: DType,
+        shared: Arc<Tensors>,
+        kernel: Arc<dyn Kernel>,
+    ) -> Self {
         let mut weights = Self::checking(table);
         weights.target = Some(Target {
+            kernel,
             maps: Maps::default(),
             device: device.clone(),
             dtype,
@@ -218,7 +228,7 @@ impl Weights {
         self.table.contains(name)
     }
 
-    fn get(&self, names: &[String], shape: &Shape) -> Result<Tensor> {
+    fn get(&self, names: &[String], shape: &Shape, packed: bool) -> Result<Tensor> {
         if let Some(name) = names.first() {
             let asked = (name.clone(), shape.dims().to_vec());
             self.asked.borrow_mut().push(asked);
@@ -258,7 +268,7 @@ impl Weights {
                         own.name, own.dtype
                     )
                 } else if let Some(target) = &self.target {
-                    return target.load(name, &stored, replaced.is_some());
+                    return target.load(name, &stored, replaced.is_some(), packed);
                 } else {
                     return Ok(Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape)?);
                 }
@@ -276,7 +286,7 @@ impl Weights {
 
     /// The low-rank factors for the layer `name` whose weight has this shape, all adapters' side by side:
     /// `[R, in, ..]` and `[out, R, ..]`, the scales multiplied in.
-    fn low_rank(&self, name: &str, shape: &[usize]) -> Result<Option<(Tensor, Tensor)>> {
+    fn low_rank(&self, name: &str, shape: &[usize]) -> Result<Option<(Weight, Weight)>> {
         let Some((target, factors)) = self
             .target
             .as_ref()
@@ -310,7 +320,10 @@ impl Weights {
             downs.push(down);
             ups.push((up * factor.scale)?);
         }
-        let place = |t: Tensor| t.to_dtype(target.dtype)?.to_device(&target.device);
+        let place = |t: Tensor| {
+            let t = t.to_dtype(target.dtype)?.to_device(&target.device)?;
+            Weight::new(&t, &*target.kernel)
+        };
         Ok(Some((
             place(Tensor::cat(&downs, 0)?)?,
             place(Tensor::cat(&ups, 1)?)?,
@@ -319,15 +332,24 @@ impl Weights {
 }
 
 impl Target {
-    fn load(&self, name: &str, stored: &Stored, own: bool) -> Result<Tensor> {
+    /// A tensor of the files, `packed` for the kernels if it is a weight of a product.
+    fn load(&self, name: &str, stored: &Stored, own: bool, packed: bool) -> Result<Tensor> {
         // Biases and scales are few, and sums go through them: they stay float32.
         let dtype = if stored.shape.len() > 1 {
             self.dtype
         } else {
             DType::F32
         };
+        let load = || {
+            let tensor = self.maps.load(stored, dtype, &self.device)?;
+            if packed {
+                Ok(self.kernel.pack(&tensor)?)
+            } else {
+                Ok(tensor)
+            }
+        };
         if own {
-            return self.maps.load(stored, dtype, &self.device);
+            return load();
         }
         let lock = || {
             self.shared
@@ -336,10 +358,13 @@ impl Target {
                 .unwrap_or_else(PoisonError::into_inner)
         };
         if let Some(tensor) = lock().get(name) {
+            if tensor.rank() == 1 {
+                return Ok(tensor.clone()); // packed, or a bias
+            }
             // One network may ask for a 1x1 convolution as a matrix, as all of them do or none.
             return Ok(tensor.reshape(stored.shape.as_slice())?);
         }
-        let tensor = self.maps.load(stored, dtype, &self.device)?;
+        let tensor = load()?;
         lock().insert(name.to_owned(), tensor.clone());
         Ok(tensor)
     }
@@ -386,7 +411,26 @@ impl<'a> Scope<'a> {
     /// # Errors
     /// When it is missing or of another shape; while checking the fault is noted instead.
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
-        self.weights.get(&[self.name(name)], &shape.into())
+        self.weights.get(&[self.name(name)], &shape.into(), false)
+    }
+
+    /// The weight `name` of a product, packed.
+    ///
+    /// # Errors
+    /// As [`Scope::get`].
+    pub fn weight(&self, name: &str, shape: impl Into<Shape>) -> Result<Weight> {
+        self.weight_any(&[name], shape)
+    }
+
+    /// The first of several names of a weight of a product, packed.
+    ///
+    /// # Errors
+    /// As [`Scope::get`].
+    pub fn weight_any(&self, names: &[impl AsRef<str>], shape: impl Into<Shape>) -> Result<Weight> {
+        let names: Vec<_> = names.iter().map(|name| self.name(name.as_ref())).collect();
+        let shape = shape.into();
+        let data = self.weights.get(&names, &shape, true)?;
+        Ok(Weight::of_packed(data, shape.dims())?)
     }
 
     /// The first of several names (a layer's present and former ones) that the file has.
@@ -395,7 +439,7 @@ impl<'a> Scope<'a> {
     /// As [`Scope::get`].
     pub fn get_any(&self, names: &[impl AsRef<str>], shape: impl Into<Shape>) -> Result<Tensor> {
         let names: Vec<_> = names.iter().map(|name| self.name(name.as_ref())).collect();
-        self.weights.get(&names, &shape.into())
+        self.weights.get(&names, &shape.into(), false)
     }
 
     /// Whether the file has a tensor of this name.
@@ -409,7 +453,7 @@ impl<'a> Scope<'a> {
     ///
     /// # Errors
     /// When they do not fit the shape, or cannot be read.
-    pub fn low_rank(&self, shape: &[usize]) -> Result<Option<(Tensor, Tensor)>> {
+    pub fn low_rank(&self, shape: &[usize]) -> Result<Option<(Weight, Weight)>> {
         self.weights.low_rank(&self.prefix, shape)
     }
 }

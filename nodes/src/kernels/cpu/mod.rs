@@ -3,37 +3,94 @@
 //! The unit of work is one image, or a block of rows of one image whose size is a constant, so that no sum depends on
 //! the batch or on the number of threads (law 6 of the method).
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+mod pointwise;
+mod products;
 mod simd;
 
 use candle_core::{DType, Device, Result, Storage, Tensor, bail};
+use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::{GroupNormSpec, Kernel, Padding};
+use super::{GroupNormSpec, Kernel, Layout, Terms, Weight, Window};
+use products::{Machine, Matrix as Packed};
 
 pub use simd::Isa;
 
 /// The kernels for the CPU.
 #[derive(Clone, Copy, Debug)]
 pub struct Cpu {
-    isa: Isa,
+    machine: Machine,
 }
 
 impl Default for Cpu {
     fn default() -> Self {
-        Self::with(Isa::best())
+        let isa = Isa::best();
+        #[cfg(target_arch = "x86_64")]
+        let (amx, pairs) = (
+            isa == Isa::Avx512 && amx::is_available(),
+            isa == Isa::Avx512 && std::arch::is_x86_feature_detected!("avx512bf16"),
+        );
+        #[cfg(not(target_arch = "x86_64"))]
+        let (amx, pairs) = (false, false);
+        Self {
+            machine: Machine { isa, amx, pairs },
+        }
     }
 }
 
 impl Cpu {
-    /// The kernels compiled for an instruction set, one of [`Isa::available`].
+    /// The kernels compiled for an instruction set, one of [`Isa::available`], without matrix unit.
     #[must_use]
     pub fn with(isa: Isa) -> Self {
         assert!(
             Isa::available().contains(&isa),
             "this processor has no {isa:?}"
         );
-        Self { isa }
+        let machine = Machine {
+            isa,
+            amx: false,
+            pairs: false,
+        };
+        Self { machine }
     }
+}
+
+/// Gives `f` a weight as it is packed.
+fn with_packed<R>(w: &Weight, f: impl FnOnce(Packed<'_>) -> Result<R>) -> Result<R> {
+    let (storage, layout) = w.data.storage_and_layout();
+    let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets())
+    else {
+        bail!("the CPU kernels were given a weight of another device");
+    };
+    let data = match w.data.dtype() {
+        DType::F32 => products::Packed::F32(&storage.as_slice()?[start..end]),
+        DType::F16 => products::Packed::F16(&storage.as_slice()?[start..end]),
+        DType::BF16 => products::Packed::Bf16(&storage.as_slice()?[start..end]),
+        other => bail!("weights of {other:?} cannot be computed with"),
+    };
+    f(Packed {
+        data,
+        outputs: w.outputs,
+        inputs: w.inputs,
+        taps: w.window.0 * w.window.1,
+    })
+}
+
+/// Gives `f` the terms' numbers.
+fn with_terms<R>(terms: Terms<'_>, f: impl FnOnce(products::Terms<'_>) -> Result<R>) -> Result<R> {
+    with_optional(terms.bias, |bias| {
+        with_optional(terms.image, |image| {
+            with_optional(terms.residual, |residual| {
+                f(products::Terms {
+                    bias,
+                    image,
+                    residual,
+                })
+            })
+        })
+    })
 }
 
 /// Inner length of a product that is summed in one go.
@@ -242,34 +299,6 @@ fn exp(x: f32) -> f32 {
     p * f32::from_bits(exponent)
 }
 
-/// `exp` for any sign, for the logistic function.
-#[inline(always)]
-fn sigmoid(x: f32) -> f32 {
-    // 1 / (1 + e^-x) from e^-|x|, which cannot overflow.
-    let e = exp(-x.abs());
-    let p = 1.0 / (1.0 + e);
-    if x >= 0.0 { p } else { e * p }
-}
-
-/// erf by a rational function in x^2 on [-4, 4] (the minimax fit used by Eigen and XLA), 4e-7 at most off.
-#[inline(always)]
-fn erf(x: f32) -> f32 {
-    let x = x.clamp(-4.0, 4.0);
-    let s = x * x;
-    let p = ((((((-2.726_142_3e-10 * s + 2.770_681_4e-8) * s - 2.101_024_1e-6) * s
-        - 5.692_506_3e-5)
-        * s
-        - 7.349_906_4e-4)
-        * s
-        - 2.954_599_7e-3)
-        * s
-        - 1.609_603_3e-2)
-        * x;
-    let q = (((-1.456_607_2e-5 * s - 2.133_740_6e-4) * s - 1.682_827e-3) * s - 7.373_329e-3) * s
-        - 1.426_473_9e-2;
-    p / q
-}
-
 /// Turns each row of `scores` into its softmax.
 fn softmax_rows(scores: &mut [f32], columns: usize) {
     for row in scores.chunks_exact_mut(columns) {
@@ -313,203 +342,145 @@ fn lanes_sum(x: &[f32]) -> f64 {
     lanes.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(x)).sum::<f64>()
 }
 
-/// Mean and 1 / sqrt(variance + eps), in two passes.
-fn moments(x: &[f32], eps: f64) -> (f32, f32) {
-    let n = x.len() as f64;
-    let mean = lanes_sum(x) / n;
-    let mut lanes = [0f64; 8];
-    let chunks = x.chunks_exact(8);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            let d = f64::from(x) - mean;
-            *lane += d * d;
-        }
-    }
-    let rest: f64 = rest.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum();
-    let variance = (lanes.iter().sum::<f64>() + rest) / n;
-    (mean as f32, (1.0 / (variance + eps).sqrt()) as f32)
-}
-
-/// The geometry of a convolution of one image.
-#[derive(Clone, Copy)]
-struct Geometry {
-    height: usize,
-    width: usize,
-    kernel: (usize, usize),
-    stride: usize,
-    padding: Padding,
-    out: (usize, usize),
-}
-
-/// One image as columns: `[C kh kw, oh ow]`, row-major, zeros where the window is outside.
-fn image_to_columns(x: &[f32], columns: &mut [f32], g: Geometry, threads: Threads) {
-    let (kh, kw) = g.kernel;
-    let pixels = g.out.0 * g.out.1;
-    let fill = |(row, columns): (usize, &mut [f32])| {
-        let (c, i, j) = (row / (kh * kw), row / kw % kh, row % kw);
-        let plane = &x[c * g.height * g.width..][..g.height * g.width];
-        for (oy, line) in columns.chunks_exact_mut(g.out.1).enumerate() {
-            let y = (oy * g.stride + i).wrapping_sub(g.padding.top);
-            if y >= g.height {
-                line.fill(0.0);
-                continue;
-            }
-            let source = &plane[y * g.width..][..g.width];
-            if g.stride == 1 {
-                // Columns ox with 0 <= ox + j - left < width are a plain copy.
-                let first = g.padding.left.saturating_sub(j).min(line.len());
-                let last = (g.width + g.padding.left)
-                    .saturating_sub(j)
-                    .clamp(first, line.len());
-                line[..first].fill(0.0);
-                line[last..].fill(0.0);
-                let from = first + j - g.padding.left.min(first + j);
-                line[first..last].copy_from_slice(&source[from..from + (last - first)]);
-            } else {
-                for (ox, value) in line.iter_mut().enumerate() {
-                    let x = (ox * g.stride + j).wrapping_sub(g.padding.left);
-                    *value = source.get(x).copied().unwrap_or(0.0);
-                }
-            }
-        }
-    };
-    match threads {
-        Threads::All => columns
-            .par_chunks_exact_mut(pixels)
-            .with_min_len(16)
-            .enumerate()
-            .for_each(fill),
-        Threads::One => columns.chunks_exact_mut(pixels).enumerate().for_each(fill),
-    }
-}
-
 impl Kernel for Cpu {
     fn name(&self) -> &'static str {
-        "cpu-gemm"
+        if self.machine.amx {
+            "cpu2-tiles"
+        } else if self.machine.pairs {
+            "cpu2-pairs"
+        } else {
+            "cpu2"
+        }
     }
 
-    fn linear(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        let (images, n, k) = x.dims3()?;
-        let (o, inner) = w.dims2()?;
-        if inner != k {
-            bail!("linear: an input of {k} features for weights of {inner}");
+    fn layout(&self) -> Layout {
+        Layout::ChannelsLast
+    }
+
+    fn pack(&self, w: &Tensor) -> Result<Tensor> {
+        let (outputs, inputs, taps) = match *w.dims() {
+            [o, k] => (o, k, 1),
+            [o, c, h, w] => (o, c, h * w),
+            _ => bail!("a weight of shape {:?}", w.dims()),
+        };
+        let (storage, layout) = w.storage_and_layout();
+        let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets())
+        else {
+            bail!("weights must be dense and on the CPU to be packed");
+        };
+        macro_rules! pack {
+            ($type:ty) => {{
+                let data = &storage.as_slice::<$type>()?[start..end];
+                let packed = products::pack(data, w.dtype(), outputs, inputs, taps);
+                let len = packed.len();
+                Tensor::from_vec(packed, len, &Device::Cpu)
+            }};
         }
-        let mut out = vec![0f32; images * n * o];
+        match w.dtype() {
+            DType::F32 => pack!(f32),
+            DType::F16 => pack!(f16),
+            DType::BF16 => pack!(bf16),
+            other => bail!("weights of {other:?} cannot be computed with"),
+        }
+    }
+
+    fn linear(&self, x: &Tensor, w: &Weight, terms: Terms<'_>) -> Result<Tensor> {
+        let (images, n, k) = x.dims3()?;
+        if w.inputs != k || w.window != (1, 1) || terms.image.is_some() {
+            bail!(
+                "linear: an input of {k} features for weights of {}",
+                w.inputs
+            );
+        }
+        let mut out = vec![0f32; images * n * w.outputs];
+        if out.is_empty() {
+            return Tensor::from_vec(out, (images, n, w.outputs), &Device::Cpu);
+        }
         with_data(x, |x| {
-            with_data(w, |w| {
-                with_optional(bias, |bias| {
-                    let w = Matrix::dense(w, o, k).transposed();
-                    for_each_image(&mut out, images, |b, out, threads| {
-                        if let Some(bias) = bias {
-                            out.chunks_exact_mut(o)
-                                .for_each(|row| row.copy_from_slice(bias));
-                        }
-                        let x = Matrix::dense(&x[b * n * k..][..n * k], n, k);
-                        product(out, o, bias.is_some(), 1.0, x, w, threads);
-                    });
-                    Ok(())
+            with_packed(w, |w| {
+                with_terms(terms, |terms| {
+                    products::linear(self.machine, x, w, terms, n, &mut out)
                 })
             })
         })?;
-        Tensor::from_vec(out, (images, n, o), &Device::Cpu)
+        Tensor::from_vec(out, (images, n, w.outputs), &Device::Cpu)
     }
 
-    fn conv2d(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        bias: Option<&Tensor>,
-        stride: usize,
-        padding: Padding,
-    ) -> Result<Tensor> {
-        let (images, channels, height, width) = x.dims4()?;
-        let (o, c, kh, kw) = w.dims4()?;
+    fn conv2d(&self, x: &Tensor, w: &Weight, window: Window, terms: Terms<'_>) -> Result<Tensor> {
+        let (images, source_height, source_width, channels) = x.dims4()?;
+        let (height, width) = window.enlarged.unwrap_or((source_height, source_width));
+        let (kh, kw) = w.window;
+        let padding = window.padding;
         let (padded_h, padded_w) = (
             height + padding.top + padding.bottom,
             width + padding.left + padding.right,
         );
-        if c != channels || padded_h < kh || padded_w < kw || stride == 0 {
+        if w.inputs != channels || padded_h < kh || padded_w < kw || window.stride == 0 {
             bail!(
-                "convolution: weights {:?} do not fit an input of {:?}",
-                w.dims(),
+                "convolution: weights [{}, {}, {kh}, {kw}] do not fit an input of {:?}",
+                w.outputs,
+                w.inputs,
                 x.dims()
             );
         }
-        let g = Geometry {
+        let out_size = (
+            (padded_h - kh) / window.stride + 1,
+            (padded_w - kw) / window.stride + 1,
+        );
+        let shape = (images, out_size.0, out_size.1, w.outputs);
+        let mut out = vec![0f32; images * out_size.0 * out_size.1 * w.outputs];
+        if out.is_empty() {
+            return Tensor::from_vec(out, shape, &Device::Cpu);
+        }
+        let geometry = products::Geometry {
             height,
             width,
+            source: (source_height, source_width),
             kernel: (kh, kw),
-            stride,
+            stride: window.stride,
             padding,
-            out: ((padded_h - kh) / stride + 1, (padded_w - kw) / stride + 1),
+            out: out_size,
         };
-        let (pixels, k) = (g.out.0 * g.out.1, channels * kh * kw);
-        let pointwise = kh == 1 && kw == 1 && stride == 1 && padding == Padding::same(0);
-        let mut out = vec![0f32; images * o * pixels];
+        let pointwise = geometry.is_pointwise();
         with_data(x, |x| {
-            with_data(w, |w| {
-                with_optional(bias, |bias| {
-                    let w = Matrix::dense(w, o, k);
-                    for_each_image(&mut out, images, |b, out, threads| {
-                        if let Some(bias) = bias {
-                            for (plane, &bias) in out.chunks_exact_mut(pixels).zip(bias) {
-                                plane.fill(bias);
-                            }
-                        }
-                        let x = &x[b * channels * height * width..][..channels * height * width];
-                        let mut multiply = |columns: &[f32]| {
-                            let columns = Matrix::dense(columns, k, pixels);
-                            product(out, pixels, bias.is_some(), 1.0, w, columns, threads);
-                        };
-                        if pointwise {
-                            multiply(x);
-                        } else {
-                            let mut columns = vec![0f32; k * pixels];
-                            image_to_columns(x, &mut columns, g, threads);
-                            multiply(&columns);
-                        }
-                    });
-                    Ok(())
+            with_packed(w, |w| {
+                with_terms(terms, |terms| {
+                    if pointwise && terms.image.is_none() {
+                        let pixels = out_size.0 * out_size.1;
+                        products::linear(self.machine, x, w, terms, pixels, &mut out)
+                    } else {
+                        products::convolution(self.machine, x, images, w, terms, geometry, &mut out)
+                    }
                 })
             })
         })?;
-        Tensor::from_vec(out, (images, o, g.out.0, g.out.1), &Device::Cpu)
+        Tensor::from_vec(out, shape, &Device::Cpu)
     }
 
     fn group_norm(&self, x: &Tensor, norm: &GroupNormSpec<'_>, silu: bool) -> Result<Tensor> {
-        let channels = x.dim(1)?;
-        if norm.groups == 0 || channels % norm.groups != 0 {
+        let channels = x.dim(candle_core::D::Minus1)?;
+        if norm.groups == 0 || channels == 0 || channels % norm.groups != 0 {
             bail!(
                 "group norm: {channels} channels do not make {} groups",
                 norm.groups
             );
         }
-        let pixels: usize = x.dims()[2..].iter().product();
-        let per_group = channels / norm.groups;
+        let rank = x.rank();
+        let pixels: usize = x.dims()[1..rank - 1].iter().product();
         let mut out = vec![0f32; x.elem_count()];
         with_data(x, |x| {
             with_data(norm.weight, |weight| {
                 with_data(norm.bias, |bias| {
-                    out.par_chunks_exact_mut(per_group * pixels)
-                        .zip(x.par_chunks_exact(per_group * pixels))
-                        .enumerate()
-                        .for_each(|(index, (out, x))| {
-                            let (mean, inverse) = moments(x, norm.eps);
-                            let first = index % norm.groups * per_group;
-                            for (c, (out, x)) in out
-                                .chunks_exact_mut(pixels)
-                                .zip(x.chunks_exact(pixels))
-                                .enumerate()
-                            {
-                                let scale = weight[first + c] * inverse;
-                                let shift = bias[first + c] - mean * scale;
-                                for (out, &x) in out.iter_mut().zip(x) {
-                                    let y = x * scale + shift;
-                                    *out = if silu { y * sigmoid(y) } else { y };
-                                }
-                            }
-                        });
+                    if weight.len() != channels || bias.len() != channels {
+                        bail!(
+                            "group norm: {channels} channels for {} scales",
+                            weight.len()
+                        );
+                    }
+                    let (isa, groups) = (self.machine.isa, norm.groups);
+                    pointwise::group_norm(
+                        isa, x, pixels, groups, norm.eps, weight, bias, silu, &mut out,
+                    );
                     Ok(())
                 })
             })
@@ -523,16 +494,10 @@ impl Kernel for Cpu {
         with_data(x, |x| {
             with_data(weight, |weight| {
                 with_data(bias, |bias| {
-                    out.par_chunks_exact_mut(width)
-                        .zip(x.par_chunks_exact(width))
-                        .with_min_len(32)
-                        .for_each(|(out, x)| {
-                            let (mean, inverse) = moments(x, eps);
-                            for (((out, &x), &w), &b) in out.iter_mut().zip(x).zip(weight).zip(bias)
-                            {
-                                *out = (x - mean) * inverse * w + b;
-                            }
-                        });
+                    if width == 0 || weight.len() != width || bias.len() != width {
+                        bail!("layer norm: {width} features for {} scales", weight.len());
+                    }
+                    pointwise::layer_norm(self.machine.isa, x, weight, bias, eps, &mut out);
                     Ok(())
                 })
             })
@@ -543,18 +508,12 @@ impl Kernel for Cpu {
     fn geglu(&self, x: &Tensor) -> Result<Tensor> {
         let (images, n, width) = x.dims3()?;
         let half = width / 2;
+        if half == 0 || width % 2 != 0 {
+            bail!("GEGLU takes an even number of features, not {width}");
+        }
         let mut out = vec![0f32; images * n * half];
         with_data(x, |x| {
-            out.par_chunks_exact_mut(half)
-                .zip(x.par_chunks_exact(width))
-                .with_min_len(16)
-                .for_each(|(out, x)| {
-                    let (h, g) = x.split_at(half);
-                    for ((out, &h), &g) in out.iter_mut().zip(h).zip(g) {
-                        let gelu = 0.5 * g * (1.0 + erf(g * std::f32::consts::FRAC_1_SQRT_2));
-                        *out = h * gelu;
-                    }
-                });
+            pointwise::geglu(self.machine.isa, x, half, &mut out);
             Ok(())
         })?;
         Tensor::from_vec(out, (images, n, half), &Device::Cpu)
@@ -672,7 +631,7 @@ fn gather(x: &[f32], rows: &[u32], c: usize) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Kernel, Plain};
+    use super::super::{Kernel, Padding, Plain};
     use super::*;
     use proptest::prelude::*;
 
@@ -691,6 +650,16 @@ mod tests {
             })
             .collect();
         Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    fn weight(w: &Tensor, kernel: &dyn Kernel) -> Weight {
+        Weight::new(w, kernel).unwrap()
+    }
+
+    /// The kernels of every instruction set that this processor has, with the matrix unit and without.
+    fn kernels() -> Vec<Cpu> {
+        let sets = Isa::available().into_iter().map(Cpu::with);
+        std::iter::once(Cpu::default()).chain(sets).collect()
     }
 
     fn close(a: &Tensor, b: &Tensor) {
@@ -719,56 +688,67 @@ mod tests {
         values.into_iter().map(f32::to_bits).collect()
     }
 
-    #[test]
-    fn exp_and_erf_are_close_to_libm() {
-        for i in 0..=8000 {
-            let x = -(i as f32) / 100.0;
-            let expected = libm::exp(f64::from(x));
-            let off = (f64::from(exp(x)) - expected).abs() / expected;
-            assert!(off < 3e-7, "exp({x}) off by {off}");
-            let x = i as f32 / 1000.0 - 4.0;
-            let off = (f64::from(erf(x)) - libm::erf(f64::from(x))).abs();
-            assert!(off < 4e-7, "erf({x}) off by {off}");
-        }
-        assert_eq!(exp(0.0), 1.0);
-        assert!(sigmoid(1e30) == 1.0 && sigmoid(-1e30) < 1e-30);
-    }
-
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
 
         #[test]
-        fn linear_equals_the_plain_version(b in 1usize..5, n in 1usize..70, k in 1usize..50, o in 1usize..40, seed in 0u64..99) {
+        fn linear_equals_the_plain_version(b in 1usize..5, n in 1usize..70, k in 1usize..300, o in 1usize..140, seed in 0u64..99) {
             let (x, w, bias) = (data(&[b, n, k], seed), data(&[o, k], seed + 1), data(&[o], seed + 2));
-            close(&Cpu::default().linear(&x, &w, Some(&bias)).unwrap(), &Plain.linear(&x, &w, Some(&bias)).unwrap());
-            close(&Cpu::default().linear(&x, &w, None).unwrap(), &Plain.linear(&x, &w, None).unwrap());
+            let residual = data(&[b, n, o], seed + 3);
+            for terms in [Terms::default(), Terms { bias: Some(&bias), residual: Some(&residual), image: None }] {
+                let expected = Plain.linear(&x, &weight(&w, &Plain), terms).unwrap();
+                for kernel in kernels() {
+                    close(&kernel.linear(&x, &weight(&w, &kernel), terms).unwrap(), &expected);
+                }
+            }
         }
 
         #[test]
         fn convolution_equals_the_plain_version(
-            b in 1usize..4, c in 1usize..9, o in 1usize..9, h in 1usize..14, w in 1usize..14,
-            kernel in 1usize..4, stride in 1usize..3, top in 0usize..2, bottom in 0usize..2, left in 0usize..3, right in 0usize..2, seed in 0u64..99,
+            b in 1usize..4, c in 1usize..50, o in 1usize..40, h in 1usize..14, w in 1usize..14,
+            kernel in 1usize..4, stride in 1usize..4, top in 0usize..2, bottom in 0usize..2, left in 0usize..3, right in 0usize..3,
+            larger in 0usize..3, seed in 0u64..99,
         ) {
             let padding = Padding { top, bottom, left, right };
+            let enlarged = (larger > 0).then_some((h * 2 - larger % 2, w * 2));
             prop_assume!(h + top + bottom >= kernel && w + left + right >= kernel);
+            let window = Window { stride, padding, enlarged };
             let (x, k, bias) = (data(&[b, c, h, w], seed), data(&[o, c, kernel, kernel], seed + 1), data(&[o], seed + 2));
-            close(&Cpu::default().conv2d(&x, &k, Some(&bias), stride, padding).unwrap(), &Plain.conv2d(&x, &k, Some(&bias), stride, padding).unwrap());
+            let image = data(&[b, o], seed + 3);
+            let bare = Plain.conv2d(&x, &weight(&k, &Plain), window, Terms::default()).unwrap();
+            let residual = data(bare.dims(), seed + 4);
+            let terms = Terms { bias: Some(&bias), image: Some(&image), residual: Some(&residual) };
+            let expected = Plain.conv2d(&x, &weight(&k, &Plain), window, terms).unwrap();
+            let last = Layout::ChannelsLast;
+            let (x, residual) = (last.images(&x).unwrap(), last.images(&residual).unwrap());
+            let terms = Terms { residual: Some(&residual), ..terms };
+            for kernel in kernels() {
+                let w = weight(&k, &kernel);
+                let y = kernel.conv2d(&x, &w, window, Terms::default()).unwrap();
+                close(&last.planes(&y).unwrap(), &bare);
+                let y = kernel.conv2d(&x, &w, window, terms).unwrap();
+                close(&last.planes(&y).unwrap(), &expected);
+            }
         }
 
         #[test]
-        fn norms_and_geglu_equal_the_plain_versions(b in 1usize..4, groups in 1usize..5, per in 1usize..5, h in 1usize..9, w in 1usize..9, seed in 0u64..99) {
+        fn norms_and_geglu_equal_the_plain_versions(b in 1usize..4, groups in 1usize..5, per in 1usize..9, h in 1usize..19, w in 1usize..9, seed in 0u64..99) {
             let c = groups * per;
             let x = data(&[b, c, h, w], seed);
             let (weight, bias) = (data(&[c], seed + 1), data(&[c], seed + 2));
             let spec = GroupNormSpec { groups, eps: 1e-5, weight: &weight, bias: &bias };
             prop_assume!(per * h * w > 1);
-            for silu in [false, true] {
-                close(&Cpu::default().group_norm(&x, &spec, silu).unwrap(), &Plain.group_norm(&x, &spec, silu).unwrap());
+            let last = Layout::ChannelsLast;
+            for kernel in kernels() {
+                for silu in [false, true] {
+                    let y = kernel.group_norm(&last.images(&x).unwrap(), &spec, silu).unwrap();
+                    close(&last.planes(&y).unwrap(), &Plain.group_norm(&x, &spec, silu).unwrap());
+                }
+                let x = data(&[b, h * w, 2 * c + 2], seed);
+                let (weight, bias) = (data(&[2 * c + 2], seed + 3), data(&[2 * c + 2], seed + 4));
+                close(&kernel.layer_norm(&x, &weight, &bias, 1e-5).unwrap(), &Plain.layer_norm(&x, &weight, &bias, 1e-5).unwrap());
+                close(&kernel.geglu(&x).unwrap(), &Plain.geglu(&x).unwrap());
             }
-            let x = data(&[b, h * w, 2 * c + 2], seed);
-            let (weight, bias) = (data(&[2 * c + 2], seed + 3), data(&[2 * c + 2], seed + 4));
-            close(&Cpu::default().layer_norm(&x, &weight, &bias, 1e-5).unwrap(), &Plain.layer_norm(&x, &weight, &bias, 1e-5).unwrap());
-            close(&Cpu::default().geglu(&x).unwrap(), &Plain.geglu(&x).unwrap());
         }
 
         #[test]
@@ -787,17 +767,21 @@ mod tests {
             let c = heads * size;
             let x = data(&[b, n, c], seed);
             let (w, bias) = (data(&[o, c], seed + 1), data(&[o], seed + 2));
-            let picture = data(&[b, size, side, side + 1], seed);
+            let picture = data(&[b, side, side + 1, size], seed);
             let kernel = data(&[o, size, 3, 3], seed + 3);
             for i in 0..b {
                 let one = x.narrow(0, i, 1).unwrap();
-                let all = Cpu::default().linear(&x, &w, Some(&bias)).unwrap();
-                prop_assert_eq!(bits(&all.narrow(0, i, 1).unwrap()), bits(&Cpu::default().linear(&one, &w, Some(&bias)).unwrap()));
+                let terms = Terms::bias(Some(&bias));
+                let w = weight(&w, &Cpu::default());
+                let all = Cpu::default().linear(&x, &w, terms).unwrap();
+                prop_assert_eq!(bits(&all.narrow(0, i, 1).unwrap()), bits(&Cpu::default().linear(&one, &w, terms).unwrap()));
                 let all = Cpu::default().attention(&x, &x, &x, heads, 0.3, None).unwrap();
                 prop_assert_eq!(bits(&all.narrow(0, i, 1).unwrap()), bits(&Cpu::default().attention(&one, &one, &one, heads, 0.3, None).unwrap()));
-                let all = Cpu::default().conv2d(&picture, &kernel, Some(&bias), 1, Padding::same(1)).unwrap();
+                let window = Window::padded(Padding::same(1));
+                let w = weight(&kernel, &Cpu::default());
+                let all = Cpu::default().conv2d(&picture, &w, window, terms).unwrap();
                 let one = picture.narrow(0, i, 1).unwrap();
-                prop_assert_eq!(bits(&all.narrow(0, i, 1).unwrap()), bits(&Cpu::default().conv2d(&one, &kernel, Some(&bias), 1, Padding::same(1)).unwrap()));
+                prop_assert_eq!(bits(&all.narrow(0, i, 1).unwrap()), bits(&Cpu::default().conv2d(&one, &w, window, terms).unwrap()));
             }
         }
     }

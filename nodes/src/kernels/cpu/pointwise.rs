@@ -1,0 +1,318 @@
+//! Norms and what is done number by number, each in as few passes over memory as it takes.
+
+use rayon::prelude::*;
+
+use super::simd::{Isa, SUM_LANES, Simd, erf, multiversion, silu};
+
+/// Pixels whose sums are taken in float32 before they go to float64; their rows of 64 channels stay in the L1 cache.
+const CHUNK: usize = 32;
+/// Pixels of a task of the sums of a group norm: the order in which float64 sums are added is fixed by it.
+const SUM_TASK: usize = 16 * CHUNK;
+/// Numbers that a task of the pointwise passes handles, about.
+const TASK: usize = 1 << 15;
+
+/// Adds to `sums[c]` (of x) and `squares[c]` (of x^2) what rows of C channels give.
+#[inline(always)]
+unsafe fn channel_sums_generic<S: Simd>(
+    x: &[f32],
+    channels: usize,
+    sums: &mut [f64],
+    squares: &mut [f64],
+) {
+    for rows in x.chunks(CHUNK * channels) {
+        let n = rows.len() / channels;
+        let inverse = 1.0 / n as f32;
+        let mut add = |c: usize, sum: f32, centred: f32| {
+            // Squares around the chunk's own mean lose nothing to cancellation; the rest is exact enough in float64.
+            let sum = f64::from(sum);
+            sums[c] += sum;
+            squares[c] += f64::from(centred) + sum * sum / n as f64;
+        };
+        let mut c = 0;
+        while c + S::LANES <= channels {
+            let mut lanes = [[0f32; SUM_LANES]; 2];
+            // SAFETY: rows have `channels` numbers, of which c .. c + LANES are read; lanes are 16, LANES at most that.
+            unsafe {
+                let from = rows.as_ptr().add(c);
+                let mut sum = S::splat(0.0);
+                for i in 0..n {
+                    sum = S::add(sum, S::load(from.add(i * channels)));
+                }
+                let mean = S::mul(sum, S::splat(inverse));
+                let mut centred = S::splat(0.0);
+                for i in 0..n {
+                    let d = S::sub(S::load(from.add(i * channels)), mean);
+                    centred = S::fma(d, d, centred);
+                }
+                S::store(lanes[0].as_mut_ptr(), sum);
+                S::store(lanes[1].as_mut_ptr(), centred);
+            }
+            for i in 0..S::LANES {
+                add(c + i, lanes[0][i], lanes[1][i]);
+            }
+            c += S::LANES;
+        }
+        while c < channels {
+            let column = || rows.iter().skip(c).step_by(channels);
+            let sum: f32 = column().sum();
+            let mean = sum * inverse;
+            let centred = column().fold(0.0, |s: f32, x| {
+                let d = x - mean;
+                d * d + s
+            });
+            add(c, sum, centred);
+            c += 1;
+        }
+    }
+}
+
+multiversion! {
+    /// Adds to `sums[c]` and `squares[c]` what rows of C channels give.
+    unsafe fn channel_sums(x: &[f32], channels: usize, sums: &mut [f64], squares: &mut [f64]) = channel_sums_generic
+}
+
+/// `out = x scale[c] + shift[c]`, then SiLU if asked for, over rows of C channels.
+#[inline(always)]
+unsafe fn affine_generic<S: Simd>(
+    x: &[f32],
+    scale: &[f32],
+    shift: &[f32],
+    activate: bool,
+    out: &mut [f32],
+) {
+    let channels = scale.len();
+    for (x, out) in x.chunks_exact(channels).zip(out.chunks_exact_mut(channels)) {
+        let mut c = 0;
+        while c < channels {
+            // SAFETY: a full vector is inside its slice, all four being `channels` long; the rest goes through buffers
+            // of 16 lanes.
+            unsafe {
+                let one = |x: S::V, scale: S::V, shift: S::V| {
+                    let y = S::fma(x, scale, shift);
+                    if activate { silu::<S>(y) } else { y }
+                };
+                if c + S::LANES <= channels {
+                    let y = one(
+                        S::load(x.as_ptr().add(c)),
+                        S::load(scale.as_ptr().add(c)),
+                        S::load(shift.as_ptr().add(c)),
+                    );
+                    S::store(out.as_mut_ptr().add(c), y);
+                } else {
+                    let part = |from: &[f32]| {
+                        let mut lanes = [0f32; SUM_LANES];
+                        lanes[..channels - c].copy_from_slice(&from[c..]);
+                        S::load(lanes.as_ptr())
+                    };
+                    let mut lanes = [0f32; SUM_LANES];
+                    S::store(lanes.as_mut_ptr(), one(part(x), part(scale), part(shift)));
+                    out[c..].copy_from_slice(&lanes[..channels - c]);
+                }
+            }
+            c += S::LANES;
+        }
+    }
+}
+
+multiversion! {
+    /// `out = x scale[c] + shift[c]`, then SiLU if asked for, over rows of C channels; all slices whole rows.
+    unsafe fn affine(x: &[f32], scale: &[f32], shift: &[f32], activate: bool, out: &mut [f32]) = affine_generic
+}
+
+/// Group normalisation of `[images, pixels, C]`.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn group_norm(
+    isa: Isa,
+    x: &[f32],
+    pixels: usize,
+    groups: usize,
+    eps: f64,
+    weight: &[f32],
+    bias: &[f32],
+    activate: bool,
+    out: &mut [f32],
+) {
+    let channels = weight.len();
+    let per_group = channels / groups;
+    for (x, out) in x
+        .chunks_exact(pixels * channels)
+        .zip(out.chunks_exact_mut(pixels * channels))
+    {
+        let parts: Vec<_> = x
+            .par_chunks(SUM_TASK * channels)
+            .map(|x| {
+                let (mut sums, mut squares) = (vec![0f64; channels], vec![0f64; channels]);
+                // SAFETY: x is whole rows of `channels`; `isa` is there.
+                unsafe { channel_sums(isa, x, channels, &mut sums, &mut squares) };
+                (sums, squares)
+            })
+            .collect();
+        let (mut scale, mut shift) = (vec![0f32; channels], vec![0f32; channels]);
+        for group in 0..groups {
+            let own = group * per_group..(group + 1) * per_group;
+            let (mut sum, mut square) = (0.0, 0.0);
+            for (sums, squares) in &parts {
+                sum += sums[own.clone()].iter().sum::<f64>();
+                square += squares[own.clone()].iter().sum::<f64>();
+            }
+            let n = (per_group * pixels) as f64;
+            let mean = sum / n;
+            let variance = (square / n - mean * mean).max(0.0);
+            let inverse = 1.0 / (variance + eps).sqrt();
+            for c in own {
+                scale[c] = (f64::from(weight[c]) * inverse) as f32;
+                shift[c] = (f64::from(bias[c]) - mean * f64::from(weight[c]) * inverse) as f32;
+            }
+        }
+        let rows = (TASK / channels).max(1) * channels;
+        x.par_chunks(rows)
+            .zip(out.par_chunks_mut(rows))
+            .for_each(|(x, out)| {
+                // SAFETY: whole rows of `channels`, as are scale and shift; `isa` is there.
+                unsafe { affine(isa, x, &scale, &shift, activate, out) };
+            });
+    }
+}
+
+/// The sum of `f` over a row, in [`SUM_LANES`] lanes that are added up in one order on every instruction set.
+#[inline(always)]
+unsafe fn row_sum<S: Simd>(
+    x: &[f32],
+    f: impl Fn(S::V, S::V) -> S::V,
+    one: impl Fn(f32) -> f32,
+) -> f32 {
+    let mut lanes = [0f32; SUM_LANES];
+    let whole = x.len() / SUM_LANES * SUM_LANES;
+    let mut v = 0;
+    while v < SUM_LANES {
+        // SAFETY: reads LANES numbers from v < 16 in each whole piece of 16, as LANES divides 16; writes them to 16 lanes.
+        unsafe {
+            let mut sum = S::splat(0.0);
+            let mut i = v;
+            while i < whole {
+                sum = f(S::load(x.as_ptr().add(i)), sum);
+                i += SUM_LANES;
+            }
+            S::store(lanes.as_mut_ptr().add(v), sum);
+        }
+        v += S::LANES;
+    }
+    for (lane, &x) in lanes.iter_mut().zip(&x[whole..]) {
+        *lane += one(x);
+    }
+    let mut half = SUM_LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+#[inline(always)]
+unsafe fn layer_norm_generic<S: Simd>(
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+    out: &mut [f32],
+) {
+    let width = weight.len();
+    let inverse_width = 1.0 / width as f32;
+    let mut scale = vec![0f32; width];
+    let mut shift = vec![0f32; width];
+    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+        // SAFETY: the set is there, by the caller's promise; the closures touch no memory. `affine` takes slices of
+        // `width` numbers each.
+        unsafe {
+            let mean = row_sum::<S>(x, |x, sum| S::add(x, sum), |x| x) * inverse_width;
+            let m = S::splat(mean);
+            let squares = row_sum::<S>(
+                x,
+                |x, sum| {
+                    let d = S::sub(x, m);
+                    S::fma(d, d, sum)
+                },
+                |x| (x - mean) * (x - mean),
+            );
+            let inverse = 1.0 / (squares * inverse_width + eps).sqrt();
+            for c in 0..width {
+                scale[c] = weight[c] * inverse;
+                shift[c] = bias[c] - mean * scale[c];
+            }
+            affine_generic::<S>(x, &scale, &shift, false, out);
+        }
+    }
+}
+
+multiversion! {
+    /// Layer normalisation of rows as long as `weight` and `bias`.
+    unsafe fn layer_norm_rows(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) = layer_norm_generic
+}
+
+/// Layer normalisation of rows as long as `weight` and `bias`.
+pub(super) fn layer_norm(
+    isa: Isa,
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    eps: f64,
+    out: &mut [f32],
+) {
+    let rows = (TASK / weight.len()).max(1) * weight.len();
+    x.par_chunks(rows)
+        .zip(out.par_chunks_mut(rows))
+        .for_each(|(x, out)| {
+            // SAFETY: whole rows of weight.len() = bias.len(); `isa` is there.
+            unsafe { layer_norm_rows(isa, x, weight, bias, eps as f32, out) };
+        });
+}
+
+#[inline(always)]
+unsafe fn geglu_generic<S: Simd>(x: &[f32], half: usize, out: &mut [f32]) {
+    for (x, out) in x.chunks_exact(2 * half).zip(out.chunks_exact_mut(half)) {
+        let (h, g) = x.split_at(half);
+        let mut c = 0;
+        while c < half {
+            // SAFETY: a full vector is inside h, g and out, `half` long each; the rest goes through buffers of 16 lanes.
+            unsafe {
+                let one = |h: S::V, g: S::V| {
+                    let e = erf::<S>(S::mul(g, S::splat(std::f32::consts::FRAC_1_SQRT_2)));
+                    let gelu = S::mul(S::mul(S::splat(0.5), g), S::add(S::splat(1.0), e));
+                    S::mul(h, gelu)
+                };
+                if c + S::LANES <= half {
+                    let y = one(S::load(h.as_ptr().add(c)), S::load(g.as_ptr().add(c)));
+                    S::store(out.as_mut_ptr().add(c), y);
+                } else {
+                    let part = |from: &[f32]| {
+                        let mut lanes = [0f32; SUM_LANES];
+                        lanes[..half - c].copy_from_slice(&from[c..]);
+                        S::load(lanes.as_ptr())
+                    };
+                    let mut lanes = [0f32; SUM_LANES];
+                    S::store(lanes.as_mut_ptr(), one(part(h), part(g)));
+                    out[c..].copy_from_slice(&lanes[..half - c]);
+                }
+            }
+            c += S::LANES;
+        }
+    }
+}
+
+multiversion! {
+    /// `h gelu(g)` of rows `[h, g]` of twice `half` numbers.
+    unsafe fn geglu_rows(x: &[f32], half: usize, out: &mut [f32]) = geglu_generic
+}
+
+/// `h gelu(g)` of rows `[h, g]` of twice `half` numbers.
+pub(super) fn geglu(isa: Isa, x: &[f32], half: usize, out: &mut [f32]) {
+    let rows = (TASK / half).max(1) * half;
+    x.par_chunks(2 * rows)
+        .zip(out.par_chunks_mut(rows))
+        .for_each(|(x, out)| {
+            // SAFETY: whole rows of 2 half and half; `isa` is there.
+            unsafe { geglu_rows(isa, x, half, out) };
+        });
+}

@@ -1,0 +1,962 @@
+//! Products of activations and weights: linear layers and convolutions, which are the same thing here.
+//!
+//! A convolution is a sum of products, one for each tap of its kernel. The image is copied once, padded, into a scratch
+//! in which a step to the next output pixel is a step to the next row for every tap, so that the rows of each product
+//! lie at one stride and nothing the size of kernel x image (im2col) is ever made.
+//!
+//! Batch invariance: an element of the result is the sum over runs of inner indices, run after run, each run summed by
+//! itself; runs are cut by the number of channels and taps alone. Which rows and columns share a task changes nothing.
+
+use std::cell::RefCell;
+
+use candle_core::{DType, Result, bail};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::simd::{Isa, Simd, multiversion};
+use crate::kernels::Padding;
+
+#[cfg(target_arch = "x86_64")]
+use super::amx;
+
+/// Columns of a panel of packed float32 or float16 weights: four AVX-512 vectors.
+pub(super) const PANEL: usize = 64;
+/// Columns and inner indices of a block of packed bfloat16 weights, see [`pack`].
+const SQUARE: usize = 32;
+/// No row: outside of the image, or not a pixel of the result.
+const NONE: u32 = u32::MAX;
+/// Rows of a register block.
+const REGISTER_ROWS: usize = 6;
+/// Inner indices that are summed in one go by vector units: a panel of that many rows (32 KiB) stays in the L1 cache,
+/// and rounding errors grow with the root of its length and of the number of runs, not of the whole.
+const RUN: usize = 128;
+/// Bytes of scratch that a task may fill with activations: half of a usual L2 cache.
+const SCRATCH: usize = 1 << 20;
+
+/// The elements of packed weights.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Packed<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    Bf16(&'a [bf16]),
+}
+
+/// A weight as matrix: inner index = (tap, input), column = output.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Matrix<'a> {
+    pub data: Packed<'a>,
+    pub outputs: usize,
+    pub inputs: usize,
+    pub taps: usize,
+}
+
+/// How many elements a weight takes when it is packed in that type.
+pub(super) fn packed_len(dtype: DType, outputs: usize, inputs: usize, taps: usize) -> usize {
+    match dtype {
+        DType::BF16 => outputs.next_multiple_of(SQUARE) * inputs.next_multiple_of(SQUARE) * taps,
+        _ => padded_columns(outputs) * inputs * taps,
+    }
+}
+
+/// Columns with the last panel's padding.
+fn padded_columns(outputs: usize) -> usize {
+    outputs.next_multiple_of(16)
+}
+
+/// Packs a weight `[outputs, inputs, taps]`.
+///
+/// Float32 and float16: panels of [`PANEL`] columns (the last as many as there are, rounded up to 16), each
+/// `[tap][input][column]`. Bfloat16: blocks of [`SQUARE`] columns, each `[tap][input / 32][column / 16 % 2][input / 2 % 16]
+/// [column % 16][input % 2]`: tiles of the matrix unit, and vectors of pairs for those that multiply pairs. What is padded
+/// is zero.
+pub(super) fn pack<T: Copy + Send + Sync + Default>(
+    from: &[T],
+    dtype: DType,
+    outputs: usize,
+    inputs: usize,
+    taps: usize,
+) -> Vec<T> {
+    let mut packed = vec![T::default(); packed_len(dtype, outputs, inputs, taps)];
+    let source = |o: usize, i: usize, tap: usize| from[(o * inputs + i) * taps + tap];
+    if dtype == DType::BF16 {
+        let depth = inputs.next_multiple_of(SQUARE);
+        packed
+            .par_chunks_mut(SQUARE * depth * taps)
+            .enumerate()
+            .for_each(|(block, to)| {
+                for o in block * SQUARE..outputs.min((block + 1) * SQUARE) {
+                    let column = o % SQUARE;
+                    for i in 0..inputs {
+                        for tap in 0..taps {
+                            let square = (tap * depth + i) / SQUARE * SQUARE * SQUARE;
+                            let inside =
+                                (column / 16 * 16 + i % SQUARE / 2) * 32 + column % 16 * 2 + i % 2;
+                            to[square + inside] = source(o, i, tap);
+                        }
+                    }
+                }
+            });
+    } else {
+        let inner = inputs * taps;
+        packed
+            .par_chunks_mut(PANEL * inner)
+            .enumerate()
+            .for_each(|(panel, to)| {
+                let width = to.len() / inner;
+                let columns = width.min(outputs - panel * PANEL);
+                // In blocks of inputs, so that what is read of each row is a few whole cache lines at a time.
+                for first in (0..inputs).step_by(16) {
+                    for column in 0..columns {
+                        for i in first..inputs.min(first + 16) {
+                            for tap in 0..taps {
+                                to[(tap * inputs + i) * width + column] =
+                                    source(panel * PANEL + column, i, tap);
+                            }
+                        }
+                    }
+                }
+            });
+    }
+    packed
+}
+
+/// Which rows of the activations a product takes, and where its rows go.
+#[derive(Debug)]
+struct Gather {
+    /// The row of the activations in each row of the scratch, or [`NONE`] for zeros.
+    rows: Vec<u32>,
+    /// Where in the scratch the rows of each tap begin.
+    taps: Vec<usize>,
+    /// The row of the result that each position is, or [`NONE`].
+    out: Vec<u32>,
+}
+
+/// A convolution's geometry, for one image.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Geometry {
+    /// Of the picture that is convolved.
+    pub height: usize,
+    pub width: usize,
+    /// Of what is given: enlarged to the above, nearest, on the way.
+    pub source: (usize, usize),
+    pub kernel: (usize, usize),
+    pub stride: usize,
+    pub padding: Padding,
+    pub out: (usize, usize),
+}
+
+impl Geometry {
+    /// Whether every output pixel is made of the pixel at its place.
+    pub fn is_pointwise(&self) -> bool {
+        self.kernel == (1, 1)
+            && self.stride == 1
+            && self.padding == Padding::same(0)
+            && self.source == (self.height, self.width)
+    }
+
+    /// Cells of a row of the padded picture, for each phase of the stride.
+    ///
+    /// With stride 1 the zeros behind a row are those before the next, unless the result is wider still.
+    fn pitch(&self) -> usize {
+        if self.stride == 1 {
+            (self.width + self.padding.left.max(self.padding.right)).max(self.out.1)
+        } else {
+            (self.width + self.padding.left + self.padding.right).div_ceil(self.stride)
+        }
+    }
+
+    /// Rows that a task of that many lines of output has.
+    fn positions(&self, lines: usize) -> usize {
+        lines * self.pitch()
+    }
+
+    /// The lines `lines` of the output of image `image`.
+    fn gather(&self, image: usize, lines: std::ops::Range<usize>) -> Gather {
+        let (s, pitch) = (self.stride, self.pitch());
+        // The padded picture is cut into s x s pictures, of every s-th row and column: in each, the pixels under a tap
+        // of neighbouring outputs are neighbours.
+        let height = lines.len() + (self.kernel.0 - 1) / s;
+        let phase = height * pitch;
+        let taps: Vec<usize> = (0..self.kernel.0)
+            .flat_map(|i| (0..self.kernel.1).map(move |j| (i, j)))
+            .map(|(i, j)| (i % s * s + j % s) * phase + i / s * pitch + j / s)
+            .collect();
+        let positions = self.positions(lines.len());
+        let last = taps.iter().max().copied().unwrap_or(0);
+        let size = (last + positions.next_multiple_of(SQUARE)).max(s * s * phase);
+        let mut rows = vec![NONE; size];
+        let first = image * self.source.0 * self.source.1;
+        for y in 0..height * s {
+            // Line y of the padded picture below the first that is needed.
+            let line = (y + lines.start * s).wrapping_sub(self.padding.top);
+            if line >= self.height {
+                continue;
+            }
+            let from = first + line * self.source.0 / self.height * self.source.1;
+            for x in 0..self.width {
+                let padded = x + self.padding.left;
+                let at = (y % s * s + padded % s) * phase + y / s * pitch + padded / s;
+                if let Some(row) = rows.get_mut(at) {
+                    *row = (from + x * self.source.1 / self.width) as u32;
+                }
+            }
+        }
+        let first = image * self.out.0 * self.out.1;
+        let out = lines
+            .flat_map(|y| {
+                (0..pitch).map(move |x| {
+                    if x < self.out.1 {
+                        (first + y * self.out.1 + x) as u32
+                    } else {
+                        NONE
+                    }
+                })
+            })
+            .collect();
+        Gather { rows, taps, out }
+    }
+}
+
+/// What is added to a product.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Terms<'a> {
+    /// `[O]`.
+    pub bias: Option<&'a [f32]>,
+    /// `[images, O]`, to every pixel of an image.
+    pub image: Option<&'a [f32]>,
+    /// Of the result's shape.
+    pub residual: Option<&'a [f32]>,
+}
+
+/// What the kernels use of the processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Machine {
+    pub isa: Isa,
+    /// The matrix unit.
+    pub amx: bool,
+    /// Products of pairs of bfloat16.
+    pub pairs: bool,
+}
+
+/// The rows of a task: some rows of a matrix, or some lines of an image.
+#[derive(Clone, Debug)]
+enum Band {
+    Rows(std::ops::Range<usize>),
+    Lines(usize, std::ops::Range<usize>),
+}
+
+/// `out [rows, O] = x [rows, K] w + terms`.
+pub(super) fn linear(
+    machine: Machine,
+    x: &[f32],
+    w: Matrix<'_>,
+    terms: Terms<'_>,
+    rows_per_image: usize,
+    out: &mut [f32],
+) -> Result<()> {
+    let rows = x.len() / w.inputs.max(1);
+    let pieces = pieces(machine, w, rows);
+    let per_band = rows.div_ceil(pieces).next_multiple_of(SQUARE);
+    let bands = (0..rows)
+        .step_by(per_band.max(1))
+        .map(|first| Band::Rows(first..rows.min(first + per_band)))
+        .collect();
+    run(machine, x, w, terms, None, rows_per_image, bands, out)
+}
+
+/// The convolution of images `[images, pixels, C]` to `[images, pixels, O]`.
+pub(super) fn convolution(
+    machine: Machine,
+    x: &[f32],
+    images: usize,
+    w: Matrix<'_>,
+    terms: Terms<'_>,
+    g: Geometry,
+    out: &mut [f32],
+) -> Result<()> {
+    let pixels = g.out.0 * g.out.1;
+    let pieces = pieces(machine, w, images * g.positions(g.out.0))
+        .div_ceil(images.max(1))
+        .min(g.out.0);
+    let lines = g.out.0.div_ceil(pieces);
+    let bands = (0..images)
+        .flat_map(|image| {
+            (0..g.out.0)
+                .step_by(lines)
+                .map(move |first| Band::Lines(image, first..g.out.0.min(first + lines)))
+        })
+        .collect();
+    run(machine, x, w, terms, Some(g), pixels, bands, out)
+}
+
+/// Into how many bands the rows of a product are best cut.
+fn pieces(machine: Machine, w: Matrix<'_>, rows: usize) -> usize {
+    let per_row = if machine.amx {
+        let plan = Tiled::of(w);
+        plan.steps * plan.parts * 64
+    } else {
+        w.inputs * 4
+    };
+    let fits = (SCRATCH / per_row.max(1)).max(256);
+    // A few tasks for each thread, so that all end together, but no band so short that weights are prepared in vain.
+    let even = (4 * rayon::current_num_threads()).min(rows / 512).max(1);
+    rows.div_ceil(fits).max(even).max(1)
+}
+
+/// How the matrix unit goes through a weight.
+#[derive(Clone, Copy, Debug)]
+struct Tiled {
+    /// Parts that activations are cut into.
+    parts: usize,
+    /// Steps of 32 inputs that are summed, for all taps, before the sum is added to the result.
+    steps: usize,
+}
+
+impl Tiled {
+    fn of(w: Matrix<'_>) -> Self {
+        let (parts, products) = match w.data {
+            Packed::F32(_) => (3, 6),
+            Packed::F16(_) => (3, 5),
+            Packed::Bf16(_) => (1, 1),
+        };
+        // A step is 64 cycles for each product; adding a block to the result costs about 200, so about 3000 are done
+        // between.
+        let steps = (48 / products / w.taps).max(1);
+        Self {
+            parts,
+            steps: steps.min(w.inputs.div_ceil(SQUARE)),
+        }
+    }
+}
+
+/// The result, written by all tasks, each its own rows and columns.
+#[derive(Clone, Copy)]
+struct Shared {
+    data: *mut f32,
+    len: usize,
+}
+
+// SAFETY: tasks write disjoint elements: see `run`.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+#[allow(clippy::too_many_arguments)]
+fn run(
+    machine: Machine,
+    x: &[f32],
+    w: Matrix<'_>,
+    terms: Terms<'_>,
+    geometry: Option<Geometry>,
+    pixels: usize,
+    bands: Vec<Band>,
+    out: &mut [f32],
+) -> Result<()> {
+    let outputs = w.outputs;
+    let dtype = match w.data {
+        Packed::Bf16(_) => DType::BF16,
+        _ => DType::F32,
+    };
+    let len = match w.data {
+        Packed::F32(data) => data.len(),
+        Packed::F16(data) => data.len(),
+        Packed::Bf16(data) => data.len(),
+    };
+    let fits = |term: Option<&[f32]>, len: usize| term.is_none_or(|term| term.len() == len);
+    if len != packed_len(dtype, outputs, w.inputs, w.taps)
+        || pixels == 0
+        || !out.len().is_multiple_of((pixels * outputs).max(1))
+        || !fits(terms.bias, outputs)
+        || !fits(terms.image, out.len() / pixels)
+        || !fits(terms.residual, out.len())
+        || x.len() > NONE as usize
+    {
+        bail!("a product's operands do not fit one another");
+    }
+    // Few rows: the columns are shared out as well.
+    let panels = outputs.div_ceil(PANEL);
+    let groups = (3 * rayon::current_num_threads())
+        .div_ceil(bands.len())
+        .min(panels)
+        .max(1);
+    let groups = if bands.len() >= 2 * rayon::current_num_threads() {
+        1
+    } else {
+        groups
+    };
+    let per_group = panels.div_ceil(groups) * PANEL;
+    let shared = Shared {
+        data: out.as_mut_ptr(),
+        len: out.len(),
+    };
+    let tasks: Vec<_> = bands
+        .iter()
+        .flat_map(|band| {
+            (0..outputs)
+                .step_by(per_group)
+                .map(move |first| (band, first..outputs.min(first + per_group)))
+        })
+        .collect();
+    // Tasks differ in their rows or their columns, and a band's positions map to rows of its own: no element of `out`
+    // is written by two.
+    tasks
+        .into_par_iter()
+        .with_max_len(1)
+        .for_each(|(band, columns)| {
+            let (image, gather) = match (band, geometry) {
+                (Band::Lines(image, lines), Some(g)) => {
+                    (*image, Some(g.gather(*image, lines.clone())))
+                }
+                _ => (0, None),
+            };
+            let image = match band {
+                Band::Lines(..) => image,
+                // One image's rows only if a term of the image is given: see `linear`'s caller.
+                Band::Rows(rows) => rows.start / pixels,
+            };
+            let task = Task {
+                x,
+                w,
+                terms,
+                gather,
+                rows: match band {
+                    Band::Rows(rows) => rows.clone(),
+                    Band::Lines(..) => 0..0,
+                },
+                shift: shift(terms, image, outputs),
+                columns,
+                out: shared,
+            };
+            #[cfg(target_arch = "x86_64")]
+            if machine.amx {
+                return task.by_matrix_unit(machine.isa);
+            }
+            task.by_vectors(machine);
+        });
+    Ok(())
+}
+
+/// What every row of an image is shifted by.
+fn shift(terms: Terms<'_>, image: usize, outputs: usize) -> Option<Vec<f32>> {
+    let of_image = terms.image.map(|t| &t[image * outputs..][..outputs]);
+    match (terms.bias, of_image) {
+        (None, None) => None,
+        (Some(one), None) | (None, Some(one)) => Some(one.to_vec()),
+        (Some(bias), Some(image)) => Some(bias.iter().zip(image).map(|(a, b)| a + b).collect()),
+    }
+}
+
+/// 64 bytes on a cache line of their own.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// A scratch that keeps its memory from task to task.
+#[derive(Default)]
+struct Scratch(Vec<Line>);
+
+impl Scratch {
+    /// At least that many bytes, whatever was left in them.
+    fn bytes(&mut self, len: usize) -> *mut u8 {
+        let lines = len.div_ceil(64);
+        if self.0.len() < lines {
+            self.0.resize(lines, Line([0; 64]));
+        }
+        self.0.as_mut_ptr().cast()
+    }
+}
+
+thread_local! {
+    /// Activations and weights of the task at hand.
+    static SCRATCHES: RefCell<(Scratch, Scratch)> = RefCell::default();
+}
+
+/// Some rows and columns of a product.
+struct Task<'a> {
+    x: &'a [f32],
+    w: Matrix<'a>,
+    terms: Terms<'a>,
+    /// For a convolution.
+    gather: Option<Gather>,
+    /// Else the rows.
+    rows: std::ops::Range<usize>,
+    /// Bias and the image's term.
+    shift: Option<Vec<f32>>,
+    columns: std::ops::Range<usize>,
+    out: Shared,
+}
+
+/// Where a block of sums goes.
+#[derive(Clone, Copy)]
+struct Block<'a> {
+    sums: *const f32,
+    stride: usize,
+    /// Destination rows; those that are [`NONE`] go nowhere.
+    rows: &'a [u32],
+    /// First column, and how many.
+    column: usize,
+    columns: usize,
+    outputs: usize,
+    out: Shared,
+    /// Whether this is the first run of inner indices, which brings the terms along.
+    first: bool,
+    shift: Option<&'a [f32]>,
+    residual: Option<&'a [f32]>,
+}
+
+/// Adds a block of sums to the result.
+#[inline(always)]
+unsafe fn emit_generic<S: Simd>(block: Block<'_>) {
+    let Block {
+        sums,
+        stride,
+        rows,
+        column,
+        columns,
+        outputs,
+        out,
+        first,
+        shift,
+        residual,
+    } = block;
+    for (i, &row) in rows.iter().enumerate() {
+        if row == NONE {
+            continue;
+        }
+        let at = row as usize * outputs + column;
+        assert!(at + columns <= out.len && column + columns <= outputs);
+        // SAFETY: `columns` numbers at `sums` row i are the caller's promise; those of the result at `at` are inside it,
+        // by the assertion, and so are the residual's, which is of the same length, and the shift's, of `outputs`.
+        unsafe {
+            let sums = sums.add(i * stride);
+            let to = out.data.add(at);
+            let mut c = 0;
+            while c + S::LANES <= columns {
+                let mut v = S::load(sums.add(c));
+                if first {
+                    if let Some(shift) = shift {
+                        v = S::add(v, S::load(shift.as_ptr().add(column + c)));
+                    }
+                    if let Some(residual) = residual {
+                        v = S::add(v, S::load(residual.as_ptr().add(at + c)));
+                    }
+                } else {
+                    v = S::add(S::load(to.add(c)), v);
+                }
+                S::store(to.add(c), v);
+                c += S::LANES;
+            }
+            while c < columns {
+                let mut v = *sums.add(c);
+                if first {
+                    v += shift.map_or(0.0, |shift| shift[column + c]);
+                    v += residual.map_or(0.0, |residual| residual[at + c]);
+                } else {
+                    v += *to.add(c);
+                }
+                *to.add(c) = v;
+                c += 1;
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// Adds a block of sums to the result. The sums must be valid for the block's rows and columns; shift and residual
+    /// as long as `outputs` and the result.
+    unsafe fn emit(block: Block<'_>) = emit_generic
+}
+
+/// Numbers that follow one another in both operands.
+#[derive(Clone, Copy)]
+struct Segment {
+    /// Where they begin in a row of activations, in elements.
+    a: usize,
+    /// Where they begin in the panel, in elements.
+    b: usize,
+    /// How many.
+    len: usize,
+}
+
+/// The sums over all segments for M rows and N vectors of columns, written to `out` rows [`PANEL`] apart.
+#[inline(always)]
+unsafe fn register_block<S: Simd, const M: usize, const N: usize>(
+    a: *const f32,
+    a_stride: usize,
+    b: *const f32,
+    b_stride: usize,
+    segments: &[Segment],
+    out: *mut f32,
+) {
+    // SAFETY: the caller promises M rows of a and N vectors of each row of b at all segments, and M x N vectors of out.
+    unsafe {
+        let mut sums = [[S::splat(0.0); N]; M];
+        for s in segments {
+            let a = a.add(s.a);
+            let mut b = b.add(s.b);
+            for k in 0..s.len {
+                let mut columns = [S::splat(0.0); N];
+                for (n, column) in columns.iter_mut().enumerate() {
+                    *column = S::load(b.add(n * S::LANES));
+                }
+                for (m, sums) in sums.iter_mut().enumerate() {
+                    let x = S::splat(*a.add(m * a_stride + k));
+                    for (sum, &column) in sums.iter_mut().zip(&columns) {
+                        *sum = S::fma(x, column, *sum);
+                    }
+                }
+                b = b.add(b_stride);
+            }
+        }
+        for (m, sums) in sums.iter().enumerate() {
+            for (n, &sum) in sums.iter().enumerate() {
+                S::store(out.add(m * PANEL + n * S::LANES), sum);
+            }
+        }
+    }
+}
+
+/// The sums of up to [`REGISTER_ROWS`] rows and `width` (a multiple of 16, at most [`PANEL`]) columns.
+#[inline(always)]
+unsafe fn rows_by_panel_generic<S: Simd>(
+    a: *const f32,
+    a_stride: usize,
+    rows: usize,
+    b: *const f32,
+    width: usize,
+    segments: &[Segment],
+    out: *mut f32,
+) {
+    let step = S::BLOCK * S::LANES;
+    let mut c = 0;
+    while c < width {
+        // SAFETY: columns c .. c + n vectors are below `width`, which is a multiple of 16 and so of every vector; the
+        // rest is the caller's promise, passed on.
+        unsafe {
+            macro_rules! block {
+                ($m:literal) => {{
+                    let (b, out) = (b.add(c), out.add(c));
+                    match (S::BLOCK, (width - c).min(step) / S::LANES) {
+                        (4, 4) => register_block::<S, $m, 4>(a, a_stride, b, width, segments, out),
+                        (4, 3) => register_block::<S, $m, 3>(a, a_stride, b, width, segments, out),
+                        (_, 2) => register_block::<S, $m, 2>(a, a_stride, b, width, segments, out),
+                        _ => register_block::<S, $m, 1>(a, a_stride, b, width, segments, out),
+                    }
+                }};
+            }
+            match rows {
+                1 => block!(1),
+                2 => block!(2),
+                3 => block!(3),
+                4 => block!(4),
+                5 => block!(5),
+                _ => block!(6),
+            }
+        }
+        c += step.min(width - c);
+    }
+}
+
+multiversion! {
+    /// The sums over all segments of `rows` rows of a (at most [`REGISTER_ROWS`], `a_stride` apart) and a panel of `width`
+    /// columns (a multiple of 16, at most [`PANEL`]), to `out` rows [`PANEL`] apart. Pointers must be valid for that.
+    unsafe fn rows_by_panel(a: *const f32, a_stride: usize, rows: usize, b: *const f32, width: usize,
+                            segments: &[Segment], out: *mut f32) = rows_by_panel_generic
+}
+
+/// The runs of inner indices that vector units sum in one go: whole taps while they are small, pieces of one when large.
+fn runs(inputs: usize, taps: &[usize], a_stride: usize, width: usize) -> Vec<Vec<Segment>> {
+    let mut runs: Vec<Vec<Segment>> = Vec::new();
+    let mut room = 0;
+    for (tap, &row) in taps.iter().enumerate() {
+        for first in (0..inputs).step_by(RUN) {
+            let len = RUN.min(inputs - first);
+            let segment = Segment {
+                a: row * a_stride + first,
+                b: (tap * inputs + first) * width,
+                len,
+            };
+            match runs.last_mut() {
+                Some(run) if len <= room => {
+                    run.push(segment);
+                    room -= len;
+                }
+                _ => {
+                    runs.push(vec![segment]);
+                    room = RUN - len;
+                }
+            }
+        }
+    }
+    runs
+}
+
+impl Task<'_> {
+    /// The rows of the result that the positions are.
+    fn destinations(&self) -> std::borrow::Cow<'_, [u32]> {
+        match &self.gather {
+            Some(gather) => gather.out.as_slice().into(),
+            None => self.rows.clone().map(|row| row as u32).collect(),
+        }
+    }
+
+    fn block<'b>(&'b self, sums: *const f32, stride: usize, first: bool) -> Block<'b> {
+        Block {
+            sums,
+            stride,
+            rows: &[],
+            column: 0,
+            columns: 0,
+            outputs: self.w.outputs,
+            out: self.out,
+            first,
+            shift: self.shift.as_deref(),
+            residual: self.terms.residual,
+        }
+    }
+
+    /// By multiply-and-add of vectors.
+    fn by_vectors(&self, machine: Machine) {
+        let isa = machine.isa;
+        let inputs = self.w.inputs;
+        SCRATCHES.with_borrow_mut(|(activations, weights)| {
+            let out = self.destinations();
+            let a: *const f32 = match &self.gather {
+                Some(gather) => {
+                    let scratch = activations
+                        .bytes(gather.rows.len() * inputs * 4)
+                        .cast::<f32>();
+                    // SAFETY: the scratch is that long and aligned to 64; any bytes are float32 numbers.
+                    let scratch = unsafe {
+                        std::slice::from_raw_parts_mut(scratch, gather.rows.len() * inputs)
+                    };
+                    for (to, &row) in scratch.chunks_exact_mut(inputs).zip(&gather.rows) {
+                        if row == NONE {
+                            to.fill(0.0);
+                        } else {
+                            to.copy_from_slice(&self.x[row as usize * inputs..][..inputs]);
+                        }
+                    }
+                    scratch.as_ptr()
+                }
+                None => self.x[self.rows.start * inputs..self.rows.end * inputs].as_ptr(),
+            };
+            let taps = self.gather.as_ref().map_or(&[0][..], |gather| &gather.taps);
+            debug_assert_eq!(taps.len(), self.w.taps);
+            let mut sums = [0f32; REGISTER_ROWS * PANEL];
+            for panel in (self.columns.start..self.columns.end).step_by(PANEL) {
+                let (b, width) = self.panel(panel, weights);
+                let columns = (self.columns.end - panel).min(PANEL);
+                for (number, run) in runs(inputs, taps, inputs, width).iter().enumerate() {
+                    for (i, rows) in out.chunks(REGISTER_ROWS).enumerate() {
+                        let first = i * REGISTER_ROWS;
+                        // SAFETY: row `first + r` of a tap is row first + r + tap of the scratch, which has as many
+                        // rows as the last tap and the positions reach (`Geometry::gather`), or of x, whose slice was
+                        // taken above for as many rows as `out` has; segments end inside a row of `inputs`. The panel
+                        // is taps * inputs rows of `width`, to which the segments' `b` point. `sums` has six rows.
+                        unsafe {
+                            rows_by_panel(
+                                isa,
+                                a.add(first * inputs),
+                                inputs,
+                                rows.len(),
+                                b,
+                                width,
+                                run,
+                                sums.as_mut_ptr(),
+                            );
+                            emit(
+                                isa,
+                                Block {
+                                    rows,
+                                    column: panel,
+                                    columns,
+                                    ..self.block(sums.as_ptr(), PANEL, number == 0)
+                                },
+                            );
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// The panel that begins at a column, in float32, `[taps * inputs][width]`, and its width.
+    fn panel(&self, column: usize, scratch: &mut Scratch) -> (*const f32, usize) {
+        let inner = self.w.inputs * self.w.taps;
+        let width = PANEL.min(padded_columns(self.w.outputs) - column);
+        let len = inner * width;
+        let mut widened = || {
+            let to = scratch.bytes(len * 4).cast::<f32>();
+            // SAFETY: the scratch is that long and aligned to 64; any bytes are float32 numbers.
+            unsafe { std::slice::from_raw_parts_mut(to, len) }
+        };
+        match self.w.data {
+            Packed::F32(data) => (data[column * inner..][..len].as_ptr(), width),
+            Packed::F16(data) => {
+                use half::slice::HalfFloatSliceExt;
+                let to = widened();
+                data[column * inner..][..len].convert_to_f32_slice(to);
+                (to.as_ptr(), width)
+            }
+            Packed::Bf16(data) => {
+                let to = widened();
+                let depth = self.w.inputs.next_multiple_of(SQUARE);
+                let block = SQUARE * depth * self.w.taps;
+                for (k, row) in to.chunks_exact_mut(width).enumerate() {
+                    let (tap, i) = (k / self.w.inputs, k % self.w.inputs);
+                    for (c, to) in row.iter_mut().enumerate() {
+                        let column = column + c;
+                        let square = (tap * depth + i) / SQUARE * SQUARE * SQUARE;
+                        let inside = (column % SQUARE / 16 * 16 + i % SQUARE / 2) * 32
+                            + column % 16 * 2
+                            + i % 2;
+                        *to = data[column / SQUARE * block + square + inside].to_f32();
+                    }
+                }
+                (to.as_ptr(), width)
+            }
+        }
+    }
+
+    /// By the matrix unit.
+    #[cfg(target_arch = "x86_64")]
+    fn by_matrix_unit(&self, isa: Isa) {
+        match self.w.data {
+            Packed::F32(_) => self.tiled::<3, 3>(isa),
+            Packed::F16(_) => self.tiled::<3, 2>(isa),
+            Packed::Bf16(_) => self.tiled::<1, 1>(isa),
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn tiled<const A: usize, const B: usize>(&self, isa: Isa) {
+        use amx::{BLOCK, DEPTH, TILE};
+        let inputs = self.w.inputs;
+        let plan = Tiled::of(self.w);
+        debug_assert_eq!(plan.parts, A);
+        let all_steps = inputs.div_ceil(DEPTH);
+        SCRATCHES.with_borrow_mut(|(activations, weights)| {
+            let tiles = amx::Tiles::configure();
+            let out = self.destinations();
+            let own: Vec<u32>;
+            let (rows, taps) = match &self.gather {
+                Some(gather) => (gather.rows.as_slice(), gather.taps.as_slice()),
+                None => {
+                    let mut all: Vec<u32> = out.to_vec();
+                    all.resize(out.len().next_multiple_of(BLOCK), NONE);
+                    own = all;
+                    (own.as_slice(), &[0usize][..])
+                }
+            };
+            // A row of 32 numbers is 64 bytes; rows follow one another, parts of all rows, steps of all parts.
+            let part = rows.len() * 64;
+            let byte_taps: Vec<usize> = taps.iter().map(|tap| tap * 64).collect();
+            let a = activations.bytes(plan.steps * A * part);
+            let b = weights.bytes(taps.len() * plan.steps * B * 2 * TILE);
+            let mut sums = [0f32; BLOCK * BLOCK];
+            for first in (0..all_steps).step_by(plan.steps) {
+                let steps = plan.steps.min(all_steps - first);
+                // SAFETY: the scratch has room for steps * A * part bytes, part = 64 bytes for each row. AVX-512 comes with
+                // the matrix unit.
+                unsafe {
+                    amx::split_rows::<A>(self.x, inputs, rows, first * DEPTH, steps, a, part);
+                }
+                for column in (self.columns.start..self.columns.end).step_by(BLOCK) {
+                    let (b, b_tap) = self.columns_tiles::<B>(column, first, steps, taps.len(), b);
+                    let columns = (self.columns.end - column).min(BLOCK);
+                    for (i, destinations) in out.chunks(BLOCK).enumerate() {
+                        let rows = amx::Rows {
+                            data: a.wrapping_add(i * BLOCK * 64),
+                            stride: 64,
+                            part,
+                            step: A * part,
+                        };
+                        // SAFETY: 32 rows from i * 32 of every tap are inside the rows of the scratch: `gather` made as
+                        // many as the last tap and the positions, rounded up to 32, reach. b was filled for all taps
+                        // and steps; the sums are 32 x 32.
+                        unsafe {
+                            amx::multiply::<A, B>(
+                                &tiles,
+                                rows,
+                                &byte_taps,
+                                steps,
+                                b,
+                                b_tap,
+                                sums.as_mut_ptr(),
+                            );
+                            emit(
+                                isa,
+                                Block {
+                                    rows: destinations,
+                                    column,
+                                    columns,
+                                    ..self.block(sums.as_ptr(), BLOCK, first == 0)
+                                },
+                            );
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// The tiles `[tap][step][part][2][TILE]` of 32 columns, and the bytes from tap to tap: cut from the panel into the
+    /// scratch, or where they are packed.
+    #[cfg(target_arch = "x86_64")]
+    fn columns_tiles<const B: usize>(
+        &self,
+        column: usize,
+        first: usize,
+        steps: usize,
+        taps: usize,
+        scratch: *mut u8,
+    ) -> (*const u8, usize) {
+        use amx::{DEPTH, TILE};
+        let inputs = self.w.inputs;
+        if let Packed::Bf16(data) = self.w.data {
+            let tap = inputs.next_multiple_of(SQUARE) * SQUARE;
+            let from = column / SQUARE * tap * taps + first * SQUARE * SQUARE;
+            let reach = (taps - 1) * tap + steps * SQUARE * SQUARE;
+            return (data[from..][..reach].as_ptr().cast(), 2 * tap);
+        }
+        let inner = inputs * taps;
+        let panel = column / PANEL * PANEL;
+        let width = PANEL.min(padded_columns(self.w.outputs) - panel);
+        let columns = (width - (column - panel)).min(DEPTH);
+        let size = B * 2 * TILE;
+        for tap in 0..taps {
+            for step in 0..steps {
+                let to = scratch.wrapping_add((tap * steps + step) * size);
+                let channel = (first + step) * DEPTH;
+                let depth = DEPTH.min(inputs - channel);
+                let at = panel * inner + (tap * inputs + channel) * width + column - panel;
+                let reach = (depth - 1) * width + columns;
+                // SAFETY: the block of `depth` rows of `columns` at `at`, `width` apart, is inside the slice; the scratch
+                // has taps * steps * size bytes. AVX-512 comes with the matrix unit.
+                unsafe {
+                    match self.w.data {
+                        Packed::F32(data) => amx::split_columns::<B>(
+                            data[at..][..reach].as_ptr(),
+                            width,
+                            depth,
+                            columns,
+                            to,
+                        ),
+                        Packed::F16(data) => {
+                            use half::slice::HalfFloatSliceExt;
+                            let mut wide = [0f32; DEPTH * DEPTH];
+                            for (r, to) in wide.chunks_exact_mut(DEPTH).take(depth).enumerate() {
+                                data[at + r * width..][..columns]
+                                    .convert_to_f32_slice(&mut to[..columns]);
+                            }
+                            amx::split_columns::<B>(wide.as_ptr(), DEPTH, depth, columns, to);
+                        }
+                        Packed::Bf16(_) => {} // packed as tiles, see above
+                    }
+                }
+            }
+        }
+        (scratch, steps * size)
+    }
+}
