@@ -71,6 +71,37 @@ multiversion! {
     unsafe fn channel_sums(x: &[f32], channels: usize, sums: &mut [f64], squares: &mut [f64]) = channel_sums_generic
 }
 
+// What is done to one vector is functions, not closures: a closure that the compiler does not inline is compiled without
+// the instruction set, and then every operation in it is a call.
+
+/// What is left of a slice from `c`, fewer numbers than a vector has, and zeros.
+#[inline(always)]
+unsafe fn tail<S: Simd>(from: &[f32], c: usize) -> S::V {
+    let mut lanes = [0f32; SUM_LANES];
+    lanes[..from.len() - c].copy_from_slice(&from[c..]);
+    // SAFETY: 16 lanes, as many as a vector has at most.
+    unsafe { S::load(lanes.as_ptr()) }
+}
+
+#[inline(always)]
+unsafe fn affine_one<S: Simd>(x: S::V, scale: S::V, shift: S::V, activate: bool) -> S::V {
+    // SAFETY: no pointers; the set is there, by the caller's promise.
+    unsafe {
+        let y = S::fma(x, scale, shift);
+        if activate { silu::<S>(y) } else { y }
+    }
+}
+
+#[inline(always)]
+unsafe fn geglu_one<S: Simd>(h: S::V, g: S::V) -> S::V {
+    // SAFETY: no pointers; the set is there, by the caller's promise.
+    unsafe {
+        let e = erf::<S>(S::mul(g, S::splat(std::f32::consts::FRAC_1_SQRT_2)));
+        let gelu = S::mul(S::mul(S::splat(0.5), g), S::add(S::splat(1.0), e));
+        S::mul(h, gelu)
+    }
+}
+
 /// `out = x scale[c] + shift[c]`, then SiLU if asked for, over rows of C channels.
 #[inline(always)]
 unsafe fn affine_generic<S: Simd>(
@@ -87,25 +118,23 @@ unsafe fn affine_generic<S: Simd>(
             // SAFETY: a full vector is inside its slice, all four being `channels` long; the rest goes through buffers
             // of 16 lanes.
             unsafe {
-                let one = |x: S::V, scale: S::V, shift: S::V| {
-                    let y = S::fma(x, scale, shift);
-                    if activate { silu::<S>(y) } else { y }
-                };
                 if c + S::LANES <= channels {
-                    let y = one(
+                    let y = affine_one::<S>(
                         S::load(x.as_ptr().add(c)),
                         S::load(scale.as_ptr().add(c)),
                         S::load(shift.as_ptr().add(c)),
+                        activate,
                     );
                     S::store(out.as_mut_ptr().add(c), y);
                 } else {
-                    let part = |from: &[f32]| {
-                        let mut lanes = [0f32; SUM_LANES];
-                        lanes[..channels - c].copy_from_slice(&from[c..]);
-                        S::load(lanes.as_ptr())
-                    };
+                    let y = affine_one::<S>(
+                        tail::<S>(x, c),
+                        tail::<S>(scale, c),
+                        tail::<S>(shift, c),
+                        activate,
+                    );
                     let mut lanes = [0f32; SUM_LANES];
-                    S::store(lanes.as_mut_ptr(), one(part(x), part(scale), part(shift)));
+                    S::store(lanes.as_mut_ptr(), y);
                     out[c..].copy_from_slice(&lanes[..channels - c]);
                 }
             }
@@ -174,23 +203,26 @@ pub(super) fn group_norm(
     }
 }
 
-/// The sum of `f` over a row, in [`SUM_LANES`] lanes that are added up in one order on every instruction set.
+/// The sum of `x - shift`, or of its squares, over a row, in [`SUM_LANES`] lanes that are added up in one order on every
+/// instruction set.
 #[inline(always)]
-unsafe fn row_sum<S: Simd>(
-    x: &[f32],
-    f: impl Fn(S::V, S::V) -> S::V,
-    one: impl Fn(f32) -> f32,
-) -> f32 {
+unsafe fn row_sum<S: Simd, const SQUARES: bool>(x: &[f32], shift: f32) -> f32 {
     let mut lanes = [0f32; SUM_LANES];
     let whole = x.len() / SUM_LANES * SUM_LANES;
     let mut v = 0;
     while v < SUM_LANES {
         // SAFETY: reads LANES numbers from v < 16 in each whole piece of 16, as LANES divides 16; writes them to 16 lanes.
         unsafe {
+            let shift = S::splat(shift);
             let mut sum = S::splat(0.0);
             let mut i = v;
             while i < whole {
-                sum = f(S::load(x.as_ptr().add(i)), sum);
+                let d = S::sub(S::load(x.as_ptr().add(i)), shift);
+                sum = if SQUARES {
+                    S::fma(d, d, sum)
+                } else {
+                    S::add(d, sum)
+                };
                 i += SUM_LANES;
             }
             S::store(lanes.as_mut_ptr().add(v), sum);
@@ -198,7 +230,8 @@ unsafe fn row_sum<S: Simd>(
         v += S::LANES;
     }
     for (lane, &x) in lanes.iter_mut().zip(&x[whole..]) {
-        *lane += one(x);
+        let d = x - shift;
+        *lane += if SQUARES { d * d } else { d };
     }
     let mut half = SUM_LANES / 2;
     while half > 0 {
@@ -223,19 +256,10 @@ unsafe fn layer_norm_generic<S: Simd>(
     let mut scale = vec![0f32; width];
     let mut shift = vec![0f32; width];
     for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-        // SAFETY: the set is there, by the caller's promise; the closures touch no memory. `affine` takes slices of
-        // `width` numbers each.
+        // SAFETY: the set is there, by the caller's promise; `affine` takes slices of `width` numbers each.
         unsafe {
-            let mean = row_sum::<S>(x, |x, sum| S::add(x, sum), |x| x) * inverse_width;
-            let m = S::splat(mean);
-            let squares = row_sum::<S>(
-                x,
-                |x, sum| {
-                    let d = S::sub(x, m);
-                    S::fma(d, d, sum)
-                },
-                |x| (x - mean) * (x - mean),
-            );
+            let mean = row_sum::<S, false>(x, 0.0) * inverse_width;
+            let squares = row_sum::<S, true>(x, mean);
             let inverse = 1.0 / (squares * inverse_width + eps).sqrt();
             for c in 0..width {
                 scale[c] = weight[c] * inverse;
@@ -277,22 +301,13 @@ unsafe fn geglu_generic<S: Simd>(x: &[f32], half: usize, out: &mut [f32]) {
         while c < half {
             // SAFETY: a full vector is inside h, g and out, `half` long each; the rest goes through buffers of 16 lanes.
             unsafe {
-                let one = |h: S::V, g: S::V| {
-                    let e = erf::<S>(S::mul(g, S::splat(std::f32::consts::FRAC_1_SQRT_2)));
-                    let gelu = S::mul(S::mul(S::splat(0.5), g), S::add(S::splat(1.0), e));
-                    S::mul(h, gelu)
-                };
                 if c + S::LANES <= half {
-                    let y = one(S::load(h.as_ptr().add(c)), S::load(g.as_ptr().add(c)));
+                    let y = geglu_one::<S>(S::load(h.as_ptr().add(c)), S::load(g.as_ptr().add(c)));
                     S::store(out.as_mut_ptr().add(c), y);
                 } else {
-                    let part = |from: &[f32]| {
-                        let mut lanes = [0f32; SUM_LANES];
-                        lanes[..half - c].copy_from_slice(&from[c..]);
-                        S::load(lanes.as_ptr())
-                    };
+                    let y = geglu_one::<S>(tail::<S>(h, c), tail::<S>(g, c));
                     let mut lanes = [0f32; SUM_LANES];
-                    S::store(lanes.as_mut_ptr(), one(part(h), part(g)));
+                    S::store(lanes.as_mut_ptr(), y);
                     out[c..].copy_from_slice(&lanes[..half - c]);
                 }
             }

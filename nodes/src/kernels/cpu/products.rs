@@ -30,8 +30,8 @@ const REGISTER_ROWS: usize = 6;
 /// Inner indices that are summed in one go by vector units: a panel of that many rows (32 KiB) stays in the L1 cache,
 /// and rounding errors grow with the root of its length and of the number of runs, not of the whole.
 const RUN: usize = 128;
-/// Bytes of scratch that a task may fill with activations: half of a usual L2 cache.
-const SCRATCH: usize = 1 << 20;
+/// Bytes of scratch that a task may fill with activations: three quarters of a usual L2 cache.
+const SCRATCH: usize = 3 << 19;
 
 /// The elements of packed weights.
 #[derive(Clone, Copy, Debug)]
@@ -165,14 +165,26 @@ impl Geometry {
         }
     }
 
-    /// Rows that a task of that many lines of output has.
-    fn positions(&self, lines: usize) -> usize {
-        lines * self.pitch()
+    /// Lines of output from an image to the next when all images are stacked into one.
+    ///
+    /// With stride 1 the zeros below an image are those above the next, as with the pitch.
+    fn image_lines(&self) -> usize {
+        let Padding { top, bottom, .. } = self.padding;
+        if self.stride == 1 {
+            (self.height + top.max(bottom)).max(self.out.0)
+        } else {
+            (self.height + top + bottom).div_ceil(self.stride)
+        }
     }
 
-    /// The lines `lines` of the output of image `image`.
-    fn gather(&self, image: usize, lines: std::ops::Range<usize>) -> Gather {
-        let (s, pitch) = (self.stride, self.pitch());
+    /// Lines of output of all images, stacked.
+    fn lines(&self, images: usize) -> usize {
+        images.saturating_sub(1) * self.image_lines() + self.out.0
+    }
+
+    /// The lines `lines` of the output of all images, stacked.
+    fn gather(&self, images: usize, lines: std::ops::Range<usize>) -> Gather {
+        let (s, pitch, image_lines) = (self.stride, self.pitch(), self.image_lines());
         // The padded picture is cut into s x s pictures, of every s-th row and column: in each, the pixels under a tap
         // of neighbouring outputs are neighbours.
         let height = lines.len() + (self.kernel.0 - 1) / s;
@@ -181,32 +193,33 @@ impl Geometry {
             .flat_map(|i| (0..self.kernel.1).map(move |j| (i, j)))
             .map(|(i, j)| (i % s * s + j % s) * phase + i / s * pitch + j / s)
             .collect();
-        let positions = self.positions(lines.len());
+        let positions = lines.len() * pitch;
         let last = taps.iter().max().copied().unwrap_or(0);
         let size = (last + positions.next_multiple_of(SQUARE)).max(s * s * phase);
         let mut rows = vec![NONE; size];
-        let first = image * self.source.0 * self.source.1;
         for y in 0..height * s {
-            // Line y of the padded picture below the first that is needed.
-            let line = (y + lines.start * s).wrapping_sub(self.padding.top);
-            if line >= self.height {
+            // Line y of the padded pictures below the first that is needed.
+            let line = y + lines.start * s;
+            let (image, line) = (line / (image_lines * s), line % (image_lines * s));
+            let line = line.wrapping_sub(self.padding.top);
+            if image >= images || line >= self.height {
                 continue;
             }
-            let from = first + line * self.source.0 / self.height * self.source.1;
+            let line = image * self.source.0 + line * self.source.0 / self.height;
             for x in 0..self.width {
                 let padded = x + self.padding.left;
                 let at = (y % s * s + padded % s) * phase + y / s * pitch + padded / s;
                 if let Some(row) = rows.get_mut(at) {
-                    *row = (from + x * self.source.1 / self.width) as u32;
+                    *row = (line * self.source.1 + x * self.source.1 / self.width) as u32;
                 }
             }
         }
-        let first = image * self.out.0 * self.out.1;
         let out = lines
             .flat_map(|y| {
+                let (image, y) = (y / image_lines, y % image_lines);
                 (0..pitch).map(move |x| {
-                    if x < self.out.1 {
-                        (first + y * self.out.1 + x) as u32
+                    if x < self.out.1 && y < self.out.0 {
+                        ((image * self.out.0 + y) * self.out.1 + x) as u32
                     } else {
                         NONE
                     }
@@ -238,13 +251,6 @@ pub(super) struct Machine {
     pub pairs: bool,
 }
 
-/// The rows of a task: some rows of a matrix, or some lines of an image.
-#[derive(Clone, Debug)]
-enum Band {
-    Rows(std::ops::Range<usize>),
-    Lines(usize, std::ops::Range<usize>),
-}
-
 /// `out [rows, O] = x [rows, K] w + terms`.
 pub(super) fn linear(
     machine: Machine,
@@ -255,13 +261,14 @@ pub(super) fn linear(
     out: &mut [f32],
 ) -> Result<()> {
     let rows = x.len() / w.inputs.max(1);
-    let pieces = pieces(machine, w, rows);
-    let per_band = rows.div_ceil(pieces).next_multiple_of(SQUARE);
-    let bands = (0..rows)
-        .step_by(per_band.max(1))
-        .map(|first| Band::Rows(first..rows.min(first + per_band)))
-        .collect();
-    run(machine, x, w, terms, None, rows_per_image, bands, out)
+    let cut = Cut::of(machine, w, rows, rows.div_ceil(SQUARE));
+    run(machine, x, w, terms, rows_per_image, cut, out, |bands| {
+        let per_band = rows.div_ceil(bands).next_multiple_of(SQUARE);
+        (0..rows)
+            .step_by(per_band.max(1))
+            .map(|first| (first..rows.min(first + per_band), None))
+            .collect()
+    })
 }
 
 /// The convolution of images `[images, pixels, C]` to `[images, pixels, O]`.
@@ -274,33 +281,68 @@ pub(super) fn convolution(
     g: Geometry,
     out: &mut [f32],
 ) -> Result<()> {
+    let lines = g.lines(images);
+    let cut = Cut::of(machine, w, lines * g.pitch(), lines);
     let pixels = g.out.0 * g.out.1;
-    let pieces = pieces(machine, w, images * g.positions(g.out.0))
-        .div_ceil(images.max(1))
-        .min(g.out.0);
-    let lines = g.out.0.div_ceil(pieces);
-    let bands = (0..images)
-        .flat_map(|image| {
-            (0..g.out.0)
-                .step_by(lines)
-                .map(move |first| Band::Lines(image, first..g.out.0.min(first + lines)))
-        })
-        .collect();
-    run(machine, x, w, terms, Some(g), pixels, bands, out)
+    run(machine, x, w, terms, pixels, cut, out, |bands| {
+        let per_band = lines.div_ceil(bands);
+        (0..lines)
+            .into_par_iter()
+            .step_by(per_band)
+            .map(|first| {
+                let own = first..lines.min(first + per_band);
+                (0..0, Some(g.gather(images, own)))
+            })
+            .collect()
+    })
 }
 
-/// Into how many bands the rows of a product are best cut.
-fn pieces(machine: Machine, w: Matrix<'_>, rows: usize) -> usize {
-    let per_row = if machine.amx {
-        let plan = Tiled::of(w);
-        plan.steps * plan.parts * 64
-    } else {
-        w.inputs * 4
-    };
-    let fits = (SCRATCH / per_row.max(1)).max(256);
-    // A few tasks for each thread, so that all end together, but no band so short that weights are prepared in vain.
-    let even = (4 * rayon::current_num_threads()).min(rows / 512).max(1);
-    rows.div_ceil(fits).max(even).max(1)
+/// How a product is cut into tasks: bands of rows x groups of columns.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    bands: usize,
+    groups: usize,
+}
+
+impl Cut {
+    /// The cut whose tasks do least twice: every group prepares its band's activations, every band its group's weights.
+    fn of(machine: Machine, w: Matrix<'_>, rows: usize, most_bands: usize) -> Self {
+        let per_row = if machine.amx {
+            let plan = Tiled::of(w);
+            plan.steps * plan.parts * 64
+        } else {
+            w.inputs * 4
+        };
+        let fits = (SCRATCH / per_row.max(1)).max(4 * SQUARE);
+        let panels = w.outputs.div_ceil(PANEL);
+        let threads = rayon::current_num_threads();
+        // A few tasks for each thread, so that all end together, if there is work for them.
+        let work = rows * w.inputs * w.taps * w.outputs;
+        let wanted = if threads == 1 || work < 1 << 18 {
+            1
+        } else {
+            3 * threads
+        };
+        let fewest = rows.div_ceil(fits).clamp(1, most_bands);
+        let most = most_bands.min(fewest.max(wanted));
+        (fewest..=most)
+            .map(|bands| Self {
+                bands,
+                groups: wanted.div_ceil(bands).min(panels),
+            })
+            .min_by_key(|cut| {
+                // Tasks short of what is wanted leave threads idle.
+                let idle = wanted.saturating_sub(cut.bands * cut.groups);
+                (
+                    idle,
+                    rows * cut.groups * w.inputs + w.taps * w.inputs * w.outputs * cut.bands,
+                )
+            })
+            .unwrap_or(Self {
+                bands: 1,
+                groups: 1,
+            })
+    }
 }
 
 /// How the matrix unit goes through a weight.
@@ -314,17 +356,19 @@ struct Tiled {
 
 impl Tiled {
     fn of(w: Matrix<'_>) -> Self {
-        let (parts, products) = match w.data {
+        let (parts, products): (usize, usize) = match w.data {
             Packed::F32(_) => (3, 6),
             Packed::F16(_) => (3, 5),
             Packed::Bf16(_) => (1, 1),
         };
-        // A step is 64 cycles for each product; adding a block to the result costs about 200, so about 3000 are done
+        // A step is 64 cycles for each product; adding a block to the result costs about 200, so some 4000 are done
         // between.
-        let steps = (48 / products / w.taps).max(1);
+        let most = (64 / products).div_ceil(w.taps);
+        let all = w.inputs.div_ceil(SQUARE);
+        // Runs of one length, as far as that goes.
         Self {
             parts,
-            steps: steps.min(w.inputs.div_ceil(SQUARE)),
+            steps: all.div_ceil(all.div_ceil(most)),
         }
     }
 }
@@ -347,10 +391,10 @@ fn run(
     x: &[f32],
     w: Matrix<'_>,
     terms: Terms<'_>,
-    geometry: Option<Geometry>,
     pixels: usize,
-    bands: Vec<Band>,
+    cut: Cut,
     out: &mut [f32],
+    bands: impl FnOnce(usize) -> Vec<(std::ops::Range<usize>, Option<Gather>)>,
 ) -> Result<()> {
     let outputs = w.outputs;
     let dtype = match w.data {
@@ -373,18 +417,9 @@ fn run(
     {
         bail!("a product's operands do not fit one another");
     }
-    // Few rows: the columns are shared out as well.
-    let panels = outputs.div_ceil(PANEL);
-    let groups = (3 * rayon::current_num_threads())
-        .div_ceil(bands.len())
-        .min(panels)
-        .max(1);
-    let groups = if bands.len() >= 2 * rayon::current_num_threads() {
-        1
-    } else {
-        groups
-    };
-    let per_group = panels.div_ceil(groups) * PANEL;
+    let bands = bands(cut.bands);
+    let per_group = outputs.div_ceil(PANEL).div_ceil(cut.groups) * PANEL;
+    let shifts = shifts(terms, outputs);
     let shared = Shared {
         data: out.as_mut_ptr(),
         len: out.len(),
@@ -402,28 +437,15 @@ fn run(
     tasks
         .into_par_iter()
         .with_max_len(1)
-        .for_each(|(band, columns)| {
-            let (image, gather) = match (band, geometry) {
-                (Band::Lines(image, lines), Some(g)) => {
-                    (*image, Some(g.gather(*image, lines.clone())))
-                }
-                _ => (0, None),
-            };
-            let image = match band {
-                Band::Lines(..) => image,
-                // One image's rows only if a term of the image is given: see `linear`'s caller.
-                Band::Rows(rows) => rows.start / pixels,
-            };
+        .for_each(|((rows, gather), columns)| {
             let task = Task {
                 x,
                 w,
                 terms,
-                gather,
-                rows: match band {
-                    Band::Rows(rows) => rows.clone(),
-                    Band::Lines(..) => 0..0,
-                },
-                shift: shift(terms, image, outputs),
+                gather: gather.as_ref(),
+                rows: rows.clone(),
+                shifts: shifts.as_deref(),
+                pixels: if terms.image.is_some() { pixels } else { 0 },
                 columns,
                 out: shared,
             };
@@ -436,13 +458,17 @@ fn run(
     Ok(())
 }
 
-/// What every row of an image is shifted by.
-fn shift(terms: Terms<'_>, image: usize, outputs: usize) -> Option<Vec<f32>> {
-    let of_image = terms.image.map(|t| &t[image * outputs..][..outputs]);
-    match (terms.bias, of_image) {
+/// What every row of an image is shifted by: bias and the image's term, `[images or 1, O]`.
+fn shifts(terms: Terms<'_>, outputs: usize) -> Option<Vec<f32>> {
+    match (terms.bias, terms.image) {
         (None, None) => None,
         (Some(one), None) | (None, Some(one)) => Some(one.to_vec()),
-        (Some(bias), Some(image)) => Some(bias.iter().zip(image).map(|(a, b)| a + b).collect()),
+        (Some(bias), Some(images)) => Some(
+            images
+                .chunks_exact(outputs)
+                .flat_map(|image| image.iter().zip(bias).map(|(a, b)| a + b))
+                .collect(),
+        ),
     }
 }
 
@@ -477,11 +503,13 @@ struct Task<'a> {
     w: Matrix<'a>,
     terms: Terms<'a>,
     /// For a convolution.
-    gather: Option<Gather>,
+    gather: Option<&'a Gather>,
     /// Else the rows.
     rows: std::ops::Range<usize>,
-    /// Bias and the image's term.
-    shift: Option<Vec<f32>>,
+    /// Bias and term of the images, `[images or 1, O]`.
+    shifts: Option<&'a [f32]>,
+    /// Rows that an image has in the result, if its shift is its own; else 0.
+    pixels: usize,
     columns: std::ops::Range<usize>,
     out: Shared,
 }
@@ -500,7 +528,8 @@ struct Block<'a> {
     out: Shared,
     /// Whether this is the first run of inner indices, which brings the terms along.
     first: bool,
-    shift: Option<&'a [f32]>,
+    shifts: Option<&'a [f32]>,
+    pixels: usize,
     residual: Option<&'a [f32]>,
 }
 
@@ -516,7 +545,8 @@ unsafe fn emit_generic<S: Simd>(block: Block<'_>) {
         outputs,
         out,
         first,
-        shift,
+        shifts,
+        pixels,
         residual,
     } = block;
     for (i, &row) in rows.iter().enumerate() {
@@ -525,6 +555,10 @@ unsafe fn emit_generic<S: Simd>(block: Block<'_>) {
         }
         let at = row as usize * outputs + column;
         assert!(at + columns <= out.len && column + columns <= outputs);
+        let shift = shifts.map(|shifts| {
+            let image = (row as usize).checked_div(pixels).unwrap_or(0);
+            &shifts[image * outputs..][..outputs]
+        });
         // SAFETY: `columns` numbers at `sums` row i are the caller's promise; those of the result at `at` are inside it,
         // by the assertion, and so are the residual's, which is of the same length, and the shift's, of `outputs`.
         unsafe {
@@ -710,7 +744,8 @@ impl Task<'_> {
             outputs: self.w.outputs,
             out: self.out,
             first,
-            shift: self.shift.as_deref(),
+            shifts: self.shifts,
+            pixels: self.pixels,
             residual: self.terms.residual,
         }
     }
@@ -741,7 +776,7 @@ impl Task<'_> {
                 }
                 None => self.x[self.rows.start * inputs..self.rows.end * inputs].as_ptr(),
             };
-            let taps = self.gather.as_ref().map_or(&[0][..], |gather| &gather.taps);
+            let taps = self.gather.map_or(&[0][..], |gather| &gather.taps);
             debug_assert_eq!(taps.len(), self.w.taps);
             let mut sums = [0f32; REGISTER_ROWS * PANEL];
             for panel in (self.columns.start..self.columns.end).step_by(PANEL) {
@@ -819,6 +854,23 @@ impl Task<'_> {
         }
     }
 
+    /// Asks for a block of the result, which is needed when its sums are done.
+    #[cfg(target_arch = "x86_64")]
+    fn prefetch(&self, rows: &[u32], column: usize) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        for &row in rows {
+            let at = (row as usize)
+                .wrapping_mul(self.w.outputs)
+                .wrapping_add(column);
+            let to = self.out.data.wrapping_add(at).cast::<i8>();
+            // SAFETY: a hint, which may name any address; SSE is part of x86-64.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(to);
+                _mm_prefetch::<_MM_HINT_T0>(to.wrapping_add(64));
+            }
+        }
+    }
+
     /// By the matrix unit.
     #[cfg(target_arch = "x86_64")]
     fn by_matrix_unit(&self, isa: Isa) {
@@ -866,6 +918,7 @@ impl Task<'_> {
                     let (b, b_tap) = self.columns_tiles::<B>(column, first, steps, taps.len(), b);
                     let columns = (self.columns.end - column).min(BLOCK);
                     for (i, destinations) in out.chunks(BLOCK).enumerate() {
+                        self.prefetch(destinations, column);
                         let rows = amx::Rows {
                             data: a.wrapping_add(i * BLOCK * 64),
                             stride: 64,

@@ -153,14 +153,15 @@ pub(super) unsafe fn erf<S: Simd>(x: S::V) -> S::V {
     unsafe {
         let x = S::min(S::max(x, S::splat(-4.0)), S::splat(4.0));
         let s = S::mul(x, x);
-        let polynomial = |c: &[f32]| {
-            let mut p = S::splat(c[0]);
-            for &c in &c[1..] {
-                p = S::fma(p, s, S::splat(c));
-            }
-            p
-        };
-        S::div(S::mul(polynomial(&P), x), polynomial(&Q))
+        let mut p = S::splat(P[0]);
+        for c in &P[1..] {
+            p = S::fma(p, s, S::splat(*c));
+        }
+        let mut q = S::splat(Q[0]);
+        for c in &Q[1..] {
+            q = S::fma(q, s, S::splat(*c));
+        }
+        S::div(S::mul(p, x), q)
     }
 }
 
