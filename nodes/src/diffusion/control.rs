@@ -8,7 +8,7 @@ use candle_core::Tensor;
 
 use super::masks::Plane;
 use super::{Error, Result};
-use crate::kernels::Kernel;
+use crate::kernels::{Attended, Kernel};
 
 /// Which of a transformer layer's two attentions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -448,15 +448,20 @@ impl AttentionControl for Swap<'_> {
                     let (k, v, grids) = joined(given)?;
                     let (keys, unmasked) = keys_inside(reference_masks, &grids, k.dim(0)?);
                     self.unmasked += usize::from(unmasked && half == Half::Prompt);
-                    let inside = attend(&query, &k, &v, keys.as_deref())?;
+                    let keys = keys.as_deref();
                     halves.push(match context {
                         Some(context) => {
+                            let inside = Attended { k: &k, v: &v, keys };
                             let (k, v, _) = keys_values(context, half, "context")?;
-                            let outside = attend(&query, &k, &v, None)?;
-                            (mask.broadcast_mul(&inside)?
-                                + (1.0 - &mask)?.broadcast_mul(&outside)?)?
+                            let outside = Attended {
+                                k: &k,
+                                v: &v,
+                                keys: None,
+                            };
+                            let (heads, scale) = (qkv.heads, qkv.scale);
+                            kernel.attention_blend(&query, inside, outside, &mask, heads, scale)?
                         }
-                        None => inside,
+                        None => attend(&query, &k, &v, keys)?,
                     });
                 }
                 Ok(Tensor::cat(&halves, 0)?)
@@ -521,7 +526,7 @@ fn keys_inside(
     (partial.then_some(keys), unmasked)
 }
 
-/// The blend mask as `[B or 1, N, 1]` on a site's grid.
+/// The blend mask as `[B or 1, N]` on a site's grid.
 fn mask_rows(blend: &[Plane], site: Site, qkv: &Qkv) -> Result<Tensor> {
     let (h, w) = site.grid;
     let data: Vec<f32> = blend
@@ -530,7 +535,7 @@ fn mask_rows(blend: &[Plane], site: Site, qkv: &Qkv) -> Result<Tensor> {
         .collect();
     Ok(Tensor::from_vec(
         data,
-        (blend.len(), h * w, 1),
+        (blend.len(), h * w),
         qkv.q.device(),
     )?)
 }

@@ -54,8 +54,35 @@ pub trait Kernel: Debug + Send + Sync {
         keys: Option<&[Vec<u32>]>,
     ) -> Result<Tensor>;
 
-    /// The mean over heads of `softmax(q k^T scale)`: q `[B, N, C]`, k `[B, M, C]`; gives `[B, N, M]`.
+    /// `mask inside + (1 - mask) outside`, where inside and outside are the [attention](Self::attention) to these keys and
+    /// values: q `[B, N, C]`, mask `[B or 1, N]` from 0 to 1, one number for each query.
+    fn attention_blend(
+        &self,
+        q: &Tensor,
+        inside: Attended<'_>,
+        outside: Attended<'_>,
+        mask: &Tensor,
+        heads: usize,
+        scale: f64,
+    ) -> Result<Tensor> {
+        let attend = |to: Attended<'_>| self.attention(q, to.k, to.v, heads, scale, to.keys);
+        let mask = mask.unsqueeze(2)?;
+        mask.broadcast_mul(&attend(inside)?)? + (1.0 - &mask)?.broadcast_mul(&attend(outside)?)?
+    }
+
+    /// The mean over heads of `softmax(q k^T scale)`: q `[B, N, C]`, k `[B or 1, M, C]`; gives `[B, N, M]`.
     fn attention_map(&self, q: &Tensor, k: &Tensor, heads: usize, scale: f64) -> Result<Tensor>;
+}
+
+/// What queries attend to.
+#[derive(Clone, Copy, Debug)]
+pub struct Attended<'a> {
+    /// Keys `[B or 1, M, C]`.
+    pub k: &'a Tensor,
+    /// Values `[B or 1, M, C]`.
+    pub v: &'a Tensor,
+    /// For each image of k the indices of the keys that take part (ascending, not empty); all when `None`.
+    pub keys: Option<&'a [Vec<u32>]>,
 }
 
 /// The order of an image's numbers.

@@ -1,19 +1,19 @@
-//! The CPU kernels: products through the `gemm` crate, everything around them in as few passes as it takes.
+//! The CPU kernels: products on vector and matrix units, everything around them in as few passes as it takes.
 //!
 //! The unit of work is one image, or a block of rows of one image whose size is a constant, so that no sum depends on
 //! the batch or on the number of threads (law 6 of the method).
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod attention;
 mod pointwise;
 mod products;
 mod simd;
 
 use candle_core::{DType, Device, Result, Storage, Tensor, bail};
 use half::{bf16, f16};
-use rayon::prelude::*;
 
-use super::{GroupNormSpec, Kernel, Layout, Terms, Weight, Window};
+use super::{Attended, GroupNormSpec, Kernel, Layout, Terms, Weight, Window};
 use products::{Machine, Matrix as Packed};
 
 pub use simd::Isa;
@@ -93,12 +93,6 @@ fn with_terms<R>(terms: Terms<'_>, f: impl FnOnce(products::Terms<'_>) -> Result
     })
 }
 
-/// Inner length of a product that is summed in one go.
-const SUM_BLOCK: usize = 128;
-
-/// Query rows that one task of [`Cpu::attention`] handles: its scores against 4096 keys are 1 MiB, about one L2 cache.
-const ATTENTION_ROWS: usize = 64;
-
 /// Gives `f` the elements of `t` in row-major order.
 fn with_data<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
     // Weights may be held in half precision to save memory: they are widened for each use.
@@ -121,225 +115,6 @@ fn with_optional<R>(t: Option<&Tensor>, f: impl FnOnce(Option<&[f32]>) -> Result
         Some(t) => with_data(t, |data| f(Some(data))),
         None => f(None),
     }
-}
-
-/// A matrix in a slice: rows x columns with strides in elements.
-#[derive(Clone, Copy)]
-struct Matrix<'a> {
-    data: &'a [f32],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
-}
-
-impl<'a> Matrix<'a> {
-    /// A dense row-major matrix.
-    fn dense(data: &'a [f32], rows: usize, columns: usize) -> Self {
-        Self::strided(data, rows, columns, columns)
-    }
-
-    /// A row-major matrix whose rows are `row_stride` apart.
-    fn strided(data: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
-        Self {
-            data,
-            rows,
-            columns,
-            row_stride,
-            column_stride: 1,
-        }
-    }
-
-    fn transposed(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
-    }
-
-    /// One past the largest index that the matrix reaches.
-    fn reach(&self) -> usize {
-        if self.rows == 0 || self.columns == 0 {
-            return 0;
-        }
-        (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride + 1
-    }
-}
-
-/// Whether a product may use the thread pool or is itself one of many parallel tasks.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Threads {
-    One,
-    All,
-}
-
-/// `dst = scale a b`, or `dst += scale a b` when `accumulate`; dst is row-major with rows `row_stride` apart.
-fn product(
-    dst: &mut [f32],
-    row_stride: usize,
-    accumulate: bool,
-    scale: f32,
-    a: Matrix<'_>,
-    b: Matrix<'_>,
-    threads: Threads,
-) {
-    let (m, n, k) = (a.rows, b.columns, a.columns);
-    if m == 0 || n == 0 {
-        return;
-    }
-    assert_eq!(a.columns, b.rows, "inner dimensions");
-    // Inside a block products are summed one after another; the blocks' sums are added up. Rounding errors then grow with
-    // the root of the block's length and of their number, not of k, as in the blocked kernels of torch.
-    for first in (0..k.max(1)).step_by(SUM_BLOCK) {
-        let length = SUM_BLOCK.min(k - first);
-        block(
-            dst,
-            row_stride,
-            accumulate || first > 0,
-            scale,
-            a,
-            b,
-            first..first + length,
-            threads,
-        );
-    }
-}
-
-/// [`product`] over the inner indices of `inner` alone, its arguments checked.
-#[allow(clippy::too_many_arguments)]
-fn block(
-    dst: &mut [f32],
-    row_stride: usize,
-    accumulate: bool,
-    scale: f32,
-    a: Matrix<'_>,
-    b: Matrix<'_>,
-    inner: std::ops::Range<usize>,
-    threads: Threads,
-) {
-    let (m, n, k) = (a.rows, b.columns, inner.len());
-    assert!(inner.end <= a.columns && inner.end <= b.rows);
-    assert!(a.reach() <= a.data.len() && b.reach() <= b.data.len());
-    assert!(row_stride >= n && (m - 1) * row_stride + n <= dst.len());
-    let a_data = &a.data[(inner.start * a.column_stride).min(a.data.len())..];
-    let b_data = &b.data[(inner.start * b.row_stride).min(b.data.len())..];
-    let parallelism = match threads {
-        Threads::One => gemm::Parallelism::None,
-        Threads::All => gemm::Parallelism::Rayon(rayon::current_num_threads()),
-    };
-    // SAFETY: gemm reads a at (i row_stride + p column_stride), i < m, p in inner, whose largest index is below reach(),
-    // checked above to be inside a.data (a_data begins at p = inner.start); the same for b. It writes dst at (i row_stride + j), i < m, j < n, checked above to be
-    // inside dst; rows do not overlap as row_stride >= n. dst is a unique borrow, so it aliases neither source. Strides
-    // come from slice lengths and so fit isize.
-    #[allow(clippy::cast_possible_wrap)]
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            dst.as_mut_ptr(),
-            1,
-            row_stride as isize,
-            accumulate,
-            a_data.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b_data.as_ptr(),
-            b.column_stride as isize,
-            b.row_stride as isize,
-            1.0,
-            scale,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
-}
-
-/// Runs `f(image, its output)` for each image: side by side when there is an image for each thread, else in turn with
-/// all threads inside each product.
-fn for_each_image(out: &mut [f32], images: usize, f: impl Fn(usize, &mut [f32], Threads) + Sync) {
-    if images == 0 || out.is_empty() {
-        return;
-    }
-    let size = out.len() / images;
-    if images >= rayon::current_num_threads() {
-        out.par_chunks_mut(size)
-            .enumerate()
-            .for_each(|(b, out)| f(b, out, Threads::One));
-    } else {
-        out.chunks_mut(size)
-            .enumerate()
-            .for_each(|(b, out)| f(b, out, Threads::All));
-    }
-}
-
-/// `exp(x)` for x <= 0 to 2 units in the last place; branch-free, so that the compiler makes vectors of it, and without
-/// fused operations, so that every processor gives the same bits.
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-    let x = x.max(-87.0); // below: 1.6e-38, nothing beside the softmax's largest term, which is 1
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    // ln 2 in two parts (Cody and Waite), so that the remainder keeps its low bits.
-    let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
-    // Taylor's series to r^7 / 7!, |r| <= ln 2 / 2.
-    let p = 1.0
-        + r * (1.0
-            + r * (0.5
-                + r * (1.0 / 6.0
-                    + r * (1.0 / 24.0
-                        + r * (1.0 / 120.0 + r * (1.0 / 720.0 + r * (1.0 / 5040.0)))))));
-    let exponent = (shifted.to_bits() << 23).wrapping_add(0x3f80_0000);
-    p * f32::from_bits(exponent)
-}
-
-/// Turns each row of `scores` into its softmax.
-fn softmax_rows(scores: &mut [f32], columns: usize) {
-    for row in scores.chunks_exact_mut(columns) {
-        let max = lanes_max(row);
-        for x in row.iter_mut() {
-            *x = exp(*x - max);
-        }
-        let inverse = 1.0 / lanes_sum(row) as f32;
-        for x in row.iter_mut() {
-            *x *= inverse;
-        }
-    }
-}
-
-/// The largest element, eight at a time.
-fn lanes_max(x: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; 8];
-    let chunks = x.chunks_exact(8);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane = lane.max(x);
-        }
-    }
-    lanes
-        .iter()
-        .chain(rest)
-        .fold(f32::NEG_INFINITY, |a, &b| a.max(b))
-}
-
-/// The sum in f64, in eight lanes: an order that depends on the length alone.
-fn lanes_sum(x: &[f32]) -> f64 {
-    let mut lanes = [0f64; 8];
-    let chunks = x.chunks_exact(8);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane += f64::from(x);
-        }
-    }
-    lanes.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(x)).sum::<f64>()
 }
 
 impl Kernel for Cpu {
@@ -528,105 +303,26 @@ impl Kernel for Cpu {
         scale: f64,
         keys: Option<&[Vec<u32>]>,
     ) -> Result<Tensor> {
-        let (images, n, c) = q.dims3()?;
-        let (sources, m, _) = k.dims3()?;
-        if k.dims() != v.dims() || k.dim(2)? != c || (sources != 1 && sources != images) {
-            bail!(
-                "attention: queries {:?}, keys {:?} and values {:?} do not fit",
-                q.dims(),
-                k.dims(),
-                v.dims()
-            );
-        }
-        let size = c / heads;
-        let mut out = vec![0f32; images * n * c];
-        with_data(q, |q| {
-            with_data(k, |k| {
-                with_data(v, |v| {
-                    // Keys that take part are gathered once, so that the products stay dense.
-                    let chosen: Vec<_> = (0..sources)
-                        .map(|s| {
-                            let (k, v) = (&k[s * m * c..][..m * c], &v[s * m * c..][..m * c]);
-                            keys.map_or_else(
-                                || (std::borrow::Cow::Borrowed(k), std::borrow::Cow::Borrowed(v)),
-                                |keys| {
-                                    (gather(k, &keys[s], c).into(), gather(v, &keys[s], c).into())
-                                },
-                            )
-                        })
-                        .collect();
-                    let blocks = n.div_ceil(ATTENTION_ROWS);
-                    let tasks: Vec<_> = out
-                        .chunks_mut(n * c)
-                        .enumerate()
-                        .flat_map(|(b, image)| {
-                            image
-                                .chunks_mut(ATTENTION_ROWS * c)
-                                .enumerate()
-                                .map(move |(block, out)| (b, block, out))
-                        })
-                        .collect();
-                    debug_assert_eq!(tasks.len(), blocks * images);
-                    tasks.into_par_iter().for_each(|(b, block, out)| {
-                        let rows = out.len() / c;
-                        let q = &q[(b * n + block * ATTENTION_ROWS) * c..][..rows * c];
-                        let (k, v) = &chosen[if sources == 1 { 0 } else { b }];
-                        let m = k.len() / c;
-                        let mut scores = vec![0f32; rows * m];
-                        for head in 0..heads {
-                            let offset = head * size;
-                            let q = Matrix::strided(&q[offset..], rows, size, c);
-                            let k = Matrix::strided(&k[offset..], m, size, c).transposed();
-                            product(&mut scores, m, false, scale as f32, q, k, Threads::One);
-                            softmax_rows(&mut scores, m);
-                            let weights = Matrix::dense(&scores, rows, m);
-                            let v = Matrix::strided(&v[offset..], m, size, c);
-                            product(&mut out[offset..], c, false, 1.0, weights, v, Threads::One);
-                        }
-                    });
-                    Ok(())
-                })
-            })
-        })?;
-        Tensor::from_vec(out, (images, n, c), &Device::Cpu)
+        let to = Attended { k, v, keys };
+        attention::attend(self.machine, q, to, None, heads, scale)
+    }
+
+    fn attention_blend(
+        &self,
+        q: &Tensor,
+        inside: Attended<'_>,
+        outside: Attended<'_>,
+        mask: &Tensor,
+        heads: usize,
+        scale: f64,
+    ) -> Result<Tensor> {
+        let blend = Some((outside, mask));
+        attention::attend(self.machine, q, inside, blend, heads, scale)
     }
 
     fn attention_map(&self, q: &Tensor, k: &Tensor, heads: usize, scale: f64) -> Result<Tensor> {
-        let (images, n, c) = q.dims3()?;
-        let (sources, m, _) = k.dims3()?;
-        let size = c / heads;
-        let mut out = vec![0f32; images * n * m];
-        with_data(q, |q| {
-            with_data(k, |k| {
-                for_each_image(&mut out, images, |b, out, threads| {
-                    let q = &q[b * n * c..][..n * c];
-                    let k = &k[if sources == 1 { 0 } else { b } * m * c..][..m * c];
-                    let mut scores = vec![0f32; n * m];
-                    for head in 0..heads {
-                        let q = Matrix::strided(&q[head * size..], n, size, c);
-                        let k = Matrix::strided(&k[head * size..], m, size, c).transposed();
-                        product(&mut scores, m, false, scale as f32, q, k, threads);
-                        softmax_rows(&mut scores, m);
-                        for (out, score) in out.iter_mut().zip(&scores) {
-                            *out += score;
-                        }
-                    }
-                    let inverse = 1.0 / heads as f32;
-                    out.iter_mut().for_each(|x| *x *= inverse);
-                });
-                Ok(())
-            })
-        })?;
-        Tensor::from_vec(out, (images, n, m), &Device::Cpu)
+        attention::map(self.machine.isa, q, k, heads, scale)
     }
-}
-
-/// The rows of a `[M, C]` matrix with these indices.
-fn gather(x: &[f32], rows: &[u32], c: usize) -> Vec<f32> {
-    rows.iter()
-        .flat_map(|&row| &x[row as usize * c..][..c])
-        .copied()
-        .collect()
 }
 
 #[cfg(test)]
@@ -636,7 +332,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// Numbers that differ from place to place, of about unit size.
-    fn data(shape: &[usize], seed: u64) -> Tensor {
+    pub(super) fn data(shape: &[usize], seed: u64) -> Tensor {
         let count: usize = shape.iter().product();
         let values: Vec<f32> = (0..count as u64)
             .map(|i| {
@@ -657,12 +353,12 @@ mod tests {
     }
 
     /// The kernels of every instruction set that this processor has, with the matrix unit and without.
-    fn kernels() -> Vec<Cpu> {
+    pub(super) fn kernels() -> Vec<Cpu> {
         let sets = Isa::available().into_iter().map(Cpu::with);
         std::iter::once(Cpu::default()).chain(sets).collect()
     }
 
-    fn close(a: &Tensor, b: &Tensor) {
+    pub(super) fn close(a: &Tensor, b: &Tensor) {
         assert_eq!(a.dims(), b.dims());
         let scale = b
             .abs()
@@ -683,7 +379,7 @@ mod tests {
         assert!(off <= 1e-4 * scale, "off by {off} of {scale}");
     }
 
-    fn bits(t: &Tensor) -> Vec<u32> {
+    pub(super) fn bits(t: &Tensor) -> Vec<u32> {
         let values = t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         values.into_iter().map(f32::to_bits).collect()
     }
@@ -752,17 +448,6 @@ mod tests {
         }
 
         #[test]
-        fn attention_equals_the_plain_version(b in 1usize..4, shared: bool, n in 1usize..150, m in 1usize..90, heads in 1usize..5, size in 1usize..12, seed in 0u64..99, masked: bool) {
-            let c = heads * size;
-            let sources = if shared { 1 } else { b };
-            let (q, k, v) = (data(&[b, n, c], seed), data(&[sources, m, c], seed + 1), data(&[sources, m, c], seed + 2));
-            let keys: Vec<Vec<u32>> = (0..sources).map(|s| (0..m as u32).filter(|j| (j + s as u32) % 3 != 1 || *j == 0).collect()).collect();
-            let keys = masked.then_some(keys.as_slice());
-            close(&Cpu::default().attention(&q, &k, &v, heads, 0.4, keys).unwrap(), &Plain.attention(&q, &k, &v, heads, 0.4, keys).unwrap());
-            close(&Cpu::default().attention_map(&q, &k, heads, 0.4).unwrap(), &Plain.attention_map(&q, &k, heads, 0.4).unwrap());
-        }
-
-        #[test]
         fn an_image_of_a_batch_equals_the_image_alone_bitwise(b in 2usize..6, n in 1usize..300, heads in 1usize..4, size in 1usize..33, o in 1usize..65, side in 1usize..20, seed in 0u64..99) {
             let c = heads * size;
             let x = data(&[b, n, c], seed);
@@ -775,8 +460,6 @@ mod tests {
                 let w = weight(&w, &Cpu::default());
                 let all = Cpu::default().linear(&x, &w, terms).unwrap();
                 prop_assert_eq!(bits(&all.narrow(0, i, 1).unwrap()), bits(&Cpu::default().linear(&one, &w, terms).unwrap()));
-                let all = Cpu::default().attention(&x, &x, &x, heads, 0.3, None).unwrap();
-                prop_assert_eq!(bits(&all.narrow(0, i, 1).unwrap()), bits(&Cpu::default().attention(&one, &one, &one, heads, 0.3, None).unwrap()));
                 let window = Window::padded(Padding::same(1));
                 let w = weight(&kernel, &Cpu::default());
                 let all = Cpu::default().conv2d(&picture, &w, window, terms).unwrap();

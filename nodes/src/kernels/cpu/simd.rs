@@ -82,8 +82,8 @@ pub(super) unsafe trait Simd: Copy {
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
-    /// 2^n of n in the low bits of the significand, as adding 1.5 * 2^23 leaves it.
-    unsafe fn pow2_of_bits(v: Self::V) -> Self::V;
+    /// `p 2^n` of n in the low bits of the significand of `n`, as adding 1.5 * 2^23 leaves it; p and the result are normal.
+    unsafe fn times_pow2(p: Self::V, n: Self::V) -> Self::V;
 
     /// `exp(x)` for x <= 0 to 2 units in the last place; what is below -87 counts as -87: 1.6e-38 is nothing beside the
     /// largest term of a softmax, which is 1.
@@ -92,7 +92,7 @@ pub(super) unsafe trait Simd: Copy {
         // SAFETY: the caller's promise, passed on; no pointers.
         unsafe {
             let round = Self::splat(12_582_912.0);
-            let x = Self::max(x, Self::splat(-87.0));
+            let x = Self::max(Self::splat(-87.0), x); // in this order NaN stays NaN
             let shifted = Self::fma(x, Self::splat(std::f32::consts::LOG2_E), round);
             let n = Self::sub(shifted, round);
             // ln 2 in two parts (Cody and Waite), so that the remainder keeps its low bits.
@@ -111,9 +111,41 @@ pub(super) unsafe trait Simd: Copy {
             ] {
                 p = Self::fma(p, r, Self::splat(c));
             }
-            Self::mul(p, Self::pow2_of_bits(shifted))
+            Self::times_pow2(p, shifted)
         }
     }
+
+    /// `2^x` for x <= 0 to 2 units in the last place; what is below -125 counts as -125.
+    #[inline(always)]
+    unsafe fn exp2(x: Self::V) -> Self::V {
+        // SAFETY: the caller's promise, passed on; no pointers.
+        unsafe {
+            let round = Self::splat(12_582_912.0);
+            let x = Self::max(Self::splat(-125.0), x); // in this order NaN stays NaN
+            let shifted = Self::add(x, round);
+            let r = Self::sub(x, Self::sub(shifted, round));
+            // The polynomial with p(0) = 1 whose largest relative error on [-1/2, 1/2] is the least, 9.2e-8.
+            let mut p = Self::splat(1.326_472_7e-3);
+            for c in [9.671_513e-3, 5.550_733_6e-2, 0.240_222_42, 0.693_147, 1.0] {
+                p = Self::fma(p, r, Self::splat(c));
+            }
+            Self::times_pow2(p, shifted)
+        }
+    }
+}
+
+/// Asks for the cache line of an address to be brought into the second cache, where the processor can be asked; any address
+/// will do.
+#[inline(always)]
+pub(super) fn prefetch(address: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: part of the base of the architecture; a prefetch reads nothing and never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 /// Lanes that sums over a row are kept in, on every instruction set.
@@ -223,8 +255,8 @@ unsafe impl Simd for Portable {
         lanes(|i| if a[i] < b[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
-    unsafe fn pow2_of_bits(v: Self::V) -> Self::V {
-        lanes(|i| f32::from_bits((v[i].to_bits() << 23).wrapping_add(0x3f80_0000)))
+    unsafe fn times_pow2(p: Self::V, n: Self::V) -> Self::V {
+        lanes(|i| f32::from_bits(p[i].to_bits().wrapping_add(n[i].to_bits() << 23)))
     }
 }
 
@@ -232,7 +264,7 @@ unsafe impl Simd for Portable {
 macro_rules! by_intrinsics {
     ($(#[$doc:meta])* $name:ident, $arch:ident, $v:ident, $lanes:literal, $block:literal,
      $splat:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $mul:ident, $div:ident, $max:ident, $min:ident,
-     |$a:ident, $b:ident, $c:ident| $fma:expr, |$bits:ident| $pow2:expr) => {
+     |$a:ident, $b:ident, $c:ident| $fma:expr, |$p:ident, $n:ident| $pow2:expr) => {
         $(#[$doc])*
         #[derive(Clone, Copy)]
         pub(super) struct $name;
@@ -297,7 +329,7 @@ macro_rules! by_intrinsics {
                 unsafe { std::arch::$arch::$min(a, b) }
             }
             #[inline(always)]
-            unsafe fn pow2_of_bits($bits: Self::V) -> Self::V {
+            unsafe fn times_pow2($p: Self::V, $n: Self::V) -> Self::V {
                 #[allow(clippy::wildcard_imports)]
                 use std::arch::$arch::*;
                 // SAFETY: see above.
@@ -314,9 +346,9 @@ by_intrinsics!(
     _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_div_ps,
     _mm512_max_ps, _mm512_min_ps,
     |a, b, c| _mm512_fmadd_ps(a, b, c),
-    |v| _mm512_castsi512_ps(_mm512_add_epi32(
-        _mm512_slli_epi32::<23>(_mm512_castps_si512(v)),
-        _mm512_set1_epi32(0x3f80_0000)
+    |p, n| _mm512_castsi512_ps(_mm512_add_epi32(
+        _mm512_castps_si512(p),
+        _mm512_slli_epi32::<23>(_mm512_castps_si512(n))
     ))
 );
 
@@ -327,9 +359,9 @@ by_intrinsics!(
     _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, _mm256_div_ps,
     _mm256_max_ps, _mm256_min_ps,
     |a, b, c| _mm256_fmadd_ps(a, b, c),
-    |v| _mm256_castsi256_ps(_mm256_add_epi32(
-        _mm256_slli_epi32::<23>(_mm256_castps_si256(v)),
-        _mm256_set1_epi32(0x3f80_0000)
+    |p, n| _mm256_castsi256_ps(_mm256_add_epi32(
+        _mm256_castps_si256(p),
+        _mm256_slli_epi32::<23>(_mm256_castps_si256(n))
     ))
 );
 
@@ -339,9 +371,9 @@ by_intrinsics!(
     Neon, aarch64, float32x4_t, 4, 4,
     vdupq_n_f32, vld1q_f32, vst1q_f32, vaddq_f32, vsubq_f32, vmulq_f32, vdivq_f32, vmaxq_f32, vminq_f32,
     |a, b, c| vfmaq_f32(c, a, b),
-    |v| vreinterpretq_f32_s32(vaddq_s32(
-        vshlq_n_s32::<23>(vreinterpretq_s32_f32(v)),
-        vdupq_n_s32(0x3f80_0000)
+    |p, n| vreinterpretq_f32_s32(vaddq_s32(
+        vreinterpretq_s32_f32(p),
+        vshlq_n_s32::<23>(vreinterpretq_s32_f32(n))
     ))
 );
 
@@ -388,3 +420,50 @@ macro_rules! multiversion {
     };
 }
 pub(super) use multiversion;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[inline(always)]
+    unsafe fn exponentials_with<S: Simd>(x: &[f32; 64], exp: &mut [f32; 64], exp2: &mut [f32; 64]) {
+        for i in (0..64).step_by(S::LANES) {
+            // SAFETY: S::LANES divides 64.
+            unsafe {
+                let x = S::load(x.as_ptr().add(i));
+                S::store(exp.as_mut_ptr().add(i), S::exp(x));
+                S::store(exp2.as_mut_ptr().add(i), S::exp2(x));
+            }
+        }
+    }
+    multiversion! {
+        unsafe fn exponentials(x: &[f32; 64], exp: &mut [f32; 64], exp2: &mut [f32; 64]) = exponentials_with
+    }
+
+    #[test]
+    fn exponentials_are_close_to_libm() {
+        for isa in Isa::available() {
+            let (mut exp, mut exp2) = ([0.0; 64], [0.0; 64]);
+            for first in 0..2000 {
+                let x: [f32; 64] = std::array::from_fn(|i| -((first * 64 + i) as f32) / 1000.0);
+                // SAFETY: nothing is demanded but the set.
+                unsafe { exponentials(isa, &x, &mut exp, &mut exp2) };
+                for i in 0..64 {
+                    let expected = libm::exp(f64::from(x[i].max(-87.0)));
+                    let off = (f64::from(exp[i]) / expected - 1.0).abs();
+                    assert!(off < 3e-7, "{isa:?}: exp({}) off by {off}", x[i]);
+                    let expected = libm::exp2(f64::from(x[i].max(-125.0)));
+                    let off = (f64::from(exp2[i]) / expected - 1.0).abs();
+                    assert!(off < 2.4e-7, "{isa:?}: 2^{} off by {off}", x[i]);
+                }
+            }
+            let x = [0.0, f32::NAN, f32::NEG_INFINITY, -0.0];
+            let x: [f32; 64] = std::array::from_fn(|i| x[i % 4]);
+            // SAFETY: as above.
+            unsafe { exponentials(isa, &x, &mut exp, &mut exp2) };
+            for y in [exp, exp2] {
+                assert!(y[0] == 1.0 && y[1].is_nan() && y[2] < 3e-38 && y[3] == 1.0);
+            }
+        }
+    }
+}
