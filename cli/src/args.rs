@@ -84,7 +84,7 @@ pub enum Command {
     MakeRandom(MakeRandomArgs),
     /// Look at the disk cache, or empty it.
     Cache(CacheToolArgs),
-    /// Measure the demo model, the main workflow and the engine on this machine.
+    /// Measure on this machine: the demo model, the main workflow and the engine; a model's networks; or the kernels.
     Bench(BenchArgs),
     /// Serve an editor: the language server, on standard input and output.
     Lsp {
@@ -886,6 +886,30 @@ pub struct NewArgs {
 /// `retouch bench`.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
+    /// Measure the networks of this model, a folder or a file as `load_model` takes, instead of the demo model and the engine.
+    #[arg(long, value_name = "MODEL", conflicts_with = "kernels")]
+    pub model: Option<PathBuf>,
+    /// The parts of the model that are measured.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "unet,vae,vae-encode,text,scaling",
+        requires = "model"
+    )]
+    pub parts: Vec<BenchPart>,
+    /// The side of the model's pictures in pixels. Default: what the model was made for.
+    #[arg(long, value_name = "PIXELS", requires = "model", value_parser = clap::value_parser!(u16).range(8..=8192))]
+    pub size: Option<u16>,
+    /// Rows of the U-Net call; of an even number one half is guided by the empty prompt.
+    #[arg(long, value_name = "ROWS", default_value_t = 2, requires = "model", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub batch: u16,
+    /// Write what the measured parts were given and gave to this file, for comparison with other programs.
+    #[arg(long, value_name = "FILE.safetensors", requires = "model")]
+    pub dump: Option<PathBuf>,
+    /// Measure the kernels instead, on the shapes of Stable Diffusion 1.5: GFLOP/s, and the share of what a large product reaches.
+    #[arg(long)]
+    pub kernels: bool,
     /// How often each thing is measured; the median is printed.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub runs: u16,
@@ -895,4 +919,19 @@ pub struct BenchArgs {
     /// Print the figures as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// A part of a model that `retouch bench --model` measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BenchPart {
+    /// One call of the U-Net.
+    Unet,
+    /// The decoding of one latent.
+    Vae,
+    /// The encoding of one picture.
+    VaeEncode,
+    /// The encoding of one prompt by every text encoder.
+    Text,
+    /// The U-Net call by one thread and by all.
+    Scaling,
 }

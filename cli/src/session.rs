@@ -32,6 +32,22 @@ pub fn engine(device: &str) -> Result<Engine, Failure> {
     Ok(engine_on(Arc::new(runtime(device)?)))
 }
 
+/// An engine with all ops as the command line says where and how to compute, which keeps nothing.
+///
+/// # Errors
+/// When the device cannot be used.
+pub fn engine_for(args: &DeviceArgs) -> Result<Engine, Failure> {
+    Ok(engine_on(Arc::new(runtime_for(args)?)))
+}
+
+/// The runtime as the command line says where and how to compute.
+///
+/// # Errors
+/// When the device cannot be used.
+pub fn runtime_for(args: &DeviceArgs) -> Result<Runtime, Failure> {
+    Ok(runtime(&args.numerics.spec())?.with_memory(args.memory, args.offload))
+}
+
 /// An engine with all ops on the device that keeps values where `cache` says, given the device, and reads every file anew.
 ///
 /// # Errors
@@ -66,8 +82,7 @@ pub fn caching_engine(device: &str, store: &Store) -> Result<Engine, Failure> {
 /// # Errors
 /// When the device cannot be used.
 pub fn caching_engine_for(args: &DeviceArgs, store: &Store) -> Result<Engine, Failure> {
-    let runtime = runtime(&args.numerics.spec())?.with_memory(args.memory, args.offload);
-    Ok(caching_engine_on(runtime, store))
+    Ok(caching_engine_on(runtime_for(args)?, store))
 }
 
 fn caching_engine_on(runtime: Runtime, store: &Store) -> Engine {

@@ -1,4 +1,7 @@
-//! `retouch bench`: the demo model, the main workflow and the engine, on this machine.
+//! `retouch bench`: the demo model, the main workflow and the engine, on this machine; a model's networks; the kernels.
+
+mod kernels;
+mod model;
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -10,8 +13,8 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use retouch_graph::event::Listener;
 use retouch_graph::{
-    Cancel, Context, DiskCache, Engine, HostCache, NoCache, Node, NodeError, Payload, Registry,
-    RunOptions, Settings, Silent, TieredCache, Value, ports,
+    Cancel, Checked, Context, DiskCache, Engine, HostCache, NoCache, Node, NodeError, Payload,
+    Registry, RunOptions, Settings, Silent, TieredCache, Value, ports,
 };
 use retouch_nodes::Runtime;
 use retouch_nodes::diffusion::control::{Branch, Rows, Untouched};
@@ -114,9 +117,14 @@ fn broken(what: &str) -> impl Fn(retouch_graph::Problems) -> Failure + '_ {
 /// When the device cannot be used or something that is measured fails.
 pub fn bench(args: &BenchArgs) -> Result<Exit, Failure> {
     session::threads(args.device.threads)?;
-    let engine = session::engine(&args.device.numerics.spec())?.with_cache(Arc::new(NoCache));
-    let runtime = Runtime::by_name(&args.device.numerics.spec())
-        .map_err(|e| Failure::usage(e.to_string()))?;
+    if args.kernels {
+        return kernels::bench(args);
+    }
+    if let Some(model) = &args.model {
+        return model::bench(args, model);
+    }
+    let engine = session::engine_for(&args.device)?.with_cache(Arc::new(NoCache));
+    let runtime = session::runtime_for(&args.device)?;
     let folder = std::env::temp_dir().join(format!("retouch-bench-{}", std::process::id()));
     let result = measure_all(args, &engine, &runtime, &folder)
         .and_then(|rows| Ok((rows, edits(args, &engine, &folder)?)));
@@ -180,7 +188,11 @@ fn measure_all(
     })?;
     let mut rows = Vec::new();
 
-    let model = load_model(engine, &folder.join("workflows").join("vanilla.yaml"))?;
+    let vanilla = folder.join("workflows").join("vanilla.yaml");
+    let checked = engine
+        .load(&vanilla, &Settings::default())
+        .map_err(broken("vanilla.yaml"))?;
+    let model = load_model(engine, &checked)?;
     rows.push(Row {
         what: "U-Net call of the demo model, batch 2, 16x16 latent",
         unit: "ms",
@@ -618,20 +630,17 @@ fn chain(nodes: usize) -> String {
     text
 }
 
-fn load_model(engine: &Engine, file: &Path) -> Result<Arc<Model>, Failure> {
-    let checked = engine
-        .load(file, &Settings::default())
-        .map_err(broken("vanilla.yaml"))?;
-    let plan = engine
-        .plan(&checked, &["base".to_owned()])
-        .map_err(broken("vanilla.yaml"))?;
+/// The model that the node `base` of a checked workflow gives.
+fn load_model(engine: &Engine, checked: &Checked) -> Result<Arc<Model>, Failure> {
+    let broken = broken("the workflow of the model");
+    let plan = engine.plan(checked, &["base".to_owned()]).map_err(broken)?;
     let report = engine
         .run(&plan, &Silent, &Cancel::new(), &RunOptions::default())
         .map_err(|e| Failure::failed(e.to_string()))?;
     let value: Option<&Value> = report.outputs.first().map(|output| &output.value);
     value
         .and_then(Value::downcast::<Model>)
-        .ok_or_else(|| Failure::failed("the demo model was not loaded"))
+        .ok_or_else(|| Failure::failed("the model was not loaded"))
 }
 
 fn unet_call(model: &Model, device: &Device) -> Result<f64, Failure> {
