@@ -28,6 +28,11 @@ use clap::{CommandFactory, Parser};
 use args::{Cli, Command, SchemaOf};
 use lines::Line;
 use retouch_graph::{Code, RunError};
+use retouch_nodes::kernels::Arena;
+
+/// The memory of tensors; it keeps at most this much that is free.
+#[global_allocator]
+static ARENA: Arena = Arena::new(512 << 20);
 
 /// How the program ends; documented in `--help` and the README.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

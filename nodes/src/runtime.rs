@@ -116,16 +116,12 @@ impl Runtime {
             Device::Cuda(_) => "cuda",
             Device::Metal(_) => "metal",
         };
-        let vectors = match self.device {
-            Device::Cpu => format!("/{}", vectors()),
-            _ => String::new(),
-        };
         let dtype = match self.dtype {
             DType::F16 => "f16",
             DType::BF16 => "bf16",
             _ => "f32",
         };
-        format!("{class}/{dtype}/{}{vectors}", self.kernel.name())
+        format!("{class}/{dtype}/{}", self.kernel.name())
     }
 
     /// The runtime of a running node.
@@ -137,21 +133,6 @@ impl Runtime {
             .environment::<Self>()
             .ok_or_else(|| NodeError::failed("the engine was made without a compute device"))
     }
-}
-
-/// The width of the vectors that products are summed in: `gemm` picks its kernel by it, and so do the last bits.
-fn vectors() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if std::arch::is_x86_feature_detected!("avx512f") {
-            return "avx512";
-        }
-        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
-        {
-            return "avx2";
-        }
-    }
-    std::env::consts::ARCH
 }
 
 /// Tells the engine what the networks tell their monitor.

@@ -56,6 +56,17 @@ impl Linear {
         self.forward_onto(x, None, kernel)
     }
 
+    /// GEGLU of [`Self::forward`]: `h gelu(g)` of its halves h and g, `[B, N, out / 2]`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn forward_geglu(&self, x: &Tensor, kernel: &dyn Kernel) -> Result<Tensor> {
+        match &self.low_rank {
+            Some(_) => Ok(kernel.geglu(&self.forward(x, kernel)?)?),
+            None => Ok(kernel.linear_geglu(x, &self.weight, self.bias.as_ref())?),
+        }
+    }
+
     /// [`Self::forward`] plus `residual` `[B, N, out]`.
     ///
     /// # Errors

@@ -558,12 +558,9 @@ impl Transformer {
             let y = layer.norm2.forward(&t, kernel)?;
             let context = run.context.clone();
             t = layer.cross.forward_onto(&y, &context, &t, cross, run)?;
-            let y = layer
-                .gate
-                .forward(&layer.norm3.forward(&t, kernel)?, kernel)?;
-            t = layer
-                .out
-                .forward_onto(&kernel.geglu(&y)?, Some(&t), kernel)?;
+            let y = layer.norm3.forward(&t, kernel)?;
+            let y = layer.gate.forward_geglu(&y, kernel)?;
+            t = layer.out.forward_onto(&y, Some(&t), kernel)?;
         }
         let residual = layout.tokens(x)?;
         let y = self.project_out.forward_onto(&t, Some(&residual), kernel)?;

@@ -3,9 +3,11 @@
 //! Every kernel is *batch-invariant* (law 6 of the method): the order in which an element is summed depends on the
 //! shape of one image alone, never on how many images are in the batch or on the number of threads.
 
+mod arena;
 mod cpu;
 mod plain;
 
+pub use arena::Arena;
 pub use cpu::Cpu;
 pub use plain::Plain;
 
@@ -40,6 +42,11 @@ pub trait Kernel: Debug + Send + Sync {
 
     /// `h * gelu(g)` with x = `[B, N, 2 K]` split into h and g, GELU by erf; gives `[B, N, K]`.
     fn geglu(&self, x: &Tensor) -> Result<Tensor>;
+
+    /// [`Kernel::geglu`] of `x w^T + bias`: x `[B, N, K]`, w `[2 O, K]`; gives `[B, N, O]`.
+    fn linear_geglu(&self, x: &Tensor, w: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
+        self.geglu(&self.linear(x, w, Terms::bias(bias))?)
+    }
 
     /// `softmax(q k^T scale) v` for each head: q `[B, N, C]`, k and v `[B or 1, M, C]`, C = heads x head size;
     /// gives `[B, N, C]`. One image of keys and values serves every image of queries.

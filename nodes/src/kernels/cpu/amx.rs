@@ -139,11 +139,103 @@ pub struct Rows {
 /// With three parts h, m, l of 8 bits each the products h h, h m, m h, m m, h l, l h are summed, small ones first: what
 /// is left out is below 2^-24 of the result, as is float32's own rounding. With fewer parts of b those that exist.
 ///
+/// Without tiles, for parts of one, by the vector unit's products of pairs.
+///
 /// # Safety
 /// `a` must be valid for 32 rows of 64 bytes at each tap, step and part, `b` for as many tiles, out for 1024 numbers.
-/// `Tiles` shows that the unit is there.
+/// `Tiles` shows that the unit is there; without them A and B must be 1 and AVX-512 F and BF16 there.
 #[inline(always)]
 pub unsafe fn multiply<const A: usize, const B: usize>(
+    tiles: Option<&Tiles>,
+    a: Rows,
+    taps: &[usize],
+    steps: usize,
+    b: *const u8,
+    b_tap: usize,
+    out: *mut f32,
+) {
+    // SAFETY: the caller's promises, passed on.
+    unsafe {
+        match tiles {
+            Some(tiles) => by_tiles::<A, B>(tiles, a, taps, steps, b, b_tap, out),
+            None => by_pairs(a, taps, steps, b, b_tap, out),
+        }
+    }
+}
+
+/// [`multiply`] of operands in one part by AVX512-BF16, in blocks of rows whose sums stay in registers.
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn by_pairs(
+    a: Rows,
+    taps: &[usize],
+    steps: usize,
+    b: *const u8,
+    b_tap: usize,
+    out: *mut f32,
+) {
+    // SAFETY: 12 + 12 + 8 rows are the 32 of the caller's promise; the functions read and write no others.
+    unsafe {
+        pairs_block::<12>(a, 0, taps, steps, b, b_tap, out);
+        pairs_block::<12>(a, 12, taps, steps, b, b_tap, out);
+        pairs_block::<8>(a, 24, taps, steps, b, b_tap, out);
+    }
+}
+
+/// M rows from row `first` on, and 32 columns.
+///
+/// # Safety
+/// As [`multiply`]; first + M at most 32.
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+unsafe fn pairs_block<const M: usize>(
+    a: Rows,
+    first: usize,
+    taps: &[usize],
+    steps: usize,
+    b: *const u8,
+    b_tap: usize,
+    out: *mut f32,
+) {
+    use std::arch::x86_64::*;
+    // SAFETY: pair p < 16 of row first + m < 32 is 4 of the 64 bytes of a row, and row p of a tile is 64 bytes of its
+    // TILE; the rest is the caller's promise. Vectors of 16 pairs are as large as vectors of bits.
+    unsafe {
+        let pairs = |v: __m512i| std::mem::transmute::<__m512i, __m512bh>(v);
+        let rows_stride = a.stride;
+        let mut sums = [[_mm512_setzero_ps(); 2]; M];
+        for (number, &tap) in taps.iter().enumerate() {
+            for step in 0..steps {
+                let a = a.data.add(tap + step * a.step + first * a.stride);
+                let b = b.add(number * b_tap + step * 2 * TILE);
+                let stride = rows_stride;
+                for p in 0..DEPTH / 2 {
+                    let columns = [
+                        pairs(_mm512_loadu_si512(b.add(p * 64).cast())),
+                        pairs(_mm512_loadu_si512(b.add(TILE + p * 64).cast())),
+                    ];
+                    for (m, sums) in sums.iter_mut().enumerate() {
+                        let x = a.add(m * stride + p * 4).cast::<i32>().read_unaligned();
+                        let x = pairs(_mm512_set1_epi32(x));
+                        sums[0] = _mm512_dpbf16_ps(sums[0], x, columns[0]);
+                        sums[1] = _mm512_dpbf16_ps(sums[1], x, columns[1]);
+                    }
+                }
+            }
+        }
+        for (m, sums) in sums.iter().enumerate() {
+            let to = out.add((first + m) * BLOCK);
+            _mm512_storeu_ps(to, sums[0]);
+            _mm512_storeu_ps(to.add(SIDE), sums[1]);
+        }
+    }
+}
+
+/// [`multiply`] by the matrix unit.
+///
+/// # Safety
+/// As [`multiply`].
+#[inline(always)]
+unsafe fn by_tiles<const A: usize, const B: usize>(
     _: &Tiles,
     a: Rows,
     taps: &[usize],

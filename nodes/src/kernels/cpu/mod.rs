@@ -41,7 +41,14 @@ impl Default for Cpu {
 }
 
 impl Cpu {
-    /// The kernels compiled for an instruction set, one of [`Isa::available`], without matrix unit.
+    /// The same without the matrix unit; its products of bfloat16 are the vector unit's, where it has them.
+    #[must_use]
+    pub fn without_tiles(mut self) -> Self {
+        self.machine.amx = false;
+        self
+    }
+
+    /// The kernels compiled for an instruction set, one of [`Isa::available`], without matrix unit and products of pairs.
     #[must_use]
     pub fn with(isa: Isa) -> Self {
         assert!(
@@ -64,17 +71,23 @@ fn with_packed<R>(w: &Weight, f: impl FnOnce(Packed<'_>) -> Result<R>) -> Result
     else {
         bail!("the CPU kernels were given a weight of another device");
     };
+    let taps = w.window.0 * w.window.1;
     let data = match w.data.dtype() {
         DType::F32 => products::Packed::F32(&storage.as_slice()?[start..end]),
         DType::F16 => products::Packed::F16(&storage.as_slice()?[start..end]),
         DType::BF16 => products::Packed::Bf16(&storage.as_slice()?[start..end]),
+        DType::U32 => {
+            let one = products::packed_len(DType::BF16, w.outputs, w.inputs, taps) / 2;
+            let parts = (end - start).checked_div(one).unwrap_or(1);
+            products::Packed::Split(&storage.as_slice()?[start..end], parts)
+        }
         other => bail!("weights of {other:?} cannot be computed with"),
     };
     f(Packed {
         data,
         outputs: w.outputs,
         inputs: w.inputs,
-        taps: w.window.0 * w.window.1,
+        taps,
     })
 }
 
@@ -119,12 +132,14 @@ fn with_optional<R>(t: Option<&Tensor>, f: impl FnOnce(Option<&[f32]>) -> Result
 
 impl Kernel for Cpu {
     fn name(&self) -> &'static str {
-        if self.machine.amx {
-            "cpu2-tiles"
-        } else if self.machine.pairs {
-            "cpu2-pairs"
-        } else {
-            "cpu2"
+        match self.machine {
+            Machine { amx: true, .. } => "cpu2-tiles",
+            Machine { pairs: true, .. } => "cpu2-pairs",
+            Machine {
+                isa: Isa::Portable, ..
+            } => "cpu2-unfused",
+            // All instruction sets that fuse multiply and add give the same bits.
+            _ => "cpu2",
         }
     }
 
@@ -152,6 +167,16 @@ impl Kernel for Cpu {
             }};
         }
         match w.dtype() {
+            DType::F32 if self.machine.amx => {
+                let data = &storage.as_slice::<f32>()?[start..end];
+                let parts = products::parts(data);
+                if parts == 3 {
+                    return pack!(f32); // half as much again as float32 takes: cut when they are used
+                }
+                let packed = products::pack_split(data, parts, outputs, inputs, taps);
+                let len = packed.len();
+                Tensor::from_vec(packed, len, &Device::Cpu)
+            }
             DType::F32 => pack!(f32),
             DType::F16 => pack!(f16),
             DType::BF16 => pack!(bf16),
@@ -292,6 +317,26 @@ impl Kernel for Cpu {
             Ok(())
         })?;
         Tensor::from_vec(out, (images, n, half), &Device::Cpu)
+    }
+
+    fn linear_geglu(&self, x: &Tensor, w: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
+        let (images, n, k) = x.dims3()?;
+        let half = w.outputs / 2;
+        if w.inputs == k && w.window == (1, 1) && images * n * half > 0 {
+            let mut out = vec![0f32; images * n * half];
+            let terms = Terms::bias(bias);
+            let done = with_data(x, |x| {
+                with_packed(w, |w| {
+                    with_terms(terms, |terms| {
+                        products::gated(self.machine, x, w, terms.bias, &mut out)
+                    })
+                })
+            })?;
+            if done {
+                return Tensor::from_vec(out, (images, n, half), &Device::Cpu);
+            }
+        }
+        self.geglu(&self.linear(x, w, Terms::bias(bias))?)
     }
 
     fn attention(

@@ -92,8 +92,9 @@ unsafe fn affine_one<S: Simd>(x: S::V, scale: S::V, shift: S::V, activate: bool)
     }
 }
 
+/// `h gelu(g)`, GELU by erf.
 #[inline(always)]
-unsafe fn geglu_one<S: Simd>(h: S::V, g: S::V) -> S::V {
+pub(super) unsafe fn geglu_one<S: Simd>(h: S::V, g: S::V) -> S::V {
     // SAFETY: no pointers; the set is there, by the caller's promise.
     unsafe {
         let e = erf::<S>(S::mul(g, S::splat(std::f32::consts::FRAC_1_SQRT_2)));

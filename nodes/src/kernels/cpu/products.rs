@@ -13,6 +13,7 @@ use candle_core::{DType, Result, bail};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::pointwise::geglu_one;
 use super::simd::{Isa, Simd, multiversion};
 use crate::kernels::Padding;
 
@@ -39,6 +40,8 @@ pub(super) enum Packed<'a> {
     F32(&'a [f32]),
     F16(&'a [f16]),
     Bf16(&'a [bf16]),
+    /// Float32 numbers as the exact sums of so many bfloat16 parts, two of which share a word: tiles of the matrix unit.
+    Split(&'a [u32], usize),
 }
 
 /// A weight as matrix: inner index = (tap, input), column = output.
@@ -56,6 +59,56 @@ pub(super) fn packed_len(dtype: DType, outputs: usize, inputs: usize, taps: usiz
         DType::BF16 => outputs.next_multiple_of(SQUARE) * inputs.next_multiple_of(SQUARE) * taps,
         _ => padded_columns(outputs) * inputs * taps,
     }
+}
+
+/// Into how many bfloat16 parts float32 numbers must be cut so that nothing is lost: 1 if they were bfloat16 once, 2 if
+/// float16 (11 bits, and no smaller exponents than bfloat16 has), 3 else.
+pub(super) fn parts(numbers: &[f32]) -> usize {
+    let bits = numbers
+        .par_chunks(1 << 16)
+        .map(|chunk| chunk.iter().fold(0, |all, x| all | x.to_bits()))
+        .reduce(|| 0, |a, b| a | b);
+    match bits {
+        _ if bits & 0xffff == 0 => 1,
+        _ if bits & 0xff == 0 => 2,
+        _ => 3,
+    }
+}
+
+/// Packs a float32 weight `[outputs, inputs, taps]` as blocks of [`SQUARE`] columns, each
+/// `[tap][input / 32][part][column / 16 % 2][input / 2 % 16][column % 16][input % 2]` of bfloat16.
+pub(super) fn pack_split(
+    from: &[f32],
+    parts: usize,
+    outputs: usize,
+    inputs: usize,
+    taps: usize,
+) -> Vec<u32> {
+    let depth = inputs.next_multiple_of(SQUARE);
+    let block = SQUARE * depth * taps * parts / 2;
+    let mut packed = vec![0u32; outputs.div_ceil(SQUARE) * block];
+    packed
+        .par_chunks_mut(block)
+        .enumerate()
+        .for_each(|(block, to)| {
+            for o in block * SQUARE..outputs.min((block + 1) * SQUARE) {
+                let (column, row) = (o % SQUARE, &from[o * inputs * taps..][..inputs * taps]);
+                for i in 0..inputs {
+                    for tap in 0..taps {
+                        let mut x = row[i * taps + tap];
+                        let square = (tap * depth + i) / SQUARE * parts;
+                        let inside = (column / 16 * 16 + i % SQUARE / 2) * 16 + column % 16;
+                        for part in 0..parts {
+                            let high = x.to_bits() & 0xffff_0000;
+                            x -= f32::from_bits(high);
+                            let word = if i % 2 == 0 { high >> 16 } else { high };
+                            to[(square + part) * SQUARE * SQUARE / 2 + inside] |= word;
+                        }
+                    }
+                }
+            }
+        });
+    packed
 }
 
 /// Columns with the last panel's padding.
@@ -261,14 +314,49 @@ pub(super) fn linear(
     out: &mut [f32],
 ) -> Result<()> {
     let rows = x.len() / w.inputs.max(1);
-    let cut = Cut::of(machine, w, rows, rows.div_ceil(SQUARE));
-    run(machine, x, w, terms, rows_per_image, cut, out, |bands| {
-        let per_band = rows.div_ceil(bands).next_multiple_of(SQUARE);
-        (0..rows)
-            .step_by(per_band.max(1))
-            .map(|first| (first..rows.min(first + per_band), None))
-            .collect()
-    })
+    let cut = Cut::of(machine, w, rows, rows.div_ceil(SQUARE), false);
+    let bands = |bands| row_bands(rows, bands);
+    run(machine, x, w, terms, rows_per_image, cut, false, out, bands)
+}
+
+/// `out [rows, O / 2] = h gelu(g)` where `[h, g] = x [rows, K] w + bias`, without writing h and g down; false where that
+/// cannot be done, and nothing was.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(unused_variables, clippy::unnecessary_wraps)
+)]
+pub(super) fn gated(
+    machine: Machine,
+    x: &[f32],
+    w: Matrix<'_>,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) -> Result<bool> {
+    // Both halves must begin at a block of columns.
+    if !machine.amx || !w.outputs.is_multiple_of(2 * PANEL) || w.taps != 1 {
+        return Ok(false);
+    }
+    let rows = x.len() / w.inputs.max(1);
+    let cut = Cut::of(machine, w, rows, rows.div_ceil(SQUARE), true);
+    let terms = Terms {
+        bias,
+        ..Terms::default()
+    };
+    let bands = |bands| row_bands(rows, bands);
+    run(machine, x, w, terms, 1, cut, true, out, bands)?;
+    Ok(true)
+}
+
+/// The rows of a task, and for a convolution how they are found.
+type Band = (std::ops::Range<usize>, Option<Gather>);
+
+/// About so many bands of rows.
+fn row_bands(rows: usize, bands: usize) -> Vec<Band> {
+    let per_band = rows.div_ceil(bands).next_multiple_of(SQUARE).max(SQUARE);
+    (0..rows)
+        .step_by(per_band)
+        .map(|first| (first..rows.min(first + per_band), None))
+        .collect()
 }
 
 /// The convolution of images `[images, pixels, C]` to `[images, pixels, O]`.
@@ -282,9 +370,9 @@ pub(super) fn convolution(
     out: &mut [f32],
 ) -> Result<()> {
     let lines = g.lines(images);
-    let cut = Cut::of(machine, w, lines * g.pitch(), lines);
+    let cut = Cut::of(machine, w, lines * g.pitch(), lines, false);
     let pixels = g.out.0 * g.out.1;
-    run(machine, x, w, terms, pixels, cut, out, |bands| {
+    run(machine, x, w, terms, pixels, cut, false, out, |bands| {
         let per_band = lines.div_ceil(bands);
         (0..lines)
             .into_par_iter()
@@ -306,9 +394,10 @@ struct Cut {
 
 impl Cut {
     /// The cut whose tasks do least twice: every group prepares its band's activations, every band its group's weights.
-    fn of(machine: Machine, w: Matrix<'_>, rows: usize, most_bands: usize) -> Self {
-        let per_row = if machine.amx {
-            let plan = Tiled::of(w);
+    fn of(machine: Machine, w: Matrix<'_>, rows: usize, most_bands: usize, gated: bool) -> Self {
+        let tiles = machine.amx || (machine.pairs && matches!(w.data, Packed::Bf16(_)));
+        let per_row = if tiles {
+            let plan = Tiled::of(w, gated);
             plan.steps * plan.parts * 64
         } else {
             w.inputs * 4
@@ -355,16 +444,19 @@ struct Tiled {
 }
 
 impl Tiled {
-    fn of(w: Matrix<'_>) -> Self {
+    /// `whole`: all inputs in one run, for what is not a sum.
+    fn of(w: Matrix<'_>, whole: bool) -> Self {
         let (parts, products): (usize, usize) = match w.data {
             Packed::F32(_) => (3, 6),
-            Packed::F16(_) => (3, 5),
+            Packed::F16(_) | Packed::Split(_, 2) => (3, 5),
+            Packed::Split(..) => (3, 3),
             Packed::Bf16(_) => (1, 1),
         };
         // A step is 64 cycles for each product; adding a block to the result costs about 200, so some 4000 are done
         // between.
         let most = (64 / products).div_ceil(w.taps);
         let all = w.inputs.div_ceil(SQUARE);
+        let most = if whole { all } else { most };
         // Runs of one length, as far as that goes.
         Self {
             parts,
@@ -393,24 +485,26 @@ fn run(
     terms: Terms<'_>,
     pixels: usize,
     cut: Cut,
+    gated: bool,
     out: &mut [f32],
-    bands: impl FnOnce(usize) -> Vec<(std::ops::Range<usize>, Option<Gather>)>,
+    bands: impl FnOnce(usize) -> Vec<Band>,
 ) -> Result<()> {
-    let outputs = w.outputs;
-    let dtype = match w.data {
-        Packed::Bf16(_) => DType::BF16,
-        _ => DType::F32,
-    };
-    let len = match w.data {
-        Packed::F32(data) => data.len(),
-        Packed::F16(data) => data.len(),
-        Packed::Bf16(data) => data.len(),
+    // The columns that are written.
+    let outputs = if gated { w.outputs / 2 } else { w.outputs };
+    let (len, expected) = {
+        let of = |dtype| packed_len(dtype, w.outputs, w.inputs, w.taps);
+        match w.data {
+            Packed::F32(data) => (data.len(), of(DType::F32)),
+            Packed::F16(data) => (data.len(), of(DType::F16)),
+            Packed::Bf16(data) => (data.len(), of(DType::BF16)),
+            Packed::Split(data, parts) => (2 * data.len(), parts * of(DType::BF16)),
+        }
     };
     let fits = |term: Option<&[f32]>, len: usize| term.is_none_or(|term| term.len() == len);
-    if len != packed_len(dtype, outputs, w.inputs, w.taps)
+    if len != expected
         || pixels == 0
         || !out.len().is_multiple_of((pixels * outputs).max(1))
-        || !fits(terms.bias, outputs)
+        || !fits(terms.bias, w.outputs)
         || !fits(terms.image, out.len() / pixels)
         || !fits(terms.residual, out.len())
         || x.len() > NONE as usize
@@ -419,7 +513,7 @@ fn run(
     }
     let bands = bands(cut.bands);
     let per_group = outputs.div_ceil(PANEL).div_ceil(cut.groups) * PANEL;
-    let shifts = shifts(terms, outputs);
+    let shifts = shifts(terms, w.outputs);
     let shared = Shared {
         data: out.as_mut_ptr(),
         len: out.len(),
@@ -447,11 +541,12 @@ fn run(
                 shifts: shifts.as_deref(),
                 pixels: if terms.image.is_some() { pixels } else { 0 },
                 columns,
+                gated,
                 out: shared,
             };
             #[cfg(target_arch = "x86_64")]
-            if machine.amx {
-                return task.by_matrix_unit(machine.isa);
+            if machine.amx || (machine.pairs && matches!(w.data, Packed::Bf16(_))) {
+                return task.by_tiles(machine);
             }
             task.by_vectors(machine);
         });
@@ -511,6 +606,8 @@ struct Task<'a> {
     /// Rows that an image has in the result, if its shift is its own; else 0.
     pixels: usize,
     columns: std::ops::Range<usize>,
+    /// Whether the columns are `h gelu(g)` of those of w and of those half of its columns on.
+    gated: bool,
     out: Shared,
 }
 
@@ -599,6 +696,40 @@ multiversion! {
     /// Adds a block of sums to the result. The sums must be valid for the block's rows and columns; shift and residual
     /// as long as `outputs` and the result.
     unsafe fn emit(block: Block<'_>) = emit_generic
+}
+
+/// Writes `h gelu(g)` of two blocks of sums, h and g, with their shifts.
+#[inline(always)]
+unsafe fn emit_gated_generic<S: Simd>(block: Block<'_>, gates: *const f32) {
+    let half = block.outputs / 2;
+    let (column, columns) = (block.column, block.columns);
+    assert!(columns.is_multiple_of(S::LANES) && column + columns <= half);
+    assert!(block.shifts.is_none_or(|shifts| shifts.len() == 2 * half));
+    for (i, &row) in block.rows.iter().enumerate() {
+        if row == NONE {
+            continue;
+        }
+        let at = row as usize * half + column;
+        assert!(at + columns <= block.out.len);
+        for c in (0..columns).step_by(S::LANES) {
+            // SAFETY: `columns` numbers, a multiple of a vector, at row i of both sums are the caller's promise; those of
+            // the result are inside it and those of the shifts below 2 half, by the assertions.
+            unsafe {
+                let mut h = S::load(block.sums.add(i * block.stride + c));
+                let mut g = S::load(gates.add(i * block.stride + c));
+                if let Some(shifts) = block.shifts {
+                    h = S::add(h, S::load(shifts.as_ptr().add(column + c)));
+                    g = S::add(g, S::load(shifts.as_ptr().add(half + column + c)));
+                }
+                S::store(block.out.data.add(at + c), geglu_one::<S>(h, g));
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// Writes `h gelu(g)` of two blocks of sums. Both must be valid for the block's rows and columns.
+    unsafe fn emit_gated(block: Block<'_>, gates: *const f32) = emit_gated_generic
 }
 
 /// Numbers that follow one another in both operands.
@@ -834,19 +965,55 @@ impl Task<'_> {
                 data[column * inner..][..len].convert_to_f32_slice(to);
                 (to.as_ptr(), width)
             }
-            Packed::Bf16(data) => {
+            Packed::Bf16(_) | Packed::Split(..) => {
                 let to = widened();
+                let parts = match self.w.data {
+                    Packed::Split(_, parts) => parts,
+                    _ => 1,
+                };
                 let depth = self.w.inputs.next_multiple_of(SQUARE);
-                let block = SQUARE * depth * self.w.taps;
-                for (k, row) in to.chunks_exact_mut(width).enumerate() {
-                    let (tap, i) = (k / self.w.inputs, k % self.w.inputs);
-                    for (c, to) in row.iter_mut().enumerate() {
-                        let column = column + c;
-                        let square = (tap * depth + i) / SQUARE * SQUARE * SQUARE;
-                        let inside = (column % SQUARE / 16 * 16 + i % SQUARE / 2) * 32
-                            + column % 16 * 2
-                            + i % 2;
-                        *to = data[column / SQUARE * block + square + inside].to_f32();
+                // A tile, of 16 columns, by its number.
+                let mut tile =
+                    |number: usize, to: &mut [f32], at: usize, rows: usize, first: bool| {
+                        for pair in 0..rows.div_ceil(2) {
+                            for c in 0..16 {
+                                let word = number * 256 + pair * 16 + c;
+                                let (even, odd) = match self.w.data {
+                                    Packed::Bf16(data) => (
+                                        u32::from(data[2 * word].to_bits()) << 16,
+                                        u32::from(data[2 * word + 1].to_bits()) << 16,
+                                    ),
+                                    Packed::Split(data, _) => {
+                                        (data[word] << 16, data[word] & 0xffff_0000)
+                                    }
+                                    _ => (0, 0),
+                                };
+                                let mut put = |row: usize, bits: u32| {
+                                    let to = &mut to[at + row * width + c];
+                                    let x = f32::from_bits(bits);
+                                    *to = if first { x } else { *to + x };
+                                };
+                                put(2 * pair, even);
+                                if 2 * pair + 1 < rows {
+                                    put(2 * pair + 1, odd);
+                                }
+                            }
+                        }
+                    };
+                let squares = depth / SQUARE;
+                for tap in 0..self.w.taps {
+                    for square in 0..squares {
+                        let rows = SQUARE.min(self.w.inputs - square * SQUARE);
+                        let k = tap * self.w.inputs + square * SQUARE;
+                        for c in (0..width).step_by(16) {
+                            let block = (column + c) / SQUARE * self.w.taps * squares;
+                            let number = (block + tap * squares + square) * parts;
+                            for part in 0..parts {
+                                // Small parts last, so that the sum of the first two is exact.
+                                let number = (number + part) * 2 + (column + c) / 16 % 2;
+                                tile(number, to, k * width + c, rows, part == 0);
+                            }
+                        }
                     }
                 }
                 (to.as_ptr(), width)
@@ -858,10 +1025,13 @@ impl Task<'_> {
     #[cfg(target_arch = "x86_64")]
     fn prefetch(&self, rows: &[u32], column: usize) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let outputs = if self.gated {
+            self.w.outputs / 2
+        } else {
+            self.w.outputs
+        };
         for &row in rows {
-            let at = (row as usize)
-                .wrapping_mul(self.w.outputs)
-                .wrapping_add(column);
+            let at = (row as usize).wrapping_mul(outputs).wrapping_add(column);
             let to = self.out.data.wrapping_add(at).cast::<i8>();
             // SAFETY: a hint, which may name any address; SSE is part of x86-64.
             unsafe {
@@ -871,25 +1041,29 @@ impl Task<'_> {
         }
     }
 
-    /// By the matrix unit.
+    /// By the matrix unit, or the vector unit's products of pairs.
     #[cfg(target_arch = "x86_64")]
-    fn by_matrix_unit(&self, isa: Isa) {
+    fn by_tiles(&self, machine: Machine) {
         match self.w.data {
-            Packed::F32(_) => self.tiled::<3, 3>(isa),
-            Packed::F16(_) => self.tiled::<3, 2>(isa),
-            Packed::Bf16(_) => self.tiled::<1, 1>(isa),
+            Packed::F32(_) => self.tiled::<3, 3>(machine),
+            Packed::F16(_) => self.tiled::<3, 2>(machine),
+            Packed::Split(_, 1) => self.tiled::<3, 1>(machine),
+            Packed::Split(..) => self.tiled::<3, 2>(machine),
+            Packed::Bf16(_) => self.tiled::<1, 1>(machine),
         }
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn tiled<const A: usize, const B: usize>(&self, isa: Isa) {
+    fn tiled<const A: usize, const B: usize>(&self, machine: Machine) {
+        let isa = machine.isa;
         use amx::{BLOCK, DEPTH, TILE};
         let inputs = self.w.inputs;
-        let plan = Tiled::of(self.w);
+        let plan = Tiled::of(self.w, self.gated);
         debug_assert_eq!(plan.parts, A);
         let all_steps = inputs.div_ceil(DEPTH);
         SCRATCHES.with_borrow_mut(|(activations, weights)| {
-            let tiles = amx::Tiles::configure();
+            let tiles = machine.amx.then(amx::Tiles::configure);
+            let tiles = tiles.as_ref();
             let out = self.destinations();
             let own: Vec<u32>;
             let (rows, taps) = match &self.gather {
@@ -905,8 +1079,9 @@ impl Task<'_> {
             let part = rows.len() * 64;
             let byte_taps: Vec<usize> = taps.iter().map(|tap| tap * 64).collect();
             let a = activations.bytes(plan.steps * A * part);
-            let b = weights.bytes(taps.len() * plan.steps * B * 2 * TILE);
-            let mut sums = [0f32; BLOCK * BLOCK];
+            let b_size = taps.len() * plan.steps * B * 2 * TILE;
+            let b = weights.bytes(2 * b_size);
+            let mut sums = [0f32; 2 * BLOCK * BLOCK];
             for first in (0..all_steps).step_by(plan.steps) {
                 let steps = plan.steps.min(all_steps - first);
                 // SAFETY: the scratch has room for steps * A * part bytes, part = 64 bytes for each row. AVX-512 comes with
@@ -915,6 +1090,11 @@ impl Task<'_> {
                     amx::split_rows::<A>(self.x, inputs, rows, first * DEPTH, steps, a, part);
                 }
                 for column in (self.columns.start..self.columns.end).step_by(BLOCK) {
+                    let half = self.w.outputs / 2;
+                    let gate = self.gated.then(|| {
+                        let to = b.wrapping_add(b_size);
+                        self.columns_tiles::<B>(column + half, first, steps, taps.len(), to)
+                    });
                     let (b, b_tap) = self.columns_tiles::<B>(column, first, steps, taps.len(), b);
                     let columns = (self.columns.end - column).min(BLOCK);
                     for (i, destinations) in out.chunks(BLOCK).enumerate() {
@@ -930,7 +1110,7 @@ impl Task<'_> {
                         // and steps; the sums are 32 x 32.
                         unsafe {
                             amx::multiply::<A, B>(
-                                &tiles,
+                                tiles,
                                 rows,
                                 &byte_taps,
                                 steps,
@@ -938,15 +1118,21 @@ impl Task<'_> {
                                 b_tap,
                                 sums.as_mut_ptr(),
                             );
-                            emit(
-                                isa,
-                                Block {
-                                    rows: destinations,
-                                    column,
-                                    columns,
-                                    ..self.block(sums.as_ptr(), BLOCK, first == 0)
-                                },
-                            );
+                            let block = Block {
+                                rows: destinations,
+                                column,
+                                columns,
+                                ..self.block(sums.as_ptr(), BLOCK, first == 0)
+                            };
+                            if let Some((b, b_tap)) = gate {
+                                let gates = sums.as_mut_ptr().add(BLOCK * BLOCK);
+                                amx::multiply::<A, B>(
+                                    tiles, rows, &byte_taps, steps, b, b_tap, gates,
+                                );
+                                emit_gated(isa, block, gates);
+                            } else {
+                                emit(isa, block);
+                            }
                         }
                     }
                 }
@@ -967,11 +1153,16 @@ impl Task<'_> {
     ) -> (*const u8, usize) {
         use amx::{DEPTH, TILE};
         let inputs = self.w.inputs;
-        if let Packed::Bf16(data) = self.w.data {
-            let tap = inputs.next_multiple_of(SQUARE) * SQUARE;
-            let from = column / SQUARE * tap * taps + first * SQUARE * SQUARE;
-            let reach = (taps - 1) * tap + steps * SQUARE * SQUARE;
-            return (data[from..][..reach].as_ptr().cast(), 2 * tap);
+        // In elements of 16 bits, of which a word of parts has two.
+        let tap = inputs.next_multiple_of(SQUARE) * SQUARE * B;
+        let from = column / SQUARE * tap * taps + first * SQUARE * SQUARE * B;
+        let reach = (taps - 1) * tap + steps * SQUARE * SQUARE * B;
+        match self.w.data {
+            Packed::Bf16(data) => return (data[from..][..reach].as_ptr().cast(), 2 * tap),
+            Packed::Split(data, _) => {
+                return (data[from / 2..][..reach / 2].as_ptr().cast(), 2 * tap);
+            }
+            Packed::F32(_) | Packed::F16(_) => {}
         }
         let inner = inputs * taps;
         let panel = column / PANEL * PANEL;
@@ -1005,7 +1196,7 @@ impl Task<'_> {
                             }
                             amx::split_columns::<B>(wide.as_ptr(), DEPTH, depth, columns, to);
                         }
-                        Packed::Bf16(_) => {} // packed as tiles, see above
+                        Packed::Bf16(_) | Packed::Split(..) => {} // packed as tiles, see above
                     }
                 }
             }

@@ -1,0 +1,205 @@
+//! The memory that tensors come from: an allocator that keeps large blocks instead of giving them back to the system.
+//!
+//! A step of a network allocates and frees the same few hundred megabytes again and again. The system would map and clear
+//! every page of them each time; blocks that are kept make a step take nothing from it.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::ptr::null_mut;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Blocks of this many bytes and more are kept; smaller ones are the system allocator's.
+const LARGE: usize = 1 << 18;
+/// The alignment of large blocks: what pages of 2 MiB, where the system gives them, can begin at.
+const ALIGN: usize = 4096;
+/// From this size on a block begins at a huge page.
+const HUGE: usize = 1 << 21;
+/// Size classes in each doubling: a block is at most a quarter larger than what was asked for, and what is behind that
+/// is never touched, so it costs address space alone.
+const CLASSES_PER_DOUBLING: usize = 4;
+/// Doublings from [`LARGE`]: up to 2^18 * 2^20 bytes.
+const DOUBLINGS: usize = 20;
+
+/// Free blocks of one size, linked through their first bytes.
+struct List(*mut u8);
+
+// SAFETY: the blocks of a list belong to it alone; it is reached under its lock.
+unsafe impl Send for List {}
+
+/// The allocator; meant to be a program's global one.
+pub struct Arena {
+    lists: [Mutex<List>; CLASSES_PER_DOUBLING * DOUBLINGS],
+    kept: AtomicUsize,
+    limit: usize,
+}
+
+impl Arena {
+    /// An arena that keeps at most `limit` bytes of free blocks.
+    #[must_use]
+    pub const fn new(limit: usize) -> Self {
+        Self {
+            lists: [const { Mutex::new(List(null_mut())) }; CLASSES_PER_DOUBLING * DOUBLINGS],
+            kept: AtomicUsize::new(0),
+            limit,
+        }
+    }
+
+    /// Bytes of free blocks that are kept now.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.kept.load(Ordering::Relaxed)
+    }
+
+    /// A free block of that class.
+    fn take(&self, class: usize, size: usize) -> *mut u8 {
+        let Ok(mut list) = self.lists[class].lock() else {
+            return null_mut();
+        };
+        let block = list.0;
+        if !block.is_null() {
+            // SAFETY: a kept block is at least LARGE bytes, is aligned to 4096 and begins with the next one's address.
+            list.0 = unsafe { block.cast::<*mut u8>().read() };
+            self.kept.fetch_sub(size, Ordering::Relaxed);
+        }
+        block
+    }
+}
+
+/// The class of a size, and the bytes of its blocks; none for sizes that are not kept.
+fn class(size: usize) -> Option<(usize, usize)> {
+    if size < LARGE {
+        return None;
+    }
+    let doubling = size.ilog2() as usize;
+    let step = (1 << doubling) / CLASSES_PER_DOUBLING;
+    let steps = size.div_ceil(step); // 4 to 8
+    let class =
+        (doubling - LARGE.ilog2() as usize) * CLASSES_PER_DOUBLING + steps - CLASSES_PER_DOUBLING;
+    (class < CLASSES_PER_DOUBLING * DOUBLINGS).then_some((class, steps * step))
+}
+
+/// How the system is asked for a block of a class.
+fn system_layout(size: usize) -> Option<Layout> {
+    Layout::from_size_align(size, if size < HUGE { ALIGN } else { HUGE }).ok()
+}
+
+/// A fresh block from the system.
+fn fresh(size: usize) -> *mut u8 {
+    let Some(layout) = system_layout(size) else {
+        return null_mut();
+    };
+    // SAFETY: the size is not zero.
+    let block = unsafe { System.alloc(layout) };
+    #[cfg(target_os = "linux")]
+    if size >= HUGE && !block.is_null() {
+        // SAFETY: the block is ours, of `size` bytes, and begins at a page. The advice changes no content; where it
+        // is not understood, nothing happens.
+        unsafe {
+            libc::madvise(block.cast(), size, libc::MADV_HUGEPAGE);
+        }
+    }
+    block
+}
+
+// SAFETY: blocks below LARGE, and those aligned to more than 4096, are the system's in every call, as both follow from the
+// layout, which is the same for a block's allocation and its end. Others are at least as large and aligned as asked for
+// (`class`, `system_layout`), and are in nobody's hands while in a list.
+unsafe impl GlobalAlloc for Arena {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        match class(layout.size()) {
+            Some((class, size)) if layout.align() <= ALIGN => {
+                let kept = self.take(class, size);
+                if kept.is_null() { fresh(size) } else { kept }
+            }
+            // SAFETY: the caller's promise.
+            _ => unsafe { System.alloc(layout) },
+        }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        match class(layout.size()) {
+            Some((class, size)) if layout.align() <= ALIGN => {
+                let kept = self.take(class, size);
+                let block = if kept.is_null() { fresh(size) } else { kept };
+                if !block.is_null() {
+                    // SAFETY: a block of its class has at least the bytes that were asked for.
+                    unsafe { block.write_bytes(0, layout.size()) };
+                }
+                block
+            }
+            // SAFETY: the caller's promise.
+            _ => unsafe { System.alloc_zeroed(layout) },
+        }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        match class(layout.size()) {
+            Some((class, size)) if layout.align() <= ALIGN => {
+                let room = self
+                    .kept
+                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |kept| {
+                        Some(kept + size).filter(|kept| *kept <= self.limit)
+                    });
+                if room.is_ok()
+                    && let Ok(mut list) = self.lists[class].lock()
+                {
+                    // SAFETY: the block is ours now, at least LARGE bytes and aligned to 4096.
+                    unsafe { block.cast::<*mut u8>().write(list.0) };
+                    list.0 = block;
+                } else if let Some(layout) = system_layout(size) {
+                    // SAFETY: it came from the system by this layout.
+                    unsafe { System.dealloc(block, layout) };
+                }
+            }
+            // SAFETY: the caller's promise.
+            _ => unsafe { System.dealloc(block, layout) },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_large_enough_and_not_a_quarter_too_large() {
+        let mut size = LARGE;
+        while size < 1 << 36 {
+            for size in [size, size + 1, size + size / 3] {
+                let (_, room) = class(size).unwrap();
+                assert!(room >= size && room <= size + size / 4, "{size}: {room}");
+                assert_eq!(class(room), class(size), "one size for a class");
+            }
+            size *= 2;
+        }
+        assert_eq!(class(LARGE - 1), None);
+    }
+
+    #[test]
+    fn a_block_is_given_again_and_no_more_is_kept_than_the_limit() {
+        let arena = Arena::new(3 << 20);
+        let layout = Layout::from_size_align(1 << 20, 64).unwrap();
+        // SAFETY: blocks are written inside their size, and end once with the layout that they began with.
+        unsafe {
+            let block = arena.alloc(layout);
+            block.write_bytes(7, layout.size());
+            arena.dealloc(block, layout);
+            assert_eq!(arena.kept(), 1 << 20);
+            let again = arena.alloc_zeroed(layout);
+            assert_eq!(again, block);
+            let bytes = std::slice::from_raw_parts(again, layout.size());
+            assert!(bytes.iter().all(|byte| *byte == 0));
+            assert_eq!(arena.kept(), 0);
+            arena.dealloc(again, layout);
+            let blocks: Vec<_> = (0..6).map(|_| arena.alloc(layout)).collect();
+            for block in blocks {
+                arena.dealloc(block, layout);
+            }
+            assert_eq!(arena.kept(), 3 << 20);
+            let small = Layout::from_size_align(100, 8).unwrap();
+            let block = arena.alloc(small);
+            arena.dealloc(block, small);
+            assert_eq!(arena.kept(), 3 << 20);
+        }
+    }
+}
