@@ -1,4 +1,4 @@
-//! `retouch inspect`, `convert` and `make-random`, as a user meets them.
+//! `retouch inspect`, `convert`, `make-random` and `bench --model`, as a user meets them.
 
 #![allow(clippy::unwrap_used)] // helpers of tests are tests
 
@@ -519,4 +519,72 @@ fn a_random_model_is_the_same_for_a_seed_and_draws_finite_numbers() {
         numbers.iter().all(|x| x.is_finite()) && (0.01..1000.0).contains(&variance),
         "{variance}"
     );
+}
+
+/// `retouch bench --model`; its JSON, and what the networks were given and gave.
+fn measured(folder: &Path, arguments: &[&str]) -> (Json, BTreeMap<String, (Vec<usize>, Vec<u32>)>) {
+    let dump = ["--runs", "1", "--json", "--dump", "dump.safetensors"];
+    let (out, _) = ran(folder, 0, &[&["bench"], arguments, &dump].concat());
+    let dumped = tensors(&folder.join("dump.safetensors"))
+        .into_iter()
+        .map(|(name, (_, shape, bits))| (name, (shape, bits)))
+        .collect();
+    (serde_json::from_str(&out).unwrap(), dumped)
+}
+
+#[test]
+fn the_networks_of_a_model_are_measured_on_the_same_inputs_by_any_number_of_threads_and_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let model = micro("sd1");
+    let (figures, two) = measured(folder, &["--model", &model, "--threads", "2"]);
+    assert_eq!(
+        (&figures["size"], &figures["batch"]),
+        (&64.into(), &2.into())
+    );
+    let parts: Vec<&str> = figures["parts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| p["part"].as_str().unwrap())
+        .collect();
+    assert_eq!(parts, ["text", "unet", "vae", "vae-encode"]);
+    for part in figures["parts"].as_array().unwrap() {
+        assert!(part["min"].as_f64().unwrap() > 0.0, "{part}");
+        assert_eq!(part["page_faults"].is_u64(), cfg!(target_os = "linux"));
+    }
+    assert!(figures["scaling"]["ratio"].as_f64().unwrap() > 0.0);
+    assert_eq!(two["unet.output"].0, [2, 4, 16, 16]);
+    assert_eq!(two["unet.context"].0, [2, 77, 32]);
+    assert_eq!(two["vae.picture"].0, [1, 3, 64, 64]);
+    assert_eq!(two["vae-encode.mean"].0, [1, 4, 16, 16]);
+    assert_eq!(two["text.ids"].0, [1, 77]);
+    // The prompt's half of the context is what the text encoder gave.
+    assert_eq!(two["unet.context"].1[77 * 32..], two["text.states"].1);
+
+    let (_, one) = measured(
+        folder,
+        &["--model", &model, "--threads", "1", "--parts", "unet,vae"],
+    );
+    assert_eq!(one.len(), 6);
+    for (name, tensor) in &one {
+        assert!(two[name] == *tensor, "{name}");
+    }
+    // Four rows: two images, each by the empty prompt and then by the prompt; the first image is that of two rows.
+    let (_, four) = measured(
+        folder,
+        &["--model", &model, "--parts", "unet", "--batch", "4"],
+    );
+    let row = |of: &BTreeMap<String, (Vec<usize>, Vec<u32>)>, at: usize| {
+        of["unet.output"].1[at * 1024..(at + 1) * 1024].to_vec()
+    };
+    assert!(row(&four, 0) == row(&two, 0) && row(&four, 2) == row(&two, 1));
+    assert!(row(&four, 1) != row(&four, 0));
+
+    // What SDXL takes besides is given too.
+    let (_, xl) = measured(folder, &["--model", &micro("sdxl"), "--parts", "unet,text"]);
+    assert_eq!(xl["unet.pooled"].0, [2, 24]);
+
+    let (_, err) = ran(folder, 2, &["bench", "--model", &model, "--size", "62"]);
+    assert!(err.contains("a multiple of 4"), "{err}");
 }
