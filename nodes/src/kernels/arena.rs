@@ -6,7 +6,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr::null_mut;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Blocks of this many bytes and more are kept; smaller ones are the system allocator's.
 const LARGE: usize = 1 << 18;
@@ -29,6 +29,9 @@ unsafe impl Send for List {}
 /// The allocator; meant to be a program's global one.
 pub struct Arena {
     lists: [Mutex<List>; CLASSES_PER_DOUBLING * DOUBLINGS],
+    /// When a block of each class was last taken or given back, by a count of such events.
+    used: [AtomicU64; CLASSES_PER_DOUBLING * DOUBLINGS],
+    events: AtomicU64,
     kept: AtomicUsize,
     limit: usize,
 }
@@ -39,6 +42,8 @@ impl Arena {
     pub const fn new(limit: usize) -> Self {
         Self {
             lists: [const { Mutex::new(List(null_mut())) }; CLASSES_PER_DOUBLING * DOUBLINGS],
+            used: [const { AtomicU64::new(0) }; CLASSES_PER_DOUBLING * DOUBLINGS],
+            events: AtomicU64::new(0),
             kept: AtomicUsize::new(0),
             limit,
         }
@@ -48,6 +53,33 @@ impl Arena {
     #[must_use]
     pub fn kept(&self) -> usize {
         self.kept.load(Ordering::Relaxed)
+    }
+
+    /// Gives back to the system what is kept beyond `limit` bytes, sizes that have not been used for long first.
+    pub fn trim(&self, limit: usize) {
+        while self.kept() > limit {
+            let oldest = (0..self.lists.len())
+                .filter(|class| {
+                    self.lists[*class]
+                        .lock()
+                        .is_ok_and(|list| !list.0.is_null())
+                })
+                .min_by_key(|class| self.used[*class].load(Ordering::Relaxed));
+            let Some(class) = oldest else { return };
+            let size = class_size(class);
+            let block = self.take(class, size);
+            if let Some(layout) = system_layout(size)
+                && !block.is_null()
+            {
+                // SAFETY: it came from the system by this layout, and is in no list any more.
+                unsafe { System.dealloc(block, layout) };
+            }
+        }
+    }
+
+    fn note(&self, class: usize) {
+        let now = self.events.fetch_add(1, Ordering::Relaxed);
+        self.used[class].store(now, Ordering::Relaxed);
     }
 
     /// A free block of that class.
@@ -76,6 +108,12 @@ fn class(size: usize) -> Option<(usize, usize)> {
     let class =
         (doubling - LARGE.ilog2() as usize) * CLASSES_PER_DOUBLING + steps - CLASSES_PER_DOUBLING;
     (class < CLASSES_PER_DOUBLING * DOUBLINGS).then_some((class, steps * step))
+}
+
+/// The bytes of a class's blocks.
+fn class_size(class: usize) -> usize {
+    let step = LARGE << (class / CLASSES_PER_DOUBLING) >> CLASSES_PER_DOUBLING.ilog2();
+    (class % CLASSES_PER_DOUBLING + CLASSES_PER_DOUBLING) * step
 }
 
 /// How the system is asked for a block of a class.
@@ -108,6 +146,7 @@ unsafe impl GlobalAlloc for Arena {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match class(layout.size()) {
             Some((class, size)) if layout.align() <= ALIGN => {
+                self.note(class);
                 let kept = self.take(class, size);
                 if kept.is_null() { fresh(size) } else { kept }
             }
@@ -119,6 +158,7 @@ unsafe impl GlobalAlloc for Arena {
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         match class(layout.size()) {
             Some((class, size)) if layout.align() <= ALIGN => {
+                self.note(class);
                 let kept = self.take(class, size);
                 let block = if kept.is_null() { fresh(size) } else { kept };
                 if !block.is_null() {
@@ -135,17 +175,16 @@ unsafe impl GlobalAlloc for Arena {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         match class(layout.size()) {
             Some((class, size)) if layout.align() <= ALIGN => {
-                let room = self
-                    .kept
-                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |kept| {
-                        Some(kept + size).filter(|kept| *kept <= self.limit)
-                    });
-                if room.is_ok()
+                if size <= self.limit
                     && let Ok(mut list) = self.lists[class].lock()
                 {
                     // SAFETY: the block is ours now, at least LARGE bytes and aligned to 4096.
                     unsafe { block.cast::<*mut u8>().write(list.0) };
                     list.0 = block;
+                    drop(list);
+                    self.note(class);
+                    self.kept.fetch_add(size, Ordering::Relaxed);
+                    self.trim(self.limit);
                 } else if let Some(layout) = system_layout(size) {
                     // SAFETY: it came from the system by this layout.
                     unsafe { System.dealloc(block, layout) };
@@ -169,6 +208,7 @@ mod tests {
                 let (_, room) = class(size).unwrap();
                 assert!(room >= size && room <= size + size / 4, "{size}: {room}");
                 assert_eq!(class(room), class(size), "one size for a class");
+                assert_eq!(class_size(class(size).unwrap().0), room);
             }
             size *= 2;
         }
@@ -196,10 +236,22 @@ mod tests {
                 arena.dealloc(block, layout);
             }
             assert_eq!(arena.kept(), 3 << 20);
+            // What has not been used for longest goes first.
+            let other = Layout::from_size_align(2 << 20, 64).unwrap();
+            let block = arena.alloc(other);
+            arena.dealloc(block, other);
+            assert_eq!(arena.alloc(other), block);
+            arena.dealloc(block, other);
+            arena.trim(2 << 20);
+            assert_eq!(arena.kept(), 2 << 20);
+            assert_eq!(arena.alloc(other), block);
+            arena.dealloc(block, other);
             let small = Layout::from_size_align(100, 8).unwrap();
             let block = arena.alloc(small);
             arena.dealloc(block, small);
-            assert_eq!(arena.kept(), 3 << 20);
+            assert_eq!(arena.kept(), 2 << 20);
+            arena.trim(0);
+            assert_eq!(arena.kept(), 0);
         }
     }
 }

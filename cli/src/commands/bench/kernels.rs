@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Result, Tensor};
 use retouch_nodes::Runtime;
-use retouch_nodes::kernels::Padding;
+use retouch_nodes::kernels::{Padding, Terms, Weight, Window};
 use serde_json::json;
 
 use crate::args::BenchArgs;
@@ -158,10 +158,16 @@ impl Shape {
                 stride,
             } => {
                 let x = numbers(&[BATCH, input, side, side])?;
+                let x = kernel.layout().images(&x)?;
                 let w = numbers(&[output, input, 3, 3])?.to_dtype(runtime.dtype)?;
+                let w = Weight::new(&w, kernel)?;
                 let bias = numbers(&[output])?;
+                let window = Window {
+                    stride,
+                    ..Window::padded(Padding::same(1))
+                };
                 timed(runs, device, || {
-                    kernel.conv2d(&x, &w, Some(&bias), stride, Padding::same(1))
+                    kernel.conv2d(&x, &w, window, Terms::bias(Some(&bias)))
                 })
             }
             Self::Linear {
@@ -171,8 +177,10 @@ impl Shape {
             } => {
                 let x = numbers(&[BATCH, rows, input])?;
                 let w = numbers(&[output, input])?.to_dtype(runtime.dtype)?;
+                let w = Weight::new(&w, kernel)?;
                 let bias = numbers(&[output])?;
-                timed(runs, device, || kernel.linear(&x, &w, Some(&bias)))
+                let terms = Terms::bias(Some(&bias));
+                timed(runs, device, || kernel.linear(&x, &w, terms))
             }
             Self::Attention {
                 queries,

@@ -55,6 +55,14 @@ fn detect() -> bool {
     false
 }
 
+/// Asks for a line of memory, into the L2 cache.
+#[inline(always)]
+pub fn prefetch(at: *const u8) {
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    // SAFETY: a hint, which may name any address; SSE is part of x86-64.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+}
+
 /// The tiles of this thread, configured as eight full ones for as long as this lives.
 pub struct Tiles(());
 

@@ -64,6 +64,21 @@ impl Cpu {
     }
 }
 
+/// `len` numbers that `f` writes; it must write all of them if it succeeds.
+///
+/// # Safety
+/// That it does.
+unsafe fn written<R>(
+    len: usize,
+    f: impl FnOnce(products::Unfilled<'_>) -> Result<R>,
+) -> Result<(Vec<f32>, R)> {
+    let mut out = Vec::with_capacity(len);
+    let given = f(&mut out.spare_capacity_mut()[..len])?;
+    // SAFETY: the capacity is `len`, and `f` wrote all of it, by the caller's promise.
+    unsafe { out.set_len(len) };
+    Ok((out, given))
+}
+
 /// Gives `f` a weight as it is packed.
 fn with_packed<R>(w: &Weight, f: impl FnOnce(Packed<'_>) -> Result<R>) -> Result<R> {
     let (storage, layout) = w.data.storage_and_layout();
@@ -192,17 +207,22 @@ impl Kernel for Cpu {
                 w.inputs
             );
         }
-        let mut out = vec![0f32; images * n * w.outputs];
-        if out.is_empty() {
-            return Tensor::from_vec(out, (images, n, w.outputs), &Device::Cpu);
+        let len = images * n * w.outputs;
+        if len == 0 {
+            return Tensor::zeros((images, n, w.outputs), DType::F32, &Device::Cpu);
         }
-        with_data(x, |x| {
-            with_packed(w, |w| {
-                with_terms(terms, |terms| {
-                    products::linear(self.machine, x, w, terms, n, &mut out)
+        // SAFETY: a product writes all of its rows and columns.
+        let (out, ()) = unsafe {
+            written(len, |out| {
+                with_data(x, |x| {
+                    with_packed(w, |w| {
+                        with_terms(terms, |terms| {
+                            products::linear(self.machine, x, w, terms, n, out)
+                        })
+                    })
                 })
             })
-        })?;
+        }?;
         Tensor::from_vec(out, (images, n, w.outputs), &Device::Cpu)
     }
 
@@ -228,9 +248,9 @@ impl Kernel for Cpu {
             (padded_w - kw) / window.stride + 1,
         );
         let shape = (images, out_size.0, out_size.1, w.outputs);
-        let mut out = vec![0f32; images * out_size.0 * out_size.1 * w.outputs];
-        if out.is_empty() {
-            return Tensor::from_vec(out, shape, &Device::Cpu);
+        let len = images * out_size.0 * out_size.1 * w.outputs;
+        if len == 0 {
+            return Tensor::zeros(shape, DType::F32, &Device::Cpu);
         }
         let geometry = products::Geometry {
             height,
@@ -242,18 +262,24 @@ impl Kernel for Cpu {
             out: out_size,
         };
         let pointwise = geometry.is_pointwise();
-        with_data(x, |x| {
-            with_packed(w, |w| {
-                with_terms(terms, |terms| {
-                    if pointwise && terms.image.is_none() {
-                        let pixels = out_size.0 * out_size.1;
-                        products::linear(self.machine, x, w, terms, pixels, &mut out)
-                    } else {
-                        products::convolution(self.machine, x, images, w, terms, geometry, &mut out)
-                    }
+        let machine = self.machine;
+        // SAFETY: a product writes all of its rows and columns.
+        let (out, ()) = unsafe {
+            written(len, |out| {
+                with_data(x, |x| {
+                    with_packed(w, |w| {
+                        with_terms(terms, |terms| {
+                            if pointwise && terms.image.is_none() {
+                                let pixels = out_size.0 * out_size.1;
+                                products::linear(machine, x, w, terms, pixels, out)
+                            } else {
+                                products::convolution(machine, x, images, w, terms, geometry, out)
+                            }
+                        })
+                    })
                 })
             })
-        })?;
+        }?;
         Tensor::from_vec(out, shape, &Device::Cpu)
     }
 
@@ -323,16 +349,19 @@ impl Kernel for Cpu {
         let (images, n, k) = x.dims3()?;
         let half = w.outputs / 2;
         if w.inputs == k && w.window == (1, 1) && images * n * half > 0 {
-            let mut out = vec![0f32; images * n * half];
             let terms = Terms::bias(bias);
+            let mut out = Vec::with_capacity(images * n * half);
+            let room = &mut out.spare_capacity_mut()[..images * n * half];
             let done = with_data(x, |x| {
                 with_packed(w, |w| {
                     with_terms(terms, |terms| {
-                        products::gated(self.machine, x, w, terms.bias, &mut out)
+                        products::gated(self.machine, x, w, terms.bias, room)
                     })
                 })
             })?;
             if done {
+                // SAFETY: it wrote all rows and columns, as many as there is room for.
+                unsafe { out.set_len(images * n * half) };
                 return Tensor::from_vec(out, (images, n, half), &Device::Cpu);
             }
         }
@@ -400,7 +429,39 @@ mod tests {
     /// The kernels of every instruction set that this processor has, with the matrix unit and without.
     pub(super) fn kernels() -> Vec<Cpu> {
         let sets = Isa::available().into_iter().map(Cpu::with);
-        std::iter::once(Cpu::default()).chain(sets).collect()
+        [Cpu::default(), Cpu::default().without_tiles()]
+            .into_iter()
+            .chain(sets)
+            .collect()
+    }
+
+    fn to(t: &Tensor, dtype: DType) -> Tensor {
+        t.to_dtype(dtype).unwrap()
+    }
+
+    /// A weight as it comes out of files of several types, with what `Plain` is to be given for the same numbers.
+    fn precisions(w: &Tensor) -> Vec<(Tensor, Tensor)> {
+        let rounded = |dtype| to(&to(w, dtype), DType::F32);
+        let mut all = vec![(w.clone(), w.clone())];
+        for dtype in [DType::F16, DType::BF16] {
+            // Numbers of that type held in float32, which the matrix unit takes in fewer parts, and in the type itself.
+            all.push((rounded(dtype), rounded(dtype)));
+            all.push((to(w, dtype), rounded(dtype)));
+        }
+        all
+    }
+
+    /// Whether a result is as near as its weight's type lets it be. With bfloat16 weights, activations may be rounded to
+    /// bfloat16 too: each term is then off by 2^-9 of itself at most, so the sum by 2^-8 of the sum of their sizes.
+    fn near(y: &Tensor, expected: &Tensor, sizes: &Tensor, dtype: DType) {
+        if dtype != DType::BF16 {
+            return close(y, expected);
+        }
+        let off = (y - expected).unwrap().abs().unwrap();
+        let bound = ((sizes / 256.0).unwrap() + 1e-4).unwrap();
+        let beyond = (off - bound).unwrap().max_all().unwrap();
+        let beyond = beyond.to_scalar::<f32>().unwrap();
+        assert!(beyond <= 0.0, "beyond the bound by {beyond}");
     }
 
     pub(super) fn close(a: &Tensor, b: &Tensor) {
@@ -437,9 +498,32 @@ mod tests {
             let (x, w, bias) = (data(&[b, n, k], seed), data(&[o, k], seed + 1), data(&[o], seed + 2));
             let residual = data(&[b, n, o], seed + 3);
             for terms in [Terms::default(), Terms { bias: Some(&bias), residual: Some(&residual), image: None }] {
-                let expected = Plain.linear(&x, &weight(&w, &Plain), terms).unwrap();
+                for (w, same) in precisions(&w) {
+                    let expected = Plain.linear(&x, &weight(&same, &Plain), terms).unwrap();
+                    let sizes = Plain.linear(&x.abs().unwrap(), &weight(&same.abs().unwrap(), &Plain), Terms::default()).unwrap();
+                    for kernel in kernels() {
+                        near(&kernel.linear(&x, &weight(&w, &kernel), terms).unwrap(), &expected, &sizes, w.dtype());
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn a_gate_on_the_way_out_equals_one_behind(b in 1usize..3, n in 1usize..70, k in 1usize..200, o in 1usize..4, odd in 0usize..2, seed in 0u64..99) {
+            let o = 128 * o + 2 * odd;
+            let (x, w, bias) = (data(&[b, n, k], seed), data(&[o, k], seed + 1), data(&[o], seed + 2));
+            let w = (w * 0.05).unwrap();
+            for (w, same) in precisions(&w) {
+                let expected = Plain.linear_geglu(&x, &weight(&same, &Plain), Some(&bias)).unwrap();
                 for kernel in kernels() {
-                    close(&kernel.linear(&x, &weight(&w, &kernel), terms).unwrap(), &expected);
+                    let w = weight(&w, &kernel);
+                    let y = kernel.linear_geglu(&x, &w, Some(&bias)).unwrap();
+                    if w.data.dtype() == DType::BF16 {
+                        let apart = kernel.geglu(&kernel.linear(&x, &w, Terms::bias(Some(&bias))).unwrap()).unwrap();
+                        close(&y, &apart);
+                    } else {
+                        close(&y, &expected);
+                    }
                 }
             }
         }
@@ -456,19 +540,23 @@ mod tests {
             let window = Window { stride, padding, enlarged };
             let (x, k, bias) = (data(&[b, c, h, w], seed), data(&[o, c, kernel, kernel], seed + 1), data(&[o], seed + 2));
             let image = data(&[b, o], seed + 3);
-            let bare = Plain.conv2d(&x, &weight(&k, &Plain), window, Terms::default()).unwrap();
-            let residual = data(bare.dims(), seed + 4);
-            let terms = Terms { bias: Some(&bias), image: Some(&image), residual: Some(&residual) };
-            let expected = Plain.conv2d(&x, &weight(&k, &Plain), window, terms).unwrap();
             let last = Layout::ChannelsLast;
-            let (x, residual) = (last.images(&x).unwrap(), last.images(&residual).unwrap());
-            let terms = Terms { residual: Some(&residual), ..terms };
-            for kernel in kernels() {
-                let w = weight(&k, &kernel);
-                let y = kernel.conv2d(&x, &w, window, Terms::default()).unwrap();
-                close(&last.planes(&y).unwrap(), &bare);
-                let y = kernel.conv2d(&x, &w, window, terms).unwrap();
-                close(&last.planes(&y).unwrap(), &expected);
+            for (k, same) in precisions(&k) {
+                let plain = |x: &Tensor, k: &Tensor, terms| Plain.conv2d(x, &weight(k, &Plain), window, terms).unwrap();
+                let bare = plain(&x, &same, Terms::default());
+                let sizes = plain(&x.abs().unwrap(), &same.abs().unwrap(), Terms::default());
+                let residual = data(bare.dims(), seed + 4);
+                let terms = Terms { bias: Some(&bias), image: Some(&image), residual: Some(&residual) };
+                let expected = plain(&x, &same, terms);
+                let (x, residual) = (last.images(&x).unwrap(), last.images(&residual).unwrap());
+                let terms = Terms { residual: Some(&residual), ..terms };
+                for kernel in kernels() {
+                    let w = weight(&k, &kernel);
+                    let y = kernel.conv2d(&x, &w, window, Terms::default()).unwrap();
+                    near(&last.planes(&y).unwrap(), &bare, &sizes, k.dtype());
+                    let y = kernel.conv2d(&x, &w, window, terms).unwrap();
+                    near(&last.planes(&y).unwrap(), &expected, &sizes, k.dtype());
+                }
             }
         }
 
@@ -489,6 +577,31 @@ mod tests {
                 let (weight, bias) = (data(&[2 * c + 2], seed + 3), data(&[2 * c + 2], seed + 4));
                 close(&kernel.layer_norm(&x, &weight, &bias, 1e-5).unwrap(), &Plain.layer_norm(&x, &weight, &bias, 1e-5).unwrap());
                 close(&kernel.geglu(&x).unwrap(), &Plain.geglu(&x).unwrap());
+            }
+        }
+
+        #[test]
+        fn all_sets_that_fuse_give_the_same_bits(b in 1usize..3, n in 1usize..40, c in 1usize..70, o in 1usize..140, side in 3usize..9, seed in 0u64..99) {
+            let x = data(&[b, side, side, c], seed);
+            let (w, k, bias) = (data(&[o, c], seed + 1), data(&[o, c, 3, 3], seed + 2), data(&[o], seed + 3));
+            let rows = data(&[b, n, c], seed + 4);
+            let scale = data(&[c], seed + 5);
+            let spec = GroupNormSpec { groups: 1, eps: 1e-5, weight: &scale, bias: &scale };
+            let fused: Vec<_> = Isa::available().into_iter().filter(|isa| *isa != Isa::Portable).map(Cpu::with).collect();
+            let all = fused.iter().map(|kernel| {
+                let window = Window::padded(Padding::same(1));
+                [
+                    kernel.linear(&rows, &weight(&w, kernel), Terms::bias(Some(&bias))).unwrap(),
+                    kernel.conv2d(&x, &weight(&k, kernel), window, Terms::bias(Some(&bias))).unwrap(),
+                    kernel.group_norm(&x, &spec, true).unwrap(),
+                    kernel.layer_norm(&rows, &scale, &scale, 1e-5).unwrap(),
+                    kernel.geglu(&data(&[b, n, 2 * c], seed)).unwrap(),
+                ]
+                .map(|t| bits(&t))
+            });
+            let all: Vec<_> = all.collect();
+            for pair in all.windows(2) {
+                prop_assert_eq!(&pair[0], &pair[1]);
             }
         }
 

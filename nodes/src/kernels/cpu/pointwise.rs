@@ -47,8 +47,9 @@ unsafe fn channel_sums_generic<S: Simd>(
                 S::store(lanes[0].as_mut_ptr(), sum);
                 S::store(lanes[1].as_mut_ptr(), centred);
             }
-            for i in 0..S::LANES {
-                add(c + i, lanes[0][i], lanes[1][i]);
+            let pairs = lanes[0].iter().zip(&lanes[1]).take(S::LANES);
+            for (i, (&sum, &centred)) in pairs.enumerate() {
+                add(c + i, sum, centred);
             }
             c += S::LANES;
         }
@@ -58,7 +59,7 @@ unsafe fn channel_sums_generic<S: Simd>(
             let mean = sum * inverse;
             let centred = column().fold(0.0, |s: f32, x| {
                 let d = x - mean;
-                d * d + s
+                d.mul_add(d, s) // as the vectors do, so that it does not matter where their last one ends
             });
             add(c, sum, centred);
             c += 1;

@@ -8,6 +8,7 @@
 //! itself; runs are cut by the number of channels and taps alone. Which rows and columns share a task changes nothing.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 
 use candle_core::{DType, Result, bail};
 use half::{bf16, f16};
@@ -311,9 +312,9 @@ pub(super) fn linear(
     w: Matrix<'_>,
     terms: Terms<'_>,
     rows_per_image: usize,
-    out: &mut [f32],
+    out: Unfilled<'_>,
 ) -> Result<()> {
-    let rows = x.len() / w.inputs.max(1);
+    let rows = rows_of(x, w, w.outputs, out)?;
     let cut = Cut::of(machine, w, rows, rows.div_ceil(SQUARE), false);
     let bands = |bands| row_bands(rows, bands);
     run(machine, x, w, terms, rows_per_image, cut, false, out, bands)
@@ -330,13 +331,13 @@ pub(super) fn gated(
     x: &[f32],
     w: Matrix<'_>,
     bias: Option<&[f32]>,
-    out: &mut [f32],
+    out: Unfilled<'_>,
 ) -> Result<bool> {
     // Both halves must begin at a block of columns.
     if !machine.amx || !w.outputs.is_multiple_of(2 * PANEL) || w.taps != 1 {
         return Ok(false);
     }
-    let rows = x.len() / w.inputs.max(1);
+    let rows = rows_of(x, w, w.outputs / 2, out)?;
     let cut = Cut::of(machine, w, rows, rows.div_ceil(SQUARE), true);
     let terms = Terms {
         bias,
@@ -345,6 +346,15 @@ pub(super) fn gated(
     let bands = |bands| row_bands(rows, bands);
     run(machine, x, w, terms, 1, cut, true, out, bands)?;
     Ok(true)
+}
+
+/// How many rows x and the result have, which must agree.
+fn rows_of(x: &[f32], w: Matrix<'_>, outputs: usize, out: &[MaybeUninit<f32>]) -> Result<usize> {
+    let rows = x.len().checked_div(w.inputs).unwrap_or(0);
+    if x.len() != rows * w.inputs || out.len() != rows * outputs || rows == 0 {
+        bail!("a product's rows do not fit one another");
+    }
+    Ok(rows)
 }
 
 /// The rows of a task, and for a convolution how they are found.
@@ -367,8 +377,15 @@ pub(super) fn convolution(
     w: Matrix<'_>,
     terms: Terms<'_>,
     g: Geometry,
-    out: &mut [f32],
+    out: Unfilled<'_>,
 ) -> Result<()> {
+    if x.len() != images * g.source.0 * g.source.1 * w.inputs
+        || out.len() != images * g.out.0 * g.out.1 * w.outputs
+        || w.taps != g.kernel.0 * g.kernel.1
+        || w.inputs == 0
+    {
+        bail!("a convolution's operands do not fit one another");
+    }
     let lines = g.lines(images);
     let cut = Cut::of(machine, w, lines * g.pitch(), lines, false);
     let pixels = g.out.0 * g.out.1;
@@ -465,6 +482,9 @@ impl Tiled {
     }
 }
 
+/// Numbers that are yet to be written, which all of the functions here do that succeed.
+pub(super) type Unfilled<'a> = &'a mut [MaybeUninit<f32>];
+
 /// The result, written by all tasks, each its own rows and columns.
 #[derive(Clone, Copy)]
 struct Shared {
@@ -486,7 +506,7 @@ fn run(
     pixels: usize,
     cut: Cut,
     gated: bool,
-    out: &mut [f32],
+    out: Unfilled<'_>,
     bands: impl FnOnce(usize) -> Vec<Band>,
 ) -> Result<()> {
     // The columns that are written.
@@ -515,7 +535,7 @@ fn run(
     let per_group = outputs.div_ceil(PANEL).div_ceil(cut.groups) * PANEL;
     let shifts = shifts(terms, w.outputs);
     let shared = Shared {
-        data: out.as_mut_ptr(),
+        data: out.as_mut_ptr().cast(),
         len: out.len(),
     };
     let tasks: Vec<_> = bands
@@ -973,33 +993,32 @@ impl Task<'_> {
                 };
                 let depth = self.w.inputs.next_multiple_of(SQUARE);
                 // A tile, of 16 columns, by its number.
-                let mut tile =
-                    |number: usize, to: &mut [f32], at: usize, rows: usize, first: bool| {
-                        for pair in 0..rows.div_ceil(2) {
-                            for c in 0..16 {
-                                let word = number * 256 + pair * 16 + c;
-                                let (even, odd) = match self.w.data {
-                                    Packed::Bf16(data) => (
-                                        u32::from(data[2 * word].to_bits()) << 16,
-                                        u32::from(data[2 * word + 1].to_bits()) << 16,
-                                    ),
-                                    Packed::Split(data, _) => {
-                                        (data[word] << 16, data[word] & 0xffff_0000)
-                                    }
-                                    _ => (0, 0),
-                                };
-                                let mut put = |row: usize, bits: u32| {
-                                    let to = &mut to[at + row * width + c];
-                                    let x = f32::from_bits(bits);
-                                    *to = if first { x } else { *to + x };
-                                };
-                                put(2 * pair, even);
-                                if 2 * pair + 1 < rows {
-                                    put(2 * pair + 1, odd);
+                let tile = |number: usize, to: &mut [f32], at: usize, rows: usize, first: bool| {
+                    for pair in 0..rows.div_ceil(2) {
+                        for c in 0..16 {
+                            let word = number * 256 + pair * 16 + c;
+                            let (even, odd) = match self.w.data {
+                                Packed::Bf16(data) => (
+                                    u32::from(data[2 * word].to_bits()) << 16,
+                                    u32::from(data[2 * word + 1].to_bits()) << 16,
+                                ),
+                                Packed::Split(data, _) => {
+                                    (data[word] << 16, data[word] & 0xffff_0000)
                                 }
+                                _ => (0, 0),
+                            };
+                            let mut put = |row: usize, bits: u32| {
+                                let to = &mut to[at + row * width + c];
+                                let x = f32::from_bits(bits);
+                                *to = if first { x } else { *to + x };
+                            };
+                            put(2 * pair, even);
+                            if 2 * pair + 1 < rows {
+                                put(2 * pair + 1, odd);
                             }
                         }
-                    };
+                    }
+                };
                 let squares = depth / SQUARE;
                 for tap in 0..self.w.taps {
                     for square in 0..squares {
@@ -1090,6 +1109,23 @@ impl Task<'_> {
                     amx::split_rows::<A>(self.x, inputs, rows, first * DEPTH, steps, a, part);
                 }
                 for column in (self.columns.start..self.columns.end).step_by(BLOCK) {
+                    // Weights that are packed as tiles come from memory: those of the next columns are asked for while
+                    // these are at work.
+                    let next = match self.w.data {
+                        Packed::Bf16(_) | Packed::Split(..)
+                            if column + BLOCK < self.columns.end =>
+                        {
+                            Some(self.columns_tiles::<B>(
+                                column + BLOCK,
+                                first,
+                                steps,
+                                taps.len(),
+                                b,
+                            ))
+                        }
+                        _ => None,
+                    };
+                    let blocks = out.len().div_ceil(BLOCK);
                     let half = self.w.outputs / 2;
                     let gate = self.gated.then(|| {
                         let to = b.wrapping_add(b_size);
@@ -1099,6 +1135,14 @@ impl Task<'_> {
                     let columns = (self.columns.end - column).min(BLOCK);
                     for (i, destinations) in out.chunks(BLOCK).enumerate() {
                         self.prefetch(destinations, column);
+                        if let Some((next, next_tap)) = next {
+                            let of_tap = steps * B * 2 * TILE / 64;
+                            let lines = of_tap * taps.len();
+                            for line in i * lines / blocks..(i + 1) * lines / blocks {
+                                let at = line / of_tap * next_tap + line % of_tap * 64;
+                                amx::prefetch(next.wrapping_add(at));
+                            }
+                        }
                         let rows = amx::Rows {
                             data: a.wrapping_add(i * BLOCK * 64),
                             stride: 64,
