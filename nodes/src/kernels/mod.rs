@@ -73,8 +73,7 @@ pub trait Kernel: Debug + Send + Sync {
         scale: f64,
     ) -> Result<Tensor> {
         let attend = |to: Attended<'_>| self.attention(q, to.k, to.v, heads, scale, to.keys);
-        let mask = mask.unsqueeze(2)?;
-        mask.broadcast_mul(&attend(inside)?)? + (1.0 - &mask)?.broadcast_mul(&attend(outside)?)?
+        blend(mask, &attend(inside)?, &attend(outside)?)
     }
 
     /// The mean over heads of `softmax(q k^T scale)`: q `[B, N, C]`, k `[B or 1, M, C]`; gives `[B, N, M]`.
@@ -90,6 +89,12 @@ pub struct Attended<'a> {
     pub v: &'a Tensor,
     /// For each image of k the indices of the keys that take part (ascending, not empty); all when `None`.
     pub keys: Option<&'a [Vec<u32>]>,
+}
+
+/// `mask inside + (1 - mask) outside` of rows `[B, N, C]`, mask `[B or 1, N]`.
+fn blend(mask: &Tensor, inside: &Tensor, outside: &Tensor) -> Result<Tensor> {
+    let mask = mask.unsqueeze(2)?;
+    mask.broadcast_mul(inside)? + (1.0 - &mask)?.broadcast_mul(outside)?
 }
 
 /// The order of an image's numbers.

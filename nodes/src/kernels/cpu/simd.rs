@@ -125,27 +125,15 @@ pub(super) unsafe trait Simd: Copy {
             let shifted = Self::add(x, round);
             let r = Self::sub(x, Self::sub(shifted, round));
             // The polynomial with p(0) = 1 whose largest relative error on [-1/2, 1/2] is the least, 9.2e-8.
+            #[allow(clippy::approx_constant)] // 0.693147 is near ln 2, but not meant to be it
+            let coefficients = [9.671_513e-3, 5.550_733_6e-2, 0.240_222_42, 0.693_147, 1.0];
             let mut p = Self::splat(1.326_472_7e-3);
-            for c in [9.671_513e-3, 5.550_733_6e-2, 0.240_222_42, 0.693_147, 1.0] {
+            for c in coefficients {
                 p = Self::fma(p, r, Self::splat(c));
             }
             Self::times_pow2(p, shifted)
         }
     }
-}
-
-/// Asks for the cache line of an address to be brought into the second cache, where the processor can be asked; any address
-/// will do.
-#[inline(always)]
-pub(super) fn prefetch(address: *const f32) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: part of the base of the architecture; a prefetch reads nothing and never faults.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }
 
 /// Lanes that sums over a row are kept in, on every instruction set.
