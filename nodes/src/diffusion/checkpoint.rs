@@ -722,6 +722,8 @@ pub struct Checkpoint {
     /// Whether parts are dropped as soon as what they were used for is done.
     offload: bool,
     kernel: Arc<dyn Kernel>,
+    /// Another for the U-Net, whose weights may be of a type of their own.
+    unet_kernel: Option<Arc<dyn Kernel>>,
     pools: Arc<Pools>,
     vae_pool: Arc<Shared>,
     unet_changes: Arc<Changes>,
@@ -758,6 +760,7 @@ impl Checkpoint {
             memory: Arc::default(),
             offload: false,
             kernel,
+            unet_kernel: None,
             pools: Arc::new(Pools {
                 unet: Shared::default(),
                 texts: (0..texts).map(|_| Shared::default()).collect(),
@@ -782,6 +785,7 @@ impl Checkpoint {
     #[must_use]
     pub fn held(mut self, dtype: DType, memory: Arc<Memory>, offload: bool) -> Self {
         self.dtype = dtype;
+        self.unet_kernel = self.kernel.for_weights(dtype);
         self.memory = memory;
         self.offload = offload;
         self
@@ -821,6 +825,7 @@ impl Checkpoint {
             memory: self.memory.clone(),
             offload: self.offload,
             kernel: self.kernel.clone(),
+            unet_kernel: self.unet_kernel.clone(),
             pools: self.pools.clone(),
             vae_pool: self.vae_pool.clone(),
             unet_changes: self.unet_changes.clone(),
@@ -964,6 +969,12 @@ impl Checkpoint {
     #[must_use]
     pub fn kernel(&self) -> &dyn Kernel {
         self.kernel.as_ref()
+    }
+
+    /// Those that the U-Net is to be computed with.
+    #[must_use]
+    pub fn unet_kernel(&self) -> &dyn Kernel {
+        self.unet_kernel.as_ref().unwrap_or(&self.kernel).as_ref()
     }
 
     /// Loads a network from its table, sharing what others of the same base have loaded.

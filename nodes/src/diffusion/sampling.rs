@@ -249,7 +249,7 @@ impl Guided<'_> {
         let out = self
             .model
             .unet()?
-            .forward(call, control, self.model.kernel())?;
+            .forward(call, control, self.model.unet_kernel())?;
         monitor.unet_calls(rows.count());
         Ok(out)
     }

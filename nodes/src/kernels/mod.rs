@@ -11,7 +11,7 @@ pub use arena::Arena;
 pub use cpu::Cpu;
 pub use plain::Plain;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -20,6 +20,13 @@ use std::sync::Arc;
 pub trait Kernel: Debug + Send + Sync {
     /// The name that enters cache keys: another kernel set may round otherwise.
     fn name(&self) -> &'static str;
+
+    /// The kernels for a network whose weights are held in `dtype`, if they are others: where the weights are rounded to
+    /// bfloat16, attention may round too. Packed weights serve both.
+    fn for_weights(&self, dtype: DType) -> Option<Arc<dyn Kernel>> {
+        let _ = dtype;
+        None
+    }
 
     /// How images lie in memory.
     fn layout(&self) -> Layout;

@@ -664,7 +664,7 @@ fn unet_call(model: &Model, device: &Device) -> Result<f64, Failure> {
             rows: Rows::new(Branch::Plain, 1, true),
         };
         let start = Instant::now();
-        let out = unet.forward(call, &mut Untouched, checkpoint.kernel())?;
+        let out = unet.forward(call, &mut Untouched, checkpoint.unet_kernel())?;
         // Reading a number back waits for devices that compute on their own.
         out.flatten_all()?.get(0)?.to_scalar::<f32>()?;
         Ok(start.elapsed().as_secs_f64())

@@ -169,7 +169,7 @@ impl Inputs {
         };
         checkpoint
             .unet()?
-            .forward(call, &mut Untouched, checkpoint.kernel())
+            .forward(call, &mut Untouched, checkpoint.unet_kernel())
     }
 
     fn dump(&self, tensors: &mut HashMap<String, Tensor>, out: Tensor) -> Computed<()> {

@@ -665,11 +665,13 @@ fn groups(n: usize, mask: Option<&[f32]>, size: usize) -> Vec<Group> {
         .collect()
 }
 
-/// Whether the matrix unit is there and its products pay: long heads, which fill its tiles, and enough keys. It depends on the
-/// shape of keys and values alone, as the results of vectors are not the same to the last bit.
+/// Whether the matrix unit is there and its products pay: long heads, which fill its tiles, and enough keys; less of both
+/// where one product in bfloat16 will do. It depends on the shape of keys and values alone, as the results of vectors are not
+/// the same to the last bit.
 fn on_tiles(machine: Machine, to: Attended<'_>, heads: usize) -> Result<bool> {
     let (_, m, c) = to.k.dims3()?;
-    Ok(cfg!(target_arch = "x86_64") && machine.amx && c / heads >= 64 && m >= 128)
+    let (size, keys) = if machine.rounds { (16, 32) } else { (64, 128) };
+    Ok(cfg!(target_arch = "x86_64") && machine.amx && c / heads >= size && m >= keys)
 }
 
 /// `softmax(q k^T scale) v` for each head; with `blend`, (outside, mask), the sum of `mask` times that and `1 - mask` times
@@ -720,7 +722,11 @@ pub(super) fn attend(
         };
         #[cfg(target_arch = "x86_64")]
         if on_tiles(machine, inside, heads)? {
-            tiles::run(&work, scale);
+            if machine.rounds {
+                tiles::run::<1>(&work, scale);
+            } else {
+                tiles::run::<3>(&work, scale);
+            }
             return Ok(());
         }
         let group = work.panels(QUERIES, 3 * size * size_of::<Row>());

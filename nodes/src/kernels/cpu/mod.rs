@@ -9,8 +9,11 @@ mod attention;
 mod pointwise;
 mod products;
 mod simd;
+mod winograd;
 
 use candle_core::{DType, Device, Result, Storage, Tensor, bail};
+use std::sync::Arc;
+
 use half::{bf16, f16};
 
 use super::{Attended, GroupNormSpec, Kernel, Layout, Terms, Weight, Window};
@@ -35,7 +38,12 @@ impl Default for Cpu {
         #[cfg(not(target_arch = "x86_64"))]
         let (amx, pairs) = (false, false);
         Self {
-            machine: Machine { isa, amx, pairs },
+            machine: Machine {
+                isa,
+                amx,
+                pairs,
+                rounds: false,
+            },
         }
     }
 }
@@ -59,6 +67,7 @@ impl Cpu {
             isa,
             amx: false,
             pairs: false,
+            rounds: false,
         };
         Self { machine }
     }
@@ -156,6 +165,16 @@ impl Kernel for Cpu {
             // All instruction sets that fuse multiply and add give the same bits.
             _ => "cpu2",
         }
+    }
+
+    fn for_weights(&self, dtype: DType) -> Option<Arc<dyn Kernel>> {
+        // Without the matrix unit nothing is gained by rounding more than products with weights do.
+        let rounds = dtype == DType::BF16 && self.machine.amx;
+        let machine = Machine {
+            rounds,
+            ..self.machine
+        };
+        Some(Arc::new(Self { machine }))
     }
 
     fn layout(&self) -> Layout {

@@ -16,6 +16,7 @@ use rayon::prelude::*;
 
 use super::pointwise::geglu_one;
 use super::simd::{Isa, Simd, multiversion};
+use super::winograd;
 use crate::kernels::Padding;
 
 #[cfg(target_arch = "x86_64")]
@@ -52,6 +53,81 @@ pub(super) struct Matrix<'a> {
     pub outputs: usize,
     pub inputs: usize,
     pub taps: usize,
+}
+
+impl Matrix<'_> {
+    /// The panel that begins at a column, in float32, `[taps * inputs][width]`, and its width.
+    pub fn panel(&self, column: usize, scratch: &mut Scratch) -> (*const f32, usize) {
+        let inner = self.inputs * self.taps;
+        let width = PANEL.min(padded_columns(self.outputs) - column);
+        let len = inner * width;
+        let mut widened = || {
+            let to = scratch.bytes(len * 4).cast::<f32>();
+            // SAFETY: the scratch is that long and aligned to 64; any bytes are float32 numbers.
+            unsafe { std::slice::from_raw_parts_mut(to, len) }
+        };
+        match self.data {
+            Packed::F32(data) => (data[column * inner..][..len].as_ptr(), width),
+            Packed::F16(data) => {
+                use half::slice::HalfFloatSliceExt;
+                let to = widened();
+                data[column * inner..][..len].convert_to_f32_slice(to);
+                (to.as_ptr(), width)
+            }
+            Packed::Bf16(_) | Packed::Split(..) => {
+                let to = widened();
+                let parts = match self.data {
+                    Packed::Split(_, parts) => parts,
+                    _ => 1,
+                };
+                let depth = self.inputs.next_multiple_of(SQUARE);
+                // A tile, of 16 columns, by its number.
+                let tile = |number: usize, to: &mut [f32], at: usize, rows: usize, first: bool| {
+                    for pair in 0..rows.div_ceil(2) {
+                        for c in 0..16 {
+                            let word = number * 256 + pair * 16 + c;
+                            let (even, odd) = match self.data {
+                                Packed::Bf16(data) => (
+                                    u32::from(data[2 * word].to_bits()) << 16,
+                                    u32::from(data[2 * word + 1].to_bits()) << 16,
+                                ),
+                                Packed::Split(data, _) => {
+                                    (data[word] << 16, data[word] & 0xffff_0000)
+                                }
+                                _ => (0, 0),
+                            };
+                            let mut put = |row: usize, bits: u32| {
+                                let to = &mut to[at + row * width + c];
+                                let x = f32::from_bits(bits);
+                                *to = if first { x } else { *to + x };
+                            };
+                            put(2 * pair, even);
+                            if 2 * pair + 1 < rows {
+                                put(2 * pair + 1, odd);
+                            }
+                        }
+                    }
+                };
+                let squares = depth / SQUARE;
+                for tap in 0..self.taps {
+                    for square in 0..squares {
+                        let rows = SQUARE.min(self.inputs - square * SQUARE);
+                        let k = tap * self.inputs + square * SQUARE;
+                        for c in (0..width).step_by(16) {
+                            let block = (column + c) / SQUARE * self.taps * squares;
+                            let number = (block + tap * squares + square) * parts;
+                            for part in 0..parts {
+                                // Small parts last, so that the sum of the first two is exact.
+                                let number = (number + part) * 2 + (column + c) / 16 % 2;
+                                tile(number, to, k * width + c, rows, part == 0);
+                            }
+                        }
+                    }
+                }
+                (to.as_ptr(), width)
+            }
+        }
+    }
 }
 
 /// How many elements a weight takes when it is packed in that type.
@@ -113,7 +189,7 @@ pub(super) fn pack_split(
 }
 
 /// Columns with the last panel's padding.
-fn padded_columns(outputs: usize) -> usize {
+pub(super) fn padded_columns(outputs: usize) -> usize {
     outputs.next_multiple_of(16)
 }
 
@@ -303,6 +379,8 @@ pub(super) struct Machine {
     pub amx: bool,
     /// Products of pairs of bfloat16.
     pub pairs: bool,
+    /// Whether the matrix unit may take the operands of attention rounded to bfloat16.
+    pub rounds: bool,
 }
 
 /// `out [rows, O] = x [rows, K] w + terms`.
@@ -386,6 +464,9 @@ pub(super) fn convolution(
     {
         bail!("a convolution's operands do not fit one another");
     }
+    if winograd::pays(w, &g) && winograd_on(machine, w) {
+        return winograd::convolution(machine.isa, x, images, w, terms, g, out);
+    }
     let lines = g.lines(images);
     let cut = Cut::of(machine, w, lines * g.pitch(), lines, false);
     let pixels = g.out.0 * g.out.1;
@@ -400,6 +481,12 @@ pub(super) fn convolution(
             })
             .collect()
     })
+}
+
+/// Whether fewer multiplications are what a convolution needs: where the matrix unit makes them, they are not, and its sums
+/// are ten times nearer than those of Winograd's transforms. Nor where weights are rounded to bfloat16 to multiply faster.
+fn winograd_on(machine: Machine, w: Matrix<'_>) -> bool {
+    !machine.amx && !(machine.pairs && matches!(w.data, Packed::Bf16(_)))
 }
 
 /// How a product is cut into tasks: bands of rows x groups of columns.
@@ -471,7 +558,7 @@ impl Tiled {
         };
         // A step is 64 cycles for each product; adding a block to the result costs about 200, so some 4000 are done
         // between.
-        let most = (64 / products).div_ceil(w.taps);
+        let most = (if products == 1 { 128 } else { 64 } / products).div_ceil(w.taps);
         let all = w.inputs.div_ceil(SQUARE);
         let most = if whole { all } else { most };
         // Runs of one length, as far as that goes.
@@ -487,9 +574,27 @@ pub(super) type Unfilled<'a> = &'a mut [MaybeUninit<f32>];
 
 /// The result, written by all tasks, each its own rows and columns.
 #[derive(Clone, Copy)]
-struct Shared {
+pub(super) struct Shared {
     data: *mut f32,
     len: usize,
+}
+
+impl Shared {
+    /// What may be written, each element by one task.
+    pub fn of(out: Unfilled<'_>) -> Self {
+        Self {
+            data: out.as_mut_ptr().cast(),
+            len: out.len(),
+        }
+    }
+
+    pub fn data(self) -> *mut f32 {
+        self.data
+    }
+
+    pub fn len(self) -> usize {
+        self.len
+    }
 }
 
 // SAFETY: tasks write disjoint elements: see `run`.
@@ -534,10 +639,7 @@ fn run(
     let bands = bands(cut.bands);
     let per_group = outputs.div_ceil(PANEL).div_ceil(cut.groups) * PANEL;
     let shifts = shifts(terms, w.outputs);
-    let shared = Shared {
-        data: out.as_mut_ptr().cast(),
-        len: out.len(),
-    };
+    let shared = Shared::of(out);
     let tasks: Vec<_> = bands
         .iter()
         .flat_map(|band| {
@@ -574,7 +676,7 @@ fn run(
 }
 
 /// What every row of an image is shifted by: bias and the image's term, `[images or 1, O]`.
-fn shifts(terms: Terms<'_>, outputs: usize) -> Option<Vec<f32>> {
+pub(super) fn shifts(terms: Terms<'_>, outputs: usize) -> Option<Vec<f32>> {
     match (terms.bias, terms.image) {
         (None, None) => None,
         (Some(one), None) | (None, Some(one)) => Some(one.to_vec()),
@@ -594,11 +696,11 @@ struct Line([u8; 64]);
 
 /// A scratch that keeps its memory from task to task.
 #[derive(Default)]
-struct Scratch(Vec<Line>);
+pub(super) struct Scratch(Vec<Line>);
 
 impl Scratch {
     /// At least that many bytes, whatever was left in them.
-    fn bytes(&mut self, len: usize) -> *mut u8 {
+    pub fn bytes(&mut self, len: usize) -> *mut u8 {
         let lines = len.div_ceil(64);
         if self.0.len() < lines {
             self.0.resize(lines, Line([0; 64]));
@@ -650,6 +752,51 @@ struct Block<'a> {
     residual: Option<&'a [f32]>,
 }
 
+/// Adds a block of sums of V whole vectors of columns, with one shift for all rows, to the result.
+#[inline(always)]
+unsafe fn emit_whole<S: Simd, const V: usize>(block: Block<'_>) {
+    assert!(block.column + V * S::LANES <= block.outputs);
+    assert!(
+        block
+            .shifts
+            .is_none_or(|shifts| shifts.len() >= block.outputs)
+    );
+    // SAFETY: V vectors at `column` are inside the shift's `outputs` numbers, and at each row inside the result, by the
+    // assertions, and so inside the residual, which is as long. V vectors at each row of the sums are the caller's promise.
+    unsafe {
+        let mut shift = [S::splat(0.0); V];
+        if let Some(shifts) = block.shifts {
+            for (v, shift) in shift.iter_mut().enumerate() {
+                *shift = S::load(shifts.as_ptr().add(block.column + v * S::LANES));
+            }
+        }
+        for (i, &row) in block.rows.iter().enumerate() {
+            if row == NONE {
+                continue;
+            }
+            let at = row as usize * block.outputs + block.column;
+            assert!(at + V * S::LANES <= block.out.len);
+            let sums = block.sums.add(i * block.stride);
+            let to = block.out.data.add(at);
+            for (v, &shift) in shift.iter().enumerate() {
+                let c = v * S::LANES;
+                let mut sum = S::load(sums.add(c));
+                if block.first {
+                    if block.shifts.is_some() {
+                        sum = S::add(sum, shift);
+                    }
+                    if let Some(residual) = block.residual {
+                        sum = S::add(sum, S::load(residual.as_ptr().add(at + c)));
+                    }
+                } else {
+                    sum = S::add(S::load(to.add(c)), sum);
+                }
+                S::store(to.add(c), sum);
+            }
+        }
+    }
+}
+
 /// Adds a block of sums to the result.
 #[inline(always)]
 unsafe fn emit_generic<S: Simd>(block: Block<'_>) {
@@ -666,12 +813,24 @@ unsafe fn emit_generic<S: Simd>(block: Block<'_>) {
         pixels,
         residual,
     } = block;
+    assert!(column + columns <= outputs);
+    if pixels == 0 && (columns == 2 * S::LANES || columns == 4 * S::LANES) {
+        // SAFETY: the same promises; the one shift is of `outputs` numbers.
+        unsafe {
+            if columns == 2 * S::LANES {
+                emit_whole::<S, 2>(block);
+            } else {
+                emit_whole::<S, 4>(block);
+            }
+        }
+        return;
+    }
     for (i, &row) in rows.iter().enumerate() {
         if row == NONE {
             continue;
         }
         let at = row as usize * outputs + column;
-        assert!(at + columns <= out.len && column + columns <= outputs);
+        assert!(at + columns <= out.len);
         let shift = shifts.map(|shifts| {
             let image = (row as usize).checked_div(pixels).unwrap_or(0);
             &shifts[image * outputs..][..outputs]
@@ -754,7 +913,7 @@ multiversion! {
 
 /// Numbers that follow one another in both operands.
 #[derive(Clone, Copy)]
-struct Segment {
+pub(super) struct Segment {
     /// Where they begin in a row of activations, in elements.
     a: usize,
     /// Where they begin in the panel, in elements.
@@ -845,12 +1004,17 @@ unsafe fn rows_by_panel_generic<S: Simd>(
 multiversion! {
     /// The sums over all segments of `rows` rows of a (at most [`REGISTER_ROWS`], `a_stride` apart) and a panel of `width`
     /// columns (a multiple of 16, at most [`PANEL`]), to `out` rows [`PANEL`] apart. Pointers must be valid for that.
-    unsafe fn rows_by_panel(a: *const f32, a_stride: usize, rows: usize, b: *const f32, width: usize,
+    pub(super) unsafe fn rows_by_panel(a: *const f32, a_stride: usize, rows: usize, b: *const f32, width: usize,
                             segments: &[Segment], out: *mut f32) = rows_by_panel_generic
 }
 
 /// The runs of inner indices that vector units sum in one go: whole taps while they are small, pieces of one when large.
-fn runs(inputs: usize, taps: &[usize], a_stride: usize, width: usize) -> Vec<Vec<Segment>> {
+pub(super) fn runs(
+    inputs: usize,
+    taps: &[usize],
+    a_stride: usize,
+    width: usize,
+) -> Vec<Vec<Segment>> {
     let mut runs: Vec<Vec<Segment>> = Vec::new();
     let mut room = 0;
     for (tap, &row) in taps.iter().enumerate() {
@@ -931,7 +1095,7 @@ impl Task<'_> {
             debug_assert_eq!(taps.len(), self.w.taps);
             let mut sums = [0f32; REGISTER_ROWS * PANEL];
             for panel in (self.columns.start..self.columns.end).step_by(PANEL) {
-                let (b, width) = self.panel(panel, weights);
+                let (b, width) = self.w.panel(panel, weights);
                 let columns = (self.columns.end - panel).min(PANEL);
                 for (number, run) in runs(inputs, taps, inputs, width).iter().enumerate() {
                     for (i, rows) in out.chunks(REGISTER_ROWS).enumerate() {
@@ -965,79 +1129,6 @@ impl Task<'_> {
                 }
             }
         });
-    }
-
-    /// The panel that begins at a column, in float32, `[taps * inputs][width]`, and its width.
-    fn panel(&self, column: usize, scratch: &mut Scratch) -> (*const f32, usize) {
-        let inner = self.w.inputs * self.w.taps;
-        let width = PANEL.min(padded_columns(self.w.outputs) - column);
-        let len = inner * width;
-        let mut widened = || {
-            let to = scratch.bytes(len * 4).cast::<f32>();
-            // SAFETY: the scratch is that long and aligned to 64; any bytes are float32 numbers.
-            unsafe { std::slice::from_raw_parts_mut(to, len) }
-        };
-        match self.w.data {
-            Packed::F32(data) => (data[column * inner..][..len].as_ptr(), width),
-            Packed::F16(data) => {
-                use half::slice::HalfFloatSliceExt;
-                let to = widened();
-                data[column * inner..][..len].convert_to_f32_slice(to);
-                (to.as_ptr(), width)
-            }
-            Packed::Bf16(_) | Packed::Split(..) => {
-                let to = widened();
-                let parts = match self.w.data {
-                    Packed::Split(_, parts) => parts,
-                    _ => 1,
-                };
-                let depth = self.w.inputs.next_multiple_of(SQUARE);
-                // A tile, of 16 columns, by its number.
-                let tile = |number: usize, to: &mut [f32], at: usize, rows: usize, first: bool| {
-                    for pair in 0..rows.div_ceil(2) {
-                        for c in 0..16 {
-                            let word = number * 256 + pair * 16 + c;
-                            let (even, odd) = match self.w.data {
-                                Packed::Bf16(data) => (
-                                    u32::from(data[2 * word].to_bits()) << 16,
-                                    u32::from(data[2 * word + 1].to_bits()) << 16,
-                                ),
-                                Packed::Split(data, _) => {
-                                    (data[word] << 16, data[word] & 0xffff_0000)
-                                }
-                                _ => (0, 0),
-                            };
-                            let mut put = |row: usize, bits: u32| {
-                                let to = &mut to[at + row * width + c];
-                                let x = f32::from_bits(bits);
-                                *to = if first { x } else { *to + x };
-                            };
-                            put(2 * pair, even);
-                            if 2 * pair + 1 < rows {
-                                put(2 * pair + 1, odd);
-                            }
-                        }
-                    }
-                };
-                let squares = depth / SQUARE;
-                for tap in 0..self.w.taps {
-                    for square in 0..squares {
-                        let rows = SQUARE.min(self.w.inputs - square * SQUARE);
-                        let k = tap * self.w.inputs + square * SQUARE;
-                        for c in (0..width).step_by(16) {
-                            let block = (column + c) / SQUARE * self.w.taps * squares;
-                            let number = (block + tap * squares + square) * parts;
-                            for part in 0..parts {
-                                // Small parts last, so that the sum of the first two is exact.
-                                let number = (number + part) * 2 + (column + c) / 16 % 2;
-                                tile(number, to, k * width + c, rows, part == 0);
-                            }
-                        }
-                    }
-                }
-                (to.as_ptr(), width)
-            }
-        }
     }
 
     /// Asks for a block of the result, which is needed when its sums are done.

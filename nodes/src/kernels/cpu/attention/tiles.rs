@@ -1,15 +1,15 @@
 //! The same on the matrix unit: both products of a block of keys are made of operands that are cut exactly into three
-//! bfloat16 parts, as `amx` has it, what is between them by vectors.
+//! bfloat16 parts, as `amx` has it, or rounded to bfloat16, what is between them by vectors.
 //!
 //! A panel is of 32 queries here. Keys and values are cut block by block as they are needed, for a group of panels at a
 //! time, so that nothing of their size is kept. A head that is no multiple of 32 long is padded: its queries with zeros, its
 //! keys with what follows them, so that what is not finite in the keys of one head may show in the one before.
 
 use std::arch::x86_64::{
-    __m512i, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_loadu_si512,
-    _mm512_or_si512, _mm512_set1_epi32, _mm512_shuffle_i32x4, _mm512_srli_epi32,
-    _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
-    _mm512_unpacklo_epi64,
+    __m512i, _mm512_add_epi32, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps,
+    _mm512_loadu_si512, _mm512_or_si512, _mm512_set1_epi32, _mm512_shuffle_i32x4,
+    _mm512_srli_epi32, _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
+    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
 use super::{Head, INNER, LINE, Row, Softmax, Work, numbers, pack, scale_lanes};
@@ -20,12 +20,12 @@ use crate::kernels::cpu::simd::{Avx512, Simd};
 const QUERIES: usize = BLOCK;
 /// Keys of a block.
 const KEYS: usize = 64;
-/// Parts that numbers are cut into.
-const PARTS: usize = 3;
 /// Bytes of a row of an operand: one step of the inner dimension.
 const STEP: usize = 2 * DEPTH;
 /// Bytes of the parts of a second operand of one step.
-const COLUMNS: usize = PARTS * 2 * TILE;
+const fn columns(parts: usize) -> usize {
+    parts * 2 * TILE
+}
 /// No key.
 const NONE: u32 = u32::MAX;
 /// Steps of the inner dimension that are summed in one go.
@@ -46,42 +46,45 @@ struct Sizes {
     steps: usize,
     /// The size in whole blocks.
     wide: usize,
+    /// Parts that numbers are cut into.
+    parts: usize,
 }
 
 impl Sizes {
-    fn of(size: usize) -> Self {
+    fn of(size: usize, parts: usize) -> Self {
         Self {
             size,
             steps: size.div_ceil(DEPTH),
             wide: size.next_multiple_of(BLOCK),
+            parts,
         }
     }
 
     /// Bytes of the parts of a panel of queries.
     fn queries(self) -> usize {
-        self.steps * COLUMNS
+        self.steps * columns(self.parts)
     }
 
     /// Bytes of the parts of a block of keys, and of their values.
     fn keys(self) -> usize {
-        self.steps * PARTS * KEYS * STEP
+        self.steps * self.parts * KEYS * STEP
     }
 
     fn values(self) -> usize {
-        KEYS / DEPTH * PARTS * self.wide * STEP
+        KEYS / DEPTH * self.parts * self.wide * STEP
     }
 }
 
-/// Does the work.
-pub(super) fn run(work: &Work<'_>, scale: f32) {
+/// Does the work, numbers cut into P parts: exactly into 3, or rounded to bfloat16 as the one.
+pub(super) fn run<const P: usize>(work: &Work<'_>, scale: f32) {
     let (_, _, c) = work.shape;
-    let sizes = Sizes::of(c / work.heads);
+    let sizes = Sizes::of(c / work.heads, P);
     let bytes = sizes.queries() + 2 * sizes.wide * size_of::<Row<QUERIES>>();
     let group = work.panels(QUERIES, bytes);
     let scratch = rows_of(group * sizes.queries())
         + rows_of(sizes.keys())
         + rows_of(sizes.values())
-        + rows_of(KEYS / DEPTH * COLUMNS)
+        + rows_of(KEYS / DEPTH * columns(P))
         + KEYS
         + BLOCK
         + sizes.wide;
@@ -93,7 +96,7 @@ pub(super) fn run(work: &Work<'_>, scale: f32) {
             let tiles = Tiles::configure();
             // SAFETY: where the matrix unit is, there are AVX-512 F and BW. The head is `check`ed: keys are below M, and its
             // columns inside C.
-            unsafe { attend(&tiles, q, start, rows, scale, sizes, head, out, scratch) };
+            unsafe { attend::<P>(&tiles, q, start, rows, scale, sizes, head, out, scratch) };
         },
     );
 }
@@ -111,7 +114,7 @@ fn take<'a>(scratch: &mut &'a mut Panel, rows: usize) -> &'a mut Panel {
 /// The processor has AVX-512 F and BW; the columns of the head are inside of rows of q, k and v, its keys among the rows.
 #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
 #[allow(clippy::too_many_arguments)]
-unsafe fn attend(
+unsafe fn attend<const P: usize>(
     tiles: &Tiles,
     q: &[f32],
     start: usize,
@@ -122,13 +125,15 @@ unsafe fn attend(
     out: &mut Panel,
     mut scratch: &mut Panel,
 ) {
-    let Sizes { size, steps, wide } = sizes;
+    let Sizes {
+        size, steps, wide, ..
+    } = sizes;
     let panels = rows.len().div_ceil(QUERIES);
     let scratch = &mut scratch;
     let queries = take(scratch, rows_of(panels * sizes.queries()));
     let keys = take(scratch, rows_of(sizes.keys()));
     let values = take(scratch, rows_of(sizes.values()));
-    let weights = take(scratch, rows_of(KEYS / DEPTH * COLUMNS));
+    let weights = take(scratch, rows_of(KEYS / DEPTH * columns(P)));
     let scores = take(scratch, KEYS);
     let sums = take(scratch, BLOCK);
     let plain = take(scratch, wide);
@@ -141,10 +146,10 @@ unsafe fn attend(
         let plain = &mut plain[..size];
         pack(q, head.stride, start, rows, scale, plain);
         for (step, part) in plain.chunks(DEPTH).enumerate() {
-            // SAFETY: a part has at most DEPTH rows of 32 numbers; step < steps of COLUMNS bytes of a panel.
+            // SAFETY: a part has at most DEPTH rows of 32 numbers; step < steps of columns(P) bytes of a panel.
             unsafe {
-                let to = queries.add((panel * steps + step) * COLUMNS);
-                amx::split_columns::<PARTS>(part.as_ptr().cast(), QUERIES, part.len(), QUERIES, to);
+                let to = queries.add((panel * steps + step) * columns(P));
+                amx::split_columns::<P>(part.as_ptr().cast(), QUERIES, part.len(), QUERIES, to);
             }
         }
     }
@@ -163,7 +168,7 @@ unsafe fn attend(
         // zeros of the queries.
         unsafe {
             let chosen = &chosen[..blocks * BLOCK];
-            amx::split_rows::<PARTS>(
+            amx::split_rows::<P>(
                 head.k,
                 head.stride,
                 chosen,
@@ -172,27 +177,27 @@ unsafe fn attend(
                 keys,
                 KEYS * STEP,
             );
-            cut_values(head, &chosen[..count], sizes, plain, values);
+            cut_values::<P>(head, &chosen[..count], sizes, plain, values);
         }
         for (panel, (out, softmax)) in out.chunks_mut(wide).zip(&mut softmaxes).enumerate() {
             // SAFETY: rows i * 32 .. + 32 of the keys are inside KEYS, steps first .. + run inside `steps`, of which the queries
-            // of a panel have as many; scores and sums have 32 rows of 32 numbers at each. The weights have COLUMNS bytes
+            // of a panel have as many; scores and sums have 32 rows of 32 numbers at each. The weights have columns(P) bytes
             // for each step of 32 keys, the values as many steps and `wide` rows, of which x .. x + 32 are inside.
             unsafe {
-                let queries = queries.add(panel * steps * COLUMNS);
+                let queries = queries.add(panel * steps * columns(P));
                 for block in 0..blocks {
                     for first in (0..steps).step_by(RUN) {
                         let operand = Rows {
-                            data: keys.add((first * PARTS * KEYS + block * BLOCK) * STEP),
+                            data: keys.add((first * P * KEYS + block * BLOCK) * STEP),
                             stride: STEP,
                             part: KEYS * STEP,
-                            step: PARTS * KEYS * STEP,
+                            step: P * KEYS * STEP,
                         };
                         let run = RUN.min(steps - first);
                         let own = scores.as_mut_ptr().add(block * BLOCK);
                         let to = if first == 0 { own } else { sums };
-                        let columns = queries.add(first * COLUMNS);
-                        amx::multiply::<PARTS, PARTS>(
+                        let columns = queries.add(first * columns(P));
+                        amx::multiply::<P, P>(
                             Some(tiles),
                             operand,
                             &[0],
@@ -206,15 +211,15 @@ unsafe fn attend(
                         }
                     }
                 }
-                weigh(softmax, &scores[..count], weights);
+                weigh::<P>(softmax, &scores[..count], weights);
                 for (block, out) in out.chunks_mut(BLOCK).enumerate() {
                     let operand = Rows {
                         data: values.add(block * BLOCK * STEP),
                         stride: STEP,
                         part: wide * STEP,
-                        step: PARTS * wide * STEP,
+                        step: P * wide * STEP,
                     };
-                    amx::multiply::<PARTS, PARTS>(
+                    amx::multiply::<P, P>(
                         Some(tiles),
                         operand,
                         &[0],
@@ -238,16 +243,20 @@ unsafe fn attend(
 /// interleaved, zeros where a step has no more keys.
 ///
 /// # Safety
-/// The processor has AVX-512 F; `to` is of [`COLUMNS`] bytes for each [`DEPTH`] scores.
+/// The processor has AVX-512 F; `to` is of `columns(P)` bytes for each [`DEPTH`] scores.
 #[inline(always)]
-unsafe fn weigh(softmax: &mut Softmax<QUERIES>, scores: &[Row<QUERIES>], to: *mut u8) {
+unsafe fn weigh<const P: usize>(
+    softmax: &mut Softmax<QUERIES>,
+    scores: &[Row<QUERIES>],
+    to: *mut u8,
+) {
     // SAFETY: two vectors of 16 lanes are a row of 32; a pair has 64 bytes in each tile of each part of its step.
     unsafe {
         let max = softmax.max_with::<Avx512>(scores, 0, 2);
         let mut sum = [Avx512::splat(0.0); 4];
         let high = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
         for pair in 0..scores.len().next_multiple_of(DEPTH) / 2 {
-            let to = to.add(pair / SIDE * COLUMNS + pair % SIDE * STEP);
+            let to = to.add(pair / SIDE * columns(P) + pair % SIDE * STEP);
             for j in 0..2 {
                 let mut weights = [Avx512::splat(0.0); 2];
                 for (weight, row) in weights.iter_mut().zip(scores.iter().skip(2 * pair)) {
@@ -255,9 +264,12 @@ unsafe fn weigh(softmax: &mut Softmax<QUERIES>, scores: &[Row<QUERIES>], to: *mu
                     *weight = Avx512::exp2(Avx512::sub(score, max[j]));
                     sum[j] = Avx512::add(sum[j], *weight);
                 }
-                // As in `amx`: a part is the upper 16 bits, and what it leaves is exact.
-                for part in 0..PARTS {
-                    let bits = weights.map(|x| _mm512_castps_si512(x));
+                // As in `amx`: a part is the upper 16 bits, and what it leaves is exact; one alone is rounded.
+                for part in 0..P {
+                    let mut bits = weights.map(|x| _mm512_castps_si512(x));
+                    if P == 1 {
+                        bits = bits.map(|x| _mm512_add_epi32(x, _mm512_set1_epi32(0x8000)));
+                    }
                     let upper = bits.map(|x| _mm512_and_si512(x, high));
                     let both = _mm512_or_si512(_mm512_srli_epi32::<16>(bits[0]), upper[1]);
                     _mm512_storeu_si512(to.add((part * 2 + j) * TILE).cast(), both);
@@ -302,10 +314,16 @@ unsafe fn accumulate(out: *mut f32, scale: Option<&Row<QUERIES>>, sums: *const f
 /// The processor has AVX-512 F and BW; the keys are rows of v, the head's columns inside; `plain` is of `wide` rows, `to` of
 /// [`Sizes::values`] bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
-unsafe fn cut_values(head: &Head<'_>, keys: &[u32], sizes: Sizes, plain: &mut Panel, to: *mut u8) {
+unsafe fn cut_values<const P: usize>(
+    head: &Head<'_>,
+    keys: &[u32],
+    sizes: Sizes,
+    plain: &mut Panel,
+    to: *mut u8,
+) {
     let Sizes { size, wide, .. } = sizes;
     let plain = numbers(&mut plain[..wide]);
-    let mut columns = [Row::<LINE>::splat(0.0); COLUMNS / STEP];
+    let mut columns = [Row::<LINE>::splat(0.0); 3 * 2 * TILE / STEP];
     for (step, keys) in keys.chunks(DEPTH).enumerate() {
         for (plain, &key) in plain.chunks_exact_mut(wide).zip(keys) {
             let row = &head.v[key as usize * head.stride + head.start..][..size];
@@ -313,21 +331,15 @@ unsafe fn cut_values(head: &Head<'_>, keys: &[u32], sizes: Sizes, plain: &mut Pa
         }
         for x in (0..size).step_by(BLOCK) {
             let count = BLOCK.min(size - x);
-            // SAFETY: keys.len() <= 32 rows of `wide` numbers, of which x .. x + count are inside; `columns` is COLUMNS bytes.
+            // SAFETY: keys.len() <= 32 rows of `wide` numbers, of which x .. x + count are inside; `columns` is columns(P) bytes.
             // A tile of it is 16 rows of 64 bytes, and so is what is written: rows x + 16 half .. + 16 of `wide`.
             unsafe {
                 let columns = columns.as_mut_ptr().cast::<u8>();
-                amx::split_columns::<PARTS>(
-                    plain.as_ptr().add(x),
-                    wide,
-                    keys.len(),
-                    count,
-                    columns,
-                );
-                for part in 0..PARTS {
+                amx::split_columns::<P>(plain.as_ptr().add(x), wide, keys.len(), count, columns);
+                for part in 0..P {
                     for half in 0..2 {
                         let tile = columns.add((part * 2 + half) * TILE);
-                        let row = (step * PARTS + part) * wide + x + half * SIDE;
+                        let row = (step * P + part) * wide + x + half * SIDE;
                         transpose(tile, to.add(row * STEP));
                     }
                 }
