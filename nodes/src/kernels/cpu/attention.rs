@@ -586,6 +586,7 @@ fn check(q: &Tensor, to: Attended<'_>, heads: usize) -> Result<()> {
         || to.k.dim(2)? != c
         || (sources != 1 && sources != images)
         || m == 0
+        || c == 0
         || heads == 0
         || c % heads != 0
     {

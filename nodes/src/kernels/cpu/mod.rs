@@ -33,7 +33,9 @@ impl Default for Cpu {
         #[cfg(target_arch = "x86_64")]
         let (amx, pairs) = (
             isa == Isa::Avx512 && amx::is_available(),
-            isa == Isa::Avx512 && std::arch::is_x86_feature_detected!("avx512bf16"),
+            isa == Isa::Avx512
+                && std::arch::is_x86_feature_detected!("avx512bw")
+                && std::arch::is_x86_feature_detected!("avx512bf16"),
         );
         #[cfg(not(target_arch = "x86_64"))]
         let (amx, pairs) = (false, false);
@@ -187,6 +189,9 @@ impl Kernel for Cpu {
             [o, c, h, w] => (o, c, h * w),
             _ => bail!("a weight of shape {:?}", w.dims()),
         };
+        if w.elem_count() == 0 {
+            bail!("a weight of shape {:?} has no numbers", w.dims());
+        }
         let (storage, layout) = w.storage_and_layout();
         let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets())
         else {
@@ -311,6 +316,9 @@ impl Kernel for Cpu {
             );
         }
         let rank = x.rank();
+        if rank < 2 || x.elem_count() == 0 {
+            bail!("group norm of nothing: {:?}", x.dims());
+        }
         let pixels: usize = x.dims()[1..rank - 1].iter().product();
         let mut out = vec![0f32; x.elem_count()];
         with_data(x, |x| {
@@ -597,6 +605,58 @@ mod tests {
                 close(&kernel.layer_norm(&x, &weight, &bias, 1e-5).unwrap(), &Plain.layer_norm(&x, &weight, &bias, 1e-5).unwrap());
                 close(&kernel.geglu(&x).unwrap(), &Plain.geglu(&x).unwrap());
             }
+        }
+
+        #[test]
+        fn convolutions_in_fewer_multiplications_are_near_and_batch_invariant(
+            b in 1usize..4, c in 64usize..100, o in 64usize..140, h in 16usize..22, w in 16usize..22, top in 0usize..3, left in 0usize..3, larger: bool, seed in 0u64..99,
+        ) {
+            let padding = Padding { top, bottom: 1, left, right: 1 };
+            prop_assume!(h + top >= 18 && w + left >= 18);
+            let enlarged = larger.then_some((2 * h - 1, 2 * w));
+            let window = Window { stride: 1, padding, enlarged };
+            let (x, k, bias) = (data(&[b, c, h, w], seed), data(&[o, c, 3, 3], seed + 1), data(&[o], seed + 2));
+            let image = data(&[b, o], seed + 3);
+            let plain = |terms| Plain.conv2d(&x, &weight(&k, &Plain), window, terms).unwrap();
+            let residual = data(plain(Terms::default()).dims(), seed + 4);
+            let expected = plain(Terms { bias: Some(&bias), image: Some(&image), residual: Some(&residual) });
+            let last = Layout::ChannelsLast;
+            let (x, residual) = (last.images(&x).unwrap(), last.images(&residual).unwrap());
+            let mut fused: Vec<Vec<u32>> = Vec::new();
+            for kernel in kernels() {
+                let k = weight(&k, &kernel);
+                let terms = Terms { bias: Some(&bias), image: Some(&image), residual: Some(&residual) };
+                let y = kernel.conv2d(&x, &k, window, terms).unwrap();
+                close(&last.planes(&y).unwrap(), &expected);
+                let part = |t: &Tensor| t.narrow(0, b - 1, 1).unwrap();
+                let terms = Terms { bias: Some(&bias), image: Some(&part(&image)), residual: Some(&part(&residual)) };
+                let alone = kernel.conv2d(&part(&x), &k, window, terms).unwrap();
+                prop_assert_eq!(bits(&part(&y)), bits(&alone));
+                if kernel.name() == "cpu2" {
+                    fused.push(bits(&y));
+                }
+                let short = Terms { residual: Some(&bias), ..Terms::default() };
+                prop_assert!(kernel.conv2d(&x, &k, window, short).is_err());
+            }
+            prop_assert!(fused.windows(2).all(|pair| pair[0] == pair[1]));
+        }
+
+        #[test]
+        fn attention_that_rounds_is_near_and_batch_invariant(b in 1usize..4, n in 1usize..150, m in 32usize..200, heads in 1usize..4, size in 16usize..70, seed in 0u64..99, masked: bool) {
+            let c = heads * size;
+            let (q, k, v) = (data(&[b, n, c], seed), data(&[b, m, c], seed + 1), data(&[b, m, c], seed + 2));
+            let keys: Vec<Vec<u32>> = (0..b).map(|s| (0..m as u32).filter(|j| (j + s as u32) % 3 != 1 || *j == 0).collect()).collect();
+            let keys = masked.then_some(keys.as_slice());
+            let kernel = Cpu::default().for_weights(DType::BF16).unwrap();
+            let y = kernel.attention(&q, &k, &v, heads, 0.05, keys).unwrap();
+            let expected = Plain.attention(&q, &k, &v, heads, 0.05, keys).unwrap();
+            // Scores of |q| |k| scale <= 4 size / 20 are off by 2^-8 of that, a weight by as much of itself, and so are values.
+            let bound = (size as f64 * 0.2 + 2.0) / 256.0 * 2.0;
+            let off = (&y - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            prop_assert!(f64::from(off) <= bound, "off by {off}, bound {bound}");
+            let part = |t: &Tensor| t.narrow(0, b - 1, 1).unwrap();
+            let alone = kernel.attention(&part(&q), &part(&k), &part(&v), heads, 0.05, keys.map(|keys| &keys[b - 1..])).unwrap();
+            prop_assert_eq!(bits(&part(&y)), bits(&alone));
         }
 
         #[test]

@@ -59,7 +59,7 @@ unsafe fn channel_sums_generic<S: Simd>(
             let mean = sum * inverse;
             let centred = column().fold(0.0, |s: f32, x| {
                 let d = x - mean;
-                d.mul_add(d, s) // as the vectors do, so that it does not matter where their last one ends
+                d.mul_add(d, s) // as vectors that fuse do, so that it does not matter where the last one ends
             });
             add(c, sum, centred);
             c += 1;

@@ -14,6 +14,7 @@ use candle_core::{DType, Result, bail};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
 use super::pointwise::geglu_one;
 use super::simd::{Isa, Simd, multiversion};
 use super::winograd;
@@ -460,10 +461,12 @@ pub(super) fn convolution(
     if x.len() != images * g.source.0 * g.source.1 * w.inputs
         || out.len() != images * g.out.0 * g.out.1 * w.outputs
         || w.taps != g.kernel.0 * g.kernel.1
+        || w.taps == 0
         || w.inputs == 0
     {
         bail!("a convolution's operands do not fit one another");
     }
+    check(x, w, terms, g.out.0 * g.out.1, w.outputs, out)?;
     if winograd::pays(w, &g) && winograd_on(machine, w) {
         return winograd::convolution(machine.isa, x, images, w, terms, g, out);
     }
@@ -507,7 +510,8 @@ impl Cut {
             w.inputs * 4
         };
         let fits = (SCRATCH / per_row.max(1)).max(4 * SQUARE);
-        let panels = w.outputs.div_ceil(PANEL);
+        let written = if gated { w.outputs / 2 } else { w.outputs };
+        let panels = written.div_ceil(PANEL);
         let threads = rayon::current_num_threads();
         // A few tasks for each thread, so that all end together, if there is work for them.
         let work = rows * w.inputs * w.taps * w.outputs;
@@ -616,26 +620,7 @@ fn run(
 ) -> Result<()> {
     // The columns that are written.
     let outputs = if gated { w.outputs / 2 } else { w.outputs };
-    let (len, expected) = {
-        let of = |dtype| packed_len(dtype, w.outputs, w.inputs, w.taps);
-        match w.data {
-            Packed::F32(data) => (data.len(), of(DType::F32)),
-            Packed::F16(data) => (data.len(), of(DType::F16)),
-            Packed::Bf16(data) => (data.len(), of(DType::BF16)),
-            Packed::Split(data, parts) => (2 * data.len(), parts * of(DType::BF16)),
-        }
-    };
-    let fits = |term: Option<&[f32]>, len: usize| term.is_none_or(|term| term.len() == len);
-    if len != expected
-        || pixels == 0
-        || !out.len().is_multiple_of((pixels * outputs).max(1))
-        || !fits(terms.bias, w.outputs)
-        || !fits(terms.image, out.len() / pixels)
-        || !fits(terms.residual, out.len())
-        || x.len() > NONE as usize
-    {
-        bail!("a product's operands do not fit one another");
-    }
+    check(x, w, terms, pixels, outputs, out)?;
     let bands = bands(cut.bands);
     let per_group = outputs.div_ceil(PANEL).div_ceil(cut.groups) * PANEL;
     let shifts = shifts(terms, w.outputs);
@@ -672,6 +657,39 @@ fn run(
             }
             task.by_vectors(machine);
         });
+    Ok(())
+}
+
+/// Refuses operands that do not fit one another; `outputs` are the columns that are written.
+fn check(
+    x: &[f32],
+    w: Matrix<'_>,
+    terms: Terms<'_>,
+    pixels: usize,
+    outputs: usize,
+    out: &[MaybeUninit<f32>],
+) -> Result<()> {
+    let (len, expected) = {
+        let of = |dtype| packed_len(dtype, w.outputs, w.inputs, w.taps);
+        match w.data {
+            Packed::F32(data) => (data.len(), of(DType::F32)),
+            Packed::F16(data) => (data.len(), of(DType::F16)),
+            Packed::Bf16(data) => (data.len(), of(DType::BF16)),
+            Packed::Split(data, parts) => (2 * data.len(), parts * of(DType::BF16)),
+        }
+    };
+    let fits = |term: Option<&[f32]>, len: usize| term.is_none_or(|term| term.len() == len);
+    if len != expected
+        || pixels == 0
+        || !out.len().is_multiple_of((pixels * outputs).max(1))
+        || !fits(terms.bias, w.outputs)
+        || !fits(terms.image, out.len() / pixels)
+        || !fits(terms.residual, out.len())
+        || x.len() > NONE as usize
+        || out.len() / outputs.max(1) > NONE as usize
+    {
+        bail!("a product's operands do not fit one another");
+    }
     Ok(())
 }
 
@@ -729,6 +747,7 @@ struct Task<'a> {
     pixels: usize,
     columns: std::ops::Range<usize>,
     /// Whether the columns are `h gelu(g)` of those of w and of those half of its columns on.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     gated: bool,
     out: Shared,
 }
@@ -858,9 +877,14 @@ unsafe fn emit_generic<S: Simd>(block: Block<'_>) {
             }
             while c < columns {
                 let mut v = *sums.add(c);
+                // As the vectors do it: where nothing is added, not even a zero, which would turn -0 to 0.
                 if first {
-                    v += shift.map_or(0.0, |shift| shift[column + c]);
-                    v += residual.map_or(0.0, |residual| residual[at + c]);
+                    if let Some(shift) = shift {
+                        v += shift[column + c];
+                    }
+                    if let Some(residual) = residual {
+                        v += residual[at + c];
+                    }
                 } else {
                     v += *to.add(c);
                 }
@@ -878,6 +902,7 @@ multiversion! {
 }
 
 /// Writes `h gelu(g)` of two blocks of sums, h and g, with their shifts.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 unsafe fn emit_gated_generic<S: Simd>(block: Block<'_>, gates: *const f32) {
     let half = block.outputs / 2;
@@ -906,6 +931,7 @@ unsafe fn emit_gated_generic<S: Simd>(block: Block<'_>, gates: *const f32) {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 multiversion! {
     /// Writes `h gelu(g)` of two blocks of sums. Both must be valid for the block's rows and columns.
     unsafe fn emit_gated(block: Block<'_>, gates: *const f32) = emit_gated_generic
@@ -1192,10 +1218,11 @@ impl Task<'_> {
             let b_size = taps.len() * plan.steps * B * 2 * TILE;
             let b = weights.bytes(2 * b_size);
             let mut sums = [0f32; 2 * BLOCK * BLOCK];
+            let own = sums.as_mut_ptr();
             for first in (0..all_steps).step_by(plan.steps) {
                 let steps = plan.steps.min(all_steps - first);
-                // SAFETY: the scratch has room for steps * A * part bytes, part = 64 bytes for each row. AVX-512 comes with
-                // the matrix unit.
+                // SAFETY: the scratch has room for steps * A * part bytes, part = 64 bytes for each row. Tiles are used where
+                // AVX-512 F and BW were detected.
                 unsafe {
                     amx::split_rows::<A>(self.x, inputs, rows, first * DEPTH, steps, a, part);
                 }
@@ -1244,23 +1271,15 @@ impl Task<'_> {
                         // many as the last tap and the positions, rounded up to 32, reach. b was filled for all taps
                         // and steps; the sums are 32 x 32.
                         unsafe {
-                            amx::multiply::<A, B>(
-                                tiles,
-                                rows,
-                                &byte_taps,
-                                steps,
-                                b,
-                                b_tap,
-                                sums.as_mut_ptr(),
-                            );
+                            amx::multiply::<A, B>(tiles, rows, &byte_taps, steps, b, b_tap, own);
                             let block = Block {
                                 rows: destinations,
                                 column,
                                 columns,
-                                ..self.block(sums.as_ptr(), BLOCK, first == 0)
+                                ..self.block(own, BLOCK, first == 0)
                             };
                             if let Some((b, b_tap)) = gate {
-                                let gates = sums.as_mut_ptr().add(BLOCK * BLOCK);
+                                let gates = own.add(BLOCK * BLOCK);
                                 amx::multiply::<A, B>(
                                     tiles, rows, &byte_taps, steps, b, b_tap, gates,
                                 );
@@ -1312,7 +1331,7 @@ impl Task<'_> {
                 let at = panel * inner + (tap * inputs + channel) * width + column - panel;
                 let reach = (depth - 1) * width + columns;
                 // SAFETY: the block of `depth` rows of `columns` at `at`, `width` apart, is inside the slice; the scratch
-                // has taps * steps * size bytes. AVX-512 comes with the matrix unit.
+                // has taps * steps * size bytes. AVX-512 F and BW were detected.
                 unsafe {
                     match self.w.data {
                         Packed::F32(data) => amx::split_columns::<B>(

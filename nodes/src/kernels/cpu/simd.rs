@@ -85,7 +85,7 @@ pub(super) unsafe trait Simd: Copy {
     /// `p 2^n` of n in the low bits of the significand of `n`, as adding 1.5 * 2^23 leaves it; p and the result are normal.
     unsafe fn times_pow2(p: Self::V, n: Self::V) -> Self::V;
 
-    /// `exp(x)` for x <= 0 to 2 units in the last place; what is below -87 counts as -87: 1.6e-38 is nothing beside the
+    /// `exp(x)` for x <= 88 to 2 units in the last place; what is below -87 counts as -87: 1.6e-38 is nothing beside the
     /// largest term of a softmax, which is 1.
     #[inline(always)]
     unsafe fn exp(x: Self::V) -> Self::V {

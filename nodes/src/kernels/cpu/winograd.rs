@@ -8,7 +8,6 @@
 //! Batch invariance: a tile is of one image; its sums are over channels, in runs, whichever tiles are at work beside it.
 
 use std::cell::RefCell;
-use std::mem::MaybeUninit;
 
 use candle_core::Result;
 use rayon::prelude::*;
@@ -24,7 +23,7 @@ const SIDE: usize = 4;
 const UNDER: usize = 6;
 /// Products that a tile is made of.
 const POINTS: usize = UNDER * UNDER;
-/// Tiles whose products are at work at a time: 36 x 64 columns of sums for each, about a megabyte in all.
+/// Tiles whose products are at work at a time: their sums, 36 x 64 columns for each, are about a megabyte in all.
 const CHUNK: usize = 96;
 /// Numbers of transformed pixels that are held at a time, about.
 const SLAB: usize = 1 << 24;
@@ -358,8 +357,13 @@ unsafe fn transform_sums_generic<S: Simd>(
                         let mut lanes = [0f32; 16];
                         S::store(lanes.as_mut_ptr(), v);
                         for (lane, v) in lanes.into_iter().enumerate().take(columns - c) {
-                            let v = v + shift.map_or(0.0, |shift| shift[column + c + lane]);
-                            let v = v + residual.map_or(0.0, |residual| residual[to + lane]);
+                            let mut v = v;
+                            if let Some(shift) = shift {
+                                v += shift[column + c + lane];
+                            }
+                            if let Some(residual) = residual {
+                                v += residual[to + lane];
+                            }
                             out.data().add(to + lane).write(v);
                         }
                     }

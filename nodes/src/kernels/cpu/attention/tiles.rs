@@ -264,7 +264,7 @@ unsafe fn weigh<const P: usize>(
                     *weight = Avx512::exp2(Avx512::sub(score, max[j]));
                     sum[j] = Avx512::add(sum[j], *weight);
                 }
-                // As in `amx`: a part is the upper 16 bits, and what it leaves is exact; one alone is rounded.
+                // As in `amx`: a part is the upper 16 bits, and what it leaves is exact; one alone is rounded, ties up.
                 for part in 0..P {
                     let mut bits = weights.map(|x| _mm512_castps_si512(x));
                     if P == 1 {
