@@ -13,6 +13,7 @@ use crate::diffusion::Result as NetworkResult;
 use crate::diffusion::checkpoint::Checkpoint;
 use crate::diffusion::preview::LinearMap;
 use crate::diffusion::sampling::Monitor;
+use crate::diffusion::tiles::Tiled;
 use crate::image::resample::{Filter, resize};
 use crate::latent::decode;
 use crate::payload::image::MAX_PIXELS;
@@ -32,7 +33,7 @@ pub enum By {
     /// By a linear map that is fitted to the model's VAE: blurred, true in its colours, at almost no cost.
     #[default]
     Linear,
-    /// By the VAE itself, as `decode` does: about as much work for each picture as `decode` takes.
+    /// By the VAE itself, as `decode` does by default: about as much work for each picture as `decode` takes.
     Vae,
 }
 
@@ -68,7 +69,7 @@ pub(crate) fn pictures(
     context: &Context<'_>,
 ) -> Result<Image, NodeError> {
     match by {
-        By::Vae => Image::new(decode(model, latents)?, None),
+        By::Vae => Image::new(decode(model, latents, Tiled::Auto)?, None),
         By::Linear => {
             let small = Image::new(linear_map(model, context)?.apply(latents)?, None)?;
             let factor = model.description().facts().factor;

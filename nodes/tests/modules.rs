@@ -7,6 +7,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
@@ -15,10 +16,17 @@ use retouch_nodes::diffusion::control::{
     AttentionControl, AttentionKind, Branch, Qkv, Rows, Site, Untouched,
 };
 use retouch_nodes::diffusion::layout::Sources;
+use retouch_nodes::diffusion::noise::starting_noise;
+use retouch_nodes::diffusion::tiles::Tiling;
 use retouch_nodes::diffusion::unet::{Call, grid_at};
 use retouch_nodes::diffusion::{Result, sampling};
 use retouch_nodes::kernels::{Cpu, Kernel, Plain};
-use support::{Disk, FAMILIES, MODULE, assert_close, data, expected};
+use retouch_nodes::latent::{Decode, EncodeReference, decode, encode_reference};
+use retouch_nodes::payload::Image;
+use serde_json::{Value as Json, json};
+use support::{
+    Disk, FAMILIES, MODULE, Noting, Stage, assert_close, data, expected, latent_of, node,
+};
 
 fn model(folder: &Path, kernel: Arc<dyn Kernel>) -> Checkpoint {
     let description = Description::read(&Sources::of(folder), &Disk).unwrap();
@@ -150,6 +158,147 @@ fn the_vae_agrees_with_that_of_candle_transformers() {
     let noise = &expected(family)["noise"];
     let a = ours.vae().unwrap().decode(noise, &Cpu::default()).unwrap();
     assert_close("candle's VAE", &a, &theirs.decode(noise).unwrap(), MODULE);
+}
+
+fn bits(t: &Tensor) -> Vec<u32> {
+    let numbers: Vec<f32> = t.flatten_all().unwrap().to_vec1().unwrap();
+    numbers.into_iter().map(f32::to_bits).collect()
+}
+
+fn noise(shape: (usize, usize, usize, usize)) -> Tensor {
+    starting_noise(5, shape, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn the_vae_on_tiles_gives_what_that_of_diffusers_gives_on_tiles() {
+    let expected = expected("tiles");
+    let tiling = Tiling::new(8, 2).unwrap();
+    for kernel in kernels() {
+        let model = model(&data().join("tiny-sd1"), kernel);
+        let (vae, kernel) = (model.vae().unwrap(), model.kernel());
+        let decoded = vae.decode_tiled(&expected["latent"], tiling, kernel);
+        let decoded = decoded.unwrap();
+        assert_close("decode", &decoded, &expected["decoded"], MODULE);
+        let mean = vae.encode_mean_tiled(&expected["decoded"], tiling, kernel);
+        assert_close("encode", &mean.unwrap(), &expected["mean"], MODULE);
+    }
+}
+
+#[test]
+fn one_tile_that_covers_everything_gives_the_bits_of_the_whole() {
+    let model = model(&data().join("tiny-sd1"), Arc::new(Cpu::default()));
+    let (vae, kernel) = (model.vae().unwrap(), model.kernel());
+    let latent = noise((2, 4, 11, 16));
+    let whole = vae.decode(&latent, kernel).unwrap();
+    let mean = vae.encode_mean(&whole, kernel).unwrap();
+    for (tile, overlap) in [(16, 4), (64, 16), (17, 0)] {
+        let tiling = Tiling::new(tile, overlap).unwrap();
+        let one = vae.decode_tiled(&latent, tiling, kernel).unwrap();
+        assert_eq!(one.dims(), whole.dims());
+        assert_eq!(bits(&one), bits(&whole));
+        let one = vae.encode_mean_tiled(&whole, tiling, kernel).unwrap();
+        assert_eq!(one.dims(), mean.dims());
+        assert_eq!(bits(&one), bits(&mean));
+    }
+}
+
+#[test]
+fn an_image_of_a_batch_on_tiles_is_the_single_image_bit_for_bit() {
+    let model = model(&data().join("tiny-sd1"), Arc::new(Cpu::default()));
+    let (vae, kernel) = (model.vae().unwrap(), model.kernel());
+    let (latents, tiling) = (noise((3, 4, 13, 9)), Tiling::new(8, 2).unwrap());
+    let pictures = vae.decode_tiled(&latents, tiling, kernel).unwrap();
+    let means = vae.encode_mean_tiled(&pictures, tiling, kernel).unwrap();
+    for b in 0..3 {
+        let of = |t: &Tensor| t.narrow(0, b, 1).unwrap();
+        let picture = vae.decode_tiled(&of(&latents), tiling, kernel).unwrap();
+        assert_eq!(bits(&picture), bits(&of(&pictures)));
+        let mean = vae.encode_mean_tiled(&of(&pictures), tiling, kernel);
+        assert_eq!(bits(&mean.unwrap()), bits(&of(&means)));
+    }
+}
+
+#[test]
+fn on_tiles_the_vae_works_on_no_more_than_one_tile_at_a_time() {
+    let tiling = Tiling::new(8, 2).unwrap();
+    let most = |shape| {
+        let kernel = Arc::new(Noting::default());
+        let model = model(&data().join("tiny-sd1"), kernel.clone());
+        let vae = model.vae().unwrap();
+        let picture = vae.decode_tiled(&noise(shape), tiling, model.kernel());
+        let decoding = kernel.largest.swap(0, Ordering::Relaxed);
+        vae.encode_mean_tiled(&picture.unwrap(), tiling, model.kernel())
+            .unwrap();
+        assert_eq!(kernel.images.load(Ordering::Relaxed), 1);
+        (decoding, kernel.largest.load(Ordering::Relaxed))
+    };
+    let one = most((1, 4, 8, 8));
+    // The finest level has 16 channels, of 64x64 pixels in a tile.
+    assert_eq!(one, (16 * 64 * 64, 16 * 64 * 64));
+    assert_eq!(most((1, 4, 26, 41)), one);
+    assert_eq!(most((3, 4, 26, 9)), one);
+}
+
+#[test]
+fn decode_takes_tiles_above_768_pixels_or_as_it_is_told() {
+    let stage = Stage::default();
+    let model = stage.model("tiny-sd1", false);
+    let decode = |parameters: Json, z: &Tensor| {
+        let inputs = decode::Inputs {
+            model: model.clone(),
+            latent: latent_of(z),
+        };
+        let out = stage.run(&node::<Decode>(parameters), inputs);
+        bits(&out.unwrap().image.rgb)
+    };
+    let tiled = |how: &str| json!({"tiled": how});
+    let wide = noise((1, 4, 16, 80));
+    let whole = decode(tiled("never"), &wide);
+    assert_eq!(decode(json!({}), &wide), whole);
+    assert_ne!(decode(tiled("always"), &wide), whole);
+    let large = noise((2, 4, 80, 116));
+    let tiles = decode(json!({}), &large);
+    let second = large.narrow(0, 1, 1).unwrap();
+    assert_eq!(decode(tiled("always"), &second), tiles[tiles.len() / 2..]);
+    assert_ne!(decode(tiled("never"), &second), tiles[tiles.len() / 2..]);
+    // What is left out has the key that it had before there were tiles.
+    for (parameters, kept) in [
+        (json!({}), json!({})),
+        (tiled("auto"), json!({})),
+        (tiled("never"), tiled("never")),
+    ] {
+        let node = node::<Decode>(parameters);
+        assert_eq!(serde_json::to_value(node).unwrap(), kept);
+    }
+}
+
+#[test]
+fn encode_reference_takes_tiles_above_768_pixels_or_as_it_is_told() {
+    let stage = Stage::default();
+    let model = stage.model("tiny-sd1", false);
+    let photo = (&expected("tiny-sd1")["image"] + 1.0).unwrap() * 0.5;
+    let photo = photo.unwrap().repeat((2, 1, 1, 1)).unwrap();
+    let image = Arc::new(Image::new(photo, None).unwrap());
+    let encode = |parameters: Json| {
+        let inputs = encode_reference::Inputs {
+            model: model.clone(),
+            image: image.clone(),
+        };
+        let out = stage.run(&node::<EncodeReference>(parameters), inputs);
+        bits(&out.unwrap().latent.tensor)
+    };
+    let wide = |how: &str| encode(json!({"width": 640, "height": 128, "tiled": how}));
+    assert_eq!(wide("auto"), wide("never"));
+    assert_ne!(wide("auto"), wide("always"));
+    let large = |how: &str| encode(json!({"width": 928, "height": 640, "tiled": how}));
+    let tiles = large("auto");
+    assert_eq!(tiles, large("always"));
+    assert_ne!(tiles, large("never"));
+    // Both pictures of the batch are the same one.
+    assert_eq!(tiles[..tiles.len() / 2], tiles[tiles.len() / 2..]);
+    let node = node::<EncodeReference>(json!({"width": 768}));
+    let kept = json!({"width": 768, "height": null});
+    assert_eq!(serde_json::to_value(node).unwrap(), kept);
 }
 
 /// Notes every site that it is asked about.

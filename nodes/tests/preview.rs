@@ -15,6 +15,7 @@ use retouch_nodes::diffusion::noise::starting_noise;
 use retouch_nodes::diffusion::preview::{LinearMap, area_mean, decode_scaled};
 use retouch_nodes::diffusion::sampling::{Drawing, Forgets, Monitor, Prompted, step_blend_sample};
 use retouch_nodes::diffusion::solver::{Sampler, Schedule};
+use retouch_nodes::diffusion::tiles::Tiled;
 use retouch_nodes::diffusion::{Error, Result};
 use retouch_nodes::kernels::Cpu;
 use support::{Disk, FAMILIES, data};
@@ -66,7 +67,7 @@ fn the_map_explains_nearly_all_of_finished_pictures_and_most_of_unfinished_ones(
     let map = map_of(&model);
     let vae = model.vae().unwrap();
     let r_squared = |z: &Tensor| {
-        let picture = decode_scaled(&vae, z, model.kernel()).unwrap();
+        let picture = decode_scaled(&vae, z, Tiled::Auto, model.kernel()).unwrap();
         let picture = area_mean(&picture, vae.config().factor()).unwrap();
         map.r_squared(z, &picture).unwrap()
     };
@@ -77,7 +78,7 @@ fn the_map_explains_nearly_all_of_finished_pictures_and_most_of_unfinished_ones(
     assert!(of.iter().all(|&r| r > 0.85), "{of:?}");
     // A map that gives the mean colour alone explains nothing: the measure is one.
     let mean = LinearMap::new(8, [[0.0; 8].as_slice(), &[0.5]].concat().repeat(3), 0.0).unwrap();
-    let picture = decode_scaled(&vae, &trajectory[steps], model.kernel()).unwrap();
+    let picture = decode_scaled(&vae, &trajectory[steps], Tiled::Auto, model.kernel()).unwrap();
     let picture = area_mean(&picture, vae.config().factor()).unwrap();
     assert!(mean.r_squared(&trajectory[steps], &picture).unwrap() <= 0.0);
 }

@@ -20,6 +20,7 @@ pub mod published;
 pub mod sampling;
 pub mod scheduler;
 pub mod solver;
+pub mod tiles;
 pub mod tokenizer;
 pub mod unet;
 pub mod vae;

@@ -7,6 +7,7 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::noise::{Stream, normal};
+use super::tiles::Tiled;
 use super::vae::Vae;
 use super::{Error, Result};
 use crate::kernels::Kernel;
@@ -131,7 +132,7 @@ impl LinearMap {
             (vae.encode_mean(&pictures, kernel)? * vae.config().scaling_factor)?.contiguous()?;
         let drawn = smooth_noise(SEEDS[1], channels, SIDE, &scales[..4], LATENT_GAIN)?;
         let latents = Tensor::cat(&[encoded, drawn.to_device(device)?], 0)?;
-        let pictures = area_mean(&decode_scaled(vae, &latents, kernel)?, factor)?;
+        let pictures = area_mean(&decode_scaled(vae, &latents, Tiled::Never, kernel)?, factor)?;
         Self::fit(&latents, &pictures)
     }
 
@@ -218,8 +219,18 @@ impl LinearMap {
 ///
 /// # Errors
 /// When the VAE fails.
-pub fn decode_scaled(vae: &Vae, latents: &Tensor, kernel: &dyn Kernel) -> Result<Tensor> {
-    let picture = vae.decode(&(latents / vae.config().scaling_factor)?, kernel)?;
+pub fn decode_scaled(
+    vae: &Vae,
+    latents: &Tensor,
+    tiled: Tiled,
+    kernel: &dyn Kernel,
+) -> Result<Tensor> {
+    let (_, _, height, width) = latents.dims4()?;
+    let latents = (latents / vae.config().scaling_factor)?;
+    let picture = match tiled.tiling(height, width) {
+        Some(tiling) => vae.decode_tiled(&latents, tiling, kernel)?,
+        None => vae.decode(&latents, kernel)?,
+    };
     Ok(((picture + 1.0)? * 0.5)?.clamp(0f32, 1f32)?)
 }
 

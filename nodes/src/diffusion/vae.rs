@@ -4,6 +4,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::layers::{Conv2d, GroupNorm, Linear};
+use super::tiles::Tiling;
 use super::weights::{Scope, Weights};
 use super::{Error, Result};
 use crate::kernels::{Kernel, Padding};
@@ -381,9 +382,7 @@ impl Vae {
         let (_, _, h, w) = pictures.dims4()?;
         let factor = self.config.factor();
         if h % factor != 0 || w % factor != 0 {
-            return Err(Error::request(format!(
-                "a picture of {w}x{h} for a VAE that wants multiples of {factor}"
-            )));
+            return Err(self.size_fault(h, w));
         }
         let half = &self.encoder;
         let layout = kernel.layout();
@@ -406,6 +405,48 @@ impl Vae {
         let x = layout.planes(&x)?;
         // The second half of the channels is the logarithm of the variance.
         Ok(x.narrow(1, 0, self.config.latent_channels)?.contiguous()?)
+    }
+
+    /// [`Self::encode_mean`] of tiles of the pictures, one at a time and image by image, so that the networks' memory does
+    /// not grow with either. Each tile is normalised by itself, so a latent is near that of the whole and not equal to it.
+    ///
+    /// # Errors
+    /// As [`Self::encode_mean`].
+    pub fn encode_mean_tiled(
+        &self,
+        pictures: &Tensor,
+        tiling: Tiling,
+        kernel: &dyn Kernel,
+    ) -> Result<Tensor> {
+        let (images, _, h, w) = pictures.dims4()?;
+        let factor = self.config.factor();
+        if h % factor != 0 || w % factor != 0 {
+            return Err(self.size_fault(h, w));
+        }
+        let channels = self.config.latent_channels;
+        let (h, w) = (h / factor, w / factor);
+        let mut means = Vec::with_capacity(images * channels * h * w);
+        for b in 0..images {
+            means.extend(tiling.planes((h, w), channels, 1, |tile| {
+                let (rows, columns) = (&tile.rows, &tile.columns);
+                let piece = pictures
+                    .narrow(0, b, 1)?
+                    .narrow(2, rows.start * factor, rows.len() * factor)?
+                    .narrow(3, columns.start * factor, columns.len() * factor)?
+                    .contiguous()?;
+                let mean = self.encode_mean(&piece, kernel)?;
+                Ok(mean.flatten_all()?.to_vec1()?)
+            })?);
+        }
+        let shape = (images, channels, h, w);
+        Ok(Tensor::from_vec(means, shape, pictures.device())?)
+    }
+
+    fn size_fault(&self, h: usize, w: usize) -> Error {
+        Error::request(format!(
+            "a picture of {w}x{h} for a VAE that wants multiples of {}",
+            self.config.factor()
+        ))
     }
 
     /// Pictures `[B, 3, f h, f w]`, about [-1, 1] and not clamped, of *unscaled* latents `[B, C, h, w]`.
@@ -434,5 +475,34 @@ impl Vae {
             .conv_out
             .forward(&half.norm_out.forward_silu(&x, kernel)?, kernel)?;
         Ok(layout.planes(&x)?)
+    }
+
+    /// [`Self::decode`] of tiles of the latents, one at a time and image by image, so that the networks' memory does not
+    /// grow with either. Each tile is normalised by itself, so a picture is near that of the whole and not equal to it.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn decode_tiled(
+        &self,
+        latents: &Tensor,
+        tiling: Tiling,
+        kernel: &dyn Kernel,
+    ) -> Result<Tensor> {
+        let (images, _, h, w) = latents.dims4()?;
+        let (channels, factor) = (self.config.out_channels, self.config.factor());
+        let mut pictures = Vec::with_capacity(images * channels * h * w * factor * factor);
+        for b in 0..images {
+            pictures.extend(tiling.planes((h, w), channels, factor, |tile| {
+                let piece = latents
+                    .narrow(0, b, 1)?
+                    .narrow(2, tile.rows.start, tile.rows.len())?
+                    .narrow(3, tile.columns.start, tile.columns.len())?
+                    .contiguous()?;
+                let picture = self.decode(&piece, kernel)?;
+                Ok(picture.flatten_all()?.to_vec1()?)
+            })?);
+        }
+        let shape = (images, channels, h * factor, w * factor);
+        Ok(Tensor::from_vec(pictures, shape, latents.device())?)
     }
 }

@@ -9,13 +9,19 @@ use serde::{Deserialize, Serialize};
 use crate::diffusion::Result as NetworkResult;
 use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
 use crate::diffusion::preview::decode_scaled;
+use crate::diffusion::tiles::Tiled;
 use crate::payload::{Image, ImageFacts, Latent, LatentFacts, Model};
 use crate::runtime::{check_finite, tensor_error};
 
 /// Turns latents into pictures with the model's VAE.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Decode {}
+pub struct Decode {
+    /// Whether large pictures are decoded in overlapping tiles, so that memory does not grow with them: `auto` (default:
+    /// where the latent has more than 96x96 pixels), `always` (where it is larger than a tile, 64x64) or `never`.
+    #[serde(default, skip_serializing_if = "Tiled::is_auto")]
+    pub tiled: Tiled,
+}
 
 ports! {
     /// What `decode` takes.
@@ -39,11 +45,12 @@ ports! {
 pub(crate) fn decode(
     model: &Checkpoint,
     latents: &candle_core::Tensor,
+    tiled: Tiled,
 ) -> NetworkResult<candle_core::Tensor> {
     let vae = model.vae()?;
     let pictures = (0..latents.dim(0)?)
         .map(|b| {
-            let picture = decode_scaled(&vae, &latents.narrow(0, b, 1)?, model.kernel())?;
+            let picture = decode_scaled(&vae, &latents.narrow(0, b, 1)?, tiled, model.kernel())?;
             Ok(picture.to_device(&candle_core::Device::Cpu)?)
         })
         .collect::<NetworkResult<Vec<_>>>()?;
@@ -98,7 +105,7 @@ impl Node for Decode {
             return Err(NodeError::failed(fault.message));
         }
         check_finite(&inputs.latent.tensor, "the latent")?;
-        let rgb = decode(model, &inputs.latent.tensor)?;
+        let rgb = decode(model, &inputs.latent.tensor, self.tiled)?;
         check_finite(&rgb, "the picture")?;
         Ok(Outputs {
             image: Arc::new(Image { rgb, alpha: None }),

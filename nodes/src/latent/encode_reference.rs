@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
+use candle_core::Tensor;
 use retouch_graph::{Context, Fault, Files, Node, NodeError, Types, ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::diffusion::Result as NetworkResult;
 use crate::diffusion::checkpoint::ModelFacts;
+use crate::diffusion::tiles::Tiled;
 use crate::image::resample;
 use crate::payload::{Image, ImageFacts, Latent, LatentFacts, Model};
 use crate::runtime::{Runtime, tensor_error};
@@ -23,6 +26,10 @@ pub struct EncodeReference {
     /// Height in pixels. Default: the model's own size.
     #[serde(default)]
     pub height: Option<usize>,
+    /// Whether large pictures are encoded in overlapping tiles, so that memory does not grow with them: `auto` (default:
+    /// where the latent has more than 96x96 pixels), `always` (where it is larger than a tile, 64x64) or `never`.
+    #[serde(default, skip_serializing_if = "Tiled::is_auto")]
+    pub tiled: Tiled,
 }
 
 ports! {
@@ -83,7 +90,18 @@ impl Node for EncodeReference {
             .and_then(|x| x - 1.0)
             .map_err(tensor_error)?;
         let vae = model.vae()?;
-        let mean = vae.encode_mean(&pixels, model.kernel())?;
+        let factor = vae.config().factor();
+        let tiling = (self.tiled).tiling(size.height / factor, size.width / factor);
+        let means = (0..pixels.dim(0).map_err(tensor_error)?)
+            .map(|b| {
+                let picture = pixels.narrow(0, b, 1)?;
+                match tiling {
+                    Some(tiling) => vae.encode_mean_tiled(&picture, tiling, model.kernel()),
+                    None => vae.encode_mean(&picture, model.kernel()),
+                }
+            })
+            .collect::<NetworkResult<Vec<_>>>()?;
+        let mean = Tensor::cat(&means, 0).map_err(tensor_error)?;
         let tensor = (mean * vae.config().scaling_factor).map_err(tensor_error)?;
         Ok(Outputs {
             latent: Arc::new(Latent { tensor }),

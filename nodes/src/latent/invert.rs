@@ -16,6 +16,7 @@ use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
 use crate::diffusion::sampling::{Drawing, Drawn, Forgets, Prompted, invert, step_blend_sample};
 use crate::diffusion::scheduler::Ddim;
 use crate::diffusion::solver::{Sampler, Schedule};
+use crate::diffusion::tiles::Tiled;
 use crate::fields::Template;
 use crate::payload::{Latent, LatentFacts, Model, Table, Trajectory, TrajectoryFacts};
 use crate::runtime::{Reports, tensor_error};
@@ -224,7 +225,8 @@ fn measure(
     let norm = |t: &Tensor| -> candle_core::Result<f64> {
         Ok(f64::from(t.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt())
     };
-    let (own, back) = (decode(model, latent)?, decode(model, replay)?);
+    let decoded = |z| decode(model, z, Tiled::Auto);
+    let (own, back) = (decoded(latent)?, decoded(replay)?);
     let rows = (0..latent.dim(0).map_err(tensor_error)?)
         .map(|b| {
             let row = || -> candle_core::Result<_> {

@@ -69,14 +69,17 @@ use std::any::Any;
 use std::io;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use retouch_graph::{Context, Digest, Files, Host, Node, NodeError};
 use retouch_nodes::Runtime;
 use retouch_nodes::attention::SwapAttention;
+use retouch_nodes::kernels::{Attended, Cpu, GroupNormSpec, Kernel, Layout, Terms, Weight, Window};
 use retouch_nodes::load::LoadModel;
 use retouch_nodes::payload::{Control, Latent, Mask, MaskOrMasks, Masks, Model, Trajectory};
 use retouch_nodes::sample::{Sample, StepBlendSample};
+
+type Tensors = candle_core::Result<Tensor>;
 
 /// Plain files.
 pub struct Disk;
@@ -100,6 +103,86 @@ impl Files for Disk {
     }
     fn is_dir(&self, path: &Path) -> bool {
         path.is_dir()
+    }
+}
+
+/// The fast kernels, with a note of what they are asked for.
+#[derive(Debug, Default)]
+pub struct Noting {
+    kernel: Cpu,
+    /// Numbers of the largest image that went into a convolution or came out of one.
+    pub largest: AtomicUsize,
+    /// The most images of a convolution.
+    pub images: AtomicUsize,
+    /// Tokens of each product with a matrix.
+    pub products: Mutex<Vec<usize>>,
+}
+
+impl Noting {
+    fn product(&self, x: &Tensor) {
+        self.products.lock().unwrap().push(x.dim(1).unwrap());
+    }
+}
+
+impl Kernel for Noting {
+    fn name(&self) -> &'static str {
+        self.kernel.name()
+    }
+    fn layout(&self) -> Layout {
+        self.kernel.layout()
+    }
+    fn pack(&self, w: &Tensor) -> Tensors {
+        self.kernel.pack(w)
+    }
+    fn linear(&self, x: &Tensor, w: &Weight, terms: Terms<'_>) -> Tensors {
+        self.product(x);
+        self.kernel.linear(x, w, terms)
+    }
+    fn conv2d(&self, x: &Tensor, w: &Weight, window: Window, terms: Terms<'_>) -> Tensors {
+        let y = self.kernel.conv2d(x, w, window, terms)?;
+        let images = x.dim(0)?;
+        self.images.fetch_max(images, Ordering::Relaxed);
+        let numbers = x.elem_count().max(y.elem_count()) / images;
+        self.largest.fetch_max(numbers, Ordering::Relaxed);
+        Ok(y)
+    }
+    fn group_norm(&self, x: &Tensor, norm: &GroupNormSpec<'_>, silu: bool) -> Tensors {
+        self.kernel.group_norm(x, norm, silu)
+    }
+    fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Tensors {
+        self.kernel.layer_norm(x, weight, bias, eps)
+    }
+    fn geglu(&self, x: &Tensor) -> Tensors {
+        self.kernel.geglu(x)
+    }
+    fn linear_geglu(&self, x: &Tensor, w: &Weight, bias: Option<&Tensor>) -> Tensors {
+        self.product(x);
+        self.kernel.linear_geglu(x, w, bias)
+    }
+    fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        heads: usize,
+        scale: f64,
+        keys: Option<&[Vec<u32>]>,
+    ) -> Tensors {
+        self.kernel.attention(q, k, v, heads, scale, keys)
+    }
+    fn attention_blend(
+        &self,
+        q: &Tensor,
+        inside: Attended<'_>,
+        outside: Attended<'_>,
+        mask: &Tensor,
+        heads: usize,
+        scale: f64,
+    ) -> Tensors {
+        (self.kernel).attention_blend(q, inside, outside, mask, heads, scale)
+    }
+    fn attention_map(&self, q: &Tensor, k: &Tensor, heads: usize, scale: f64) -> Tensors {
+        self.kernel.attention_map(q, k, heads, scale)
     }
 }
 
@@ -278,7 +361,7 @@ impl Sources {
     }
 }
 
-fn latent_of(tensor: &Tensor) -> Arc<Latent> {
+pub fn latent_of(tensor: &Tensor) -> Arc<Latent> {
     Arc::new(Latent {
         tensor: tensor.clone(),
     })
