@@ -17,7 +17,7 @@ use retouch_nodes::diffusion::checkpoint::{Checkpoint, Description, Parts};
 use retouch_nodes::diffusion::control::{Branch, Rows, Untouched};
 use retouch_nodes::diffusion::layout::Sources;
 use retouch_nodes::diffusion::memory::Memory;
-use retouch_nodes::diffusion::unet::Call;
+use retouch_nodes::diffusion::unet::{Call, Text};
 use retouch_nodes::kernels::{Cpu, Plain};
 use support::{Disk, MODULE, assert_close, data};
 
@@ -99,12 +99,12 @@ fn results(model: &Checkpoint, expected: &HashMap<String, Tensor>) -> Vec<(&'sta
         text("a teddy bear on a beach"),
         text("a sks teddy bear on a beach"),
     );
-    let context = Tensor::cat(&[&vanilla, &personal], 0).unwrap();
+    let context = Text::new(Tensor::cat(&[&vanilla, &personal], 0).unwrap());
     let call = Call {
         addition: None,
         latent: &expected["unet_in"],
         timesteps: &[981.0, 401.0],
-        context: &context,
+        texts: &[&context],
         step: 0,
         rows: Rows::new(Branch::Plain, 2, false),
     };

@@ -8,7 +8,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor};
 use retouch_nodes::diffusion::checkpoint::{Checkpoint, Description};
@@ -17,8 +17,10 @@ use retouch_nodes::diffusion::control::{
 };
 use retouch_nodes::diffusion::layout::Sources;
 use retouch_nodes::diffusion::noise::starting_noise;
+use retouch_nodes::diffusion::sampling::{Drawing, Forgets, Monitor, Prompted};
+use retouch_nodes::diffusion::solver::{Sampler, Schedule};
 use retouch_nodes::diffusion::tiles::Tiling;
-use retouch_nodes::diffusion::unet::{Call, grid_at};
+use retouch_nodes::diffusion::unet::{Call, Text, grid_at};
 use retouch_nodes::diffusion::{Result, sampling};
 use retouch_nodes::kernels::{Cpu, Kernel, Plain};
 use retouch_nodes::latent::{Decode, EncodeReference, decode, encode_reference};
@@ -71,7 +73,7 @@ fn the_unet_gives_what_that_of_diffusers_gives_at_two_timesteps_and_off_the_squa
                 addition: None,
                 latent: &expected["unet_in"],
                 timesteps: &[981.0, 401.0],
-                context: &expected["unet_context"],
+                texts: &[&Text::new(expected["unet_context"].clone())],
                 step: 0,
                 rows,
             };
@@ -87,6 +89,109 @@ fn the_unet_gives_what_that_of_diffusers_gives_at_two_timesteps_and_off_the_squa
             );
         }
     }
+}
+
+/// Notes how many products of texts there are before each step and after the last.
+struct Steps(Arc<Noting>, Mutex<Vec<usize>>);
+
+/// How many products with 77 tokens there were: the networks have no grid of 77 pixels.
+fn of_texts(kernel: &Noting) -> usize {
+    let products = kernel.products.lock().unwrap();
+    products.iter().filter(|&&tokens| tokens == 77).count()
+}
+
+impl Monitor for Steps {
+    fn step(&self, _: usize, _: usize) -> Result<()> {
+        self.1.lock().unwrap().push(of_texts(&self.0));
+        Ok(())
+    }
+    fn unet_calls(&self, _: usize) {}
+    fn warn(&self, message: &str) {
+        panic!("{message}");
+    }
+}
+
+#[test]
+fn keys_and_values_of_a_prompt_are_made_once_a_run_whatever_the_batch() {
+    for guidance in [5.0, 1.0] {
+        let kernel = Arc::new(Noting::default());
+        let model = model(&data().join("tiny-sd1"), kernel.clone());
+        for prompt in [PROMPT, ""] {
+            model.encode_prompt(prompt).unwrap();
+        }
+        let encoding = of_texts(&kernel);
+        let steps = Steps(kernel, Mutex::default());
+        let scheduler = &model.description().scheduler;
+        let sampler = Sampler::new(scheduler, Schedule::plain(3)).unwrap();
+        let prompted = Prompted::new(&model, PROMPT, "", &steps);
+        let drawn = sampling::step_blend_sample(
+            &prompted,
+            &prompted,
+            &noise((2, 4, 16, 16)),
+            0,
+            &Drawing::plain(&sampler, guidance),
+            &steps,
+            &Forgets,
+        );
+        drawn.unwrap();
+        let halves = if guidance == 1.0 { 1 } else { 2 };
+        // 16 sites, keys and values.
+        let all = encoding + encoding + halves * 16 * 2;
+        assert_eq!(*steps.1.lock().unwrap(), [encoding, all, all, all]);
+    }
+}
+
+#[test]
+fn a_text_that_was_used_gives_the_bits_of_a_new_one_in_every_network_and_batch() {
+    let kernel: Arc<dyn Kernel> = Arc::new(Cpu::default());
+    let vanilla = model(&data().join("tiny-sd1"), kernel.clone());
+    let sources = Sources {
+        unet: Some(data().join("tiny-sd1-personal/unet")),
+        ..Sources::of(&data().join("tiny-sd1"))
+    };
+    let description = Description::read(&sources, &Disk).unwrap();
+    let personal = Checkpoint::new(description, String::new(), Device::Cpu, kernel);
+    let states = [PROMPT, ""].map(|prompt| vanilla.encode_prompt(prompt).unwrap().states);
+    let latent = noise((6, 4, 12, 20));
+    let of = |model: &Checkpoint, negative: &Text, prompt: &Text| {
+        let call = Call {
+            addition: None,
+            latent: &latent,
+            timesteps: &[401.0; 6],
+            texts: &[negative, prompt],
+            step: 0,
+            rows: Rows::new(Branch::Plain, 3, true),
+        };
+        let unet = model.unet().unwrap();
+        let out = unet.forward(call, &mut Untouched, model.kernel());
+        bits(&out.unwrap())
+    };
+    let used = states.each_ref().map(|states| Text::new(states.clone()));
+    let mut outputs = Vec::new();
+    for model in [&vanilla, &personal, &vanilla] {
+        let each = |states: &Tensor| Text::new(states.repeat((3, 1, 1)).unwrap());
+        let expected = of(model, &each(&states[1]), &each(&states[0]));
+        assert_eq!(of(model, &used[1], &used[0]), expected);
+        assert_eq!(of(model, &used[1], &used[0]), expected);
+        outputs.push(expected);
+    }
+    assert_ne!(outputs[0], outputs[1]);
+    let call = Call {
+        addition: None,
+        latent: &latent,
+        timesteps: &[401.0; 6],
+        texts: &[&used[0]],
+        step: 0,
+        rows: Rows::new(Branch::Plain, 3, true),
+    };
+    let unet = vanilla.unet().unwrap();
+    let refused = unet.forward(call, &mut Untouched, vanilla.kernel());
+    assert!(
+        refused
+            .unwrap_err()
+            .to_string()
+            .contains("1 texts for a call of 2 halves")
+    );
 }
 
 #[test]
@@ -328,7 +433,7 @@ fn sites_are_numbered_in_running_order_and_known_from_the_configuration() {
         addition: None,
         latent: &expected["unet_in"],
         timesteps: &[981.0, 401.0],
-        context: &expected["unet_context"],
+        texts: &[&Text::new(expected["unet_context"].clone())],
         step: 0,
         rows,
     };

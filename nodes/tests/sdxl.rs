@@ -14,7 +14,7 @@ use retouch_nodes::diffusion::checkpoint::{Checkpoint, Description};
 use retouch_nodes::diffusion::control::{Branch, Rows, Untouched};
 use retouch_nodes::diffusion::layout::Sources;
 use retouch_nodes::diffusion::prompt::{LongPrompts, Reading, Syntax};
-use retouch_nodes::diffusion::unet::{Addition, Call};
+use retouch_nodes::diffusion::unet::{Addition, Call, Text};
 use retouch_nodes::kernels::{Cpu, Kernel, Plain};
 use support::{Disk, MODULE, assert_close, bits, data};
 
@@ -48,7 +48,7 @@ fn unet(model: &Checkpoint) -> Tensor {
     let call = Call {
         latent,
         timesteps: &[981.0, 401.0],
-        context: &Tensor::cat(&states, 0).unwrap(),
+        texts: &[&Text::new(Tensor::cat(&states, 0).unwrap())],
         addition: Some(Addition {
             pooled: &Tensor::cat(&pooled, 0).unwrap(),
             sizes: [48, 80, 0, 0, 48, 80],

@@ -17,7 +17,7 @@ use super::noise::step_noise;
 use super::prompt::{Encoded, Span};
 use super::scheduler::Ddim;
 use super::solver::Sampler;
-use super::unet::{Addition, Call, SiteInfo, grid_at};
+use super::unet::{Addition, Call, SiteInfo, Text, grid_at};
 use super::{Error, Result};
 
 /// Who wants to know how a run is going, and may end it.
@@ -133,8 +133,10 @@ pub struct Conditions {
     pub prompt: Encoded,
     /// What the negative prompt gave.
     pub negative: Encoded,
-    /// The states of an empty chunk, where one of them has fewer chunks than the other.
-    empty: Option<Tensor>,
+    /// The negative prompt and the prompt with guidance: equally many tokens.
+    guided: [Text; 2],
+    /// The prompt without guidance: the negative prompt is not there.
+    alone: Text,
 }
 
 impl Conditions {
@@ -160,26 +162,29 @@ impl Conditions {
             Ok(encoded)
         };
         let (prompt, negative) = (encode(prompt)?, encode(negative)?);
-        let empty = (prompt.chunks != negative.chunks)
-            .then(|| model.encode_empty())
-            .transpose()?;
+        let alone = Text::new(prompt.states.clone());
+        let guided = if prompt.chunks == negative.chunks {
+            [Text::new(negative.states.clone()), alone.clone()]
+        } else {
+            let (empty, most) = (model.encode_empty()?, prompt.chunks.max(negative.chunks));
+            let padded = |text: &Encoded| Ok::<_, Error>(Text::new(text.padded(&empty, most)?));
+            [padded(&negative)?, padded(&prompt)?]
+        };
         model.prompts_are_encoded();
         Ok(Self {
             prompt,
             negative,
-            empty,
+            guided,
+            alone,
         })
     }
 
-    /// The states `[1, N, C]` of a half. With guidance (`guided`) both halves have equally many tokens; without it the
-    /// negative prompt is not there.
-    fn states(&self, half: Half, guided: bool) -> Result<Tensor> {
-        let own = self.half(half);
-        match &self.empty {
-            Some(empty) if guided => {
-                own.padded(empty, self.prompt.chunks.max(self.negative.chunks))
-            }
-            _ => Ok(own.states.clone()),
+    /// The text of a half.
+    fn text(&self, half: Half, guided: bool) -> &Text {
+        match half {
+            Half::Negative => &self.guided[0],
+            Half::Prompt if guided => &self.guided[1],
+            Half::Prompt => &self.alone,
         }
     }
 
@@ -216,16 +221,14 @@ impl Guided<'_> {
         control: &mut dyn AttentionControl,
         monitor: &dyn Monitor,
     ) -> Result<Tensor> {
-        let (mut states, mut pooled) = (Vec::new(), Vec::new());
+        let (mut texts, mut pooled) = (Vec::new(), Vec::new());
         for (half, _) in rows.halves() {
-            let own = self.conditions.states(half, self.guidance != 1.0)?;
-            states.push(own.repeat((rows.images, 1, 1))?);
+            texts.push(self.conditions.text(half, self.guidance != 1.0));
             if let Some(own) = &self.conditions.half(half).pooled {
                 pooled.push(own.repeat((rows.images, 1))?);
             }
         }
-        let latents = vec![z; states.len()];
-        let (latent, context) = (Tensor::cat(&latents, 0)?, Tensor::cat(&states, 0)?);
+        let latent = Tensor::cat(&vec![z; texts.len()], 0)?;
         let pooled = match pooled.len() {
             0 => None,
             _ => Some(Tensor::cat(&pooled, 0)?),
@@ -237,7 +240,7 @@ impl Guided<'_> {
         let call = Call {
             latent: &latent,
             timesteps: &timesteps,
-            context: &context,
+            texts: &texts,
             addition: pooled.as_ref().map(|pooled| Addition {
                 pooled,
                 // The picture as it is, not cropped.

@@ -1,5 +1,8 @@
 //! The U-Net of Stable Diffusion 1.x, 2.x and XL (diffusers' `UNet2DConditionModel`), with numbered attention sites.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -431,6 +434,13 @@ impl Resnet {
     }
 }
 
+/// Keys and values `[rows, tokens, C]`.
+#[derive(Clone, Debug)]
+struct KeysValues {
+    k: Tensor,
+    v: Tensor,
+}
+
 #[derive(Debug)]
 struct Attention {
     q: Linear,
@@ -453,19 +463,42 @@ impl Attention {
         })
     }
 
-    /// `residual` + the attention of x to `source`.
+    fn keys_values(&self, source: &Tensor, kernel: &dyn Kernel) -> Result<KeysValues> {
+        Ok(KeysValues {
+            k: self.k.forward(source, kernel)?,
+            v: self.v.forward(source, kernel)?,
+        })
+    }
+
+    /// Those of the texts, for every row of the call.
+    fn text_keys_values(&self, index: usize, run: &Run<'_>) -> Result<KeysValues> {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for text in run.texts {
+            let KeysValues { k, v } = text.keys_values(self, index, run)?;
+            // One text serves every image of its half.
+            let times = run.rows.images / k.dim(0)?.max(1);
+            keys.push(k.repeat((times, 1, 1))?);
+            values.push(v.repeat((times, 1, 1))?);
+        }
+        Ok(KeysValues {
+            k: Tensor::cat(&keys, 0)?,
+            v: Tensor::cat(&values, 0)?,
+        })
+    }
+
+    /// `residual` + the attention of x to keys and values.
     fn forward_onto(
         &self,
         x: &Tensor,
-        source: &Tensor,
+        to: KeysValues,
         residual: &Tensor,
         site: Site,
         run: &mut Run<'_>,
     ) -> Result<Tensor> {
         let qkv = Qkv {
             q: self.q.forward(x, run.kernel)?,
-            k: self.k.forward(source, run.kernel)?,
-            v: self.v.forward(source, run.kernel)?,
+            k: to.k,
+            v: to.v,
             heads: self.heads,
             scale: self.scale,
         };
@@ -554,10 +587,11 @@ impl Transformer {
                 site(AttentionKind::CrossAttention),
             );
             let y = layer.norm1.forward(&t, kernel)?;
-            t = layer.attention.forward_onto(&y, &y, &t, own, run)?;
+            let to = layer.attention.keys_values(&y, kernel)?;
+            t = layer.attention.forward_onto(&y, to, &t, own, run)?;
             let y = layer.norm2.forward(&t, kernel)?;
-            let context = run.context.clone();
-            t = layer.cross.forward_onto(&y, &context, &t, cross, run)?;
+            let to = layer.cross.text_keys_values(layer.index, run)?;
+            t = layer.cross.forward_onto(&y, to, &t, cross, run)?;
             let y = layer.norm3.forward(&t, kernel)?;
             let y = layer.gate.forward_geglu(&y, kernel)?;
             t = layer.out.forward_onto(&y, Some(&t), kernel)?;
@@ -578,9 +612,61 @@ struct Block {
 struct Run<'a> {
     step: usize,
     rows: Rows,
-    context: Tensor,
+    texts: &'a [&'a Text],
+    network: &'a Arc<()>,
     control: &'a mut dyn AttentionControl,
     kernel: &'a dyn Kernel,
+}
+
+/// A text as the network takes it: what the text encoders gave, and the keys and values that cross-attention makes of it,
+/// which are made once and kept as long as this or a clone of it lives.
+#[derive(Clone, Debug)]
+pub struct Text {
+    states: Tensor,
+    made: Arc<Mutex<Made>>,
+}
+
+/// What a network made of a text.
+#[derive(Debug, Default)]
+struct Made {
+    /// The network's mark.
+    network: Option<Arc<()>>,
+    /// By the number of the site.
+    sites: BTreeMap<usize, KeysValues>,
+}
+
+impl Text {
+    /// A text of states `[1, N, E]` for all images of a half, or `[images, N, E]`.
+    #[must_use]
+    pub fn new(states: Tensor) -> Self {
+        Self {
+            states,
+            made: Arc::default(),
+        }
+    }
+
+    /// What this network made of it so far; what another one made is forgotten.
+    fn made(&self, network: &Arc<()>) -> MutexGuard<'_, Made> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = made.network.as_ref();
+        if !own.is_some_and(|own| Arc::ptr_eq(own, network)) {
+            *made = Made {
+                network: Some(network.clone()),
+                sites: BTreeMap::new(),
+            };
+        }
+        made
+    }
+
+    fn keys_values(&self, layer: &Attention, index: usize, run: &Run<'_>) -> Result<KeysValues> {
+        let there = self.made(run.network).sites.get(&index).cloned();
+        if let Some(there) = there {
+            return Ok(there);
+        }
+        let new = layer.keys_values(&self.states, run.kernel)?;
+        self.made(run.network).sites.insert(index, new.clone());
+        Ok(new)
+    }
 }
 
 /// One call of the network.
@@ -590,8 +676,8 @@ pub struct Call<'a> {
     pub latent: &'a Tensor,
     /// The timestep of each row: 0 to N - 1, not always whole.
     pub timesteps: &'a [f32],
-    /// The text encoder's states `[R, N, E]`.
-    pub context: &'a Tensor,
+    /// The text of each half that `rows` has, equally many tokens each.
+    pub texts: &'a [&'a Text],
     /// What SDXL takes besides.
     pub addition: Option<Addition<'a>>,
     /// The step k that the call belongs to, for the control.
@@ -613,6 +699,8 @@ pub struct Addition<'a> {
 #[derive(Debug)]
 pub struct Unet {
     config: UnetConfig,
+    /// What a text knows this network by.
+    mark: Arc<()>,
     conv_in: Conv2d,
     time1: Linear,
     time2: Linear,
@@ -740,6 +828,7 @@ impl Unet {
             norm_out: GroupNorm::load(&root.at("conv_norm_out"), first, groups, config.norm_eps)?,
             conv_out: Conv2d::load_same(&root.at("conv_out"), first, config.out_channels, 3)?,
             config: config.clone(),
+            mark: Arc::default(),
         })
     }
 
@@ -812,10 +901,24 @@ impl Unet {
         control: &mut dyn AttentionControl,
         kernel: &dyn Kernel,
     ) -> Result<Tensor> {
+        let halves = call.rows.halves().len();
+        if call.texts.len() != halves {
+            return Err(Error::request(format!(
+                "{} texts for a call of {halves} halves",
+                call.texts.len()
+            )));
+        }
+        for text in call.texts {
+            let (texts, images) = (text.states.dim(0)?, call.rows.images);
+            if texts != 1 && texts != images {
+                return Err(Error::request(format!("{texts} texts for {images} images")));
+            }
+        }
         let run = &mut Run {
             step: call.step,
             rows: call.rows,
-            context: call.context.clone(),
+            texts: call.texts,
+            network: &self.mark,
             control,
             kernel,
         };

@@ -18,7 +18,7 @@ use retouch_graph::{
 };
 use retouch_nodes::Runtime;
 use retouch_nodes::diffusion::control::{Branch, Rows, Untouched};
-use retouch_nodes::diffusion::unet::Call;
+use retouch_nodes::diffusion::unet::{Call, Text};
 use retouch_nodes::payload::Model;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -652,12 +652,12 @@ fn unet_call(model: &Model, device: &Device) -> Result<f64, Failure> {
         let side = config.sample_size.unwrap_or(16);
         let latent = Tensor::ones((2, channels, side, side), DType::F32, device)?;
         let encoded = checkpoint.encode_prompt("a teddy bear")?;
-        let context = encoded.states.repeat((2, 1, 1))?;
-        debug_assert_eq!(context.dim(2)?, width);
+        debug_assert_eq!(encoded.states.dim(2)?, width);
+        let text = Text::new(encoded.states);
         let call = Call {
             latent: &latent,
             timesteps: &[501.0, 501.0],
-            context: &context,
+            texts: &[&text, &text],
             // The demo model has one text encoder: nothing joins its timesteps.
             addition: None,
             step: 0,

@@ -11,7 +11,7 @@ use retouch_nodes::diffusion::checkpoint::Checkpoint;
 use retouch_nodes::diffusion::control::{Branch, Rows, Untouched};
 use retouch_nodes::diffusion::noise::starting_noise;
 use retouch_nodes::diffusion::prompt::Encoded;
-use retouch_nodes::diffusion::unet::{Addition, Call};
+use retouch_nodes::diffusion::unet::{Addition, Call, Text};
 use retouch_nodes::diffusion::{Error, Result as Computed};
 use serde_json::{Value, json};
 
@@ -156,10 +156,15 @@ impl Inputs {
     }
 
     fn call(&self, checkpoint: &Checkpoint) -> Computed<Tensor> {
+        // A new text each time: a run makes its keys and values at its first step alone, and here they are measured.
+        let texts = (self.rows.halves().into_iter())
+            .map(|(_, rows)| Ok(Text::new(self.context.narrow(0, rows.start, rows.len())?)))
+            .collect::<Computed<Vec<_>>>()?;
+        let texts: Vec<&Text> = texts.iter().collect();
         let call = Call {
             latent: &self.latent,
             timesteps: &self.timesteps,
-            context: &self.context,
+            texts: &texts,
             addition: self.pooled.as_ref().map(|pooled| Addition {
                 pooled,
                 sizes: [self.side, self.side, 0, 0, self.side, self.side],
