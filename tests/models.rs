@@ -521,8 +521,11 @@ fn a_random_model_is_the_same_for_a_seed_and_draws_finite_numbers() {
     );
 }
 
+/// Shape and bits of each tensor that was written down.
+type Dumped = BTreeMap<String, (Vec<usize>, Vec<u32>)>;
+
 /// `retouch bench --model`; its JSON, and what the networks were given and gave.
-fn measured(folder: &Path, arguments: &[&str]) -> (Json, BTreeMap<String, (Vec<usize>, Vec<u32>)>) {
+fn measured(folder: &Path, arguments: &[&str]) -> (Json, Dumped) {
     let dump = ["--runs", "1", "--json", "--dump", "dump.safetensors"];
     let (out, _) = ran(folder, 0, &[&["bench"], arguments, &dump].concat());
     let dumped = tensors(&folder.join("dump.safetensors"))

@@ -489,7 +489,7 @@ pub(super) fn convolution(
 /// Whether fewer multiplications are what a convolution needs: where the matrix unit makes them, they are not, and its sums
 /// are ten times nearer than those of Winograd's transforms. Nor where weights are rounded to bfloat16 to multiply faster.
 fn winograd_on(machine: Machine, w: Matrix<'_>) -> bool {
-    !machine.amx && !(machine.pairs && matches!(w.data, Packed::Bf16(_)))
+    !(machine.amx || machine.pairs && matches!(w.data, Packed::Bf16(_)))
 }
 
 /// How a product is cut into tasks: bands of rows x groups of columns.

@@ -227,10 +227,9 @@ unsafe fn transform_pixels_generic<S: Simd>(
                 }
                 *half = pixels_1d::<S>(d);
             }
+            let [a, b, c, d, e, f] = half;
             for j in 0..UNDER {
-                let column = [
-                    half[0][j], half[1][j], half[2][j], half[3][j], half[4][j], half[5][j],
-                ];
+                let column = [a[j], b[j], c[j], d[j], e[j], f[j]];
                 for (i, v) in pixels_1d::<S>(column).into_iter().enumerate() {
                     S::store(to.add((i * UNDER + j) * stride + at), v);
                 }
