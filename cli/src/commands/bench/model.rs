@@ -211,7 +211,7 @@ fn side(checkpoint: &Checkpoint, asked: Option<u16>) -> Result<usize, Failure> {
     let factor = factor(checkpoint);
     let own = checkpoint.description().unet.sample_size.unwrap_or(64) * factor;
     let side = asked.map_or(own, usize::from);
-    if side % factor == 0 {
+    if side.is_multiple_of(factor) {
         Ok(side)
     } else {
         Err(Failure::usage(format!(

@@ -113,6 +113,7 @@ impl Maps {
                 stored.name
             ))
         })?;
+        let reached = bytes.len();
         let shape = stored.shape.as_slice();
         let dense;
         let bytes = if stored.is_dense() {
@@ -151,8 +152,25 @@ impl Maps {
                 )));
             }
         };
+        forget(&map, stored.offset, reached);
         Ok(tensor.to_device(device)?)
     }
+}
+
+/// Lets go of the pages that a tensor was read from: they stay in the system's file cache while there is room, but count
+/// as this process's memory no longer.
+fn forget(map: &Mmap, offset: u64, len: usize) {
+    #[cfg(unix)]
+    if let Ok(offset) = usize::try_from(offset)
+        && len > 0
+    {
+        // SAFETY: a read-only map of a file: pages that are let go of are read from it again when they are touched.
+        // The advice may fail, and then nothing changes.
+        let _ =
+            unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, len) };
+    }
+    #[cfg(not(unix))]
+    let _ = (map, offset, len);
 }
 
 /// The elements of a tensor whose strides are not those of its shape, one after another.
