@@ -8,7 +8,7 @@ mod cpu;
 mod plain;
 
 pub use arena::Arena;
-pub use cpu::Cpu;
+pub use cpu::{Cpu, Isa};
 pub use plain::Plain;
 
 use candle_core::{DType, Device, Result, Tensor};
