@@ -71,11 +71,9 @@ impl Arena {
             let Some(class) = oldest else { return };
             let size = class_size(class);
             let block = self.take(class, size);
-            if let Some(layout) = system_layout(size)
-                && !block.is_null()
-            {
-                // SAFETY: it came from the system by this layout, and is in no list any more.
-                unsafe { System.dealloc(block, layout) };
+            if !block.is_null() {
+                // SAFETY: the blocks of a class are of its size, and this one is in no list any more.
+                unsafe { give_back(block, size) };
             }
         }
     }
@@ -119,32 +117,77 @@ fn class_size(class: usize) -> usize {
     (class % CLASSES_PER_DOUBLING + CLASSES_PER_DOUBLING) * step
 }
 
-/// How the system is asked for a block of a class.
-fn system_layout(size: usize) -> Option<Layout> {
-    Layout::from_size_align(size, if size < HUGE { ALIGN } else { HUGE }).ok()
-}
-
-/// A fresh block from the system.
+/// A fresh block of zeros from the system, or null.
+///
+/// Its pages are mapped when they are first written, by whichever thread does: filling it is not one thread's work, as it
+/// would be if it were cleared here.
+#[cfg(target_os = "linux")]
 fn fresh(size: usize) -> *mut u8 {
-    let Some(layout) = system_layout(size) else {
+    let align = if size < HUGE { ALIGN } else { HUGE };
+    let Some(room) = size.checked_add(align) else {
         return null_mut();
     };
-    // SAFETY: the size is not zero.
-    let block = unsafe { System.alloc(layout) };
-    #[cfg(target_os = "linux")]
-    if size >= HUGE && !block.is_null() {
-        // SAFETY: the block is ours, of `size` bytes, and begins at a page. The advice changes no content; where it
-        // is not understood, nothing happens.
-        unsafe {
+    // SAFETY: a new anonymous map where the system likes; what lies before and behind the aligned block is ours and given
+    // back. All sizes are multiples of a page: those of classes are of 64 KiB, the alignments of 4 KiB.
+    unsafe {
+        let (access, kind) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        );
+        let map = libc::mmap(null_mut(), room, access, kind, -1, 0);
+        if map == libc::MAP_FAILED {
+            return null_mut();
+        }
+        let map = map.cast::<u8>();
+        let before = map.align_offset(align);
+        let block = map.add(before);
+        if before > 0 {
+            libc::munmap(map.cast(), before);
+        }
+        if before < align {
+            libc::munmap(block.add(size).cast(), align - before);
+        }
+        if size >= HUGE {
+            // Changes no content; where it is not understood, nothing happens.
             libc::madvise(block.cast(), size, libc::MADV_HUGEPAGE);
         }
+        block
     }
-    block
+}
+
+/// Gives a block back to the system.
+///
+/// # Safety
+/// It came from [`fresh`] with this size, and nobody uses it.
+#[cfg(target_os = "linux")]
+unsafe fn give_back(block: *mut u8, size: usize) {
+    // SAFETY: the caller's promise: the map of that size is ours.
+    unsafe { libc::munmap(block.cast(), size) };
+}
+
+/// A fresh block of zeros from the system, or null.
+#[cfg(not(target_os = "linux"))]
+fn fresh(size: usize) -> *mut u8 {
+    // SAFETY: the size is not zero.
+    Layout::from_size_align(size, ALIGN)
+        .map_or(null_mut(), |layout| unsafe { System.alloc_zeroed(layout) })
+}
+
+/// Gives a block back to the system.
+///
+/// # Safety
+/// It came from [`fresh`] with this size, and nobody uses it.
+#[cfg(not(target_os = "linux"))]
+unsafe fn give_back(block: *mut u8, size: usize) {
+    if let Ok(layout) = Layout::from_size_align(size, ALIGN) {
+        // SAFETY: the caller's promise; the layout is that of `fresh`.
+        unsafe { System.dealloc(block, layout) };
+    }
 }
 
 // SAFETY: blocks below LARGE, and those aligned to more than 4096, are the system's in every call, as both follow from the
 // layout, which is the same for a block's allocation and its end. Others are at least as large and aligned as asked for
-// (`class`, `system_layout`), and are in nobody's hands while in a list.
+// (`class`, `fresh`), and are in nobody's hands while in a list.
 unsafe impl GlobalAlloc for Arena {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match class(layout.size()) {
@@ -163,12 +206,12 @@ unsafe impl GlobalAlloc for Arena {
             Some((class, size)) if layout.align() <= ALIGN => {
                 self.note(class);
                 let kept = self.take(class, size);
-                let block = if kept.is_null() { fresh(size) } else { kept };
-                if !block.is_null() {
-                    // SAFETY: a block of its class has at least the bytes that were asked for.
-                    unsafe { block.write_bytes(0, layout.size()) };
+                if kept.is_null() {
+                    return fresh(size);
                 }
-                block
+                // SAFETY: a block of its class has at least the bytes that were asked for.
+                unsafe { kept.write_bytes(0, layout.size()) };
+                kept
             }
             // SAFETY: the caller's promise.
             _ => unsafe { System.alloc_zeroed(layout) },
@@ -211,9 +254,9 @@ unsafe impl GlobalAlloc for Arena {
                     drop(list);
                     self.note(class);
                     self.trim(self.limit);
-                } else if let Some(layout) = system_layout(size) {
-                    // SAFETY: it came from the system by this layout.
-                    unsafe { System.dealloc(block, layout) };
+                } else {
+                    // SAFETY: blocks of a class come from `fresh` with its size; the caller gives this one up.
+                    unsafe { give_back(block, size) };
                 }
             }
             // SAFETY: the caller's promise.
@@ -251,6 +294,15 @@ mod tests {
             block.write_bytes(7, layout.size());
             arena.dealloc(block, layout);
             assert_eq!(arena.kept(), 1 << 20);
+            let new = arena.alloc_zeroed(Layout::from_size_align(5 << 19, 64).unwrap());
+            assert_eq!(new.align_offset(ALIGN), 0);
+            let bytes = std::slice::from_raw_parts(new, 5 << 19);
+            assert!(bytes.iter().all(|byte| *byte == 0));
+            arena.dealloc(new, Layout::from_size_align(5 << 19, 64).unwrap());
+            arena.trim(0);
+            let block = arena.alloc(layout);
+            block.write_bytes(7, layout.size());
+            arena.dealloc(block, layout);
             let again = arena.alloc_zeroed(layout);
             assert_eq!(again, block);
             let bytes = std::slice::from_raw_parts(again, layout.size());

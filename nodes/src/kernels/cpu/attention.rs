@@ -944,7 +944,7 @@ mod tests {
     fn same_where_fused(f: impl Fn(Cpu) -> Tensor) {
         let mut first: Option<Vec<u32>> = None;
         for isa in Isa::available() {
-            if isa.rounding() == "fused" {
+            if isa.fuses() {
                 let got = bits(&f(Cpu::with(isa)));
                 let first = first.get_or_insert_with(|| got.clone());
                 assert_eq!(*first, got, "{isa:?}");

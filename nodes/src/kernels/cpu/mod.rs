@@ -1,7 +1,7 @@
 //! The CPU kernels: products on vector and matrix units, everything around them in as few passes as it takes.
 //!
-//! The unit of work is one image, or a block of rows of one image whose size is a constant, so that no sum depends on
-//! the batch or on the number of threads (law 6 of the method).
+//! An element is summed in an order that one image's shape decides, whichever rows, images and threads share the work, so
+//! that no sum depends on the batch or on the number of threads (law 6 of the method).
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -134,7 +134,7 @@ fn with_terms<R>(terms: Terms<'_>, f: impl FnOnce(products::Terms<'_>) -> Result
 
 /// Gives `f` the elements of `t` in row-major order.
 fn with_data<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
-    // Weights may be held in half precision to save memory: they are widened for each use.
+    // Of activations, norms and biases all is float32; what a caller gives in half precision is widened.
     let t = match t.dtype() {
         DType::F32 => t.contiguous()?,
         DType::F16 | DType::BF16 => t.to_dtype(DType::F32)?.contiguous()?,
@@ -161,11 +161,8 @@ impl Kernel for Cpu {
         match self.machine {
             Machine { amx: true, .. } => "cpu2-tiles",
             Machine { pairs: true, .. } => "cpu2-pairs",
-            Machine {
-                isa: Isa::Portable, ..
-            } => "cpu2-unfused",
-            // All instruction sets that fuse multiply and add give the same bits.
-            _ => "cpu2",
+            Machine { isa, .. } if isa.fuses() => "cpu2",
+            _ => "cpu2-unfused",
         }
     }
 
@@ -666,7 +663,7 @@ mod tests {
             let rows = data(&[b, n, c], seed + 4);
             let scale = data(&[c], seed + 5);
             let spec = GroupNormSpec { groups: 1, eps: 1e-5, weight: &scale, bias: &scale };
-            let fused: Vec<_> = Isa::available().into_iter().filter(|isa| *isa != Isa::Portable).map(Cpu::with).collect();
+            let fused: Vec<_> = Isa::available().into_iter().filter(|isa| isa.fuses()).map(Cpu::with).collect();
             let all = fused.iter().map(|kernel| {
                 let window = Window::padded(Padding::same(1));
                 [

@@ -169,24 +169,46 @@ pub(super) fn pack_split(
         .par_chunks_mut(block)
         .enumerate()
         .for_each(|(block, to)| {
-            for o in block * SQUARE..outputs.min((block + 1) * SQUARE) {
-                let (column, row) = (o % SQUARE, &from[o * inputs * taps..][..inputs * taps]);
-                for i in 0..inputs {
-                    for tap in 0..taps {
-                        let mut x = row[i * taps + tap];
-                        let square = (tap * depth + i) / SQUARE * parts;
-                        let inside = (column / 16 * 16 + i % SQUARE / 2) * 16 + column % 16;
-                        for part in 0..parts {
-                            let high = x.to_bits() & 0xffff_0000;
-                            x -= f32::from_bits(high);
-                            let word = if i % 2 == 0 { high >> 16 } else { high };
-                            to[(square + part) * SQUARE * SQUARE / 2 + inside] |= word;
-                        }
+            in_tiles(block, outputs, inputs, taps, |square, inside, o, i, tap| {
+                let number = |i: usize| from[(o * inputs + i) * taps + tap];
+                let mut pair = [number(i), if i + 1 < inputs { number(i + 1) } else { 0.0 }];
+                for part in 0..parts {
+                    let high = pair.map(|x| x.to_bits() & 0xffff_0000);
+                    to[(square * parts + part) * SQUARE * SQUARE / 2 + inside] =
+                        high[0] >> 16 | high[1];
+                    pair[0] -= f32::from_bits(high[0]);
+                    pair[1] -= f32::from_bits(high[1]);
+                }
+            });
+        });
+    packed
+}
+
+/// Calls `f(square, place of the pair in it, output, first input of the pair, tap)` for every pair of inputs of a block of
+/// [`SQUARE`] columns, in the order in which they are packed: what is written follows itself, and what is read of the
+/// block's rows, 32 inputs of each, stays in the first cache while all taps are taken from it.
+fn in_tiles(
+    block: usize,
+    outputs: usize,
+    inputs: usize,
+    taps: usize,
+    mut f: impl FnMut(usize, usize, usize, usize, usize),
+) {
+    let first = block * SQUARE;
+    let columns = SQUARE.min(outputs - first);
+    for i in (0..inputs).step_by(SQUARE) {
+        for tap in 0..taps {
+            let square = (tap * inputs.next_multiple_of(SQUARE) + i) / SQUARE;
+            for half in 0..columns.div_ceil(16) {
+                for pair in 0..SQUARE.min(inputs - i).div_ceil(2) {
+                    for c in 0..16.min(columns - half * 16) {
+                        let inside = (half * 16 + pair) * 16 + c;
+                        f(square, inside, first + half * 16 + c, i + 2 * pair, tap);
                     }
                 }
             }
-        });
-    packed
+        }
+    }
 }
 
 /// Columns with the last panel's padding.
@@ -215,17 +237,13 @@ pub(super) fn pack<T: Copy + Send + Sync + Default>(
             .par_chunks_mut(SQUARE * depth * taps)
             .enumerate()
             .for_each(|(block, to)| {
-                for o in block * SQUARE..outputs.min((block + 1) * SQUARE) {
-                    let column = o % SQUARE;
-                    for i in 0..inputs {
-                        for tap in 0..taps {
-                            let square = (tap * depth + i) / SQUARE * SQUARE * SQUARE;
-                            let inside =
-                                (column / 16 * 16 + i % SQUARE / 2) * 32 + column % 16 * 2 + i % 2;
-                            to[square + inside] = source(o, i, tap);
-                        }
+                in_tiles(block, outputs, inputs, taps, |square, inside, o, i, tap| {
+                    let at = square * SQUARE * SQUARE + 2 * inside;
+                    to[at] = source(o, i, tap);
+                    if i + 1 < inputs {
+                        to[at + 1] = source(o, i + 1, tap);
                     }
-                }
+                });
             });
     } else {
         let inner = inputs * taps;
@@ -235,13 +253,14 @@ pub(super) fn pack<T: Copy + Send + Sync + Default>(
             .for_each(|(panel, to)| {
                 let width = to.len() / inner;
                 let columns = width.min(outputs - panel * PANEL);
-                // In blocks of inputs, so that what is read of each row is a few whole cache lines at a time.
+                // In blocks of inputs, so that what is read of each row is a few whole cache lines at a time, and stays
+                // in the first cache while all taps are taken from it.
                 for first in (0..inputs).step_by(16) {
-                    for column in 0..columns {
+                    for tap in 0..taps {
                         for i in first..inputs.min(first + 16) {
-                            for tap in 0..taps {
-                                to[(tap * inputs + i) * width + column] =
-                                    source(panel * PANEL + column, i, tap);
+                            let row = &mut to[(tap * inputs + i) * width..][..columns];
+                            for (column, to) in row.iter_mut().enumerate() {
+                                *to = source(panel * PANEL + column, i, tap);
                             }
                         }
                     }
@@ -384,6 +403,13 @@ pub(super) struct Machine {
     pub rounds: bool,
 }
 
+impl Machine {
+    /// Whether products with this weight are made tile by tile, by the matrix unit or products of pairs.
+    fn in_tiles(self, w: Matrix<'_>) -> bool {
+        self.amx || self.pairs && matches!(w.data, Packed::Bf16(_))
+    }
+}
+
 /// `out [rows, O] = x [rows, K] w + terms`.
 pub(super) fn linear(
     machine: Machine,
@@ -467,7 +493,8 @@ pub(super) fn convolution(
         bail!("a convolution's operands do not fit one another");
     }
     check(x, w, terms, g.out.0 * g.out.1, w.outputs, out)?;
-    if winograd::pays(w, &g) && winograd_on(machine, w) {
+    // Not in tiles: there multiplications are not what a convolution waits for, and direct sums are ten times nearer.
+    if winograd::pays(w, &g) && !machine.in_tiles(w) {
         return winograd::convolution(machine.isa, x, images, w, terms, g, out);
     }
     let lines = g.lines(images);
@@ -486,12 +513,6 @@ pub(super) fn convolution(
     })
 }
 
-/// Whether fewer multiplications are what a convolution needs: where the matrix unit makes them, they are not, and its sums
-/// are ten times nearer than those of Winograd's transforms. Nor where weights are rounded to bfloat16 to multiply faster.
-fn winograd_on(machine: Machine, w: Matrix<'_>) -> bool {
-    !(machine.amx || machine.pairs && matches!(w.data, Packed::Bf16(_)))
-}
-
 /// How a product is cut into tasks: bands of rows x groups of columns.
 #[derive(Clone, Copy, Debug)]
 struct Cut {
@@ -502,8 +523,7 @@ struct Cut {
 impl Cut {
     /// The cut whose tasks do least twice: every group prepares its band's activations, every band its group's weights.
     fn of(machine: Machine, w: Matrix<'_>, rows: usize, most_bands: usize, gated: bool) -> Self {
-        let tiles = machine.amx || (machine.pairs && matches!(w.data, Packed::Bf16(_)));
-        let per_row = if tiles {
+        let per_row = if machine.in_tiles(w) {
             let plan = Tiled::of(w, gated);
             plan.steps * plan.parts * 64
         } else {
@@ -652,7 +672,7 @@ fn run(
                 out: shared,
             };
             #[cfg(target_arch = "x86_64")]
-            if machine.amx || (machine.pairs && matches!(w.data, Packed::Bf16(_))) {
+            if machine.in_tiles(w) {
                 return task.by_tiles(machine);
             }
             task.by_vectors(machine);

@@ -47,14 +47,10 @@ impl Isa {
         Self::available()[0]
     }
 
-    /// What distinguishes the bits of this set's results: all sets that fuse agree.
+    /// Whether it multiplies and adds with one rounding: all sets that do give the same bits.
     #[must_use]
-    pub fn rounding(self) -> &'static str {
-        match self {
-            Self::Portable => "unfused",
-            #[allow(unreachable_patterns)] // on architectures that have no other
-            _ => "fused",
-        }
+    pub fn fuses(self) -> bool {
+        self != Self::Portable
     }
 }
 

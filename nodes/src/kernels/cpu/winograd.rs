@@ -100,7 +100,7 @@ pub(super) fn convolution(
                     residual: terms.residual,
                     out: result,
                 };
-                let places = |t: usize| place(&g, first + t, (high, wide));
+                let places = |t: usize| place(first + t, (high, wide));
                 task.run(start..count.min(start + per_split), places, g.out);
             });
     }
@@ -108,8 +108,7 @@ pub(super) fn convolution(
 }
 
 /// The image of a tile, and its first line and column.
-fn place(g: &Geometry, tile: usize, (high, wide): (usize, usize)) -> (usize, usize, usize) {
-    let _ = g;
+fn place(tile: usize, (high, wide): (usize, usize)) -> (usize, usize, usize) {
     (
         tile / (high * wide),
         tile / wide % high * SIDE,
@@ -124,7 +123,7 @@ fn under(
     tile: usize,
     tiles: (usize, usize),
 ) -> [Option<usize>; POINTS] {
-    let (image, top, left) = place(g, tile, tiles);
+    let (image, top, left) = place(tile, tiles);
     debug_assert!(image < images);
     std::array::from_fn(|i| {
         let y = (top + i / UNDER).wrapping_sub(g.padding.top);
