@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Blocks of this many bytes and more are kept; smaller ones are the system allocator's.
-const LARGE: usize = 1 << 18;
+const LARGE: usize = 1 << 15;
 /// The alignment of large blocks: what pages of 2 MiB, where the system gives them, can begin at.
 const ALIGN: usize = 4096;
 /// From this size on a block begins at a huge page.
@@ -17,8 +17,8 @@ const HUGE: usize = 1 << 21;
 /// Size classes in each doubling: a block is at most a quarter larger than what was asked for, and what is behind that
 /// costs address space alone until a larger request of the class touches it.
 const CLASSES_PER_DOUBLING: usize = 4;
-/// Doublings from [`LARGE`]: up to 2^18 * 2^20 bytes.
-const DOUBLINGS: usize = 20;
+/// Doublings from [`LARGE`]: up to 2^15 * 2^23 bytes.
+const DOUBLINGS: usize = 23;
 
 // The locks are the standard library's. Were they to allocate, that would be far below LARGE, the system allocator's
 // business, and so not come back here.

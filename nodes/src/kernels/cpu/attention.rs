@@ -12,11 +12,10 @@ mod tiles;
 use std::cell::RefCell;
 
 use candle_core::{Device, Result, Tensor, bail};
-use rayon::prelude::*;
 
 use super::products::Machine;
 use super::simd::{Isa, Simd, multiversion};
-use super::with_data;
+use super::{team, with_data};
 use crate::kernels::{Attended, blend as blend_rows};
 
 /// Queries of a panel.
@@ -706,7 +705,7 @@ pub(super) fn attend(
     }
     let size = c / heads;
     let scale = (scale * std::f64::consts::LOG2_E) as f32;
-    let mut out = vec![0f32; images * n * c];
+    let mut out = Vec::with_capacity(images * n * c);
     let to = Out(out.as_mut_ptr());
     with_all(&tensors, &[], &mut |data| {
         let work = Work {
@@ -746,6 +745,8 @@ pub(super) fn attend(
         );
         Ok(())
     })?;
+    // SAFETY: of all images, all heads' columns of all rows were written; heads divide C, as was checked.
+    unsafe { out.set_len(images * n * c) };
     Tensor::from_vec(out, (images, n, c), &Device::Cpu)
 }
 
@@ -804,7 +805,8 @@ impl Work<'_> {
                     .flat_map(move |head| groups.iter().map(move |group| (image, head, group)))
             })
             .collect();
-        tasks.into_par_iter().for_each(|(image, head, group)| {
+        team::for_each(tasks.len(), |task| {
+            let (image, head, group) = tasks[task];
             let start = head * size;
             let q = &self.q[image * n * c..][..n * c];
             let all = group.rows.len().div_ceil(W) * height;
@@ -870,7 +872,7 @@ pub(super) fn map(isa: Isa, q: &Tensor, k: &Tensor, heads: usize, scale: f64) ->
     check(q, to, heads)?;
     let (size, m) = (c / heads, k.dim(1)?);
     let scale = (scale * std::f64::consts::LOG2_E) as f32;
-    let mut out = vec![0f32; images * n * m];
+    let mut out = Vec::with_capacity(images * n * m);
     let written = Out(out.as_mut_ptr());
     with_all(&[q, k], &[], &mut |data| {
         let source = Source::of(to, data[1], data[1])?;
@@ -878,7 +880,8 @@ pub(super) fn map(isa: Isa, q: &Tensor, k: &Tensor, heads: usize, scale: f64) ->
         let tasks: Vec<(usize, &Group)> = (0..images)
             .flat_map(|image| groups.iter().map(move |group| (image, group)))
             .collect();
-        tasks.into_par_iter().for_each(|(image, group)| {
+        team::for_each(tasks.len(), |task| {
+            let (image, group) = tasks[task];
             let image_q = &data[0][image * n * c..][..n * c];
             with_scratch(
                 2 * m + size + (m * size).div_ceil(QUERIES),
@@ -905,6 +908,8 @@ pub(super) fn map(isa: Isa, q: &Tensor, k: &Tensor, heads: usize, scale: f64) ->
         });
         Ok(())
     })?;
+    // SAFETY: of all images, M columns of all rows were written.
+    unsafe { out.set_len(images * n * m) };
     Tensor::from_vec(out, (images, n, m), &Device::Cpu)
 }
 

@@ -9,6 +9,7 @@ mod attention;
 mod pointwise;
 mod products;
 mod simd;
+mod team;
 mod winograd;
 
 use candle_core::{DType, Device, Result, Storage, Tensor, bail};
@@ -317,41 +318,49 @@ impl Kernel for Cpu {
             bail!("group norm of nothing: {:?}", x.dims());
         }
         let pixels: usize = x.dims()[1..rank - 1].iter().product();
-        let mut out = vec![0f32; x.elem_count()];
-        with_data(x, |x| {
-            with_data(norm.weight, |weight| {
-                with_data(norm.bias, |bias| {
-                    if weight.len() != channels || bias.len() != channels {
-                        bail!(
-                            "group norm: {channels} channels for {} scales",
-                            weight.len()
-                        );
-                    }
-                    let (isa, groups) = (self.machine.isa, norm.groups);
-                    pointwise::group_norm(
-                        isa, x, pixels, groups, norm.eps, weight, bias, silu, &mut out,
-                    );
-                    Ok(())
+        // SAFETY: all rows of all images are written, and x is as long as the result.
+        let (out, ()) = unsafe {
+            written(x.elem_count(), |out| {
+                with_data(x, |x| {
+                    with_data(norm.weight, |weight| {
+                        with_data(norm.bias, |bias| {
+                            if weight.len() != channels || bias.len() != channels {
+                                bail!(
+                                    "group norm: {channels} channels for {} scales",
+                                    weight.len()
+                                );
+                            }
+                            let (isa, groups) = (self.machine.isa, norm.groups);
+                            pointwise::group_norm(
+                                isa, x, pixels, groups, norm.eps, weight, bias, silu, out,
+                            );
+                            Ok(())
+                        })
+                    })
                 })
             })
-        })?;
+        }?;
         Tensor::from_vec(out, x.shape(), &Device::Cpu)
     }
 
     fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
         let width = x.dim(candle_core::D::Minus1)?;
-        let mut out = vec![0f32; x.elem_count()];
-        with_data(x, |x| {
-            with_data(weight, |weight| {
-                with_data(bias, |bias| {
-                    if width == 0 || weight.len() != width || bias.len() != width {
-                        bail!("layer norm: {width} features for {} scales", weight.len());
-                    }
-                    pointwise::layer_norm(self.machine.isa, x, weight, bias, eps, &mut out);
-                    Ok(())
+        // SAFETY: all rows are written, and x is as long as the result.
+        let (out, ()) = unsafe {
+            written(x.elem_count(), |out| {
+                with_data(x, |x| {
+                    with_data(weight, |weight| {
+                        with_data(bias, |bias| {
+                            if width == 0 || weight.len() != width || bias.len() != width {
+                                bail!("layer norm: {width} features for {} scales", weight.len());
+                            }
+                            pointwise::layer_norm(self.machine.isa, x, weight, bias, eps, out);
+                            Ok(())
+                        })
+                    })
                 })
             })
-        })?;
+        }?;
         Tensor::from_vec(out, x.shape(), &Device::Cpu)
     }
 
@@ -361,11 +370,15 @@ impl Kernel for Cpu {
         if half == 0 || width % 2 != 0 {
             bail!("GEGLU takes an even number of features, not {width}");
         }
-        let mut out = vec![0f32; images * n * half];
-        with_data(x, |x| {
-            pointwise::geglu(self.machine.isa, x, half, &mut out);
-            Ok(())
-        })?;
+        // SAFETY: all rows are written: one of the result for each of x.
+        let (out, ()) = unsafe {
+            written(images * n * half, |out| {
+                with_data(x, |x| {
+                    pointwise::geglu(self.machine.isa, x, half, out);
+                    Ok(())
+                })
+            })
+        }?;
         Tensor::from_vec(out, (images, n, half), &Device::Cpu)
     }
 

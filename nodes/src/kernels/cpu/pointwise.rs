@@ -1,7 +1,8 @@
 //! Norms and what is done number by number, each in as few passes over memory as it takes.
 
-use rayon::prelude::*;
 
+use super::products::{Shared, Unfilled};
+use super::team;
 use super::simd::{Isa, SUM_LANES, Simd, erf, multiversion, silu};
 
 /// Pixels whose sums are taken in float32 before they go to float64; their rows of 64 channels stay in the L1 cache.
@@ -9,7 +10,7 @@ const CHUNK: usize = 32;
 /// Pixels of a task of the sums of a group norm: the order in which float64 sums are added is fixed by it.
 const SUM_TASK: usize = 16 * CHUNK;
 /// Numbers that a task of the pointwise passes handles, about.
-const TASK: usize = 1 << 15;
+const TASK: usize = 1 << 13;
 
 /// Adds to `sums[c]` (of x) and `squares[c]` (of x^2) what rows of C channels give.
 #[inline(always)]
@@ -111,7 +112,7 @@ unsafe fn affine_generic<S: Simd>(
     scale: &[f32],
     shift: &[f32],
     activate: bool,
-    out: &mut [f32],
+    out: Unfilled<'_>,
 ) {
     let channels = scale.len();
     for (x, out) in x.chunks_exact(channels).zip(out.chunks_exact_mut(channels)) {
@@ -127,7 +128,7 @@ unsafe fn affine_generic<S: Simd>(
                         S::load(shift.as_ptr().add(c)),
                         activate,
                     );
-                    S::store(out.as_mut_ptr().add(c), y);
+                    S::store(out.as_mut_ptr().add(c).cast(), y);
                 } else {
                     let y = affine_one::<S>(
                         tail::<S>(x, c),
@@ -137,7 +138,7 @@ unsafe fn affine_generic<S: Simd>(
                     );
                     let mut lanes = [0f32; SUM_LANES];
                     S::store(lanes.as_mut_ptr(), y);
-                    out[c..].copy_from_slice(&lanes[..channels - c]);
+                    out[c..].write_copy_of_slice(&lanes[..channels - c]);
                 }
             }
             c += S::LANES;
@@ -147,7 +148,7 @@ unsafe fn affine_generic<S: Simd>(
 
 multiversion! {
     /// `out = x scale[c] + shift[c]`, then SiLU if asked for, over rows of C channels; all slices whole rows.
-    unsafe fn affine(x: &[f32], scale: &[f32], shift: &[f32], activate: bool, out: &mut [f32]) = affine_generic
+    unsafe fn affine(x: &[f32], scale: &[f32], shift: &[f32], activate: bool, out: Unfilled<'_>) = affine_generic
 }
 
 /// Group normalisation of `[images, pixels, C]`.
@@ -161,28 +162,35 @@ pub(super) fn group_norm(
     weight: &[f32],
     bias: &[f32],
     activate: bool,
-    out: &mut [f32],
+    out: Unfilled<'_>,
 ) {
     let channels = weight.len();
     let per_group = channels / groups;
-    for (x, out) in x
-        .chunks_exact(pixels * channels)
-        .zip(out.chunks_exact_mut(pixels * channels))
+    let image = pixels * channels;
+    // Of every part of every image, the sums and then the squares of all channels.
+    let parts = pixels.div_ceil(SUM_TASK);
+    let images = x.len() / image;
+    let mut sums = vec![0f64; images * parts * 2 * channels];
+    team::for_each_chunk(&mut sums, 2 * channels, |i, sums| {
+        let x = &x[i / parts * image..][..image];
+        let own = i % parts * SUM_TASK * channels;
+        let x = &x[own..image.min(own + SUM_TASK * channels)];
+        let (sums, squares) = sums.split_at_mut(channels);
+        // SAFETY: x is whole rows of `channels`; `isa` is there.
+        unsafe { channel_sums(isa, x, channels, sums, squares) };
+    });
+    // Of every image, the scales and then the shifts of all channels.
+    let mut terms = vec![0f32; images * 2 * channels];
+    for (sums, terms) in sums
+        .chunks(parts * 2 * channels)
+        .zip(terms.chunks_mut(2 * channels))
     {
-        let parts: Vec<_> = x
-            .par_chunks(SUM_TASK * channels)
-            .map(|x| {
-                let (mut sums, mut squares) = (vec![0f64; channels], vec![0f64; channels]);
-                // SAFETY: x is whole rows of `channels`; `isa` is there.
-                unsafe { channel_sums(isa, x, channels, &mut sums, &mut squares) };
-                (sums, squares)
-            })
-            .collect();
-        let (mut scale, mut shift) = (vec![0f32; channels], vec![0f32; channels]);
+        let (scale, shift) = terms.split_at_mut(channels);
         for group in 0..groups {
             let own = group * per_group..(group + 1) * per_group;
             let (mut sum, mut square) = (0.0, 0.0);
-            for (sums, squares) in &parts {
+            for part in sums.chunks(2 * channels) {
+                let (sums, squares) = part.split_at(channels);
                 sum += sums[own.clone()].iter().sum::<f64>();
                 square += squares[own.clone()].iter().sum::<f64>();
             }
@@ -195,14 +203,19 @@ pub(super) fn group_norm(
                 shift[c] = (f64::from(bias[c]) - mean * f64::from(weight[c]) * inverse) as f32;
             }
         }
-        let rows = (TASK / channels).max(1) * channels;
-        x.par_chunks(rows)
-            .zip(out.par_chunks_mut(rows))
-            .for_each(|(x, out)| {
-                // SAFETY: whole rows of `channels`, as are scale and shift; `isa` is there.
-                unsafe { affine(isa, x, &scale, &shift, activate, out) };
-            });
     }
+    let rows = (TASK / channels).clamp(1, pixels);
+    let chunks = pixels.div_ceil(rows);
+    let out = Shared::of(out);
+    team::for_each(images * chunks, |i| {
+        let (scale, shift) = terms[i / chunks * 2 * channels..][..2 * channels].split_at(channels);
+        let first = i % chunks * rows;
+        let own = i / chunks * image + first * channels;
+        let len = rows.min(pixels - first) * channels;
+        // SAFETY: whole rows of `channels`, as are scale and shift, of an image of x and `out`, which are as long, and
+        // of no other task; `isa` is there.
+        unsafe { affine(isa, &x[own..own + len], scale, shift, activate, out.part(own, len)) };
+    });
 }
 
 /// The sum of `x - shift`, or of its squares, over a row, in [`SUM_LANES`] lanes that are added up in one order on every
@@ -251,7 +264,7 @@ unsafe fn layer_norm_generic<S: Simd>(
     weight: &[f32],
     bias: &[f32],
     eps: f32,
-    out: &mut [f32],
+    out: Unfilled<'_>,
 ) {
     let width = weight.len();
     let inverse_width = 1.0 / width as f32;
@@ -274,7 +287,7 @@ unsafe fn layer_norm_generic<S: Simd>(
 
 multiversion! {
     /// Layer normalisation of rows as long as `weight` and `bias`.
-    unsafe fn layer_norm_rows(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) = layer_norm_generic
+    unsafe fn layer_norm_rows(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: Unfilled<'_>) = layer_norm_generic
 }
 
 /// Layer normalisation of rows as long as `weight` and `bias`.
@@ -284,19 +297,18 @@ pub(super) fn layer_norm(
     weight: &[f32],
     bias: &[f32],
     eps: f64,
-    out: &mut [f32],
+    out: Unfilled<'_>,
 ) {
     let rows = (TASK / weight.len()).max(1) * weight.len();
-    x.par_chunks(rows)
-        .zip(out.par_chunks_mut(rows))
-        .for_each(|(x, out)| {
-            // SAFETY: whole rows of weight.len() = bias.len(); `isa` is there.
-            unsafe { layer_norm_rows(isa, x, weight, bias, eps as f32, out) };
-        });
+    team::for_each_chunk(out, rows, |i, out| {
+        let x = &x[i * rows..][..out.len()];
+        // SAFETY: whole rows of weight.len() = bias.len(); `isa` is there.
+        unsafe { layer_norm_rows(isa, x, weight, bias, eps as f32, out) };
+    });
 }
 
 #[inline(always)]
-unsafe fn geglu_generic<S: Simd>(x: &[f32], half: usize, out: &mut [f32]) {
+unsafe fn geglu_generic<S: Simd>(x: &[f32], half: usize, out: Unfilled<'_>) {
     for (x, out) in x.chunks_exact(2 * half).zip(out.chunks_exact_mut(half)) {
         let (h, g) = x.split_at(half);
         let mut c = 0;
@@ -305,12 +317,12 @@ unsafe fn geglu_generic<S: Simd>(x: &[f32], half: usize, out: &mut [f32]) {
             unsafe {
                 if c + S::LANES <= half {
                     let y = geglu_one::<S>(S::load(h.as_ptr().add(c)), S::load(g.as_ptr().add(c)));
-                    S::store(out.as_mut_ptr().add(c), y);
+                    S::store(out.as_mut_ptr().add(c).cast(), y);
                 } else {
                     let y = geglu_one::<S>(tail::<S>(h, c), tail::<S>(g, c));
                     let mut lanes = [0f32; SUM_LANES];
                     S::store(lanes.as_mut_ptr(), y);
-                    out[c..].copy_from_slice(&lanes[..half - c]);
+                    out[c..].write_copy_of_slice(&lanes[..half - c]);
                 }
             }
             c += S::LANES;
@@ -320,16 +332,15 @@ unsafe fn geglu_generic<S: Simd>(x: &[f32], half: usize, out: &mut [f32]) {
 
 multiversion! {
     /// `h gelu(g)` of rows `[h, g]` of twice `half` numbers.
-    unsafe fn geglu_rows(x: &[f32], half: usize, out: &mut [f32]) = geglu_generic
+    unsafe fn geglu_rows(x: &[f32], half: usize, out: Unfilled<'_>) = geglu_generic
 }
 
 /// `h gelu(g)` of rows `[h, g]` of twice `half` numbers.
-pub(super) fn geglu(isa: Isa, x: &[f32], half: usize, out: &mut [f32]) {
+pub(super) fn geglu(isa: Isa, x: &[f32], half: usize, out: Unfilled<'_>) {
     let rows = (TASK / half).max(1) * half;
-    x.par_chunks(2 * rows)
-        .zip(out.par_chunks_mut(rows))
-        .for_each(|(x, out)| {
-            // SAFETY: whole rows of 2 half and half; `isa` is there.
-            unsafe { geglu_rows(isa, x, half, out) };
-        });
+    team::for_each_chunk(out, rows, |i, out| {
+        let x = &x[2 * i * rows..][..2 * out.len()];
+        // SAFETY: whole rows of 2 half and half; `isa` is there.
+        unsafe { geglu_rows(isa, x, half, out) };
+    });
 }

@@ -17,6 +17,7 @@ use rayon::prelude::*;
 #[cfg(target_arch = "x86_64")]
 use super::pointwise::geglu_one;
 use super::simd::{Isa, Simd, multiversion};
+use super::team;
 use super::winograd;
 use crate::kernels::Padding;
 
@@ -502,14 +503,12 @@ pub(super) fn convolution(
     let pixels = g.out.0 * g.out.1;
     run(machine, x, w, terms, pixels, cut, false, out, |bands| {
         let per_band = lines.div_ceil(bands);
-        (0..lines)
-            .into_par_iter()
-            .step_by(per_band)
-            .map(|first| {
-                let own = first..lines.min(first + per_band);
-                (0..0, Some(g.gather(images, own)))
-            })
-            .collect()
+        let mut bands = Vec::from_iter((0..lines.div_ceil(per_band)).map(|_| (0..0, None)));
+        team::for_each_chunk(&mut bands, 1, |band, to| {
+            let own = band * per_band..lines.min((band + 1) * per_band);
+            to[0].1 = Some(g.gather(images, own));
+        });
+        bands
     })
 }
 
@@ -619,6 +618,16 @@ impl Shared {
     pub fn len(self) -> usize {
         self.len
     }
+
+    /// A part of it.
+    ///
+    /// # Safety
+    /// Nobody else has any of it as long as this is used.
+    pub unsafe fn part<'a>(self, start: usize, len: usize) -> Unfilled<'a> {
+        assert!(start + len <= self.len, "a part inside");
+        // SAFETY: it is inside, and the caller's alone.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(start).cast(), len) }
+    }
 }
 
 // SAFETY: tasks write disjoint elements: see `run`.
@@ -655,28 +664,26 @@ fn run(
         .collect();
     // Tasks differ in their rows or their columns, and a band's positions map to rows of its own: no element of `out`
     // is written by two.
-    tasks
-        .into_par_iter()
-        .with_max_len(1)
-        .for_each(|((rows, gather), columns)| {
-            let task = Task {
-                x,
-                w,
-                terms,
-                gather: gather.as_ref(),
-                rows: rows.clone(),
-                shifts: shifts.as_deref(),
-                pixels: if terms.image.is_some() { pixels } else { 0 },
-                columns,
-                gated,
-                out: shared,
-            };
-            #[cfg(target_arch = "x86_64")]
-            if machine.in_tiles(w) {
-                return task.by_tiles(machine);
-            }
-            task.by_vectors(machine);
-        });
+    team::for_each(tasks.len(), |task| {
+        let ((rows, gather), columns) = &tasks[task];
+        let task = Task {
+            x,
+            w,
+            terms,
+            gather: gather.as_ref(),
+            rows: rows.clone(),
+            shifts: shifts.as_deref(),
+            pixels: if terms.image.is_some() { pixels } else { 0 },
+            columns: columns.clone(),
+            gated,
+            out: shared,
+        };
+        #[cfg(target_arch = "x86_64")]
+        if machine.in_tiles(w) {
+            return task.by_tiles(machine);
+        }
+        task.by_vectors(machine);
+    });
     Ok(())
 }
 

@@ -10,13 +10,13 @@
 use std::cell::RefCell;
 
 use candle_core::Result;
-use rayon::prelude::*;
 
 use super::products::{
     Geometry, Matrix, PANEL, Scratch, Segment, Shared, Terms, Unfilled, padded_columns,
     rows_by_panel, runs, shifts,
 };
 use super::simd::{Isa, Simd, multiversion};
+use super::team;
 
 /// Pixels of a tile's side, of the result and of what is under it.
 const SIDE: usize = 4;
@@ -65,7 +65,7 @@ pub(super) fn convolution(
         pixels.clear();
         pixels.reserve(len);
         let room = Shared::of(&mut pixels.spare_capacity_mut()[..len]);
-        (0..count).into_par_iter().with_min_len(4).for_each(|t| {
+        team::for_each(count, |t| {
             let under = under(&g, images, first + t, (high, wide));
             // SAFETY: point p of tile t < count is `channels` numbers at (p count + t) channels, inside `len`, of which no
             // other tile writes any. `under` names rows of x or none.
@@ -85,24 +85,22 @@ pub(super) fn convolution(
             .flat_map(|panel| (0..count).step_by(per_split).map(move |t| (panel, t)))
             .collect();
         // Tasks differ in their columns or their tiles, and tiles in their pixels: nothing is written by two.
-        tasks
-            .into_par_iter()
-            .with_max_len(1)
-            .for_each(|(panel, start)| {
-                let task = Task {
-                    isa,
-                    pixels: &pixels,
-                    count,
-                    w,
-                    column: panel * PANEL,
-                    shifts: shifts.as_deref(),
-                    own_shifts: terms.image.is_some(),
-                    residual: terms.residual,
-                    out: result,
-                };
-                let places = |t: usize| place(first + t, (high, wide));
-                task.run(start..count.min(start + per_split), places, g.out);
-            });
+        team::for_each(tasks.len(), |task| {
+            let (panel, start) = tasks[task];
+            let task = Task {
+                isa,
+                pixels: &pixels,
+                count,
+                w,
+                column: panel * PANEL,
+                shifts: shifts.as_deref(),
+                own_shifts: terms.image.is_some(),
+                residual: terms.residual,
+                out: result,
+            };
+            let places = |t: usize| place(first + t, (high, wide));
+            task.run(start..count.min(start + per_split), places, g.out);
+        });
     }
     Ok(())
 }
