@@ -35,6 +35,8 @@ PARTS = {
     "text": ("retouch-f32", "torch-f32", "retouch-bf16", "torch-bf16"),
     "demo": ("retouch-fresh", "retouch-cached", "torch-f32"),
 }
+# On a GPU, where half precision is float16 and nothing but torch has a peer's word. Float32 is float32 there, not TF32, on both sides.
+ON_GPU = ("retouch-f32", "torch-f32", "retouch-f16", "torch-f16")
 GIVEN = {"unet": ("unet.latent", "unet.timestep", "unet.context"), "vae": ("vae.latent",), "vae-encode": ("vae-encode.picture",), "text": ("text.ids",)}
 GAVE = {"unet": "unet.output", "vae": "vae.picture", "vae-encode": "vae-encode.mean", "text": "text.states"}
 # What workflows/layout-and-retouch.yaml says.
@@ -80,32 +82,37 @@ def given(dump, part):
     return [torch.from_numpy(tensors[name]) for name in GIVEN[part]]
 
 
-def fastest(call, calls):
+def fastest(call, calls, wait=lambda: None):
     """Seconds of the fastest call after one that is not counted, and what it gave."""
     out, best = call(), float("inf")
     for _ in range(calls):
+        wait()
         start = time.perf_counter()
         out = call()
+        wait()
         best = min(best, time.perf_counter() - start)
     return best, out
 
 
-def with_torch(folder, part, dump, precision, calls, threads):
+def with_torch(folder, part, dump, precision, calls, threads, device):
     import torch
 
     torch.set_num_threads(threads)
-    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[precision]
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[precision]
     with torch.inference_mode():
-        inputs = [x if part == "text" or x.dim() == 1 else x.to(dtype) for x in given(dump, part)]
-        module = network(folder, part, dtype)
+        inputs = [x.to(device) if part == "text" or x.dim() == 1 else x.to(device, dtype) for x in given(dump, part)]
+        module = network(folder, part, dtype).to(device)
         layouts = [torch.contiguous_format] if part == "text" else [torch.contiguous_format, torch.channels_last]
         best = (float("inf"), None)
         for layout in layouts:
             module = module.to(memory_format=layout)
             laid = [x.to(memory_format=layout) if x.dim() == 4 else x for x in inputs]
-            seconds, out = fastest(lambda: module(*laid), calls)
+            seconds, out = fastest(lambda: module(*laid), calls, wait)
             best = min(best, (seconds, out), key=lambda pair: pair[0])
-        return best[0], best[1].float().numpy()
+        return best[0], best[1].float().cpu().numpy()
 
 
 def convert(folder, part, dump, file):
@@ -242,7 +249,7 @@ def worker(args):
     if args.part == "demo":
         seconds, out = with_torch_demo(args.calls, args.threads)
     elif kind == "torch":
-        seconds, out = with_torch(args.folder, args.part, args.dump, precision, args.calls, args.threads)
+        seconds, out = with_torch(args.folder, args.part, args.dump, precision, args.calls, args.threads, args.device)
     else:
         seconds, out = with_openvino(args.model, args.part, args.dump, precision, args.calls, args.threads)
     np.save(args.out, out)
@@ -276,7 +283,7 @@ class Run:
 
         dump = self.dump(part, precision)
         text = self.process([self.args.retouch, "bench", "--model", self.args.folder, "--parts", part, "--runs", self.args.calls, "--json",
-                             "--dtype", precision, "--threads", self.args.threads, "--dump", dump, *self.size()])
+                             "--dtype", precision, "--threads", self.args.threads, "--device", self.args.device, "--dump", dump, *self.size()])
         figures = json.loads(text)
         self.note(part, f"retouch-{precision}", figures["parts"][0]["min"], figures["peak_memory"])
         self.outputs[part, f"retouch-{precision}"] = load_file(dump)[GAVE[part]]
@@ -287,7 +294,7 @@ class Run:
     def peer(self, part, who):
         dump, out = self.dump(part, "f32"), self.scratch / f"{part}-{who}.npy"
         command = [sys.executable, __file__, "--worker", who, "--part", part, "--dump", dump, "--out", out,
-                   "--calls", self.args.calls, "--threads", self.args.threads, self.args.folder]
+                   "--calls", self.args.calls, "--threads", self.args.threads, "--device", self.args.device, self.args.folder]
         if who.startswith("openvino"):
             model = self.scratch / f"{part}.xml"
             command += ["--openvino-model", model]
@@ -312,7 +319,7 @@ class Run:
     def measure(self):
         for part in self.args.parts:
             for turn in range(self.args.rounds):
-                for who in PARTS[part]:
+                for who in PARTS[part] if self.args.device == "cpu" else ON_GPU:
                     if part == "demo" and who.startswith("retouch"):
                         self.demo(who, turn)
                     elif who.startswith("retouch"):
@@ -322,8 +329,8 @@ class Run:
 
     def report(self):
         processor = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
-        names = ", ".join(f"{p} {version(p)}" for p in ("torch", "diffusers", "openvino"))
-        print(f"{processor}, {self.args.threads} threads; {names}; fastest of {self.args.rounds} x {self.args.calls} calls\n")
+        names = ", ".join(f"{p} {version(p)}" for p in ("torch", "diffusers", *(["openvino"] if self.args.device == "cpu" else [])))
+        print(f"{processor}, {self.args.threads} threads, {self.args.device}; {names}; fastest of {self.args.rounds} x {self.args.calls} calls\n")
         print("| part | Retouch | s | peer | s | Retouch / peer |\n| --- | --- | --- | --- | --- | --- |")
         for (part, own), (seconds, _) in self.best.items():
             if not own.startswith("retouch"):
@@ -348,6 +355,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=2, help="how often everybody has a turn")
     parser.add_argument("--calls", type=int, default=3, help="calls that are measured in a turn")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; the demo is measured on the cpu alone")
     parser.add_argument("--size", type=int, help="side of the pictures in pixels; default: what the model was made for")
     parser.add_argument("--worker", dest="who", help=argparse.SUPPRESS)
     for name in ("part", "dump", "out"):
@@ -359,6 +367,8 @@ def main():
     unknown = set(args.parts) - set(PARTS)
     if unknown:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    if args.device != "cpu":
+        args.parts = [part for part in args.parts if part != "demo"]
     with tempfile.TemporaryDirectory(prefix="retouch-peers-") as scratch:
         run = Run(args, scratch)
         run.measure()

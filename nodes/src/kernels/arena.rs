@@ -123,12 +123,13 @@ fn class_size(class: usize) -> usize {
 /// would be if it were cleared here.
 #[cfg(target_os = "linux")]
 fn fresh(size: usize) -> *mut u8 {
-    let align = if size < HUGE { ALIGN } else { HUGE };
-    let Some(room) = size.checked_add(align) else {
+    // A map begins at a page, which is all that smaller blocks need.
+    let spare = if size < HUGE { 0 } else { HUGE };
+    let Some(room) = size.checked_add(spare) else {
         return null_mut();
     };
-    // SAFETY: a new anonymous map where the system likes; what lies before and behind the aligned block is ours and given
-    // back. All sizes are multiples of a page: those of classes are of 64 KiB, the alignments of 4 KiB.
+    // SAFETY: a new anonymous map where the system likes; what lies before and behind a huge block is ours and given
+    // back, and begins and ends at pages, as blocks of 2 MiB and more are multiples of 512 KiB.
     unsafe {
         let (access, kind) = (
             libc::PROT_READ | libc::PROT_WRITE,
@@ -139,18 +140,19 @@ fn fresh(size: usize) -> *mut u8 {
             return null_mut();
         }
         let map = map.cast::<u8>();
-        let before = map.align_offset(align);
+        if spare == 0 {
+            return map;
+        }
+        let before = map.align_offset(HUGE);
         let block = map.add(before);
         if before > 0 {
             libc::munmap(map.cast(), before);
         }
-        if before < align {
-            libc::munmap(block.add(size).cast(), align - before);
+        if before < spare {
+            libc::munmap(block.add(size).cast(), spare - before);
         }
-        if size >= HUGE {
-            // Changes no content; where it is not understood, nothing happens.
-            libc::madvise(block.cast(), size, libc::MADV_HUGEPAGE);
-        }
+        // Changes no content; where it is not understood, nothing happens.
+        libc::madvise(block.cast(), size, libc::MADV_HUGEPAGE);
         block
     }
 }

@@ -1,9 +1,8 @@
 //! Norms and what is done number by number, each in as few passes over memory as it takes.
 
-
 use super::products::{Shared, Unfilled};
-use super::team;
 use super::simd::{Isa, SUM_LANES, Simd, erf, multiversion, silu};
+use super::team;
 
 /// Pixels whose sums are taken in float32 before they go to float64; their rows of 64 channels stay in the L1 cache.
 const CHUNK: usize = 32;
@@ -214,7 +213,16 @@ pub(super) fn group_norm(
         let len = rows.min(pixels - first) * channels;
         // SAFETY: whole rows of `channels`, as are scale and shift, of an image of x and `out`, which are as long, and
         // of no other task; `isa` is there.
-        unsafe { affine(isa, &x[own..own + len], scale, shift, activate, out.part(own, len)) };
+        unsafe {
+            affine(
+                isa,
+                &x[own..own + len],
+                scale,
+                shift,
+                activate,
+                out.part(own, len),
+            )
+        };
     });
 }
 

@@ -36,7 +36,10 @@ pub(super) fn for_each(tasks: usize, f: impl Fn(usize) + Sync) {
     match TEAM.owner() {
         Some(owner) => TEAM.run(owner, threads, tasks, f),
         // Another node computes at the same time, or `f` of a piece has pieces itself.
-        None => (0..tasks).into_par_iter().with_max_len(1).for_each(|task| f(task)),
+        None => (0..tasks)
+            .into_par_iter()
+            .with_max_len(1)
+            .for_each(|task| f(task)),
     }
 }
 
@@ -245,7 +248,10 @@ impl Team {
                 let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
                 self.sleepers.fetch_add(1, Ordering::SeqCst);
                 while self.joinable(seen).is_none() {
-                    guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
+                    guard = self
+                        .wake
+                        .wait(guard)
+                        .unwrap_or_else(PoisonError::into_inner);
                 }
                 self.sleepers.fetch_sub(1, Ordering::SeqCst);
                 since = Instant::now();
@@ -260,7 +266,10 @@ mod tests {
 
     #[test]
     fn every_task_is_done_once() {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(5).build().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(5)
+            .build()
+            .unwrap();
         pool.install(|| {
             for tasks in [0, 1, 2, 3, 7, 64, 1000].repeat(200) {
                 let done: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
