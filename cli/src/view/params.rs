@@ -513,30 +513,35 @@ impl Panel {
             || tried.unwrap_or(entry.value()).clone(),
             |draft| draft.value.clone(),
         );
+        let faulty = draft.as_ref().is_some_and(|draft| draft.fault.is_some());
         ui.push_id(&id, |ui| {
             let label = ui
                 .horizontal_wrapped(|ui| {
                     let name = egui::RichText::new(&entry.name);
-                    let label = if tried.is_some() {
+                    let differs = tried.is_some() || faulty;
+                    let label = if differs {
                         ui.label(name.strong().color(ui.visuals().warn_fg_color))
                     } else {
                         ui.label(name)
                     };
-                    if tried.is_some() {
+                    if differs {
                         let said = match &entry.written {
                             Some(written) => format!("the file says {}", brief(written)),
                             None => "not in the file".to_owned(),
                         };
-                        ui.weak(format!("tried; {said}"));
+                        let what = if faulty { "not tried" } else { "tried" };
+                        ui.weak(format!("{what}; {said}"));
                         let reset = egui::Button::new("Reset").small();
                         let reset = ui.add(reset).on_hover_text("Go back to what the file says");
                         name_it(&reset, egui::WidgetType::Button, &format!("Reset {}", entry.name));
                         if reset.clicked() {
                             draft = None;
-                            wishes.push(Wish::Reset {
-                                file: entry.file.clone(),
-                                place: entry.place.clone(),
-                            });
+                            if tried.is_some() {
+                                wishes.push(Wish::Reset {
+                                    file: entry.file.clone(),
+                                    place: entry.place.clone(),
+                                });
+                            }
                         }
                     }
                     label
@@ -913,19 +918,22 @@ fn typing(
 ) -> Took {
     let mut text = typed.clone().unwrap_or_else(|| now.to_owned());
     let width = ui.available_width().clamp(60.0, 480.0);
-    let lines = text.contains('\n') || text.chars().count() > 60;
-    let field = if lines {
-        // Enter breaks the line; the command key with it tries the text.
-        egui::TextEdit::multiline(&mut text)
+    let breaks = text.contains('\n');
+    let long = breaks || text.chars().count() > 60;
+    // In a text of several lines Enter breaks one, and the command key with it tries the text.
+    let field = match (breaks, long) {
+        (true, _) => egui::TextEdit::multiline(&mut text).desired_rows(2),
+        (false, true) => egui::TextEdit::multiline(&mut text)
             .desired_rows(2)
-            .return_key(KeyboardShortcut::new(Modifiers::NONE, Key::Enter))
-    } else {
-        egui::TextEdit::singleline(&mut text)
+            .return_key(None),
+        (false, false) => egui::TextEdit::singleline(&mut text),
     };
     let response = ui.add(field.desired_width(width)).labelled_by(label.id);
-    let entered = lines
+    let entered = long
         && response.has_focus()
-        && ui.input(|input| input.modifiers.command && input.key_pressed(Key::Enter));
+        && ui.input(|input| {
+            input.key_pressed(Key::Enter) && (!breaks || input.modifiers.command)
+        });
     let left = response.lost_focus();
     if response.changed() || (typed.is_some() && (left || entered)) {
         let (value, fault) = match read(&text) {

@@ -85,10 +85,10 @@ impl Picture {
     }
 
     fn cell(&self, x: usize, y: usize) -> Option<&Cell> {
-        self.cells.iter().find(|cell| {
-            (cell.at[0]..cell.at[0] + cell.size[0]).contains(&x)
-                && (cell.at[1]..cell.at[1] + cell.size[1]).contains(&y)
-        })
+        let within = |at: usize, axis: usize, cell: &Cell| {
+            (cell.at[axis]..cell.at[axis] + cell.size[axis]).contains(&at)
+        };
+        (self.cells.iter()).find(|cell| within(x, 0, cell) && within(y, 1, cell))
     }
 
     /// What tells a picture from another: its bytes in memory.
@@ -425,6 +425,8 @@ impl Viewer {
         painter.rect_filled(canvas, 0.0, ui.visuals().extreme_bg_color);
         let laid = |picture| lay(picture, frame, room, second.is_some().then_some((first, second)));
         let line = frame.left() + frame.width() * self.wipe;
+        // What the pointer is at: in a wipe it depends on the side.
+        let mut under = first;
         match (self.mode, second) {
             (Mode::Single, _) | (_, None) => self.paint(&painter, laid(first), canvas),
             (Mode::Wipe, Some(second)) => {
@@ -440,6 +442,9 @@ impl Viewer {
                 let text = |at, align, name: &str| {
                     label(&painter, at, align, name, ui.visuals());
                 };
+                if response.hover_pos().is_some_and(|at| at.x >= line) {
+                    under = second;
+                }
                 text(canvas.left_top(), Align2::LEFT_TOP, &first.name);
                 text(canvas.right_top(), Align2::RIGHT_TOP, &second.name);
             }
@@ -448,6 +453,7 @@ impl Viewer {
                 let period = f64::from(self.period.clamp(PERIOD.0, PERIOD.1));
                 let turn = (now / period).floor();
                 let picture = if turn.rem_euclid(2.0) < 1.0 { first } else { second };
+                under = picture;
                 self.paint(&painter, laid(picture), canvas);
                 label(&painter, canvas.left_top(), Align2::LEFT_TOP, &picture.name, ui.visuals());
                 let rest = ((turn + 1.0) * period - now).max(0.001);
@@ -459,13 +465,17 @@ impl Viewer {
         }
         self.evict();
 
-        let pointed = self.pointed(&response, canvas, first, second, frame, room, line);
-        if let Some(pointed) = &pointed
-            && let Some(cell) = (first.cells.iter())
-                .find(|cell| pointed.cell.as_ref() == Some(&cell.label) && holds(cell, pointed.at))
-        {
-            let scale = frame.width() / size_of(room).x;
-            let corner = |x: usize, y: usize| frame.min + size_of([x, y]) * scale;
+        let under = laid(under);
+        let at = (response.hover_pos())
+            // Who has no pointer looks at what is in the middle.
+            .or_else(|| response.has_focus().then(|| canvas.center()))
+            .filter(|at| canvas.contains(*at));
+        let pointed = at.and_then(|at| pointed(under, at));
+        let cell = (pointed.as_ref())
+            .and_then(|pointed| under.picture.cell(pointed.at[0], pointed.at[1]));
+        if let Some(cell) = cell {
+            let scale = under.rect.size() / size_of(under.picture.size);
+            let corner = |x: usize, y: usize| under.rect.min + size_of([x, y]) * scale;
             let outline = Rect::from_min_max(
                 corner(cell.at[0], cell.at[1]),
                 corner(cell.at[0] + cell.size[0], cell.at[1] + cell.size[1]),
@@ -771,50 +781,32 @@ impl Viewer {
             }
         }
     }
-
-    #[expect(clippy::too_many_arguments, reason = "what was laid out, used once")]
-    fn pointed(
-        &self,
-        response: &Response,
-        canvas: Rect,
-        first: &Picture,
-        second: Option<&Picture>,
-        frame: Rect,
-        room: [usize; 2],
-        line: f32,
-    ) -> Option<Pointed> {
-        // Who has no pointer looks at what is in the middle.
-        let at = (response.hover_pos())
-            .or_else(|| response.has_focus().then(|| canvas.center()))
-            .filter(|at| canvas.contains(*at))?;
-        let picture = match (self.mode, second) {
-            (Mode::Wipe, Some(second)) if at.x >= line => second,
-            _ => first,
-        };
-        let rect = lay(picture, frame, room, second.is_some().then_some((first, second))).rect;
-        let share = (at - rect.min) / rect.size().max(Vec2::splat(f32::MIN_POSITIVE));
-        if !(0.0..1.0).contains(&share.x) || !(0.0..1.0).contains(&share.y) {
-            return None;
-        }
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "from 0 to below the side, which has few digits"
-        )]
-        let place = |share: f32, side: usize| ((share * side as f32) as usize).min(side - 1);
-        let (x, y) = (place(share.x, picture.size[0]), place(share.y, picture.size[1]));
-        Some(Pointed {
-            picture: picture.name.clone(),
-            at: [x, y],
-            rgba: picture.pixel(x, y)?,
-            cell: picture.cell(x, y).map(|cell| cell.label.clone()),
-        })
-    }
 }
 
-fn holds(cell: &Cell, at: [usize; 2]) -> bool {
-    (0..2).all(|axis| (cell.at[axis]..cell.at[axis] + cell.size[axis]).contains(&at[axis]))
+/// What of a picture is at a place of the screen.
+fn pointed(laid: Laid<'_>, at: Pos2) -> Option<Pointed> {
+    let Laid { picture, rect } = laid;
+    let share = (at - rect.min) / rect.size().max(Vec2::splat(f32::MIN_POSITIVE));
+    if !(0.0..1.0).contains(&share.x) || !(0.0..1.0).contains(&share.y) {
+        return None;
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "from 0 to below the side, which has few digits"
+    )]
+    let place = |share: f32, side: usize| ((share * side as f32) as usize).min(side - 1);
+    let (x, y) = (
+        place(share.x, picture.size[0]),
+        place(share.y, picture.size[1]),
+    );
+    Some(Pointed {
+        picture: picture.name.clone(),
+        at: [x, y],
+        rgba: picture.pixel(x, y)?,
+        cell: picture.cell(x, y).map(|cell| cell.label.clone()),
+    })
 }
 
 #[expect(clippy::cast_precision_loss, reason = "sides of pictures have few digits")]

@@ -289,6 +289,28 @@ fn a_sheet_tells_what_the_cell_under_the_pointer_is_of() {
     assert_eq!(window.state().pointed.as_ref().unwrap().cell, None);
 }
 
+#[test]
+fn the_cells_of_a_sweep_have_their_params() {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../workflows/sweep.yaml");
+    let engine = retouch_graph::Engine::new(retouch_nodes::registry());
+    let sweep = engine.load_sweep(&file, &retouch_graph::Settings::default()).unwrap();
+    let facts = ImageFacts {
+        batch: 1,
+        width: 64,
+        height: 64,
+    };
+    let grid = |blanks: &[usize]| -> Grid {
+        serde_json::from_value(serde_json::json!({"columns": 4, "blanks": blanks, "cell": 64})).unwrap()
+    };
+    let cells = sweep_cells(&sweep, &grid(&[]), &[facts; 16]).unwrap();
+    assert_eq!(cells.len(), 16);
+    assert_eq!(cells[0].label, "blend_steps=10%, seed=42");
+    assert_eq!(cells[5].label, "blend_steps=20%, seed=43");
+    // A cell that was left out is a blank, and the others keep their params.
+    let cells = sweep_cells(&sweep, &grid(&[1]), &[facts; 15]).unwrap();
+    assert_eq!(cells[1].label, "blend_steps=10%, seed=44");
+}
+
 /// What is painted, on the software adapter.
 #[test]
 fn pictures_are_painted_side_by_side_and_sharp() {
