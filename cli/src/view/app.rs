@@ -241,6 +241,7 @@ impl App {
     }
 
     /// What is selected.
+    #[cfg(test)]
     #[must_use]
     pub fn selected(&self) -> Option<&str> {
         self.canvas.selected.as_deref()
@@ -601,6 +602,8 @@ impl App {
 
     /// The areas below the graph, or in its stead.
     fn below(&mut self, ui: &mut Ui) {
+        // The panel is as high as it was made, whatever is in it.
+        ui.set_min_height(ui.available_height());
         ui.horizontal(|ui| {
             self.tabs(ui, &Tab::BELOW);
             ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
@@ -639,7 +642,7 @@ impl App {
     fn tabs(&mut self, ui: &mut Ui, tabs: &[Tab]) {
         let colours = Palette::of(ui);
         ui.horizontal(|ui| {
-            ui.spacing_mut().item_spacing.x = 4.0;
+            ui.spacing_mut().item_spacing.x = 16.0;
             for tab in tabs {
                 let faults = self.model.faults.len();
                 let text = match tab {
@@ -661,7 +664,7 @@ impl App {
                     let rect = response.rect;
                     let stroke = Stroke::new(2.0, colours.accent);
                     ui.painter()
-                        .hline(rect.x_range().shrink(6.0), rect.bottom() + 1.0, stroke);
+                        .hline(rect.x_range(), rect.bottom() + 1.0, stroke);
                 }
                 if response.clicked() {
                     self.tab = *tab;

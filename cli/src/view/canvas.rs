@@ -573,7 +573,9 @@ impl Canvas {
             mark,
             colour,
         );
-        pen.line(&inside, pos2(left, name_y), label, 14.0, strong, room);
+        // Where there is no room for more than the name, the name takes it.
+        let size = if details { 14.0 } else { (9.5 / zoom).min(24.0) };
+        pen.line(&inside, pos2(left, name_y), label, size, strong, room);
         if details {
             let count;
             let below = match item {
@@ -711,7 +713,7 @@ impl Pen<'_> {
         let colour = self.colours.kind(route.kind);
         let colour = match (strong, dim) {
             (true, _) => colour,
-            (false, true) => colour.gamma_multiply(0.22),
+            (false, true) => colour.gamma_multiply(0.3),
             (false, false) => colour.gamma_multiply(0.75),
         };
         let width = if strong { 2.4 } else { 1.6 } * self.zoom.clamp(0.5, 1.4);

@@ -131,6 +131,7 @@ pub fn edit(text: &str, changes: &[Change]) -> Result<String, Refused> {
 ///
 /// # Errors
 /// When the text is no YAML or has faults that stand in the way.
+#[cfg(test)]
 pub fn value_at(text: &str, place: &Place) -> Result<Option<Json>, Refused> {
     let tree = read(text)?;
     let mut tree = &tree;

@@ -13,13 +13,13 @@ use crate::view::model::Graph;
 /// The height of a node's box, in points at zoom 1.
 pub const NODE_HEIGHT: f32 = 66.0;
 /// The least and the greatest width of a node's box.
-const WIDTHS: (f32, f32) = (136.0, 250.0);
+const WIDTHS: (f32, f32) = (124.0, 250.0);
 /// Points between two boxes of a layer.
 const ROW_GAP: f32 = 22.0;
 /// Points between a box and a link that passes it.
 const PASS_GAP: f32 = 12.0;
 /// Points between layers.
-const COLUMN_GAP: f32 = 64.0;
+const COLUMN_GAP: f32 = 48.0;
 /// Points between the frame of a group and what is in it; above there is its name as well.
 pub const FRAME: f32 = 18.0;
 /// Points for the name of an open group.
@@ -120,8 +120,8 @@ pub fn shape(graph: &Graph, open: &BTreeSet<String>) -> u64 {
 
 /// The width that a box needs for its texts.
 fn width_of(label: &str, below: &str) -> f32 {
-    let wanted = (label.chars().count() as f32 * 7.8).max(below.chars().count() as f32 * 6.3);
-    (wanted + 44.0).clamp(WIDTHS.0, WIDTHS.1)
+    let wanted = (label.chars().count() as f32 * 7.4).max(below.chars().count() as f32 * 6.0);
+    (wanted + 42.0).clamp(WIDTHS.0, WIDTHS.1)
 }
 
 /// Lays a graph out; `open`: the names of the groups that are open.
@@ -381,7 +381,7 @@ fn layered(sizes: &[(f32, f32)], links: &[(usize, usize)]) -> Layered {
         let width = widths.map(|block| sizes[block].0).fold(0.0, f32::max);
         columns.push((x, width));
         let leaving: usize = row.iter().map(|cell| after[*cell].len()).sum();
-        x += width + COLUMN_GAP + (leaving as f32 * 3.0).min(60.0);
+        x += width + COLUMN_GAP + (leaving as f32 * 2.5).min(48.0);
     }
     let mut places = vec![(0.0, 0.0); count];
     let mut size = (0.0_f32, 0.0_f32);

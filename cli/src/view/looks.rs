@@ -332,6 +332,7 @@ impl EngineLooks {
     }
 
     /// Calls of the U-Net (images, one half each) that looks made so far.
+    #[cfg(test)]
     #[must_use]
     pub fn calls(&self) -> u64 {
         self.shared.reader.calls()

@@ -760,6 +760,7 @@ impl Model {
                 format!("running, {left} of {} nodes left", self.states.len())
             }
             _ if faults > 0 => match faults {
+                _ if self.plans == 0 => format!("not sound: {faults} in Problems"),
                 1 => "1 fault; the last sound version stays".to_owned(),
                 faults => format!("{faults} faults; the last sound version stays"),
             },
@@ -776,6 +777,7 @@ impl Model {
                         RunStatus::Cancelled => format!("stopped after {took}"),
                     }
                 }
+                None if self.phase == Phase::Over => "what the caches know; nothing was run".to_owned(),
                 None => "waiting for an edit".to_owned(),
             },
         }

@@ -55,6 +55,9 @@ pub fn is_picture(kind: &str) -> bool {
 }
 
 fn shortened(text: &str) -> String {
+    if text.is_empty() {
+        return "\"\"".to_owned();
+    }
     if text.chars().count() <= LONGEST {
         return text.to_owned();
     }
@@ -85,6 +88,11 @@ impl Panel<'_> {
         let (model, graph) = (self.model, &self.model.graph);
         let colours = Palette::of(ui);
         let mut act = None;
+        if model.plans == 0 {
+            let text = "What is selected is shown here, once the workflow is sound.";
+            ui.add(Label::new(RichText::new(text).color(colours.muted)).wrap());
+            return None;
+        }
         ui.add(
             Label::new(
                 RichText::new(&graph.workflow)

@@ -441,6 +441,7 @@ impl Panel {
     }
 
     /// Whether a change is waiting to be confirmed.
+    #[cfg(test)]
     #[must_use]
     pub fn is_asking(&self) -> bool {
         self.asked.is_some()

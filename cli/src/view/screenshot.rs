@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use eframe::egui::{self, Context, FullOutput, Rect, TextureId, Vec2, ViewportId};
 use eframe::egui_wgpu::{
-    RenderState, RendererOptions, ScreenDescriptor, WgpuConfiguration, WgpuError,
+    RenderState, RendererOptions, ScreenDescriptor, WgpuConfiguration, WgpuError, WgpuSetup, WgpuSetupCreateNew,
 };
 use retouch_graph::Code;
 
@@ -49,17 +49,28 @@ impl Canvas {
     /// # Errors
     /// When there is none.
     pub fn new() -> Result<Self, Failure> {
-        let configuration = WgpuConfiguration::default();
-        let made = pollster::block_on(async {
+        // GL looks for screens on its way, and says so where there are none: it is asked only when nothing else is there.
+        let first = Self::over(wgpu::Backends::PRIMARY);
+        let made = first.or_else(|_| Self::over(wgpu::Backends::all()));
+        let state = made.map_err(|error| no_adapter(&error))?;
+        Ok(Self { state })
+    }
+
+    fn over(backends: wgpu::Backends) -> Result<RenderState, WgpuError> {
+        let mut setup = WgpuSetupCreateNew::default();
+        setup.instance_descriptor.backends = backends;
+        let configuration = WgpuConfiguration {
+            wgpu_setup: WgpuSetup::CreateNew(setup),
+            ..WgpuConfiguration::default()
+        };
+        pollster::block_on(async {
             let instance = configuration.wgpu_setup.new_instance().await;
             let options = RendererOptions {
                 dithering: false,
                 ..RendererOptions::default()
             };
             RenderState::create(&configuration, &instance, None, options).await
-        });
-        let state = made.map_err(|error| no_adapter(&error))?;
-        Ok(Self { state })
+        })
     }
 
     /// The adapter, for people.

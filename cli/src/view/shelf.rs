@@ -170,6 +170,7 @@ impl Shelf {
     }
 
     /// How many values are kept, and the bytes of their pixels.
+    #[cfg(test)]
     #[must_use]
     pub fn held(&self) -> (usize, usize) {
         let slots = self.slots();

@@ -13,7 +13,7 @@ use crate::view::model::{Graph, Model};
 use crate::view::params::{self, Panel, Proposal, Section, Told, Wish};
 
 /// The panel and what it shows.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tries {
     panel: Panel,
     /// What the sections were made for: the plan, and what was selected.
@@ -76,6 +76,16 @@ pub fn sections(graph: &Graph, selected: Option<&str>, registry: &Registry) -> V
         sections.push(Section { title, entries });
     }
     sections
+}
+
+impl Default for Tries {
+    fn default() -> Self {
+        Self {
+            panel: Panel::new(crate::session::fresh_draw()),
+            made: None,
+            sections: Vec::new(),
+        }
+    }
 }
 
 impl Tries {
