@@ -124,6 +124,12 @@ impl CheckedNode {
     pub fn reads(&self) -> &[ReadFile] {
         &self.reads
     }
+
+    /// Where it is written.
+    #[must_use]
+    pub fn place(&self) -> (&Source, Span) {
+        (&self.source, self.span)
+    }
 }
 
 /// An output that can be made.

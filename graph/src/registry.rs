@@ -1,5 +1,6 @@
 //! The ops that a workflow may use: an explicit list, no link-time magic, no global.
 
+use std::any::Any;
 use std::any::type_name;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -34,6 +35,7 @@ pub(crate) trait ErasedNode: Send + Sync {
     ) -> Result<BTreeMap<&'static str, Value>, NodeError>;
     fn params(&self) -> Result<Json, String>;
     fn chain(&self, upstream: &Upstream<'_>) -> Chained;
+    fn as_any(&self) -> &dyn Any;
 }
 
 impl<N: Node> ErasedNode for N {
@@ -60,6 +62,10 @@ impl<N: Node> ErasedNode for N {
 
     fn chain(&self, upstream: &Upstream<'_>) -> Chained {
         Node::chain(self, upstream)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
     }
 }
 
