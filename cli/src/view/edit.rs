@@ -916,6 +916,12 @@ fn identity(path: &Path) -> PathBuf {
     normal(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
 }
 
+/// Whether two paths name one file: one of them may be relative to the current folder.
+#[must_use]
+pub fn is_one(a: &Path, b: &Path) -> bool {
+    a == b || identity(a) == identity(b)
+}
+
 impl Trying {
     /// Whether nothing is tried.
     #[must_use]

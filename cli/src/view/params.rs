@@ -564,7 +564,7 @@ impl Panel {
             }
             let own = draft.as_ref().and_then(|draft| draft.fault.as_deref());
             let other = (told.iter())
-                .find(|told| told.file == entry.file && told.place == entry.place)
+                .find(|told| told.place == entry.place && edit::is_one(&told.file, &entry.file))
                 .map(|told| told.message.as_str());
             if let Some(fault) = own.or(other) {
                 ui.colored_label(ui.visuals().error_fg_color, fault);

@@ -101,6 +101,9 @@ fn cases() -> Vec<Case> {
         ))),
         case("kept", KEPT, param("text"), json!("b\n"), Ok(("+\n      a", "\n      b"))),
         case("kept", KEPT, param("digit"), json!("z"), Ok(("|2-\n      indented", "\"z\""))),
+        case("literal", LITERAL, field("sheet", "cell"), json!(64), Ok(("", "\n    cell: 64"))),
+        // Behind the block it would take a line break from it.
+        case("kept", KEPT, field("sheet", "cell"), json!(64), Ok(("", "cell: 64\n    "))),
         case("anchors", ANCHORS, param("alone"), json!(7), Ok(("5", "7"))),
         case("anchors", ANCHORS, param("user"), json!(7), Ok(("*shared", "7"))),
         case("anchors", ANCHORS, param("shared"), json!(7), Err("`*shared` in line")),
