@@ -498,10 +498,7 @@ fn parse_view_size(text: &str) -> Result<(u16, u16), String> {
 
 #[cfg(feature = "view")]
 fn parse_view_scale(text: &str) -> Result<f32, String> {
-    let scale = text
-        .parse()
-        .ok()
-        .filter(|scale| (0.5..=4.0).contains(scale));
+    let scale = text.parse().ok().filter(|scale| (0.5..=4.0).contains(scale));
     scale.ok_or_else(|| "a number from 0.5 to 4 is due".to_owned())
 }
 

@@ -490,7 +490,10 @@ impl<W: Watcher> Loop<'_, W> {
         };
         asked.set.extend(self.tried.iter().cloned());
         let noted = Noted::begin(self.store, Kind::Watch, asked, plan);
-        let both = Beside(lines.as_ref(), self.looking.map(|looking| looking.onlooker));
+        let both = Beside(
+            lines.as_ref(),
+            self.looking.map(|looking| looking.onlooker),
+        );
         let lines = noted.beside(&both);
         let journal = Journal::new(&lines, self.store.file("journal.jsonl"), plan);
         let (engine, sender) = (self.engine, self.sender.clone());

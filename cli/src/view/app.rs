@@ -77,7 +77,10 @@ const KEYS: &[(&str, &[(&str, &str)])] = &[
     ),
     (
         "Run",
-        &[("R", "read the file again and run"), (".", "stop the run")],
+        &[
+            ("R", "read the file again and run"),
+            (".", "stop the run"),
+        ],
     ),
     (
         "Window",
@@ -247,9 +250,9 @@ impl App {
     }
 
     fn global_keys(&mut self, ctx: &Context) {
-        let typing = ctx
-            .memory(|memory| memory.focused())
-            .is_some_and(|id| egui::text_edit::TextEditState::load(ctx, id).is_some());
+        let typing = ctx.memory(|memory| memory.focused()).is_some_and(|id| {
+            egui::text_edit::TextEditState::load(ctx, id).is_some()
+        });
         let pressed = |modifiers, key| ctx.input_mut(|input| input.consume_key(modifiers, key));
         if pressed(Modifiers::COMMAND, Key::F) {
             self.to_search = true;
@@ -337,9 +340,7 @@ impl App {
     fn edit(&mut self) {
         let graph = &self.model.graph;
         let node = self.canvas.selected.as_deref().and_then(|name| {
-            let first = graph
-                .group(name)
-                .and_then(|group| graph.groups[group].nodes.first());
+            let first = graph.group(name).and_then(|group| graph.groups[group].nodes.first());
             graph.node(name).or(first.copied())
         });
         let place = node.and_then(|node| graph.nodes.get(node)?.place.clone());
@@ -376,9 +377,7 @@ impl App {
 
     fn bar(&mut self, ctx: &Context, narrow: bool) {
         let colours = theme::palette(ctx.style().visuals.dark_mode);
-        let frame = Frame::new()
-            .fill(colours.panel)
-            .inner_margin(Margin::symmetric(12, 8));
+        let frame = Frame::new().fill(colours.panel).inner_margin(Margin::symmetric(12, 8));
         TopBottomPanel::top("bar").frame(frame).show(ctx, |ui| {
             ui.horizontal(|ui| {
                 let mark = self.mark();
@@ -386,23 +385,15 @@ impl App {
                 let status = self.model.status();
                 let controls = if narrow { 190.0 } else { 420.0 };
                 let room = (ui.available_width() - controls).max(40.0);
-                ui.allocate_ui_with_layout(
-                    vec2(room, 24.0),
-                    Layout::left_to_right(Align::Center),
-                    |ui| {
-                        if !narrow {
-                            let name = RichText::new(&self.model.graph.workflow)
-                                .strong()
-                                .color(colours.strong);
-                            ui.add(Label::new(name).truncate());
-                        }
-                        let text = RichText::new(&status).color(colours.mark(mark));
-                        ui.add(Label::new(text).truncate()).on_hover_text(&status);
-                    },
-                );
-                ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
-                    self.controls(ui, narrow)
+                ui.allocate_ui_with_layout(vec2(room, 24.0), Layout::left_to_right(Align::Center), |ui| {
+                    if !narrow {
+                        let name = RichText::new(&self.model.graph.workflow).strong().color(colours.strong);
+                        ui.add(Label::new(name).truncate());
+                    }
+                    let text = RichText::new(&status).color(colours.mark(mark));
+                    ui.add(Label::new(text).truncate()).on_hover_text(&status);
                 });
+                ui.with_layout(Layout::right_to_left(Align::Center), |ui| self.controls(ui, narrow));
             });
             if let Some(notice) = &self.notice {
                 ui.add(Label::new(RichText::new(notice).small().color(colours.muted)).truncate());
@@ -439,34 +430,21 @@ impl App {
             Colours::Light => ("Light", "light colours"),
         };
         let button = ui.button(word).on_hover_text(format!("{next} (T)"));
-        button.widget_info(|| {
-            WidgetInfo::labeled(WidgetType::Button, true, format!("Colours: {word}"))
-        });
+        button.widget_info(|| WidgetInfo::labeled(WidgetType::Button, true, format!("Colours: {word}")));
         if button.clicked() {
             self.next_colours(ui.ctx());
         }
         if self.model.phase == Phase::Running {
-            if ui
-                .button("Stop")
-                .on_hover_text("stop the run (.)")
-                .clicked()
-            {
+            if ui.button("Stop").on_hover_text("stop the run (.)").clicked() {
                 self.stop();
             }
-        } else if ui
-            .button("Run")
-            .on_hover_text("read the file again and run (R)")
-            .clicked()
-        {
+        } else if ui.button("Run").on_hover_text("read the file again and run (R)").clicked() {
             self.run();
         }
         let width = if narrow { 70.0 } else { 180.0 };
         let id = Id::new("search");
         let hint = if narrow { "Search" } else { "Search nodes  /" };
-        let edit = TextEdit::singleline(&mut self.canvas.search)
-            .id(id)
-            .hint_text(hint)
-            .desired_width(width);
+        let edit = TextEdit::singleline(&mut self.canvas.search).id(id).hint_text(hint).desired_width(width);
         let response = ui.add(edit);
         response.widget_info(|| WidgetInfo::labeled(WidgetType::TextEdit, true, "Search nodes"));
         if std::mem::take(&mut self.to_search) {
@@ -484,26 +462,16 @@ impl App {
     fn wide(&mut self, ctx: &Context) {
         let colours = theme::palette(ctx.style().visuals.dark_mode);
         if self.memory.side_open {
-            let frame = Frame::new()
-                .fill(colours.panel)
-                .inner_margin(Margin::symmetric(14, 8));
-            let panel = SidePanel::right("side")
-                .frame(frame)
-                .default_width(self.memory.side);
-            let shown = panel
-                .width_range(220.0..=720.0)
-                .show(ctx, |ui| self.node(ui));
+            let frame = Frame::new().fill(colours.panel).inner_margin(Margin::symmetric(14, 8));
+            let panel = SidePanel::right("side").frame(frame).default_width(self.memory.side);
+            let shown = panel.width_range(220.0..=720.0).show(ctx, |ui| self.node(ui));
             self.memory.side = shown.response.rect.width();
         }
         if self.memory.below_open {
-            let frame = Frame::new()
-                .fill(colours.panel)
-                .inner_margin(Margin::symmetric(14, 6));
+            let frame = Frame::new().fill(colours.panel).inner_margin(Margin::symmetric(14, 6));
             let most = (ctx.content_rect().height() - 180.0).max(140.0);
             let panel = TopBottomPanel::bottom("below").frame(frame).resizable(true);
-            let panel = panel
-                .default_height(self.memory.below)
-                .height_range(120.0..=most);
+            let panel = panel.default_height(self.memory.below).height_range(120.0..=most);
             let shown = panel.show(ctx, |ui| {
                 if !Tab::BELOW.contains(&self.tab) {
                     self.tab = Tab::Pictures;
@@ -514,28 +482,18 @@ impl App {
             });
             self.memory.below = shown.response.rect.height();
         }
-        CentralPanel::default()
-            .frame(Frame::new().fill(colours.canvas))
-            .show(ctx, |ui| self.graph(ui));
+        CentralPanel::default().frame(Frame::new().fill(colours.canvas)).show(ctx, |ui| self.graph(ui));
     }
 
     fn narrow(&mut self, ctx: &Context) {
         let colours = theme::palette(ctx.style().visuals.dark_mode);
-        let frame = Frame::new()
-            .fill(colours.panel)
-            .inner_margin(Margin::symmetric(10, 4));
+        let frame = Frame::new().fill(colours.panel).inner_margin(Margin::symmetric(10, 4));
         TopBottomPanel::top("tabs").frame(frame).show(ctx, |ui| {
             ScrollArea::horizontal().show(ui, |ui| self.tabs(ui, &Tab::ALL));
         });
-        let margin = if self.tab == Tab::Graph {
-            Margin::ZERO
-        } else {
-            Margin::symmetric(10, 6)
-        };
+        let margin = if self.tab == Tab::Graph { Margin::ZERO } else { Margin::symmetric(10, 6) };
         let frame = Frame::new().fill(colours.panel).inner_margin(margin);
-        CentralPanel::default()
-            .frame(frame)
-            .show(ctx, |ui| self.area(ui, self.tab));
+        CentralPanel::default().frame(frame).show(ctx, |ui| self.area(ui, self.tab));
     }
 
     fn tabs(&mut self, ui: &mut Ui, tabs: &[Tab]) {
@@ -556,14 +514,11 @@ impl App {
                 };
                 let button = egui::Button::new(RichText::new(text).color(colour)).frame(false);
                 let response = ui.add(button);
-                response.widget_info(|| {
-                    WidgetInfo::selected(WidgetType::SelectableLabel, true, front, tab.name())
-                });
+                response.widget_info(|| WidgetInfo::selected(WidgetType::SelectableLabel, true, front, tab.name()));
                 if front {
                     let rect = response.rect;
                     let stroke = Stroke::new(2.0, colours.accent);
-                    ui.painter()
-                        .hline(rect.x_range().shrink(6.0), rect.bottom() + 1.0, stroke);
+                    ui.painter().hline(rect.x_range().shrink(6.0), rect.bottom() + 1.0, stroke);
                 }
                 if response.clicked() {
                     self.tab = *tab;
@@ -591,8 +546,7 @@ impl App {
 
     fn graph(&mut self, ui: &mut Ui) {
         let typing = ui.ctx().memory(|memory| memory.focused());
-        let typing =
-            typing.is_some_and(|id| egui::text_edit::TextEditState::load(ui.ctx(), id).is_some());
+        let typing = typing.is_some_and(|id| egui::text_edit::TextEditState::load(ui.ctx(), id).is_some());
         if !typing && !self.help {
             self.canvas.keys(ui, &self.model, self.room);
         }
@@ -634,40 +588,24 @@ impl App {
     fn help(&mut self, ctx: &Context) {
         let colours = theme::palette(ctx.style().visuals.dark_mode);
         let frame = Frame::window(&ctx.style()).inner_margin(Margin::same(18));
-        let modal = Modal::new(Id::new("help"))
-            .frame(frame)
-            .backdrop_color(Color32::from_black_alpha(120));
+        let modal = Modal::new(Id::new("help")).frame(frame).backdrop_color(Color32::from_black_alpha(120));
         let shown = modal.show(ctx, |ui| {
             let room = ctx.content_rect().size() - vec2(60.0, 100.0);
             ui.set_max_width(room.x.min(560.0));
             ui.label(RichText::new("Keys").heading().color(colours.strong));
-            ScrollArea::vertical()
-                .max_height(room.y.max(80.0))
-                .show(ui, |ui| {
-                    for (section, keys) in KEYS {
-                        ui.add_space(8.0);
-                        ui.label(
-                            RichText::new(*section)
-                                .small()
-                                .strong()
-                                .color(colours.muted),
-                        );
-                        Grid::new(*section)
-                            .num_columns(2)
-                            .spacing(vec2(18.0, 5.0))
-                            .show(ui, |ui| {
-                                for (key, what) in *keys {
-                                    ui.label(
-                                        RichText::new(*key)
-                                            .font(FontId::monospace(12.5))
-                                            .color(colours.accent),
-                                    );
-                                    ui.label(*what);
-                                    ui.end_row();
-                                }
-                            });
-                    }
-                });
+            ScrollArea::vertical().max_height(room.y.max(80.0)).show(ui, |ui| {
+                for (section, keys) in KEYS {
+                    ui.add_space(8.0);
+                    ui.label(RichText::new(*section).small().strong().color(colours.muted));
+                    Grid::new(*section).num_columns(2).spacing(vec2(18.0, 5.0)).show(ui, |ui| {
+                        for (key, what) in *keys {
+                            ui.label(RichText::new(*key).font(FontId::monospace(12.5)).color(colours.accent));
+                            ui.label(*what);
+                            ui.end_row();
+                        }
+                    });
+                }
+            });
             ui.add_space(8.0);
             ui.button("Close").clicked()
         });

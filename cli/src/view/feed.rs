@@ -74,7 +74,11 @@ impl Feed {
         let desk = Arc::new(Desk::default());
         let shared = Arc::clone(&desk);
         let thread = std::thread::spawn(move || make(&incoming, &shared));
-        let feed = Self { news, begun, once };
+        let feed = Self {
+            news,
+            begun,
+            once,
+        };
         (feed, desk, beginning, thread)
     }
 
@@ -286,13 +290,9 @@ pub fn graph_of(planned: &Planned<'_>) -> Graph {
 
 /// The type of the value behind an output port.
 fn kind_of(plan: &retouch_graph::Plan, task: usize, port: &str) -> &'static str {
-    let outputs = plan
-        .task(task)
-        .map_or(&[][..], |task| task.entry().outputs());
+    let outputs = plan.task(task).map_or(&[][..], |task| task.entry().outputs());
     let spec = outputs.iter().find(|spec| spec.name == port);
-    spec.and_then(|spec| spec.types.first())
-        .copied()
-        .unwrap_or("")
+    spec.and_then(|spec| spec.types.first()).copied().unwrap_or("")
 }
 
 /// Doc comments are wrapped where the source is.
@@ -390,9 +390,7 @@ mod tests {
 
     /// Runs a workflow with the feed as a listener, as the loop does.
     fn run(feed: &Feed, engine: &Engine, by: [f64; 3]) {
-        let checked = engine
-            .load_str("sums.yaml", &text(by), &Settings::default())
-            .unwrap();
+        let checked = engine.load_str("sums.yaml", &text(by), &Settings::default()).unwrap();
         let plan = Arc::new(engine.plan(&checked, &[]).unwrap());
         let store = Store {
             folder: None,
@@ -425,14 +423,7 @@ mod tests {
         assert_eq!(model.graph.workflow, "sums");
         assert_eq!(model.graph.edges.len(), 2);
         assert_eq!(model.graph.edges[0].kind, "number");
-        assert!(
-            model
-                .states
-                .iter()
-                .all(|state| matches!(state, State::Done { .. })),
-            "{:?}",
-            model.states
-        );
+        assert!(model.states.iter().all(|state| matches!(state, State::Done { .. })), "{:?}", model.states);
         assert_eq!(model.phase, Phase::Waiting);
         assert_eq!(model.past.len(), 1);
         assert_eq!(model.said.back().unwrap().text, "it is 3 now");
@@ -450,18 +441,10 @@ mod tests {
             panic!("{:?}", model.states)
         };
         assert!(matches!(a, State::Done { .. }));
-        assert!(
-            matches!(b, State::Failed { message, .. } if message.contains("too much")),
-            "{b:?}"
-        );
+        assert!(matches!(b, State::Failed { message, .. } if message.contains("too much")), "{b:?}");
         assert_eq!(*c, State::Stopped);
         assert_eq!(model.past.len(), 2);
-        assert!(
-            model
-                .said
-                .iter()
-                .any(|said| said.text.contains("less than nothing"))
-        );
+        assert!(model.said.iter().any(|said| said.text.contains("less than nothing")));
     }
 
     /// What the model holds, counted.

@@ -26,12 +26,7 @@ impl Gallery {
         let side = (ui.available_height() - 40.0).clamp(60.0, 480.0);
         ScrollArea::both().auto_shrink(false).show(ui, |ui| {
             ui.horizontal(|ui| {
-                for output in model
-                    .graph
-                    .outputs
-                    .iter()
-                    .filter(|output| is_picture(output.kind))
-                {
+                for output in model.graph.outputs.iter().filter(|output| is_picture(output.kind)) {
                     let wanted = Wanted {
                         key: output.key,
                         port: output.port.to_owned(),
@@ -49,9 +44,7 @@ impl Gallery {
                                 }
                             }
                             _ => {
-                                ui.label(
-                                    RichText::new("not made yet").small().color(colours.muted),
-                                );
+                                ui.label(RichText::new("not made yet").small().color(colours.muted));
                             }
                         }
                     });

@@ -206,12 +206,7 @@ impl Graph {
         }
         for (node, group) in self.nodes.iter_mut().zip(own) {
             node.group = group;
-            node.label = node
-                .name()
-                .rsplit('/')
-                .next()
-                .unwrap_or_default()
-                .to_owned();
+            node.label = node.name().rsplit('/').next().unwrap_or_default().to_owned();
         }
         self.groups = by_name.into_values().collect();
     }
@@ -712,10 +707,7 @@ impl Model {
             Mark::Idle => "not needed".to_owned(),
         };
         let share = (mark == Mark::Running).then(|| {
-            let running = group
-                .nodes
-                .iter()
-                .filter_map(|node| self.state_of(*node).share());
+            let running = group.nodes.iter().filter_map(|node| self.state_of(*node).share());
             (there as f32 + running.sum::<f32>()) / all.max(1) as f32
         });
         (mark, words, share)
@@ -745,9 +737,7 @@ impl Model {
                 Some(past) => {
                     let took = crate::progress::duration(past.seconds);
                     match past.status {
-                        RunStatus::Ok if past.ran == 0 => {
-                            "up to date, nothing had to run".to_owned()
-                        }
+                        RunStatus::Ok if past.ran == 0 => "up to date, nothing had to run".to_owned(),
                         RunStatus::Ok => format!("up to date, {} ran in {took}", nodes(past.ran)),
                         RunStatus::Failed => format!("failed after {took}"),
                         RunStatus::Cancelled => format!("stopped after {took}"),

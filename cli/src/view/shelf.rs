@@ -194,8 +194,7 @@ fn look_at(wanted: &Wanted, cache: &dyn Cache, ctx: &Context) -> Look {
     let Some(value) = cache.get(&wanted.key).and_then(|outputs| {
         // A value under a key of its own has one port, whatever the node calls it.
         let port = outputs.get(wanted.port.as_str());
-        port.or_else(|| outputs.values().next().filter(|_| outputs.len() == 1))
-            .cloned()
+        port.or_else(|| outputs.values().next().filter(|_| outputs.len() == 1)).cloned()
     }) else {
         return Look::Missing;
     };
@@ -237,9 +236,7 @@ fn pixels(image: &Image, index: usize) -> Result<ColorImage, NodeError> {
     let (width, height) = image.size();
     let rgb = image.to_rgb8(index.min(image.batch().saturating_sub(1)))?;
     let colours = rgb.as_chunks::<3>().0.iter();
-    let pixels: Vec<Color32> = colours
-        .map(|[r, g, b]| Color32::from_rgb(*r, *g, *b))
-        .collect();
+    let pixels: Vec<Color32> = colours.map(|[r, g, b]| Color32::from_rgb(*r, *g, *b)).collect();
     let shrink = width.max(height).div_ceil(LONGEST);
     if shrink <= 1 {
         return Ok(ColorImage::new([width, height], pixels));
