@@ -15,7 +15,7 @@ use retouch_graph::check::normal;
 use retouch_graph::files::piece;
 use retouch_graph::yaml::{self, Form, Key, Node, Tree, Written};
 use retouch_graph::{
-    Digest, FileStamp, Files, FolderEntry, MemoryFiles, Settings, Source, Sought, Span, Withheld,
+    Digest, FileStamp, Files, FolderEntry, MemoryFiles, Settings, Sought, Source, Span, Withheld,
 };
 use serde_json::Value as Json;
 
@@ -180,9 +180,10 @@ fn one(text: &str, change: &Change) -> Result<String, Refused> {
                     slice(text, here.span)
                 ))
                 .help("change it there, or write it out here"),
-                _ if here.span.start == here.span.end => {
-                    Refused::new(format!("nothing is written where `{}` would be", change.place))
-                }
+                _ if here.span.start == here.span.end => Refused::new(format!(
+                    "nothing is written where `{}` would be",
+                    change.place
+                )),
                 _ => Refused::new(format!(
                     "`{}` is {}, which has no `{key}` of its own",
                     path.get(..depth).unwrap_or_default().join("."),
@@ -229,10 +230,8 @@ fn one(text: &str, change: &Change) -> Result<String, Refused> {
         }
         // `with` itself is not there yet.
         (Some(depth), _) if depth + 2 == path.len() && path[depth] == "with" => {
-            let inner = serde_json::Map::from_iter([(
-                path[depth + 1].to_owned(),
-                change.value.clone(),
-            )]);
+            let inner =
+                serde_json::Map::from_iter([(path[depth + 1].to_owned(), change.value.clone())]);
             inserted(text, here, "with", &Json::Object(inner), in_flow)
         }
         (Some(depth), _) => {
@@ -286,8 +285,9 @@ fn first_alias(written: &Written, anchor: usize) -> Option<Span> {
     match &written.form {
         Form::Alias(of) => (*of == anchor).then_some(written.span),
         Form::List { items, .. } => items.iter().find_map(|item| first_alias(item, anchor)),
-        Form::Map { entries, .. } => (entries.iter())
-            .find_map(|(key, value)| first_alias(key, anchor).or_else(|| first_alias(value, anchor))),
+        Form::Map { entries, .. } => (entries.iter()).find_map(|(key, value)| {
+            first_alias(key, anchor).or_else(|| first_alias(value, anchor))
+        }),
         _ => None,
     }
 }
@@ -315,7 +315,13 @@ fn is_changed_there_only(old: &Tree, new: &str, path: &[&str], value: &Json) -> 
                 text: (*key).to_owned(),
                 span: Span::default(),
             };
-            entries.insert(at, (key, Tree::of(&Json::Object(serde_json::Map::new()), Span::default())));
+            entries.insert(
+                at,
+                (
+                    key,
+                    Tree::of(&Json::Object(serde_json::Map::new()), Span::default()),
+                ),
+            );
         }
         (entries.iter_mut())
             .find(|(name, _)| name.text == *key)
@@ -378,7 +384,13 @@ fn line_break(text: &str, at: usize) -> &'static str {
         return "\n";
     }
     match before.rfind('\n') {
-        Some(newline) if before.get(..newline).is_some_and(|line| line.ends_with('\r')) => "\r\n",
+        Some(newline)
+            if before
+                .get(..newline)
+                .is_some_and(|line| line.ends_with('\r')) =>
+        {
+            "\r\n"
+        }
         _ => "\n",
     }
 }
@@ -436,7 +448,8 @@ fn is_plain(text: &str, flow: bool) -> bool {
 
 /// In single quotes, where that can be.
 fn single(text: &str) -> Option<String> {
-    let odd = |c: char| c.is_control() || matches!(c, '\u{85}' | '\u{2028}' | '\u{2029}' | '\u{feff}');
+    let odd =
+        |c: char| c.is_control() || matches!(c, '\u{85}' | '\u{2028}' | '\u{2029}' | '\u{feff}');
     (!text.chars().any(odd)).then(|| format!("'{}'", text.replace('\'', "''")))
 }
 
@@ -557,7 +570,10 @@ impl Site<'_> {
             let rest = self.text.get(at..)?;
             let mark = at + rest.find('&')?;
             let name = self.text.get(mark..)?;
-            at = mark + name.find(|c: char| c.is_whitespace() || ",]}".contains(c)).unwrap_or(name.len());
+            at = mark
+                + name
+                    .find(|c: char| c.is_whitespace() || ",]}".contains(c))
+                    .unwrap_or(name.len());
         }
         Some((at, " "))
     }
@@ -568,7 +584,10 @@ impl Site<'_> {
         let mut ways = Vec::new();
         let head_end = line_end(text, span.start).min(span.end);
         let head = text.get(span.start + 1..head_end).unwrap_or("");
-        let marks = head.len() - head.trim_start_matches(|c: char| "+-0123456789".contains(c)).len();
+        let marks = head.len()
+            - head
+                .trim_start_matches(|c: char| "+-0123456789".contains(c))
+                .len();
         let indicator = Span::new(span.start + 1, span.start + 1 + marks);
         let marked = head.get(..marks).unwrap_or("");
         let content = (text.get(head_end..span.end))
@@ -589,7 +608,9 @@ impl Site<'_> {
                 .map(|line| line.len() - line.trim_start_matches(' ').len());
             let fits = !body.is_empty()
                 && !body.starts_with([' ', '\t', '\n'])
-                && !body.chars().any(|c| c.is_control() && c != '\n' && c != '\t');
+                && !body
+                    .chars()
+                    .any(|c| c.is_control() && c != '\n' && c != '\t');
             if let (Some(chomp), Some(depth), true) = (chomp, depth, fits) {
                 let eol = line_break(text, span.start);
                 let folded = matches!(written.form, Form::Folded);
@@ -757,7 +778,10 @@ fn inserted(text: &str, map: &Written, name: &str, value: &Json, in_flow: bool) 
         let point = Span::new(end, end);
         if begins_line(text, last.span.start) {
             let indent = indentation(text, last.span.start);
-            let rest = text.get(end..line_end(text, end)).unwrap_or("").trim_start();
+            let rest = text
+                .get(end..line_end(text, end))
+                .unwrap_or("")
+                .trim_start();
             let comma = rest.starts_with(',');
             if rest.trim_start_matches(',').trim_start().starts_with('#') {
                 let after = line_end(text, end);
@@ -776,7 +800,10 @@ fn inserted(text: &str, map: &Written, name: &str, value: &Json, in_flow: bool) 
     } else {
         let indent = indentation(text, first.span.start);
         let after = line_end(text, end);
-        ways.push(vec![(Span::new(after, after), format!("{eol}{indent}{new}"))]);
+        ways.push(vec![(
+            Span::new(after, after),
+            format!("{eol}{indent}{new}"),
+        )]);
         // A block that keeps the blank lines behind it would lose them.
         let before = Span::new(first.span.start, first.span.start);
         ways.push(vec![(before, format!("{new}{eol}{indent}"))]);
@@ -805,7 +832,11 @@ pub fn snippet(changes: &[Change]) -> String {
     if params_alone {
         for change in changes {
             if let Place::Param(name) = &change.place {
-                out.push_str(&format!("{}: {}\n", key_text(name), line(&change.value, false)));
+                out.push_str(&format!(
+                    "{}: {}\n",
+                    key_text(name),
+                    line(&change.value, false)
+                ));
             }
         }
         return out;
@@ -816,7 +847,9 @@ pub fn snippet(changes: &[Change]) -> String {
         let (section, name, text) = match &change.place {
             Place::Param(name) => ((0, "params"), name, format!("default: {value}")),
             Place::Input(name) => ((1, "inputs"), name, format!("default: {value}")),
-            Place::Field { node, name } => ((2, "nodes"), node, format!("{}: {value}", key_text(name))),
+            Place::Field { node, name } => {
+                ((2, "nodes"), node, format!("{}: {value}", key_text(name)))
+            }
             Place::With { node, name } => (
                 (2, "nodes"),
                 node,
@@ -865,7 +898,8 @@ pub fn text_of(file: &Path) -> Result<String, Refused> {
 /// # Errors
 /// When the file holds something else by now, or the system refuses.
 pub fn write(path: &Path, old: &str, new: &str) -> Result<(), Refused> {
-    let cannot = |error: &io::Error| Refused::new(format!("{} cannot be written: {error}", path.display()));
+    let cannot =
+        |error: &io::Error| Refused::new(format!("{} cannot be written: {error}", path.display()));
     let place = path.canonicalize().map_err(|error| cannot(&error))?;
     let check = || -> Result<(), Refused> {
         let now = std::fs::read(&place).map_err(|error| cannot(&error))?;
@@ -894,7 +928,9 @@ pub fn write(path: &Path, old: &str, new: &str) -> Result<(), Refused> {
         file.sync_all()
     })();
     let done = match written {
-        Ok(()) => check().and_then(|()| std::fs::rename(&draft, &place).map_err(|error| cannot(&error))),
+        Ok(()) => {
+            check().and_then(|()| std::fs::rename(&draft, &place).map_err(|error| cannot(&error)))
+        }
         Err(error) => Err(cannot(&error)),
     };
     if done.is_err() {
@@ -1002,9 +1038,9 @@ impl Trying {
             let Place::Param(name) = &change.place else {
                 continue;
             };
-            settings.set.retain(|set| {
-                (set.split_once('=')).is_none_or(|(known, _)| known.trim() != name)
-            });
+            settings
+                .set
+                .retain(|set| (set.split_once('=')).is_none_or(|(known, _)| known.trim() != name));
             // Without such a file the tried text says it all.
             if !settings.params.is_empty() {
                 let value = match &change.value {

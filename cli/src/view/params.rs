@@ -114,7 +114,10 @@ impl Entry {
     #[must_use]
     pub fn value(&self) -> &Json {
         const NONE: &Json = &Json::Null;
-        self.written.as_ref().or(self.default.as_ref()).unwrap_or(NONE)
+        self.written
+            .as_ref()
+            .or(self.default.as_ref())
+            .unwrap_or(NONE)
     }
 
     /// What it refers to (`$params.seed`), if it has its value from there: that is tried instead.
@@ -184,12 +187,16 @@ fn kind_of(info: &ParamInfo) -> Kind {
     }
     /// Whether it takes words and nothing else; null is no value of its own.
     fn words_alone(schema: &Json) -> bool {
-        let parts = ["anyOf", "oneOf"].iter().find_map(|keyword| schema.get(keyword)?.as_array());
+        let parts = ["anyOf", "oneOf"]
+            .iter()
+            .find_map(|keyword| schema.get(keyword)?.as_array());
         match parts {
             Some(parts) => parts.iter().all(|part| {
                 words_alone(part) || part.get("type").and_then(Json::as_str) == Some("null")
             }),
-            None => ["enum", "const"].iter().any(|keyword| schema.get(keyword).is_some()),
+            None => ["enum", "const"]
+                .iter()
+                .any(|keyword| schema.get(keyword).is_some()),
         }
     }
     let schema = &info.schema;
@@ -267,10 +274,13 @@ pub fn of_node(
             let Some(inner) = inner else {
                 return Vec::new();
             };
-            let inputs = inner.inputs.iter().filter_map(|(name, input)| match &input.kind {
-                InputKind::Value(decl) => Some((name, decl)),
-                InputKind::Port(_) => None,
-            });
+            let inputs = inner
+                .inputs
+                .iter()
+                .filter_map(|(name, input)| match &input.kind {
+                    InputKind::Value(decl) => Some((name, decl)),
+                    InputKind::Port(_) => None,
+                });
             (inputs.chain(&inner.params))
                 .map(|(name, decl)| {
                     let place = Place::With {
@@ -489,7 +499,12 @@ impl Panel {
             if button(ui, "Copy as YAML", "Copy the tried values", COPY) {
                 wishes.push(Wish::CopyAsYaml);
             }
-            if button(ui, "Write to file…", "Show what would change in the files", WRITE) {
+            if button(
+                ui,
+                "Write to file…",
+                "Show what would change in the files",
+                WRITE,
+            ) {
                 wishes.push(Wish::AskToWrite);
             }
         });
@@ -533,7 +548,11 @@ impl Panel {
                         ui.weak(format!("{what}; {said}"));
                         let reset = egui::Button::new("Reset").small();
                         let reset = ui.add(reset).on_hover_text("Go back to what the file says");
-                        name_it(&reset, egui::WidgetType::Button, &format!("Reset {}", entry.name));
+                        name_it(
+                            &reset,
+                            egui::WidgetType::Button,
+                            &format!("Reset {}", entry.name),
+                        );
                         if reset.clicked() {
                             draft = None;
                             if tried.is_some() {
@@ -585,7 +604,9 @@ impl Panel {
         now: f64,
         wishes: &mut Vec<Wish>,
     ) -> Option<Draft> {
-        let last = before.as_ref().map_or(f64::NEG_INFINITY, |draft| draft.tried);
+        let last = before
+            .as_ref()
+            .map_or(f64::NEG_INFINITY, |draft| draft.tried);
         let mut draft = match (took.value, before) {
             (Some(value), _) => {
                 let fault = took.fault.or_else(|| (entry.check)(&value).err());
@@ -684,12 +705,20 @@ impl Panel {
                 took.value = Some(Json::from(value));
             }
             let next = ui.button("Next");
-            name_it(&next, egui::WidgetType::Button, &format!("Next {}", entry.name));
+            name_it(
+                &next,
+                egui::WidgetType::Button,
+                &format!("Next {}", entry.name),
+            );
             if next.on_hover_text("The seed after this one").clicked() {
                 took.value = Some(Json::from(now.map_or(0, |now| (now + 1).min(MAX_SEED))));
             }
             let random = ui.button("Random");
-            name_it(&random, egui::WidgetType::Button, &format!("Random {}", entry.name));
+            name_it(
+                &random,
+                egui::WidgetType::Button,
+                &format!("Random {}", entry.name),
+            );
             if random.on_hover_text("A seed by chance").clicked() {
                 // SplitMix64; a seed of nine digits or fewer is one that can be told.
                 self.drawn = self.drawn.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -725,11 +754,16 @@ impl Panel {
                                 Some(b'-') => egui::Color32::DARK_RED,
                                 _ => visuals.text_color(),
                             };
-                            let line = egui::RichText::new(line.trim_end()).monospace().color(colour);
+                            let line = egui::RichText::new(line.trim_end())
+                                .monospace()
+                                .color(colour);
                             ui.add(egui::Label::new(line).extend());
                         }
                     }
-                    if proposals.iter().all(|proposal| proposal.old == proposal.new) {
+                    if proposals
+                        .iter()
+                        .all(|proposal| proposal.old == proposal.new)
+                    {
                         ui.label("The files say so already.");
                     }
                 });
@@ -738,7 +772,8 @@ impl Panel {
                 write = ui.button("Write").on_hover_text("Enter").clicked();
                 cancel = ui.button("Cancel").on_hover_text("Escape").clicked();
             });
-            write |= !cancel && ui.input_mut(|input| input.consume_key(Modifiers::NONE, Key::Enter));
+            write |=
+                !cancel && ui.input_mut(|input| input.consume_key(Modifiers::NONE, Key::Enter));
         });
         if write {
             wishes.push(Wish::Write(proposals));
@@ -824,12 +859,20 @@ fn numeric(
         return slider(ui, shown, min, max, integer, label);
     }
     let mut value = shown.as_f64().unwrap_or(min.unwrap_or(0.0));
-    let speed = if integer { whole_speed(ui) } else { (value.abs() / 100.0).clamp(0.001, 1.0) };
+    let speed = if integer {
+        whole_speed(ui)
+    } else {
+        (value.abs() / 100.0).clamp(0.001, 1.0)
+    };
     let mut field = egui::DragValue::new(&mut value)
         .speed(speed)
         .range(min.unwrap_or(f64::MIN)..=max.unwrap_or(f64::MAX))
         .update_while_editing(false);
-    field = if integer { field.fixed_decimals(0) } else { field.max_decimals(6) };
+    field = if integer {
+        field.fixed_decimals(0)
+    } else {
+        field.max_decimals(6)
+    };
     let response = ui.add(field).labelled_by(label.id);
     Took {
         value: response.changed().then(|| number(value, integer)),
@@ -944,9 +987,7 @@ fn typing(
     let response = ui.add(field.desired_width(width)).labelled_by(label.id);
     let entered = long
         && response.has_focus()
-        && ui.input(|input| {
-            input.key_pressed(Key::Enter) && (!breaks || input.modifiers.command)
-        });
+        && ui.input(|input| input.key_pressed(Key::Enter) && (!breaks || input.modifiers.command));
     let left = response.lost_focus();
     if response.changed() || (typed.is_some() && (left || entered)) {
         let (value, fault) = match read(&text) {
@@ -970,18 +1011,30 @@ fn typing(
 /// Reads `3, 10..16`: numbers and ranges.
 fn read_sites(text: &str) -> Result<Json, String> {
     let mut items = Vec::new();
-    for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
-        let range = item.split_once("..").map(|(from, to)| (from.trim(), to.trim()));
+    for item in text
+        .split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+    {
+        let range = item
+            .split_once("..")
+            .map(|(from, to)| (from.trim(), to.trim()));
         let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
         match range {
             Some((from, to)) if is_number(from) && is_number(to) => {
                 items.push(Json::from(format!("{from}..{to}")));
             }
             None if is_number(item) => {
-                let number = item.parse::<u32>().map_err(|_| format!("{item} is too great"))?;
+                let number = item
+                    .parse::<u32>()
+                    .map_err(|_| format!("{item} is too great"))?;
                 items.push(Json::from(number));
             }
-            _ => return Err(format!("`{item}` is neither a number nor a range such as `10..16`")),
+            _ => {
+                return Err(format!(
+                    "`{item}` is neither a number nor a range such as `10..16`"
+                ));
+            }
         }
     }
     Ok(if items.len() == 1 {
@@ -1070,7 +1123,11 @@ fn sites(
             }
         }
     });
-    let list = if word.is_some() { String::new() } else { sites_text(shown) };
+    let list = if word.is_some() {
+        String::new()
+    } else {
+        sites_text(shown)
+    };
     let entered = typing(ui, &list, typed, label, |text| {
         let text = text.trim();
         if WORDS.contains(&text) {

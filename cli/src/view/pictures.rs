@@ -235,7 +235,10 @@ pub fn difference(a: &Picture, b: &Picture) -> Difference {
             let right = b.rgba.get(from_b + 4 * x_b..from_b + 4 * x_b + 4);
             for channel in 0..4 {
                 let of = |pixel: Option<&[u8]>| {
-                    pixel.and_then(|pixel| pixel.get(channel)).copied().unwrap_or(0)
+                    pixel
+                        .and_then(|pixel| pixel.get(channel))
+                        .copied()
+                        .unwrap_or(0)
                 };
                 let apart = of(left).abs_diff(of(right));
                 max = max.max(apart);
@@ -246,7 +249,10 @@ pub fn difference(a: &Picture, b: &Picture) -> Difference {
             }
         }
     }
-    #[expect(clippy::cast_precision_loss, reason = "sums of bytes of a picture in memory")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "sums of bytes of a picture in memory"
+    )]
     let mean = sum as f64 / (rgb.len().max(1)) as f64;
     Difference {
         size,
@@ -421,9 +427,18 @@ impl Viewer {
         self.input(ui, &response, canvas, room, points, two);
         let frame = self.frame_of(canvas, room, points);
 
-        let painter = ui.painter().with_clip_rect(canvas.intersect(ui.clip_rect()));
+        let painter = ui
+            .painter()
+            .with_clip_rect(canvas.intersect(ui.clip_rect()));
         painter.rect_filled(canvas, 0.0, ui.visuals().extreme_bg_color);
-        let laid = |picture| lay(picture, frame, room, second.is_some().then_some((first, second)));
+        let laid = |picture| {
+            lay(
+                picture,
+                frame,
+                room,
+                second.is_some().then_some((first, second)),
+            )
+        };
         let line = frame.left() + frame.width() * self.wipe;
         // What the pointer is at: in a wipe it depends on the side.
         let mut under = first;
@@ -452,12 +467,23 @@ impl Viewer {
                 let now = ui.input(|input| input.time);
                 let period = f64::from(self.period.clamp(PERIOD.0, PERIOD.1));
                 let turn = (now / period).floor();
-                let picture = if turn.rem_euclid(2.0) < 1.0 { first } else { second };
+                let picture = if turn.rem_euclid(2.0) < 1.0 {
+                    first
+                } else {
+                    second
+                };
                 under = picture;
                 self.paint(&painter, laid(picture), canvas);
-                label(&painter, canvas.left_top(), Align2::LEFT_TOP, &picture.name, ui.visuals());
+                label(
+                    &painter,
+                    canvas.left_top(),
+                    Align2::LEFT_TOP,
+                    &picture.name,
+                    ui.visuals(),
+                );
                 let rest = ((turn + 1.0) * period - now).max(0.001);
-                ui.ctx().request_repaint_after(Duration::from_secs_f64(rest));
+                ui.ctx()
+                    .request_repaint_after(Duration::from_secs_f64(rest));
             }
             (Mode::Difference, Some(second)) => {
                 self.paint_difference(&painter, first, second, frame, room);
@@ -471,8 +497,8 @@ impl Viewer {
             .or_else(|| response.has_focus().then(|| canvas.center()))
             .filter(|at| canvas.contains(*at));
         let pointed = at.and_then(|at| pointed(under, at));
-        let cell = (pointed.as_ref())
-            .and_then(|pointed| under.picture.cell(pointed.at[0], pointed.at[1]));
+        let cell =
+            (pointed.as_ref()).and_then(|pointed| under.picture.cell(pointed.at[0], pointed.at[1]));
         if let Some(cell) = cell {
             let scale = under.rect.size() / size_of(under.picture.size);
             let corner = |x: usize, y: usize| under.rect.min + size_of([x, y]) * scale;
@@ -490,8 +516,15 @@ impl Viewer {
         let text = match &pointed {
             Some(pointed) => {
                 let [r, g, b, a] = pointed.rgba;
-                let alpha = if a == 255 { String::new() } else { format!(", alpha {a}") };
-                let cell = pointed.cell.as_ref().map_or_else(String::new, |cell| format!("  {cell}"));
+                let alpha = if a == 255 {
+                    String::new()
+                } else {
+                    format!(", alpha {a}")
+                };
+                let cell = pointed
+                    .cell
+                    .as_ref()
+                    .map_or_else(String::new, |cell| format!("  {cell}"));
                 format!(
                     "{}, {}: #{r:02x}{g:02x}{b:02x}{alpha}{cell}",
                     pointed.at[0], pointed.at[1]
@@ -513,7 +546,11 @@ impl Viewer {
                 }
                 for (mode, name, key) in Mode::ALL {
                     let hint = format!("{name} ({} on the picture)", key.name());
-                    if ui.selectable_label(self.mode == mode, name).on_hover_text(hint).clicked() {
+                    if ui
+                        .selectable_label(self.mode == mode, name)
+                        .on_hover_text(hint)
+                        .clicked()
+                    {
                         self.mode = mode;
                     }
                 }
@@ -523,15 +560,21 @@ impl Viewer {
                 self.fit();
             }
             let one = ui.selectable_label(self.zoom == Some(1.0), "1:1");
-            if one.on_hover_text("A pixel for a pixel (1 on the picture)").clicked() {
+            if one
+                .on_hover_text("A pixel for a pixel (1 on the picture)")
+                .clicked()
+            {
                 self.zoom_to(1.0);
             }
-            let slider = |ui: &mut Ui, name: &str, value: &mut f32, range: (f32, f32), log: bool| {
-                ui.spacing_mut().slider_width = 80.0;
-                let text = ui.label(name);
-                let slider = egui::Slider::new(value, range.0..=range.1).logarithmic(log).max_decimals(2);
-                ui.add(slider).labelled_by(text.id);
-            };
+            let slider =
+                |ui: &mut Ui, name: &str, value: &mut f32, range: (f32, f32), log: bool| {
+                    ui.spacing_mut().slider_width = 80.0;
+                    let text = ui.label(name);
+                    let slider = egui::Slider::new(value, range.0..=range.1)
+                        .logarithmic(log)
+                        .max_decimals(2);
+                    ui.add(slider).labelled_by(text.id);
+                };
             match self.mode {
                 Mode::Single => {}
                 Mode::Wipe => slider(ui, "Line", &mut self.wipe, (0.0, 1.0), false),
@@ -552,7 +595,10 @@ impl Viewer {
                 match matched(a, b).0 {
                     Match::Same => {}
                     Match::Scaled => {
-                        ui.weak(format!("{} × {} and {} × {}, enlarged", a[0], a[1], b[0], b[1]));
+                        ui.weak(format!(
+                            "{} × {} and {} × {}, enlarged",
+                            a[0], a[1], b[0], b[1]
+                        ));
                     }
                     Match::Overlapping => {
                         ui.weak(format!(
@@ -632,7 +678,8 @@ impl Viewer {
             if factor != 1.0 {
                 self.zoom_by(factor, at, canvas, room, points);
                 // The window behind is not scrolled by it.
-                ui.ctx().input_mut(|input| input.smooth_scroll_delta = Vec2::ZERO);
+                ui.ctx()
+                    .input_mut(|input| input.smooth_scroll_delta = Vec2::ZERO);
             }
         }
         if response.has_focus() {
@@ -680,7 +727,10 @@ impl Viewer {
 
     fn pan(&mut self, by: Vec2, frame: Rect) {
         if self.zoom.is_some() && by != Vec2::ZERO {
-            let share = vec2(by.x / frame.width().max(1.0), by.y / frame.height().max(1.0));
+            let share = vec2(
+                by.x / frame.width().max(1.0),
+                by.y / frame.height().max(1.0),
+            );
             self.centre = (self.centre - share).clamp(Vec2::ZERO, Vec2::splat(1.0));
         }
     }
@@ -738,8 +788,8 @@ impl Viewer {
         let shown = match self.shown.take().filter(|shown| shown.of == of) {
             Some(shown) if shown.gain == gain => shown,
             before => {
-                let difference = before
-                    .map_or_else(|| difference(first, second), |before| before.difference);
+                let difference =
+                    before.map_or_else(|| difference(first, second), |before| before.difference);
                 let (width, rgb) = (difference.size[0], &difference.rgb);
                 #[expect(
                     clippy::cast_possible_truncation,
@@ -809,7 +859,10 @@ fn pointed(laid: Laid<'_>, at: Pos2) -> Option<Pointed> {
     })
 }
 
-#[expect(clippy::cast_precision_loss, reason = "sides of pictures have few digits")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "sides of pictures have few digits"
+)]
 fn size_of(size: [usize; 2]) -> Vec2 {
     vec2(size[0] as f32, size[1] as f32)
 }
@@ -869,7 +922,9 @@ fn tiles(
         minification: egui::TextureFilter::Linear,
         ..TextureOptions::default()
     };
-    let side = context.input(|input| input.max_texture_side).clamp(64, TILE);
+    let side = context
+        .input(|input| input.max_texture_side)
+        .clamp(64, TILE);
     let mut tiles = Vec::new();
     for top in (0..size[1]).step_by(side) {
         for left in (0..size[0]).step_by(side) {

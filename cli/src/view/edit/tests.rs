@@ -45,8 +45,7 @@ const ONE_LINE: &str = include_str!("../../../../tests/view/awkward/one-line.yam
 const MARKED: &str = include_str!("../../../../tests/view/awkward/document.yaml");
 // What an editor or git might mend on the way is made of others here.
 const SHORTHAND: &str = "schema: retouch/v1\nparams:\n  size: 5\n";
-const MERGE: &str =
-    "schema: retouch/v1\nx-base: &base {scale: 2}\nnodes:\n  a:\n    <<: *base\n    op: resize_image\n";
+const MERGE: &str = "schema: retouch/v1\nx-base: &base {scale: 2}\nnodes:\n  a:\n    <<: *base\n    op: resize_image\n";
 const TAGGED: &str = "schema: retouch/v1\nparams:\n  size: {type: int, default: !!int 5}\n";
 
 fn crlf() -> String {
@@ -72,91 +71,466 @@ fn cases() -> Vec<Case> {
     };
     let (crlf, marked, open) = (crlf(), marked(), open_ended());
     vec![
-        case("comments", COMMENTS, param("size"), json!(96), Ok(("64", "96"))),
-        case("comments", COMMENTS, field("large", "scale"), json!(3.0), Ok(("2.5", "3.0"))),
-        case("comments", COMMENTS, field("large", "filter"), json!("nearest"), Ok(("'lanczos3'", "'nearest'"))),
-        case("comments", COMMENTS, field("large", "fit"), json!("crop"), Ok(("", "\n    fit: crop"))),
+        case(
+            "comments",
+            COMMENTS,
+            param("size"),
+            json!(96),
+            Ok(("64", "96")),
+        ),
+        case(
+            "comments",
+            COMMENTS,
+            field("large", "scale"),
+            json!(3.0),
+            Ok(("2.5", "3.0")),
+        ),
+        case(
+            "comments",
+            COMMENTS,
+            field("large", "filter"),
+            json!("nearest"),
+            Ok(("'lanczos3'", "'nearest'")),
+        ),
+        case(
+            "comments",
+            COMMENTS,
+            field("large", "fit"),
+            json!("crop"),
+            Ok(("", "\n    fit: crop")),
+        ),
         case("crlf", &crlf, param("size"), json!(96), Ok(("64", "96"))),
-        case("crlf", &crlf, field("large", "fit"), json!("crop"), Ok(("", "\r\n    fit: crop"))),
+        case(
+            "crlf",
+            &crlf,
+            field("large", "fit"),
+            json!("crop"),
+            Ok(("", "\r\n    fit: crop")),
+        ),
         case("bom", &marked, param("size"), json!(8), Ok(("64", "8"))),
-        case("bom", &marked, field("large", "scale"), json!(1.5), Ok(("2.5", "1.5"))),
+        case(
+            "bom",
+            &marked,
+            field("large", "scale"),
+            json!(1.5),
+            Ok(("2.5", "1.5")),
+        ),
         case("flow", FLOW, param("size"), json!(65), Ok(("64", "65"))),
-        case("flow", FLOW, param("word"), json!("a, b"), Ok(("plain", "\"a, b\""))),
-        case("flow", FLOW, param("none"), json!(0.25), Ok(("", ", default: 0.25"))),
-        case("flow", FLOW, field("large", "fit"), json!("pad"), Ok(("", ",\n    fit: pad"))),
-        case("flow", FLOW, field("small", "fit"), json!("pad"), Ok(("", ", fit: pad"))),
-        case("flow", FLOW, field("sheet", "labels"), json!(["a", "b"]), Ok(("one", "b"))),
-        case("literal", LITERAL, param("text"), json!("new\n  deep\nend\n"), Ok((
-            "first\n      second", "new\n        deep\n      end",
-        ))),
-        case("literal", LITERAL, param("text"), json!("no break at the end"), Ok((
-            "  # kept\n      first\n      second", "-  # kept\n      no break at the end",
-        ))),
-        case("literal", LITERAL, field("sheet", "labels"), json!(["x\n"]), Ok(("old", "x"))),
-        case("folded", FOLDED, param("text"), json!("one line\nanother"), Ok((
-            "words that go\n      on and on", "one line\n\n      another",
-        ))),
-        case("folded", FOLDED, param("text"), json!(" starts with a blank"), Ok((
-            ">-\n      words that go\n      on and on", "\" starts with a blank\"",
-        ))),
-        case("kept", KEPT, param("text"), json!("b\n"), Ok(("+\n      a", "\n      b"))),
-        case("kept", KEPT, param("digit"), json!("z"), Ok(("|2-\n      indented", "\"z\""))),
-        case("literal", LITERAL, field("sheet", "cell"), json!(64), Ok(("", "\n    cell: 64"))),
+        case(
+            "flow",
+            FLOW,
+            param("word"),
+            json!("a, b"),
+            Ok(("plain", "\"a, b\"")),
+        ),
+        case(
+            "flow",
+            FLOW,
+            param("none"),
+            json!(0.25),
+            Ok(("", ", default: 0.25")),
+        ),
+        case(
+            "flow",
+            FLOW,
+            field("large", "fit"),
+            json!("pad"),
+            Ok(("", ",\n    fit: pad")),
+        ),
+        case(
+            "flow",
+            FLOW,
+            field("small", "fit"),
+            json!("pad"),
+            Ok(("", ", fit: pad")),
+        ),
+        case(
+            "flow",
+            FLOW,
+            field("sheet", "labels"),
+            json!(["a", "b"]),
+            Ok(("one", "b")),
+        ),
+        case(
+            "literal",
+            LITERAL,
+            param("text"),
+            json!("new\n  deep\nend\n"),
+            Ok(("first\n      second", "new\n        deep\n      end")),
+        ),
+        case(
+            "literal",
+            LITERAL,
+            param("text"),
+            json!("no break at the end"),
+            Ok((
+                "  # kept\n      first\n      second",
+                "-  # kept\n      no break at the end",
+            )),
+        ),
+        case(
+            "literal",
+            LITERAL,
+            field("sheet", "labels"),
+            json!(["x\n"]),
+            Ok(("old", "x")),
+        ),
+        case(
+            "folded",
+            FOLDED,
+            param("text"),
+            json!("one line\nanother"),
+            Ok((
+                "words that go\n      on and on",
+                "one line\n\n      another",
+            )),
+        ),
+        case(
+            "folded",
+            FOLDED,
+            param("text"),
+            json!(" starts with a blank"),
+            Ok((
+                ">-\n      words that go\n      on and on",
+                "\" starts with a blank\"",
+            )),
+        ),
+        case(
+            "kept",
+            KEPT,
+            param("text"),
+            json!("b\n"),
+            Ok(("+\n      a", "\n      b")),
+        ),
+        case(
+            "kept",
+            KEPT,
+            param("digit"),
+            json!("z"),
+            Ok(("|2-\n      indented", "\"z\"")),
+        ),
+        case(
+            "literal",
+            LITERAL,
+            field("sheet", "cell"),
+            json!(64),
+            Ok(("", "\n    cell: 64")),
+        ),
         // Behind the block it would take a line break from it.
-        case("kept", KEPT, field("sheet", "cell"), json!(64), Ok(("", "cell: 64\n    "))),
+        case(
+            "kept",
+            KEPT,
+            field("sheet", "cell"),
+            json!(64),
+            Ok(("", "cell: 64\n    ")),
+        ),
         case("anchors", ANCHORS, param("alone"), json!(7), Ok(("5", "7"))),
-        case("anchors", ANCHORS, param("user"), json!(7), Ok(("*shared", "7"))),
-        case("anchors", ANCHORS, param("shared"), json!(7), Err("`*shared` in line")),
-        case("anchors", ANCHORS, field("copy", "scale"), json!(4.0), Err("which `*node` stands for")),
-        case("anchors", ANCHORS, field("large", "scale"), json!(4.0), Err("would change there too")),
-        case("quotes", QUOTES, param("single"), json!("it's"), Ok(("'don''t'", "'it''s'"))),
-        case("quotes", QUOTES, param("single"), json!("a\tb"), Ok(("'don''t'", "\"a\\tb\""))),
-        case("quotes", QUOTES, param("double"), json!("a \"b\" \\"), Ok((
-            "\"x\\ty # no comment\"", "\"a \\\"b\\\" \\\\\"",
-        ))),
-        case("quotes", QUOTES, param("seed"), json!(7), Ok(("\"random\"", "7"))),
-        case("quotes", QUOTES, param("plain"), json!("yes"), Ok(("no quotes, none", "\"yes\""))),
-        case("quotes", QUOTES, param("plain"), json!("12"), Ok(("no quotes, none", "\"12\""))),
-        case("lines", LINES, param("plain"), json!("short"), Ok(("goes on\n      below", "short"))),
-        case("lines", LINES, param("quoted"), json!("short"), Ok(("\"goes on\n      below\"", "\"short\""))),
-        case("lists", LISTS, field("block", "labels"), json!(["a", "x"]), Ok(("\"b\"", "\"x\""))),
-        case("lists", LISTS, field("block", "labels"), json!(["a", "b", "c"]), Ok(("", "\n      - \"c\""))),
-        case("lists", LISTS, field("block", "labels"), json!(["a"]), Ok(("\n      - \"b\"", ""))),
-        case("lists", LISTS, field("compact", "labels"), json!(["c"]), Ok(("a", "c"))),
-        case("lists", LISTS, field("compact", "labels"), json!([]), Ok(("\n    - a", " []"))),
-        case("lists", LISTS, field("flow", "labels"), json!(["a", "c"]), Ok(("b", "c"))),
-        case("lists", LISTS, field("flow", "labels"), json!([]), Ok(("[a, b]", "[]"))),
-        case("lists", LISTS, field("spread", "labels"), json!(["a", "b", "c"]), Ok(("", ",\n      c"))),
-        case("lists", LISTS, field("spread", "labels"), json!(0), Err("cannot be changed")),
+        case(
+            "anchors",
+            ANCHORS,
+            param("user"),
+            json!(7),
+            Ok(("*shared", "7")),
+        ),
+        case(
+            "anchors",
+            ANCHORS,
+            param("shared"),
+            json!(7),
+            Err("`*shared` in line"),
+        ),
+        case(
+            "anchors",
+            ANCHORS,
+            field("copy", "scale"),
+            json!(4.0),
+            Err("which `*node` stands for"),
+        ),
+        case(
+            "anchors",
+            ANCHORS,
+            field("large", "scale"),
+            json!(4.0),
+            Err("would change there too"),
+        ),
+        case(
+            "quotes",
+            QUOTES,
+            param("single"),
+            json!("it's"),
+            Ok(("'don''t'", "'it''s'")),
+        ),
+        case(
+            "quotes",
+            QUOTES,
+            param("single"),
+            json!("a\tb"),
+            Ok(("'don''t'", "\"a\\tb\"")),
+        ),
+        case(
+            "quotes",
+            QUOTES,
+            param("double"),
+            json!("a \"b\" \\"),
+            Ok(("\"x\\ty # no comment\"", "\"a \\\"b\\\" \\\\\"")),
+        ),
+        case(
+            "quotes",
+            QUOTES,
+            param("seed"),
+            json!(7),
+            Ok(("\"random\"", "7")),
+        ),
+        case(
+            "quotes",
+            QUOTES,
+            param("plain"),
+            json!("yes"),
+            Ok(("no quotes, none", "\"yes\"")),
+        ),
+        case(
+            "quotes",
+            QUOTES,
+            param("plain"),
+            json!("12"),
+            Ok(("no quotes, none", "\"12\"")),
+        ),
+        case(
+            "lines",
+            LINES,
+            param("plain"),
+            json!("short"),
+            Ok(("goes on\n      below", "short")),
+        ),
+        case(
+            "lines",
+            LINES,
+            param("quoted"),
+            json!("short"),
+            Ok(("\"goes on\n      below\"", "\"short\"")),
+        ),
+        case(
+            "lists",
+            LISTS,
+            field("block", "labels"),
+            json!(["a", "x"]),
+            Ok(("\"b\"", "\"x\"")),
+        ),
+        case(
+            "lists",
+            LISTS,
+            field("block", "labels"),
+            json!(["a", "b", "c"]),
+            Ok(("", "\n      - \"c\"")),
+        ),
+        case(
+            "lists",
+            LISTS,
+            field("block", "labels"),
+            json!(["a"]),
+            Ok(("\n      - \"b\"", "")),
+        ),
+        case(
+            "lists",
+            LISTS,
+            field("compact", "labels"),
+            json!(["c"]),
+            Ok(("a", "c")),
+        ),
+        case(
+            "lists",
+            LISTS,
+            field("compact", "labels"),
+            json!([]),
+            Ok(("\n    - a", " []")),
+        ),
+        case(
+            "lists",
+            LISTS,
+            field("flow", "labels"),
+            json!(["a", "c"]),
+            Ok(("b", "c")),
+        ),
+        case(
+            "lists",
+            LISTS,
+            field("flow", "labels"),
+            json!([]),
+            Ok(("[a, b]", "[]")),
+        ),
+        case(
+            "lists",
+            LISTS,
+            field("spread", "labels"),
+            json!(["a", "b", "c"]),
+            Ok(("", ",\n      c")),
+        ),
+        case(
+            "lists",
+            LISTS,
+            field("spread", "labels"),
+            json!(0),
+            Err("cannot be changed"),
+        ),
         case("empty", EMPTY, param("size"), json!(5), Ok(("", " 5"))),
         case("empty", EMPTY, param("tail"), json!(5), Ok(("", " 5"))),
         case("empty", EMPTY, param("nothing"), json!("x"), Ok(("~", "x"))),
-        case("deep", DEEP, Place::With { node: "part".into(), name: "scale".into() }, json!(4.0), Ok(("3.0", "4.0"))),
-        case("deep", DEEP, Place::With { node: "bare".into(), name: "scale".into() }, json!(4.0), Ok((
-            "", "\n    with: {scale: 4.0}",
-        ))),
+        case(
+            "deep",
+            DEEP,
+            Place::With {
+                node: "part".into(),
+                name: "scale".into(),
+            },
+            json!(4.0),
+            Ok(("3.0", "4.0")),
+        ),
+        case(
+            "deep",
+            DEEP,
+            Place::With {
+                node: "bare".into(),
+                name: "scale".into(),
+            },
+            json!(4.0),
+            Ok(("", "\n    with: {scale: 4.0}")),
+        ),
         case("table", TABLE, param("b"), json!(0.5), Ok(("0.25", "0.5"))),
-        case("no final newline", &open, field("large", "fit"), json!("crop"), Ok(("", "\n    fit: crop"))),
-        case("no final newline", &open, field("large", "scale"), json!(8.0), Ok(("2.0", "8.0"))),
-        case("complex keys", COMPLEX, param("size"), json!(9), Ok(("64", "9"))),
-        case("complex keys", COMPLEX, field("odd: name", "scale"), json!(9), Err("the file has no")),
-        case("unicode", UNICODE, param("text"), json!("né — 🦀"), Ok(("日本語", "né — 🦀"))),
-        case("numbers", NUMBERS, param("hex"), json!(16), Ok(("0xff", "16"))),
-        case("numbers", NUMBERS, param("exponent"), json!(2.5e-7), Ok(("1e-3", "2.5e-7"))),
-        case("numbers", NUMBERS, param("third"), json!(1.0 / 3.0), Ok(("0.1", "0.3333333333333333"))),
-        case("numbers", NUMBERS, param("share"), json!("12.5%"), Ok(("20%", "12.5%"))),
-        case("numbers", NUMBERS, param("seed"), json!(9_007_199_254_740_991_u64), Ok(("43", "9007199254740991"))),
-        case("numbers", NUMBERS, param("seed"), json!(u64::MAX), Err("cannot be changed")),
-        case("one line", ONE_LINE, param("size"), json!(6), Ok(("64", "6"))),
-        case("one line", ONE_LINE, field("large", "fit"), json!("pad"), Ok(("", ", fit: pad"))),
+        case(
+            "no final newline",
+            &open,
+            field("large", "fit"),
+            json!("crop"),
+            Ok(("", "\n    fit: crop")),
+        ),
+        case(
+            "no final newline",
+            &open,
+            field("large", "scale"),
+            json!(8.0),
+            Ok(("2.0", "8.0")),
+        ),
+        case(
+            "complex keys",
+            COMPLEX,
+            param("size"),
+            json!(9),
+            Ok(("64", "9")),
+        ),
+        case(
+            "complex keys",
+            COMPLEX,
+            field("odd: name", "scale"),
+            json!(9),
+            Err("the file has no"),
+        ),
+        case(
+            "unicode",
+            UNICODE,
+            param("text"),
+            json!("né — 🦀"),
+            Ok(("日本語", "né — 🦀")),
+        ),
+        case(
+            "numbers",
+            NUMBERS,
+            param("hex"),
+            json!(16),
+            Ok(("0xff", "16")),
+        ),
+        case(
+            "numbers",
+            NUMBERS,
+            param("exponent"),
+            json!(2.5e-7),
+            Ok(("1e-3", "2.5e-7")),
+        ),
+        case(
+            "numbers",
+            NUMBERS,
+            param("third"),
+            json!(1.0 / 3.0),
+            Ok(("0.1", "0.3333333333333333")),
+        ),
+        case(
+            "numbers",
+            NUMBERS,
+            param("share"),
+            json!("12.5%"),
+            Ok(("20%", "12.5%")),
+        ),
+        case(
+            "numbers",
+            NUMBERS,
+            param("seed"),
+            json!(9_007_199_254_740_991_u64),
+            Ok(("43", "9007199254740991")),
+        ),
+        case(
+            "numbers",
+            NUMBERS,
+            param("seed"),
+            json!(u64::MAX),
+            Err("cannot be changed"),
+        ),
+        case(
+            "one line",
+            ONE_LINE,
+            param("size"),
+            json!(6),
+            Ok(("64", "6")),
+        ),
+        case(
+            "one line",
+            ONE_LINE,
+            field("large", "fit"),
+            json!("pad"),
+            Ok(("", ", fit: pad")),
+        ),
         case("document", MARKED, param("size"), json!(6), Ok(("64", "6"))),
-        case("shorthand", SHORTHAND, param("size"), json!(6), Err("has no `default` of its own")),
-        case("merge key", MERGE, field("a", "scale"), json!(3), Err("merge keys")),
-        case("tagged", TAGGED, param("size"), json!(6), Err("tags such as")),
-        case("broken", "schema: [", param("size"), json!(6), Err("not YAML")),
+        case(
+            "shorthand",
+            SHORTHAND,
+            param("size"),
+            json!(6),
+            Err("has no `default` of its own"),
+        ),
+        case(
+            "merge key",
+            MERGE,
+            field("a", "scale"),
+            json!(3),
+            Err("merge keys"),
+        ),
+        case(
+            "tagged",
+            TAGGED,
+            param("size"),
+            json!(6),
+            Err("tags such as"),
+        ),
+        case(
+            "broken",
+            "schema: [",
+            param("size"),
+            json!(6),
+            Err("not YAML"),
+        ),
         case("nothing", "", param("size"), json!(6), Err("nothing yet")),
-        case("no such param", COMMENTS, param("none"), json!(6), Err("no `params.none`")),
-        case("no such node", COMMENTS, field("none", "x"), json!(6), Err("no `nodes.none`")),
+        case(
+            "no such param",
+            COMMENTS,
+            param("none"),
+            json!(6),
+            Err("no `params.none`"),
+        ),
+        case(
+            "no such node",
+            COMMENTS,
+            field("none", "x"),
+            json!(6),
+            Err("no `nodes.none`"),
+        ),
     ]
 }
 
@@ -191,7 +565,12 @@ fn only_the_bytes_of_the_value_change() {
                 let at = (0..=case.text.len()).find(|at| {
                     case.text.is_char_boundary(*at)
                         && case.text[*at..].starts_with(before)
-                        && *new == format!("{}{after}{}", &case.text[..*at], &case.text[at + before.len()..])
+                        && *new
+                            == format!(
+                                "{}{after}{}",
+                                &case.text[..*at],
+                                &case.text[at + before.len()..]
+                            )
                 });
                 assert!(
                     at.is_some(),
@@ -202,7 +581,12 @@ fn only_the_bytes_of_the_value_change() {
                     differing(case.text, new).1,
                     differing(case.text, new).2,
                 );
-                assert_eq!(value_at(new, &case.place), Ok(Some(case.value.clone())), "{}", case.name);
+                assert_eq!(
+                    value_at(new, &case.place),
+                    Ok(Some(case.value.clone())),
+                    "{}",
+                    case.name
+                );
                 // Writing it again changes nothing.
                 assert_eq!(edit(new, &[change]).as_ref(), Ok(new), "{}", case.name);
             }
@@ -229,30 +613,59 @@ fn a_block_text_is_replaced_though_its_sign_and_its_lines_change_apart() {
         value: json!(value),
     };
     let new = edit(LITERAL, &[change("starts\n\nand ends")]).unwrap();
-    assert!(new.contains("default: |-  # kept\n      starts\n\n      and ends\n"), "{new}");
+    assert!(
+        new.contains("default: |-  # kept\n      starts\n\n      and ends\n"),
+        "{new}"
+    );
     // What no block can hold stands in one line, and the comment behind it.
     let new = edit(LITERAL, &[change("bell \u{7}")]).unwrap();
     assert!(new.contains("default: \"bell \\u0007\"  # kept\n"), "{new}");
     let new = edit(&LITERAL.replace('\n', "\r\n"), &[change("a\nb\n")]).unwrap();
-    assert!(new.contains("default: |  # kept\r\n      a\r\n      b\r\n"), "{new}");
+    assert!(
+        new.contains("default: |  # kept\r\n      a\r\n      b\r\n"),
+        "{new}"
+    );
 }
 
 #[test]
 fn several_values_are_written_one_after_the_other() {
     let changes = [
-        Change { place: param("size"), value: json!(1) },
-        Change { place: field("large", "scale"), value: json!(3.5) },
-        Change { place: field("large", "fit"), value: json!("pad") },
-        Change { place: field("large", "background"), value: json!("#102030") },
+        Change {
+            place: param("size"),
+            value: json!(1),
+        },
+        Change {
+            place: field("large", "scale"),
+            value: json!(3.5),
+        },
+        Change {
+            place: field("large", "fit"),
+            value: json!("pad"),
+        },
+        Change {
+            place: field("large", "background"),
+            value: json!("#102030"),
+        },
     ];
     let new = edit(COMMENTS, &changes).unwrap();
     assert_eq!(new.lines().count(), COMMENTS.lines().count() + 2);
     for change in &changes {
-        assert_eq!(value_at(&new, &change.place), Ok(Some(change.value.clone())));
+        assert_eq!(
+            value_at(&new, &change.place),
+            Ok(Some(change.value.clone()))
+        );
     }
     let diff = diff("comments.yaml", COMMENTS, &new);
-    assert_eq!(diff.lines().filter(|line| line.starts_with('+')).count(), 1 + 4, "{diff}");
-    assert_eq!(diff.lines().filter(|line| line.starts_with('-')).count(), 1 + 2, "{diff}");
+    assert_eq!(
+        diff.lines().filter(|line| line.starts_with('+')).count(),
+        1 + 4,
+        "{diff}"
+    );
+    assert_eq!(
+        diff.lines().filter(|line| line.starts_with('-')).count(),
+        1 + 2,
+        "{diff}"
+    );
     assert!(diff.contains("+    background: \"#102030\""), "{diff}");
     assert_eq!(super::diff("x", COMMENTS, COMMENTS), "");
 }
@@ -260,9 +673,15 @@ fn several_values_are_written_one_after_the_other() {
 #[test]
 fn tried_values_are_yaml_to_be_pasted() {
     let one = |place, value| Change { place, value };
-    let params = [one(param("place"), json!("in: space")), one(param("share"), json!(0.5))];
+    let params = [
+        one(param("place"), json!("in: space")),
+        one(param("share"), json!(0.5)),
+    ];
     assert_eq!(snippet(&params), "place: \"in: space\"\nshare: 0.5\n");
-    let with = |name: &str| Place::With { node: "part".into(), name: name.into() };
+    let with = |name: &str| Place::With {
+        node: "part".into(),
+        name: name.into(),
+    };
     let mixed = [
         one(param("share"), json!(0.5)),
         one(with("a"), json!([1, "2..3"])),
@@ -319,16 +738,25 @@ fn a_tried_text_stands_for_the_file_until_the_file_says_it() {
     let text = String::from_utf8(overlay.read(&file).unwrap().to_vec()).unwrap();
     assert_eq!(value_at(&text, &param("size")), Ok(Some(json!(9))));
     let (head, length) = overlay.read_head(&file, 6).unwrap();
-    assert_eq!((head.as_slice(), length), (&b"# What"[..], text.len() as u64));
+    assert_eq!(
+        (head.as_slice(), length),
+        (&b"# What"[..], text.len() as u64)
+    );
     assert_eq!(overlay.read_at(&file, 2, 4).unwrap(), b"What");
-    assert_eq!(overlay.digest(&file).unwrap(), *blake3::hash(text.as_bytes()).as_bytes());
+    assert_eq!(
+        overlay.digest(&file).unwrap(),
+        *blake3::hash(text.as_bytes()).as_bytes()
+    );
     assert_ne!(overlay.sha256(&file).unwrap(), disk.sha256(&file).unwrap());
     // The file changes: what is tried is written into the new text.
     *disk.0.lock().unwrap() = COMMENTS.replace("2.5", "7.5");
     trying.reset(&file, &param("gone"));
     assert!(trying.apply(&overlay).is_empty());
     let text = String::from_utf8(overlay.read(&file).unwrap().to_vec()).unwrap();
-    assert_eq!(value_at(&text, &field("large", "scale")), Ok(Some(json!(7.5))));
+    assert_eq!(
+        value_at(&text, &field("large", "scale")),
+        Ok(Some(json!(7.5)))
+    );
     assert_eq!(value_at(&text, &param("size")), Ok(Some(json!(9))));
     // It says the value by itself: nothing is tried any more.
     *disk.0.lock().unwrap() = COMMENTS.replace("64", "9");
@@ -394,7 +822,10 @@ fn values() -> impl Strategy<Value = (&'static str, Json, Json)> {
         (floats(), floats()).prop_map(|(a, b)| ("float", a, b)),
         (any::<bool>(), any::<bool>()).prop_map(|(a, b)| ("bool", json!(a), json!(b))),
         (0u32..100, 0u32..100).prop_map(|(a, b)| ("steps", json!(format!("{a}%")), json!(b))),
-        (proptest::collection::vec(0u32..30, 0..4), proptest::collection::vec(0u32..30, 0..4))
+        (
+            proptest::collection::vec(0u32..30, 0..4),
+            proptest::collection::vec(0u32..30, 0..4)
+        )
             .prop_map(|(a, b)| ("sites", json!(a), json!(b))),
     ]
 }
@@ -410,13 +841,25 @@ fn written(layout: u8, index: usize, kind: &str, value: &Json, out: &mut String)
     };
     match layout % 7 {
         0 => out.push_str(&format!("  {name}: {{type: {kind}, default: {text}}}\n")),
-        1 => out.push_str(&format!("  {name}:   # about it\n    type: {kind}\n    default: {text}  # in the file\n")),
-        2 => out.push_str(&format!("  \"{name}\": {{default: {text} , type: {kind},}}\n\n")),
-        3 => out.push_str(&format!("  {name}:\n      default:\n        {text}\n      # between\n      type: {kind}\n")),
-        4 => out.push_str(&format!("  {name}: {{\n    type: {kind},  # t\n    default: {text}  # d\n  }}\n")),
+        1 => out.push_str(&format!(
+            "  {name}:   # about it\n    type: {kind}\n    default: {text}  # in the file\n"
+        )),
+        2 => out.push_str(&format!(
+            "  \"{name}\": {{default: {text} , type: {kind},}}\n\n"
+        )),
+        3 => out.push_str(&format!(
+            "  {name}:\n      default:\n        {text}\n      # between\n      type: {kind}\n"
+        )),
+        4 => out.push_str(&format!(
+            "  {name}: {{\n    type: {kind},  # t\n    default: {text}  # d\n  }}\n"
+        )),
         5 => match value {
-            Json::String(text) if !text.is_empty() && is_plain(text, false) && !text.starts_with([' ', '\t']) => {
-                out.push_str(&format!("  {name}:\n    default: >-  # folded\n      {text}\n    type: {kind}\n"));
+            Json::String(text)
+                if !text.is_empty() && is_plain(text, false) && !text.starts_with([' ', '\t']) =>
+            {
+                out.push_str(&format!(
+                    "  {name}:\n    default: >-  # folded\n      {text}\n    type: {kind}\n"
+                ));
             }
             Json::Array(items) if !items.is_empty() => {
                 out.push_str(&format!("  {name}:\n    type: {kind}\n    default:\n"));
@@ -424,7 +867,9 @@ fn written(layout: u8, index: usize, kind: &str, value: &Json, out: &mut String)
                     out.push_str(&format!("    - {item}\n"));
                 }
             }
-            _ => out.push_str(&format!("  {name}: {{type: {kind}, default: {text}, help: \"h\"}}\n")),
+            _ => out.push_str(&format!(
+                "  {name}: {{type: {kind}, default: {text}, help: \"h\"}}\n"
+            )),
         },
         _ => out.push_str(&format!("  {name}: {{type: {kind}}}\n")),
     }
@@ -501,11 +946,17 @@ fn the_workflow_then_resolves_to_the_value() {
         };
         let due = &case.value;
         let got = match &case.place {
-            Place::Param(name) => after.params.iter().find(|param| param.name == *name).map(|param| &param.value),
-            Place::Field { node, name } => after.node(node).and_then(|node| node.params().get(name)),
-            Place::With { node, name } => {
-                after.node(&format!("{node}/large")).and_then(|node| node.params().get(name))
+            Place::Param(name) => after
+                .params
+                .iter()
+                .find(|param| param.name == *name)
+                .map(|param| &param.value),
+            Place::Field { node, name } => {
+                after.node(node).and_then(|node| node.params().get(name))
             }
+            Place::With { node, name } => after
+                .node(&format!("{node}/large"))
+                .and_then(|node| node.params().get(name)),
             Place::Input(_) => None,
         };
         let same = match (got, due) {

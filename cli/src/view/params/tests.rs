@@ -20,13 +20,31 @@ fn entry(name: &str, kind: Kind, written: Json) -> Entry {
 fn all() -> Vec<Entry> {
     vec![
         entry("share", Kind::Share, json!(0.5)),
-        entry("guidance", Kind::Float { min: Some(1.0), max: None }, json!(4.0)),
-        entry("count", Kind::Int { min: Some(1.0), max: Some(999.0) }, json!(50)),
+        entry(
+            "guidance",
+            Kind::Float {
+                min: Some(1.0),
+                max: None,
+            },
+            json!(4.0),
+        ),
+        entry(
+            "count",
+            Kind::Int {
+                min: Some(1.0),
+                max: Some(999.0),
+            },
+            json!(50),
+        ),
         entry("blend_steps", Kind::Steps, json!("20%")),
         entry("start_step", Kind::Steps, json!(4)),
         entry("seed", Kind::Seed, json!(43)),
         entry("measure", Kind::Bool, json!(false)),
-        entry("blend", Kind::Choice(vec!["union".into(), "context".into()]), json!("union")),
+        entry(
+            "blend",
+            Kind::Choice(vec!["union".into(), "context".into()]),
+            json!("union"),
+        ),
         entry("place", Kind::Text, json!("on a beach")),
         entry("model", Kind::Path, json!("models/world")),
         entry("layers", Kind::Sites { count: Some(16) }, json!("10..16")),
@@ -76,8 +94,7 @@ fn window(state: State, size: [f32; 2], theme: egui::Theme) -> Harness<'static, 
         .with_max_steps(200)
         .build_ui_state(
             |ui, state: &mut State| {
-                let wishes =
-                    (state.panel).show(ui, &state.sections, &state.trying, &state.told);
+                let wishes = (state.panel).show(ui, &state.sections, &state.trying, &state.told);
                 for wish in &wishes {
                     match wish {
                         Wish::Try { file, place, value } => {
@@ -109,12 +126,23 @@ fn each_kind_has_a_widget_with_the_params_name_in_any_size_and_theme() {
                 let _ = window.get_by_label(&entry.name);
             }
             for name in [
-                "Reset all", "Copy as YAML", "Write to file…", "Next seed", "Random seed",
-                "layers auto", "layers 15", "threshold otsu", "blend_steps in percent",
+                "Reset all",
+                "Copy as YAML",
+                "Write to file…",
+                "Next seed",
+                "Random seed",
+                "layers auto",
+                "layers 15",
+                "threshold otsu",
+                "blend_steps in percent",
             ] {
                 let node = window.get_by_label(name);
                 if size[1] > 500.0 && name != "layers 15" {
-                    assert!(node.rect().right() <= size[0], "{name} at {size:?}: {:?}", node.rect());
+                    assert!(
+                        node.rect().right() <= size[0],
+                        "{name} at {size:?}: {:?}",
+                        node.rect()
+                    );
                 }
             }
             assert!(window.state().wishes.is_empty());
@@ -142,7 +170,10 @@ fn a_slider_that_is_dragged_tries_a_few_times_and_on_release_at_once() {
     let tries = window.state().tries();
     let last = tries.last().and_then(Json::as_f64).unwrap();
     assert!(last < 0.4, "{tries:?}");
-    assert!(tries.iter().all(Json::is_f64), "a share stays a float: {tries:?}");
+    assert!(
+        tries.iter().all(Json::is_f64),
+        "a share stays a float: {tries:?}"
+    );
     // Nothing more comes of it.
     let count = window.state().wishes.len();
     window.run_steps(60);
@@ -179,7 +210,11 @@ fn a_seed_is_the_next_one_or_drawn_or_typed() {
 fn what_differs_is_marked_and_goes_back_one_by_one_or_all() {
     let mut window = panel(vec![
         entry("measure", Kind::Bool, json!(false)),
-        entry("blend", Kind::Choice(vec!["union".into(), "context".into()]), json!("union")),
+        entry(
+            "blend",
+            Kind::Choice(vec!["union".into(), "context".into()]),
+            json!("union"),
+        ),
         entry("threshold", Kind::Threshold, json!("otsu")),
     ]);
     window.run_steps(2);
@@ -192,7 +227,10 @@ fn what_differs_is_marked_and_goes_back_one_by_one_or_all() {
     window.run_steps(4);
     window.get_by_label("context").click();
     window.run_steps(4);
-    assert_eq!(window.state().tries(), [json!(true), json!("soft"), json!("context")]);
+    assert_eq!(
+        window.state().tries(),
+        [json!(true), json!("soft"), json!("context")]
+    );
     window.get_by_label("Reset measure").click();
     window.run_steps(2);
     let file = Path::new("w.yaml");
@@ -219,7 +257,10 @@ fn a_wrong_value_is_told_beside_its_widget_and_not_tried() {
         Some(_) => Ok(()),
         None => Err("`size` takes an integer".to_owned()),
     });
-    let mut window = panel(vec![size, entry("layers", Kind::Sites { count: None }, json!("auto"))]);
+    let mut window = panel(vec![
+        size,
+        entry("layers", Kind::Sites { count: None }, json!("auto")),
+    ]);
     window.run_steps(2);
     let enter = |window: &mut Harness<'static, State>, name: &str, text: &str| {
         window.get_by_label(name).focus();
@@ -242,7 +283,11 @@ fn a_wrong_value_is_told_beside_its_widget_and_not_tried() {
     assert!(window.query_by_label_contains("takes an integer").is_none());
     enter(&mut window, "layers", "3, x");
     assert_eq!(window.state().tries().len(), 1);
-    assert!(window.query_by_label_contains("neither a number nor a range").is_some());
+    assert!(
+        window
+            .query_by_label_contains("neither a number nor a range")
+            .is_some()
+    );
     enter(&mut window, "layers", "3, 10..16");
     assert_eq!(window.state().tries().last(), Some(&json!([3, "10..16"])));
     // What only the whole workflow can tell comes from outside.
@@ -283,9 +328,21 @@ fn writing_shows_the_difference_and_asks() {
         diff: edit::diff("w.yaml", old, &new),
         new,
     };
-    for (theme, size) in [(egui::Theme::Dark, [400.0, 300.0]), (egui::Theme::Light, [800.0, 600.0])] {
-        let mut state = State::of(vec![entry("size", Kind::Int { min: None, max: None }, json!(64))]);
-        state.trying.set(Path::new("w.yaml"), change.place.clone(), json!(96));
+    for (theme, size) in [
+        (egui::Theme::Dark, [400.0, 300.0]),
+        (egui::Theme::Light, [800.0, 600.0]),
+    ] {
+        let mut state = State::of(vec![entry(
+            "size",
+            Kind::Int {
+                min: None,
+                max: None,
+            },
+            json!(64),
+        )]);
+        state
+            .trying
+            .set(Path::new("w.yaml"), change.place.clone(), json!(96));
         let mut window = window(state, size, theme);
         window.run_steps(2);
         window.key_press_modifiers(Modifiers::COMMAND, Key::S);
@@ -299,10 +356,21 @@ fn writing_shows_the_difference_and_asks() {
             window.run_steps(3);
         };
         ask(&mut window);
-        assert!(window.query_by_label("+  size: {type: int, default: 96}").is_some());
-        assert!(window.query_by_label("-  size: {type: int, default: 64}").is_some());
+        assert!(
+            window
+                .query_by_label("+  size: {type: int, default: 96}")
+                .is_some()
+        );
+        assert!(
+            window
+                .query_by_label("-  size: {type: int, default: 64}")
+                .is_some()
+        );
         let write = window.get_by_label("Write").rect();
-        assert!(write.bottom() <= size[1] && write.right() <= size[0], "{write:?}");
+        assert!(
+            write.bottom() <= size[1] && write.right() <= size[0],
+            "{write:?}"
+        );
         window.get_by_label("Cancel").click();
         window.run_steps(3);
         assert!(!window.state().panel.is_asking());
@@ -314,12 +382,18 @@ fn writing_shows_the_difference_and_asks() {
         ask(&mut window);
         window.key_press(Key::Enter);
         window.run_steps(3);
-        assert_eq!(window.state().wishes.last(), Some(&Wish::Write(vec![proposal.clone()])));
+        assert_eq!(
+            window.state().wishes.last(),
+            Some(&Wish::Write(vec![proposal.clone()]))
+        );
         ask(&mut window);
         window.get_by_label("Write").click();
         window.run_steps(3);
         assert_eq!(window.state().wishes.len(), 4);
-        window.state_mut().panel.tell("w.yaml was changed on the disk meanwhile");
+        window
+            .state_mut()
+            .panel
+            .tell("w.yaml was changed on the disk meanwhile");
         window.run_steps(2);
         assert!(window.query_by_label_contains("meanwhile").is_some());
     }
@@ -353,36 +427,74 @@ fn the_shipped_workflow_has_fitting_widgets() {
     let outer = engine.read(&file).unwrap();
     let inner_file = root.join("retouch.yaml");
     let inner = engine.read(&inner_file).unwrap();
-    let of = |entries: &[Entry], name: &str| entries.iter().find(|entry| entry.name == name).cloned().unwrap();
+    let of = |entries: &[Entry], name: &str| {
+        entries
+            .iter()
+            .find(|entry| entry.name == name)
+            .cloned()
+            .unwrap()
+    };
     let params = of_workflow(&file, &outer);
     assert_eq!(params.len(), 6);
     assert_eq!(of(&params, "blend_steps").kind, Kind::Steps);
-    assert_eq!(of(&params, "guidance").kind, Kind::Float { min: Some(1.0), max: None });
-    assert_eq!(of(&params, "steps").kind, Kind::Int { min: Some(1.0), max: Some(999.0) });
+    assert_eq!(
+        of(&params, "guidance").kind,
+        Kind::Float {
+            min: Some(1.0),
+            max: None
+        }
+    );
+    assert_eq!(
+        of(&params, "steps").kind,
+        Kind::Int {
+            min: Some(1.0),
+            max: Some(999.0)
+        }
+    );
     assert_eq!(of(&params, "seed").kind, Kind::Seed);
     assert_eq!(of(&params, "place").kind, Kind::Text);
     assert!(matches!(of(&params, "blend").kind, Kind::Choice(words) if words.len() == 3));
     let steps = of(&params, "steps");
     assert!((steps.check)(&json!(50)).is_ok());
-    assert!((steps.check)(&json!(1000)).unwrap_err().contains("the nearest is 999"));
+    assert!(
+        (steps.check)(&json!(1000))
+            .unwrap_err()
+            .contains("the nearest is 999")
+    );
     assert!((steps.check)(&json!("x")).is_err());
 
     let layout = of_node(&file, &outer, "layout", engine.registry(), None);
-    assert_eq!(of(&layout, "blend_steps").follows(), Some("$params.blend_steps"));
+    assert_eq!(
+        of(&layout, "blend_steps").follows(),
+        Some("$params.blend_steps")
+    );
     assert_eq!(of(&layout, "seed").kind, Kind::Seed);
     assert_eq!(of(&layout, "vanilla_prompt").follows(), None);
     let with = of_node(&file, &outer, "retouch", engine.registry(), Some(&inner));
-    assert!(with.iter().all(|entry| matches!(entry.place, Place::With { .. })));
+    assert!(
+        with.iter()
+            .all(|entry| matches!(entry.place, Place::With { .. }))
+    );
     assert_eq!(of(&with, "subject").written, Some(json!("teddy bear")));
     let swap = (inner.nodes.keys())
         .flat_map(|node| of_node(&inner_file, &inner, node, engine.registry(), None))
         .collect::<Vec<_>>();
-    let sites = swap.iter().find(|entry| matches!(entry.kind, Kind::Sites { .. })).unwrap();
+    let sites = swap
+        .iter()
+        .find(|entry| matches!(entry.kind, Kind::Sites { .. }))
+        .unwrap();
     assert!((sites.check)(&json!([1, "10..16"])).is_ok());
     assert!((sites.check)(&json!(-1)).is_err());
-    let threshold = swap.iter().find(|entry| entry.kind == Kind::Threshold).unwrap();
+    let threshold = swap
+        .iter()
+        .find(|entry| entry.kind == Kind::Threshold)
+        .unwrap();
     assert!((threshold.check)(&json!(0.5)).is_ok());
-    assert!((threshold.check)(&json!(2)).unwrap_err().contains("from 0 to 1"));
+    assert!(
+        (threshold.check)(&json!(2))
+            .unwrap_err()
+            .contains("from 0 to 1")
+    );
     // A reference shows where the value is from, and no widget of its own.
     let mut window = panel(layout);
     window.run_steps(3);
@@ -392,15 +504,25 @@ fn the_shipped_workflow_has_fitting_widgets() {
 
 #[test]
 fn sites_are_boxes_and_ranges() {
-    assert_eq!(sites_value(&sites_of(&json!("10..16"), 16)), json!("10..16"));
-    assert_eq!(sites_value(&sites_of(&json!([0, "2..4", 9]), 12)), json!([0, "2..4", 9]));
+    assert_eq!(
+        sites_value(&sites_of(&json!("10..16"), 16)),
+        json!("10..16")
+    );
+    assert_eq!(
+        sites_value(&sites_of(&json!([0, "2..4", 9]), 12)),
+        json!([0, "2..4", 9])
+    );
     assert_eq!(sites_value(&sites_of(&json!("none"), 4)), json!("none"));
     assert_eq!(sites_value(&sites_of(&json!("all"), 4)), json!("0..4"));
     assert_eq!(sites_value(&sites_of(&json!(3), 4)), json!(3));
     assert_eq!(read_sites(" 1 , 3..5,"), Ok(json!([1, "3..5"])));
     assert_eq!(read_sites("10 .. 16"), Ok(json!("10..16")));
     assert!(read_sites("a").is_err());
-    let mut window = panel(vec![entry("layers", Kind::Sites { count: Some(6) }, json!("2..4"))]);
+    let mut window = panel(vec![entry(
+        "layers",
+        Kind::Sites { count: Some(6) },
+        json!("2..4"),
+    )]);
     window.run_steps(2);
     window.get_by_label("layers 4").click();
     window.run_steps(2);
@@ -408,5 +530,8 @@ fn sites_are_boxes_and_ranges() {
     window.run_steps(2);
     window.get_by_label("layers all").click();
     window.run_steps(2);
-    assert_eq!(window.state().tries(), [json!("2..5"), json!([0, "2..5"]), json!("all")]);
+    assert_eq!(
+        window.state().tries(),
+        [json!("2..5"), json!([0, "2..5"]), json!("all")]
+    );
 }

@@ -23,7 +23,13 @@ struct State {
 }
 
 fn window(pictures: Vec<Picture>, size: [f32; 2], theme: egui::Theme) -> Harness<'static, State> {
-    builder(size, theme).build_ui_state(show, State { pictures, ..State::default() })
+    builder(size, theme).build_ui_state(
+        show,
+        State {
+            pictures,
+            ..State::default()
+        },
+    )
 }
 
 fn builder(size: [f32; 2], theme: egui::Theme) -> HarnessBuilder<State> {
@@ -42,7 +48,10 @@ fn canvas(window: &Harness<'static, State>) -> Rect {
 }
 
 fn pair() -> Vec<Picture> {
-    vec![plain("a", [8, 8], [200, 0, 0]), plain("b", [8, 8], [0, 0, 180])]
+    vec![
+        plain("a", [8, 8], [200, 0, 0]),
+        plain("b", [8, 8], [0, 0, 180]),
+    ]
 }
 
 #[test]
@@ -82,7 +91,10 @@ fn the_pixel_under_the_pointer_is_told_at_any_zoom() {
             let mut window = window(vec![odd.clone()], size, theme);
             window.run_steps(2);
             let rect = canvas(&window);
-            assert!(rect.right() <= size[0] && rect.bottom() <= size[1], "{rect:?}");
+            assert!(
+                rect.right() <= size[0] && rect.bottom() <= size[1],
+                "{rect:?}"
+            );
             // All of it is in the middle: the pixel in the middle is (2, 1).
             window.hover_at(rect.center());
             window.run_steps(2);
@@ -107,7 +119,9 @@ fn the_pixel_under_the_pointer_is_told_at_any_zoom() {
 
 #[test]
 fn the_wheel_zooms_about_the_pointer_and_a_drag_moves() {
-    let large = picture("large", [400, 400], |x, y| [(x / 2) as u8, (y / 2) as u8, 0, 255]);
+    let large = picture("large", [400, 400], |x, y| {
+        [(x / 2) as u8, (y / 2) as u8, 0, 255]
+    });
     let mut window = window(vec![large], [500.0, 560.0], egui::Theme::Dark);
     window.run_steps(2);
     let rect = canvas(&window);
@@ -126,7 +140,10 @@ fn the_wheel_zooms_about_the_pointer_and_a_drag_moves() {
     let after = window.state().pointed.clone().unwrap().at;
     let zoom = window.state().viewer.zoom.unwrap();
     assert!(zoom > 1.5, "{zoom}");
-    assert!(after[0].abs_diff(before[0]) <= 2 && after[1].abs_diff(before[1]) <= 2, "{before:?} {after:?}");
+    assert!(
+        after[0].abs_diff(before[0]) <= 2 && after[1].abs_diff(before[1]) <= 2,
+        "{before:?} {after:?}"
+    );
     // Dragged by 50 points to the right, what is under the pointer goes with it.
     window.drag_at(at);
     window.step();
@@ -163,7 +180,10 @@ fn everything_is_reached_by_keys() {
     assert_eq!(window.state().viewer.zoom, Some(1.0));
     press(&mut window, Key::ArrowRight);
     assert!(window.state().viewer.centre.x > 0.5);
-    assert!(window.get_by_label("Picture a").is_focused(), "arrows stay with the picture");
+    assert!(
+        window.get_by_label("Picture a").is_focused(),
+        "arrows stay with the picture"
+    );
     press(&mut window, Key::Num0);
     assert_eq!(window.state().viewer.zoom, None);
     press(&mut window, Key::W);
@@ -174,7 +194,11 @@ fn everything_is_reached_by_keys() {
     assert_eq!(window.state().viewer.mode, Mode::Blink);
     press(&mut window, Key::D);
     assert_eq!(window.state().viewer.mode, Mode::Difference);
-    assert!(window.query_by_label("max 200, mean 126.667 of 255").is_some());
+    assert!(
+        window
+            .query_by_label("max 200, mean 126.667 of 255")
+            .is_some()
+    );
     press(&mut window, Key::S);
     assert_eq!(window.state().viewer.mode, Mode::Single);
 }
@@ -217,29 +241,55 @@ fn only_blinking_draws_again_by_itself() {
         let mut window = builder([400.0, 300.0], egui::Theme::Dark).build_ui_state(show, state);
         window.run_steps(8);
         let output = window.output();
-        output.viewport_output.values().map(|output| output.repaint_delay).min().unwrap()
+        output
+            .viewport_output
+            .values()
+            .map(|output| output.repaint_delay)
+            .min()
+            .unwrap()
     };
     for mode in [Mode::Single, Mode::Wipe, Mode::Difference] {
-        assert!(delay(mode) > Duration::from_secs(60), "{mode:?}: {:?}", delay(mode));
+        assert!(
+            delay(mode) > Duration::from_secs(60),
+            "{mode:?}: {:?}",
+            delay(mode)
+        );
     }
     let blinking = delay(Mode::Blink);
-    assert!(blinking <= Duration::from_millis(500) && blinking > Duration::ZERO, "{blinking:?}");
+    assert!(
+        blinking <= Duration::from_millis(500) && blinking > Duration::ZERO,
+        "{blinking:?}"
+    );
 }
 
 #[test]
 fn textures_are_uploaded_once_and_freed_with_their_pictures() {
     let large = plain("large", [2050, 10], [1, 2, 3]);
-    let mut window = window(vec![large.clone(), large], [400.0, 300.0], egui::Theme::Dark);
+    let mut window = window(
+        vec![large.clone(), large],
+        [400.0, 300.0],
+        egui::Theme::Dark,
+    );
     window.run_steps(2);
-    let textures = |window: &Harness<'static, State>| window.ctx.tex_manager().read().num_allocated();
+    let textures =
+        |window: &Harness<'static, State>| window.ctx.tex_manager().read().num_allocated();
     let before = textures(&window);
     assert_eq!(window.state().viewer.bytes(), 2050 * 10 * 4);
-    let tiles: usize = window.state().viewer.uploaded.iter().map(|one| one.tiles.len()).sum();
+    let tiles: usize = window
+        .state()
+        .viewer
+        .uploaded
+        .iter()
+        .map(|one| one.tiles.len())
+        .sum();
     assert_eq!(tiles, 2, "one bytes, two tiles");
     window.run_steps(5);
     assert_eq!(textures(&window), before);
     for run in 0..20 {
-        window.state_mut().pictures = vec![plain("a", [16, 16], [run, 0, 0]), plain("b", [16, 16], [0, run, 1])];
+        window.state_mut().pictures = vec![
+            plain("a", [16, 16], [run, 0, 0]),
+            plain("b", [16, 16], [0, run, 1]),
+        ];
         window.state_mut().viewer.mode = Mode::Difference;
         window.run_steps(3);
         window.state_mut().viewer.mode = Mode::Wipe;
@@ -268,10 +318,23 @@ fn a_sheet_tells_what_the_cell_under_the_pointer_is_of() {
     let cells = grid_cells(&grid, &[facts; 3], |entry| labels[entry].to_owned()).unwrap();
     assert_eq!(cells.len(), 3);
     assert_eq!(cells[1].at[1], cells[0].at[1]);
-    assert_eq!(cells[2].at[0], cells[1].at[0], "the blank is at the left of it");
+    assert_eq!(
+        cells[2].at[0], cells[1].at[0],
+        "the blank is at the left of it"
+    );
     assert!(grid_cells(&grid, &[], |_| String::new()).is_err());
-    let right = cells.iter().map(|cell| cell.at[0] + cell.size[0]).max().unwrap() + 4;
-    let lower = cells.iter().map(|cell| cell.at[1] + cell.size[1]).max().unwrap() + 4;
+    let right = cells
+        .iter()
+        .map(|cell| cell.at[0] + cell.size[0])
+        .max()
+        .unwrap()
+        + 4;
+    let lower = cells
+        .iter()
+        .map(|cell| cell.at[1] + cell.size[1])
+        .max()
+        .unwrap()
+        + 4;
     let mut sheet = plain("sheet", [right, lower], [9, 9, 9]);
     sheet.cells = Arc::clone(&cells);
     let mut window = window(vec![sheet], [400.0, 300.0], egui::Theme::Dark);
@@ -283,7 +346,10 @@ fn a_sheet_tells_what_the_cell_under_the_pointer_is_of() {
         let middle = size_of(cell.at) + size_of(cell.size) / 2.0;
         window.hover_at(min + middle * scale);
         window.run_steps(2);
-        assert_eq!(window.state().pointed.as_ref().unwrap().cell.as_ref(), Some(&cell.label));
+        assert_eq!(
+            window.state().pointed.as_ref().unwrap().cell.as_ref(),
+            Some(&cell.label)
+        );
         assert!(window.query_by_label_contains(&cell.label).is_some());
     }
     window.hover_at(min + vec2(1.0, 1.0) * scale);
@@ -296,14 +362,17 @@ fn a_sheet_tells_what_the_cell_under_the_pointer_is_of() {
 fn the_cells_of_a_sweep_have_their_params() {
     let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../workflows/sweep.yaml");
     let engine = retouch_graph::Engine::new(retouch_nodes::registry());
-    let sweep = engine.load_sweep(&file, &retouch_graph::Settings::default()).unwrap();
+    let sweep = engine
+        .load_sweep(&file, &retouch_graph::Settings::default())
+        .unwrap();
     let facts = ImageFacts {
         batch: 1,
         width: 64,
         height: 64,
     };
     let grid = |blanks: &[usize]| -> Grid {
-        serde_json::from_value(serde_json::json!({"columns": 4, "blanks": blanks, "cell": 64})).unwrap()
+        serde_json::from_value(serde_json::json!({"columns": 4, "blanks": blanks, "cell": 64}))
+            .unwrap()
     };
     let cells = sweep_cells(&sweep, &grid(&[]), &[facts; 16]).unwrap();
     assert_eq!(cells.len(), 16);
@@ -320,13 +389,19 @@ fn the_cells_of_a_sweep_have_their_params() {
 fn pictures_are_painted_side_by_side_and_sharp() {
     for theme in [egui::Theme::Dark, egui::Theme::Light] {
         let checks = picture("checks", [2, 2], |x, y| {
-            if (x + y) % 2 == 0 { [255, 255, 255, 255] } else { [0, 0, 0, 255] }
+            if (x + y) % 2 == 0 {
+                [255, 255, 255, 255]
+            } else {
+                [0, 0, 0, 255]
+            }
         });
         let state = State {
             pictures: vec![checks, plain("blue", [2, 2], [0, 0, 180])],
             ..State::default()
         };
-        let mut window = builder([400.0, 300.0], theme).wgpu().build_ui_state(show, state);
+        let mut window = builder([400.0, 300.0], theme)
+            .wgpu()
+            .build_ui_state(show, state);
         window.run_steps(3);
         let rect = canvas(&window);
         let side = rect.height().min(rect.width());
