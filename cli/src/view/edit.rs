@@ -603,8 +603,8 @@ impl Site<'_> {
                 _ => None,
             };
             // The first line that is not blank says how deep the block is.
-            let lines = text.get(content..span.end).unwrap_or("").split('\n');
-            let depth = (lines.filter(|line| !line.trim().is_empty()).next())
+            let mut lines = text.get(content..span.end).unwrap_or("").split('\n');
+            let depth = (lines.find(|line| !line.trim().is_empty()))
                 .map(|line| line.len() - line.trim_start_matches(' ').len());
             let fits = !body.is_empty()
                 && !body.starts_with([' ', '\t', '\n'])

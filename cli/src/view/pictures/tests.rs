@@ -34,7 +34,7 @@ fn window(pictures: Vec<Picture>, size: [f32; 2], theme: egui::Theme) -> Harness
 
 fn builder(size: [f32; 2], theme: egui::Theme) -> HarnessBuilder<State> {
     HarnessBuilder::default()
-        .with_size(egui::Vec2::from(size))
+        .with_size(Vec2::from(size))
         .with_theme(theme)
         .with_step_dt(1.0 / 60.0)
 }
