@@ -418,7 +418,6 @@ fn a_tried_value_is_written_to_the_file_and_is_then_tried_no_more() {
     assert!(proposal.write().is_err());
 }
 
-#[cfg(feature = "view")]
 #[test]
 fn the_shipped_workflow_has_fitting_widgets() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../workflows");
