@@ -450,6 +450,9 @@ pub struct ViewArgs {
     /// Select this node, and open the graphs that it is in.
     #[arg(long, value_name = "NODE")]
     pub select: Option<String>,
+    /// Look at this step of the selected sampler, 0 to the number of its steps.
+    #[arg(long, value_name = "K")]
+    pub step: Option<usize>,
     /// Which area is in front below the graph.
     #[arg(long, value_enum)]
     pub tab: Option<ViewTab>,
@@ -473,6 +476,10 @@ pub struct ViewArgs {
 pub enum ViewTab {
     /// The pictures that the workflow makes.
     Pictures,
+    /// The steps of a sampler.
+    Steps,
+    /// The params, to be tried.
+    Params,
     /// The faults of the file.
     Problems,
 }
@@ -498,7 +505,10 @@ fn parse_view_size(text: &str) -> Result<(u16, u16), String> {
 
 #[cfg(feature = "view")]
 fn parse_view_scale(text: &str) -> Result<f32, String> {
-    let scale = text.parse().ok().filter(|scale| (0.5..=4.0).contains(scale));
+    let scale = text
+        .parse()
+        .ok()
+        .filter(|scale| (0.5..=4.0).contains(scale));
     scale.ok_or_else(|| "a number from 0.5 to 4 is due".to_owned())
 }
 

@@ -78,6 +78,8 @@ pub struct Planned<'a> {
     pub plan: &'a Arc<Plan>,
     /// What it came from.
     pub checked: &'a Checked,
+    /// What it was loaded with.
+    pub settings: &'a Settings,
     /// The engine that will run it.
     pub engine: &'a Engine,
     /// The cache's settings.
@@ -89,7 +91,7 @@ pub struct Planned<'a> {
 /// Looks on while the loop works. It is told what happens, and must not keep it waiting.
 pub trait Onlooker: Listener {
     /// The loop has begun: the engine that it runs on, and where wishes are sent.
-    fn begun(&self, engine: &Engine, store: &Store, wishes: Wishes);
+    fn begun(&self, engine: &Engine, wishes: Wishes);
 
     /// What the engine is to read through in place of `inner`: there, files may say what is tried.
     fn files(&self, inner: Arc<dyn Files>) -> Arc<dyn Files>;
@@ -179,7 +181,7 @@ pub fn watch(args: &FollowArgs, looking: Option<Looking<'_>>) -> Result<Exit, Fa
         None => engine,
     };
     if let Some(looking) = &looking {
-        (looking.onlooker).begun(&engine, &store, Wishes(sender.clone()));
+        (looking.onlooker).begun(&engine, Wishes(sender.clone()));
     }
     let loop_ = Loop {
         args,
@@ -284,10 +286,11 @@ impl<W: Watcher> Loop<'_, W> {
 
     /// Tells whoever looks on what is about to run.
     fn show(&self, loaded: &Loaded) {
-        if let (Some(looking), Some(checked)) = (&self.looking, &loaded.checked) {
+        if let (Some(looking), Some((checked, settings))) = (&self.looking, &loaded.shown) {
             looking.onlooker.planned(&Planned {
                 plan: &loaded.plan,
                 checked,
+                settings,
                 engine: self.engine,
                 store: self.store,
                 file: &self.input.file,
@@ -325,7 +328,7 @@ impl<W: Watcher> Loop<'_, W> {
                 if let Some(preview) = &self.preview {
                     preview.spares(&checked)?;
                 }
-                let shown = self.looking.is_some().then(|| checked.clone());
+                let shown = self.looking.is_some().then(|| (checked.clone(), settings));
                 self.stamp = (!self.args.provenance.no_provenance)
                     .then(|| {
                         let made = Made::Workflow(Box::new(checked));
@@ -334,7 +337,7 @@ impl<W: Watcher> Loop<'_, W> {
                     .flatten();
                 Ok(Some(Loaded {
                     plan: Arc::new(plan),
-                    checked: shown,
+                    shown,
                 }))
             }
             Err(problems) => {
@@ -490,10 +493,7 @@ impl<W: Watcher> Loop<'_, W> {
         };
         asked.set.extend(self.tried.iter().cloned());
         let noted = Noted::begin(self.store, Kind::Watch, asked, plan);
-        let both = Beside(
-            lines.as_ref(),
-            self.looking.map(|looking| looking.onlooker),
-        );
+        let both = Beside(lines.as_ref(), self.looking.map(|looking| looking.onlooker));
         let lines = noted.beside(&both);
         let journal = Journal::new(&lines, self.store.file("journal.jsonl"), plan);
         let (engine, sender) = (self.engine, self.sender.clone());
@@ -621,8 +621,8 @@ fn refused(message: &str) -> Failure {
 /// A workflow that was read and checked.
 struct Loaded {
     plan: Arc<Plan>,
-    /// For whoever looks on.
-    checked: Option<Checked>,
+    /// What it came from, for whoever looks on.
+    shown: Option<(Checked, Settings)>,
 }
 
 /// What to do after a run.

@@ -9,7 +9,7 @@ use eframe::egui::{
     TopBottomPanel, Ui, ViewportCommand, WidgetInfo, WidgetType, vec2,
 };
 
-use retouch_graph::Cache;
+use retouch_graph::Engine;
 
 use crate::commands::watch::Wish;
 use crate::view::canvas::Canvas;
@@ -21,7 +21,9 @@ use crate::view::model::{Mark, Model, Phase};
 use crate::view::panel::{Act, Panel};
 use crate::view::problems::ProblemsPanel;
 use crate::view::shelf::{Shelf, Wanted};
+use crate::view::stepping::Stepping;
 use crate::view::theme::{self, Palette, symbol_in};
+use crate::view::tries::Tries;
 
 /// Below this width or height there is room for one area at a time.
 const NARROW: (f32, f32) = (760.0, 460.0);
@@ -35,21 +37,34 @@ pub enum Tab {
     Node,
     /// The pictures.
     Pictures,
+    /// The steps of a sampler.
+    Steps,
+    /// The params, to be tried.
+    Params,
     /// The faults.
     Problems,
 }
 
 impl Tab {
     /// The areas below the graph, in the order of their keys.
-    const BELOW: [Self; 2] = [Self::Pictures, Self::Problems];
+    const BELOW: [Self; 4] = [Self::Pictures, Self::Steps, Self::Params, Self::Problems];
     /// All areas, as a narrow window has them.
-    const ALL: [Self; 4] = [Self::Graph, Self::Node, Self::Pictures, Self::Problems];
+    const ALL: [Self; 6] = [
+        Self::Graph,
+        Self::Node,
+        Self::Pictures,
+        Self::Steps,
+        Self::Params,
+        Self::Problems,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::Graph => "Graph",
             Self::Node => "Node",
             Self::Pictures => "Pictures",
+            Self::Steps => "Steps",
+            Self::Params => "Params",
             Self::Problems => "Problems",
         }
     }
@@ -78,15 +93,42 @@ const KEYS: &[(&str, &[(&str, &str)])] = &[
     (
         "Run",
         &[
-            ("R", "read the file again and run"),
+            ("R  or F5", "read the file again and run"),
             (".", "stop the run"),
+        ],
+    ),
+    (
+        "Pictures, while the picture has the focus",
+        &[
+            ("S  W  B  D", "single, wipe, blink, difference"),
+            ("+  −  0  1", "zoom in, out, fit, one to one"),
+            ("← → ↑ ↓", "move"),
+            ("[  ]", "move the line of a wipe"),
+        ],
+    ),
+    (
+        "Steps, while the scrubber has the focus",
+        &[
+            ("← →", "a step back, a step on"),
+            ("Page Up  Page Down", "five steps"),
+            ("Home  End", "the first, the last"),
+            ("Space", "play"),
+        ],
+    ),
+    (
+        "Params",
+        &[
+            ("Ctrl + S", "show what would be written to the file"),
+            ("Ctrl + Shift + C", "copy what is tried as YAML"),
+            ("Ctrl + Shift + R", "go back to what the file says"),
         ],
     ),
     (
         "Window",
         &[
-            ("1  2  …", "the areas below the graph"),
+            ("1  2  3  4", "pictures, steps, params, problems"),
             ("B", "show or hide the areas below the graph"),
+            ("M", "the areas below in place of the graph, and back"),
             ("I", "show or hide the panel at the side"),
             ("N  P  O", "problems: next, previous, open in the editor"),
             ("T", "colours: the system's, dark, light"),
@@ -102,17 +144,20 @@ pub struct App {
     desk: Arc<Desk>,
     /// Sends a wish to the loop.
     wish: Box<dyn Fn(Wish) + Send>,
-    /// Where values are, until the shelf looks there.
-    cache: Option<Arc<dyn Cache>>,
+    engine: Option<Engine>,
     shelf: Option<Shelf>,
     model: Model,
     canvas: Canvas,
     gallery: Gallery,
+    stepping: Stepping,
+    tries: Tries,
     problems: ProblemsPanel,
     tab: Tab,
     memory: Memory,
     memory_file: Option<PathBuf>,
     help: bool,
+    /// Whether the areas below the graph stand in its stead.
+    full: bool,
     /// Whether the search takes the keyboard in the next frame.
     to_search: bool,
     /// What was done last, or went wrong.
@@ -137,14 +182,16 @@ pub struct Start {
     pub desk: Arc<Desk>,
     /// Sends a wish to the loop.
     pub wish: Box<dyn Fn(Wish) + Send>,
-    /// Where values are.
-    pub cache: Option<Arc<dyn Cache>>,
+    /// The engine that runs the workflow, with its values and ops.
+    pub engine: Option<Engine>,
     /// What is remembered.
     pub memory: Memory,
     /// Where it is remembered; `None`: nowhere.
     pub memory_file: Option<PathBuf>,
     /// What is selected.
     pub select: Option<String>,
+    /// The step that is looked at.
+    pub step: Option<usize>,
     /// The area in front.
     pub tab: Option<Tab>,
     /// Whether the window goes with the loop.
@@ -156,19 +203,26 @@ impl App {
     #[must_use]
     pub fn new(start: Start) -> Self {
         let tab = start.tab.or_else(|| Tab::by_name(&start.memory.tab));
+        let mut stepping = Stepping::default();
+        if let Some(step) = start.step {
+            stepping.go_to(step);
+        }
         Self {
             desk: start.desk,
             wish: start.wish,
-            cache: start.cache,
+            engine: start.engine,
             shelf: None,
             model: Model::default(),
             canvas: Canvas::default(),
             gallery: Gallery::default(),
+            stepping,
+            tries: Tries::default(),
             problems: ProblemsPanel::default(),
-            tab: tab.unwrap_or(Tab::Pictures),
+            tab: tab.unwrap_or(Tab::Graph),
             memory: start.memory,
             memory_file: start.memory_file,
             help: false,
+            full: false,
             to_search: false,
             notice: None,
             ends: start.ends,
@@ -183,7 +237,7 @@ impl App {
     /// Whether nothing is being fetched.
     #[must_use]
     pub fn idle(&self) -> bool {
-        self.shelf.as_ref().is_none_or(Shelf::idle)
+        self.shelf.as_ref().is_none_or(Shelf::idle) && self.stepping.idle()
     }
 
     /// What is selected.
@@ -197,9 +251,14 @@ impl App {
         if !std::mem::replace(&mut self.begun, true) {
             theme::install(ctx);
             apply(ctx, self.memory.colours);
-            self.shelf = self.cache.take().map(|cache| Shelf::new(cache, ctx));
+            let cache = self
+                .engine
+                .as_ref()
+                .map(|engine| Arc::clone(engine.cache()));
+            self.shelf = cache.map(|cache| Shelf::new(cache, ctx));
         }
         self.take_in(ctx);
+        self.stepping.keep_up(&self.model);
         self.global_keys(ctx);
         let size = ctx.content_rect().size();
         let narrow = size.x < NARROW.0 || size.y < NARROW.1;
@@ -250,14 +309,16 @@ impl App {
     }
 
     fn global_keys(&mut self, ctx: &Context) {
-        let typing = ctx.memory(|memory| memory.focused()).is_some_and(|id| {
-            egui::text_edit::TextEditState::load(ctx, id).is_some()
-        });
+        let typing = typing(ctx);
         let pressed = |modifiers, key| ctx.input_mut(|input| input.consume_key(modifiers, key));
         if pressed(Modifiers::COMMAND, Key::F) {
             self.to_search = true;
         }
-        if pressed(Modifiers::NONE, Key::Escape) {
+        if pressed(Modifiers::NONE, Key::F5) {
+            self.run();
+        }
+        // A widget with keys of its own, the picture or the scrubber, leaves by itself.
+        if (typing || self.help || self.free(ctx)) && pressed(Modifiers::NONE, Key::Escape) {
             self.leave(ctx, typing);
         }
         if typing {
@@ -281,6 +342,9 @@ impl App {
             Some(".") => self.stop(),
             _ => {}
         }
+        if !self.free(ctx) {
+            return;
+        }
         if pressed(Modifiers::NONE, Key::R) {
             self.run();
         }
@@ -290,18 +354,29 @@ impl App {
         if pressed(Modifiers::NONE, Key::B) {
             self.memory.below_open = !self.memory.below_open;
         }
+        if pressed(Modifiers::NONE, Key::M) {
+            self.full = !self.full;
+        }
         if pressed(Modifiers::NONE, Key::I) {
             self.memory.side_open = !self.memory.side_open;
         }
         if pressed(Modifiers::NONE, Key::E) {
             self.edit();
         }
-        for (key, tab) in [Key::Num1, Key::Num2].into_iter().zip(Tab::BELOW) {
+        for (key, tab) in [Key::Num1, Key::Num2, Key::Num3, Key::Num4]
+            .into_iter()
+            .zip(Tab::BELOW)
+        {
             if pressed(Modifiers::NONE, key) {
                 self.tab = tab;
                 self.memory.below_open = true;
             }
         }
+    }
+
+    /// Whether the keyboard is the graph's: nothing has the focus that may have keys of its own.
+    fn free(&self, ctx: &Context) -> bool {
+        ctx.memory(|memory| memory.focused()).is_none() || self.canvas.has_focus()
     }
 
     /// Esc: the innermost thing that can be left.
@@ -340,7 +415,9 @@ impl App {
     fn edit(&mut self) {
         let graph = &self.model.graph;
         let node = self.canvas.selected.as_deref().and_then(|name| {
-            let first = graph.group(name).and_then(|group| graph.groups[group].nodes.first());
+            let first = graph
+                .group(name)
+                .and_then(|group| graph.groups[group].nodes.first());
             graph.node(name).or(first.copied())
         });
         let place = node.and_then(|node| graph.nodes.get(node)?.place.clone());
@@ -377,7 +454,9 @@ impl App {
 
     fn bar(&mut self, ctx: &Context, narrow: bool) {
         let colours = theme::palette(ctx.style().visuals.dark_mode);
-        let frame = Frame::new().fill(colours.panel).inner_margin(Margin::symmetric(12, 8));
+        let frame = Frame::new()
+            .fill(colours.panel)
+            .inner_margin(Margin::symmetric(12, 8));
         TopBottomPanel::top("bar").frame(frame).show(ctx, |ui| {
             ui.horizontal(|ui| {
                 let mark = self.mark();
@@ -385,15 +464,23 @@ impl App {
                 let status = self.model.status();
                 let controls = if narrow { 190.0 } else { 420.0 };
                 let room = (ui.available_width() - controls).max(40.0);
-                ui.allocate_ui_with_layout(vec2(room, 24.0), Layout::left_to_right(Align::Center), |ui| {
-                    if !narrow {
-                        let name = RichText::new(&self.model.graph.workflow).strong().color(colours.strong);
-                        ui.add(Label::new(name).truncate());
-                    }
-                    let text = RichText::new(&status).color(colours.mark(mark));
-                    ui.add(Label::new(text).truncate()).on_hover_text(&status);
+                ui.allocate_ui_with_layout(
+                    vec2(room, 24.0),
+                    Layout::left_to_right(Align::Center),
+                    |ui| {
+                        if !narrow {
+                            let name = RichText::new(&self.model.graph.workflow)
+                                .strong()
+                                .color(colours.strong);
+                            ui.add(Label::new(name).truncate());
+                        }
+                        let text = RichText::new(&status).color(colours.mark(mark));
+                        ui.add(Label::new(text).truncate()).on_hover_text(&status);
+                    },
+                );
+                ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
+                    self.controls(ui, narrow)
                 });
-                ui.with_layout(Layout::right_to_left(Align::Center), |ui| self.controls(ui, narrow));
             });
             if let Some(notice) = &self.notice {
                 ui.add(Label::new(RichText::new(notice).small().color(colours.muted)).truncate());
@@ -430,21 +517,34 @@ impl App {
             Colours::Light => ("Light", "light colours"),
         };
         let button = ui.button(word).on_hover_text(format!("{next} (T)"));
-        button.widget_info(|| WidgetInfo::labeled(WidgetType::Button, true, format!("Colours: {word}")));
+        button.widget_info(|| {
+            WidgetInfo::labeled(WidgetType::Button, true, format!("Colours: {word}"))
+        });
         if button.clicked() {
             self.next_colours(ui.ctx());
         }
         if self.model.phase == Phase::Running {
-            if ui.button("Stop").on_hover_text("stop the run (.)").clicked() {
+            if ui
+                .button("Stop")
+                .on_hover_text("stop the run (.)")
+                .clicked()
+            {
                 self.stop();
             }
-        } else if ui.button("Run").on_hover_text("read the file again and run (R)").clicked() {
+        } else if ui
+            .button("Run")
+            .on_hover_text("read the file again and run (R)")
+            .clicked()
+        {
             self.run();
         }
         let width = if narrow { 70.0 } else { 180.0 };
         let id = Id::new("search");
         let hint = if narrow { "Search" } else { "Search nodes  /" };
-        let edit = TextEdit::singleline(&mut self.canvas.search).id(id).hint_text(hint).desired_width(width);
+        let edit = TextEdit::singleline(&mut self.canvas.search)
+            .id(id)
+            .hint_text(hint)
+            .desired_width(width);
         let response = ui.add(edit);
         response.widget_info(|| WidgetInfo::labeled(WidgetType::TextEdit, true, "Search nodes"));
         if std::mem::take(&mut self.to_search) {
@@ -462,38 +562,78 @@ impl App {
     fn wide(&mut self, ctx: &Context) {
         let colours = theme::palette(ctx.style().visuals.dark_mode);
         if self.memory.side_open {
-            let frame = Frame::new().fill(colours.panel).inner_margin(Margin::symmetric(14, 8));
-            let panel = SidePanel::right("side").frame(frame).default_width(self.memory.side);
-            let shown = panel.width_range(220.0..=720.0).show(ctx, |ui| self.node(ui));
+            let frame = Frame::new()
+                .fill(colours.panel)
+                .inner_margin(Margin::symmetric(14, 8));
+            let panel = SidePanel::right("side")
+                .frame(frame)
+                .default_width(self.memory.side);
+            let shown = panel
+                .width_range(220.0..=720.0)
+                .show(ctx, |ui| self.node(ui));
             self.memory.side = shown.response.rect.width();
         }
+        let frame = Frame::new()
+            .fill(colours.panel)
+            .inner_margin(Margin::symmetric(14, 6));
+        if !Tab::BELOW.contains(&self.tab) {
+            self.tab = Tab::Pictures;
+        }
+        if self.full {
+            CentralPanel::default()
+                .frame(frame)
+                .show(ctx, |ui| self.below(ui));
+            return;
+        }
         if self.memory.below_open {
-            let frame = Frame::new().fill(colours.panel).inner_margin(Margin::symmetric(14, 6));
             let most = (ctx.content_rect().height() - 180.0).max(140.0);
             let panel = TopBottomPanel::bottom("below").frame(frame).resizable(true);
-            let panel = panel.default_height(self.memory.below).height_range(120.0..=most);
-            let shown = panel.show(ctx, |ui| {
-                if !Tab::BELOW.contains(&self.tab) {
-                    self.tab = Tab::Pictures;
-                }
-                self.tabs(ui, &Tab::BELOW);
-                ui.add_space(4.0);
-                self.area(ui, self.tab);
-            });
+            let panel = panel
+                .default_height(self.memory.below)
+                .height_range(120.0..=most);
+            let shown = panel.show(ctx, |ui| self.below(ui));
             self.memory.below = shown.response.rect.height();
         }
-        CentralPanel::default().frame(Frame::new().fill(colours.canvas)).show(ctx, |ui| self.graph(ui));
+        CentralPanel::default()
+            .frame(Frame::new().fill(colours.canvas))
+            .show(ctx, |ui| self.graph(ui));
+    }
+
+    /// The areas below the graph, or in its stead.
+    fn below(&mut self, ui: &mut Ui) {
+        ui.horizontal(|ui| {
+            self.tabs(ui, &Tab::BELOW);
+            ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
+                let (word, hint) = match self.full {
+                    true => ("Smaller", "show the graph again (M)"),
+                    false => ("Larger", "in place of the graph (M)"),
+                };
+                if ui.small_button(word).on_hover_text(hint).clicked() {
+                    self.full = !self.full;
+                }
+            });
+        });
+        ui.add_space(4.0);
+        self.area(ui, self.tab);
     }
 
     fn narrow(&mut self, ctx: &Context) {
         let colours = theme::palette(ctx.style().visuals.dark_mode);
-        let frame = Frame::new().fill(colours.panel).inner_margin(Margin::symmetric(10, 4));
+        let frame = Frame::new()
+            .fill(colours.panel)
+            .inner_margin(Margin::symmetric(10, 4));
         TopBottomPanel::top("tabs").frame(frame).show(ctx, |ui| {
             ScrollArea::horizontal().show(ui, |ui| self.tabs(ui, &Tab::ALL));
         });
-        let margin = if self.tab == Tab::Graph { Margin::ZERO } else { Margin::symmetric(10, 6) };
+        let margin = if self.tab == Tab::Graph {
+            Margin::ZERO
+        } else {
+            Margin::symmetric(10, 6)
+        };
         let frame = Frame::new().fill(colours.panel).inner_margin(margin);
-        CentralPanel::default().frame(frame).show(ctx, |ui| self.area(ui, self.tab));
+        CentralPanel::default()
+            .frame(frame)
+            .show(ctx, |ui| self.area(ui, self.tab));
     }
 
     fn tabs(&mut self, ui: &mut Ui, tabs: &[Tab]) {
@@ -514,11 +654,14 @@ impl App {
                 };
                 let button = egui::Button::new(RichText::new(text).color(colour)).frame(false);
                 let response = ui.add(button);
-                response.widget_info(|| WidgetInfo::selected(WidgetType::SelectableLabel, true, front, tab.name()));
+                response.widget_info(|| {
+                    WidgetInfo::selected(WidgetType::SelectableLabel, true, front, tab.name())
+                });
                 if front {
                     let rect = response.rect;
                     let stroke = Stroke::new(2.0, colours.accent);
-                    ui.painter().hline(rect.x_range().shrink(6.0), rect.bottom() + 1.0, stroke);
+                    ui.painter()
+                        .hline(rect.x_range().shrink(6.0), rect.bottom() + 1.0, stroke);
                 }
                 if response.clicked() {
                     self.tab = *tab;
@@ -531,9 +674,22 @@ impl App {
         match tab {
             Tab::Graph => self.graph(ui),
             Tab::Node => self.node(ui),
-            Tab::Pictures => {
-                let act = self.gallery.show(ui, &self.model, self.shelf.as_ref());
-                self.act(ui.ctx(), act);
+            Tab::Pictures => self.gallery.show(ui, &self.model, self.shelf.as_ref()),
+            Tab::Steps => {
+                let selected = self.canvas.selected.as_deref();
+                self.stepping
+                    .show(ui, &self.model, self.engine.as_ref(), selected);
+            }
+            Tab::Params => {
+                let selected = self.canvas.selected.as_deref();
+                let Some(engine) = &self.engine else { return };
+                let registry = engine.registry();
+                if self
+                    .tries
+                    .show(ui, &self.model, &self.desk, registry, selected)
+                {
+                    (self.wish)(Wish::Tried);
+                }
             }
             Tab::Problems => {
                 let keys = !self.help;
@@ -545,9 +701,7 @@ impl App {
     }
 
     fn graph(&mut self, ui: &mut Ui) {
-        let typing = ui.ctx().memory(|memory| memory.focused());
-        let typing = typing.is_some_and(|id| egui::text_edit::TextEditState::load(ui.ctx(), id).is_some());
-        if !typing && !self.help {
+        if self.free(ui.ctx()) && !self.help {
             self.canvas.keys(ui, &self.model, self.room);
         }
         self.room = ui.available_size();
@@ -588,24 +742,40 @@ impl App {
     fn help(&mut self, ctx: &Context) {
         let colours = theme::palette(ctx.style().visuals.dark_mode);
         let frame = Frame::window(&ctx.style()).inner_margin(Margin::same(18));
-        let modal = Modal::new(Id::new("help")).frame(frame).backdrop_color(Color32::from_black_alpha(120));
+        let modal = Modal::new(Id::new("help"))
+            .frame(frame)
+            .backdrop_color(Color32::from_black_alpha(120));
         let shown = modal.show(ctx, |ui| {
             let room = ctx.content_rect().size() - vec2(60.0, 100.0);
             ui.set_max_width(room.x.min(560.0));
             ui.label(RichText::new("Keys").heading().color(colours.strong));
-            ScrollArea::vertical().max_height(room.y.max(80.0)).show(ui, |ui| {
-                for (section, keys) in KEYS {
-                    ui.add_space(8.0);
-                    ui.label(RichText::new(*section).small().strong().color(colours.muted));
-                    Grid::new(*section).num_columns(2).spacing(vec2(18.0, 5.0)).show(ui, |ui| {
-                        for (key, what) in *keys {
-                            ui.label(RichText::new(*key).font(FontId::monospace(12.5)).color(colours.accent));
-                            ui.label(*what);
-                            ui.end_row();
-                        }
-                    });
-                }
-            });
+            ScrollArea::vertical()
+                .max_height(room.y.max(80.0))
+                .show(ui, |ui| {
+                    for (section, keys) in KEYS {
+                        ui.add_space(8.0);
+                        ui.label(
+                            RichText::new(*section)
+                                .small()
+                                .strong()
+                                .color(colours.muted),
+                        );
+                        Grid::new(*section)
+                            .num_columns(2)
+                            .spacing(vec2(18.0, 5.0))
+                            .show(ui, |ui| {
+                                for (key, what) in *keys {
+                                    ui.label(
+                                        RichText::new(*key)
+                                            .font(FontId::monospace(12.5))
+                                            .color(colours.accent),
+                                    );
+                                    ui.label(*what);
+                                    ui.end_row();
+                                }
+                            });
+                    }
+                });
             ui.add_space(8.0);
             ui.button("Close").clicked()
         });
@@ -626,6 +796,12 @@ impl App {
         }
         self.memory.write(self.memory_file.as_deref());
     }
+}
+
+/// Whether a text is being written.
+fn typing(ctx: &Context) -> bool {
+    let focused = ctx.memory(|memory| memory.focused());
+    focused.is_some_and(|id| egui::text_edit::TextEditState::load(ctx, id).is_some())
 }
 
 fn apply(ctx: &Context, colours: Colours) {

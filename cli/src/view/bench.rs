@@ -120,10 +120,11 @@ impl Window {
         let start = Start {
             desk,
             wish: Box::new(|_| {}),
-            cache: None,
+            engine: None,
             memory,
             memory_file: None,
             select: None,
+            step: None,
             tab: None,
             ends: false,
         };
@@ -172,7 +173,11 @@ fn frames(what: &'static str, window: &mut Window, pointer: bool) -> View {
     for frame in 0..FRAMES {
         // The pointer goes over the boxes, as it does when somebody looks.
         let at = egui::pos2(100.0 + 5.0 * frame as f32, 120.0 + 2.0 * frame as f32);
-        let events = if pointer { vec![Event::PointerMoved(at)] } else { Vec::new() };
+        let events = if pointer {
+            vec![Event::PointerMoved(at)]
+        } else {
+            Vec::new()
+        };
         let (took, drawn) = window.frame(events);
         seconds.push(took);
         triangles = drawn;
@@ -217,8 +222,14 @@ pub fn bench(engine: &Engine, plan: &Plan, runs: u16, json: bool) -> Result<(), 
             "sampler": {"alone": loss.alone, "watched": loss.watched, "ratio": loss.watched / loss.alone, "frames": loss.frames}});
         return say(&line.to_string());
     }
-    say(&format!("a graph of {NODES} nodes in a window of 1280 x 800 points, layout kept:"))?;
-    say(&format!("  {:44} {:7.2} ms", "the first frame: layout, letters", first * 1e3))?;
+    say(&format!(
+        "a graph of {NODES} nodes in a window of 1280 x 800 points, layout kept:"
+    ))?;
+    say(&format!(
+        "  {:44} {:7.2} ms",
+        "the first frame: layout, letters",
+        first * 1e3
+    ))?;
     for view in &views {
         say(&format!(
             "  {:44} {:7.2} ms (95 of 100 under {:.2} ms; {} triangles)",
@@ -263,13 +274,18 @@ fn loss(engine: &Engine, plan: &Plan, runs: u16) -> Result<Loss, Failure> {
         *ringing.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
         ringing.1.notify_one();
     });
-    let (over, drawn) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (over, drawn) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
     let (ends, counted) = (Arc::clone(&over), Arc::clone(&drawn));
     let window = std::thread::spawn(move || {
         let mut window = Window::new(desk);
         while !ends.load(Ordering::SeqCst) {
             let rung = bell.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let waited = bell.1.wait_timeout_while(rung, Duration::from_millis(50), |rung| !*rung);
+            let waited = bell
+                .1
+                .wait_timeout_while(rung, Duration::from_millis(50), |rung| !*rung);
             let (mut rung, _) = waited.unwrap_or_else(PoisonError::into_inner);
             if std::mem::take(&mut *rung) {
                 drop(rung);
@@ -323,13 +339,15 @@ fn graph_of(plan: &Plan) -> Graph {
             place: None,
         });
         for (to_port, links) in task.inputs() {
-            graph.edges.extend(links.iter().map(|(from, from_port)| Edge {
-                from: *from,
-                from_port,
-                to: index,
-                to_port,
-                kind: "latent",
-            }));
+            graph
+                .edges
+                .extend(links.iter().map(|(from, from_port)| Edge {
+                    from: *from,
+                    from_port,
+                    to: index,
+                    to_port,
+                    kind: "latent",
+                }));
         }
     }
     graph.find_groups();

@@ -116,7 +116,9 @@ impl Canvas {
     pub fn select(&mut self, graph: &Graph, name: &str) {
         let mut group = match graph.node(name) {
             Some(node) => graph.nodes[node].group,
-            None => graph.group(name).and_then(|group| graph.groups[group].parent),
+            None => graph
+                .group(name)
+                .and_then(|group| graph.groups[group].parent),
         };
         while let Some(at) = group {
             self.open.insert(graph.groups[at].name.clone());
@@ -136,12 +138,22 @@ impl Canvas {
 
     /// Opens all groups, or closes them when all are open.
     pub fn toggle_all(&mut self, graph: &Graph) {
-        let all: BTreeSet<String> = graph.groups.iter().map(|group| group.name.clone()).collect();
+        let all: BTreeSet<String> = graph
+            .groups
+            .iter()
+            .map(|group| group.name.clone())
+            .collect();
         if all.is_subset(&self.open) {
             self.open.retain(|name| !all.contains(name));
         } else {
             self.open.extend(all);
         }
+    }
+
+    /// Whether the box that is selected has the focus of the keyboard.
+    #[must_use]
+    pub fn has_focus(&self) -> bool {
+        self.focused
     }
 
     /// Brings the whole graph into view, and keeps it there.
@@ -163,7 +175,10 @@ impl Canvas {
         let has = |node: usize| {
             let node = &graph.nodes[node];
             node.op.contains(&wanted)
-                || node.names.iter().any(|name| name.to_lowercase().contains(&wanted))
+                || node
+                    .names
+                    .iter()
+                    .any(|name| name.to_lowercase().contains(&wanted))
         };
         match item {
             Item::Node(node) => has(node),
@@ -182,8 +197,15 @@ impl Canvas {
             .collect();
         let selected = self.selected.as_deref().and_then(|name| graph.node(name));
         let next = match back {
-            false => (found.iter().find(|node| selected.is_none_or(|at| **node > at))).or(found.first()),
-            true => (found.iter().rev().find(|node| selected.is_none_or(|at| **node < at))).or(found.last()),
+            false => (found
+                .iter()
+                .find(|node| selected.is_none_or(|at| **node > at)))
+            .or(found.first()),
+            true => (found
+                .iter()
+                .rev()
+                .find(|node| selected.is_none_or(|at| **node < at)))
+            .or(found.last()),
         };
         if let Some(next) = next {
             let name = graph.nodes[*next].name().to_owned();
@@ -196,7 +218,9 @@ impl Canvas {
     pub fn step(&mut self, model: &Model, direction: Vec2) {
         let graph = &model.graph;
         let layout = Arc::clone(self.layout(model));
-        let from = self.item(graph).and_then(|item| Some((item, layout.place(item)?)));
+        let from = self
+            .item(graph)
+            .and_then(|item| Some((item, layout.place(item)?)));
         let Some((item, place)) = from else {
             if let Some((first, _)) = layout.items.first() {
                 let name = name_of(graph, *first).to_owned();
@@ -249,10 +273,17 @@ impl Canvas {
                 true => "nothing to show yet",
                 false => "the workflow has faults: see Problems",
             };
-            painter.text(rect.center(), Align2::CENTER_CENTER, text, FontId::proportional(15.0), colours.muted);
+            painter.text(
+                rect.center(),
+                Align2::CENTER_CENTER,
+                text,
+                FontId::proportional(15.0),
+                colours.muted,
+            );
             return response;
         }
         let selected = self.item(&graph);
+        self.focused &= selected.is_some();
         let searching = !self.search.trim().is_empty();
         let pen = Pen {
             painter: &painter,
@@ -270,12 +301,24 @@ impl Canvas {
         }
         for (item, place) in &layout.items {
             let dim = searching && !self.matches(&graph, *item);
-            self.card(ui, &pen, model, *item, pen.rect(place), selected == Some(*item), dim);
+            self.card(
+                ui,
+                &pen,
+                model,
+                *item,
+                pen.rect(place),
+                selected == Some(*item),
+                dim,
+            );
         }
         if let Some(item) = selected
             && self.zoom >= DETAILS.0
         {
-            for route in layout.routes.iter().filter(|route| route.from == item || route.to == item) {
+            for route in layout
+                .routes
+                .iter()
+                .filter(|route| route.from == item || route.to == item)
+            {
                 pen.ports(&graph, route, item);
             }
         }
@@ -292,7 +335,9 @@ impl Canvas {
             self.pan += response.drag_delta();
             self.fit = false;
         }
-        if let Some(pointer) = response.hover_pos().filter(|_| response.contains_pointer()) {
+        // Also over the boxes.
+        let pointer = ui.input(|input| input.pointer.hover_pos());
+        if let Some(pointer) = pointer.filter(|_| response.contains_pointer()) {
             let (zoom, scroll, wheel) = ui.input(|input| {
                 let wheel = input.events.iter().any(|event| {
                     matches!(event, egui::Event::MouseWheel { unit, .. } if *unit != MouseWheelUnit::Point)
@@ -390,11 +435,16 @@ impl Canvas {
         });
         if zoom >= DETAILS.1 {
             let at = header.left_center() + vec2(16.0, 0.0) * zoom;
-            let colour = if response.hovered() { colours.strong } else { colours.muted };
+            let colour = if response.hovered() {
+                colours.strong
+            } else {
+                colours.muted
+            };
             chevron(pen.painter, at, 6.0 * zoom, true, colour);
             let font = pen.font(12.5);
             let at = at + vec2(12.0 * zoom, 0.0);
-            pen.painter.text(at, Align2::LEFT_CENTER, &group.label, font, colour);
+            pen.painter
+                .text(at, Align2::LEFT_CENTER, &group.label, font, colour);
         }
         if response.clicked() {
             self.toggle(&group.name.clone());
@@ -416,7 +466,11 @@ impl Canvas {
         let graph = &model.graph;
         let id = ui.id().with(("box", name_of(graph, item)));
         // One stop of the Tab key for all boxes; the arrows go on from there.
-        let sense = if selected { Sense::click() } else { Sense::CLICK };
+        let sense = if selected {
+            Sense::click()
+        } else {
+            Sense::CLICK
+        };
         let response = ui.interact(rect, id, sense);
         let words;
         let (mark, share, label, below) = match item {
@@ -482,7 +536,8 @@ impl Canvas {
         if let Item::Group(_) = item {
             let behind = rect.translate(vec2(5.0, 5.0) * zoom);
             let stroke = Stroke::new(1.0, colours.line.gamma_multiply(fade));
-            pen.painter.rect(behind, corner, colours.group, stroke, StrokeKind::Inside);
+            pen.painter
+                .rect(behind, corner, colours.group, stroke, StrokeKind::Inside);
         }
         let stroke = match (selected, response.hovered(), mark) {
             (true, ..) => Stroke::new(2.0, colours.accent),
@@ -490,20 +545,34 @@ impl Canvas {
             (_, _, Mark::Failed | Mark::Running) => Stroke::new(1.0, colour),
             _ => Stroke::new(1.0, colours.line.gamma_multiply(fade)),
         };
-        pen.painter.rect(rect, corner, fill, stroke, StrokeKind::Inside);
+        pen.painter
+            .rect(rect, corner, fill, stroke, StrokeKind::Inside);
         if zoom < DETAILS.1 {
             let inner = rect.shrink(3.0 * zoom);
-            pen.painter.rect_filled(inner, corner, colour.gamma_multiply(0.8));
+            pen.painter
+                .rect_filled(inner, corner, colour.gamma_multiply(0.8));
             return;
         }
-        let inside = pen.painter.with_clip_rect(rect.intersect(pen.painter.clip_rect()));
+        let inside = pen
+            .painter
+            .with_clip_rect(rect.intersect(pen.painter.clip_rect()));
         let left = rect.left() + 32.0 * zoom;
         let room = rect.right() - left - 10.0 * zoom;
         let strong = colours.strong.gamma_multiply(fade);
         let muted = colours.muted.gamma_multiply(fade);
         let details = zoom >= DETAILS.0;
-        let name_y = if details { rect.top() + 17.0 * zoom } else { rect.center().y };
-        symbol(&inside, pos2(rect.left() + 17.0 * zoom, name_y), 6.0 * zoom, mark, colour);
+        let name_y = if details {
+            rect.top() + 17.0 * zoom
+        } else {
+            rect.center().y
+        };
+        symbol(
+            &inside,
+            pos2(rect.left() + 17.0 * zoom, name_y),
+            6.0 * zoom,
+            mark,
+            colour,
+        );
         pen.line(&inside, pos2(left, name_y), label, 14.0, strong, room);
         if details {
             let count;
@@ -511,11 +580,25 @@ impl Canvas {
                 Item::Node(_) => below,
                 Item::Group(group) => {
                     count = format!("graph of {} nodes", graph.groups[group].nodes.len());
-                    &count
+                    count.as_str()
                 }
             };
-            pen.line(&inside, pos2(left, rect.top() + 34.5 * zoom), below, 11.5, muted, room);
-            pen.line(&inside, pos2(left, rect.top() + 50.5 * zoom), &words, 11.5, colour, room);
+            pen.line(
+                &inside,
+                pos2(left, rect.top() + 34.5 * zoom),
+                below,
+                11.5,
+                muted,
+                room,
+            );
+            pen.line(
+                &inside,
+                pos2(left, rect.top() + 50.5 * zoom),
+                &words,
+                11.5,
+                colour,
+                room,
+            );
         }
         if let Item::Group(_) = item {
             let at = pos2(rect.right() - 14.0 * zoom, rect.top() + 17.0 * zoom);
@@ -613,7 +696,8 @@ impl Pen<'_> {
     }
 
     fn galley(&self, text: &str, size: f32, colour: Color32, room: f32) -> Arc<Galley> {
-        let mut job = egui::text::LayoutJob::simple_singleline(text.to_owned(), self.font(size), colour);
+        let mut job =
+            egui::text::LayoutJob::simple_singleline(text.to_owned(), self.font(size), colour);
         job.wrap = egui::text::TextWrapping::truncate_at_width(room);
         self.painter.layout_job(job)
     }
@@ -631,7 +715,8 @@ impl Pen<'_> {
             (false, false) => colour.gamma_multiply(0.75),
         };
         let width = if strong { 2.4 } else { 1.6 } * self.zoom.clamp(0.5, 1.4);
-        self.painter.add(Shape::line(curve(&points), Stroke::new(width, colour)));
+        self.painter
+            .add(Shape::line(curve(&points), Stroke::new(width, colour)));
         if self.zoom >= DETAILS.1
             && let (Some(first), Some(last)) = (points.first(), points.last())
         {
@@ -647,12 +732,20 @@ impl Pen<'_> {
         let mut names: Vec<&str> = (route.edges.iter())
             .map(|edge| {
                 let edge = &graph.edges[*edge];
-                if leaving { edge.from_port } else { edge.to_port }
+                if leaving {
+                    edge.from_port
+                } else {
+                    edge.to_port
+                }
             })
             .collect();
         names.sort_unstable();
         names.dedup();
-        let end = if leaving { route.points.first() } else { route.points.last() };
+        let end = if leaving {
+            route.points.first()
+        } else {
+            route.points.last()
+        };
         let Some(end) = end else { return };
         let colour = self.colours.kind(route.kind);
         let galley = self.galley(&names.join(", "), 10.5, colour, 160.0 * self.zoom);
@@ -664,7 +757,8 @@ impl Pen<'_> {
             false => pos2(at.x - gap - size.x, at.y - size.y / 2.0),
         };
         let back = Rect::from_min_size(corner, size).expand2(vec2(3.0, 0.0));
-        self.painter.rect_filled(back, 3.0, self.colours.canvas.gamma_multiply(0.85));
+        self.painter
+            .rect_filled(back, 3.0, self.colours.canvas.gamma_multiply(0.85));
         self.painter.galley(corner, galley, colour);
     }
 }

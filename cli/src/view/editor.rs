@@ -33,19 +33,73 @@ enum Goto {
 /// Editors that are known: their names, how they are told the place, and whether they need a terminal.
 const KNOWN: &[(&[&str], Goto, bool)] = &[
     (
-        &["code", "code-insiders", "codium", "vscodium", "code-oss", "cursor", "windsurf", "positron"],
+        &[
+            "code",
+            "code-insiders",
+            "codium",
+            "vscodium",
+            "code-oss",
+            "cursor",
+            "windsurf",
+            "positron",
+        ],
         Goto::Flag,
         false,
     ),
-    (&["vi", "vim", "nvim", "nano", "kak", "joe", "jed", "ne", "mg", "emacs-nox"], Goto::Plus, true),
-    (&["gvim", "mvim", "nvim-qt", "neovide", "gedit", "gnome-text-editor", "emacs", "emacsclient"], Goto::Plus, false),
+    (
+        &[
+            "vi",
+            "vim",
+            "nvim",
+            "nano",
+            "kak",
+            "joe",
+            "jed",
+            "ne",
+            "mg",
+            "emacs-nox",
+        ],
+        Goto::Plus,
+        true,
+    ),
+    (
+        &[
+            "gvim",
+            "mvim",
+            "nvim-qt",
+            "neovide",
+            "gedit",
+            "gnome-text-editor",
+            "emacs",
+            "emacsclient",
+        ],
+        Goto::Plus,
+        false,
+    ),
     (&["hx", "helix", "micro"], Goto::Suffix, true),
-    (&["zed", "zeditor", "subl", "sublime_text", "lapce"], Goto::Suffix, false),
-    (&["kate", "idea", "pycharm", "clion", "rustrover", "mate"], Goto::Line, false),
+    (
+        &["zed", "zeditor", "subl", "sublime_text", "lapce"],
+        Goto::Suffix,
+        false,
+    ),
+    (
+        &["kate", "idea", "pycharm", "clion", "rustrover", "mate"],
+        Goto::Line,
+        false,
+    ),
 ];
 
 /// What is tried when nobody says which editor.
-const TRIED: &[&str] = &["code", "codium", "zed", "subl", "gnome-text-editor", "gedit", "kate", "gvim"];
+const TRIED: &[&str] = &[
+    "code",
+    "codium",
+    "zed",
+    "subl",
+    "gnome-text-editor",
+    "gedit",
+    "kate",
+    "gvim",
+];
 
 /// Terminals that editors in one are opened in, and what stands before a command.
 const TERMINALS: &[(&str, &[&str])] = &[
@@ -94,8 +148,12 @@ pub fn split(text: &str) -> Vec<String> {
 pub fn command(editor: &[String], spot: &Spot) -> Option<(Words, bool)> {
     let program = editor.first()?;
     let name = Path::new(program).file_stem()?.to_str()?.to_lowercase();
-    let known = KNOWN.iter().find(|(names, ..)| names.contains(&name.as_str()));
-    let (mut goto, mut terminal) = known.map_or((Goto::None, false), |(_, goto, terminal)| (*goto, *terminal));
+    let known = KNOWN
+        .iter()
+        .find(|(names, ..)| names.contains(&name.as_str()));
+    let (mut goto, mut terminal) = known.map_or((Goto::None, false), |(_, goto, terminal)| {
+        (*goto, *terminal)
+    });
     // `emacs -nw` and `emacsclient -t` are in a terminal.
     let has = |flag: &str| editor.iter().any(|word| word == flag);
     if name.starts_with("emacs") && (has("-nw") || has("-t") || has("-tty")) {
@@ -112,7 +170,11 @@ pub fn command(editor: &[String], spot: &Spot) -> Option<(Words, bool)> {
         Goto::Flag => words.extend(["--goto".into(), with_place]),
         Goto::Plus => words.extend([format!("+{}", spot.line).into(), spot.file.clone().into()]),
         Goto::Suffix => words.push(with_place),
-        Goto::Line => words.extend(["--line".into(), spot.line.to_string().into(), spot.file.clone().into()]),
+        Goto::Line => words.extend([
+            "--line".into(),
+            spot.line.to_string().into(),
+            spot.file.clone().into(),
+        ]),
         Goto::None => words.push(spot.file.clone().into()),
     }
     Some((words, terminal))
@@ -131,8 +193,12 @@ fn on_path(program: &str) -> bool {
 
 /// The editor that the environment names, or one that is there.
 fn editor() -> Option<Vec<String>> {
-    let named = ["VISUAL", "EDITOR"].into_iter().filter_map(|name| std::env::var(name).ok());
-    let mut named = named.map(|text| split(&text)).filter(|words| !words.is_empty());
+    let named = ["VISUAL", "EDITOR"]
+        .into_iter()
+        .filter_map(|name| std::env::var(name).ok());
+    let mut named = named
+        .map(|text| split(&text))
+        .filter(|words| !words.is_empty());
     named.next().or_else(|| {
         let there = TRIED.iter().find(|program| on_path(program));
         there.map(|program| vec![(*program).to_owned()])
@@ -147,13 +213,27 @@ pub fn open(spot: &Spot) -> Result<String, String> {
     let editor = editor().ok_or("no editor is known: set VISUAL, for example `VISUAL=code`")?;
     let (mut words, terminal) = command(&editor, spot).ok_or("VISUAL names no program")?;
     if terminal {
-        let own = std::env::var("TERMINAL").ok().map(|text| split(&text)).filter(|own| !own.is_empty());
-        let before: Option<Words> = match own {
-            Some(own) => Some(own.into_iter().map(OsString::from).chain(["-e".into()]).collect()),
-            None => TERMINALS.iter().find(|(program, _)| on_path(program)).map(|(program, flags)| {
-                std::iter::once(program).chain(*flags).map(OsString::from).collect()
-            }),
-        };
+        let own = std::env::var("TERMINAL")
+            .ok()
+            .map(|text| split(&text))
+            .filter(|own| !own.is_empty());
+        let before: Option<Words> =
+            match own {
+                Some(own) => Some(
+                    own.into_iter()
+                        .map(OsString::from)
+                        .chain(["-e".into()])
+                        .collect(),
+                ),
+                None => TERMINALS.iter().find(|(program, _)| on_path(program)).map(
+                    |(program, flags)| {
+                        std::iter::once(program)
+                            .chain(*flags)
+                            .map(OsString::from)
+                            .collect()
+                    },
+                ),
+            };
         let mut before = before.ok_or_else(|| {
             format!("`{}` needs a terminal, and none is known: set TERMINAL, or VISUAL to an editor with a window", editor[0])
         })?;
@@ -162,13 +242,21 @@ pub fn open(spot: &Spot) -> Result<String, String> {
     }
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let mut child = command
         .spawn()
         .map_err(|e| format!("`{}` does not start: {e}", words[0].to_string_lossy()))?;
     // Somebody has to take note of its end.
     std::thread::spawn(move || child.wait());
-    Ok(format!("{}:{} in {}", spot.file.display(), spot.line, editor[0]))
+    Ok(format!(
+        "{}:{} in {}",
+        spot.file.display(),
+        spot.line,
+        editor[0]
+    ))
 }
 
 #[cfg(test)]
@@ -191,21 +279,42 @@ mod tests {
 
     #[test]
     fn each_kind_of_editor_is_told_the_place_in_its_own_way() {
-        assert_eq!(words("code --wait", "a b.yaml").0, ["code", "--wait", "--goto", "a b.yaml:12:7"]);
-        assert_eq!(words("/usr/bin/nvim", "w.yaml"), (vec!["/usr/bin/nvim".into(), "+12".into(), "w.yaml".into()], true));
-        assert_eq!(words("emacs", "w.yaml"), (vec!["emacs".into(), "+12".into(), "w.yaml".into()], false));
+        assert_eq!(
+            words("code --wait", "a b.yaml").0,
+            ["code", "--wait", "--goto", "a b.yaml:12:7"]
+        );
+        assert_eq!(
+            words("/usr/bin/nvim", "w.yaml"),
+            (
+                vec!["/usr/bin/nvim".into(), "+12".into(), "w.yaml".into()],
+                true
+            )
+        );
+        assert_eq!(
+            words("emacs", "w.yaml"),
+            (vec!["emacs".into(), "+12".into(), "w.yaml".into()], false)
+        );
         assert!(words("emacs -nw", "w.yaml").1);
         assert_eq!(words("hx", "w.yaml").0, ["hx", "w.yaml:12:7"]);
         assert_eq!(words("hx", "c:w.yaml").0, ["hx", "c:w.yaml"]);
-        assert_eq!(words("kate", "w.yaml").0, ["kate", "--line", "12", "w.yaml"]);
-        assert_eq!(words("something-new", "w.yaml").0, ["something-new", "w.yaml"]);
+        assert_eq!(
+            words("kate", "w.yaml").0,
+            ["kate", "--line", "12", "w.yaml"]
+        );
+        assert_eq!(
+            words("something-new", "w.yaml").0,
+            ["something-new", "w.yaml"]
+        );
         assert!(command(&[], &spot("w.yaml")).is_none());
     }
 
     #[test]
     fn the_words_of_an_editor_are_split_as_a_shell_does() {
         assert_eq!(split("  code   --wait "), ["code", "--wait"]);
-        assert_eq!(split("'/my apps/ed' \"a b\"c d"), ["/my apps/ed", "a bc", "d"]);
+        assert_eq!(
+            split("'/my apps/ed' \"a b\"c d"),
+            ["/my apps/ed", "a bc", "d"]
+        );
         assert_eq!(split("''"), [""]);
         assert!(split(" \t").is_empty());
     }

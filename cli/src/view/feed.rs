@@ -1,30 +1,34 @@
 //! From the loop's threads to the window: plans and events go into a queue, and one thread of its own makes a model of
 //! them. Whoever computes only pushes.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use retouch_graph::event::{Event, Listener};
-use retouch_graph::{Engine, Files, Problems, Settings, Severity};
+use retouch_graph::{Engine, Files, Node as _, Problems, Settings, Severity};
+use retouch_nodes::image::Grid;
 
 use crate::commands::watch::{Onlooker, Planned, Wish, Wishes};
-use crate::store::Store;
-use crate::view::model::{Edge, Graph, Model, News, Node, Output, Param, Port, foretold};
+use crate::view::edit::{Overlay, Place, Trying};
+use crate::view::model::{Edge, Graph, Model, News, Node, Output, Param, Port, Sheet, foretold};
+use crate::view::params::Told;
 use crate::{journal, records};
 
 /// The window is drawn anew at most so often because of events.
 const PACE: Duration = Duration::from_millis(33);
+
+/// The sheet of a sweep of more cells is not looked at.
+const MOST_CELLS: usize = 400;
 
 /// What the loop works with, once it has begun.
 #[derive(Clone)]
 pub struct Begun {
     /// The engine.
     pub engine: Engine,
-    /// The cache's settings.
-    pub store: Store,
     /// Where wishes are sent.
     pub wishes: Wishes,
 }
@@ -36,6 +40,7 @@ type Waker = Box<dyn Fn() + Send>;
 #[derive(Default)]
 pub struct Desk {
     model: Mutex<Model>,
+    trying: Mutex<Trying>,
     waker: Mutex<Option<Waker>>,
 }
 
@@ -43,6 +48,11 @@ impl Desk {
     /// What is shown now.
     pub fn model(&self) -> MutexGuard<'_, Model> {
         self.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is tried.
+    pub fn trying(&self) -> MutexGuard<'_, Trying> {
+        self.trying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says whom to wake when there is something new.
@@ -61,6 +71,9 @@ impl Desk {
 pub struct Feed {
     news: Sender<News>,
     begun: Sender<Begun>,
+    desk: Arc<Desk>,
+    /// What the engine reads through, and what that reads through.
+    files: OnceLock<(Arc<Overlay>, Arc<dyn Files>)>,
     /// Whether the loop is to end after its first run.
     once: bool,
 }
@@ -77,6 +90,8 @@ impl Feed {
         let feed = Self {
             news,
             begun,
+            desk: Arc::clone(&desk),
+            files: OnceLock::new(),
             once,
         };
         (feed, desk, beginning, thread)
@@ -135,27 +150,59 @@ impl Listener for Feed {
 }
 
 impl Onlooker for Feed {
-    fn begun(&self, engine: &Engine, store: &Store, wishes: Wishes) {
+    fn begun(&self, engine: &Engine, wishes: Wishes) {
         if self.once {
             wishes.send(Wish::Close);
         }
         let _ = self.begun.send(Begun {
             engine: engine.clone(),
-            store: store.clone(),
             wishes,
         }); // nobody waits for it when only a picture of the view is made
     }
 
     fn files(&self, inner: Arc<dyn Files>) -> Arc<dyn Files> {
-        inner
+        let overlay = || {
+            (
+                Arc::new(Overlay::new(Arc::clone(&inner))),
+                Arc::clone(&inner),
+            )
+        };
+        let (overlay, _) = self.files.get_or_init(overlay);
+        Arc::clone(overlay) as Arc<dyn Files>
     }
 
-    fn trying(&self, _: &Path, _: &mut Settings) -> Vec<String> {
-        Vec::new()
+    fn trying(&self, file: &Path, settings: &mut Settings) -> Vec<String> {
+        let Some((overlay, _)) = self.files.get() else {
+            return Vec::new();
+        };
+        let mut trying = self.desk.trying();
+        let refused = trying
+            .apply(overlay)
+            .into_iter()
+            .map(|(file, place, refused)| Told {
+                file,
+                place,
+                message: refused.to_string(),
+            });
+        self.send(News::Refused(refused.collect()));
+        trying.outrank(file, settings);
+        let tried = trying
+            .of(file)
+            .iter()
+            .filter_map(|change| match &change.place {
+                Place::Param(name) => Some(format!("{name}={}", shown(&change.value))),
+                _ => None,
+            });
+        tried.collect()
     }
 
     fn planned(&self, planned: &Planned<'_>) {
-        self.send(News::Planned(Arc::new(graph_of(planned))));
+        // What files say is asked below of what is tried.
+        let engine = match self.files.get() {
+            Some((_, files)) => planned.engine.clone().with_files(Arc::clone(files)),
+            None => planned.engine.clone(),
+        };
+        self.send(News::Planned(Arc::new(graph_of(planned, &engine))));
     }
 
     fn faults(&self, problems: &Problems) {
@@ -163,12 +210,13 @@ impl Onlooker for Feed {
     }
 }
 
-/// Everything about a plan that the window shows.
+/// Everything about a plan that the window shows. `written` reads files as they are on disk.
 #[must_use]
-pub fn graph_of(planned: &Planned<'_>) -> Graph {
+pub fn graph_of(planned: &Planned<'_>, written: &Engine) -> Graph {
     let Planned {
         plan,
         checked,
+        settings,
         engine,
         store,
         file,
@@ -252,24 +300,39 @@ pub fn graph_of(planned: &Planned<'_>) -> Graph {
                 port: output.port,
                 kind: kind_of(plan, output.task, output.port),
                 key: task.port_key(output.port),
-                save: output.save.clone(),
+                sheet: sheet_of(plan, output.task).map(Arc::new),
             })
         })
         .collect();
-    let decls = engine.read(file).map(|workflow| workflow.params);
-    let decls = decls.unwrap_or_default();
+    let mut files: Vec<PathBuf> = vec![file.to_owned()];
+    for node in &nodes {
+        if let Some((source, _)) = &node.place {
+            let file = PathBuf::from(source.name());
+            if !files.contains(&file) {
+                files.push(file);
+            }
+        }
+    }
+    let workflows = files.into_iter().filter_map(|file| {
+        let workflow = written.read(&file).ok()?;
+        Some((file, Arc::new(workflow)))
+    });
     let params = (plan.params().iter())
         .map(|param| Param {
             name: param.name.clone(),
-            decl: decls.get(&param.name).cloned(),
             value: param.value.clone(),
-            drawn: param.from == retouch_graph::How::Drawn,
         })
         .collect();
+    let workflows: Vec<_> = workflows.collect();
+    let sweeps = workflows
+        .first()
+        .is_some_and(|(_, workflow)| workflow.sweep.is_some());
+    let sweep = sweeps.then(|| sweep_of(engine, file, settings)).flatten();
     let mut graph = Graph {
         workflow: plan.workflow().to_owned(),
         file: file.to_owned(),
-        text: Some(checked.source.clone()),
+        workflows,
+        sweep,
         plan: Some(Arc::clone(plan)),
         nodes,
         edges,
@@ -288,11 +351,55 @@ pub fn graph_of(planned: &Planned<'_>) -> Graph {
     graph
 }
 
+/// What is on a contact sheet, if the task draws one.
+fn sheet_of(plan: &retouch_graph::Plan, task: usize) -> Option<Sheet> {
+    let task = plan.task(task).filter(|task| task.op() == Grid::OP)?;
+    let grid = serde_json::from_value(task.params().clone()).ok()?;
+    let links = task.inputs().iter().flat_map(|(_, links)| links);
+    let entries = links.filter_map(|(from, port)| Some((plan.task(*from)?.port_key(port), *port)));
+    Some(Sheet {
+        grid,
+        entries: entries.collect(),
+        sweep: None,
+    })
+}
+
+/// The contact sheet of a workflow's sweep, with these settings in all cells.
+fn sweep_of(engine: &Engine, file: &Path, settings: &Settings) -> Option<Output> {
+    let sweep = engine.load_sweep(file, settings).ok()?;
+    if !sweep.has_sheet() || sweep.cells.len() > MOST_CELLS {
+        return None;
+    }
+    let name = sweep.sheet_name().to_owned();
+    let planned = engine.plan_sweep(&sweep, &[name], &BTreeSet::new()).ok()?;
+    let of_none = planned
+        .outputs
+        .iter()
+        .position(|(cell, _)| cell.is_none())?;
+    let output = planned.plan.outputs().get(of_none)?;
+    let sheet = sheet_of(&planned.plan, output.task)?;
+    Some(Output {
+        name: "sheet of the sweep".to_owned(),
+        node: usize::MAX, // of no node of this plan
+        port: output.port,
+        kind: "image",
+        key: planned.plan.task(output.task)?.port_key(output.port),
+        sheet: Some(Arc::new(Sheet {
+            sweep: Some(sweep),
+            ..sheet
+        })),
+    })
+}
+
 /// The type of the value behind an output port.
 fn kind_of(plan: &retouch_graph::Plan, task: usize, port: &str) -> &'static str {
-    let outputs = plan.task(task).map_or(&[][..], |task| task.entry().outputs());
+    let outputs = plan
+        .task(task)
+        .map_or(&[][..], |task| task.entry().outputs());
     let spec = outputs.iter().find(|spec| spec.name == port);
-    spec.and_then(|spec| spec.types.first()).copied().unwrap_or("")
+    spec.and_then(|spec| spec.types.first())
+        .copied()
+        .unwrap_or("")
 }
 
 /// Doc comments are wrapped where the source is.
@@ -390,9 +497,11 @@ mod tests {
 
     /// Runs a workflow with the feed as a listener, as the loop does.
     fn run(feed: &Feed, engine: &Engine, by: [f64; 3]) {
-        let checked = engine.load_str("sums.yaml", &text(by), &Settings::default()).unwrap();
+        let checked = engine
+            .load_str("sums.yaml", &text(by), &Settings::default())
+            .unwrap();
         let plan = Arc::new(engine.plan(&checked, &[]).unwrap());
-        let store = Store {
+        let store = crate::store::Store {
             folder: None,
             device: 0,
             ram: 0,
@@ -402,6 +511,7 @@ mod tests {
         feed.planned(&Planned {
             plan: &plan,
             checked: &checked,
+            settings: &Settings::default(),
             engine,
             store: &store,
             file: "sums.yaml".as_ref(),
@@ -423,7 +533,14 @@ mod tests {
         assert_eq!(model.graph.workflow, "sums");
         assert_eq!(model.graph.edges.len(), 2);
         assert_eq!(model.graph.edges[0].kind, "number");
-        assert!(model.states.iter().all(|state| matches!(state, State::Done { .. })), "{:?}", model.states);
+        assert!(
+            model
+                .states
+                .iter()
+                .all(|state| matches!(state, State::Done { .. })),
+            "{:?}",
+            model.states
+        );
         assert_eq!(model.phase, Phase::Waiting);
         assert_eq!(model.past.len(), 1);
         assert_eq!(model.said.back().unwrap().text, "it is 3 now");
@@ -441,10 +558,18 @@ mod tests {
             panic!("{:?}", model.states)
         };
         assert!(matches!(a, State::Done { .. }));
-        assert!(matches!(b, State::Failed { message, .. } if message.contains("too much")), "{b:?}");
+        assert!(
+            matches!(b, State::Failed { message, .. } if message.contains("too much")),
+            "{b:?}"
+        );
         assert_eq!(*c, State::Stopped);
         assert_eq!(model.past.len(), 2);
-        assert!(model.said.iter().any(|said| said.text.contains("less than nothing")));
+        assert!(
+            model
+                .said
+                .iter()
+                .any(|said| said.text.contains("less than nothing"))
+        );
     }
 
     /// What the model holds, counted.

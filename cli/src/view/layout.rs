@@ -155,7 +155,15 @@ pub fn layout(graph: &Graph, open: &BTreeSet<String>) -> Layout {
     let mut layout = Layout::default();
     let mut passes: HashMap<(Item, Item), Vec<(f32, f32)>> = HashMap::new();
     let ends: Vec<(Item, Item)> = routes.keys().map(|(from, to, _)| (*from, *to)).collect();
-    layout.size = level(graph, &is_open, &shown, &ends, None, &mut layout, &mut passes);
+    layout.size = level(
+        graph,
+        &is_open,
+        &shown,
+        &ends,
+        None,
+        &mut layout,
+        &mut passes,
+    );
     layout.items.sort_by_key(|(item, _)| *item);
     layout.frames.sort_by_key(|(group, _)| *group);
     layout.routes = routes
@@ -263,8 +271,10 @@ fn level(
     }
     let links: Vec<(usize, usize)> = links.into_iter().collect();
     let placed = layered(&sizes, &links);
-    for ((block, inner), (place, size)) in
-        blocks.iter().zip(inner).zip(placed.places.iter().zip(&sizes))
+    for ((block, inner), (place, size)) in blocks
+        .iter()
+        .zip(inner)
+        .zip(placed.places.iter().zip(&sizes))
     {
         let place = Place {
             x: place.0,
@@ -518,8 +528,10 @@ fn order(rows: &mut Vec<Vec<usize>>, before: &[Vec<usize>], after: &[Vec<usize>]
                 }
                 linked.iter().map(|other| place[*other]).sum::<f32>() / linked.len() as f32
             };
-            let mut keyed: Vec<(f32, usize)> =
-                rows[index].iter().map(|cell| (mean(*cell), *cell)).collect();
+            let mut keyed: Vec<(f32, usize)> = rows[index]
+                .iter()
+                .map(|cell| (mean(*cell), *cell))
+                .collect();
             keyed.sort_by(|a, b| a.0.total_cmp(&b.0));
             rows[index] = keyed.into_iter().map(|(_, cell)| cell).collect();
             number(&rows[index], &mut place);
@@ -618,9 +630,16 @@ fn heights(
                     if near.is_empty() {
                         return (top[*cell], 0.2);
                     }
-                    let sum: f32 = near.iter().map(|other| top[*other] + cells[*other].height / 2.0).sum();
+                    let sum: f32 = near
+                        .iter()
+                        .map(|other| top[*other] + cells[*other].height / 2.0)
+                        .sum();
                     // Points of links want to be straight more than boxes want to be in the middle.
-                    let weight = if cells[*cell].block.is_none() { 4.0 } else { 1.0 };
+                    let weight = if cells[*cell].block.is_none() {
+                        4.0
+                    } else {
+                        1.0
+                    };
                     (sum / near.len() as f32 - half, weight)
                 })
                 .collect();
@@ -691,7 +710,11 @@ fn attach(layout: &mut Layout) {
             };
             let towards = |route: &usize| {
                 let route = &layout.routes[*route];
-                let near = if leaving { route.points.first() } else { route.points.last() };
+                let near = if leaving {
+                    route.points.first()
+                } else {
+                    route.points.last()
+                };
                 let far = if leaving { route.to } else { route.from };
                 let middle = places.get(&far).map_or(0.0, Place::middle);
                 near.map_or(middle, |point| point.1)
@@ -701,7 +724,11 @@ fn attach(layout: &mut Layout) {
             let step = step.min(13.0);
             let top = place.middle() - step * (routes.len() as f32 - 1.0) / 2.0;
             for (index, route) in routes.into_iter().enumerate() {
-                let x = if leaving { place.x + place.width } else { place.x };
+                let x = if leaving {
+                    place.x + place.width
+                } else {
+                    place.x
+                };
                 at[route] = (x, top + step * index as f32);
             }
         }
@@ -740,15 +767,29 @@ mod tests {
     fn sound(layout: &Layout) {
         for (index, (item, place)) in layout.items.iter().enumerate() {
             assert!(place.x >= 0.0 && place.y >= 0.0, "{item:?} {place:?}");
-            assert!(place.x + place.width <= layout.size.0 + 0.5, "{item:?} {place:?}");
-            assert!(place.y + place.height <= layout.size.1 + 0.5, "{item:?} {place:?}");
+            assert!(
+                place.x + place.width <= layout.size.0 + 0.5,
+                "{item:?} {place:?}"
+            );
+            assert!(
+                place.y + place.height <= layout.size.1 + 0.5,
+                "{item:?} {place:?}"
+            );
             for (other, at) in &layout.items[index + 1..] {
-                assert!(!overlap(place, at), "{item:?} {place:?} lies on {other:?} {at:?}");
+                assert!(
+                    !overlap(place, at),
+                    "{item:?} {place:?} lies on {other:?} {at:?}"
+                );
             }
         }
         for route in &layout.routes {
             assert!(route.points.len() >= 2);
-            assert!(route.points.iter().all(|(x, y)| x.is_finite() && y.is_finite()));
+            assert!(
+                route
+                    .points
+                    .iter()
+                    .all(|(x, y)| x.is_finite() && y.is_finite())
+            );
         }
     }
 
@@ -758,7 +799,10 @@ mod tests {
         let layout = layout(&graph, &open(&[]));
         sound(&layout);
         let items: Vec<Item> = layout.items.iter().map(|(item, _)| *item).collect();
-        assert_eq!(items, [Item::Node(0), Item::Node(1), Item::Node(5), Item::Group(0)]);
+        assert_eq!(
+            items,
+            [Item::Node(0), Item::Node(1), Item::Node(5), Item::Group(0)]
+        );
         for route in &layout.routes {
             let xs: Vec<f32> = route.points.iter().map(|point| point.0).collect();
             assert!(xs.is_sorted(), "{route:?}");
@@ -770,7 +814,11 @@ mod tests {
     #[test]
     fn an_open_group_is_a_frame_around_what_is_in_it_and_nothing_else() {
         let graph = graph();
-        for names in [&["retouch"][..], &["retouch", "retouch/inner"], &["retouch/inner"]] {
+        for names in [
+            &["retouch"][..],
+            &["retouch", "retouch/inner"],
+            &["retouch/inner"],
+        ] {
             let layout = layout(&graph, &open(names));
             sound(&layout);
             for (group, frame) in &layout.frames {
@@ -811,7 +859,10 @@ mod tests {
 
     #[test]
     fn nothing_at_all_has_a_layout() {
-        assert_eq!(layout(&Graph::default(), &open(&["gone"])), Layout::default());
+        assert_eq!(
+            layout(&Graph::default(), &open(&["gone"])),
+            Layout::default()
+        );
     }
 
     #[test]
@@ -830,7 +881,10 @@ mod tests {
     #[test]
     fn rising_numbers_are_as_near_as_can_be() {
         assert_eq!(isotonic(&[(1.0, 1.0), (2.0, 1.0)]), [1.0, 2.0]);
-        assert_eq!(isotonic(&[(3.0, 1.0), (1.0, 1.0), (5.0, 1.0)]), [2.0, 2.0, 5.0]);
+        assert_eq!(
+            isotonic(&[(3.0, 1.0), (1.0, 1.0), (5.0, 1.0)]),
+            [2.0, 2.0, 5.0]
+        );
         assert_eq!(isotonic(&[(4.0, 3.0), (0.0, 1.0)]), [3.0, 3.0]);
         assert!(isotonic(&[]).is_empty());
     }

@@ -83,7 +83,11 @@ impl Memory {
         let mut memory = read.unwrap_or_default();
         let normal = Self::default();
         let sound = |number: &mut f32, least: f32, most: f32, normal: f32| {
-            *number = if number.is_finite() { number.clamp(least, most) } else { normal };
+            *number = if number.is_finite() {
+                number.clamp(least, most)
+            } else {
+                normal
+            };
         };
         sound(&mut memory.size.0, 320.0, 16_384.0, normal.size.0);
         sound(&mut memory.size.1, 240.0, 16_384.0, normal.size.1);
@@ -142,7 +146,10 @@ mod tests {
         memory.remember_open(Path::new("w.yaml"), &BTreeSet::from(["a/b".to_owned()]));
         memory.write(Some(&file));
         assert_eq!(Memory::read(Some(&file)), memory);
-        assert_eq!(memory.open_in(Path::new("./w.yaml")), memory.open_in(Path::new("w.yaml")));
+        assert_eq!(
+            memory.open_in(Path::new("./w.yaml")),
+            memory.open_in(Path::new("w.yaml"))
+        );
         for damaged in ["", "{", "[]", "{\"side\": \"wide\"}", "\u{0}\u{1}"] {
             std::fs::write(&file, damaged).unwrap();
             assert_eq!(Memory::read(Some(&file)), Memory::default(), "{damaged}");
@@ -151,7 +158,11 @@ mod tests {
         let memory = Memory::read(Some(&file));
         assert_eq!(memory.size, (16_384.0, 240.0));
         memory.write(Some(&file));
-        assert!(std::fs::read_to_string(&file).unwrap().contains("\"later\": 1"));
+        assert!(
+            std::fs::read_to_string(&file)
+                .unwrap()
+                .contains("\"later\": 1")
+        );
     }
 
     #[test]

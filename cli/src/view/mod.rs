@@ -6,20 +6,29 @@
 mod app;
 pub mod bench;
 mod canvas;
+mod edit;
 mod editor;
 mod feed;
 mod gallery;
 mod layout;
+mod looks;
 mod memory;
 mod model;
 mod panel;
+mod params;
+mod pictures;
 mod problems;
 mod screenshot;
 mod shelf;
+mod stepping;
+mod steps;
 mod theme;
+mod tries;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_loop;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -43,6 +52,7 @@ const SIZE: (u16, u16) = (1280, 800);
 #[derive(Clone, Debug, Default)]
 struct Options {
     select: Option<String>,
+    step: Option<usize>,
     tab: Option<Tab>,
     size: Option<(u16, u16)>,
     colours: Option<Colours>,
@@ -52,6 +62,8 @@ impl From<ViewTab> for Tab {
     fn from(tab: ViewTab) -> Self {
         match tab {
             ViewTab::Pictures => Self::Pictures,
+            ViewTab::Steps => Self::Steps,
+            ViewTab::Params => Self::Params,
             ViewTab::Problems => Self::Problems,
         }
     }
@@ -70,7 +82,8 @@ impl Options {
     fn of(args: &ViewArgs) -> Self {
         Self {
             select: args.select.clone(),
-            tab: args.tab.map(Tab::from),
+            step: args.step,
+            tab: args.tab.map(Tab::from).or(args.step.map(|_| Tab::Steps)),
             size: args.size,
             colours: args.theme.map(Colours::from),
         }
@@ -104,7 +117,9 @@ fn window(args: &FollowArgs, options: Options, ends: bool) -> Result<Exit, Failu
     std::thread::scope(|scope| {
         let looping = scope.spawn(move || loop_(args, feed, true));
         let joined = |looping: std::thread::ScopedJoinHandle<'_, _>| {
-            looping.join().unwrap_or_else(|_| Err(Failure::failed("the watching broke off")))
+            looping
+                .join()
+                .unwrap_or_else(|_| Err(Failure::failed("the watching broke off")))
         };
         // A loop that does not begin has nothing to show, and says why.
         let Ok(begun) = beginning.recv() else {
@@ -137,7 +152,12 @@ fn loop_(args: &FollowArgs, feed: Feed, runs: bool) -> Result<Exit, Failure> {
         runs,
     };
     let ended = watch::watch(args, Some(looking));
-    feed.over(ended.as_ref().err().map(|failure| failure.message().to_owned()));
+    feed.over(
+        ended
+            .as_ref()
+            .err()
+            .map(|failure| failure.message().to_owned()),
+    );
     ended
 }
 
@@ -169,10 +189,11 @@ fn show(desk: Arc<feed::Desk>, begun: Begun, options: Options) -> Result<(), Fai
         let start = Start {
             desk,
             wish: Box::new(move |wish| wishes.send(wish)),
-            cache: Some(Arc::clone(begun.engine.cache())),
+            engine: Some(begun.engine),
             memory,
             memory_file,
             select: options.select,
+            step: options.step,
             tab: options.tab,
             ends: true,
         };
@@ -189,8 +210,16 @@ fn show(desk: Arc<feed::Desk>, begun: Begun, options: Options) -> Result<(), Fai
 /// Whether there is a screen, where that can be known beforehand: better said before a run begins.
 fn screen() -> Result<(), Failure> {
     let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    let free = cfg!(all(unix, not(target_os = "macos"), not(target_os = "android")));
-    if free && !["DISPLAY", "WAYLAND_DISPLAY", "WAYLAND_SOCKET"].into_iter().any(set) {
+    let free = cfg!(all(
+        unix,
+        not(target_os = "macos"),
+        not(target_os = "android")
+    ));
+    if free
+        && !["DISPLAY", "WAYLAND_DISPLAY", "WAYLAND_SOCKET"]
+            .into_iter()
+            .any(set)
+    {
         return Err(Failure::failed("the window cannot be opened: there is no screen (neither DISPLAY nor WAYLAND_DISPLAY is set)")
             .code(Code::SystemRefused)
             .help("`retouch view FILE --screenshot view.png` needs none"));
@@ -200,10 +229,14 @@ fn screen() -> Result<(), Failure> {
 
 /// `--screenshot`: runs the workflow, or looks at what the caches know, and draws the view to a file.
 fn picture(args: &ViewArgs, file: &Path) -> Result<Exit, Failure> {
-    let png = file.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("png"));
+    let png = file
+        .extension()
+        .is_some_and(|ending| ending.eq_ignore_ascii_case("png"));
     if !png {
-        return Err(Failure::usage(format!("{} does not end in .png", file.display()))
-            .help("name it like `--screenshot view.png`"));
+        return Err(
+            Failure::usage(format!("{} does not end in .png", file.display()))
+                .help("name it like `--screenshot view.png`"),
+        );
     }
     let canvas = screenshot::Canvas::new()?;
     let (feed, desk, beginning, making) = Feed::new(true);
@@ -234,13 +267,14 @@ fn picture(args: &ViewArgs, file: &Path) -> Result<Exit, Failure> {
     let start = Start {
         desk: Arc::clone(&desk),
         wish: Box::new(|_| {}),
-        cache: Some(Arc::clone(begun.engine.cache())),
+        engine: Some(begun.engine),
         memory: Memory {
             colours: options.colours.unwrap_or(Colours::Dark),
             ..Memory::default()
         },
         memory_file: None,
         select: options.select,
+        step: options.step,
         tab: options.tab.or_else(|| faults.then_some(Tab::Problems)),
         ends: false,
     };
@@ -248,14 +282,16 @@ fn picture(args: &ViewArgs, file: &Path) -> Result<Exit, Failure> {
     let (width, height) = args.size.unwrap_or(SIZE);
     let size = vec2(f32::from(width), f32::from(height));
     let bytes = canvas.draw(&mut app, &ctx, size, args.scale)?;
-    crate::store::write_whole(file, &bytes).map_err(|e| {
-        Failure::unwritable(format!("{} cannot be written: {e}", file.display()))
-    })?;
+    crate::store::write_whole(file, &bytes)
+        .map_err(|e| Failure::unwritable(format!("{} cannot be written: {e}", file.display())))?;
     if !args.follow.json {
         say(&format!("view  {}", file.display()))?;
     }
     let model = desk.model();
-    let failed = model.states.iter().any(|state| matches!(state, State::Failed { .. }));
+    let failed = model
+        .states
+        .iter()
+        .any(|state| matches!(state, State::Failed { .. }));
     Ok(match (ended, faults, failed) {
         (Exit::Interrupted, ..) => Exit::Interrupted,
         (_, true, _) => Exit::Faults,

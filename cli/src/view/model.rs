@@ -7,9 +7,12 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 use retouch_graph::event::{Event, RunStatus};
-use retouch_graph::workflow::ParamDecl;
-use retouch_graph::{Key, Plan, Problem, Resume, SaveStatus, Source, Span, Status};
+use retouch_graph::workflow::Workflow;
+use retouch_graph::{Key, Plan, Problem, Resume, SaveStatus, Source, Span, Status, Sweep};
+use retouch_nodes::image::Grid;
 use serde_json::Value as Json;
+
+use crate::view::params::Told;
 
 /// So many of the last remarks are kept.
 const MOST_SAID: usize = 200;
@@ -109,7 +112,7 @@ pub struct Group {
 }
 
 /// An output of the workflow.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Output {
     /// Its name.
     pub name: String,
@@ -121,8 +124,25 @@ pub struct Output {
     pub kind: &'static str,
     /// What the value is called in the cache.
     pub key: Key,
-    /// The path below the output folder.
-    pub save: Option<String>,
+    /// What is on it, if it is a contact sheet.
+    pub sheet: Option<Arc<Sheet>>,
+}
+
+impl PartialEq for Output {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.name, self.port, self.key) == (&other.name, other.port, other.key)
+    }
+}
+
+/// A contact sheet.
+#[derive(Debug)]
+pub struct Sheet {
+    /// The node that draws it.
+    pub grid: Grid,
+    /// The values that are on it: what they are called in the cache, and the port.
+    pub entries: Vec<(Key, &'static str)>,
+    /// The sweep whose cells they are of.
+    pub sweep: Option<Sweep>,
 }
 
 /// A param of the workflow and its value in this run.
@@ -130,12 +150,8 @@ pub struct Output {
 pub struct Param {
     /// Its name.
     pub name: String,
-    /// As it is declared; `None` for those of included graphs.
-    pub decl: Option<ParamDecl>,
     /// Its value.
     pub value: Json,
-    /// Whether the value was drawn, because the file says `random`.
-    pub drawn: bool,
 }
 
 /// What is run: everything about a plan that does not change while it runs.
@@ -145,8 +161,8 @@ pub struct Graph {
     pub workflow: String,
     /// The workflow's file.
     pub file: PathBuf,
-    /// The workflow's text.
-    pub text: Option<Source>,
+    /// The workflow as it is written on disk, and after it the graphs that it uses, with their files.
+    pub workflows: Vec<(PathBuf, Arc<Workflow>)>,
     /// The plan.
     pub plan: Option<Arc<Plan>>,
     /// The tasks of the plan in its order.
@@ -157,6 +173,8 @@ pub struct Graph {
     pub groups: Vec<Group>,
     /// The outputs in the order of the file.
     pub outputs: Vec<Output>,
+    /// The contact sheet of the workflow's sweep, which `retouch sweep` draws.
+    pub sweep: Option<Output>,
     /// The params.
     pub params: Vec<Param>,
     /// What is odd but no fault.
@@ -206,7 +224,12 @@ impl Graph {
         }
         for (node, group) in self.nodes.iter_mut().zip(own) {
             node.group = group;
-            node.label = node.name().rsplit('/').next().unwrap_or_default().to_owned();
+            node.label = node
+                .name()
+                .rsplit('/')
+                .next()
+                .unwrap_or_default()
+                .to_owned();
         }
         self.groups = by_name.into_values().collect();
     }
@@ -352,6 +375,8 @@ pub enum News {
     Planned(Arc<Graph>),
     /// The workflow, or what was tried, has faults.
     Faults(Vec<Problem>),
+    /// These values that were to be tried cannot be written into their files.
+    Refused(Vec<Told>),
     /// Something happened during the run.
     Event(Event),
     /// The loop has ended; with what went wrong, if something did.
@@ -442,6 +467,8 @@ pub struct Model {
     pub states: Vec<State>,
     /// The faults of the file as it is now; none once it is sound.
     pub faults: Arc<Vec<Problem>>,
+    /// What of what is tried cannot be written into its file.
+    pub refused: Arc<Vec<Told>>,
     /// What the loop does.
     pub phase: Phase,
     /// The runs that are over, the last one last.
@@ -480,6 +507,7 @@ impl Model {
                     self.phase = Phase::Waiting;
                 }
             }
+            News::Refused(refused) => self.refused = Arc::new(refused),
             News::Event(event) => self.event(event),
             News::Over(trouble) => {
                 self.phase = Phase::Over;
@@ -707,7 +735,10 @@ impl Model {
             Mark::Idle => "not needed".to_owned(),
         };
         let share = (mark == Mark::Running).then(|| {
-            let running = group.nodes.iter().filter_map(|node| self.state_of(*node).share());
+            let running = group
+                .nodes
+                .iter()
+                .filter_map(|node| self.state_of(*node).share());
             (there as f32 + running.sum::<f32>()) / all.max(1) as f32
         });
         (mark, words, share)
@@ -737,7 +768,9 @@ impl Model {
                 Some(past) => {
                     let took = crate::progress::duration(past.seconds);
                     match past.status {
-                        RunStatus::Ok if past.ran == 0 => "up to date, nothing had to run".to_owned(),
+                        RunStatus::Ok if past.ran == 0 => {
+                            "up to date, nothing had to run".to_owned()
+                        }
                         RunStatus::Ok => format!("up to date, {} ran in {took}", nodes(past.ran)),
                         RunStatus::Failed => format!("failed after {took}"),
                         RunStatus::Cancelled => format!("stopped after {took}"),

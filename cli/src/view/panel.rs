@@ -85,14 +85,23 @@ impl Panel<'_> {
         let (model, graph) = (self.model, &self.model.graph);
         let colours = Palette::of(ui);
         let mut act = None;
-        ui.add(Label::new(RichText::new(&graph.workflow).heading().color(colours.strong)).wrap());
+        ui.add(
+            Label::new(
+                RichText::new(&graph.workflow)
+                    .heading()
+                    .color(colours.strong),
+            )
+            .wrap(),
+        );
         let file = graph.file.display().to_string();
         ui.add(Label::new(RichText::new(file).small().color(colours.muted)).wrap());
         if !graph.outputs.is_empty() {
             heading(ui, "OUTPUTS");
         }
         for output in &graph.outputs {
-            let Some(node) = graph.nodes.get(output.node) else { continue };
+            let Some(node) = graph.nodes.get(output.node) else {
+                continue;
+            };
             let wanted = Wanted {
                 key: output.key,
                 port: output.port.to_owned(),
@@ -103,7 +112,10 @@ impl Panel<'_> {
             ui.horizontal_wrapped(|ui| {
                 symbol_in(ui, model.state_of(output.node).mark());
                 let link = ui.link(RichText::new(node.name()).small());
-                if link.on_hover_text("select the node that makes it").clicked() {
+                if link
+                    .on_hover_text("select the node that makes it")
+                    .clicked()
+                {
                     act = Some(Act::Select(node.name().to_owned()));
                 }
             });
@@ -126,7 +138,10 @@ impl Panel<'_> {
                 symbol_in(ui, mark);
                 let text = format!(
                     "{word}, {} ran, {} kept, {} U-Net calls, {}",
-                    past.ran, past.reused, past.calls, duration(past.seconds)
+                    past.ran,
+                    past.reused,
+                    past.calls,
+                    duration(past.seconds)
                 );
                 ui.add(Label::new(RichText::new(text).small()).wrap());
             });
@@ -139,7 +154,11 @@ impl Panel<'_> {
         let mut act = None;
         ui.add(Label::new(RichText::new(&group.name).heading().color(colours.strong)).wrap());
         let nodes = group.nodes.len();
-        ui.label(RichText::new(format!("graph of {nodes} nodes")).small().color(colours.muted));
+        ui.label(
+            RichText::new(format!("graph of {nodes} nodes"))
+                .small()
+                .color(colours.muted),
+        );
         let (mark, words, _) = self.model.state_of_group(group);
         ui.horizontal(|ui| {
             symbol_in(ui, mark);
@@ -150,7 +169,9 @@ impl Panel<'_> {
         }
         heading(ui, "NODES");
         for index in &group.nodes {
-            let Some(node) = self.model.graph.nodes.get(*index) else { continue };
+            let Some(node) = self.model.graph.nodes.get(*index) else {
+                continue;
+            };
             ui.horizontal(|ui| {
                 symbol_in(ui, self.model.state_of(*index).mark());
                 if ui.link(node.name()).clicked() {
@@ -171,7 +192,10 @@ impl Panel<'_> {
         ui.add(Label::new(RichText::new(node.name()).heading().color(colours.strong)).wrap());
         let summary = node.docs.split("\n\n").next().unwrap_or("");
         let summary = summary.split_whitespace().collect::<Vec<_>>().join(" ");
-        ui.add(Label::new(RichText::new(format!("{}: {summary}", node.op)).color(colours.muted)).wrap());
+        ui.add(
+            Label::new(RichText::new(format!("{}: {summary}", node.op)).color(colours.muted))
+                .wrap(),
+        );
         for other in node.names.iter().skip(1) {
             let text = format!("the same as {other}");
             ui.label(RichText::new(text).small().color(colours.muted));
@@ -199,27 +223,35 @@ impl Panel<'_> {
         if !node.params.is_empty() {
             heading(ui, "PARAMETERS");
             let name_width = (ui.available_width() * 0.42).min(150.0);
-            Grid::new(("params", node.name())).num_columns(2).spacing(vec2(12.0, 5.0)).show(ui, |ui| {
-                for (name, value) in &node.params {
-                    ui.scope(|ui| {
-                        ui.set_max_width(name_width);
-                        ui.add(Label::new(RichText::new(name).color(colours.muted)).wrap());
-                    });
-                    ui.add(Label::new(RichText::new(shortened(value)).color(colours.text)).wrap());
-                    ui.end_row();
-                }
-            });
+            Grid::new(("params", node.name()))
+                .num_columns(2)
+                .spacing(vec2(12.0, 5.0))
+                .show(ui, |ui| {
+                    for (name, value) in &node.params {
+                        ui.scope(|ui| {
+                            ui.set_max_width(name_width);
+                            ui.add(Label::new(RichText::new(name).color(colours.muted)).wrap());
+                        });
+                        ui.add(
+                            Label::new(RichText::new(shortened(value)).color(colours.text)).wrap(),
+                        );
+                        ui.end_row();
+                    }
+                });
         }
         if node.inputs.iter().any(|port| !port.links.is_empty()) {
             heading(ui, "INPUTS");
         }
         for port in &node.inputs {
             for (from, from_port) in &port.links {
-                let Some(from) = model.graph.nodes.get(*from) else { continue };
+                let Some(from) = model.graph.nodes.get(*from) else {
+                    continue;
+                };
                 ui.horizontal_wrapped(|ui| {
                     let kind = port.types.first().copied().unwrap_or("");
                     dot(ui, kind);
-                    ui.label(RichText::new(port.name).color(colours.muted)).on_hover_text(&port.docs);
+                    ui.label(RichText::new(port.name).color(colours.muted))
+                        .on_hover_text(&port.docs);
                     if ui.link(format!("{}.{from_port}", from.name())).clicked() {
                         act = Some(Act::Select(from.name().to_owned()));
                     }
@@ -229,19 +261,22 @@ impl Panel<'_> {
         heading(ui, "KEY");
         ui.horizontal(|ui| {
             let text = node.key.to_string();
-            ui.label(RichText::new(node.key.short()).monospace()).on_hover_text(&text);
+            ui.label(RichText::new(node.key.short()).monospace())
+                .on_hover_text(&text);
             if ui.small_button("Copy key").clicked() {
                 act = Some(Act::Copy(text));
             }
         });
         if node.docs.contains("\n\n") {
             let id = ("docs", node.op);
-            CollapsingHeader::new(RichText::new("About this op").color(colours.muted)).id_salt(id).show(ui, |ui| {
-                for paragraph in node.docs.split("\n\n").skip(1) {
-                    let text = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
-                    ui.add(Label::new(text).wrap());
-                }
-            });
+            CollapsingHeader::new(RichText::new("About this op").color(colours.muted))
+                .id_salt(id)
+                .show(ui, |ui| {
+                    for paragraph in node.docs.split("\n\n").skip(1) {
+                        let text = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+                        ui.add(Label::new(text).wrap());
+                    }
+                });
         }
         ui.add_space(12.0);
         act
@@ -255,7 +290,9 @@ impl Panel<'_> {
             ui.label(RichText::new(state.words()).color(colours.mark(mark)));
         });
         if let Some(share) = state.share() {
-            let bar = ProgressBar::new(share).desired_height(6.0).fill(colours.mark(mark));
+            let bar = ProgressBar::new(share)
+                .desired_height(6.0)
+                .fill(colours.mark(mark));
             let response = ui.add(bar);
             response.widget_info(|| {
                 let label = format!("progress of {}", node.name());
@@ -270,7 +307,10 @@ impl Panel<'_> {
         }
         let mut facts = Vec::new();
         // Why it would run is not what became of it: once it ran, its seconds say more.
-        if matches!(state, State::Queued(_) | State::Running { .. } | State::Done { .. }) {
+        if matches!(
+            state,
+            State::Queued(_) | State::Running { .. } | State::Done { .. }
+        ) {
             facts.push(node.why.clone());
         }
         if let Some(changed) = &node.changed {
@@ -284,7 +324,10 @@ impl Panel<'_> {
             numbers.push(format!("took {}", duration(*took)));
         }
         if matches!(state, State::Queued(_) | State::Running { .. }) {
-            numbers.extend(node.foretold.map(|seconds| format!("about {}", duration(seconds))));
+            numbers.extend(
+                node.foretold
+                    .map(|seconds| format!("about {}", duration(seconds))),
+            );
         }
         if node.calls > 0 {
             numbers.push(format!("{} U-Net calls", node.calls));
@@ -295,21 +338,35 @@ impl Panel<'_> {
                 first => format!("steps {first} to {end}"),
             });
         }
-        numbers.extend(node.peak.filter(|peak| *peak > 0).map(|peak| format!("up to {} of memory", size(peak))));
+        numbers.extend(
+            node.peak
+                .filter(|peak| *peak > 0)
+                .map(|peak| format!("up to {} of memory", size(peak))),
+        );
         if !numbers.is_empty() {
-            let text = RichText::new(numbers.join("  ·  ")).small().color(colours.muted);
+            let text = RichText::new(numbers.join("  ·  "))
+                .small()
+                .color(colours.muted);
             ui.add(Label::new(text).wrap());
         }
     }
 
-    fn output(&self, ui: &mut Ui, port: &Port, kind: &str, wanted: &Wanted, title: &str) -> Option<Act> {
+    fn output(
+        &self,
+        ui: &mut Ui,
+        port: &Port,
+        kind: &str,
+        wanted: &Wanted,
+        title: &str,
+    ) -> Option<Act> {
         if is_picture(kind) {
             return self.value(ui, title, kind, wanted);
         }
         let colours = Palette::of(ui);
         ui.horizontal_wrapped(|ui| {
             dot(ui, kind);
-            ui.label(RichText::new(port.name).color(colours.text)).on_hover_text(&port.docs);
+            ui.label(RichText::new(port.name).color(colours.text))
+                .on_hover_text(&port.docs);
             ui.label(RichText::new(kind).small().color(colours.muted));
             // What is only on disk is not read for a line of text.
             let place = self.shelf.and_then(|shelf| shelf.place(&wanted.key));
@@ -317,7 +374,11 @@ impl Panel<'_> {
                 && place.is_some_and(|place| place != "disk")
                 && let Look::Other(summary, bytes) = shelf.look(wanted, self.model.values)
             {
-                ui.label(RichText::new(format!("{summary}, {}", size(bytes as u64))).small().color(colours.muted));
+                ui.label(
+                    RichText::new(format!("{summary}, {}", size(bytes as u64)))
+                        .small()
+                        .color(colours.muted),
+                );
             }
         });
         None
@@ -352,7 +413,11 @@ impl Panel<'_> {
                 None
             }
             Some(Look::Failed(message)) => {
-                ui.label(RichText::new(message).small().color(colours.mark(Mark::Failed)));
+                ui.label(
+                    RichText::new(message)
+                        .small()
+                        .color(colours.mark(Mark::Failed)),
+                );
                 None
             }
             _ => None,
@@ -363,7 +428,8 @@ impl Panel<'_> {
 /// A dot in the colour of a port's type.
 fn dot(ui: &mut Ui, kind: &str) {
     let (rect, _) = ui.allocate_exact_size(vec2(10.0, 16.0), Sense::hover());
-    ui.painter().circle_filled(rect.center(), 4.0, Palette::of(ui).kind(kind));
+    ui.painter()
+        .circle_filled(rect.center(), 4.0, Palette::of(ui).kind(kind));
 }
 
 /// A small picture that can be clicked.
@@ -371,15 +437,26 @@ pub fn thumbnail(ui: &mut Ui, picture: &Picture, side: f32, title: &str) -> bool
     let colours = Palette::of(ui);
     let full = picture.texture.size_vec2();
     let scale = (side / full.x.max(full.y)).max(0.01);
-    let frame = Frame::new().fill(colours.canvas).stroke(Stroke::new(1.0, colours.line)).inner_margin(Margin::same(1));
+    let frame = Frame::new()
+        .fill(colours.canvas)
+        .stroke(Stroke::new(1.0, colours.line))
+        .inner_margin(Margin::same(1));
     let shown = frame.show(ui, |ui| {
-        let image = egui::Image::new(&picture.texture).fit_to_exact_size(full * scale).sense(Sense::click());
+        let image = egui::Image::new(&picture.texture)
+            .fit_to_exact_size(full * scale)
+            .sense(Sense::click());
         ui.add(image)
     });
     let response = shown.inner.on_hover_cursor(egui::CursorIcon::PointingHand);
-    response.widget_info(|| WidgetInfo::labeled(WidgetType::Button, true, format!("picture {title}")));
+    response
+        .widget_info(|| WidgetInfo::labeled(WidgetType::Button, true, format!("picture {title}")));
     if response.has_focus() {
-        ui.painter().rect_stroke(shown.response.rect, 2.0, Stroke::new(2.0, colours.accent), egui::StrokeKind::Outside);
+        ui.painter().rect_stroke(
+            shown.response.rect,
+            2.0,
+            Stroke::new(2.0, colours.accent),
+            egui::StrokeKind::Outside,
+        );
     }
     response.clicked()
 }

@@ -26,14 +26,27 @@ pub fn excerpt(problem: &Problem) -> Option<(String, String)> {
     let text = source.text().lines().nth(line.checked_sub(1)?)?;
     let text = text.trim_start_matches('\u{feff}');
     let span = problem.span();
-    let marked = source.slice(span).lines().next().unwrap_or("").chars().count().max(1);
-    let letters: Vec<char> = text.chars().map(|letter| if letter == '\t' { ' ' } else { letter }).collect();
+    let marked = source
+        .slice(span)
+        .lines()
+        .next()
+        .unwrap_or("")
+        .chars()
+        .count()
+        .max(1);
+    let letters: Vec<char> = text
+        .chars()
+        .map(|letter| if letter == '\t' { ' ' } else { letter })
+        .collect();
     let from = (column - 1).saturating_sub(WIDEST / 2).min(letters.len());
     let from = if letters.len() <= WIDEST { 0 } else { from };
     let shown: String = letters.iter().skip(from).take(WIDEST).collect();
     let before = (column - 1).saturating_sub(from);
     let marked = marked.min(WIDEST.saturating_sub(before)).max(1);
-    Some((shown, format!("{}{}", " ".repeat(before), "^".repeat(marked))))
+    Some((
+        shown,
+        format!("{}{}", " ".repeat(before), "^".repeat(marked)),
+    ))
 }
 
 /// Where a fault is, if it is in a file.
@@ -77,7 +90,11 @@ impl ProblemsPanel {
             }
             if !model.said.is_empty() {
                 ui.add_space(6.0);
-                ui.label(RichText::new("Said during runs").small().color(Palette::of(ui).muted));
+                ui.label(
+                    RichText::new("Said during runs")
+                        .small()
+                        .color(Palette::of(ui).muted),
+                );
                 for said in model.said.iter().rev() {
                     remark(ui, said);
                 }
@@ -110,16 +127,29 @@ fn fault(ui: &mut Ui, problem: &Problem, at: bool) -> bool {
         ui.horizontal_wrapped(|ui| {
             ui.add_space(22.0);
             let place = format!("{name}:{line}:{column}");
-            ui.label(RichText::new(format!("{}  {place}", problem.code())).small().color(colours.muted));
+            ui.label(
+                RichText::new(format!("{}  {place}", problem.code()))
+                    .small()
+                    .color(colours.muted),
+            );
             if spot(problem).is_some() {
                 let button = ui.small_button("Open in editor");
                 let label = format!("Open {place} in the editor");
-                button.widget_info(|| egui::WidgetInfo::labeled(egui::WidgetType::Button, true, &label));
+                button.widget_info(|| {
+                    egui::WidgetInfo::labeled(egui::WidgetType::Button, true, &label)
+                });
                 open = button.clicked();
             }
         });
         if let Some((text, carets)) = excerpt(problem) {
-            code(ui, line, &text, &carets, colours.mark(mark), problem.remark());
+            code(
+                ui,
+                line,
+                &text,
+                &carets,
+                colours.mark(mark),
+                problem.remark(),
+            );
         }
         for other in problem.others() {
             let (line, column) = other.source.line_column(other.span.start);
@@ -149,7 +179,10 @@ fn code(ui: &mut Ui, line: usize, text: &str, carets: &str, colour: egui::Color3
         job.append(&format!(" {remark}"), 0.0, format(colour));
     }
     job.wrap.max_width = f32::INFINITY;
-    let frame = Frame::new().fill(colours.canvas).corner_radius(6).inner_margin(Margin::symmetric(8, 6));
+    let frame = Frame::new()
+        .fill(colours.canvas)
+        .corner_radius(6)
+        .inner_margin(Margin::symmetric(8, 6));
     frame.show(ui, |ui| {
         let id = ui.id().with((line, text, carets));
         ScrollArea::horizontal().id_salt(id).show(ui, |ui| {

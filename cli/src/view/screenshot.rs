@@ -31,9 +31,12 @@ pub struct Canvas {
 /// There is nothing to draw with.
 #[must_use]
 pub fn no_adapter(error: &WgpuError) -> Failure {
-    Failure::failed(format!("the view cannot be drawn: {}", one_line(&error.to_string())))
-        .code(Code::SystemRefused)
-        .help(INSTALL)
+    Failure::failed(format!(
+        "the view cannot be drawn: {}",
+        one_line(&error.to_string())
+    ))
+    .code(Code::SystemRefused)
+    .help(INSTALL)
 }
 
 fn one_line(text: &str) -> String {
@@ -69,7 +72,13 @@ impl Canvas {
     ///
     /// # Errors
     /// When the picture is too large for the adapter, or it fails.
-    pub fn draw(&self, app: &mut App, ctx: &Context, size: Vec2, scale: f32) -> Result<Vec<u8>, Failure> {
+    pub fn draw(
+        &self,
+        app: &mut App,
+        ctx: &Context,
+        size: Vec2,
+        scale: f32,
+    ) -> Result<Vec<u8>, Failure> {
         ctx.all_styles_mut(|style| style.animation_time = 0.0);
         let begun = Instant::now();
         let mut output = FullOutput::default();
@@ -105,13 +114,22 @@ impl Canvas {
     }
 
     /// Four bytes a pixel, row by row.
-    fn render(&self, ctx: &Context, output: FullOutput, size: Vec2, scale: f32) -> Result<Vec<u8>, Failure> {
+    fn render(
+        &self,
+        ctx: &Context,
+        output: FullOutput,
+        size: Vec2,
+        scale: f32,
+    ) -> Result<Vec<u8>, Failure> {
         let failed = |what: String| Failure::failed(format!("the view cannot be drawn: {what}"));
         let (width, height) = pixels_of(size, scale);
         let (device, queue) = (&self.state.device, &self.state.queue);
         let most = device.limits().max_texture_dimension_2d;
         if width > most || height > most {
-            return Err(failed(format!("{} draws no more than {most} pixels a side", self.name())));
+            return Err(failed(format!(
+                "{} draws no more than {most} pixels a side",
+                self.name()
+            )));
         }
         let screen = ScreenDescriptor {
             size_in_pixels: [width, height],
@@ -218,14 +236,20 @@ fn pixels_of(size: Vec2, scale: f32) -> (u32, u32) {
 }
 
 fn png(width: u32, height: u32, pixels: &[u8]) -> Result<Vec<u8>, Failure> {
-    let failed = |e: png::EncodingError| Failure::failed(format!("the picture cannot be written: {e}"));
+    let failed =
+        |e: png::EncodingError| Failure::failed(format!("the picture cannot be written: {e}"));
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, width, height);
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
     encoder.set_compression(png::Compression::High);
     let mut writer = encoder.write_header().map_err(failed)?;
-    let colours: Vec<u8> = pixels.as_chunks::<4>().0.iter().flat_map(|[r, g, b, _]| [*r, *g, *b]).collect();
+    let colours: Vec<u8> = pixels
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .flat_map(|[r, g, b, _]| [*r, *g, *b])
+        .collect();
     writer.write_image_data(&colours).map_err(failed)?;
     writer.finish().map_err(failed)?;
     Ok(bytes)
@@ -275,13 +299,14 @@ mod tests {
         App::new(Start {
             desk,
             wish: Box::new(|_| {}),
-            cache: None,
+            engine: None,
             memory: Memory {
                 colours,
                 ..Memory::default()
             },
             memory_file: None,
             select: select.map(str::to_owned),
+            step: None,
             tab: Some(tab),
             ends: false,
         })
@@ -329,8 +354,14 @@ mod tests {
     fn a_picture_that_is_too_large_is_an_error() {
         let Some(canvas) = canvas() else { return };
         let mut app = app(Colours::Dark, Tab::Problems, None);
-        let failure = canvas.draw(&mut app, &Context::default(), vec2(8000.0, 8000.0), 4.0).unwrap_err();
-        assert!(failure.message().contains("pixels a side"), "{}", failure.message());
+        let failure = canvas
+            .draw(&mut app, &Context::default(), vec2(8000.0, 8000.0), 4.0)
+            .unwrap_err();
+        assert!(
+            failure.message().contains("pixels a side"),
+            "{}",
+            failure.message()
+        );
     }
 
     #[test]

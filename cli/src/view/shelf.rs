@@ -12,8 +12,8 @@ use retouch_nodes::payload::{Image, Mask};
 const BUDGET: usize = 192 << 20;
 /// So many values are kept at most, whatever they take.
 const MOST: usize = 512;
-/// The longest side of a picture that is shown; a larger one is shown smaller.
-const LONGEST: usize = 4096;
+/// The longest side of a thumbnail in pixels.
+const LONGEST: usize = 512;
 
 /// What is asked for: a port's value, and of a batch which picture.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -29,9 +29,11 @@ pub struct Wanted {
 /// A picture that can be drawn.
 #[derive(Clone)]
 pub struct Picture {
-    /// Its pixels.
-    pub pixels: Arc<ColorImage>,
-    /// Its texture; nearest where it is enlarged.
+    /// Width and height in pixels.
+    pub size: [usize; 2],
+    /// Red, green, blue and alpha of each pixel, row by row.
+    pub rgba: Arc<[u8]>,
+    /// A texture of it for thumbnails, of no more than 512 pixels a side; nearest where it is enlarged.
     pub texture: TextureHandle,
     /// How many pictures the value has.
     pub batch: usize,
@@ -94,8 +96,10 @@ impl Slots {
 
 fn bytes_of(look: &Look) -> usize {
     match look {
-        // The pixels on our side, and the texture's.
-        Look::Picture(picture) => 2 * 4 * picture.pixels.pixels.len(),
+        Look::Picture(picture) => {
+            let [width, height] = picture.texture.size();
+            picture.rgba.len() + 4 * width * height
+        }
         _ => 64,
     }
 }
@@ -194,13 +198,13 @@ fn look_at(wanted: &Wanted, cache: &dyn Cache, ctx: &Context) -> Look {
     let Some(value) = cache.get(&wanted.key).and_then(|outputs| {
         // A value under a key of its own has one port, whatever the node calls it.
         let port = outputs.get(wanted.port.as_str());
-        port.or_else(|| outputs.values().next().filter(|_| outputs.len() == 1)).cloned()
+        port.or_else(|| outputs.values().next().filter(|_| outputs.len() == 1))
+            .cloned()
     }) else {
         return Look::Missing;
     };
     match picture(&value, wanted.index) {
-        Ok(Some((pixels, batch))) => {
-            let pixels = Arc::new(pixels);
+        Ok(Some((size, rgba, batch))) => {
             let options = TextureOptions {
                 magnification: eframe::egui::TextureFilter::Nearest,
                 minification: eframe::egui::TextureFilter::Linear,
@@ -208,8 +212,9 @@ fn look_at(wanted: &Wanted, cache: &dyn Cache, ctx: &Context) -> Look {
             };
             let name = format!("{}.{}.{}", wanted.key.short(), wanted.port, wanted.index);
             Look::Picture(Picture {
-                texture: ctx.load_texture(name, Arc::clone(&pixels), options),
-                pixels,
+                texture: ctx.load_texture(name, thumbnail(size, &rgba), options),
+                size,
+                rgba,
                 batch,
                 summary: value.summary(),
                 bytes: value.bytes(),
@@ -220,31 +225,40 @@ fn look_at(wanted: &Wanted, cache: &dyn Cache, ctx: &Context) -> Look {
     }
 }
 
-/// The pixels of one picture of a value, and how many it has; `None` when it is none.
-fn picture(value: &Value, index: usize) -> Result<Option<(ColorImage, usize)>, NodeError> {
+/// Width and height, the bytes of the pixels, and how many pictures the value has.
+type Pixels = ([usize; 2], Arc<[u8]>, usize);
+
+/// The pixels of one picture of a value; `None` when it is none.
+fn picture(value: &Value, index: usize) -> Result<Option<Pixels>, NodeError> {
     if let Some(image) = value.downcast::<Image>() {
-        return Ok(Some((pixels(&image, index)?, image.batch())));
+        return pixels(&image, index).map(Some);
     }
     if let Some(mask) = value.downcast::<Mask>() {
-        let image = mask.to_image()?;
-        return Ok(Some((pixels(&image, index)?, image.batch())));
+        return pixels(&mask.to_image()?, index).map(Some);
     }
     Ok(None)
 }
 
-fn pixels(image: &Image, index: usize) -> Result<ColorImage, NodeError> {
+fn pixels(image: &Image, index: usize) -> Result<Pixels, NodeError> {
     let (width, height) = image.size();
     let rgb = image.to_rgb8(index.min(image.batch().saturating_sub(1)))?;
-    let colours = rgb.as_chunks::<3>().0.iter();
-    let pixels: Vec<Color32> = colours.map(|[r, g, b]| Color32::from_rgb(*r, *g, *b)).collect();
-    let shrink = width.max(height).div_ceil(LONGEST);
-    if shrink <= 1 {
-        return Ok(ColorImage::new([width, height], pixels));
-    }
-    let (small, low) = (width / shrink, height / shrink);
-    let kept = (0..low)
-        .flat_map(|y| (0..small).map(move |x| (x, y)))
-        .filter_map(|(x, y)| pixels.get(y * shrink * width + x * shrink).copied())
-        .collect();
-    Ok(ColorImage::new([small, low], kept))
+    let rgba = rgb
+        .as_chunks::<3>()
+        .0
+        .iter()
+        .flat_map(|[r, g, b]| [*r, *g, *b, u8::MAX]);
+    Ok(([width, height], rgba.collect(), image.batch()))
+}
+
+/// The picture, every so many pixels of it where it is large.
+fn thumbnail(size: [usize; 2], rgba: &[u8]) -> ColorImage {
+    let step = size[0].max(size[1]).div_ceil(LONGEST).max(1);
+    let small = size.map(|side| side.div_ceil(step));
+    let pixels = rgba.as_chunks::<4>().0;
+    let kept = (0..small[1]).flat_map(|y| (0..small[0]).map(move |x| (x * step, y * step)));
+    let kept = kept.map(|(x, y)| {
+        let [r, g, b, _] = pixels.get(y * size[0] + x).copied().unwrap_or_default();
+        Color32::from_rgb(r, g, b)
+    });
+    ColorImage::new(small, kept.collect())
 }

@@ -119,11 +119,23 @@ pub fn install(ctx: &Context) {
         let colours = palette(theme == Theme::Dark);
         ctx.style_mut_of(theme, |style| {
             style.text_styles = [
-                (TextStyle::Heading, FontId::new(18.0, FontFamily::Proportional)),
+                (
+                    TextStyle::Heading,
+                    FontId::new(18.0, FontFamily::Proportional),
+                ),
                 (TextStyle::Body, FontId::new(14.0, FontFamily::Proportional)),
-                (TextStyle::Button, FontId::new(13.5, FontFamily::Proportional)),
-                (TextStyle::Small, FontId::new(11.5, FontFamily::Proportional)),
-                (TextStyle::Monospace, FontId::new(12.5, FontFamily::Monospace)),
+                (
+                    TextStyle::Button,
+                    FontId::new(13.5, FontFamily::Proportional),
+                ),
+                (
+                    TextStyle::Small,
+                    FontId::new(11.5, FontFamily::Proportional),
+                ),
+                (
+                    TextStyle::Monospace,
+                    FontId::new(12.5, FontFamily::Monospace),
+                ),
             ]
             .into();
             let spacing = &mut style.spacing;
@@ -185,7 +197,11 @@ pub fn symbol(painter: &Painter, at: Pos2, radius: f32, mark: Mark, colour: Colo
         }
         Mark::Resumes => {
             painter.circle_stroke(at, radius * 0.95, Stroke::new(stroke.width * 0.8, colour));
-            painter.add(triangle(at + vec2(radius * 0.08, 0.0), radius * 0.5, colour));
+            painter.add(triangle(
+                at + vec2(radius * 0.08, 0.0),
+                radius * 0.5,
+                colour,
+            ));
         }
         Mark::Running => {
             painter.add(triangle(at + vec2(radius * 0.1, 0.0), radius, colour));
@@ -223,12 +239,21 @@ pub fn chevron(painter: &Painter, at: Pos2, radius: f32, open: bool, colour: Col
     let turned = |x: f32, y: f32| if open { vec2(-y, x) } else { vec2(x, y) };
     let points = [(-0.35, -0.75), (0.45, 0.0), (-0.35, 0.75)];
     let points = points.map(|(x, y)| at + turned(x, y) * radius).to_vec();
-    painter.add(Shape::line(points, Stroke::new((radius * 0.4).max(1.0), colour)));
+    painter.add(Shape::line(
+        points,
+        Stroke::new((radius * 0.4).max(1.0), colour),
+    ));
 }
 
 /// A symbol in a line of widgets.
 pub fn symbol_in(ui: &mut egui::Ui, mark: Mark) {
     let (rect, _) = ui.allocate_exact_size(vec2(14.0, 16.0), egui::Sense::hover());
     let colour = Palette::of(ui).mark(mark);
-    symbol(ui.painter(), pos2(rect.center().x, rect.center().y), 5.0, mark, colour);
+    symbol(
+        ui.painter(),
+        pos2(rect.center().x, rect.center().y),
+        5.0,
+        mark,
+        colour,
+    );
 }

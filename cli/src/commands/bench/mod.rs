@@ -191,7 +191,9 @@ fn view(args: &BenchArgs) -> Result<Exit, Failure> {
     })
     .and_then(|()| {
         let file = folder.join("workflows").join("vanilla.yaml");
-        let checked = engine.load(&file, &Settings::default()).map_err(broken("vanilla.yaml"))?;
+        let checked = engine
+            .load(&file, &Settings::default())
+            .map_err(broken("vanilla.yaml"))?;
         let plan = engine.plan(&checked, &[]).map_err(broken("vanilla.yaml"))?;
         crate::view::bench::bench(&engine, &plan, args.runs, args.json)
     });
