@@ -11,9 +11,9 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Value as Json, json};
 
 use crate::chain::{Chained, Upstream};
+use crate::check;
 use crate::files::Files;
 use crate::node::{Context, Fault, Node, NodeError, ReadFile};
-use crate::check;
 use crate::params::{self, Mismatch, ParamType};
 use crate::port::{Arity, Known, PortSpec, PortValues, Ports, Types};
 use crate::problem::Span;
@@ -203,8 +203,9 @@ fn unfit(name: &str, tree: &Tree, shape: &Shape) -> Option<Mismatch> {
             check::range(name, &Json::from(*value), shape)
         }
         YamlNode::Float(value) if shape.number => check::range(name, &Json::from(*value), shape),
-        YamlNode::Seq(items) if shape.array => (items.iter().enumerate())
-            .find_map(|(at, item)| within(name, item, shape.item(at))),
+        YamlNode::Seq(items) if shape.array => {
+            (items.iter().enumerate()).find_map(|(at, item)| within(name, item, shape.item(at)))
+        }
         YamlNode::Map(entries) if shape.object => (entries.iter())
             .find_map(|(key, value)| within(&key.text, value, shape.property(&key.text))),
         YamlNode::String { text, .. } if text.starts_with('$') && !text.starts_with("$$") => None,

@@ -448,8 +448,9 @@ pub fn written(text: &str) -> Option<Written> {
                 let mut written = stack.pop()?.written;
                 let last = match &written.form {
                     Form::List { items, .. } => items.last().map(|item| item.span.end),
-                    Form::Map { entries, .. } => (entries.last())
-                        .map(|(key, value)| value.span.end.max(key.span.end)),
+                    Form::Map { entries, .. } => {
+                        (entries.last()).map(|(key, value)| value.span.end.max(key.span.end))
+                    }
                     _ => None,
                 };
                 // The end of a block is where the next token begins; of a flow, its bracket.
@@ -1125,7 +1126,10 @@ mod tests {
             };
             let anchor = if written.anchor.is_some() { "&" } else { "" };
             let tag = if written.tagged { "!" } else { "" };
-            out.push(format!("{anchor}{tag}{mark}{}", &text[written.span.start..written.span.end]));
+            out.push(format!(
+                "{anchor}{tag}{mark}{}",
+                &text[written.span.start..written.span.end]
+            ));
         }
         let text = "\u{feff}a: &x 5  # c\nb:  # c\nc: 'it''s'\nd: \"\\n\"\ne: |\n  x\n  y\n\nf: >-  # c\n  z\ng: *x\nh: \
                     [1, *x ]\ni:\n- {j: k, l}\nm: &n\n  o: |+\n    p\n\nq: two\n  lines\nr: {s: }\nt: &u\nv: !w {}\n";
@@ -1135,10 +1139,45 @@ mod tests {
         assert_eq!(
             out,
             [
-                "pa", "&p5", "pb", "p", "pc", "s'it''s'", "pd", "d\"\\n\"", "pe", "l|\n  x\n  y", "pf",
-                "f>-  # c\n  z", "pg", "a*x", "ph", "p1", "a*x", "L[1, *x ]", "pi", "pj", "pk", "pl",
-                "p", "M{j: k, l}", "-{j: k, l}", "pm", "po", "l|+\n    p", "&:o: |+\n    p", "pq",
-                "ptwo\n  lines", "pr", "ps", "p", "M{s: }", "pt", "&p", "pv", "!M{}"
+                "pa",
+                "&p5",
+                "pb",
+                "p",
+                "pc",
+                "s'it''s'",
+                "pd",
+                "d\"\\n\"",
+                "pe",
+                "l|\n  x\n  y",
+                "pf",
+                "f>-  # c\n  z",
+                "pg",
+                "a*x",
+                "ph",
+                "p1",
+                "a*x",
+                "L[1, *x ]",
+                "pi",
+                "pj",
+                "pk",
+                "pl",
+                "p",
+                "M{j: k, l}",
+                "-{j: k, l}",
+                "pm",
+                "po",
+                "l|+\n    p",
+                "&:o: |+\n    p",
+                "pq",
+                "ptwo\n  lines",
+                "pr",
+                "ps",
+                "p",
+                "M{s: }",
+                "pt",
+                "&p",
+                "pv",
+                "!M{}"
             ]
         );
         assert!(whole.starts_with(":a: &x 5") && whole.ends_with("{}"));

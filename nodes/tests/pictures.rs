@@ -1115,7 +1115,10 @@ fn the_cells_of_a_sheet_are_where_its_pictures_are_drawn() {
         assert_ne!(pixel(&made, cell.x - 1, cell.y), colour, "{cell:?}");
         assert_ne!(pixel(&made, cell.x, cell.y - 1), colour, "{cell:?}");
     }
-    assert!(grid.cells(&facts[..1]).is_err(), "place 1 is no blank of two");
+    assert!(
+        grid.cells(&facts[..1]).is_err(),
+        "place 1 is no blank of two"
+    );
 }
 
 #[test]

@@ -605,8 +605,8 @@ impl Site<'_> {
                 _ => None,
             };
             // The first line that is not blank says how deep the block is.
-            let lines = text.get(content..span.end).unwrap_or("").split('\n');
-            let depth = (lines.filter(|line| !line.trim().is_empty()).next())
+            let mut lines = text.get(content..span.end).unwrap_or("").split('\n');
+            let depth = (lines.find(|line| !line.trim().is_empty()))
                 .map(|line| line.len() - line.trim_start_matches(' ').len());
             let fits = !body.is_empty()
                 && !body.starts_with([' ', '\t', '\n'])
@@ -952,6 +952,12 @@ pub struct Trying {
 /// A path as this module knows it.
 fn identity(path: &Path) -> PathBuf {
     normal(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
+}
+
+/// Whether two paths name one file: one of them may be relative to the current folder.
+#[must_use]
+pub fn is_one(a: &Path, b: &Path) -> bool {
+    a == b || identity(a) == identity(b)
 }
 
 impl Trying {

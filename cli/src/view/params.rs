@@ -584,7 +584,7 @@ impl Panel {
             }
             let own = draft.as_ref().and_then(|draft| draft.fault.as_deref());
             let other = (told.iter())
-                .find(|told| told.file == entry.file && told.place == entry.place)
+                .find(|told| told.place == entry.place && edit::is_one(&told.file, &entry.file))
                 .map(|told| told.message.as_str());
             if let Some(fault) = own.or(other) {
                 ui.colored_label(ui.visuals().error_fg_color, fault);
@@ -671,7 +671,7 @@ impl Panel {
             Kind::Int { min, max } => numeric(ui, shown, *min, *max, true, label),
             Kind::Steps => steps(ui, shown, entry, label),
             Kind::Seed => self.seed(ui, shown, entry, label),
-            Kind::Bool => tick(ui, shown, label),
+            Kind::Bool => tick(ui, shown, entry, label),
             Kind::Choice(words) => choice(ui, shown, words, label),
             Kind::Text => text(ui, shown, typed, label),
             Kind::Path => text(ui, shown, typed, label),
@@ -688,7 +688,7 @@ impl Panel {
             let mut value = now.unwrap_or(0);
             let mut field = egui::DragValue::new(&mut value)
                 .range(0..=MAX_SEED)
-                .speed(0.1)
+                .speed(whole_speed(ui))
                 .update_while_editing(false);
             if now.is_none() {
                 // `random`, until a number is entered.
@@ -818,6 +818,15 @@ fn number(value: f64, integer: bool) -> Json {
     }
 }
 
+/// By how much a field of whole numbers changes: by one for an arrow key, by less for a point that it is dragged.
+fn whole_speed(ui: &Ui) -> f64 {
+    if ui.input(|input| input.pointer.any_down()) {
+        0.2
+    } else {
+        1.0
+    }
+}
+
 fn slider(ui: &mut Ui, shown: &Json, min: f64, max: f64, integer: bool, label: &Response) -> Took {
     let mut value = shown.as_f64().unwrap_or(min);
     ui.spacing_mut().slider_width = (ui.available_width() - 70.0).clamp(60.0, 240.0);
@@ -852,7 +861,7 @@ fn numeric(
     }
     let mut value = shown.as_f64().unwrap_or(min.unwrap_or(0.0));
     let speed = if integer {
-        0.2
+        whole_speed(ui)
     } else {
         (value.abs() / 100.0).clamp(0.001, 1.0)
     };
@@ -895,7 +904,7 @@ fn steps(ui: &mut Ui, shown: &Json, entry: &Entry, label: &Response) -> Took {
         } else {
             let mut value = shown.as_u64().unwrap_or(0);
             let field = egui::DragValue::new(&mut value)
-                .speed(0.1)
+                .speed(whole_speed(ui))
                 .update_while_editing(false);
             let response = ui.add(field).labelled_by(label.id);
             took.held = response.dragged();
@@ -923,9 +932,11 @@ fn name_it_ticked(response: &Response, ticked: bool, name: &str) {
     });
 }
 
-fn tick(ui: &mut Ui, shown: &Json, label: &Response) -> Took {
+fn tick(ui: &mut Ui, shown: &Json, entry: &Entry, label: &Response) -> Took {
     let mut value = shown.as_bool().unwrap_or(false);
     let response = ui.checkbox(&mut value, "").labelled_by(label.id);
+    // An empty text would count more than the label.
+    name_it_ticked(&response, value, &entry.name);
     Took {
         value: response.changed().then(|| Json::from(value)),
         ..Took::default()

@@ -292,7 +292,7 @@ fn a_wrong_value_is_told_beside_its_widget_and_not_tried() {
     assert_eq!(window.state().tries().last(), Some(&json!([3, "10..16"])));
     // What only the whole workflow can tell comes from outside.
     window.state_mut().told.push(Told {
-        file: "w.yaml".into(),
+        file: std::env::current_dir().unwrap().join("w.yaml"),
         place: Place::Param("layers".into()),
         message: "there are 16 sites".into(),
     });
