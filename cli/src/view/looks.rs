@@ -103,7 +103,12 @@ pub enum Answer {
 
 impl Answer {
     fn bytes(&self) -> usize {
-        let of = |planes: &[Plane]| planes.iter().map(|plane| plane.data.len() * 4).sum::<usize>();
+        let of = |planes: &[Plane]| {
+            planes
+                .iter()
+                .map(|plane| plane.data.len() * 4)
+                .sum::<usize>()
+        };
         match self {
             Self::Summary(_) => 0,
             Self::Picture(pixels) => pixels.rgb.len(),
@@ -252,7 +257,13 @@ impl EngineLooks {
     /// gives no thread. `wake` is called when an answer came: it asks the window for a frame. `busy`: whether a run goes
     /// on already.
     #[must_use]
-    pub fn new(engine: Engine, plan: Arc<Plan>, node: &str, busy: bool, wake: Wake) -> Option<Self> {
+    pub fn new(
+        engine: Engine,
+        plan: Arc<Plan>,
+        node: &str,
+        busy: bool,
+        wake: Wake,
+    ) -> Option<Self> {
         let reader = Reader::of_node(engine, plan, node)?;
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
@@ -309,6 +320,17 @@ impl EngineLooks {
         (self.shared.wake)();
     }
 
+    /// Whether nothing that is still wished for is being looked at.
+    #[must_use]
+    pub fn idle(&self) -> bool {
+        let state = self.shared.lock();
+        let going = |entry: &Entry| {
+            state.is_wished(entry)
+                && matches!(entry.progress, Progress::Queued | Progress::Working(_))
+        };
+        !state.wishes.values().any(going)
+    }
+
     /// Calls of the U-Net (images, one half each) that looks made so far.
     #[must_use]
     pub fn calls(&self) -> u64 {
@@ -334,7 +356,10 @@ impl Looks for EngineLooks {
         state.frame += 1;
         // Whoever looked moved on: two frames went by without it.
         if let Some((wish, cancel, _)) = &state.at
-            && !state.wishes.get(wish).is_some_and(|entry| state.is_wished(entry))
+            && !state
+                .wishes
+                .get(wish)
+                .is_some_and(|entry| state.is_wished(entry))
         {
             cancel.cancel();
         }
@@ -404,13 +429,12 @@ fn work(shared: &Shared) {
                 Ok(answer) => Progress::Done(answer),
                 Err(LookError::Takes(what)) => Progress::Waiting(what),
                 // By a run that began: it is looked at when that is over. Else it is asked for again, or forgotten.
-                Err(LookError::Cancelled) if busy => match std::mem::replace(
-                    &mut entry.progress,
-                    Progress::Queued,
-                ) {
-                    Progress::Working(what) => Progress::Waiting(what),
-                    other => other,
-                },
+                Err(LookError::Cancelled) if busy => {
+                    match std::mem::replace(&mut entry.progress, Progress::Queued) {
+                        Progress::Working(what) => Progress::Waiting(what),
+                        other => other,
+                    }
+                }
                 Err(LookError::Cancelled) => Progress::Queued,
                 Err(LookError::NotKept { message, help }) => Progress::Failed(message, Some(help)),
                 Err(LookError::Failed { message, help }) => Progress::Failed(message, help),
@@ -442,7 +466,12 @@ fn harder(
     look(&shared.reader, wish, Effort::Calls, cancel)
 }
 
-fn look(reader: &Reader, wish: &Wish, effort: Effort, cancel: &Cancel) -> Result<Answer, LookError> {
+fn look(
+    reader: &Reader,
+    wish: &Wish,
+    effort: Effort,
+    cancel: &Cancel,
+) -> Result<Answer, LookError> {
     let found = catch_unwind(AssertUnwindSafe(|| found(reader, wish, effort, cancel)));
     found.unwrap_or_else(|_| {
         Err(LookError::Failed {
@@ -452,7 +481,12 @@ fn look(reader: &Reader, wish: &Wish, effort: Effort, cancel: &Cancel) -> Result
     })
 }
 
-fn found(reader: &Reader, wish: &Wish, effort: Effort, cancel: &Cancel) -> Result<Answer, LookError> {
+fn found(
+    reader: &Reader,
+    wish: &Wish,
+    effort: Effort,
+    cancel: &Cancel,
+) -> Result<Answer, LookError> {
     let pixels = |image: retouch_nodes::payload::Image| -> Result<Answer, LookError> {
         let (width, height) = image.size();
         let rgb = image.to_rgb8(0)?;

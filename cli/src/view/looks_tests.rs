@@ -27,10 +27,14 @@ outputs:
         .with_environment(Arc::new(runtime))
         .with_numerics(numerics)
         .with_cache(Arc::new(HostCache::new(1 << 30)));
-    let checked = engine.load_str("test.yaml", &text, &Settings::default()).unwrap();
+    let checked = engine
+        .load_str("test.yaml", &text, &Settings::default())
+        .unwrap();
     let plan = Arc::new(engine.plan(&checked, &[]).unwrap());
     let options = RunOptions::default();
-    engine.run(&plan, &Silent, &Cancel::new(), &options).unwrap();
+    engine
+        .run(&plan, &Silent, &Cancel::new(), &options)
+        .unwrap();
     (engine, plan)
 }
 
@@ -42,7 +46,10 @@ fn looks(busy: bool) -> (EngineLooks, Arc<AtomicUsize>) {
         wake.fetch_add(1, Ordering::SeqCst);
     });
     assert!(EngineLooks::new(engine.clone(), plan.clone(), "base", busy, wake.clone()).is_none());
-    (EngineLooks::new(engine, plan, "draw", busy, wake).unwrap(), woken)
+    (
+        EngineLooks::new(engine, plan, "draw", busy, wake).unwrap(),
+        woken,
+    )
 }
 
 /// Asks in frame after frame, as a window does, until `done` says so.
@@ -116,7 +123,9 @@ fn wishes_are_answered_by_another_thread_which_wakes_the_window() {
         whose: Whose::Own,
         subject: "giraffe".to_owned(),
     };
-    let failed = until(&mut looks, &words, |reply| matches!(reply, Reply::Failed { .. }));
+    let failed = until(&mut looks, &words, |reply| {
+        matches!(reply, Reply::Failed { .. })
+    });
     assert!(format!("{failed:?}").contains("giraffe"), "{failed:?}");
 }
 

@@ -170,11 +170,13 @@ impl Steps {
                 return;
             }
             // What is not kept is passed over.
-            let next = (k + 1..=summary.steps).find(|&k| summary.latents.get(k) != Some(&Place::Gone));
+            let next =
+                (k + 1..=summary.steps).find(|&k| summary.latents.get(k) != Some(&Place::Gone));
             self.k = Some(next.unwrap_or(summary.steps));
             self.since = now;
         }
-        ui.ctx().request_repaint_after(Duration::from_secs_f64(FRAME));
+        ui.ctx()
+            .request_repaint_after(Duration::from_secs_f64(FRAME));
     }
 
     fn toggle(&mut self, ui: &Ui, summary: &Summary) {
@@ -238,7 +240,10 @@ impl Steps {
         let middle = rect.center().y - 3.0;
         // A band under the steps that swap.
         if !summary.masks.is_empty() {
-            let (from, to) = (place(summary.masks.start as f32), place(summary.masks.end as f32));
+            let (from, to) = (
+                place(summary.masks.start as f32),
+                place(summary.masks.end as f32),
+            );
             let band = Rect::from_x_y_ranges(from..=to, rect.bottom() - 7.0..=rect.bottom() - 4.0);
             painter.rect_filled(band, 1.5, BLEND.gamma_multiply(0.8));
         }
@@ -270,7 +275,9 @@ impl Steps {
         };
         painter.rect_stroke(handle, 3.0, stroke, StrokeKind::Middle);
         response.on_hover_ui_at_pointer(|ui| {
-            ui.label("dots: latents that are kept; rings: they come with the inputs; ticks: not kept");
+            ui.label(
+                "dots: latents that are kept; rings: they come with the inputs; ticks: not kept",
+            );
             if !summary.masks.is_empty() {
                 ui.label("the band below: the steps that swap");
             }
@@ -354,8 +361,16 @@ impl Steps {
             if self.masks && has_masks {
                 for (name, colour) in legend(summary) {
                     let (rect, swatch) = ui.allocate_exact_size(vec2(16.0, 12.0), Sense::hover());
-                    named(&swatch, WidgetType::Image, &format!("colour of the {name} mask"));
-                    line(ui.painter(), [rect.left_center(), rect.right_center()], colour);
+                    named(
+                        &swatch,
+                        WidgetType::Image,
+                        &format!("colour of the {name} mask"),
+                    );
+                    line(
+                        ui.painter(),
+                        [rect.left_center(), rect.right_center()],
+                        colour,
+                    );
                     ui.label(name);
                 }
             }
@@ -554,6 +569,7 @@ impl Steps {
         let size = fit(side, summary.latent);
         ui.horizontal_wrapped(|ui| {
             ui.vertical(|ui| {
+                ui.set_max_width(side);
                 let rect = self.main_picture(ui, size, k, summary, grid);
                 if let Some(heat) = &self.heat {
                     draw(ui, &heat.texture, rect, self.opacity());
@@ -576,11 +592,15 @@ impl Steps {
                     let cell = self.cell(grid);
                     mark(ui.painter(), rect, cell, grid);
                     let pinned = if self.pinned { ", pinned" } else { "" };
-                    ui.label(format!("query at row {}, column {}{pinned}", cell.0, cell.1));
+                    ui.label(format!(
+                        "query at row {}, column {}{pinned}",
+                        cell.0, cell.1
+                    ));
                 }
             });
             for (whose, heat) in &self.looks {
                 ui.vertical(|ui| {
+                    ui.set_max_width(side);
                     let size = fit(side, heat.of.grid());
                     let (rect, response) = ui.allocate_exact_size(size, Sense::hover());
                     let name = format!("Self-attention to {}", name_of(*whose, summary));
@@ -701,7 +721,10 @@ impl Steps {
                     self.looks.clear();
                 }
                 for (index, (whose, plane)) in planes.into_iter().enumerate() {
-                    let old = self.looks.get(index).is_some_and(|(_, heat)| heat.of == plane);
+                    let old = self
+                        .looks
+                        .get(index)
+                        .is_some_and(|(_, heat)| heat.of == plane);
                     if old {
                         continue;
                     }
@@ -728,7 +751,8 @@ impl Steps {
         for whose in sources {
             let image = self.image;
             // Without it the heat map lies on black.
-            if let Reply::Ready(Answer::Picture(pixels)) = looks.ask(&Wish::Source { whose, image }) {
+            if let Reply::Ready(Answer::Picture(pixels)) = looks.ask(&Wish::Source { whose, image })
+            {
                 let at = self.sources.iter().position(|(of, _)| *of == whose);
                 let mut shown = at.map(|at| self.sources.swap_remove(at).1);
                 show(&mut shown, ui, "source", pixels);
@@ -750,7 +774,8 @@ impl Steps {
         let response = ui.interact(rect, picture_id(), Sense::click_and_drag());
         let name = format!("Latent {k} of {}, image {}", summary.steps, self.image + 1);
         named(&response, WidgetType::Image, &name);
-        ui.painter().rect_filled(rect, 0.0, ui.visuals().extreme_bg_color);
+        ui.painter()
+            .rect_filled(rect, 0.0, ui.visuals().extreme_bg_color);
         match &self.picture {
             Some(picture) => draw(ui, &picture.texture, rect, 1.0),
             None => {
@@ -759,12 +784,14 @@ impl Steps {
                     _ => "...",
                 };
                 let (font, colour) = (FontId::proportional(13.0), ui.visuals().weak_text_color());
-                ui.painter().text(rect.center(), Align2::CENTER_CENTER, text, font, colour);
+                ui.painter()
+                    .text(rect.center(), Align2::CENTER_CENTER, text, font, colour);
             }
         }
         if response.has_focus() {
             let stroke = Stroke::new(2.0, ui.visuals().selection.stroke.color);
-            ui.painter().rect_stroke(rect, 0.0, stroke, StrokeKind::Outside);
+            ui.painter()
+                .rect_stroke(rect, 0.0, stroke, StrokeKind::Outside);
             hold_arrows(ui, &response);
         }
         let Some(grid) = grid else {
@@ -789,9 +816,8 @@ impl Steps {
         }
         if response.has_focus() {
             let pressed = |key| {
-                let pressed = |input: &mut egui::InputState| {
-                    input.consume_key(egui::Modifiers::NONE, key)
-                };
+                let pressed =
+                    |input: &mut egui::InputState| input.consume_key(egui::Modifiers::NONE, key);
                 isize::from(ui.input_mut(pressed))
             };
             let down = pressed(Key::ArrowDown) - pressed(Key::ArrowUp);
@@ -864,7 +890,11 @@ fn legend(summary: &Summary) -> [(&'static str, Color32); 3] {
         true => "references'",
         false => "reference",
     };
-    [(references, REFERENCE), ("context", CONTEXT), ("blend", BLEND)]
+    [
+        (references, REFERENCE),
+        ("context", CONTEXT),
+        ("blend", BLEND),
+    ]
 }
 
 /// What is said of a reply that is no answer.
@@ -923,7 +953,10 @@ fn draw(ui: &Ui, texture: &TextureHandle, rect: Rect, opacity: f32) {
 
 /// Puts a picture on the screen; its texture is made when it is another.
 fn show(place: &mut Option<Shown<Pixels>>, ui: &Ui, name: &str, pixels: Arc<Pixels>) {
-    if place.as_ref().is_some_and(|shown| Arc::ptr_eq(&shown.of, &pixels)) {
+    if place
+        .as_ref()
+        .is_some_and(|shown| Arc::ptr_eq(&shown.of, &pixels))
+    {
         return;
     }
     let image = ColorImage::from_rgb([pixels.width, pixels.height], &pixels.rgb);
@@ -955,7 +988,11 @@ fn warm(place: &mut Option<Heat>, ui: &Ui, plane: &Plane) {
 
 /// From nothing over red and yellow to white, the more opaque the hotter.
 fn heat(m: f32) -> Color32 {
-    let m = if m.is_finite() { m.clamp(0.0, 1.0) } else { 0.0 };
+    let m = if m.is_finite() {
+        m.clamp(0.0, 1.0)
+    } else {
+        0.0
+    };
     let ramp = |start: f32| ((3.0 * m - start).clamp(0.0, 1.0) * 255.0) as u8;
     let opaque = ((0.15 + 0.85 * m) * 255.0) as u8;
     Color32::from_rgba_unmultiplied(ramp(0.0), ramp(1.0), ramp(2.0), opaque)
@@ -964,7 +1001,8 @@ fn heat(m: f32) -> Color32 {
 fn heat_texture(ui: &Ui, plane: &Plane) -> TextureHandle {
     let pixels = plane.data.iter().map(|&m| heat(m)).collect();
     let image = ColorImage::new([plane.width, plane.height], pixels);
-    ui.ctx().load_texture("heat", image, TextureOptions::NEAREST)
+    ui.ctx()
+        .load_texture("heat", image, TextureOptions::NEAREST)
 }
 
 /// The planes of a row, the strongest cell of each side being 1: of a thousand keys each has little.
@@ -999,7 +1037,11 @@ fn strongest(plane: &Plane) -> String {
     let most = most.max_by(|a, b| a.1.total_cmp(&b.1));
     most.map_or_else(String::new, |(index, _)| {
         let width = plane.width.max(1);
-        format!("strongest at row {}, column {}", index / width, index % width)
+        format!(
+            "strongest at row {}, column {}",
+            index / width,
+            index % width
+        )
     })
 }
 
@@ -1034,12 +1076,27 @@ fn outline(painter: &egui::Painter, rect: Rect, plane: &Plane, colour: Color32) 
 }
 
 /// Marks a cell of a grid.
-fn mark(painter: &egui::Painter, rect: Rect, (row, column): (usize, usize), (h, w): (usize, usize)) {
+fn mark(
+    painter: &egui::Painter,
+    rect: Rect,
+    (row, column): (usize, usize),
+    (h, w): (usize, usize),
+) {
     let cell = rect.size() / vec2(w.max(1) as f32, h.max(1) as f32);
     let min = rect.min + vec2(column as f32, row as f32) * cell;
     let cell = Rect::from_min_size(min, cell.max(Vec2::splat(3.0)));
-    painter.rect_stroke(cell, 0.0, Stroke::new(3.0, Color32::BLACK), StrokeKind::Outside);
-    painter.rect_stroke(cell, 0.0, Stroke::new(1.5, Color32::WHITE), StrokeKind::Outside);
+    painter.rect_stroke(
+        cell,
+        0.0,
+        Stroke::new(3.0, Color32::BLACK),
+        StrokeKind::Outside,
+    );
+    painter.rect_stroke(
+        cell,
+        0.0,
+        Stroke::new(1.5, Color32::WHITE),
+        StrokeKind::Outside,
+    );
 }
 
 #[cfg(test)]
