@@ -515,7 +515,7 @@ fn what_is_computed_on_demand_is_what_a_run_records() {
 #[test]
 fn what_is_not_kept_is_said_and_never_drawn_again() {
     // No state, no trajectory: only what comes with the inputs is there, and those need the steps of others.
-    let ran = Ran::of("", &["latent", "trajectory"]);
+    let ran = Ran::of("", &["latent", "trajectory", "control"]);
     for (node, given) in [("layout", 0), ("draw", 1), ("inverted", 6)] {
         let reader = ran.reader(node);
         let summary = reader.summary().unwrap();

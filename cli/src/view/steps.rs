@@ -127,7 +127,7 @@ impl Steps {
             _ => {}
         }
         let Some(summary) = self.summary.clone() else {
-            self::tell(ui, &notices);
+            tell(ui, &notices);
             return;
         };
         egui::ScrollArea::vertical()
@@ -1063,8 +1063,8 @@ fn shares(gaze: &GazeAt) -> String {
 
 /// A line that is seen on anything: on a darker one.
 fn line(painter: &egui::Painter, ends: [Pos2; 2], colour: Color32) {
-    painter.line_segment(ends, Stroke::new(3.5, Color32::from_black_alpha(170)));
-    painter.line_segment(ends, Stroke::new(1.75, colour));
+    painter.line_segment(ends, Stroke::new(4.0, Color32::from_black_alpha(170)));
+    painter.line_segment(ends, Stroke::new(2.0, colour));
 }
 
 fn outline(painter: &egui::Painter, rect: Rect, plane: &Plane, colour: Color32) {
