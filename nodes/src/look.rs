@@ -28,8 +28,8 @@ use crate::diffusion::sampling::{
 };
 use crate::diffusion::solver::Sampler;
 use crate::diffusion::unet::grid_at;
-use crate::latent::invert;
 use crate::latent::Invert;
+use crate::latent::invert;
 use crate::payload::{Control, Image, Latent, Masks, Model, Trajectory};
 use crate::preview::{By, known_map, pictures};
 use crate::runtime::{Reports, Runtime, tensor_error};
@@ -381,7 +381,9 @@ impl Reader {
     pub fn subject(&self, whose: Whose) -> Option<String> {
         let links = |task: &Task, port: &str| -> Vec<usize> {
             let ports = task.inputs().iter().filter(|(name, _)| *name == port);
-            ports.flat_map(|(_, links)| links.iter().map(|(from, _)| *from)).collect()
+            ports
+                .flat_map(|(_, links)| links.iter().map(|(from, _)| *from))
+                .collect()
         };
         let text = |swap: &SwapAttention, whose| {
             let own = match whose {
@@ -400,13 +402,20 @@ impl Reader {
             if links(task, "context").contains(&self.task) {
                 return text(swap, Whose::Context);
             }
-            let index = links(task, "reference").iter().position(|from| *from == self.task)?;
+            let index = links(task, "reference")
+                .iter()
+                .position(|from| *from == self.task)?;
             text(swap, Whose::Reference(index))
         })
     }
 
     /// The node's inputs at these ports, from the cache or by running their nodes, which never draws a step.
-    fn inputs(&self, ports: &[&'static str], effort: Effort, cancel: &Cancel) -> Result<PortValues> {
+    fn inputs(
+        &self,
+        ports: &[&'static str],
+        effort: Effort,
+        cancel: &Cancel,
+    ) -> Result<PortValues> {
         let missing: Vec<&'static str> = {
             let held = lock(&self.inputs);
             (ports.iter().copied())
@@ -450,7 +459,8 @@ impl Reader {
             names.join(", ")
         };
         if forecast.total_calls() > 0 {
-            let drawn = names(&|index, _| forecast.calls.get(index).is_some_and(|&calls| calls > 0));
+            let drawn =
+                names(&|index, _| forecast.calls.get(index).is_some_and(|&calls| calls > 0));
             return Err(LookError::NotKept {
                 message: format!("the steps of {drawn} are not kept, and this node works on them"),
                 help: "run the workflow again, with room for them in the cache".to_owned(),
@@ -516,7 +526,7 @@ impl Reader {
                 "latent {k} of `{}` is not kept, and looking draws nothing again",
                 task.name()
             ),
-            help: "run the workflow again: what a run draws is kept while the cache has room (`--cache-size`)".to_owned(),
+            help: "run the workflow again: what a run draws is kept while the cache has room (`--ram-cache`, `--disk-cache`)".to_owned(),
         })
     }
 
@@ -532,12 +542,16 @@ impl Reader {
                 match &inputs.control {
                     Some(control) => {
                         let z = control.context.latents.get(k).cloned();
-                        z.ok_or_else(|| LookError::failed(format!("the context has no latent {k}")))?
+                        z.ok_or_else(|| {
+                            LookError::failed(format!("the context has no latent {k}"))
+                        })?
                     }
                     None => {
                         let model = &inputs.model.checkpoint;
                         let mask = inputs.mask.0.as_deref();
-                        node.start().begin(model, inputs.latent.as_deref(), mask)?.start
+                        node.start()
+                            .begin(model, inputs.latent.as_deref(), mask)?
+                            .start
                     }
                 }
             }
@@ -545,7 +559,9 @@ impl Reader {
                 let values = self.inputs(BLEND, effort, cancel)?;
                 let inputs = step_blend_sample::Inputs::from_values(values)?;
                 let model = &inputs.personalized.checkpoint;
-                node.start().begin(model, inputs.latent.as_deref(), None)?.start
+                node.start()
+                    .begin(model, inputs.latent.as_deref(), None)?
+                    .start
             }
         };
         Ok(z)
@@ -610,7 +626,9 @@ impl Reader {
     ) -> Result<Image> {
         let port = self.kind()?.model_port();
         let model = self.inputs(&[port], effort, cancel)?;
-        let model = model.get(port).and_then(|values| values.first()?.downcast::<Model>());
+        let model = model
+            .get(port)
+            .and_then(|values| values.first()?.downcast::<Model>());
         let model = model.ok_or_else(|| LookError::failed("the node has no model"))?;
         let one = z.narrow(0, image, 1).map_err(tensor_error)?;
         let picture = self.within(cancel, |reports| {
@@ -668,7 +686,10 @@ impl Reader {
             })
         })?;
         kept.ok_or_else(|| LookError::NotKept {
-            message: format!("what the masks of step {k} of `{}` are made of is not kept", task.name()),
+            message: format!(
+                "what the masks of step {k} of `{}` are made of is not kept",
+                task.name()
+            ),
             help: format!("run the workflow with its output `{}.masks`", task.name()),
         })
     }
@@ -700,7 +721,10 @@ impl Reader {
 
     /// Drops what the models hold where a run would.
     fn offload(&self) {
-        let runtime = self.engine.environment().and_then(|e| e.downcast_ref::<Runtime>());
+        let runtime = self
+            .engine
+            .environment()
+            .and_then(|e| e.downcast_ref::<Runtime>());
         if !runtime.is_some_and(|runtime| runtime.offload) {
             return;
         }
@@ -721,7 +745,9 @@ impl Reader {
         let (first, steps) = (self.first(), self.steps());
         if k < first {
             return Err(LookError::Failed {
-                message: format!("steps before {first} are taken over from the context as they are"),
+                message: format!(
+                    "steps before {first} are taken over from the context as they are"
+                ),
                 help: Some("look at them at the node that drew the context".to_owned()),
             });
         }
@@ -738,7 +764,8 @@ impl Reader {
     fn plain_call(&self, k: usize, effort: Effort, cancel: &Cancel) -> Result<PlainCall> {
         let scheduler = &self.note.model.scheduler;
         let schedule = self.note.trajectory.facts.schedule;
-        let schedule = schedule.unwrap_or_else(|| crate::diffusion::solver::Schedule::plain(self.steps()));
+        let schedule =
+            schedule.unwrap_or_else(|| crate::diffusion::solver::Schedule::plain(self.steps()));
         let timestep = Sampler::new(scheduler, schedule)?.timestep(k);
         let at = match self.kind()? {
             Kind::Invert(_) => k + 1,
@@ -822,7 +849,8 @@ impl Reader {
                         Some(z) => {
                             let grid = grid_of(z, level)?;
                             let sought = Sought::Map(grid);
-                            let found = retouch.look(k, z, sought, ddim, reports, &memory, calls)?;
+                            let found =
+                                retouch.look(k, z, sought, ddim, reports, &memory, calls)?;
                             let map = match found {
                                 Some(Found::Map(map)) => Some(map),
                                 _ => None,
@@ -834,13 +862,17 @@ impl Reader {
                             let source = retouch.source_of(branch)?;
                             let grid = match source.trajectory.get(k) {
                                 Some(z) => grid_of(z, level)?,
-                                None => return Err(NodeError::failed("a source without that step")),
+                                None => {
+                                    return Err(NodeError::failed("a source without that step"));
+                                }
                             };
                             let map = retouch
                                 .source_map(branch, k, level, ddim, reports, &memory, calls)?;
                             let span = match source.drawers.get(k) {
                                 Some(step) => step.draws.span(subject)?,
-                                None => return Err(NodeError::failed("a source without that step")),
+                                None => {
+                                    return Err(NodeError::failed("a source without that step"));
+                                }
                             };
                             (map, span, grid)
                         }
@@ -858,7 +890,9 @@ impl Reader {
             };
         }
         if whose != Whose::Own {
-            return Err(LookError::failed("the node has no context and no reference"));
+            return Err(LookError::failed(
+                "the node has no context and no reference",
+            ));
         }
         let facts = &self.note.trajectory.facts;
         let size = (facts.height, facts.width);
@@ -867,7 +901,12 @@ impl Reader {
         let call = self.plain_call(k, effort, cancel)?;
         let maps = self.within(cancel, |reports| {
             let memory = Remembers::new(reports.0);
-            let draws = Prompted::new(&call.model.checkpoint, &call.prompt, &call.negative, reports);
+            let draws = Prompted::new(
+                &call.model.checkpoint,
+                &call.prompt,
+                &call.negative,
+                reports,
+            );
             // A swap that this is a source of may have had it kept.
             let kept = memory.call(Branch::Plain, Half::Prompt, k);
             let kept = kept.and_then(|kept| memory.part(&kept, CallPart::Map(level)));
@@ -946,8 +985,12 @@ impl Reader {
             }
             let call = self.plain_call(k, effort, cancel)?;
             let found = self.within(cancel, |reports| {
-                let draws =
-                    Prompted::new(&call.model.checkpoint, &call.prompt, &call.negative, reports);
+                let draws = Prompted::new(
+                    &call.model.checkpoint,
+                    &call.prompt,
+                    &call.negative,
+                    reports,
+                );
                 plain_look(&draws, &call, k, sought, reports)
             });
             self.offload();
@@ -973,7 +1016,9 @@ impl Reader {
     #[must_use]
     pub fn recent(&self, k: usize, site: usize) -> Option<Arc<Gaze>> {
         let mut gazes = lock(&self.gazes);
-        let at = gazes.iter().position(|(step, of, _)| (*step, *of) == (k, site))?;
+        let at = gazes
+            .iter()
+            .position(|(step, of, _)| (*step, *of) == (k, site))?;
         let found = gazes.remove(at)?;
         let gaze = found.2.clone();
         gazes.push_back(found);
@@ -994,7 +1039,15 @@ fn plain_look(
     reports: &Reports<'_>,
 ) -> Result<Found> {
     let drawer = draws.drawer()?;
-    let found = look(drawer, call.guidance, &call.z, call.timestep, k, sought, reports)?;
+    let found = look(
+        drawer,
+        call.guidance,
+        &call.z,
+        call.timestep,
+        k,
+        sought,
+        reports,
+    )?;
     Ok(found)
 }
 
@@ -1041,7 +1094,10 @@ impl Host for Glass<'_> {
         &**self.reader.engine.files()
     }
     fn environment(&self) -> Option<&(dyn Any + Send + Sync)> {
-        self.reader.engine.environment().map(|environment| &**environment)
+        self.reader
+            .engine
+            .environment()
+            .map(|environment| &**environment)
     }
     fn chain(&self) -> Option<&Chain> {
         let task = self.reader.plan.task(self.reader.task)?;

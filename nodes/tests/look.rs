@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::Tensor;
 use retouch_graph::{
-    Cache, Cancel, Engine, HostCache, Key, NodeError, Outputs, Plan, Previewer, Quality, RunOptions,
-    RunReport, Settings, Silent, Value,
+    Cache, Cancel, Engine, HostCache, Key, NodeError, Outputs, Plan, Previewer, Quality,
+    RunOptions, RunReport, Settings, Silent, Value,
 };
 use retouch_nodes::Runtime;
 use retouch_nodes::diffusion::control::{
@@ -112,7 +112,10 @@ impl Previewer for Shown {
     }
     fn show(&self, node: &str, done: usize, _: usize, picture: &Value) -> Result<(), NodeError> {
         let image = picture.downcast::<Image>().unwrap();
-        self.0.lock().unwrap().insert((node.to_owned(), done), image);
+        self.0
+            .lock()
+            .unwrap()
+            .insert((node.to_owned(), done), image);
         Ok(())
     }
 }
@@ -136,7 +139,9 @@ impl Ran {
             previewer: Some(shown.clone()),
             ..RunOptions::default()
         };
-        let report = engine.run(&plan, &Silent, &Cancel::new(), &options).unwrap();
+        let report = engine
+            .run(&plan, &Silent, &Cancel::new(), &options)
+            .unwrap();
         Self {
             engine,
             plan,
@@ -150,7 +155,11 @@ impl Ran {
     }
 
     fn output<T: retouch_graph::Payload>(&self, name: &str) -> Arc<T> {
-        let output = self.report.outputs.iter().find(|output| output.name == name);
+        let output = self
+            .report
+            .outputs
+            .iter()
+            .find(|output| output.name == name);
         output.unwrap().value.downcast::<T>().unwrap()
     }
 }
@@ -174,7 +183,9 @@ fn pictures_are_those_of_the_previews_and_masks_those_of_the_node_and_nothing_is
             // Both pictures of the batch stand side by side in a preview.
             let preview = &shown[&(node.to_owned(), k)];
             for image in 0..2 {
-                let picture = reader.picture(k, image, Quality::Quick, Effort::Kept, &go()).unwrap();
+                let picture = reader
+                    .picture(k, image, Quality::Quick, Effort::Kept, &go())
+                    .unwrap();
                 let (width, _) = picture.size();
                 let half = preview.rgb.narrow(3, image * width, width).unwrap();
                 let half = half.contiguous().unwrap();
@@ -239,7 +250,10 @@ fn masks_that_no_output_gave_are_made_of_what_is_kept_of_the_calls() {
     assert_eq!(reader.calls(), 0);
     // Without them they are said to be gone.
     let ran = Ran::of("", &["masks", "trajectory", "part"]);
-    let error = ran.reader("draw").masks(3, Effort::Calls, &go()).unwrap_err();
+    let error = ran
+        .reader("draw")
+        .masks(3, Effort::Calls, &go())
+        .unwrap_err();
     assert!(matches!(error, LookError::NotKept { .. }), "{error}");
 }
 
@@ -272,7 +286,13 @@ impl AttentionControl for Note {
 }
 
 /// Queries and keys `[B, N, C]` of a site in a plain call of the prompt's half, and the number of heads.
-fn plain_call(model: &Model, prompt: &str, z: &Tensor, k: usize, site: usize) -> (Tensor, Tensor, usize) {
+fn plain_call(
+    model: &Model,
+    prompt: &str,
+    z: &Tensor,
+    k: usize,
+    site: usize,
+) -> (Tensor, Tensor, usize) {
     let model = &model.checkpoint;
     let conditions = Conditions::encode(model, prompt, "", &Quiet).unwrap();
     let text = Text::new(conditions.prompt.states);
@@ -288,7 +308,11 @@ fn plain_call(model: &Model, prompt: &str, z: &Tensor, k: usize, site: usize) ->
         rows: Rows::new(Branch::Plain, images, false),
     };
     let mut note = Note(site, None);
-    model.unet().unwrap().forward(call, &mut note, model.unet_kernel()).unwrap();
+    model
+        .unet()
+        .unwrap()
+        .forward(call, &mut note, model.unet_kernel())
+        .unwrap();
     note.1.unwrap()
 }
 
@@ -378,7 +402,10 @@ fn a_querys_row_is_the_softmax_over_what_it_met_at_the_step_and_sums_to_one() {
     let gaze = invert.attention(4, 2, Effort::Calls, &go()).unwrap();
     let (q, keys, heads) = plain_call(&personal, "", &inverted.latents[5], 4, 2);
     let row = gaze.row(0, (0, 1), None).unwrap();
-    close(&row.planes[0].1.data, &plainly(&q, &keys, heads, 0, 1, None, &|_| true));
+    close(
+        &row.planes[0].1.data,
+        &plainly(&q, &keys, heads, 0, 1, None, &|_| true),
+    );
 
     // The swap: the context's queries and then the target's own, over the reference's keys inside its mask and over the
     // context's.
@@ -428,7 +455,10 @@ fn a_querys_row_is_the_softmax_over_what_it_met_at_the_step_and_sums_to_one() {
     let alone = draw.attention(4, 3, Effort::Calls, &go()).unwrap();
     let (q, keys, heads) = plain_call(&personal, own, &target.latents[4], 4, 3);
     let row = alone.row(1, (0, 0), None).unwrap();
-    close(&row.planes[0].1.data, &plainly(&q, &keys, heads, 1, 0, None, &|_| true));
+    close(
+        &row.planes[0].1.data,
+        &plainly(&q, &keys, heads, 1, 0, None, &|_| true),
+    );
     // The steps before are another node's.
     assert!(draw.attention(0, site, Effort::Calls, &go()).is_err());
     assert!(draw.attention(6, site, Effort::Calls, &go()).is_err());
@@ -467,7 +497,10 @@ fn what_is_computed_on_demand_is_what_a_run_records() {
     assert_eq!(demand.calls(), 4 + 2 + 1);
     // The layout's own map of a step that the swap had recorded is the context's.
     let layout = of(&ran.reader("layout"), 3, Whose::Own, Effort::Kept).unwrap();
-    assert_eq!(numbers(&layout), numbers(&of(&kept, 3, Whose::Context, Effort::Kept).unwrap()));
+    assert_eq!(
+        numbers(&layout),
+        numbers(&of(&kept, 3, Whose::Context, Effort::Kept).unwrap())
+    );
     let computed = of(&bare.reader("layout"), 3, Whose::Own, Effort::Calls).unwrap();
     assert_eq!(numbers(&layout), numbers(&computed));
     // Queries and keys: those that were kept, and the same called for.
@@ -482,7 +515,7 @@ fn what_is_computed_on_demand_is_what_a_run_records() {
 #[test]
 fn what_is_not_kept_is_said_and_never_drawn_again() {
     // No state, no trajectory: only what comes with the inputs is there, and those need the steps of others.
-    let ran = Ran::of("", &["latent", "trajectory"]);
+    let ran = Ran::of("", &["latent", "trajectory", "control"]);
     for (node, given) in [("layout", 0), ("draw", 1), ("inverted", 6)] {
         let reader = ran.reader(node);
         let summary = reader.summary().unwrap();
@@ -490,13 +523,18 @@ fn what_is_not_kept_is_said_and_never_drawn_again() {
         assert_eq!(summary.latents[3], Place::Gone);
         for error in [
             reader.latent(3, Effort::Calls, &go()).unwrap_err(),
-            reader.picture(3, 0, Quality::Quick, Effort::Calls, &go()).unwrap_err(),
+            reader
+                .picture(3, 0, Quality::Quick, Effort::Calls, &go())
+                .unwrap_err(),
             reader.attention(3, 10, Effort::Calls, &go()).unwrap_err(),
         ] {
             let LookError::NotKept { message, help } = error else {
                 panic!("{error:?}");
             };
-            assert!(message.contains("not kept") && help.contains("run"), "{message}; {help}");
+            assert!(
+                message.contains("not kept") && help.contains("run"),
+                "{message}; {help}"
+            );
         }
         assert_eq!(reader.calls(), 0);
     }
@@ -506,7 +544,10 @@ fn what_is_not_kept_is_said_and_never_drawn_again() {
     let whole = Ran::of(ALL, &[]).output::<Trajectory>("context");
     assert_eq!(bits(&noise), bits(&whole.latents[0]));
     // The target's start is its context's, which would have to be drawn.
-    let error = ran.reader("draw").latent(1, Effort::Calls, &go()).unwrap_err();
+    let error = ran
+        .reader("draw")
+        .latent(1, Effort::Calls, &go())
+        .unwrap_err();
     assert!(matches!(error, LookError::NotKept { .. }), "{error}");
 }
 
@@ -520,16 +561,26 @@ fn a_look_is_cancelled_and_what_takes_a_network_is_left_while_a_run_goes_on() {
     assert_eq!(error, LookError::Cancelled);
     for error in [
         reader.attention(5, 10, Effort::Kept, &go()).unwrap_err(),
-        reader.picture(5, 0, Quality::Exact, Effort::Kept, &go()).unwrap_err(),
+        reader
+            .picture(5, 0, Quality::Exact, Effort::Kept, &go())
+            .unwrap_err(),
     ] {
         assert!(matches!(error, LookError::Takes(_)), "{error}");
     }
     assert_eq!(reader.calls(), 0);
-    let exact = reader.picture(5, 1, Quality::Exact, Effort::Calls, &go()).unwrap();
-    let quick = reader.picture(5, 1, Quality::Quick, Effort::Calls, &go()).unwrap();
+    let exact = reader
+        .picture(5, 1, Quality::Exact, Effort::Calls, &go())
+        .unwrap();
+    let quick = reader
+        .picture(5, 1, Quality::Quick, Effort::Calls, &go())
+        .unwrap();
     assert_eq!(exact.size(), quick.size());
     assert_ne!(bits(&exact.rgb), bits(&quick.rgb));
-    assert!(reader.picture(5, 2, Quality::Quick, Effort::Calls, &go()).is_err());
+    assert!(
+        reader
+            .picture(5, 2, Quality::Quick, Effort::Calls, &go())
+            .is_err()
+    );
     // No sampler, no steps.
     assert!(Reader::of_node(ran.engine.clone(), ran.plan.clone(), "photo").is_none());
     assert_eq!(ran.plan.tasks().filter(|task| Reader::can(task)).count(), 3);

@@ -569,6 +569,7 @@ impl Steps {
         let size = fit(side, summary.latent);
         ui.horizontal_wrapped(|ui| {
             ui.vertical(|ui| {
+                ui.set_max_width(side);
                 let rect = self.main_picture(ui, size, k, summary, grid);
                 if let Some(heat) = &self.heat {
                     draw(ui, &heat.texture, rect, self.opacity());
@@ -599,6 +600,7 @@ impl Steps {
             });
             for (whose, heat) in &self.looks {
                 ui.vertical(|ui| {
+                    ui.set_max_width(side);
                     let size = fit(side, heat.of.grid());
                     let (rect, response) = ui.allocate_exact_size(size, Sense::hover());
                     let name = format!("Self-attention to {}", name_of(*whose, summary));
@@ -863,6 +865,7 @@ fn where_is(summary: &Summary, k: usize) -> String {
     let kept = summary.kept();
     let all = summary.latents.len();
     let here = match summary.latents.get(k) {
+        Some(Place::Kept("disk")) => "on disk".to_owned(),
         Some(Place::Kept(place)) => format!("in {place}"),
         Some(Place::Given) => "comes with the inputs".to_owned(),
         Some(Place::Gone) | None => "not kept".to_owned(),
@@ -1061,8 +1064,8 @@ fn shares(gaze: &GazeAt) -> String {
 
 /// A line that is seen on anything: on a darker one.
 fn line(painter: &egui::Painter, ends: [Pos2; 2], colour: Color32) {
-    painter.line_segment(ends, Stroke::new(3.5, Color32::from_black_alpha(170)));
-    painter.line_segment(ends, Stroke::new(1.75, colour));
+    painter.line_segment(ends, Stroke::new(4.0, Color32::from_black_alpha(170)));
+    painter.line_segment(ends, Stroke::new(2.0, colour));
 }
 
 fn outline(painter: &egui::Painter, rect: Rect, plane: &Plane, colour: Color32) {

@@ -495,7 +495,12 @@ impl<'a> Swap<'a> {
     ///
     /// # Errors
     /// When a branch lacks what the site needs.
-    pub fn gaze(&self, site: usize, heads: Heads, own: Option<(&Qkv, Site)>) -> Result<Option<Gaze>> {
+    pub fn gaze(
+        &self,
+        site: usize,
+        heads: Heads,
+        own: Option<(&Qkv, Site)>,
+    ) -> Result<Option<Gaze>> {
         let rows = |of: &Qkv, at: &Site| match at.rows.half(Half::Prompt) {
             Some(rows) => of.rows(&rows),
             None => Err(Error::request("the call has no prompt half")),
@@ -528,7 +533,11 @@ impl<'a> Swap<'a> {
         if let Some(met) = &meeting.outside {
             // Context and target are of one size.
             grid = met.grids.first().copied().or(grid);
-            let whose: Vec<_> = met.grids.iter().map(|grid| (Whose::Context, *grid)).collect();
+            let whose: Vec<_> = met
+                .grids
+                .iter()
+                .map(|grid| (Whose::Context, *grid))
+                .collect();
             seen.push(Seen::of(&met.k, &whose, None)?);
         }
         let Some(grid) = grid else {

@@ -183,7 +183,10 @@ impl Gaze {
                     .iter()
                     .map(|&key| {
                         let key = &keys[key * width..][part.clone()];
-                        let products = own.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k));
+                        let products = own
+                            .iter()
+                            .zip(key)
+                            .map(|(q, k)| f64::from(*q) * f64::from(*k));
                         products.sum::<f64>() * self.heads.scale
                     })
                     .collect();
@@ -230,28 +233,39 @@ pub fn outlines(plane: &Plane) -> Vec<[f32; 4]> {
         y > 0 && x > 0 && y <= h && x <= w && plane.data[(y - 1) * w + x - 1] >= 0.5
     };
     let mut lines = Vec::new();
-    let mut along = |count: usize, length: usize, edge: &dyn Fn(usize, usize) -> bool, upright: bool| {
-        for at in 0..count {
-            let mut from = None;
-            for place in 0..=length {
-                let is_edge = place < length && edge(at, place);
-                match (from, is_edge) {
-                    (None, true) => from = Some(place),
-                    (Some(start), false) => {
-                        let [at, start, end] = [at, start, place].map(|n| n as f32);
-                        lines.push(match upright {
-                            true => [at, start, at, end],
-                            false => [start, at, end, at],
-                        });
-                        from = None;
+    let mut along =
+        |count: usize, length: usize, edge: &dyn Fn(usize, usize) -> bool, upright: bool| {
+            for at in 0..count {
+                let mut from = None;
+                for place in 0..=length {
+                    let is_edge = place < length && edge(at, place);
+                    match (from, is_edge) {
+                        (None, true) => from = Some(place),
+                        (Some(start), false) => {
+                            let [at, start, end] = [at, start, place].map(|n| n as f32);
+                            lines.push(match upright {
+                                true => [at, start, at, end],
+                                false => [start, at, end, at],
+                            });
+                            from = None;
+                        }
+                        _ => {}
                     }
-                    _ => {}
                 }
             }
-        }
-    };
-    along(h + 1, w, &|y, x| inside(y, x + 1) != inside(y + 1, x + 1), false);
-    along(w + 1, h, &|x, y| inside(y + 1, x) != inside(y + 1, x + 1), true);
+        };
+    along(
+        h + 1,
+        w,
+        &|y, x| inside(y, x + 1) != inside(y + 1, x + 1),
+        false,
+    );
+    along(
+        w + 1,
+        h,
+        &|x, y| inside(y + 1, x) != inside(y + 1, x + 1),
+        true,
+    );
     lines
 }
 
@@ -300,7 +314,11 @@ mod tests {
         assert_eq!(row.planes[1].0, Whose::Reference(1));
         assert_eq!(row.planes[1].1.data, [0.0]);
         let mean = gaze.row(0, (0, 0), None).unwrap();
-        let sums: Vec<f32> = mean.planes.iter().map(|(_, p)| p.data.iter().sum()).collect();
+        let sums: Vec<f32> = mean
+            .planes
+            .iter()
+            .map(|(_, p)| p.data.iter().sum())
+            .collect();
         assert!((sums[0] + sums[1] - 1.0).abs() < 1e-6 && (sums[2] - 1.0).abs() < 1e-6);
         assert!(gaze.row(1, (0, 0), None).is_err());
         assert!(gaze.row(0, (1, 0), None).is_err());

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Checkpoint;
 use super::control::{
-    Action, AttentionControl, AttentionKind, Branch, Capture, Given, Half, MapRecorder, Part, Rows, Store, Swap,
-    Untouched,
+    Action, AttentionControl, AttentionKind, Branch, Capture, Given, Half, MapRecorder, Part, Rows,
+    Store, Swap, Untouched,
 };
 use super::gaze::{Gaze, Heads};
 use super::masks::{Plane, Threshold, subject_maps};
