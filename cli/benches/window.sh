@@ -65,7 +65,7 @@ picture 2-done
 
 # An edit while the window is open: what it touches runs again.
 sed -i 's/blend_steps: {type: steps, default: 20%/blend_steps: {type: steps, default: 24%/' "$file"
-await '"node_resumed"' 2
+await '"node_resumed"' 1
 picture 3-edited
 await '"run_finished"' 2
 
@@ -93,6 +93,6 @@ await '"node_progress"' 1
 runs="$(grep -c '"run_started"' "$log")"
 await '"run_started"' "$runs"
 sleep 0.5
-xdotool windowclose "$window" 2>/dev/null || xdotool windowkill "$window"
+xdotool windowquit "$window"
 wait "$view" || { echo "the program ended with $?" >&2; cat "$work/errors" >&2; exit 1; }
 tail -1 "$log"

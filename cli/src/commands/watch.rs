@@ -62,6 +62,7 @@ pub enum Wish {
 
 /// Where wishes are sent.
 #[derive(Clone)]
+#[cfg_attr(not(feature = "view"), allow(dead_code))]
 pub struct Wishes(Sender<Signal>);
 
 impl Wishes {
@@ -73,6 +74,7 @@ impl Wishes {
 }
 
 /// What is about to run.
+#[cfg_attr(not(feature = "view"), allow(dead_code))]
 pub struct Planned<'a> {
     /// What would run.
     pub plan: &'a Arc<Plan>,
@@ -121,6 +123,7 @@ impl Listener for Beside<'_> {
 
 /// Somebody who looks on, and whether there are runs to look at.
 #[derive(Clone, Copy)]
+#[cfg_attr(not(feature = "view"), allow(dead_code))]
 pub struct Looking<'a> {
     /// Who looks on.
     pub onlooker: &'a dyn Onlooker,

@@ -264,12 +264,19 @@ fn picture(args: &ViewArgs, file: &Path) -> Result<Exit, Failure> {
     let ctx = Context::default();
     let options = Options::of(args);
     let faults = !desk.model().faults.is_empty();
+    let (width, height) = args.size.unwrap_or(SIZE);
+    // Nobody is there to drag it: steps and params take more room than pictures.
+    let share = match options.tab {
+        Some(Tab::Steps | Tab::Params) => 0.56,
+        _ => 0.44,
+    };
     let start = Start {
         desk: Arc::clone(&desk),
         wish: Box::new(|_| {}),
         engine: Some(begun.engine),
         memory: Memory {
             colours: options.colours.unwrap_or(Colours::Dark),
+            below: f32::from(height) * share,
             ..Memory::default()
         },
         memory_file: None,
@@ -279,7 +286,6 @@ fn picture(args: &ViewArgs, file: &Path) -> Result<Exit, Failure> {
         ends: false,
     };
     let mut app = App::new(start);
-    let (width, height) = args.size.unwrap_or(SIZE);
     let size = vec2(f32::from(width), f32::from(height));
     let bytes = canvas.draw(&mut app, &ctx, size, args.scale)?;
     crate::store::write_whole(file, &bytes)
