@@ -63,6 +63,14 @@ await '"run_finished"' 1
 key g
 picture 2-done
 
+# Steps: the scrubber takes the pointer, then the keys.
+key 2
+sleep 1
+xdotool mousemove 600 712 click 1
+sleep 0.5
+key Left Left Left
+picture 2-steps
+
 # An edit while the window is open: what it touches runs again.
 sed -i 's/blend_steps: {type: steps, default: 20%/blend_steps: {type: steps, default: 24%/' "$file"
 await '"node_resumed"' 1
@@ -72,7 +80,7 @@ await '"run_finished"' 2
 # A broken edit is told, and the window stays.
 sed -i 's/op: step_blend_sample/op: step_blend_sampel/' "$file"
 await '"fault"' 1
-key 2
+key 4
 picture 4-broken
 sed -i 's/op: step_blend_sampel/op: step_blend_sample/' "$file"
 await '"run_finished"' 3

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use eframe::egui::{
-    self, Align2, Color32, CornerRadius, FontId, Galley, Key, Modifiers, MouseWheelUnit, Painter,
-    Pos2, Rect, Response, Sense, Shape, Stroke, StrokeKind, Ui, Vec2, WidgetInfo, WidgetType, pos2,
-    vec2,
+    self, Align2, Color32, CornerRadius, FontId, Galley, Key, Mesh, Modifiers, MouseWheelUnit,
+    Painter, Pos2, Rect, Response, Sense, Shape, Stroke, StrokeKind, Ui, Vec2, WidgetInfo,
+    WidgetType, pos2, vec2,
 };
 
 use crate::view::layout::{self, HEADER, Item, Layout, Place, Route};
@@ -395,22 +395,25 @@ impl Canvas {
         ui.data(|data| data.get_temp(id)).unwrap_or(false)
     }
 
+    /// A grid of dots, as one mesh: there are many.
     fn dots(&self, painter: &Painter, rect: Rect, colours: Palette) {
         let step = 28.0 * self.zoom;
-        if step < 12.0 {
+        if step < 14.0 {
             return;
         }
         let start = vec2(self.pan.x.rem_euclid(step), self.pan.y.rem_euclid(step));
+        let mut mesh = Mesh::default();
         let mut y = rect.top() + start.y;
         while y < rect.bottom() {
             let mut x = rect.left() + start.x;
             while x < rect.right() {
                 let dot = Rect::from_center_size(pos2(x, y), Vec2::splat(1.5));
-                painter.rect_filled(dot, 0.0, colours.dots);
+                mesh.add_colored_rect(dot, colours.dots);
                 x += step;
             }
             y += step;
         }
+        painter.add(mesh);
     }
 
     fn frame(&mut self, ui: &mut Ui, pen: &Pen<'_>, model: &Model, group: usize, rect: Rect) {
@@ -472,18 +475,18 @@ impl Canvas {
             Sense::CLICK
         };
         let response = ui.interact(rect, id, sense);
-        let words;
+        let (words, brief);
         let (mark, share, label, below) = match item {
             Item::Node(node) => {
                 let state = model.state_of(node);
-                words = state.words();
+                (words, brief) = (state.words(), state.brief());
                 let node = &graph.nodes[node];
                 (state.mark(), state.share(), &node.label, node.op)
             }
             Item::Group(group) => {
                 let group = &graph.groups[group];
                 let (mark, text, share) = model.state_of_group(group);
-                words = text;
+                (words, brief) = (text.clone(), text);
                 (mark, share, &group.label, "")
             }
         };
@@ -574,7 +577,11 @@ impl Canvas {
             colour,
         );
         // Where there is no room for more than the name, the name takes it.
-        let size = if details { 14.0 } else { (9.5 / zoom).min(24.0) };
+        let size = if details {
+            14.0
+        } else {
+            (9.5 / zoom).min(24.0)
+        };
         pen.line(&inside, pos2(left, name_y), label, size, strong, room);
         if details {
             let count;
@@ -596,7 +603,7 @@ impl Canvas {
             pen.line(
                 &inside,
                 pos2(left, rect.top() + 50.5 * zoom),
-                &words,
+                &brief,
                 11.5,
                 colour,
                 room,
@@ -717,8 +724,10 @@ impl Pen<'_> {
             (false, false) => colour.gamma_multiply(0.75),
         };
         let width = if strong { 2.4 } else { 1.6 } * self.zoom.clamp(0.5, 1.4);
-        self.painter
-            .add(Shape::line(curve(&points), Stroke::new(width, colour)));
+        for line in curve(&points, self.painter.clip_rect()) {
+            self.painter
+                .add(Shape::line(line, Stroke::new(width, colour)));
+        }
         if self.zoom >= DETAILS.1
             && let (Some(first), Some(last)) = (points.first(), points.last())
         {
@@ -765,22 +774,36 @@ impl Pen<'_> {
     }
 }
 
-/// A smooth line that leaves and enters every point to the right.
-fn curve(points: &[Pos2]) -> Vec<Pos2> {
-    /// Pieces of each bend.
-    const PIECES: usize = 12;
-    let mut line: Vec<Pos2> = points.first().copied().into_iter().collect();
+/// A smooth line that leaves and enters every point to the right, as far as it can be seen: a long link is cut into the parts
+/// that are.
+fn curve(points: &[Pos2], clip: Rect) -> Vec<Vec<Pos2>> {
+    /// Points of the screen for a piece of a bend, and the most pieces.
+    const PIECE: (f32, usize) = (9.0, 12);
+    let mut lines: Vec<Vec<Pos2>> = Vec::new();
+    let mut line: Vec<Pos2> = Vec::new();
     for pair in points.windows(2) {
         let [a, b] = pair else { continue };
-        if (a.y - b.y).abs() < 0.5 {
+        // Handles as long as half of the way, and never so short that a link that goes back is a needle.
+        let reach = ((b.x - a.x).abs() / 2.0).max((b.y - a.y).abs().min(60.0) / 3.0);
+        let bounds = Rect::from_two_pos(*a, *b).expand2(vec2(reach, 4.0));
+        if !clip.intersects(bounds) {
+            if line.len() > 1 {
+                lines.push(std::mem::take(&mut line));
+            }
+            line.clear();
+            continue;
+        }
+        if line.is_empty() {
+            line.push(*a);
+        }
+        if (a.y - b.y).abs() < 0.5 && b.x >= a.x {
             line.push(*b);
             continue;
         }
-        // Handles as long as half of the way, and never so short that a link that goes back is a needle.
-        let reach = ((b.x - a.x).abs() / 2.0).max((b.y - a.y).abs().min(60.0) / 3.0);
         let (c, d) = (*a + vec2(reach, 0.0), *b - vec2(reach, 0.0));
-        for piece in 1..=PIECES {
-            let t = piece as f32 / PIECES as f32;
+        let pieces = ((a.distance(*b) / PIECE.0) as usize).clamp(3, PIECE.1);
+        for piece in 1..=pieces {
+            let t = piece as f32 / pieces as f32;
             let s = 1.0 - t;
             let point = a.to_vec2() * (s * s * s)
                 + c.to_vec2() * (3.0 * s * s * t)
@@ -789,5 +812,8 @@ fn curve(points: &[Pos2]) -> Vec<Pos2> {
             line.push(point.to_pos2());
         }
     }
-    line
+    if line.len() > 1 {
+        lines.push(line);
+    }
+    lines
 }

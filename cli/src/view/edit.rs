@@ -25,7 +25,7 @@ pub enum Place {
     /// The default of a param.
     Param(String),
     /// The default of an input that is a value, of a reusable workflow. No panel offers it yet: such a file cannot run alone.
-    #[cfg_attr(not(test), allow(dead_code))]
+    #[allow(dead_code)]
     Input(String),
     /// A parameter of a node.
     Field {

@@ -234,7 +234,10 @@ fn level(
         match block {
             Block::Item(Item::Node(node)) => {
                 let node = &graph.nodes[*node];
-                sizes.push((width_of(&node.label, node.op), NODE_HEIGHT));
+                let width = width_of(&node.label, node.op);
+                // `1.8 s, from 10 of 50`
+                let least = if node.steps.is_some() { 166.0 } else { 0.0 };
+                sizes.push((width.max(least), NODE_HEIGHT));
                 inner.push(None);
             }
             Block::Item(Item::Group(group)) => {

@@ -341,6 +341,18 @@ impl State {
         }
     }
 
+    /// In words that fit into a box.
+    #[must_use]
+    pub fn brief(&self) -> String {
+        match self {
+            Self::Done {
+                seconds,
+                resumed: Some((at, of)),
+            } if at < of => format!("{}, from {at} of {of}", crate::progress::duration(*seconds)),
+            other => other.words(),
+        }
+    }
+
     /// How much of it is done, from 0 to 1, while it runs.
     #[must_use]
     pub fn share(&self) -> Option<f32> {
@@ -777,7 +789,9 @@ impl Model {
                         RunStatus::Cancelled => format!("stopped after {took}"),
                     }
                 }
-                None if self.phase == Phase::Over => "what the caches know; nothing was run".to_owned(),
+                None if self.phase == Phase::Over => {
+                    "what the caches know; nothing was run".to_owned()
+                }
                 None => "waiting for an edit".to_owned(),
             },
         }

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use eframe::egui::{self, Context, FullOutput, Rect, TextureId, Vec2, ViewportId};
 use eframe::egui_wgpu::{
-    RenderState, RendererOptions, ScreenDescriptor, WgpuConfiguration, WgpuError, WgpuSetup, WgpuSetupCreateNew,
+    RenderState, RendererOptions, ScreenDescriptor, WgpuConfiguration, WgpuError, WgpuSetup,
+    WgpuSetupCreateNew,
 };
 use retouch_graph::Code;
 
@@ -375,8 +376,8 @@ mod tests {
         );
     }
 
-    #[test]
-    fn the_window_looks_as_it_did() {
+    /// The window as it was drawn before: `UPDATE_SNAPSHOTS=1` draws what it is compared with anew.
+    fn looks_as_it_did(name: &str, colours: Colours) {
         if canvas().is_none() {
             return;
         }
@@ -385,16 +386,24 @@ mod tests {
             .threshold(1.2)
             .failed_pixel_count_threshold(1500)
             .output_path("src/view/snapshots");
-        for (name, colours) in [("dark", Colours::Dark), ("light", Colours::Light)] {
-            let app = app(colours, Tab::Pictures, Some("retouch/inner/draw"));
-            let mut window = Harness::builder()
-                .with_size(vec2(1000.0, 640.0))
-                .with_theme(Theme::Dark)
-                .with_max_steps(12)
-                .wgpu()
-                .build_state(|ctx, app: &mut App| app.ui(ctx), app);
-            window.run();
-            window.snapshot_options(name, &options);
-        }
+        let app = app(colours, Tab::Pictures, Some("retouch/inner/draw"));
+        let mut window = Harness::builder()
+            .with_size(vec2(1000.0, 640.0))
+            .with_theme(Theme::Dark)
+            .with_max_steps(12)
+            .wgpu()
+            .build_state(|ctx, app: &mut App| app.ui(ctx), app);
+        window.run();
+        window.snapshot_options(name, &options);
+    }
+
+    #[test]
+    fn the_window_looks_as_it_did_in_the_dark() {
+        looks_as_it_did("dark", Colours::Dark);
+    }
+
+    #[test]
+    fn the_window_looks_as_it_did_in_the_light() {
+        looks_as_it_did("light", Colours::Light);
     }
 }

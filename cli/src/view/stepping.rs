@@ -124,6 +124,8 @@ impl Stepping {
         };
         if let Some(step) = self.to.take() {
             looked.steps.go_to(step);
+            // Who asks for a step wants to see what it looked at.
+            looked.steps.set_layers(true, true, false);
         }
         match &mut looked.looks {
             Some(looks) => looked.steps.show(ui, looks),

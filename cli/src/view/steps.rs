@@ -93,6 +93,7 @@ impl std::fmt::Debug for Steps {
 
 impl Steps {
     /// Begins at the finished latent.
+    #[cfg(test)]
     #[must_use]
     pub fn new() -> Self {
         Self::default()

@@ -169,7 +169,8 @@ pub fn install(ctx: &Context) {
                 widget.weak_bg_fill = fill;
                 widget.fg_stroke = Stroke::new(1.0, text);
                 widget.bg_stroke = Stroke::new(1.0, colours.line);
-                widget.corner_radius = CornerRadius::same(6);
+                // Small enough that a box to tick is a square.
+                widget.corner_radius = CornerRadius::same(4);
                 widget.expansion = 0.0;
             }
         });
