@@ -34,6 +34,9 @@ pub enum Command {
     Run(RunArgs),
     /// Run a workflow, and again whenever something that it reads changes.
     Watch(WatchArgs),
+    /// Watch a workflow in a window: its graph, its pictures, what each step did; or draw that to a file.
+    #[cfg(feature = "view")]
+    View(ViewArgs),
     /// Run a workflow for many values of its params; what the runs have in common is made once.
     Sweep(SweepArgs),
     /// Report every fault of workflows without running them.
@@ -105,7 +108,9 @@ impl Command {
     pub fn json(&self) -> bool {
         match self {
             Self::Run(args) => args.json,
-            Self::Watch(args) => args.json,
+            Self::Watch(args) => args.follow.json,
+            #[cfg(feature = "view")]
+            Self::View(args) => args.follow.json,
             Self::Sweep(args) => args.json,
             Self::Check(args) => args.json,
             Self::Fetch(args) => args.json,
@@ -423,6 +428,93 @@ pub struct RunArgs {
 /// `retouch watch`.
 #[derive(Args, Debug)]
 pub struct WatchArgs {
+    /// What is run, and how.
+    #[command(flatten)]
+    pub follow: FollowArgs,
+    /// Open the viewer's window beside it. It may be closed: the watching goes on until Ctrl-C.
+    #[cfg(feature = "view")]
+    #[arg(long)]
+    pub view: bool,
+}
+
+/// `retouch view`.
+#[cfg(feature = "view")]
+#[derive(Args, Debug)]
+pub struct ViewArgs {
+    /// What is run, and how.
+    #[command(flatten)]
+    pub follow: FollowArgs,
+    /// Run the workflow, draw the view to a PNG file instead of opening a window, and end.
+    #[arg(long, value_name = "FILE.png")]
+    pub screenshot: Option<PathBuf>,
+    /// Select this node, and open the graphs that it is in.
+    #[arg(long, value_name = "NODE")]
+    pub select: Option<String>,
+    /// Look at this step of the selected sampler, 0 to the number of its steps.
+    #[arg(long, value_name = "K")]
+    pub step: Option<usize>,
+    /// Which area is in front below the graph.
+    #[arg(long, value_enum)]
+    pub tab: Option<ViewTab>,
+    /// The width and height of the window or picture, in points.
+    #[arg(long, value_name = "WxH", value_parser = parse_view_size)]
+    pub size: Option<(u16, u16)>,
+    /// Pixels a point: 2 for a screen of high density.
+    #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = parse_view_scale, requires = "screenshot")]
+    pub scale: f32,
+    /// Dark or light, whatever the system has.
+    #[arg(long, value_enum)]
+    pub theme: Option<ViewTheme>,
+    /// Draw what the caches know, and run nothing.
+    #[arg(long, requires = "screenshot")]
+    pub no_run: bool,
+}
+
+/// An area of the viewer.
+#[cfg(feature = "view")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ViewTab {
+    /// The pictures that the workflow makes.
+    Pictures,
+    /// The steps of a sampler.
+    Steps,
+    /// The params, to be tried.
+    Params,
+    /// The faults of the file.
+    Problems,
+}
+
+/// The colours of the viewer.
+#[cfg(feature = "view")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ViewTheme {
+    /// Light on dark.
+    Dark,
+    /// Dark on light.
+    Light,
+}
+
+/// The size of a window: `1280x800`.
+#[cfg(feature = "view")]
+fn parse_view_size(text: &str) -> Result<(u16, u16), String> {
+    let side = |text: &str| text.parse().ok().filter(|side| (200..=8000).contains(side));
+    text.split_once(['x', 'X'])
+        .and_then(|(width, height)| Some((side(width)?, side(height)?)))
+        .ok_or_else(|| "a size is a width and a height from 200 to 8000: `1280x800`".to_owned())
+}
+
+#[cfg(feature = "view")]
+fn parse_view_scale(text: &str) -> Result<f32, String> {
+    let scale = text
+        .parse()
+        .ok()
+        .filter(|scale| (0.5..=4.0).contains(scale));
+    scale.ok_or_else(|| "a number from 0.5 to 4 is due".to_owned())
+}
+
+/// What `retouch watch` and `retouch view` follow, and how.
+#[derive(Args, Clone, Debug)]
+pub struct FollowArgs {
     /// The workflow file.
     pub file: PathBuf,
     /// Outputs or nodes to make, with what they need, instead of all outputs.
@@ -910,6 +1002,10 @@ pub struct BenchArgs {
     /// Measure the kernels instead, on the shapes of Stable Diffusion 1.5: GFLOP/s, and the share of what a large product reaches.
     #[arg(long)]
     pub kernels: bool,
+    /// Measure the viewer instead: a frame of a graph of 500 nodes, and what a sampler loses while its window is drawn.
+    #[cfg(feature = "view")]
+    #[arg(long, conflicts_with_all = ["model", "kernels"])]
+    pub view: bool,
     /// How often each thing is measured; the median is printed.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub runs: u16,

@@ -20,6 +20,8 @@ mod session;
 mod sharing;
 mod store;
 mod table;
+#[cfg(feature = "view")]
+mod view;
 
 use std::process::ExitCode;
 
@@ -140,7 +142,11 @@ fn log() {
 fn run(cli: Cli) -> Result<Exit, Failure> {
     match cli.command {
         Command::Run(args) => commands::run::run(&args),
-        Command::Watch(args) => commands::watch::watch(&args),
+        #[cfg(feature = "view")]
+        Command::Watch(args) if args.view => view::watch(&args.follow),
+        Command::Watch(args) => commands::watch::watch(&args.follow, None),
+        #[cfg(feature = "view")]
+        Command::View(args) => view::view(&args),
         Command::Sweep(args) => commands::sweep::sweep(&args),
         Command::Check(args) => commands::check::check(&args),
         Command::Plan(args) => commands::plan::plan(&args),

@@ -124,6 +124,12 @@ impl CheckedNode {
     pub fn reads(&self) -> &[ReadFile] {
         &self.reads
     }
+
+    /// Where it is written.
+    #[must_use]
+    pub fn place(&self) -> (&Source, Span) {
+        (&self.source, self.span)
+    }
 }
 
 /// An output that can be made.
@@ -1004,7 +1010,7 @@ impl Checker<'_> {
                 let Some(Given::Value(bound)) = self.bound(outer, text) else {
                     return Given::Broken;
                 };
-                literal = to_tree(&bound.value, tree.span);
+                literal = Tree::of(&bound.value, tree.span);
                 origin.folder = bound.origin.folder;
                 if decl.kind == ParamType::Path && bound.kind != ParamType::Path {
                     origin.folder = Arc::clone(&workflow.folder);
@@ -1959,7 +1965,7 @@ impl Checker<'_> {
             Json::String(text) if shape.text == Text::Path => joined(&bound.origin.folder, text),
             other => other.clone(),
         };
-        let as_tree = to_tree(&bound.value, tree.span);
+        let as_tree = Tree::of(&bound.value, tree.span);
         let mismatch = match &bound.value {
             Json::Number(number) if !shape.number && number.as_i64().is_none() => {
                 Some(expected(name, &shape.due(), &as_tree))
@@ -2982,7 +2988,7 @@ fn one_for_each_number(problems: &mut Vec<Problem>) {
     }
 }
 
-fn words(name: &str, text: &str, tree: &Tree, shape: &Shape) -> Option<Mismatch> {
+pub(crate) fn words(name: &str, text: &str, tree: &Tree, shape: &Shape) -> Option<Mismatch> {
     if shape.steps && shape.words.is_empty() {
         return match crate::fields::Steps::parse(text) {
             Ok(_) if text.ends_with('%') => None,
@@ -3013,7 +3019,7 @@ fn words(name: &str, text: &str, tree: &Tree, shape: &Shape) -> Option<Mismatch>
     })
 }
 
-fn range(name: &str, value: &Json, shape: &Shape) -> Option<Mismatch> {
+pub(crate) fn range(name: &str, value: &Json, shape: &Shape) -> Option<Mismatch> {
     let number = value.as_f64()?;
     let inside = shape.minimum.is_none_or(|least| number >= least)
         && shape.maximum.is_none_or(|most| number <= most)
@@ -3043,36 +3049,6 @@ fn range(name: &str, value: &Json, shape: &Shape) -> Option<Mismatch> {
         )
         .help(nearest_inside(number, shape.minimum, shape.maximum)),
     )
-}
-
-/// A JSON value as a tree at one place.
-fn to_tree(value: &Json, span: Span) -> Tree {
-    let node = match value {
-        Json::Null => Node::Null,
-        Json::Bool(value) => Node::Bool(*value),
-        Json::Number(number) => match number.as_i64() {
-            Some(value) => Node::Int(value),
-            None => Node::Float(number.as_f64().unwrap_or(0.0)),
-        },
-        Json::String(text) => Node::String {
-            text: text.clone(),
-            quoted: false,
-        },
-        Json::Array(items) => Node::Seq(items.iter().map(|item| to_tree(item, span)).collect()),
-        Json::Object(entries) => Node::Map(
-            entries
-                .iter()
-                .map(|(key, value)| {
-                    let key = Key {
-                        text: key.clone(),
-                        span,
-                    };
-                    (key, to_tree(value, span))
-                })
-                .collect(),
-        ),
-    };
-    Tree { node, span }
 }
 
 /// The place of a value inside a tree, as far as the way leads.

@@ -124,6 +124,12 @@ impl Engine {
         &self.registry
     }
 
+    /// What nodes are given beyond their inputs.
+    #[must_use]
+    pub fn environment(&self) -> Option<&Environment> {
+        self.environment.as_ref()
+    }
+
     /// What files are read through.
     #[must_use]
     pub fn files(&self) -> &Arc<dyn Files> {

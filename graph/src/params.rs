@@ -73,6 +73,14 @@ impl Mismatch {
         self
     }
 
+    /// The fault and the way out in one line.
+    pub(crate) fn in_words(self) -> String {
+        match self.help {
+            Some(help) => format!("{}: {help}", self.message),
+            None => self.message,
+        }
+    }
+
     pub(crate) fn at(self, source: &Source, span: Span) -> Problem {
         Problem::new(self.code, source, span, self.message).maybe_help(self.help)
     }

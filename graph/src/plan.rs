@@ -18,11 +18,13 @@ use crate::chain::{self, Chain, Chained, Note, Upstream, Wanted};
 use crate::check::{Checked, Link, ResolvedParam};
 use crate::files::{Digest, Files};
 use crate::key::{Ingredients, Key};
+use crate::node::Node;
 use crate::problem::{Code, Problem, Problems, Source, Span};
 use crate::registry::{Entry, ErasedNode};
 use crate::suggest;
 
 /// What one task is: a node, or several whose outputs are the same.
+#[derive(Clone)]
 pub struct Task {
     names: Vec<String>,
     entry: Arc<Entry>,
@@ -111,6 +113,12 @@ impl Task {
     #[must_use]
     pub fn device(&self) -> bool {
         self.entry.device()
+    }
+
+    /// The node itself, if it is one of that op.
+    #[must_use]
+    pub fn node<N: Node>(&self) -> Option<&N> {
+        self.node.as_any().downcast_ref()
     }
 
     /// Its parameters with defaults filled in; paths are null.
@@ -472,7 +480,7 @@ impl fmt::Display for Change {
 }
 
 /// What is to be done, keys known before anything runs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     workflow: String,
     params: Vec<ResolvedParam>,
@@ -674,6 +682,29 @@ impl Plan {
     #[must_use]
     pub fn outputs(&self) -> &[PlannedOutput] {
         &self.outputs
+    }
+
+    /// The same plan, but of what is linked to these input ports of a task alone: its outputs, saved nowhere, are called by
+    /// the port, those of a list one after another. Whoever wants to look at what a node worked with runs this one.
+    #[must_use]
+    pub fn inputs_of(&self, task: usize, ports: &[&str]) -> Self {
+        let links = self.task(task).into_iter().flat_map(|task| &task.inputs);
+        let outputs = links
+            .filter(|(name, _)| ports.contains(name))
+            .flat_map(|(name, links)| {
+                links.iter().map(|&(task, port)| PlannedOutput {
+                    name: (*name).to_owned(),
+                    task,
+                    port,
+                    save: None,
+                    required: true,
+                })
+            })
+            .collect();
+        Self {
+            outputs,
+            ..self.clone()
+        }
     }
 
     pub(crate) fn outputs_mut(&mut self) -> &mut [PlannedOutput] {

@@ -1,5 +1,6 @@
 //! The ops that a workflow may use: an explicit list, no link-time magic, no global.
 
+use std::any::Any;
 use std::any::type_name;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -10,12 +11,15 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Value as Json, json};
 
 use crate::chain::{Chained, Upstream};
+use crate::check;
 use crate::files::Files;
 use crate::node::{Context, Fault, Node, NodeError, ReadFile};
-use crate::params::ParamType;
+use crate::params::{self, Mismatch, ParamType};
 use crate::port::{Arity, Known, PortSpec, PortValues, Ports, Types};
+use crate::problem::Span;
 use crate::shape::{Shape, Text};
 use crate::value::Value;
+use crate::yaml::{Node as YamlNode, Tree};
 
 /// What is known of each link of each port.
 pub(crate) type KnownPorts = BTreeMap<&'static str, Vec<Known>>;
@@ -31,6 +35,7 @@ pub(crate) trait ErasedNode: Send + Sync {
     ) -> Result<BTreeMap<&'static str, Value>, NodeError>;
     fn params(&self) -> Result<Json, String>;
     fn chain(&self, upstream: &Upstream<'_>) -> Chained;
+    fn as_any(&self) -> &dyn Any;
 }
 
 impl<N: Node> ErasedNode for N {
@@ -57,6 +62,10 @@ impl<N: Node> ErasedNode for N {
 
     fn chain(&self, upstream: &Upstream<'_>) -> Chained {
         Node::chain(self, upstream)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
     }
 }
 
@@ -161,10 +170,53 @@ impl ParamInfo {
         self.shape.boolean
     }
 
+    /// Whether a value, as it would be written in a file, can be given to it: what is wrong with it, and what to do.
+    /// References and templates are taken on trust, and what only the node itself can tell is not told here.
+    ///
+    /// # Errors
+    /// In words, when it is of another type, out of the range, or none of the words.
+    pub fn check(&self, value: &Json) -> Result<(), String> {
+        let tree = Tree::of(value, Span::default());
+        match unfit(&self.name, &tree, &self.shape) {
+            None => Ok(()),
+            Some(mismatch) => Err(mismatch.in_words()),
+        }
+    }
+
     /// Whether `random` may stand for it.
     #[must_use]
     pub fn is_seed(&self) -> bool {
         self.shape.seed
+    }
+}
+
+/// Why a value does not have the shape that a parameter takes.
+fn unfit(name: &str, tree: &Tree, shape: &Shape) -> Option<Mismatch> {
+    let due = || Some(params::expected(name, &shape.due(), tree));
+    let within = |name: &str, tree: &Tree, shape: Option<&Shape>| {
+        shape.and_then(|shape| unfit(name, tree, shape))
+    };
+    match &tree.node {
+        YamlNode::Null if shape.null => None,
+        YamlNode::Bool(_) if shape.boolean => None,
+        YamlNode::Int(value) if shape.integer || shape.number => {
+            check::range(name, &Json::from(*value), shape)
+        }
+        YamlNode::Float(value) if shape.number => check::range(name, &Json::from(*value), shape),
+        YamlNode::Seq(items) if shape.array => {
+            (items.iter().enumerate()).find_map(|(at, item)| within(name, item, shape.item(at)))
+        }
+        YamlNode::Map(entries) if shape.object => (entries.iter())
+            .find_map(|(key, value)| within(&key.text, value, shape.property(&key.text))),
+        YamlNode::String { text, .. } if text.starts_with('$') && !text.starts_with("$$") => None,
+        YamlNode::String { text, .. } if shape.seed && text == "random" => None,
+        YamlNode::String { text, .. } if shape.string => match shape.text {
+            Text::Template => None,
+            Text::Path if text.is_empty() => due(),
+            Text::Path => None,
+            Text::Plain => check::words(name, text, tree, shape),
+        },
+        _ => due(),
     }
 }
 
@@ -400,7 +452,7 @@ impl Registry {
                 }
             }
             for name in entry.field_names() {
-                if matches!(name, "op" | "use") || crate::params::is_carried(name) {
+                if matches!(name, "op" | "use") || params::is_carried(name) {
                     faults.push(format!("{op}: `{name}` is a key of the language"));
                 }
             }

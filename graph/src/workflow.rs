@@ -1031,6 +1031,17 @@ impl ParamDecl {
         }
     }
 
+    /// Whether a value can be given to the param `name`, which this declares: what is wrong with it, and what to do.
+    ///
+    /// # Errors
+    /// In words, when it is of another type, out of the range, or none of the choices.
+    pub fn check(&self, name: &str, value: &Json) -> Result<(), String> {
+        match self.read(name, &Tree::of(value, Span::default())) {
+            Ok(_) => Ok(()),
+            Err(mismatch) => Err(mismatch.in_words()),
+        }
+    }
+
     /// Reads a value by the declaration: its type, its range, its choices.
     pub(crate) fn read(&self, name: &str, tree: &Tree) -> Result<Json, crate::params::Mismatch> {
         let value = self.kind.read(name, tree)?;

@@ -71,7 +71,8 @@ impl Tree {
     }
 
     /// The value as JSON; of keys that are there twice (a fault that is reported) the last.
-    pub(crate) fn to_json(&self) -> Json {
+    #[must_use]
+    pub fn to_json(&self) -> Json {
         match &self.node {
             Node::Null => Json::Null,
             Node::Bool(value) => Json::from(*value),
@@ -85,6 +86,38 @@ impl Tree {
                     .collect(),
             ),
         }
+    }
+
+    /// A JSON value as a tree whose parts are all at one place.
+    #[must_use]
+    pub fn of(value: &Json, span: Span) -> Self {
+        let node = match value {
+            Json::Null => Node::Null,
+            Json::Bool(value) => Node::Bool(*value),
+            Json::Number(number) => match number.as_i64() {
+                Some(value) => Node::Int(value),
+                None => Node::Float(number.as_f64().unwrap_or(0.0)),
+            },
+            Json::String(text) => Node::String {
+                text: text.clone(),
+                quoted: false,
+            },
+            Json::Array(items) => {
+                Node::Seq(items.iter().map(|item| Self::of(item, span)).collect())
+            }
+            Json::Object(entries) => Node::Map(
+                (entries.iter())
+                    .map(|(key, value)| {
+                        let key = Key {
+                            text: key.clone(),
+                            span,
+                        };
+                        (key, Self::of(value, span))
+                    })
+                    .collect(),
+            ),
+        };
+        Self { node, span }
     }
 
     /// Whether both are the same value, whatever their places and quotes.
@@ -215,8 +248,9 @@ pub fn parse(source: &Source, problems: &mut Vec<Problem>) -> Option<Tree> {
     }))
 }
 
-/// The comments of a text in order, without what surrounds them, for the formatter's check.
-pub(crate) fn comments(text: &str) -> Option<Vec<String>> {
+/// The comments of a text in order, without what surrounds them; `None` when it is not YAML.
+#[must_use]
+pub fn comments(text: &str) -> Option<Vec<String>> {
     let mut options = granit_parser::options! { emit_comments: true };
     options.max_buffered_comment_events = usize::MAX;
     let mut comments = Vec::new();
@@ -286,6 +320,177 @@ pub(crate) fn layout(text: &str) -> Option<Layout> {
         }
     }
     Some(layout)
+}
+
+/// A value as it is written, for those who change a text and nothing else in it. The tree has the shape of [`Tree`],
+/// but for aliases, which are leaves here.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// Where it is written, without its anchor and tag, in bytes of the text; empty where nothing is written. The end of
+    /// a block map or list is the end of the last value in it.
+    pub span: Span,
+    /// How it is written.
+    pub form: Form,
+    /// The anchor that is defined for it (`&name`), by number.
+    pub anchor: Option<usize>,
+    /// Whether it has a tag.
+    pub tagged: bool,
+}
+
+/// How a value is written.
+#[derive(Clone, Debug)]
+pub enum Form {
+    /// A scalar without quotes, or nothing.
+    Plain,
+    /// A text in single quotes.
+    Single,
+    /// A text in double quotes.
+    Double,
+    /// A block in which line breaks are kept: `|`.
+    Literal,
+    /// A block in which lines are joined: `>`.
+    Folded,
+    /// An alias of the anchor of that number.
+    Alias(usize),
+    /// A list.
+    List {
+        /// Whether it stands in brackets.
+        flow: bool,
+        /// Its items.
+        items: Vec<Written>,
+    },
+    /// A map.
+    Map {
+        /// Whether it stands in brackets.
+        flow: bool,
+        /// Its keys and their values in the order of the file, duplicates included.
+        entries: Vec<(Written, Written)>,
+    },
+}
+
+/// How the values of a text are written; `None` when it is not YAML or has none. The text is one that [`parse`] reads
+/// without a fault: that bounds its depth.
+#[must_use]
+pub fn written(text: &str) -> Option<Written> {
+    struct Open {
+        written: Written,
+        key: Option<Written>,
+    }
+    let mut options = granit_parser::options! { emit_comments: false };
+    options.max_buffered_comment_events = usize::MAX;
+    let mut stack: Vec<Open> = Vec::new();
+    // Where the last event ended.
+    let mut before = 0;
+    for event in Parser::new_from_str_with_options(text, options) {
+        let (event, span) = event.ok()?;
+        let span = Span::new(span.start.byte_offset()?, span.end.byte_offset()?);
+        let named = |anchor: usize| (anchor != 0).then_some(anchor);
+        let before = std::mem::replace(&mut before, span.end);
+        let done = match event {
+            Event::Alias(id) => Written {
+                span,
+                form: Form::Alias(id),
+                anchor: None,
+                tagged: false,
+            },
+            Event::Scalar(_, style, anchor, tag) => Written {
+                span: Span::new(
+                    match style {
+                        // The parser's span is that of the first line on.
+                        ScalarStyle::Literal | ScalarStyle::Folded => {
+                            block_sign(text, before, span.start)?
+                        }
+                        _ => span.start,
+                    },
+                    span.start + text.get(span.start..span.end)?.trim_end().len(),
+                ),
+                form: match style {
+                    ScalarStyle::Plain => Form::Plain,
+                    ScalarStyle::SingleQuoted => Form::Single,
+                    ScalarStyle::DoubleQuoted => Form::Double,
+                    ScalarStyle::Literal => Form::Literal,
+                    ScalarStyle::Folded => Form::Folded,
+                },
+                anchor: named(anchor),
+                tagged: tag.is_some(),
+            },
+            Event::SequenceStart(style, anchor, tag) => {
+                stack.push(Open {
+                    written: Written {
+                        span,
+                        form: Form::List {
+                            flow: style == granit_parser::StructureStyle::Flow,
+                            items: Vec::new(),
+                        },
+                        anchor: named(anchor),
+                        tagged: tag.is_some(),
+                    },
+                    key: None,
+                });
+                continue;
+            }
+            Event::MappingStart(style, anchor, tag) => {
+                stack.push(Open {
+                    written: Written {
+                        span,
+                        form: Form::Map {
+                            flow: style == granit_parser::StructureStyle::Flow,
+                            entries: Vec::new(),
+                        },
+                        anchor: named(anchor),
+                        tagged: tag.is_some(),
+                    },
+                    key: None,
+                });
+                continue;
+            }
+            Event::SequenceEnd | Event::MappingEnd => {
+                let mut written = stack.pop()?.written;
+                let last = match &written.form {
+                    Form::List { items, .. } => items.last().map(|item| item.span.end),
+                    Form::Map { entries, .. } => {
+                        (entries.last()).map(|(key, value)| value.span.end.max(key.span.end))
+                    }
+                    _ => None,
+                };
+                // The end of a block is where the next token begins; of a flow, its bracket.
+                let end = if span_is_empty(span) {
+                    last.unwrap_or(written.span.end)
+                } else {
+                    span.end
+                };
+                written.span.end = end.max(written.span.start);
+                written
+            }
+            _ => continue,
+        };
+        let Some(open) = stack.last_mut() else {
+            return Some(done);
+        };
+        match &mut open.written.form {
+            Form::List { items, .. } => items.push(done),
+            Form::Map { entries, .. } => match open.key.take() {
+                None => open.key = Some(done),
+                Some(key) => entries.push((key, done)),
+            },
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// Where the sign that opens a block (`|`, `>`) stands: behind the key or the dash, its anchor and comments.
+fn block_sign(text: &str, from: usize, to: usize) -> Option<usize> {
+    let mut rest = text.get(from..to)?;
+    loop {
+        let at = rest.find(['|', '>', '#', '&', '!'])?;
+        let skipped = match rest.as_bytes()[at] {
+            b'|' | b'>' => return Some(to - rest.len() + at),
+            b'#' => rest[at..].find('\n'),
+            _ => rest[at..].find(char::is_whitespace),
+        };
+        rest = rest.get(at + skipped?..)?;
+    }
 }
 
 fn span_is_empty(span: Span) -> bool {
@@ -895,6 +1100,89 @@ mod tests {
         );
         assert_eq!(value("\u{feff}a: 1\r\nb:\r\n  - x\r\n"), r#"{a:1,b:["x"]}"#);
         assert_eq!(value(""), "null");
+    }
+
+    #[test]
+    fn how_values_are_written_is_known_to_the_byte() {
+        fn list(text: &str, written: &Written, out: &mut Vec<String>) {
+            let mark = match &written.form {
+                Form::Plain => 'p',
+                Form::Single => 's',
+                Form::Double => 'd',
+                Form::Literal => 'l',
+                Form::Folded => 'f',
+                Form::Alias(_) => 'a',
+                Form::List { flow, items } => {
+                    items.iter().for_each(|item| list(text, item, out));
+                    if *flow { 'L' } else { '-' }
+                }
+                Form::Map { flow, entries } => {
+                    for (key, value) in entries {
+                        list(text, key, out);
+                        list(text, value, out);
+                    }
+                    if *flow { 'M' } else { ':' }
+                }
+            };
+            let anchor = if written.anchor.is_some() { "&" } else { "" };
+            let tag = if written.tagged { "!" } else { "" };
+            out.push(format!(
+                "{anchor}{tag}{mark}{}",
+                &text[written.span.start..written.span.end]
+            ));
+        }
+        let text = "\u{feff}a: &x 5  # c\nb:  # c\nc: 'it''s'\nd: \"\\n\"\ne: |\n  x\n  y\n\nf: >-  # c\n  z\ng: *x\nh: \
+                    [1, *x ]\ni:\n- {j: k, l}\nm: &n\n  o: |+\n    p\n\nq: two\n  lines\nr: {s: }\nt: &u\nv: !w {}\n";
+        let mut out = Vec::new();
+        list(text, &written(text).unwrap(), &mut out);
+        let whole = out.pop().unwrap();
+        assert_eq!(
+            out,
+            [
+                "pa",
+                "&p5",
+                "pb",
+                "p",
+                "pc",
+                "s'it''s'",
+                "pd",
+                "d\"\\n\"",
+                "pe",
+                "l|\n  x\n  y",
+                "pf",
+                "f>-  # c\n  z",
+                "pg",
+                "a*x",
+                "ph",
+                "p1",
+                "a*x",
+                "L[1, *x ]",
+                "pi",
+                "pj",
+                "pk",
+                "pl",
+                "p",
+                "M{j: k, l}",
+                "-{j: k, l}",
+                "pm",
+                "po",
+                "l|+\n    p",
+                "&:o: |+\n    p",
+                "pq",
+                "ptwo\n  lines",
+                "pr",
+                "ps",
+                "p",
+                "M{s: }",
+                "pt",
+                "&p",
+                "pv",
+                "!M{}"
+            ]
+        );
+        assert!(whole.starts_with(":a: &x 5") && whole.ends_with("{}"));
+        assert!(written("a: [").is_none());
+        assert!(written("").is_none());
     }
 
     #[test]

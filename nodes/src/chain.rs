@@ -30,6 +30,7 @@
 //! and whichever node makes it. A VAE is the content of its files.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::Tensor;
@@ -39,7 +40,7 @@ use retouch_graph::{Context, Digest, Item, Key, Need, Step, UpLink, Upstream};
 use crate::diffusion::checkpoint::ModelFacts;
 use crate::diffusion::control::{Branch, Given, Half, Part};
 use crate::diffusion::prompt::reads_chunks;
-use crate::diffusion::sampling::{Drawn, Held, Memory, of_half};
+use crate::diffusion::sampling::{Drawn, Held, Memory, RetouchSettings, of_half};
 use crate::diffusion::scheduler::Ddim;
 use crate::diffusion::solver::{Sampler, Solver};
 use crate::diffusion::unet::grid_at;
@@ -47,7 +48,7 @@ use crate::diffusion::{Error, Result};
 use crate::payload::{Attention, Latent, Past, TrajectoryFacts};
 
 /// The name of the one value under a state's key; the port of a sampler's last state has it too.
-const LATENT: &str = "latent";
+pub(crate) const LATENT: &str = "latent";
 /// The name of the one value under a part's key.
 const PART: &str = "part";
 /// The name of the one value under the key of what a scheduler remembers.
@@ -157,6 +158,20 @@ pub(crate) struct SamplerNote {
     pub calls: HashMap<(Branch, Half, usize), Key>,
     /// The blend mask is known to be 1 everywhere.
     pub fills: bool,
+    /// What its model is like.
+    pub model: Arc<ModelFacts>,
+    /// What a swap does at its steps, if it is one.
+    pub swap: Option<SwapNote>,
+}
+
+/// What the swap of a sampler does, its numbers resolved.
+#[derive(Debug)]
+pub(crate) struct SwapNote {
+    pub settings: RetouchSettings,
+    /// The steps that it swaps at.
+    pub steps: Range<usize>,
+    /// How many references it has.
+    pub references: usize,
 }
 
 /// State `index` of the value of a link that is not a chain.

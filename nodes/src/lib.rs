@@ -12,6 +12,7 @@ pub mod image;
 pub mod kernels;
 pub mod latent;
 pub mod load;
+pub mod look;
 pub mod payload;
 mod preview;
 mod runtime;

@@ -58,6 +58,18 @@ fn linear_map(model: &Checkpoint, context: &Context<'_>) -> Result<Arc<LinearMap
     Ok(map)
 }
 
+/// The map from latents to colours of a model's VAE, if it is kept: nothing is fitted.
+pub(crate) fn known_map(
+    model: &Checkpoint,
+    context: &Context<'_>,
+) -> Result<Option<Arc<ColourMap>>, NodeError> {
+    let runtime = Runtime::of(context)?;
+    let channels = model.description().facts().latent_channels;
+    let key = (model.vae_id()).map(|id| linear_map_key(id, &runtime.numerics()));
+    let known = key.and_then(|key| context.kept::<ColourMap>(&key, MAP));
+    Ok(known.filter(|known| known.0.channels() == channels))
+}
+
 /// Pictures, as large as the VAE makes them, of latents `[B, C, h, w]`.
 ///
 /// # Errors

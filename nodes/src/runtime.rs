@@ -149,6 +149,9 @@ impl Monitor for Reports<'_> {
     fn warn(&self, message: &str) {
         self.0.warn(message);
     }
+    fn goes_on(&self) -> Result<()> {
+        self.0.check_cancelled().map_err(|_| Error::Cancelled)
+    }
 }
 
 impl From<Error> for NodeError {

@@ -1092,6 +1092,36 @@ fn a_sheet_has_a_column_an_entry_and_a_row_a_picture() {
 }
 
 #[test]
+fn the_cells_of_a_sheet_are_where_its_pictures_are_drawn() {
+    let colours = [RED, GREEN, BLUE];
+    let images: Vec<ImageOrMask> = (colours.iter().enumerate())
+        .map(|(at, colour)| plain_image(1, 8, 8 - 2 * at, &[*colour]))
+        .collect();
+    let facts: Vec<_> = images.iter().map(ImageOrMask::facts).collect();
+    let params = json!({
+        "columns": 2, "column_labels": ["left", "right"], "row_labels": ["1", "2"], "blanks": [1],
+        "cell": 32, "gap": 3, "filter": "nearest", "background": "#808080",
+    });
+    let grid: Grid = serde_json::from_value(params.clone()).unwrap();
+    let cells = grid.cells(&facts).unwrap();
+    let made = sheet(params, images);
+    assert_eq!(cells.len(), 3);
+    for (cell, colour) in cells.iter().zip(colours) {
+        for x in [cell.x, cell.x + cell.width - 1] {
+            for y in [cell.y, cell.y + cell.height - 1] {
+                assert_eq!(pixel(&made, x, y), colour, "{cell:?}");
+            }
+        }
+        assert_ne!(pixel(&made, cell.x - 1, cell.y), colour, "{cell:?}");
+        assert_ne!(pixel(&made, cell.x, cell.y - 1), colour, "{cell:?}");
+    }
+    assert!(
+        grid.cells(&facts[..1]).is_err(),
+        "place 1 is no blank of two"
+    );
+}
+
+#[test]
 fn columns_fills_rows_with_pictures() {
     let images = vec![
         plain_image(3, 8, 8, &[RED, GREEN, BLUE]),

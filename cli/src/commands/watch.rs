@@ -8,13 +8,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use notify::{RecursiveMode, Watcher};
-use retouch_graph::event::Listener;
+use retouch_graph::event::{Event, Listener};
 use retouch_graph::{
-    Cancel, Code, DiskFiles, Engine, Exists, Files, Plan, Problems, RunError, RunOptions,
+    Cancel, Checked, Code, DiskFiles, Engine, Exists, Files, Plan, Problems, RunError, RunOptions,
     RunReport, Saver, Settings, Stamp,
 };
 
-use crate::args::WatchArgs;
+use crate::args::FollowArgs;
 use crate::hub::Mode;
 use crate::journal::Journal;
 use crate::lines::Line;
@@ -42,16 +42,103 @@ enum Signal {
     Change,
     /// The run is over.
     Done(Box<Result<RunReport, RunError>>),
+    /// Whoever looks on wishes for something.
+    Wish(Wish),
+}
+
+/// What somebody who looks on may wish for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "view"), allow(dead_code))]
+pub enum Wish {
+    /// What is tried has changed, see [`Onlooker::trying`]: read everything again and run what differs.
+    Tried,
+    /// Read everything again and run.
+    Run,
+    /// End the run; what comes next is an edit, or another wish.
+    Stop,
+    /// End, after the run that goes on.
+    Close,
+}
+
+/// Where wishes are sent.
+#[derive(Clone)]
+#[cfg_attr(not(feature = "view"), allow(dead_code))]
+pub struct Wishes(Sender<Signal>);
+
+impl Wishes {
+    /// Wishes for something; a loop that has ended does not hear it.
+    #[cfg_attr(not(feature = "view"), allow(dead_code))]
+    pub fn send(&self, wish: Wish) {
+        let _ = self.0.send(Signal::Wish(wish));
+    }
+}
+
+/// What is about to run.
+#[cfg_attr(not(feature = "view"), allow(dead_code))]
+pub struct Planned<'a> {
+    /// What would run.
+    pub plan: &'a Arc<Plan>,
+    /// What it came from.
+    pub checked: &'a Checked,
+    /// What it was loaded with.
+    pub settings: &'a Settings,
+    /// The engine that will run it.
+    pub engine: &'a Engine,
+    /// The cache's settings.
+    pub store: &'a Store,
+    /// The workflow's file.
+    pub file: &'a Path,
+}
+
+/// Looks on while the loop works. It is told what happens, and must not keep it waiting.
+pub trait Onlooker: Listener {
+    /// The loop has begun: the engine that it runs on, and where wishes are sent.
+    fn begun(&self, engine: &Engine, wishes: Wishes);
+
+    /// What the engine is to read through in place of `inner`: there, files may say what is tried.
+    fn files(&self, inner: Arc<dyn Files>) -> Arc<dyn Files>;
+
+    /// The workflow in `file` is about to be loaded: what is tried from here on counts, in files and in `settings`. Gives the
+    /// tried params of the workflow as `name=value`, for the record of the run.
+    fn trying(&self, file: &Path, settings: &mut Settings) -> Vec<String>;
+
+    /// The workflow was read, and a run of it begins, unless nothing is to run.
+    fn planned(&self, planned: &Planned<'_>);
+
+    /// The workflow, or what was tried, has faults. What was planned before stays.
+    fn faults(&self, problems: &Problems);
+}
+
+/// A listener, and whoever looks on.
+struct Beside<'a>(&'a dyn Listener, Option<&'a dyn Onlooker>);
+
+impl Listener for Beside<'_> {
+    fn event(&self, event: &Event) {
+        self.0.event(event);
+        if let Some(onlooker) = self.1 {
+            onlooker.event(event);
+        }
+    }
+}
+
+/// Somebody who looks on, and whether there are runs to look at.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(feature = "view"), allow(dead_code))]
+pub struct Looking<'a> {
+    /// Who looks on.
+    pub onlooker: &'a dyn Onlooker,
+    /// Whether what is planned is run; else the loop ends once it is planned.
+    pub runs: bool,
 }
 
 /// What was read, and what it held: `None` where there was no file.
 type Snapshot = BTreeMap<PathBuf, Option<[u8; 32]>>;
 
-/// Runs a workflow, and again whenever what it reads changes, until Ctrl-C.
+/// Runs a workflow, and again whenever what it reads changes, until Ctrl-C or until whoever looks on wishes for its end.
 ///
 /// # Errors
 /// When the device cannot be used, or no file system can be watched.
-pub fn watch(args: &WatchArgs) -> Result<Exit, Failure> {
+pub fn watch(args: &FollowArgs, looking: Option<Looking<'_>>) -> Result<Exit, Failure> {
     let preview = Preview::of(&args.preview)?;
     let store = Store::of(&args.cache)?;
     session::threads(args.device.threads)?;
@@ -89,8 +176,21 @@ pub fn watch(args: &WatchArgs) -> Result<Exit, Failure> {
         }
     })
     .map_err(|e| refused(&format!("Ctrl-C cannot be handled: {e}")))?;
+    let engine = match &looking {
+        Some(looking) => {
+            let files = looking.onlooker.files(Arc::clone(engine.files()));
+            engine.with_files(files)
+        }
+        None => engine,
+    };
+    if let Some(looking) = &looking {
+        (looking.onlooker).begun(&engine, Wishes(sender.clone()));
+    }
     let loop_ = Loop {
         args,
+        looking,
+        tried: Vec::new(),
+        closing: false,
         store: &store,
         engine: &engine,
         input: &input,
@@ -111,7 +211,12 @@ pub fn watch(args: &WatchArgs) -> Result<Exit, Failure> {
 }
 
 struct Loop<'a, W: Watcher> {
-    args: &'a WatchArgs,
+    args: &'a FollowArgs,
+    looking: Option<Looking<'a>>,
+    /// The params of the workflow that are tried, `name=value`.
+    tried: Vec<String>,
+    /// Whether the loop ends with the run that goes on.
+    closing: bool,
     store: &'a Store,
     engine: &'a Engine,
     input: &'a Input,
@@ -136,9 +241,11 @@ struct Loop<'a, W: Watcher> {
 impl<W: Watcher> Loop<'_, W> {
     fn run(mut self) -> Result<Exit, Failure> {
         loop {
-            let plan = self.load()?;
-            let mut plan = match plan {
-                Some(plan) => plan,
+            let mut loaded = match self.load()? {
+                Some(loaded) => loaded,
+                None if self.looking.is_some_and(|looking| !looking.runs) => {
+                    return Ok(Exit::Faults);
+                }
                 None => {
                     if self.wait()? {
                         continue;
@@ -148,9 +255,14 @@ impl<W: Watcher> Loop<'_, W> {
             };
             // A run, and while it goes on, what changes.
             loop {
-                let next = self.draw(&plan)?;
+                self.show(&loaded);
+                if self.looking.is_some_and(|looking| !looking.runs) {
+                    return Ok(Exit::Done);
+                }
+                let next = self.draw(&loaded.plan)?;
                 match next {
-                    Next::Plan(next) => plan = *next,
+                    _ if self.closing => return Ok(Exit::Done),
+                    Next::Plan(next) => loaded = *next,
                     Next::Load => break,
                     Next::Wait => {
                         if !self.wait()? {
@@ -164,15 +276,33 @@ impl<W: Watcher> Loop<'_, W> {
         }
     }
 
-    fn settings(&self) -> Settings {
-        Settings {
+    fn settings(&mut self) -> Settings {
+        let mut settings = Settings {
             draw: Some(self.draw),
             ..self.input.settings(&self.args.params)
+        };
+        if let Some(looking) = &self.looking {
+            self.tried = (looking.onlooker).trying(&self.input.file, &mut settings);
+        }
+        settings
+    }
+
+    /// Tells whoever looks on what is about to run.
+    fn show(&self, loaded: &Loaded) {
+        if let (Some(looking), Some((checked, settings))) = (&self.looking, &loaded.shown) {
+            looking.onlooker.planned(&Planned {
+                plan: &loaded.plan,
+                checked,
+                settings,
+                engine: self.engine,
+                store: self.store,
+                file: &self.input.file,
+            });
         }
     }
 
     /// Reads, checks and plans; notes what was read. A workflow with faults is told and waited for.
-    fn load(&mut self) -> Result<Option<Plan>, Failure> {
+    fn load(&mut self) -> Result<Option<Loaded>, Failure> {
         // What files hold is looked at before they are read: a save in between is then a change that is still to come.
         let mut known: BTreeSet<PathBuf> = self.snapshot.keys().cloned().collect();
         known.insert(self.args.file.clone());
@@ -181,9 +311,9 @@ impl<W: Watcher> Loop<'_, W> {
         let looked = self.input.look();
         self.files.forget_reads();
         self.draw = session::fresh_draw();
-        let engine = self.engine;
+        let (engine, settings) = (self.engine, self.settings());
         let loaded = looked
-            .and_then(|()| self.input.load(engine, &self.settings()))
+            .and_then(|()| self.input.load(engine, &settings))
             .and_then(|checked| {
                 let plan = engine.plan(&checked, &self.args.targets)?;
                 Ok((checked, plan))
@@ -201,13 +331,17 @@ impl<W: Watcher> Loop<'_, W> {
                 if let Some(preview) = &self.preview {
                     preview.spares(&checked)?;
                 }
+                let shown = self.looking.is_some().then(|| (checked.clone(), settings));
                 self.stamp = (!self.args.provenance.no_provenance)
                     .then(|| {
                         let made = Made::Workflow(Box::new(checked));
                         Stamps::of(engine, &self.input.file, made)
                     })
                     .flatten();
-                Ok(Some(plan))
+                Ok(Some(Loaded {
+                    plan: Arc::new(plan),
+                    shown,
+                }))
             }
             Err(problems) => {
                 self.tell_faults(&problems)?;
@@ -217,6 +351,9 @@ impl<W: Watcher> Loop<'_, W> {
     }
 
     fn tell_faults(&self, problems: &Problems) -> Result<(), Failure> {
+        if let Some(looking) = &self.looking {
+            looking.onlooker.faults(problems);
+        }
         if self.args.json {
             session::say_faults(problems)?;
         } else {
@@ -291,7 +428,7 @@ impl<W: Watcher> Loop<'_, W> {
             match self.receiver.recv_timeout(QUIET) {
                 Ok(Signal::Change) if start.elapsed() < LONGEST => {}
                 Ok(Signal::Change) | Err(_) => return None,
-                Ok(done) => return Some(done),
+                Ok(other) => return Some(other),
             }
         }
     }
@@ -304,16 +441,23 @@ impl<W: Watcher> Loop<'_, W> {
         }
         let mut looked = Instant::now();
         loop {
-            if self.stop.load(Ordering::SeqCst) {
+            if self.stop.load(Ordering::SeqCst) || self.closing {
                 return Ok(false);
             }
-            match self.receiver.recv_timeout(LOOK) {
-                Ok(Signal::Change) => {
-                    let _ = self.settle(); // nothing runs that could be done
-                }
+            let wish = match self.receiver.recv_timeout(LOOK) {
+                Ok(Signal::Change) => match self.settle() {
+                    Some(Signal::Wish(wish)) => Some(wish),
+                    _ => None, // nothing runs that could be done
+                },
                 Ok(Signal::Done(_)) => continue,
-                Err(RecvTimeoutError::Timeout) if looked.elapsed() >= POLL => {}
+                Ok(Signal::Wish(wish)) => Some(wish),
+                Err(RecvTimeoutError::Timeout) if looked.elapsed() >= POLL => None,
                 Err(_) => continue,
+            };
+            match wish {
+                Some(Wish::Tried | Wish::Run) => return Ok(true),
+                Some(Wish::Close) => return Ok(false),
+                Some(Wish::Stop) | None => {}
             }
             looked = Instant::now();
             if self.changed() {
@@ -324,7 +468,7 @@ impl<W: Watcher> Loop<'_, W> {
     }
 
     /// Runs a plan; an edit that touches it ends the run at its next step, and what is left of it is run anew.
-    fn draw(&mut self, plan: &Plan) -> Result<Next, Failure> {
+    fn draw(&mut self, plan: &Arc<Plan>) -> Result<Next, Failure> {
         let cancel = Cancel::new();
         let options = RunOptions {
             threads: usize::from(self.args.device.threads.unwrap_or(0)),
@@ -338,7 +482,7 @@ impl<W: Watcher> Loop<'_, W> {
         } else {
             Box::new(Lines::default())
         };
-        let asked = Asked {
+        let mut asked = Asked {
             draw: self.draw,
             provenance: !self.args.provenance.no_provenance,
             ..Asked::new(
@@ -350,8 +494,10 @@ impl<W: Watcher> Loop<'_, W> {
                 &self.args.targets,
             )
         };
+        asked.set.extend(self.tried.iter().cloned());
         let noted = Noted::begin(self.store, Kind::Watch, asked, plan);
-        let lines = noted.beside(lines.as_ref());
+        let both = Beside(lines.as_ref(), self.looking.map(|looking| looking.onlooker));
+        let lines = noted.beside(&both);
         let journal = Journal::new(&lines, self.store.file("journal.jsonl"), plan);
         let (engine, sender) = (self.engine, self.sender.clone());
         let next = std::thread::scope(|scope| {
@@ -375,50 +521,76 @@ impl<W: Watcher> Loop<'_, W> {
                 cancel.cancel();
                 next = Some(Next::Stop);
             }
-            let signal = match self.receiver.recv_timeout(LOOK) {
-                Ok(Signal::Change) => match self.settle() {
-                    Some(done) => done,
-                    None => {
-                        if matches!(next, Some(Next::Stop)) || !self.changed() {
-                            continue;
-                        }
-                        // A broken edit is told, and the run goes on with what it has.
-                        if let Some(edited) = self.load()? {
-                            let same = edited.record() == plan.record()
-                                && edited.outputs() == plan.outputs();
-                            next = (!same).then(|| Next::Plan(Box::new(edited)));
-                            if next.is_some() {
-                                cancel.cancel();
-                            }
-                        }
-                        continue;
-                    }
-                },
-                Ok(done) => done,
+            let mut signal = match self.receiver.recv_timeout(LOOK) {
+                Ok(signal) => Some(signal),
                 Err(_) => continue,
             };
-            let Signal::Done(result) = signal else {
+            let mut edited = false;
+            if matches!(signal, Some(Signal::Change)) {
+                signal = self.settle();
+                edited = self.changed();
+            }
+            match signal {
+                Some(Signal::Done(result)) => {
+                    // An edit that came while the last node ran is drawn at once.
+                    return self.after(*result, next, edited);
+                }
+                Some(Signal::Wish(Wish::Tried)) => edited = true,
+                Some(Signal::Wish(Wish::Stop)) => {
+                    cancel.cancel();
+                    next = Some(Next::Wait);
+                }
+                Some(Signal::Wish(Wish::Close)) => self.closing = true,
+                Some(Signal::Wish(Wish::Run) | Signal::Change) | None => {}
+            }
+            if !edited || matches!(next, Some(Next::Stop)) {
                 continue;
-            };
-            return Ok(match *result {
-                Ok(report) => {
-                    let saved = report.outputs.iter().flat_map(|output| &output.saved);
-                    self.own.extend(saved.map(|saved| absolute(&saved.path)));
-                    self.tell_saved(&report)?;
-                    // An edit that came while the last node ran is drawn at once; else what else changed is looked for.
-                    match next {
-                        Some(next) => next,
-                        None if self.changed() => Next::Load,
-                        None => Next::Wait,
-                    }
+            }
+            // A broken edit is told, and the run goes on with what it has.
+            if let Some(edited) = self.load()? {
+                let same = edited.plan.record() == plan.record()
+                    && edited.plan.outputs() == plan.outputs();
+                // A run that is being stopped does not come back for an edit that it has undone.
+                next = match next {
+                    Some(Next::Wait) if same => Some(Next::Wait),
+                    _ => (!same).then(|| Next::Plan(Box::new(edited))),
+                };
+                if next.is_some() {
+                    cancel.cancel();
                 }
-                Err(RunError::Cancelled) => next.unwrap_or(Next::Load),
-                Err(error) => {
-                    self.tell_error(&error)?;
-                    next.unwrap_or(Next::Wait)
-                }
-            });
+            }
         }
+    }
+
+    /// What to do after a run; `edited`: something changed that was not looked at yet.
+    fn after(
+        &mut self,
+        result: Result<RunReport, RunError>,
+        next: Option<Next>,
+        edited: bool,
+    ) -> Result<Next, Failure> {
+        let next = match next {
+            Some(Next::Stop) => Some(Next::Stop),
+            _ if edited => Some(Next::Load),
+            next => next,
+        };
+        Ok(match result {
+            Ok(report) => {
+                let saved = report.outputs.iter().flat_map(|output| &output.saved);
+                self.own.extend(saved.map(|saved| absolute(&saved.path)));
+                self.tell_saved(&report)?;
+                match next {
+                    Some(next) => next,
+                    None if self.changed() => Next::Load,
+                    None => Next::Wait,
+                }
+            }
+            Err(RunError::Cancelled) => next.unwrap_or(Next::Load),
+            Err(error) => {
+                self.tell_error(&error)?;
+                next.unwrap_or(Next::Wait)
+            }
+        })
     }
 
     fn tell_saved(&self, report: &RunReport) -> Result<(), Failure> {
@@ -449,10 +621,17 @@ fn refused(message: &str) -> Failure {
     Failure::failed(message).code(Code::SystemRefused)
 }
 
+/// A workflow that was read and checked.
+struct Loaded {
+    plan: Arc<Plan>,
+    /// What it came from, for whoever looks on.
+    shown: Option<(Checked, Settings)>,
+}
+
 /// What to do after a run.
 enum Next {
     /// Run this, which an edit made of it.
-    Plan(Box<Plan>),
+    Plan(Box<Loaded>),
     /// Read everything again.
     Load,
     /// Wait for a change.

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
+use super::gaze::{Gaze, Heads, QueriesOf, Seen, Whose};
 use super::masks::Plane;
 use super::{Error, Result};
 use crate::kernels::{Attended, Kernel};
@@ -386,87 +387,210 @@ pub struct Swap<'a> {
     pub unmasked: usize,
 }
 
-impl AttentionControl for Swap<'_> {
-    fn attend(&mut self, site: Site, qkv: &Qkv, kernel: &dyn Kernel) -> Result<Tensor> {
-        if let Some(maps) = &mut self.maps {
-            maps.record(site, qkv, kernel)?;
+/// Keys and values `[B or 1, M, C]` that queries meet, the grids that the keys lie on one after another, and which of
+/// them count in each image; all when `None`.
+#[derive(Debug)]
+struct Met {
+    k: Tensor,
+    v: Tensor,
+    grids: Vec<(usize, usize)>,
+    keys: Option<Vec<Vec<u32>>>,
+}
+
+impl Met {
+    fn attended(&self) -> Attended<'_> {
+        Attended {
+            k: &self.k,
+            v: &self.v,
+            keys: self.keys.as_deref(),
         }
-        if site.kind != AttentionKind::SelfAttention || !self.sites.contains(&site.index) {
-            return qkv.attend(kernel);
+    }
+}
+
+/// What the queries of a half are at a site that is acted on, and what they meet.
+#[derive(Debug)]
+struct Meeting {
+    /// `[B, N, C]`; `None`: the target's own.
+    queries: Option<Tensor>,
+    /// The references', where it is swapped.
+    inside: Option<Met>,
+    /// The context's; `None` when the mask leaves nothing to it.
+    outside: Option<Met>,
+    /// Whether no key was inside the reference's mask, so that all are used.
+    unmasked: bool,
+}
+
+impl<'a> Swap<'a> {
+    /// A control that acts at these sites.
+    #[must_use]
+    pub fn new(sites: &'a BTreeSet<usize>, action: Action<'a>) -> Self {
+        Self {
+            sites,
+            action,
+            maps: None,
+            fired: 0,
+            unmasked: 0,
         }
-        let missing = |name: &str| {
-            Error::request(format!(
-                "the {name} branch gave nothing at site {}",
-                site.index
-            ))
-        };
-        let keys_values = |store: &Store, half: Half, name: &str| match store
-            .get(&(half, Part::KeysValues(site.index)))
-        {
-            Some(Given::KeysValues { k, v, grid }) => Ok((k.clone(), v.clone(), *grid)),
-            _ => Err(missing(name)),
-        };
-        let queries =
-            |store: &Store, half: Half| match store.get(&(half, Part::Queries(site.index))) {
-                Some(Given::Queries(q)) => Ok(q.clone()),
-                _ => Err(missing("context")),
+    }
+
+    /// What a half meets at a site that is acted on; `None` when nothing is done there.
+    fn meeting(&self, site: usize, half: Half) -> Result<Option<Meeting>> {
+        let missing =
+            |name: &str| Error::request(format!("the {name} branch gave nothing at site {site}"));
+        let keys_values =
+            |store: &Store, name: &str| match store.get(&(half, Part::KeysValues(site))) {
+                Some(Given::KeysValues { k, v, grid }) => Ok((k.clone(), v.clone(), *grid)),
+                _ => Err(missing(name)),
             };
-        let attend = |q: &Tensor, k: &Tensor, v: &Tensor, keys: Option<&[Vec<u32>]>| {
-            kernel.attention(q, k, v, qkv.heads, qkv.scale, keys)
+        let queries = |store: &Store| match store.get(&(half, Part::Queries(site))) {
+            Some(Given::Queries(q)) => Ok(q.clone()),
+            _ => Err(missing("context")),
         };
-        match &self.action {
-            Action::Let => qkv.attend(kernel),
-            Action::Lock { context } => {
-                self.fired += 1;
-                let mut halves = Vec::new();
-                for (half, _) in site.rows.halves() {
-                    let (k, v, _) = keys_values(context, half, "context")?;
-                    halves.push(attend(&queries(context, half)?, &k, &v, None)?);
-                }
-                Ok(Tensor::cat(&halves, 0)?)
-            }
+        let of_context = |store: &Store| {
+            let (k, v, grid) = keys_values(store, "context")?;
+            Ok::<_, Error>(Met {
+                k,
+                v,
+                grids: vec![grid],
+                keys: None,
+            })
+        };
+        Ok(match &self.action {
+            Action::Let => None,
+            Action::Lock { context } => Some(Meeting {
+                queries: Some(queries(context)?),
+                inside: None,
+                outside: Some(of_context(context)?),
+                unmasked: false,
+            }),
             Action::Swap {
                 context,
                 references,
                 context_queries,
                 reference_masks,
-                blend,
+                ..
             } => {
-                self.fired += 1;
-                let mask = mask_rows(blend, site, qkv)?;
-                let mut halves = Vec::new();
-                for (half, rows) in site.rows.halves() {
-                    let own = qkv.rows(&rows)?;
-                    let query = match context {
-                        Some(context) if *context_queries => queries(context, half)?,
-                        _ => own.q,
-                    };
-                    let given: Vec<_> = references
-                        .iter()
-                        .map(|reference| keys_values(reference, half, "reference"))
-                        .collect::<Result<_>>()?;
-                    let (k, v, grids) = joined(given)?;
-                    let (keys, unmasked) = keys_inside(reference_masks, &grids, k.dim(0)?);
-                    self.unmasked += usize::from(unmasked && half == Half::Prompt);
-                    let keys = keys.as_deref();
-                    halves.push(match context {
-                        Some(context) => {
-                            let inside = Attended { k: &k, v: &v, keys };
-                            let (k, v, _) = keys_values(context, half, "context")?;
-                            let outside = Attended {
-                                k: &k,
-                                v: &v,
-                                keys: None,
-                            };
-                            let (heads, scale) = (qkv.heads, qkv.scale);
-                            kernel.attention_blend(&query, inside, outside, &mask, heads, scale)?
-                        }
-                        None => attend(&query, &k, &v, keys)?,
-                    });
-                }
-                Ok(Tensor::cat(&halves, 0)?)
+                let queries = match context {
+                    Some(context) if *context_queries => Some(queries(context)?),
+                    _ => None,
+                };
+                let given: Vec<_> = references
+                    .iter()
+                    .map(|reference| keys_values(reference, "reference"))
+                    .collect::<Result<_>>()?;
+                let (k, v, grids) = joined(given)?;
+                let (keys, unmasked) = keys_inside(reference_masks, &grids, k.dim(0)?);
+                Some(Meeting {
+                    queries,
+                    inside: Some(Met { k, v, grids, keys }),
+                    outside: context.map(of_context).transpose()?,
+                    unmasked,
+                })
             }
+        })
+    }
+
+    /// What the prompt half's queries meet at a site, to be looked at; `own` are the target's queries, keys and values
+    /// there, if the call has come so far. `None` when those are needed and not there.
+    ///
+    /// # Errors
+    /// When a branch lacks what the site needs.
+    pub fn gaze(
+        &self,
+        site: usize,
+        heads: Heads,
+        own: Option<(&Qkv, Site)>,
+    ) -> Result<Option<Gaze>> {
+        let rows = |of: &Qkv, at: &Site| match at.rows.half(Half::Prompt) {
+            Some(rows) => of.rows(&rows),
+            None => Err(Error::request("the call has no prompt half")),
+        };
+        let meeting = match self.sites.contains(&site) {
+            true => self.meeting(site, Half::Prompt)?,
+            false => None,
+        };
+        let Some(meeting) = meeting else {
+            let Some((qkv, at)) = own else {
+                return Ok(None);
+            };
+            let own = rows(qkv, &at)?;
+            let seen = Seen::of(&own.k, &[(Whose::Own, at.grid)], None)?;
+            return Gaze::of(&own.q, heads, at.grid, QueriesOf::Own, vec![seen], &[]).map(Some);
+        };
+        let (queries, whose) = match (&meeting.queries, own) {
+            (Some(queries), _) => (queries.clone(), QueriesOf::Context),
+            (None, Some((qkv, at))) => (rows(qkv, &at)?.q, QueriesOf::Own),
+            (None, None) => return Ok(None),
+        };
+        let mut seen = Vec::new();
+        let mut grid = own.map(|(_, at)| at.grid);
+        if let Some(met) = &meeting.inside {
+            let whose: Vec<_> = (met.grids.iter().enumerate())
+                .map(|(index, grid)| (Whose::Reference(index), *grid))
+                .collect();
+            seen.push(Seen::of(&met.k, &whose, met.keys.as_deref())?);
         }
+        if let Some(met) = &meeting.outside {
+            // Context and target are of one size.
+            grid = met.grids.first().copied().or(grid);
+            let whose: Vec<_> = met
+                .grids
+                .iter()
+                .map(|grid| (Whose::Context, *grid))
+                .collect();
+            seen.push(Seen::of(&met.k, &whose, None)?);
+        }
+        let Some(grid) = grid else {
+            return Ok(None);
+        };
+        let blend: Vec<Plane> = match &self.action {
+            Action::Swap { blend, .. } => blend.iter().map(|plane| plane.nearest(grid)).collect(),
+            _ => Vec::new(),
+        };
+        Gaze::of(&queries, heads, grid, whose, seen, &blend).map(Some)
+    }
+}
+
+impl AttentionControl for Swap<'_> {
+    fn attend(&mut self, site: Site, qkv: &Qkv, kernel: &dyn Kernel) -> Result<Tensor> {
+        if let Some(maps) = &mut self.maps {
+            maps.record(site, qkv, kernel)?;
+        }
+        if site.kind != AttentionKind::SelfAttention
+            || !self.sites.contains(&site.index)
+            || matches!(self.action, Action::Let)
+        {
+            return qkv.attend(kernel);
+        }
+        self.fired += 1;
+        let mask = match &self.action {
+            Action::Swap { blend, .. } => Some(mask_rows(blend, site, qkv)?),
+            _ => None,
+        };
+        let (heads, scale) = (qkv.heads, qkv.scale);
+        let mut halves = Vec::new();
+        for (half, rows) in site.rows.halves() {
+            let Some(meeting) = self.meeting(site.index, half)? else {
+                return qkv.attend(kernel);
+            };
+            self.unmasked += usize::from(meeting.unmasked && half == Half::Prompt);
+            let queries = match meeting.queries {
+                Some(queries) => queries,
+                None => qkv.rows(&rows)?.q,
+            };
+            halves.push(match (&meeting.inside, &meeting.outside, &mask) {
+                (Some(inside), Some(outside), Some(mask)) => {
+                    let (inside, outside) = (inside.attended(), outside.attended());
+                    kernel.attention_blend(&queries, inside, outside, mask, heads, scale)?
+                }
+                (Some(one), _, _) | (None, Some(one), _) => {
+                    let to = one.attended();
+                    kernel.attention(&queries, to.k, to.v, heads, scale, to.keys)?
+                }
+                (None, None, _) => qkv.rows(&rows)?.attend(kernel)?,
+            });
+        }
+        Ok(Tensor::cat(&halves, 0)?)
     }
 }
 

@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod clip;
 pub mod control;
 pub mod export;
+pub mod gaze;
 pub mod inspect;
 pub mod layers;
 pub mod layout;

@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Checkpoint;
 use super::control::{
-    Action, AttentionControl, Branch, Capture, Given, Half, MapRecorder, Part, Rows, Store, Swap,
-    Untouched,
+    Action, AttentionControl, AttentionKind, Branch, Capture, Given, Half, MapRecorder, Part, Rows,
+    Store, Swap, Untouched,
 };
+use super::gaze::{Gaze, Heads};
 use super::masks::{Plane, Threshold, subject_maps};
 use super::noise::step_noise;
 use super::prompt::{Encoded, Span};
@@ -34,6 +35,13 @@ pub trait Monitor {
     /// z, `[B, C, h, w]`, is what there is after `done` of `total` steps: a step that was just drawn, or the last.
     fn drawn(&self, done: usize, total: usize, z: &Tensor) {
         let _ = (done, total, z);
+    }
+    /// Whether whoever looks has moved on: asked at every layer of a call that is made for nothing but to be looked at.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] to end the call.
+    fn goes_on(&self) -> Result<()> {
+        Ok(())
     }
 }
 
@@ -343,6 +351,11 @@ pub trait Draws {
     /// # Errors
     /// When a part of the model cannot be loaded.
     fn drawer(&self) -> Result<Drawer<'_>>;
+    /// The tokens of a phrase in the prompt.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot be loaded, or the phrase is not in the prompt.
+    fn span(&self, phrase: &str) -> Result<Span>;
 }
 
 /// A model and the prompts that it encodes when they are first needed.
@@ -394,6 +407,10 @@ impl Draws for Prompted<'_> {
             model: self.model,
             conditions,
         })
+    }
+
+    fn span(&self, phrase: &str) -> Result<Span> {
+        self.model.reader()?.span(self.prompt, phrase)
     }
 }
 
@@ -654,6 +671,120 @@ pub fn invert(
     monitor.step(ddim.steps(), ddim.steps())?;
     trajectory.reverse();
     Ok(trajectory)
+}
+
+/// What is looked for in a call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sought {
+    /// The raw cross-attention maps of the layers on this grid.
+    Map((usize, usize)),
+    /// The queries of a self-attention site, and what they meet there.
+    Site {
+        /// Its number.
+        index: usize,
+        /// How it splits its features.
+        heads: Heads,
+    },
+}
+
+/// What was looked for.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// `[B, h w, tokens]`: mean over heads and layers.
+    Map(Tensor),
+    /// What every query of the site meets.
+    Site(Gaze),
+}
+
+/// Looks on while a swap acts, and ends the call at the site that it is for.
+struct Looking<'a, 'b> {
+    swap: Swap<'a>,
+    sought: Sought,
+    found: Option<Gaze>,
+    monitor: &'b dyn Monitor,
+}
+
+impl AttentionControl for Looking<'_, '_> {
+    fn attend(
+        &mut self,
+        site: super::control::Site,
+        qkv: &super::control::Qkv,
+        kernel: &dyn crate::kernels::Kernel,
+    ) -> Result<Tensor> {
+        self.monitor.goes_on()?;
+        if let Sought::Site { index, heads } = self.sought
+            && index == site.index
+            && site.kind == AttentionKind::SelfAttention
+        {
+            self.found = self.swap.gaze(index, heads, Some((qkv, site)))?;
+            // The rest of the network would be for nothing.
+            return Err(Error::Cancelled);
+        }
+        self.swap.attend(site, qkv, kernel)
+    }
+}
+
+impl Guided<'_> {
+    /// Calls the prompt half once and gives what is looked for in it.
+    fn look(
+        &self,
+        z: &Tensor,
+        timestep: f32,
+        k: usize,
+        mut swap: Swap<'_>,
+        sought: Sought,
+        monitor: &dyn Monitor,
+    ) -> Result<Found> {
+        if let Sought::Map(grid) = sought {
+            swap.maps = Some(MapRecorder::new(grid));
+        }
+        let rows = Rows::new(self.branch, z.dim(0)?, false);
+        let mut looking = Looking {
+            swap,
+            sought,
+            found: None,
+            monitor,
+        };
+        let called = self.rows(z, timestep, k, rows, &mut looking, monitor);
+        if let Some(gaze) = looking.found {
+            // A call that was ended is one all the same.
+            monitor.unet_calls(rows.count());
+            return Ok(Found::Site(gaze));
+        }
+        called?;
+        match looking.swap.maps {
+            Some(maps) => Ok(Found::Map(maps.finish()?)),
+            None => Err(Error::request(format!(
+                "the U-Net has no such self-attention site: {sought:?}"
+            ))),
+        }
+    }
+}
+
+/// Looks at a plain sampler's call at step k by calling its prompt half once, with the guidance that it had (which decides
+/// how many tokens the prompt is given).
+///
+/// # Errors
+/// When the call fails, or [`Monitor::goes_on`] ends it.
+pub fn look(
+    drawer: Drawer<'_>,
+    guidance: f64,
+    z: &Tensor,
+    timestep: f32,
+    k: usize,
+    sought: Sought,
+    monitor: &dyn Monitor,
+) -> Result<Found> {
+    let guided = Guided {
+        model: drawer.model,
+        conditions: drawer.conditions,
+        guidance,
+        rescale: 0.0,
+        branch: Branch::Plain,
+    };
+    let sites = BTreeSet::new();
+    let swap = Swap::new(&sites, Action::Let);
+    guided.look(z, timestep, k, swap, sought, monitor)
 }
 
 /// The raw cross-attention maps `[B, h w, tokens]` (mean over heads and layers) of a latent at step k, whose timestep is
@@ -923,6 +1054,30 @@ pub struct Retouched {
     pub masks: Vec<StepMasks>,
 }
 
+/// What the target's sites do at a step, given what the branches gave and the step's masks.
+fn action<'a>(
+    needs: &StepNeeds,
+    context: &'a Store,
+    references: &'a [Store],
+    masks: Option<&'a StepMasks>,
+) -> Action<'a> {
+    match masks {
+        None if needs.lock => Action::Lock { context },
+        None => Action::Let,
+        Some(masks) => Action::Swap {
+            context: needs
+                .context
+                .iter()
+                .any(|part| matches!(part, Part::KeysValues(_)))
+                .then_some(context),
+            references,
+            context_queries: needs.context_queries,
+            reference_masks: &masks.references,
+            blend: &masks.blend,
+        },
+    }
+}
+
 fn grid_of(z: &Tensor, level: usize) -> Result<(usize, usize)> {
     let (_, _, h, w) = z.dims4()?;
     Ok(grid_at((h, w), level))
@@ -1029,21 +1184,7 @@ impl Retouch<'_> {
                 trajectory.push(z.clone());
                 continue;
             }
-            let action = match &blend_masks {
-                None if needs.lock => Action::Lock { context: &context },
-                None => Action::Let,
-                Some(masks) => Action::Swap {
-                    context: needs
-                        .context
-                        .iter()
-                        .any(|part| matches!(part, Part::KeysValues(_)))
-                        .then_some(&context),
-                    references: &references,
-                    context_queries: needs.context_queries,
-                    reference_masks: &masks.references,
-                    blend: &masks.blend,
-                },
-            };
+            let action = action(&needs, &context, &references, blend_masks.as_ref());
             let grid = grid_of(&z, s.mask_levels.0)?;
             let mut swap = Swap {
                 sites: &s.sites,
@@ -1203,9 +1344,27 @@ impl Retouch<'_> {
         monitor: &dyn Monitor,
         memory: &dyn Memory,
     ) -> Result<Store> {
+        let images = source.trajectory[k].dim(0)?;
+        let all = Rows::new(branch, images, self.settings.guidance != 1.0);
+        let store = self.halves(source, k, parts, all, ddim, monitor, memory, true)?;
+        store.ok_or_else(|| Error::request("a branch was not called"))
+    }
+
+    /// What these halves of a source branch give at step k; `None` when that takes a call and `calls` forbids it.
+    #[allow(clippy::too_many_arguments)]
+    fn halves(
+        &self,
+        source: &Source<'_>,
+        k: usize,
+        parts: &BTreeSet<Part>,
+        all: Rows,
+        ddim: &Ddim,
+        monitor: &dyn Monitor,
+        memory: &dyn Memory,
+        calls: bool,
+    ) -> Result<Option<Store>> {
         let mut store = Store::new();
-        let z = &source.trajectory[k];
-        let all = Rows::new(branch, z.dim(0)?, self.settings.guidance != 1.0);
+        let (z, branch) = (&source.trajectory[k], all.branch);
         let mut rows = Rows {
             negative: false,
             prompt: false,
@@ -1226,7 +1385,10 @@ impl Retouch<'_> {
             }
         }
         if rows.count() == 0 {
-            return Ok(store);
+            return Ok(Some(store));
+        }
+        if !calls {
+            return Ok(None);
         }
         // Both halves with one prompt are one call.
         let name = |half| memory.call(branch, half, k);
@@ -1277,7 +1439,228 @@ impl Retouch<'_> {
             store.extend(negative.collect::<Store>());
         }
         store.extend(given);
-        Ok(store)
+        Ok(Some(store))
+    }
+
+    /// The masks of step k as the swap had them, from what is kept of its calls: `None` when the step does not swap, or
+    /// something that they are made of is not kept. Nothing is called.
+    ///
+    /// # Errors
+    /// When what is kept does not fit.
+    pub fn kept_masks(
+        &self,
+        k: usize,
+        ddim: &Ddim,
+        monitor: &dyn Monitor,
+        memory: &dyn Memory,
+    ) -> Result<Option<StepMasks>> {
+        let needs = self.settings.needs(k, ddim.steps(), self.givens(k));
+        if !needs.swap {
+            return Ok(None);
+        }
+        let sources = self.sources(k, &needs, &maps_alone, ddim, monitor, memory, false)?;
+        match sources {
+            Some((context, references)) => self.masks_of(k, ddim, &context, &references, memory),
+            None => Ok(None),
+        }
+    }
+
+    /// What the prompt half of all branches gives at step k, of what is needed the parts that `of` leaves.
+    #[allow(clippy::too_many_arguments)]
+    fn sources(
+        &self,
+        k: usize,
+        needs: &StepNeeds,
+        of: &dyn Fn(&BTreeSet<Part>) -> BTreeSet<Part>,
+        ddim: &Ddim,
+        monitor: &dyn Monitor,
+        memory: &dyn Memory,
+        calls: bool,
+    ) -> Result<Option<(Store, Vec<Store>)>> {
+        let half = |source: &Source<'_>, parts: &BTreeSet<Part>, branch| {
+            monitor.goes_on()?;
+            // With guidance or without, the prompt's half alone.
+            let rows = Rows::new(branch, source.trajectory[k].dim(0)?, false);
+            self.halves(source, k, &of(parts), rows, ddim, monitor, memory, calls)
+        };
+        let Some(context) = half(&self.context, &needs.context, Branch::Context)? else {
+            return Ok(None);
+        };
+        let mut references = Vec::new();
+        for (index, (source, parts)) in self.references.iter().zip(&needs.references).enumerate() {
+            let store = match self.twin(index, k, memory) {
+                Some(twin) => Some(Store::clone(&references[twin])),
+                None => half(source, parts, Branch::Reference(index))?,
+            };
+            match store {
+                Some(store) => references.push(store),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some((context, references)))
+    }
+
+    /// The masks of step k; `None` when the target's map of the step before is needed and not kept.
+    fn masks_of(
+        &self,
+        k: usize,
+        ddim: &Ddim,
+        context: &Store,
+        references: &[Store],
+        memory: &dyn Memory,
+    ) -> Result<Option<StepMasks>> {
+        let start = self.settings.start_step.min(ddim.steps());
+        let by_target = self.blend_mask.is_none() && self.settings.blend != Blend::Context;
+        let previous = match k > start && by_target {
+            true => match memory.target_map(k - 1) {
+                Some(map) => Some(map),
+                None => return Ok(None),
+            },
+            false => None,
+        };
+        self.masks_at(k, start, context, references, previous, memory)
+            .map(Some)
+    }
+
+    /// Looks at the target at step k, whose latent is `z`: at what is kept, else, if `calls`, by calling the target's prompt
+    /// half once as the step did, its attention swapped, and its sources where something of them is not kept. `None`: it
+    /// takes a call and `calls` forbids it, or the target's map of the step before is not kept.
+    ///
+    /// # Errors
+    /// When a call fails, or [`Monitor::goes_on`] ends it.
+    #[allow(clippy::too_many_arguments)]
+    pub fn look(
+        &self,
+        k: usize,
+        z: &Tensor,
+        sought: Sought,
+        ddim: &Ddim,
+        monitor: &dyn Monitor,
+        memory: &dyn Memory,
+        calls: bool,
+    ) -> Result<Option<Found>> {
+        let s = &self.settings;
+        let needs = s.needs(k, ddim.steps(), self.givens(k));
+        let met = |site: usize| match sought {
+            Sought::Map(grid) => {
+                let own = grid_of(z, s.mask_levels.0)? == grid;
+                Ok::<_, Error>(own.then(|| memory.target_map(k)).flatten().map(Found::Map))
+            }
+            Sought::Site { index, heads } if index == site && s.sites.contains(&site) => {
+                // Where the queries are the context's, the target need not be called.
+                if !(needs.lock || needs.context_queries) {
+                    return Ok(None);
+                }
+                let of = |parts: &BTreeSet<Part>| {
+                    let here = |part: &Part| match part {
+                        Part::KeysValues(at) | Part::Queries(at) => *at == site,
+                        Part::Map(_) => true,
+                    };
+                    parts.iter().copied().filter(here).collect()
+                };
+                let sources = self.sources(k, &needs, &of, ddim, monitor, memory, calls)?;
+                let Some((context, references)) = sources else {
+                    return Ok(None);
+                };
+                let masks = match needs.swap {
+                    true => match self.masks_of(k, ddim, &context, &references, memory)? {
+                        Some(masks) => Some(masks),
+                        None => return Ok(None),
+                    },
+                    false => None,
+                };
+                let action = action(&needs, &context, &references, masks.as_ref());
+                let gaze = Swap::new(&s.sites, action).gaze(site, heads, None)?;
+                Ok(gaze.map(Found::Site))
+            }
+            Sought::Site { .. } => Ok(None),
+        };
+        let site = match sought {
+            Sought::Site { index, .. } => index,
+            Sought::Map(_) => 0,
+        };
+        if let Some(found) = met(site)? {
+            return Ok(Some(found));
+        }
+        if !calls {
+            return Ok(None);
+        }
+        // What later sites give comes too late to matter for an earlier one.
+        let of = |parts: &BTreeSet<Part>| {
+            let before = |part: &Part| match (part, sought) {
+                (Part::KeysValues(at) | Part::Queries(at), Sought::Site { index, .. }) => {
+                    *at <= index
+                }
+                _ => true,
+            };
+            parts.iter().copied().filter(before).collect()
+        };
+        let (mut context, mut references) = (Store::new(), Vec::new());
+        if needs.lock || needs.swap {
+            let sources = self.sources(k, &needs, &of, ddim, monitor, memory, true)?;
+            (context, references) = sources.unwrap_or_default();
+        }
+        let masks = match needs.swap {
+            true => match self.masks_of(k, ddim, &context, &references, memory)? {
+                Some(masks) => Some(masks),
+                None => return Ok(None),
+            },
+            false => None,
+        };
+        let action = action(&needs, &context, &references, masks.as_ref());
+        let target = self.target.drawer()?;
+        let guided = Guided {
+            model: target.model,
+            conditions: target.conditions,
+            guidance: s.guidance,
+            rescale: 0.0,
+            branch: Branch::Target,
+        };
+        let timestep = ddim.timesteps()[k] as f32;
+        let swap = Swap::new(&s.sites, action);
+        guided.look(z, timestep, k, swap, sought, monitor).map(Some)
+    }
+
+    /// The raw cross-attention maps of a source branch at step k on a grid of its level: kept ones, else, if `calls`, by
+    /// calling its prompt half. `None`: it takes a call and `calls` forbids it.
+    ///
+    /// # Errors
+    /// When there is no such branch, or a call fails.
+    #[allow(clippy::too_many_arguments)]
+    pub fn source_map(
+        &self,
+        branch: Branch,
+        k: usize,
+        level: usize,
+        ddim: &Ddim,
+        monitor: &dyn Monitor,
+        memory: &dyn Memory,
+        calls: bool,
+    ) -> Result<Option<Tensor>> {
+        let source = self.source_of(branch)?;
+        let part = Part::Map(level);
+        let rows = Rows::new(branch, source.trajectory[k].dim(0)?, false);
+        let parts = BTreeSet::from([part]);
+        let store = self.halves(source, k, &parts, rows, ddim, monitor, memory, calls)?;
+        Ok(
+            store.and_then(|mut store| match store.remove(&(Half::Prompt, part)) {
+                Some(Given::Map(map)) => Some(map),
+                _ => None,
+            }),
+        )
+    }
+
+    /// The context's or a reference's branch.
+    ///
+    /// # Errors
+    /// When there is no such branch.
+    pub fn source_of(&self, branch: Branch) -> Result<&Source<'_>> {
+        match branch {
+            Branch::Context => Some(&self.context),
+            Branch::Reference(index) => self.references.get(index),
+            Branch::Plain | Branch::Target => None,
+        }
+        .ok_or_else(|| Error::request(format!("{branch:?} is no source of the swap")))
     }
 
     fn binarised(&self, raw: &Tensor, span: Span, grid: (usize, usize)) -> Result<Vec<Plane>> {

@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::control::{AttentionControl, AttentionKind, Qkv, Rows, Site};
+use super::gaze::Heads;
 use super::layers::{Conv2d, GroupNorm, LayerNorm, Linear};
 use super::weights::{Scope, Weights};
 use super::{Error, Result};
@@ -330,6 +331,16 @@ impl UnetConfig {
             .at(level)
     }
 
+    /// How the attention of a level splits its features.
+    #[must_use]
+    pub fn heads_at(&self, level: usize) -> Heads {
+        let stack = self.stack(level);
+        Heads {
+            count: stack.heads,
+            scale: head_scale(stack.channels, stack.heads),
+        }
+    }
+
     fn stack(&self, level: usize) -> Stack {
         Stack {
             channels: self.block_out_channels[level],
@@ -441,6 +452,11 @@ struct KeysValues {
     v: Tensor,
 }
 
+/// What scores are multiplied with: 1 / sqrt(head size).
+fn head_scale(channels: usize, heads: usize) -> f64 {
+    ((channels / heads) as f64).powf(-0.5)
+}
+
 #[derive(Debug)]
 struct Attention {
     q: Linear,
@@ -459,7 +475,7 @@ impl Attention {
             v: Linear::load(&scope.at("to_v"), context, channels, false)?,
             out: Linear::load(&scope.at("to_out.0"), channels, channels, true)?,
             heads,
-            scale: ((channels / heads) as f64).powf(-0.5),
+            scale: head_scale(channels, heads),
         })
     }
 

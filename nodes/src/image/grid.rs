@@ -181,13 +181,20 @@ impl Node for Grid {
 }
 
 /// A picture's place on the sheet.
-struct Cell {
-    entry: usize,
-    picture: usize,
-    x: usize,
-    y: usize,
-    width: usize,
-    height: usize,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cell {
+    /// The entry of `images`, from 0.
+    pub entry: usize,
+    /// The picture of the entry's batch, from 0.
+    pub picture: usize,
+    /// The left edge in pixels of the sheet.
+    pub x: usize,
+    /// The upper edge in pixels of the sheet.
+    pub y: usize,
+    /// The width in pixels of the sheet.
+    pub width: usize,
+    /// The height in pixels of the sheet.
+    pub height: usize,
 }
 
 /// The entry, and the picture of its batch, that stands somewhere; `None` where nothing does.
@@ -213,6 +220,17 @@ impl Grid {
     /// Whether entries stand in a table rather than one after the other.
     fn is_table(&self) -> bool {
         !self.column_labels.is_empty() || !self.blanks.is_empty()
+    }
+
+    /// Where each picture is drawn, given the entries of `images`: row by row, places that stay empty left out.
+    ///
+    /// # Errors
+    /// When the entries don't fit the parameters, or the sheet would be too large.
+    pub fn cells(&self, entries: &[ImageFacts]) -> Result<Vec<Cell>, Fault> {
+        match self.faults(entries.len()).into_iter().next() {
+            Some(fault) => Err(fault),
+            None => self.layout(entries).map(|layout| layout.cells),
+        }
     }
 
     /// What is wrong whatever the pictures are.

@@ -126,6 +126,8 @@ impl Invert {
                 maps: HashMap::new(),
                 calls: HashMap::new(),
                 fills: false,
+                model: Arc::new(facts),
+                swap: None,
             })),
             calls: 0,
         })

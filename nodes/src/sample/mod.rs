@@ -546,6 +546,8 @@ impl Start {
                 maps: HashMap::new(),
                 calls,
                 fills: false,
+                model: Arc::new(model.clone()),
+                swap: None,
             })),
             calls: 0,
         })

@@ -19,7 +19,7 @@ use super::{
     steps_fault,
 };
 use crate::attention::{ControlNote, SwapAttention, Texts, schedule_fault};
-use crate::chain::{self, Draw, Remembers, SamplerNote, TrajectoryNote};
+use crate::chain::{self, Draw, Remembers, SamplerNote, SwapNote, TrajectoryNote};
 use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
 use crate::diffusion::control::{Branch, Half};
 use crate::diffusion::masks::Plane;
@@ -144,7 +144,7 @@ fn taken_over(context: TrajectoryFacts, start: usize) -> TrajectoryFacts {
 }
 
 impl Sample {
-    fn start(&self) -> Start {
+    pub(crate) fn start(&self) -> Start {
         Start {
             seed: self.seed,
             batch: self.batch,
@@ -487,6 +487,16 @@ impl Sample {
                 maps,
                 calls,
                 fills: control.fills,
+                model: Arc::new(facts),
+                swap: Some(SwapNote {
+                    steps: if swaps {
+                        swap_range(&control.settings, steps)
+                    } else {
+                        0..0
+                    },
+                    references: references.len(),
+                    settings,
+                }),
             })),
             calls: 0,
         })
@@ -517,6 +527,20 @@ impl Sample {
         control: &Control,
         reports: &Reports<'_>,
     ) -> Result<Retouched, NodeError> {
+        self.with_retouch(model, control, reports, |retouch, ddim| {
+            let previews = Previews::new(reports, model);
+            Ok(retouch.run(ddim, &previews, &Remembers::new(reports.0))?)
+        })
+    }
+
+    /// Puts stage 2 together, to be run or to be looked at; nothing is encoded, called or drawn for that.
+    pub(crate) fn with_retouch<R>(
+        &self,
+        model: &Checkpoint,
+        control: &Control,
+        reports: &Reports<'_>,
+        then: impl FnOnce(&Retouch<'_>, &Ddim) -> Result<R, NodeError>,
+    ) -> Result<R, NodeError> {
         let settings = &control.settings;
         let facts = model.description().facts();
         let steps = control.context.steps();
@@ -704,8 +728,7 @@ impl Sample {
             fills: reports.0.note::<SamplerNote>().map(|note| note.fills),
             settings: numbers.clone(),
         };
-        let previews = Previews::new(reports, model);
-        Ok(retouch.run(&ddim, &previews, &Remembers::new(reports.0))?)
+        then(&retouch, &ddim)
     }
 
     /// Which prompts run the context's step k.

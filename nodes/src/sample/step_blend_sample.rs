@@ -125,7 +125,7 @@ impl StepBlendSample {
         }
     }
 
-    fn start(&self) -> Start {
+    pub(crate) fn start(&self) -> Start {
         Start {
             seed: self.seed,
             batch: self.batch,

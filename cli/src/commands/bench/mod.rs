@@ -123,6 +123,10 @@ pub fn bench(args: &BenchArgs) -> Result<Exit, Failure> {
     if let Some(model) = &args.model {
         return model::bench(args, model);
     }
+    #[cfg(feature = "view")]
+    if args.view {
+        return view(args);
+    }
     let engine = session::engine_for(&args.device)?.with_cache(Arc::new(NoCache));
     let runtime = session::runtime_for(&args.device)?;
     let folder = std::env::temp_dir().join(format!("retouch-bench-{}", std::process::id()));
@@ -175,6 +179,26 @@ pub fn bench(args: &BenchArgs) -> Result<Exit, Failure> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// Measures the viewer, the sampler's loss on vanilla.yaml.
+#[cfg(feature = "view")]
+fn view(args: &BenchArgs) -> Result<Exit, Failure> {
+    let engine = session::engine_for(&args.device)?.with_cache(Arc::new(NoCache));
+    let folder = std::env::temp_dir().join(format!("retouch-bench-view-{}", std::process::id()));
+    let measured = super::new::write(&NewArgs {
+        folder: folder.clone(),
+    })
+    .and_then(|()| {
+        let file = folder.join("workflows").join("vanilla.yaml");
+        let checked = engine
+            .load(&file, &Settings::default())
+            .map_err(broken("vanilla.yaml"))?;
+        let plan = engine.plan(&checked, &[]).map_err(broken("vanilla.yaml"))?;
+        crate::view::bench::bench(&engine, &plan, args.runs, args.json)
+    });
+    let _ = std::fs::remove_dir_all(&folder); // ours to remove, whatever happened
+    measured.map(|()| Exit::Done)
 }
 
 fn measure_all(

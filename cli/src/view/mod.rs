@@ -1,0 +1,307 @@
+//! The viewer: a window beside the editor that shows what a workflow is doing, and what it did.
+//!
+//! The loop of `retouch watch` runs on a thread of its own and tells [`feed`] what happens; that makes a [`model`] of it,
+//! which knows nothing of windows; [`app`] draws the model. Wishes go back to the loop: values to try, stop, run again.
+
+mod app;
+pub mod bench;
+mod canvas;
+mod edit;
+mod editor;
+mod feed;
+mod gallery;
+mod layout;
+mod looks;
+mod memory;
+mod model;
+mod panel;
+mod params;
+mod pictures;
+mod problems;
+mod screenshot;
+mod shelf;
+mod stepping;
+mod steps;
+mod theme;
+mod tries;
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tests_loop;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use eframe::egui::{Context, ViewportBuilder, vec2};
+use retouch_graph::Code;
+
+use crate::args::{FollowArgs, ViewArgs, ViewTab, ViewTheme};
+use crate::commands::watch::{self, Looking, Wish};
+use crate::output::{say, tell};
+use crate::view::app::{App, Start, Tab};
+use crate::view::feed::{Begun, Feed};
+use crate::view::memory::{Colours, Memory};
+use crate::view::model::{Phase, State};
+use crate::{Exit, Failure};
+
+/// The size of a picture of the view, unless it is said otherwise.
+const SIZE: (u16, u16) = (1280, 800);
+
+/// How a window begins.
+#[derive(Clone, Debug, Default)]
+struct Options {
+    select: Option<String>,
+    step: Option<usize>,
+    tab: Option<Tab>,
+    size: Option<(u16, u16)>,
+    colours: Option<Colours>,
+}
+
+impl From<ViewTab> for Tab {
+    fn from(tab: ViewTab) -> Self {
+        match tab {
+            ViewTab::Pictures => Self::Pictures,
+            ViewTab::Steps => Self::Steps,
+            ViewTab::Params => Self::Params,
+            ViewTab::Problems => Self::Problems,
+        }
+    }
+}
+
+impl From<ViewTheme> for Colours {
+    fn from(theme: ViewTheme) -> Self {
+        match theme {
+            ViewTheme::Dark => Self::Dark,
+            ViewTheme::Light => Self::Light,
+        }
+    }
+}
+
+impl Options {
+    fn of(args: &ViewArgs) -> Self {
+        Self {
+            select: args.select.clone(),
+            step: args.step,
+            tab: args.tab.map(Tab::from).or(args.step.map(|_| Tab::Steps)),
+            size: args.size,
+            colours: args.theme.map(Colours::from),
+        }
+    }
+}
+
+/// `retouch view`.
+///
+/// # Errors
+/// When there is no screen, nothing to draw with, or as [`watch::watch`].
+pub fn view(args: &ViewArgs) -> Result<Exit, Failure> {
+    match &args.screenshot {
+        Some(file) => picture(args, file),
+        None => window(&args.follow, Options::of(args), true),
+    }
+}
+
+/// `retouch watch --view`.
+///
+/// # Errors
+/// As [`view`].
+pub fn watch(args: &FollowArgs) -> Result<Exit, Failure> {
+    window(args, Options::default(), false)
+}
+
+/// Watches on a thread of its own, with a window on this one, as some systems demand. `ends`: the loop ends with the
+/// window, once its run is over.
+fn window(args: &FollowArgs, options: Options, ends: bool) -> Result<Exit, Failure> {
+    screen()?;
+    let (feed, desk, beginning, _) = Feed::new(false);
+    std::thread::scope(|scope| {
+        let looping = scope.spawn(move || loop_(args, feed, true));
+        let joined = |looping: std::thread::ScopedJoinHandle<'_, _>| {
+            looping
+                .join()
+                .unwrap_or_else(|_| Err(Failure::failed("the watching broke off")))
+        };
+        // A loop that does not begin has nothing to show, and says why.
+        let Ok(begun) = beginning.recv() else {
+            return joined(looping);
+        };
+        let wishes = begun.wishes.clone();
+        let shown = show(Arc::clone(&desk), begun, options);
+        if let Err(failure) = shown {
+            wishes.send(Wish::Stop);
+            wishes.send(Wish::Close);
+            let _ = joined(looping); // why there is no window is what is told
+            return Err(failure);
+        }
+        if ends {
+            if desk.model().phase == Phase::Running {
+                tell("the window is closed; the run goes on to its end, Ctrl-C stops it");
+            }
+            wishes.send(Wish::Close);
+        } else if desk.model().phase != Phase::Over {
+            tell("the window is closed; watching goes on until Ctrl-C");
+        }
+        joined(looping)
+    })
+}
+
+/// The loop, told to the feed; the feed ends with it.
+fn loop_(args: &FollowArgs, feed: Feed, runs: bool) -> Result<Exit, Failure> {
+    let looking = Looking {
+        onlooker: &feed,
+        runs,
+    };
+    let ended = watch::watch(args, Some(looking));
+    feed.over(
+        ended
+            .as_ref()
+            .err()
+            .map(|failure| failure.message().to_owned()),
+    );
+    ended
+}
+
+/// Opens the window and waits until it is closed.
+fn show(desk: Arc<feed::Desk>, begun: Begun, options: Options) -> Result<(), Failure> {
+    let memory_file = memory::file();
+    let mut memory = Memory::read(memory_file.as_deref());
+    if let Some(colours) = options.colours {
+        memory.colours = colours;
+    }
+    if let Some((width, height)) = options.size {
+        memory.size = (f32::from(width), f32::from(height));
+    }
+    let viewport = ViewportBuilder::default()
+        .with_title("Retouch")
+        .with_app_id("retouch")
+        .with_inner_size(vec2(memory.size.0, memory.size.1))
+        .with_min_inner_size(vec2(320.0, 240.0));
+    let native = eframe::NativeOptions {
+        viewport,
+        renderer: eframe::Renderer::Wgpu,
+        persist_window: false,
+        ..eframe::NativeOptions::default()
+    };
+    let made = move |creation: &eframe::CreationContext<'_>| {
+        let waker = creation.egui_ctx.clone();
+        desk.wake_with(move || waker.request_repaint());
+        let wishes = begun.wishes;
+        let start = Start {
+            desk,
+            wish: Box::new(move |wish| wishes.send(wish)),
+            engine: Some(begun.engine),
+            memory,
+            memory_file,
+            select: options.select,
+            step: options.step,
+            tab: options.tab,
+            ends: true,
+        };
+        Ok(Box::new(App::new(start)) as Box<dyn eframe::App>)
+    };
+    eframe::run_native("retouch", native, Box::new(made)).map_err(|error| match error {
+        eframe::Error::Wgpu(error) => screenshot::no_adapter(&error),
+        error => Failure::failed(format!("the window cannot be opened: {error}"))
+            .code(Code::SystemRefused)
+            .help("`retouch view FILE --screenshot view.png` needs no screen"),
+    })
+}
+
+/// Whether there is a screen, where that can be known beforehand: better said before a run begins.
+fn screen() -> Result<(), Failure> {
+    let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let free = cfg!(all(
+        unix,
+        not(target_os = "macos"),
+        not(target_os = "android")
+    ));
+    if free
+        && !["DISPLAY", "WAYLAND_DISPLAY", "WAYLAND_SOCKET"]
+            .into_iter()
+            .any(set)
+    {
+        return Err(Failure::failed("the window cannot be opened: there is no screen (neither DISPLAY nor WAYLAND_DISPLAY is set)")
+            .code(Code::SystemRefused)
+            .help("`retouch view FILE --screenshot view.png` needs none"));
+    }
+    Ok(())
+}
+
+/// `--screenshot`: runs the workflow, or looks at what the caches know, and draws the view to a file.
+fn picture(args: &ViewArgs, file: &Path) -> Result<Exit, Failure> {
+    let png = file
+        .extension()
+        .is_some_and(|ending| ending.eq_ignore_ascii_case("png"));
+    if !png {
+        return Err(
+            Failure::usage(format!("{} does not end in .png", file.display()))
+                .help("name it like `--screenshot view.png`"),
+        );
+    }
+    let canvas = screenshot::Canvas::new()?;
+    let (feed, desk, beginning, making) = Feed::new(true);
+    let ended = loop_(&args.follow, feed, !args.no_run)?;
+    let _ = making.join(); // all that was told is in the model now
+    let Ok(begun) = beginning.recv() else {
+        return Ok(ended);
+    };
+    {
+        let model = desk.model();
+        if let Some(name) = &args.select
+            && model.plans > 0
+            && model.graph.node(name).is_none()
+            && model.graph.group(name).is_none()
+        {
+            let names = model.graph.nodes.iter().map(|node| node.name());
+            let near = retouch_graph::suggest::nearest(name, names);
+            let failure = Failure::usage(format!("there is no node `{name}` in the plan"));
+            return Err(match near {
+                Some(near) => failure.help(format!("did you mean `{near}`?")),
+                None => failure,
+            });
+        }
+    }
+    let ctx = Context::default();
+    let options = Options::of(args);
+    let faults = !desk.model().faults.is_empty();
+    let (width, height) = args.size.unwrap_or(SIZE);
+    // Nobody is there to drag it: steps and params take more room than pictures.
+    let share = match options.tab {
+        Some(Tab::Steps | Tab::Params) => 0.56,
+        _ => 0.44,
+    };
+    let start = Start {
+        desk: Arc::clone(&desk),
+        wish: Box::new(|_| {}),
+        engine: Some(begun.engine),
+        memory: Memory {
+            colours: options.colours.unwrap_or(Colours::Dark),
+            below: f32::from(height) * share,
+            ..Memory::default()
+        },
+        memory_file: None,
+        select: options.select,
+        step: options.step,
+        tab: options.tab.or_else(|| faults.then_some(Tab::Problems)),
+        ends: false,
+    };
+    let mut app = App::new(start);
+    let size = vec2(f32::from(width), f32::from(height));
+    let bytes = canvas.draw(&mut app, &ctx, size, args.scale)?;
+    crate::store::write_whole(file, &bytes)
+        .map_err(|e| Failure::unwritable(format!("{} cannot be written: {e}", file.display())))?;
+    if !args.follow.json {
+        say(&format!("view  {}", file.display()))?;
+    }
+    let model = desk.model();
+    let failed = model
+        .states
+        .iter()
+        .any(|state| matches!(state, State::Failed { .. }));
+    Ok(match (ended, faults, failed) {
+        (Exit::Interrupted, ..) => Exit::Interrupted,
+        (_, true, _) => Exit::Faults,
+        (_, _, true) => Exit::Failed,
+        (ended, ..) => ended,
+    })
+}
