@@ -137,7 +137,9 @@ unsafe fn affine_generic<S: Simd>(
                     );
                     let mut lanes = [0f32; SUM_LANES];
                     S::store(lanes.as_mut_ptr(), y);
-                    out[c..].write_copy_of_slice(&lanes[..channels - c]);
+                    for (to, &y) in out[c..].iter_mut().zip(&lanes) {
+                        to.write(y);
+                    }
                 }
             }
             c += S::LANES;
@@ -330,7 +332,9 @@ unsafe fn geglu_generic<S: Simd>(x: &[f32], half: usize, out: Unfilled<'_>) {
                     let y = geglu_one::<S>(tail::<S>(h, c), tail::<S>(g, c));
                     let mut lanes = [0f32; SUM_LANES];
                     S::store(lanes.as_mut_ptr(), y);
-                    out[c..].write_copy_of_slice(&lanes[..half - c]);
+                    for (to, &y) in out[c..].iter_mut().zip(&lanes) {
+                        to.write(y);
+                    }
                 }
             }
             c += S::LANES;

@@ -36,10 +36,7 @@ pub(super) fn for_each(tasks: usize, f: impl Fn(usize) + Sync) {
     match TEAM.owner() {
         Some(owner) => TEAM.run(owner, threads, tasks, f),
         // Another node computes at the same time, or `f` of a piece has pieces itself.
-        None => (0..tasks)
-            .into_par_iter()
-            .with_max_len(1)
-            .for_each(|task| f(task)),
+        None => (0..tasks).into_par_iter().with_max_len(1).for_each(f),
     }
 }
 
@@ -163,8 +160,8 @@ impl Team {
             };
         }
         self.next.store(0, Ordering::Relaxed);
-        let number = (self.state.load(Ordering::Relaxed) >> NUMBER) + 1 & NUMBERS;
-        let open = (beside as u64) << MOST | number << NUMBER | OPEN;
+        let number = ((self.state.load(Ordering::Relaxed) >> NUMBER) + 1) & NUMBERS;
+        let open = ((beside as u64) << MOST) | (number << NUMBER) | OPEN;
         // In one order with the sleepers' count: whoever is about to sleep sees this, or is seen below.
         self.state.store(open, Ordering::SeqCst);
         if self.sleepers.load(Ordering::SeqCst) > 0 {
@@ -215,7 +212,7 @@ impl Team {
     fn joinable(&self, seen: u64) -> Option<u64> {
         let state = self.state.load(Ordering::SeqCst);
         let (members, most) = (state & MEMBERS, state >> MOST);
-        let new = state >> NUMBER & NUMBERS != seen;
+        let new = (state >> NUMBER) & NUMBERS != seen;
         (state & OPEN != 0 && new && members < most).then_some(state)
     }
 
@@ -232,7 +229,7 @@ impl Team {
                     Ordering::Relaxed,
                 );
                 if joined.is_ok() {
-                    seen = state >> NUMBER & NUMBERS;
+                    seen = (state >> NUMBER) & NUMBERS;
                     self.take_part();
                     self.state.fetch_sub(1, Ordering::Release);
                 }
