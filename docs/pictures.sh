@@ -12,5 +12,5 @@ view() {
     "$retouch" view workflows/layout-and-retouch.yaml --cache-dir "$work/cache" --out "$work/out" --screenshot "$file" "$@" >/dev/null
     echo "$file"
 }
-view docs/view.png --select retouch/draw --size 1360x860
-view docs/view-steps.png --select retouch/draw --step 20 --size 1360x860 --theme light --no-run
+view docs/view.png --select final_large --size 1360x860
+view docs/view-steps.png --select retouch/draw --step 40 --size 1360x860 --theme light --no-run

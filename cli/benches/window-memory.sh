@@ -36,6 +36,7 @@ outputs:
 YAML
 }
 text 64 >"$work/small.yaml"
+: >"$work/events.jsonl"
 # The cache of memory is kept small: it is meant to fill, and that is not what is measured.
 DISPLAY="$display" XDG_STATE_HOME="$work/state" "$retouch" view "$work/small.yaml" --json --no-cache --ram-cache 8MiB \
     --out "$work/out" >"$work/events.jsonl" 2>"$work/errors" &

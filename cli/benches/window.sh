@@ -33,6 +33,7 @@ done
 "$retouch" new "$work/demo" >/dev/null
 file="$work/demo/workflows/layout-and-retouch.yaml"
 log="$work/events.jsonl"
+: >"$log"
 XDG_STATE_HOME="$work/state" "$retouch" view "$file" --json --size 1400x900 --cache-dir "$work/cache" --out "$work/out" \
     >"$log" 2>"$work/errors" &
 view=$!
@@ -101,6 +102,6 @@ await '"node_progress"' 1
 runs="$(grep -c '"run_started"' "$log")"
 await '"run_started"' "$runs"
 sleep 0.5
-xdotool windowquit "$window"
+key ctrl+q
 wait "$view" || { echo "the program ended with $?" >&2; cat "$work/errors" >&2; exit 1; }
 tail -1 "$log"

@@ -134,6 +134,7 @@ const KEYS: &[(&str, &[(&str, &str)])] = &[
             ("T", "colours: the system's, dark, light"),
             ("Tab", "the next control"),
             ("Esc", "leave what is open, or what is selected"),
+            ("Ctrl + Q", "close the window; a run goes on to its end"),
             ("?", "this list"),
         ],
     ),
@@ -314,6 +315,9 @@ impl App {
         let pressed = |modifiers, key| ctx.input_mut(|input| input.consume_key(modifiers, key));
         if pressed(Modifiers::COMMAND, Key::F) {
             self.to_search = true;
+        }
+        if pressed(Modifiers::COMMAND, Key::Q) || pressed(Modifiers::COMMAND, Key::W) {
+            ctx.send_viewport_cmd(ViewportCommand::Close);
         }
         if pressed(Modifiers::NONE, Key::F5) {
             self.run();

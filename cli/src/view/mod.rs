@@ -30,6 +30,7 @@ mod tests;
 #[cfg(test)]
 mod tests_loop;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -126,12 +127,23 @@ fn window(args: &FollowArgs, options: Options, ends: bool) -> Result<Exit, Failu
             return joined(looping);
         };
         let wishes = begun.wishes.clone();
-        let shown = show(Arc::clone(&desk), begun, options);
-        if let Err(failure) = shown {
-            wishes.send(Wish::Stop);
-            wishes.send(Wish::Close);
-            let _ = joined(looping); // why there is no window is what is told
-            return Err(failure);
+        let shown = catch_unwind(AssertUnwindSafe(|| show(Arc::clone(&desk), begun, options)));
+        match shown {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => {
+                wishes.send(Wish::Stop);
+                wishes.send(Wish::Close);
+                let _ = joined(looping); // why there is no window is what is told
+                return Err(failure);
+            }
+            // A window that breaks takes no run along.
+            Err(_) => {
+                wishes.send(Wish::Close);
+                joined(looping)?;
+                return Err(Failure::failed(
+                    "the window broke off; this is a fault of the program",
+                ));
+            }
         }
         if ends {
             if desk.model().phase == Phase::Running {
