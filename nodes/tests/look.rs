@@ -1,6 +1,9 @@
 //! Looking at a sampler's steps: what is read equals what the run gave, what is computed equals what a run records, and
 //! nothing is drawn again.
 
+// The lints spare functions marked as tests, and not the functions that they share.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod support;
 
 use std::collections::BTreeMap;

@@ -300,7 +300,7 @@ mod tests {
     #[test]
     fn wakes_after_a_sleep() {
         for _ in 0..20 {
-            std::thread::sleep(std::time::Duration::from_millis(3));
+            std::thread::sleep(Duration::from_millis(3));
             let count = AtomicUsize::new(0);
             for_each(100, |_| {
                 count.fetch_add(1, Ordering::Relaxed);
