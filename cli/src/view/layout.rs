@@ -153,17 +153,9 @@ pub fn layout(graph: &Graph, open: &BTreeSet<String>) -> Layout {
         }
     }
     let mut layout = Layout::default();
-    let mut passes: HashMap<(Item, Item), Vec<(f32, f32)>> = HashMap::new();
+    let mut passes = Passes::new();
     let ends: Vec<(Item, Item)> = routes.keys().map(|(from, to, _)| (*from, *to)).collect();
-    layout.size = level(
-        graph,
-        &is_open,
-        &shown,
-        &ends,
-        None,
-        &mut layout,
-        &mut passes,
-    );
+    layout.size = level(graph, &shown, &ends, None, &mut layout, &mut passes);
     layout.items.sort_by_key(|(item, _)| *item);
     layout.frames.sort_by_key(|(group, _)| *group);
     layout.routes = routes
@@ -188,6 +180,9 @@ fn parent(graph: &Graph, item: Item) -> Option<usize> {
     }
 }
 
+/// The points that the links between two boxes go through.
+type Passes = HashMap<(Item, Item), Vec<(f32, f32)>>;
+
 /// Something that is placed on one level: a box, or a whole open group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Block {
@@ -198,12 +193,11 @@ enum Block {
 /// Lays out what is directly in a group, or in none, from (0, 0) on, and what is in there recursively; gives the size.
 fn level(
     graph: &Graph,
-    is_open: &[bool],
     shown: &[Item],
     ends: &[(Item, Item)],
     within: Option<usize>,
     layout: &mut Layout,
-    passes: &mut HashMap<(Item, Item), Vec<(f32, f32)>>,
+    passes: &mut Passes,
 ) -> (f32, f32) {
     // The block of this level that holds an item; none when the item is not in here.
     let block_of = |item: Item| -> Option<Block> {
@@ -229,7 +223,7 @@ fn level(
         }
     }
     let mut sizes = Vec::with_capacity(blocks.len());
-    let mut inner: Vec<Option<(Layout, HashMap<(Item, Item), Vec<(f32, f32)>>)>> = Vec::new();
+    let mut inner: Vec<Option<(Layout, Passes)>> = Vec::new();
     for block in &blocks {
         match block {
             Block::Item(Item::Node(node)) => {
@@ -247,15 +241,8 @@ fn level(
             }
             Block::Open(group) => {
                 let (mut own, mut own_passes) = (Layout::default(), HashMap::new());
-                let (width, height) = level(
-                    graph,
-                    is_open,
-                    shown,
-                    ends,
-                    Some(*group),
-                    &mut own,
-                    &mut own_passes,
-                );
+                let (width, height) =
+                    level(graph, shown, ends, Some(*group), &mut own, &mut own_passes);
                 sizes.push((width + 2.0 * FRAME, height + FRAME + HEADER));
                 inner.push(Some((own, own_passes)));
             }
@@ -351,14 +338,16 @@ fn layered(sizes: &[(f32, f32)], links: &[(usize, usize)]) -> Layered {
     for (from, to) in &links_at {
         let mut last = *from;
         let mut chain = Vec::new();
-        for row in layer[*from] + 1..layer[*to] {
+        let between = layer[*to].saturating_sub(layer[*from] + 1);
+        let passed = rows.iter_mut().enumerate().skip(layer[*from] + 1);
+        for (row, in_row) in passed.take(between) {
             let cell = *shared.entry((*from, row)).or_insert_with(|| {
                 cells.push(Cell {
                     block: None,
                     height: 0.0,
                 });
                 let cell = cells.len() - 1;
-                rows[row].push(cell);
+                in_row.push(cell);
                 pairs.push((last, cell));
                 cell
             });
@@ -756,7 +745,7 @@ mod tests {
 
     fn overlap(a: &Place, b: &Place) -> bool {
         let apart = a.x + a.width <= b.x || b.x + b.width <= a.x;
-        !apart && !(a.y + a.height <= b.y || b.y + b.height <= a.y)
+        !(apart || a.y + a.height <= b.y || b.y + b.height <= a.y)
     }
 
     fn holds(frame: &Place, place: &Place) -> bool {
