@@ -153,7 +153,7 @@ pub fn layout(graph: &Graph, open: &BTreeSet<String>) -> Layout {
         }
     }
     let mut layout = Layout::default();
-    let mut passes: Passes = HashMap::new();
+    let mut passes = Passes::new();
     let ends: Vec<(Item, Item)> = routes.keys().map(|(from, to, _)| (*from, *to)).collect();
     layout.size = level(graph, &shown, &ends, None, &mut layout, &mut passes);
     layout.items.sort_by_key(|(item, _)| *item);
@@ -180,15 +180,15 @@ fn parent(graph: &Graph, item: Item) -> Option<usize> {
     }
 }
 
+/// The points that the links between two boxes go through.
+type Passes = HashMap<(Item, Item), Vec<(f32, f32)>>;
+
 /// Something that is placed on one level: a box, or a whole open group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Block {
     Item(Item),
     Open(usize),
 }
-
-/// The points that links between items go through.
-type Passes = HashMap<(Item, Item), Vec<(f32, f32)>>;
 
 /// Lays out what is directly in a group, or in none, from (0, 0) on, and what is in there recursively; gives the size.
 fn level(
@@ -338,15 +338,16 @@ fn layered(sizes: &[(f32, f32)], links: &[(usize, usize)]) -> Layered {
     for (from, to) in &links_at {
         let mut last = *from;
         let mut chain = Vec::new();
-        let between = rows.iter_mut().enumerate().take(layer[*to]);
-        for (row, of_row) in between.skip(layer[*from] + 1) {
+        let between = layer[*to].saturating_sub(layer[*from] + 1);
+        let passed = rows.iter_mut().enumerate().skip(layer[*from] + 1);
+        for (row, in_row) in passed.take(between) {
             let cell = *shared.entry((*from, row)).or_insert_with(|| {
                 cells.push(Cell {
                     block: None,
                     height: 0.0,
                 });
                 let cell = cells.len() - 1;
-                of_row.push(cell);
+                in_row.push(cell);
                 pairs.push((last, cell));
                 cell
             });
@@ -744,8 +745,7 @@ mod tests {
 
     fn overlap(a: &Place, b: &Place) -> bool {
         let apart = a.x + a.width <= b.x || b.x + b.width <= a.x;
-        let above = a.y + a.height <= b.y || b.y + b.height <= a.y;
-        !apart && !above
+        !(apart || a.y + a.height <= b.y || b.y + b.height <= a.y)
     }
 
     fn holds(frame: &Place, place: &Place) -> bool {

@@ -32,12 +32,14 @@ pub struct Canvas {
 /// There is nothing to draw with.
 #[must_use]
 pub fn no_adapter(error: &WgpuError) -> Failure {
-    Failure::failed(format!(
-        "the view cannot be drawn: {}",
-        one_line(&error.to_string())
-    ))
-    .code(Code::SystemRefused)
-    .help(INSTALL)
+    let why = match error {
+        // What each of the ways to an adapter has to say fills lines, and helps nobody.
+        WgpuError::RequestAdapterError(_) => "there is no graphics adapter".to_owned(),
+        error => one_line(&error.to_string()),
+    };
+    Failure::failed(format!("the view cannot be drawn: {why}"))
+        .code(Code::SystemRefused)
+        .help(INSTALL)
 }
 
 fn one_line(text: &str) -> String {
