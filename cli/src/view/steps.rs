@@ -24,7 +24,7 @@ const REFERENCE: Color32 = Color32::from_rgb(0xe6, 0x9f, 0x00);
 const CONTEXT: Color32 = Color32::from_rgb(0x56, 0xb4, 0xe9);
 const BLEND: Color32 = Color32::from_rgb(0xf0, 0x6c, 0xc0);
 
-/// What the panel shows, and where the person is. One serves one node; [`Steps::new`] for another.
+/// What the panel shows, and where the person is. One serves one node; another gets a new one.
 #[derive(Default)]
 pub struct Steps {
     /// The latent that is shown, 0 to T; the last until it is chosen.
