@@ -19,7 +19,7 @@ use crate::view::params::Told;
 use crate::{journal, records};
 
 /// The window is drawn anew at most so often because of events.
-const PACE: Duration = Duration::from_millis(50);
+const PACE: Duration = Duration::from_millis(100);
 
 /// The sheet of a sweep of more cells is not looked at.
 const MOST_CELLS: usize = 400;
