@@ -70,7 +70,7 @@ impl Listener for Lines {
                 let how = match status {
                     RunStatus::Ok => "done",
                     RunStatus::Failed => "failed",
-                    RunStatus::Cancelled => "stopped for an edit",
+                    RunStatus::Cancelled => "stopped",
                 };
                 crate::output::tell(&format!(
                     "{how} in {}, U-Net calls: {calls}",

@@ -261,6 +261,8 @@ impl<W: Watcher> Loop<'_, W> {
                 }
                 let next = self.draw(&loaded.plan)?;
                 match next {
+                    // A loop that ends with its run is there for that run, which was cut short.
+                    Next::Stop if self.closing => return Ok(Exit::Interrupted),
                     _ if self.closing => return Ok(Exit::Done),
                     Next::Plan(next) => loaded = *next,
                     Next::Load => break,

@@ -250,9 +250,13 @@ fn picture(args: &ViewArgs, file: &Path) -> Result<Exit, Failure> {
                 .help("name it like `--screenshot view.png`"),
         );
     }
+    screenshot::ask_no_screen();
     let canvas = screenshot::Canvas::new()?;
     let (feed, desk, beginning, making) = Feed::new(true);
     let ended = loop_(&args.follow, feed, !args.no_run)?;
+    if ended == Exit::Interrupted {
+        return Ok(ended); // what would be drawn is not what was asked for
+    }
     let _ = making.join(); // all that was told is in the model now
     let Ok(begun) = beginning.recv() else {
         return Ok(ended);
@@ -311,7 +315,6 @@ fn picture(args: &ViewArgs, file: &Path) -> Result<Exit, Failure> {
         .iter()
         .any(|state| matches!(state, State::Failed { .. }));
     Ok(match (ended, faults, failed) {
-        (Exit::Interrupted, ..) => Exit::Interrupted,
         (_, true, _) => Exit::Faults,
         (_, _, true) => Exit::Failed,
         (ended, ..) => ended,
