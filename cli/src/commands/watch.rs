@@ -105,6 +105,9 @@ pub trait Onlooker: Listener {
     /// The workflow was read, and a run of it begins, unless nothing is to run.
     fn planned(&self, planned: &Planned<'_>);
 
+    /// The workflow was read again during a run, and what runs is still what it says.
+    fn again(&self, planned: &Planned<'_>);
+
     /// The workflow, or what was tried, has faults. What was planned before stays.
     fn faults(&self, problems: &Problems);
 }
@@ -255,7 +258,7 @@ impl<W: Watcher> Loop<'_, W> {
             };
             // A run, and while it goes on, what changes.
             loop {
-                self.show(&loaded);
+                self.show(&loaded, false);
                 if self.looking.is_some_and(|looking| !looking.runs) {
                     return Ok(Exit::Done);
                 }
@@ -289,17 +292,22 @@ impl<W: Watcher> Loop<'_, W> {
         settings
     }
 
-    /// Tells whoever looks on what is about to run.
-    fn show(&self, loaded: &Loaded) {
+    /// Tells whoever looks on what is about to run; `again`: what runs already.
+    fn show(&self, loaded: &Loaded, again: bool) {
         if let (Some(looking), Some((checked, settings))) = (&self.looking, &loaded.shown) {
-            looking.onlooker.planned(&Planned {
+            let planned = Planned {
                 plan: &loaded.plan,
                 checked,
                 settings,
                 engine: self.engine,
                 store: self.store,
                 file: &self.input.file,
-            });
+            };
+            if again {
+                looking.onlooker.again(&planned);
+            } else {
+                looking.onlooker.planned(&planned);
+            }
         }
     }
 
@@ -543,15 +551,22 @@ impl<W: Watcher> Loop<'_, W> {
                     next = Some(Next::Wait);
                 }
                 Some(Signal::Wish(Wish::Close)) => self.closing = true,
+                Some(Signal::Wish(Wish::Run)) if matches!(next, Some(Next::Wait)) => {
+                    next = Some(Next::Load); // a run that is being stopped, and is wanted after all
+                }
                 Some(Signal::Wish(Wish::Run) | Signal::Change) | None => {}
             }
-            if !edited || matches!(next, Some(Next::Stop)) {
+            // A loop that is about to end draws nothing anew, and leaves its run to its end.
+            if !edited || self.closing || matches!(next, Some(Next::Stop)) {
                 continue;
             }
             // A broken edit is told, and the run goes on with what it has.
             if let Some(edited) = self.load()? {
                 let same = edited.plan.record() == plan.record()
                     && edited.plan.outputs() == plan.outputs();
+                if same {
+                    self.show(&edited, true);
+                }
                 // A run that is being stopped does not come back for an edit that it has undone.
                 next = match next {
                     Some(Next::Wait) if same => Some(Next::Wait),

@@ -143,6 +143,17 @@ fn make(incoming: &Receiver<News>, desk: &Desk) {
     }
 }
 
+impl Feed {
+    fn graph_of(&self, planned: &Planned<'_>) -> Arc<Graph> {
+        // What files say is asked below of what is tried.
+        let engine = match self.files.get() {
+            Some((_, files)) => planned.engine.clone().with_files(Arc::clone(files)),
+            None => planned.engine.clone(),
+        };
+        Arc::new(graph_of(planned, &engine))
+    }
+}
+
 impl Listener for Feed {
     fn event(&self, event: &Event) {
         self.send(News::Event(event.clone()));
@@ -176,17 +187,21 @@ impl Onlooker for Feed {
             return Vec::new();
         };
         let mut trying = self.desk.trying();
-        let refused = trying
-            .apply(overlay)
-            .into_iter()
+        let refused: Vec<Told> = (trying.apply(overlay).into_iter())
             .map(|(file, place, refused)| Told {
                 file,
                 place,
                 message: refused.to_string(),
-            });
-        self.send(News::Refused(refused.collect()));
-        trying.outrank(file, settings);
-        let tried = trying
+            })
+            .collect();
+        // What cannot be written there is not what runs.
+        let mut counting = trying.clone();
+        for told in &refused {
+            counting.reset(&told.file, &told.place);
+        }
+        self.send(News::Refused(refused));
+        counting.outrank(file, settings);
+        let tried = counting
             .of(file)
             .iter()
             .filter_map(|change| match &change.place {
@@ -197,12 +212,11 @@ impl Onlooker for Feed {
     }
 
     fn planned(&self, planned: &Planned<'_>) {
-        // What files say is asked below of what is tried.
-        let engine = match self.files.get() {
-            Some((_, files)) => planned.engine.clone().with_files(Arc::clone(files)),
-            None => planned.engine.clone(),
-        };
-        self.send(News::Planned(Arc::new(graph_of(planned, &engine))));
+        self.send(News::Planned(self.graph_of(planned)));
+    }
+
+    fn again(&self, planned: &Planned<'_>) {
+        self.send(News::Again(self.graph_of(planned)));
     }
 
     fn faults(&self, problems: &Problems) {

@@ -10,7 +10,7 @@ use retouch_nodes::payload::ImageFacts;
 use crate::view::model::{Model, Output, Sheet};
 use crate::view::panel::is_picture;
 use crate::view::pictures::{self, Cell, Mode, Picture, Viewer};
-use crate::view::shelf::{Look, Shelf, Wanted};
+use crate::view::shelf::{self, Look, Shelf, Wanted};
 use crate::view::theme::Palette;
 
 /// So many pictures of a batch can be chosen.
@@ -26,6 +26,8 @@ pub struct Gallery {
     viewer: Viewer,
     /// Pictures of nodes that were picked, the last one last.
     picked: Vec<(Wanted, String)>,
+    /// The one that is to come to the front.
+    asked: Option<Wanted>,
     /// The names of the two that are looked at: what is at an index changes from run to run.
     names: [Option<String>; 2],
     /// The cells of contact sheets, by the key of the sheet.
@@ -46,11 +48,11 @@ impl Gallery {
     /// Brings a picture to the front.
     pub fn look(&mut self, wanted: Wanted, title: String) {
         self.picked.retain(|(other, _)| *other != wanted);
-        self.picked.push((wanted, title.clone()));
+        self.asked = Some(wanted.clone());
+        self.picked.push((wanted, title));
         if self.picked.len() > MOST_PICKED {
             self.picked.remove(0);
         }
-        self.names[0] = Some(title);
         self.viewer.mode = Mode::Single;
         self.viewer.fit();
     }
@@ -153,11 +155,13 @@ impl Gallery {
     pub fn show(&mut self, ui: &mut Ui, model: &Model, shelf: Option<&Shelf>) {
         let mut pictures: Vec<Picture> = Vec::new();
         let mut waiting = false;
+        // What does not fit on the shelf together would be fetched again in every frame; half of it is for thumbnails.
+        let mut room = shelf::BUDGET / 2;
         for (wanted, name, sheet) in self.wanted(model) {
             let Some(shelf) = shelf else { break };
             let mut index = 0;
             let mut batch = 1;
-            while index < batch.min(MOST_OF_BATCH) && pictures.len() < MOST {
+            while index < batch.min(MOST_OF_BATCH) && pictures.len() < MOST && room > 0 {
                 let one = Wanted {
                     index,
                     ..wanted.clone()
@@ -165,6 +169,7 @@ impl Gallery {
                 match shelf.look(&one, model.values) {
                     Look::Picture(picture) => {
                         batch = picture.batch;
+                        room = room.saturating_sub(shelf::bytes(&picture));
                         let name = match batch {
                             1 => name.clone(),
                             _ => format!("{name}, {} of {batch}", index + 1),
@@ -172,6 +177,10 @@ impl Gallery {
                         let cells = sheet
                             .as_ref()
                             .and_then(|sheet| self.cells(wanted.key, sheet, shelf, model.values));
+                        if self.asked.as_ref() == Some(&one) {
+                            self.asked = None;
+                            self.names[0] = Some(name.clone());
+                        }
                         let picture = Picture::new(name, picture.size, picture.rgba);
                         pictures.extend(picture.map(|picture| Picture {
                             cells: cells.unwrap_or_default(),

@@ -385,6 +385,8 @@ pub fn foretold(status: &Status, resume: Option<Resume>) -> State {
 pub enum News {
     /// A run of this is about to begin.
     Planned(Arc<Graph>),
+    /// The workflow was read again, and what runs is still what it says.
+    Again(Arc<Graph>),
     /// The workflow, or what was tried, has faults.
     Faults(Vec<Problem>),
     /// These values that were to be tried cannot be written into their files.
@@ -513,6 +515,7 @@ impl Model {
         self.version += 1;
         match news {
             News::Planned(graph) => self.plan(graph),
+            News::Again(graph) => self.again(graph),
             News::Faults(faults) => {
                 self.faults = Arc::new(faults);
                 if self.phase == Phase::Reading {
@@ -543,6 +546,20 @@ impl Model {
         self.plans += 1;
         self.values += 1;
         self.graph = graph;
+    }
+
+    fn again(&mut self, graph: Arc<Graph>) {
+        // By name: another order in the file may be another order of nodes.
+        let state = |node: &Node| {
+            let at = self.index.get(node.name());
+            at.and_then(|at| self.states.get(*at)).cloned()
+        };
+        let states = (graph.nodes.iter())
+            .map(|node| state(node).unwrap_or(State::Unknown))
+            .collect();
+        let (phase, saved) = (self.phase.clone(), std::mem::take(&mut self.saved));
+        self.plan(graph);
+        (self.states, self.phase, self.saved) = (states, phase, saved);
     }
 
     fn state(&mut self, node: &str) -> Option<&mut State> {

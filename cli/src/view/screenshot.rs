@@ -129,7 +129,7 @@ impl Canvas {
                 break;
             }
             if !app.idle() {
-                std::thread::sleep(Duration::from_millis(10));
+                std::thread::sleep(PATIENCE / FRAMES as u32);
             }
         }
         let pixels = self.render(ctx, output, size, scale)?;

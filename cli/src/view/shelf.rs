@@ -9,7 +9,7 @@ use retouch_graph::{Cache, Key, NodeError, Value};
 use retouch_nodes::payload::{Image, Mask};
 
 /// The bytes of pixels that are kept.
-const BUDGET: usize = 192 << 20;
+pub const BUDGET: usize = 192 << 20;
 /// So many values are kept at most, whatever they take.
 const MOST: usize = 512;
 /// The longest side of a thumbnail in pixels.
@@ -96,12 +96,15 @@ impl Slots {
 
 fn bytes_of(look: &Look) -> usize {
     match look {
-        Look::Picture(picture) => {
-            let [width, height] = picture.texture.size();
-            picture.rgba.len() + 4 * width * height
-        }
+        Look::Picture(picture) => bytes(picture),
         _ => 64,
     }
+}
+
+/// The bytes of pixels that a picture takes here.
+pub fn bytes(picture: &Picture) -> usize {
+    let [width, height] = picture.texture.size();
+    picture.rgba.len() + 4 * width * height
 }
 
 /// Values that were looked at.
