@@ -281,6 +281,16 @@ impl Reader {
         Self::new(engine, plan, task)
     }
 
+    /// How many self-attention sites the models of a plan's samplers have, if all have as many.
+    #[must_use]
+    pub fn sites(plan: &Plan) -> Option<usize> {
+        let notes = plan.tasks().filter_map(Task::note);
+        let notes = notes.filter_map(|note| note.downcast_ref::<SamplerNote>());
+        let mut counts = notes.map(|note| note.model.sites.len());
+        let first = counts.next()?;
+        counts.all(|count| count == first).then_some(first)
+    }
+
     /// Whether a task's steps can be looked at.
     #[must_use]
     pub fn can(task: &Task) -> bool {
@@ -849,13 +859,15 @@ impl Reader {
                         Some(z) => {
                             let grid = grid_of(z, level)?;
                             let sought = Sought::Map(grid);
+                            // First: words that are not in the prompt cost no call.
+                            let span = retouch.target.span(subject)?;
                             let found =
                                 retouch.look(k, z, sought, ddim, reports, &memory, calls)?;
                             let map = match found {
                                 Some(Found::Map(map)) => Some(map),
                                 _ => None,
                             };
-                            (map, retouch.target.span(subject)?, grid)
+                            (map, span, grid)
                         }
                         None => {
                             let branch = branch(whose);
@@ -866,14 +878,14 @@ impl Reader {
                                     return Err(NodeError::failed("a source without that step"));
                                 }
                             };
-                            let map = retouch
-                                .source_map(branch, k, level, ddim, reports, &memory, calls)?;
                             let span = match source.drawers.get(k) {
                                 Some(step) => step.draws.span(subject)?,
                                 None => {
                                     return Err(NodeError::failed("a source without that step"));
                                 }
                             };
+                            let map = retouch
+                                .source_map(branch, k, level, ddim, reports, &memory, calls)?;
                             (map, span, grid)
                         }
                     };
@@ -907,6 +919,7 @@ impl Reader {
                 &call.negative,
                 reports,
             );
+            let span = draws.span(subject)?;
             // A swap that this is a source of may have had it kept.
             let kept = memory.call(Branch::Plain, Half::Prompt, k);
             let kept = kept.and_then(|kept| memory.part(&kept, CallPart::Map(level)));
@@ -918,7 +931,6 @@ impl Reader {
                     Found::Site(_) => return Err(LookError::failed("a map was looked for")),
                 },
             };
-            let span = draws.span(subject)?;
             Ok(subject_maps(&raw, &span, grid, 1)?)
         });
         self.offload();

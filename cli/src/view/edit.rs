@@ -24,9 +24,6 @@ use serde_json::Value as Json;
 pub enum Place {
     /// The default of a param.
     Param(String),
-    /// The default of an input that is a value, of a reusable workflow. No panel offers it yet: such a file cannot run alone.
-    #[allow(dead_code)]
-    Input(String),
     /// A parameter of a node.
     Field {
         /// The node.
@@ -48,7 +45,6 @@ impl Place {
     fn path(&self) -> Vec<&str> {
         match self {
             Self::Param(name) => vec!["params", name, "default"],
-            Self::Input(name) => vec!["inputs", name, "default"],
             Self::Field { node, name } => vec!["nodes", node, name],
             Self::With { node, name } => vec!["nodes", node, "with", name],
         }
@@ -59,7 +55,6 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Param(name) => write!(f, "params.{name}"),
-            Self::Input(name) => write!(f, "inputs.{name}"),
             Self::Field { node, name } | Self::With { node, name } => write!(f, "{node}.{name}"),
         }
     }
@@ -848,12 +843,11 @@ pub fn snippet(changes: &[Change]) -> String {
         let value = line(&change.value, false);
         let (section, name, text) = match &change.place {
             Place::Param(name) => ((0, "params"), name, format!("default: {value}")),
-            Place::Input(name) => ((1, "inputs"), name, format!("default: {value}")),
             Place::Field { node, name } => {
-                ((2, "nodes"), node, format!("{}: {value}", key_text(name)))
+                ((1, "nodes"), node, format!("{}: {value}", key_text(name)))
             }
             Place::With { node, name } => (
-                (2, "nodes"),
+                (1, "nodes"),
                 node,
                 format!("\u{0}{}: {value}", key_text(name)),
             ),
@@ -1004,8 +998,22 @@ impl Trying {
     }
 
     /// Gives the engine the tried texts: call it before each load, as the files may have changed. A value that a file
-    /// says by now is no longer tried; one that cannot be written into it is told and left out.
-    pub fn apply(&mut self, overlay: &Overlay) -> Vec<(PathBuf, Place, Refused)> {
+    /// says by now is no longer tried, unless `settings` say otherwise; one that cannot be written into it is told and
+    /// left out.
+    pub fn apply(
+        &mut self,
+        overlay: &Overlay,
+        settings: &Settings,
+    ) -> Vec<(PathBuf, Place, Refused)> {
+        // What `--set` or `--params` say would count again.
+        let outranked = |place: &Place| {
+            let Place::Param(name) = place else {
+                return false;
+            };
+            let named =
+                |set: &String| (set.split_once('=')).is_some_and(|(known, _)| known.trim() == name);
+            !settings.params.is_empty() || settings.set.iter().any(named)
+        };
         let mut refused = Vec::new();
         let mut texts = HashMap::new();
         self.files.retain(|file, changes| {
@@ -1015,7 +1023,7 @@ impl Trying {
             };
             let mut new = text.clone();
             changes.retain(|change| match one(&new, change) {
-                Ok(edited) if edited == new => false,
+                Ok(edited) if edited == new => outranked(&change.place),
                 Ok(edited) => {
                     new = edited;
                     true

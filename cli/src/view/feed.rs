@@ -187,7 +187,7 @@ impl Onlooker for Feed {
             return Vec::new();
         };
         let mut trying = self.desk.trying();
-        let refused: Vec<Told> = (trying.apply(overlay).into_iter())
+        let refused: Vec<Told> = (trying.apply(overlay, settings).into_iter())
             .map(|(file, place, refused)| Told {
                 file,
                 place,

@@ -182,6 +182,8 @@ struct State {
     frame: u64,
     /// Whether a run goes on.
     busy: bool,
+    /// How often what is kept may have changed.
+    changes: u64,
     over: bool,
     /// What is looked at, how it is ended, and whether it calls networks.
     at: Option<(Wish, Cancel, bool)>,
@@ -311,6 +313,7 @@ impl EngineLooks {
     /// a second while a run goes on is enough.
     pub fn refresh(&self) {
         let mut state = self.shared.lock();
+        state.changes += 1;
         let stale = |wish: &Wish, entry: &Entry| {
             *wish == Wish::Summary || matches!(entry.progress, Progress::Failed(..))
         };
@@ -403,7 +406,7 @@ impl Looks for EngineLooks {
 /// Looks at what is wished for until nobody is there any more.
 fn work(shared: &Shared) {
     loop {
-        let (wish, cancel) = {
+        let (wish, cancel, changes) = {
             let mut state = shared.lock();
             loop {
                 if state.over {
@@ -412,7 +415,7 @@ fn work(shared: &Shared) {
                 if let Some(wish) = state.next() {
                     let cancel = Cancel::new();
                     state.at = Some((wish.clone(), cancel.clone(), false));
-                    break (wish, cancel);
+                    break (wish, cancel, state.changes);
                 }
                 let waited = shared.changed.wait(state);
                 state = waited.unwrap_or_else(PoisonError::into_inner);
@@ -425,10 +428,12 @@ fn work(shared: &Shared) {
         let mut state = shared.lock();
         state.at = None;
         let busy = state.busy;
+        let changed = state.changes != changes;
         if let Some(entry) = state.wishes.get_mut(&wish) {
             entry.progress = match found {
                 Ok(answer) => Progress::Done(answer),
-                Err(LookError::Takes(what)) => Progress::Waiting(what),
+                Err(LookError::Takes(what)) if busy => Progress::Waiting(what),
+                Err(LookError::Takes(_)) => Progress::Queued, // the run ended meanwhile
                 // By a run that began: it is looked at when that is over. Else it is asked for again, or forgotten.
                 Err(LookError::Cancelled) if busy => {
                     match std::mem::replace(&mut entry.progress, Progress::Queued) {
@@ -440,6 +445,10 @@ fn work(shared: &Shared) {
                 Err(LookError::NotKept { message, help }) => Progress::Failed(message, Some(help)),
                 Err(LookError::Failed { message, help }) => Progress::Failed(message, help),
             };
+            let passing = wish == Wish::Summary || matches!(entry.progress, Progress::Failed(..));
+            if passing && changed {
+                entry.progress = Progress::Queued; // it may be of before a step that is kept by now
+            }
         }
         state.tidy();
         drop(state);

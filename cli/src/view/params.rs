@@ -125,7 +125,7 @@ impl Entry {
     pub fn follows(&self) -> Option<&str> {
         let text = self.written.as_ref()?.as_str()?;
         let refers = text.starts_with("$params.") || text.starts_with("$inputs.");
-        (refers && !matches!(self.place, Place::Param(_) | Place::Input(_))).then_some(text)
+        (refers && !matches!(self.place, Place::Param(_))).then_some(text)
     }
 
     fn of_decl(file: &Path, place: Place, name: &str, decl: &ParamDecl) -> Self {
@@ -836,7 +836,8 @@ fn slider(ui: &mut Ui, shown: &Json, min: f64, max: f64, integer: bool, label: &
     if integer {
         slider = slider.integer();
     } else {
-        slider = slider.max_decimals(4);
+        // The exact number: what is shown is read again when the field is left.
+        slider = slider.custom_formatter(|value, _| value.to_string());
     }
     let response = ui.add(slider).labelled_by(label.id);
     Took {
@@ -872,7 +873,7 @@ fn numeric(
     field = if integer {
         field.fixed_decimals(0)
     } else {
-        field.max_decimals(6)
+        field.custom_formatter(|value, _| value.to_string())
     };
     let response = ui.add(field).labelled_by(label.id);
     Took {
@@ -894,7 +895,7 @@ fn steps(ui: &mut Ui, shown: &Json, entry: &Entry, label: &Response) -> Took {
             ui.spacing_mut().slider_width = (ui.available_width() - 140.0).clamp(60.0, 240.0);
             let slider = egui::Slider::new(&mut value, 0.0..=100.0)
                 .suffix("%")
-                .max_decimals(2)
+                .custom_formatter(|value, _| value.to_string())
                 .update_while_editing(false);
             let response = ui.add(slider).labelled_by(label.id);
             took.held = response.dragged();

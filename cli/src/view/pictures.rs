@@ -457,7 +457,8 @@ impl Viewer {
                 let text = |at, align, name: &str| {
                     label(&painter, at, align, name, ui.visuals());
                 };
-                if response.hover_pos().is_some_and(|at| at.x >= line) {
+                let at = response.hover_pos().unwrap_or(canvas.center());
+                if at.x >= line {
                     under = second;
                 }
                 text(canvas.left_top(), Align2::LEFT_TOP, &first.name);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use eframe::egui::{ComboBox, RichText, Ui};
 use retouch_graph::Engine;
 
-use crate::view::looks::EngineLooks;
+use crate::view::looks::{EngineLooks, Looks};
 use crate::view::model::{Graph, Model, Phase};
 use crate::view::steps::Steps;
 use crate::view::theme::Palette;
@@ -21,6 +21,8 @@ struct Looked {
     plan: u64,
     looks: Option<EngineLooks>,
     steps: Steps,
+    /// Whether the area was drawn since the frame before.
+    seen: bool,
     /// Whether the thread was told that a run goes on.
     busy: bool,
     /// What of the model was last looked at, and when.
@@ -66,7 +68,13 @@ impl Stepping {
         let Some(looked) = &mut self.looked else {
             return;
         };
-        let Some(looks) = &looked.looks else { return };
+        let seen = std::mem::take(&mut looked.seen);
+        let Some(looks) = &mut looked.looks else {
+            return;
+        };
+        if !seen {
+            looks.frame(); // what nobody sees is not wished for
+        }
         let busy = model.phase == Phase::Running;
         if busy != looked.busy {
             looked.busy = busy;
@@ -127,6 +135,7 @@ impl Stepping {
             // Who asks for a step wants to see what it looked at.
             looked.steps.set_layers(true, true, false);
         }
+        looked.seen = true;
         match &mut looked.looks {
             Some(looks) => looked.steps.show(ui, looks),
             None => {
@@ -156,6 +165,7 @@ impl Stepping {
             plan: model.plans,
             looks,
             steps,
+            seen: true,
             busy,
             version: model.version,
             refreshed: Instant::now(),

@@ -199,8 +199,8 @@ impl Steps {
             let k = self.at(summary);
             ui.label(RichText::new(format!("latent {k} of {}", summary.steps)).strong());
             ui.label(where_is(summary, k));
+            self.image = self.image.min(summary.images.saturating_sub(1));
             if summary.images > 1 {
-                self.image = self.image.min(summary.images - 1);
                 let mut number = self.image + 1;
                 let drag = egui::DragValue::new(&mut number)
                     .range(1..=summary.images)

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use eframe::egui::Ui;
 use retouch_graph::Registry;
 use retouch_graph::workflow::Workflow;
+use retouch_nodes::look::Reader;
 
 use crate::view::edit::{self, Change};
 use crate::view::feed::Desk;
 use crate::view::model::{Graph, Model};
-use crate::view::params::{self, Panel, Proposal, Section, Told, Wish};
+use crate::view::params::{self, Kind, Panel, Proposal, Section, Told, Wish};
 
 /// The panel and what it shows.
 #[derive(Debug)]
@@ -74,6 +75,12 @@ pub fn sections(graph: &Graph, selected: Option<&str>, registry: &Registry) -> V
             None => name.to_owned(),
         };
         sections.push(Section { title, entries });
+    }
+    let known = graph.plan.as_ref().and_then(|plan| Reader::sites(plan));
+    for entry in sections.iter_mut().flat_map(|section| &mut section.entries) {
+        if let Kind::Sites { count } = &mut entry.kind {
+            *count = known;
+        }
     }
     sections
 }

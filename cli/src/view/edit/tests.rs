@@ -732,7 +732,7 @@ fn a_tried_text_stands_for_the_file_until_the_file_says_it() {
     trying.set(&file, param("size"), json!(9));
     trying.set(&file, param("gone"), json!(1));
     assert_eq!(&*overlay.read(&file).unwrap(), COMMENTS.as_bytes());
-    let refused = trying.apply(&overlay);
+    let refused = trying.apply(&overlay, &Settings::default());
     assert_eq!(refused.len(), 1);
     assert_eq!(refused[0].1, param("gone"));
     let text = String::from_utf8(overlay.read(&file).unwrap().to_vec()).unwrap();
@@ -751,7 +751,7 @@ fn a_tried_text_stands_for_the_file_until_the_file_says_it() {
     // The file changes: what is tried is written into the new text.
     *disk.0.lock().unwrap() = COMMENTS.replace("2.5", "7.5");
     trying.reset(&file, &param("gone"));
-    assert!(trying.apply(&overlay).is_empty());
+    assert!(trying.apply(&overlay, &Settings::default()).is_empty());
     let text = String::from_utf8(overlay.read(&file).unwrap().to_vec()).unwrap();
     assert_eq!(
         value_at(&text, &field("large", "scale")),
@@ -760,7 +760,7 @@ fn a_tried_text_stands_for_the_file_until_the_file_says_it() {
     assert_eq!(value_at(&text, &param("size")), Ok(Some(json!(9))));
     // It says the value by itself: nothing is tried any more.
     *disk.0.lock().unwrap() = COMMENTS.replace("64", "9");
-    assert!(trying.apply(&overlay).is_empty());
+    assert!(trying.apply(&overlay, &Settings::default()).is_empty());
     assert!(trying.is_empty());
     assert_eq!(overlay.digest(&file).unwrap(), disk.digest(&file).unwrap());
 }
@@ -981,7 +981,6 @@ fn the_workflow_then_resolves_to_the_value() {
             Place::With { node, name } => {
                 (after.node(&format!("{node}/large"))).and_then(|node| node.params().get(name))
             }
-            Place::Input(_) => None,
         };
         let same = match (got, due) {
             (Some(Json::Number(a)), Json::Number(b)) => a.as_f64() == b.as_f64(),

@@ -412,7 +412,11 @@ fn a_tried_value_is_written_to_the_file_and_is_then_tried_no_more() {
     let text = std::fs::read_to_string(&file).unwrap();
     assert_eq!(text, old.replace("64", "96"));
     let overlay = edit::Overlay::new(Arc::new(retouch_graph::DiskFiles::new()));
-    assert!(trying.apply(&overlay).is_empty());
+    assert!(
+        trying
+            .apply(&overlay, &retouch_graph::Settings::default())
+            .is_empty()
+    );
     assert!(trying.is_empty());
     // Another change of the file in between is not overwritten.
     assert!(proposal.write().is_err());
