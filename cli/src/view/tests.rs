@@ -13,7 +13,7 @@ use crate::commands::watch::Wish;
 use crate::view::app::{App, Start, Tab};
 use crate::view::feed::Desk;
 use crate::view::memory::{Colours, Memory};
-use crate::view::model::{Edge, Graph, News, Node, Output, Port, State};
+use crate::view::model::{Edge, Graph, Model, News, Node, Output, Phase, Port, State};
 
 /// A node of a graph for tests.
 fn node(name: &str, op: &'static str, number: u8) -> Node {
@@ -544,4 +544,32 @@ fn what_was_open_is_remembered_for_each_file() {
     assert_eq!(memory.tab, "Problems");
     let open: Vec<String> = memory.open_in("bear.yaml".as_ref()).into_iter().collect();
     assert_eq!(open, ["retouch", "retouch/inner"]);
+}
+
+#[test]
+fn what_is_read_again_during_a_run_clears_its_fault_and_keeps_how_far_nodes_are() {
+    let mut model = Model::default();
+    model.apply(News::Planned(Arc::new(graph())));
+    model.states[1] = State::Running {
+        progress: (3, 9),
+        resumed: None,
+    };
+    model.phase = Phase::Running;
+    model.apply(News::Faults(vec![fault("a: b", "b", "not a workflow")]));
+    assert_eq!(model.faults.len(), 1);
+    // The nodes in another order, as another order in the file may have them.
+    let mut again = graph();
+    again.nodes.swap(0, 1);
+    let plans = model.plans;
+    model.apply(News::Again(Arc::new(again)));
+    assert!(model.faults.is_empty());
+    assert!(model.plans > plans, "what the file says is shown anew");
+    assert_eq!(model.phase, Phase::Running);
+    assert_eq!(
+        model.states[0],
+        State::Running {
+            progress: (3, 9),
+            resumed: None
+        }
+    );
 }

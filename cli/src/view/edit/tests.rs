@@ -758,8 +758,14 @@ fn a_tried_text_stands_for_the_file_until_the_file_says_it() {
         Ok(Some(json!(7.5)))
     );
     assert_eq!(value_at(&text, &param("size")), Ok(Some(json!(9))));
-    // It says the value by itself: nothing is tried any more.
+    // It says the value by itself, but the command line would count again: it stays tried. Else it is not any more.
     *disk.0.lock().unwrap() = COMMENTS.replace("64", "9");
+    let settings = Settings {
+        set: vec!["size=4".into()],
+        ..Settings::default()
+    };
+    assert!(trying.apply(&overlay, &settings).is_empty());
+    assert_eq!(trying.of(&file).len(), 1);
     assert!(trying.apply(&overlay, &Settings::default()).is_empty());
     assert!(trying.is_empty());
     assert_eq!(overlay.digest(&file).unwrap(), disk.digest(&file).unwrap());
