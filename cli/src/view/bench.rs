@@ -61,22 +61,8 @@ pub fn graph(count: usize) -> Graph {
             kind: OPS[from % OPS.len()].1,
         }));
         nodes.push(Node {
-            names: vec![format!("{op}_{index}")],
-            label: String::new(),
-            group: None,
-            op,
-            docs: "Does something.".to_owned(),
-            key: Key(key),
-            params: Vec::new(),
             inputs: inputs.collect(),
-            outputs: Vec::new(),
-            steps: None,
-            why: String::new(),
-            changed: None,
-            calls: 0,
-            foretold: None,
-            peak: None,
-            place: None,
+            ..bare(vec![format!("{op}_{index}")], op, Key(key))
         });
         forecast.push(match index % 7 {
             0 => State::Kept("memory"),
@@ -313,28 +299,35 @@ fn loss(engine: &Engine, plan: &Plan, runs: u16) -> Result<Loss, Failure> {
     })
 }
 
+/// A node of which nothing is known but what a box shows.
+fn bare(names: Vec<String>, op: &'static str, key: Key) -> Node {
+    Node {
+        names,
+        label: String::new(),
+        group: None,
+        op,
+        docs: String::new(),
+        key,
+        params: Vec::new(),
+        inputs: Vec::new(),
+        outputs: Vec::new(),
+        steps: None,
+        why: String::new(),
+        changed: None,
+        calls: 0,
+        foretold: None,
+        peak: None,
+        place: None,
+    }
+}
+
 /// The boxes of a plan, without what a file says.
 fn graph_of(plan: &Plan) -> Graph {
     let mut graph = graph(0);
     for (index, task) in plan.tasks().enumerate() {
-        graph.nodes.push(Node {
-            names: task.names().to_vec(),
-            label: String::new(),
-            group: None,
-            op: task.op(),
-            docs: task.entry().docs().to_owned(),
-            key: task.key(),
-            params: Vec::new(),
-            inputs: Vec::new(),
-            outputs: Vec::new(),
-            steps: None,
-            why: String::new(),
-            changed: None,
-            calls: 0,
-            foretold: None,
-            peak: None,
-            place: None,
-        });
+        graph
+            .nodes
+            .push(bare(task.names().to_vec(), task.op(), task.key()));
         for (to_port, links) in task.inputs() {
             graph
                 .edges
