@@ -319,8 +319,8 @@ impl Capture {
     }
 }
 
-impl AttentionControl for Capture {
-    fn attend(&mut self, site: Site, qkv: &Qkv, kernel: &dyn Kernel) -> Result<Tensor> {
+impl Capture {
+    fn look(&mut self, site: Site, qkv: &Qkv, kernel: &dyn Kernel) -> Result<()> {
         for recorder in self.maps.values_mut() {
             recorder.record(site, qkv, kernel)?;
         }
@@ -342,6 +342,51 @@ impl AttentionControl for Capture {
                     self.given.insert((half, queries), given);
                 }
             }
+        }
+        Ok(())
+    }
+}
+
+impl AttentionControl for Capture {
+    fn attend(&mut self, site: Site, qkv: &Qkv, kernel: &dyn Kernel) -> Result<Tensor> {
+        self.look(site, qkv, kernel)?;
+        qkv.attend(kernel)
+    }
+}
+
+/// Looks at several calls that are made as one, each with its own rows and [`Capture`]; what a site says of its step and
+/// rows does not count.
+#[derive(Debug, Default)]
+pub struct Captures(Vec<(usize, Rows, Capture)>);
+
+impl Captures {
+    /// Adds a call, whose rows are behind those that are there.
+    pub fn push(&mut self, step: usize, rows: Rows, capture: Capture) {
+        self.0.push((step, rows, capture));
+    }
+
+    /// What was kept of each.
+    ///
+    /// # Errors
+    /// As [`Capture::finish`].
+    pub fn finish(self) -> Result<Vec<Store>> {
+        let captures = self.0.into_iter();
+        captures.map(|(.., capture)| capture.finish()).collect()
+    }
+}
+
+impl AttentionControl for Captures {
+    fn attend(&mut self, site: Site, qkv: &Qkv, kernel: &dyn Kernel) -> Result<Tensor> {
+        let mut first = 0;
+        for (step, rows, capture) in &mut self.0 {
+            let own = qkv.rows(&(first..first + rows.count()))?;
+            first += rows.count();
+            let site = Site {
+                step: *step,
+                rows: *rows,
+                ..site
+            };
+            capture.look(site, &own, kernel)?;
         }
         qkv.attend(kernel)
     }

@@ -1,6 +1,6 @@
 //! The method: step-blended sampling (stage 1), inversion, and the retouch by attention swap (stage 2).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Instant;
 
 use candle_core::Tensor;
@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Checkpoint;
 use super::control::{
-    Action, AttentionControl, AttentionKind, Branch, Capture, Given, Half, MapRecorder, Part, Rows,
-    Store, Swap, Untouched,
+    Action, AttentionControl, AttentionKind, Branch, Capture, Captures, Given, Half, MapRecorder,
+    Part, Rows, Store, Swap, Untouched,
 };
 use super::gaze::{Gaze, Heads};
 use super::masks::{Plane, Threshold, subject_maps};
@@ -213,6 +213,81 @@ struct Guided<'a> {
     branch: Branch,
 }
 
+/// The rows of a branch at a step, as part of a call.
+#[derive(Clone)]
+struct Member<'a> {
+    conditions: &'a Conditions,
+    /// Whether the prompt has as many tokens as its negative.
+    guided: bool,
+    /// The images' latents `[B, C, h, w]`, which each half has.
+    z: &'a Tensor,
+    timestep: f32,
+    step: usize,
+    rows: Rows,
+}
+
+impl Member<'_> {
+    /// The text of each of its halves.
+    fn texts(&self) -> impl Iterator<Item = &Text> {
+        let halves = self.rows.halves().into_iter();
+        halves.map(|(half, _)| self.conditions.text(half, self.guided))
+    }
+
+    /// Whether both can be in one call of one model: latents of one shape, equally many tokens.
+    fn joins(&self, other: &Self) -> Result<bool> {
+        let tokens = |member: &Self| member.texts().map(Text::tokens).collect::<Result<Vec<_>>>();
+        let (own, others) = (tokens(self)?, tokens(other)?);
+        Ok(self.z.dims() == other.z.dims() && own.iter().chain(&others).all(|n| *n == own[0]))
+    }
+}
+
+/// The outputs of all members' rows in one call of the network, before guidance. All must join one another.
+fn together(
+    model: &Checkpoint,
+    members: &[Member<'_>],
+    control: &mut dyn AttentionControl,
+    monitor: &dyn Monitor,
+) -> Result<Tensor> {
+    let Some(first) = members.first() else {
+        return Err(Error::request("a call without rows"));
+    };
+    let (mut latents, mut timesteps) = (Vec::new(), Vec::new());
+    let (mut texts, mut pooled) = (Vec::new(), Vec::new());
+    for member in members {
+        for (half, _) in member.rows.halves() {
+            latents.push(member.z);
+            if let Some(own) = &member.conditions.half(half).pooled {
+                pooled.push(own.repeat((member.rows.images, 1))?);
+            }
+        }
+        texts.extend(member.texts());
+        timesteps.extend(vec![member.timestep; member.rows.count()]);
+    }
+    let latent = Tensor::cat(&latents, 0)?;
+    let pooled = match pooled.len() {
+        0 => None,
+        _ => Some(Tensor::cat(&pooled, 0)?),
+    };
+    let (_, _, h, w) = latent.dims4()?;
+    let factor = model.description().vae.factor();
+    let (height, width) = (h * factor, w * factor);
+    let call = Call {
+        latent: &latent,
+        timesteps: &timesteps,
+        texts: &texts,
+        addition: pooled.as_ref().map(|pooled| Addition {
+            pooled,
+            // The picture as it is, not cropped.
+            sizes: [height, width, 0, 0, height, width],
+        }),
+        step: first.step,
+        rows: first.rows,
+    };
+    let out = model.unet()?.forward(call, control, model.unet_kernel())?;
+    monitor.unet_calls(timesteps.len());
+    Ok(out)
+}
+
 impl Guided<'_> {
     /// The rows of a whole call.
     fn all_rows(&self, z: &Tensor) -> Result<Rows> {
@@ -229,40 +304,15 @@ impl Guided<'_> {
         control: &mut dyn AttentionControl,
         monitor: &dyn Monitor,
     ) -> Result<Tensor> {
-        let (mut texts, mut pooled) = (Vec::new(), Vec::new());
-        for (half, _) in rows.halves() {
-            texts.push(self.conditions.text(half, self.guidance != 1.0));
-            if let Some(own) = &self.conditions.half(half).pooled {
-                pooled.push(own.repeat((rows.images, 1))?);
-            }
-        }
-        let latent = Tensor::cat(&vec![z; texts.len()], 0)?;
-        let pooled = match pooled.len() {
-            0 => None,
-            _ => Some(Tensor::cat(&pooled, 0)?),
-        };
-        let (_, _, h, w) = z.dims4()?;
-        let factor = self.model.description().vae.factor();
-        let (height, width) = (h * factor, w * factor);
-        let timesteps = vec![timestep; rows.count()];
-        let call = Call {
-            latent: &latent,
-            timesteps: &timesteps,
-            texts: &texts,
-            addition: pooled.as_ref().map(|pooled| Addition {
-                pooled,
-                // The picture as it is, not cropped.
-                sizes: [height, width, 0, 0, height, width],
-            }),
+        let member = Member {
+            conditions: self.conditions,
+            guided: self.guidance != 1.0,
+            z,
+            timestep,
             step,
             rows,
         };
-        let out = self
-            .model
-            .unet()?
-            .forward(call, control, self.model.unet_kernel())?;
-        monitor.unet_calls(rows.count());
-        Ok(out)
+        together(self.model, &[member], control, monitor)
     }
 
     /// u + g (c - u), rescaled; c alone at g = 1.
@@ -1090,6 +1140,79 @@ fn missing_span(branch: &str, parameter: &str) -> Error {
     .help(format!("give `subject`, or a mask: `{parameter}`"))
 }
 
+/// Pixels of latents, over all rows, that calls of sources are made together for. A call of few pixels spends its time
+/// on reading the network's weights and on handing out work; of many, on computing, and gains nothing.
+const TOGETHER: usize = 4096;
+
+/// A call that a source branch needs.
+struct Due<'a> {
+    model: &'a Checkpoint,
+    member: Member<'a>,
+    /// What it is to give.
+    asked: BTreeSet<(Half, Part)>,
+    /// Whether the negative half is the prompt's.
+    same: bool,
+}
+
+/// What is kept of what these halves of a branch give at step k, and the rows of the halves that lack something.
+fn lacking(k: usize, parts: &BTreeSet<Part>, all: Rows, memory: &dyn Memory) -> (Store, Rows) {
+    let mut store = Store::new();
+    let mut rows = Rows {
+        negative: false,
+        prompt: false,
+        ..all
+    };
+    for (half, _) in all.halves() {
+        let parts = of_half(parts, half);
+        let kept: Option<Vec<Given>> = memory
+            .call(all.branch, half, k)
+            .and_then(|call| parts.iter().map(|part| memory.part(&call, *part)).collect());
+        match kept {
+            Some(kept) => {
+                store.extend(parts.into_iter().map(|part| (half, part)).zip(kept));
+            }
+            None if parts.is_empty() => {}
+            None if half == Half::Negative => rows.negative = true,
+            None => rows.prompt = true,
+        }
+    }
+    (store, rows)
+}
+
+/// Makes calls of one model as one, and keeps what is wanted of each.
+fn make(dues: &[Due<'_>], monitor: &dyn Monitor, memory: &dyn Memory) -> Result<Vec<Store>> {
+    let Some(model) = dues.first().map(|due| due.model) else {
+        return Ok(Vec::new());
+    };
+    let mut captures = Captures::default();
+    let mut members = Vec::new();
+    for Due { member, asked, .. } in dues {
+        let (_, _, h, w) = member.z.dims4()?;
+        let capture = Capture::new(asked.clone(), |level| grid_at((h, w), level));
+        captures.push(member.step, member.rows, capture);
+        members.push(member.clone());
+    }
+    let start = Instant::now();
+    together(model, &members, &mut captures, monitor)?;
+    let rows: usize = members.iter().map(|member| member.rows.count()).sum();
+    let per_row = start.elapsed().as_secs_f64() / rows.max(1) as f64;
+    let mut stores = captures.finish()?;
+    for (due, store) in dues.iter().zip(&mut stores) {
+        let (rows, step) = (due.member.rows, due.member.step);
+        let seconds = per_row * rows.count() as f64;
+        keep(memory, rows.branch, step, rows, store, seconds);
+        if due.same {
+            let negative = store.iter().filter_map(|((_, part), given)| {
+                let large = !matches!(part, Part::Map(_));
+                large.then(|| ((Half::Negative, *part), given.clone()))
+            });
+            let negative: Store = negative.collect();
+            store.extend(negative);
+        }
+    }
+    Ok(stores)
+}
+
 impl Retouch<'_> {
     /// Stage 2: from the context's latent at `start_step`, with the self-attention of the chosen sites swapped.
     ///
@@ -1111,6 +1234,7 @@ impl Retouch<'_> {
         let mut before: Option<Tensor> = None;
         let mut warned = false;
         let mut resume = Resume::new(memory, steps);
+        let mut ahead = HashMap::new();
         for k in start..steps {
             monitor.step(k, steps)?;
             let needs = s.needs(k, steps, self.givens(k));
@@ -1129,6 +1253,9 @@ impl Retouch<'_> {
             let step_masks;
             let (mut context, mut references) = (Store::new(), Vec::new());
             let mut blend_masks = None;
+            if !looks && (needs.lock || needs.swap) {
+                self.call_ahead(k, ddim, monitor, memory, &mut ahead)?;
+            }
             if needs.lock && !looks {
                 context = self.source(
                     &self.context,
@@ -1138,6 +1265,7 @@ impl Retouch<'_> {
                     ddim,
                     monitor,
                     memory,
+                    &mut ahead,
                 )?;
             }
             if needs.swap && (!looks || memory.wants_masks()) {
@@ -1156,6 +1284,7 @@ impl Retouch<'_> {
                     ddim,
                     monitor,
                     memory,
+                    &mut ahead,
                 )?;
                 for (index, (source, parts)) in
                     self.references.iter().zip(&needs.references).enumerate()
@@ -1170,6 +1299,7 @@ impl Retouch<'_> {
                             ddim,
                             monitor,
                             memory,
+                            &mut ahead,
                         )?,
                     };
                     references.push(store);
@@ -1332,7 +1462,8 @@ impl Retouch<'_> {
         })
     }
 
-    /// What a source branch gives at step k: from the memory, else by calling those of its halves that lack something.
+    /// What a source branch gives at step k: what was made ahead, else from the memory, else by calling those of its halves
+    /// that lack something.
     #[allow(clippy::too_many_arguments)]
     fn source(
         &self,
@@ -1343,7 +1474,11 @@ impl Retouch<'_> {
         ddim: &Ddim,
         monitor: &dyn Monitor,
         memory: &dyn Memory,
+        ahead: &mut HashMap<(usize, Branch), Store>,
     ) -> Result<Store> {
+        if let Some(made) = ahead.remove(&(k, branch)) {
+            return Ok(made);
+        }
         let images = source.trajectory[k].dim(0)?;
         let all = Rows::new(branch, images, self.settings.guidance != 1.0);
         let store = self.halves(source, k, parts, all, ddim, monitor, memory, true)?;
@@ -1363,83 +1498,141 @@ impl Retouch<'_> {
         memory: &dyn Memory,
         calls: bool,
     ) -> Result<Option<Store>> {
-        let mut store = Store::new();
-        let (z, branch) = (&source.trajectory[k], all.branch);
-        let mut rows = Rows {
-            negative: false,
-            prompt: false,
-            ..all
-        };
-        for (half, _) in all.halves() {
-            let parts = of_half(parts, half);
-            let kept: Option<Vec<Given>> = memory
-                .call(branch, half, k)
-                .and_then(|call| parts.iter().map(|part| memory.part(&call, *part)).collect());
-            match kept {
-                Some(kept) => {
-                    store.extend(parts.into_iter().map(|part| (half, part)).zip(kept));
-                }
-                None if parts.is_empty() => {}
-                None if half == Half::Negative => rows.negative = true,
-                None => rows.prompt = true,
-            }
-        }
+        let (mut store, rows) = lacking(k, parts, all, memory);
         if rows.count() == 0 {
             return Ok(Some(store));
         }
         if !calls {
             return Ok(None);
         }
+        let due = self.due(source, k, parts, rows, ddim, memory)?;
+        for made in make(&[due], monitor, memory)? {
+            store.extend(made);
+        }
+        Ok(Some(store))
+    }
+
+    /// The call for these rows of a source branch at step k.
+    fn due<'s>(
+        &self,
+        source: &'s Source<'_>,
+        k: usize,
+        parts: &BTreeSet<Part>,
+        mut rows: Rows,
+        ddim: &Ddim,
+        memory: &dyn Memory,
+    ) -> Result<Due<'s>> {
         // Both halves with one prompt are one call.
-        let name = |half| memory.call(branch, half, k);
+        let name = |half| memory.call(rows.branch, half, k);
         let same = rows.negative
             && rows.prompt
             && name(Half::Negative).is_some_and(|call| name(Half::Prompt) == Some(call));
         if same {
             rows.negative = false;
         }
-        let drawer = source.drawers[k].draws.drawer()?;
-        let guided = Guided {
-            model: drawer.model,
-            conditions: drawer.conditions,
-            guidance: self.settings.guidance,
-            // Only attention is taken from it.
-            rescale: 0.0,
-            branch,
-        };
-        let mut asked = wanted(memory, branch, k, rows);
+        let mut asked = wanted(memory, rows.branch, k, rows);
         for (half, _) in rows.halves() {
             asked.extend(of_half(parts, half).into_iter().map(|part| (half, part)));
         }
-        let (_, _, h, w) = z.dims4()?;
-        let mut capture = Capture::new(asked, |level| grid_at((h, w), level));
-        let start = Instant::now();
-        guided.rows(
-            z,
-            ddim.timesteps()[k] as f32,
-            k,
-            rows,
-            &mut capture,
-            monitor,
-        )?;
-        let given = capture.finish()?;
-        keep(
-            memory,
-            branch,
-            k,
-            rows,
-            &given,
-            start.elapsed().as_secs_f64(),
-        );
-        if same {
-            let negative = given.iter().filter_map(|((_, part), given)| {
-                let large = !matches!(part, Part::Map(_));
-                large.then(|| ((Half::Negative, *part), given.clone()))
-            });
-            store.extend(negative.collect::<Store>());
+        let drawer = source.drawers[k].draws.drawer()?;
+        Ok(Due {
+            model: drawer.model,
+            member: Member {
+                conditions: drawer.conditions,
+                guided: self.settings.guidance != 1.0,
+                z: &source.trajectory[k],
+                timestep: ddim.timesteps()[k] as f32,
+                step: k,
+                rows,
+            },
+            asked,
+            same,
+        })
+    }
+
+    /// Makes in one call what the sources of step k lack, and those of the steps behind it, as far as [`TOGETHER`] goes and
+    /// one model draws them. What a branch gives at a step is left in `ahead`; what cannot be part of the call is not.
+    fn call_ahead(
+        &self,
+        k: usize,
+        ddim: &Ddim,
+        monitor: &dyn Monitor,
+        memory: &dyn Memory,
+        ahead: &mut HashMap<(usize, Branch), Store>,
+    ) -> Result<()> {
+        let s = &self.settings;
+        let steps = ddim.steps();
+        if ahead.keys().any(|(step, _)| *step == k) {
+            return Ok(());
         }
-        store.extend(given);
-        Ok(Some(store))
+        let (_, _, h, w) = self.context.trajectory[k].dims4()?;
+        let most = TOGETHER / (h * w).max(1);
+        let mut dues: Vec<Due<'_>> = Vec::new();
+        let mut kept = Vec::new();
+        let mut names = HashSet::new();
+        let mut count = 0;
+        'steps: for j in k..steps {
+            let needs = s.needs(j, steps, self.givens(j));
+            if !(needs.swap || needs.lock) || j > k && memory.state(j + 1).is_some() {
+                break;
+            }
+            let mut sources = vec![(Branch::Context, &self.context, &needs.context)];
+            for (index, (source, parts)) in
+                self.references.iter().zip(&needs.references).enumerate()
+            {
+                if self.twin(index, j, memory).is_none() {
+                    sources.push((Branch::Reference(index), source, parts));
+                }
+            }
+            let before = dues.len();
+            for (branch, source, parts) in sources {
+                let all = Rows::new(branch, source.trajectory[j].dim(0)?, s.guidance != 1.0);
+                let (store, rows) = lacking(j, parts, all, memory);
+                if rows.count() == 0 {
+                    continue;
+                }
+                // Another model, or other prompts to encode, can wait until they are needed.
+                let (own, first) = (source.drawers[j].draws, source.drawers[k].draws);
+                if !std::ptr::addr_eq(own, first) {
+                    break 'steps;
+                }
+                let due = self.due(source, j, parts, rows, ddim, memory)?;
+                let joins = match dues.first() {
+                    Some(first) => {
+                        std::ptr::eq(first.model, due.model) && first.member.joins(&due.member)?
+                    }
+                    None => due.member.joins(&due.member)?,
+                };
+                let own = due.member.rows.halves().into_iter();
+                let own: Vec<_> = own
+                    .filter_map(|(half, _)| memory.call(branch, half, j))
+                    .collect();
+                // What another branch is about to give is found when that is done.
+                if !joins || own.iter().any(|name| names.contains(name)) {
+                    continue;
+                }
+                count += due.member.rows.count();
+                if count > most {
+                    dues.truncate(before);
+                    break 'steps;
+                }
+                names.extend(own);
+                kept.push(store);
+                dues.push(due);
+            }
+            if j == k && dues.is_empty() {
+                break;
+            }
+        }
+        // One by one they are called for where they are needed.
+        if dues.len() > 1 {
+            let made = make(&dues, monitor, memory)?;
+            for ((due, mut store), made) in dues.iter().zip(kept).zip(made) {
+                store.extend(made);
+                ahead.insert((due.member.step, due.member.rows.branch), store);
+            }
+        }
+        Ok(())
     }
 
     /// The masks of step k as the swap had them, from what is kept of its calls: `None` when the step does not swap, or

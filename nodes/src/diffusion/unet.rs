@@ -661,6 +661,14 @@ impl Text {
         }
     }
 
+    /// How many tokens it has, N.
+    ///
+    /// # Errors
+    /// When the states are of another rank.
+    pub fn tokens(&self) -> Result<usize> {
+        Ok(self.states.dims3()?.1)
+    }
+
     /// What this network made of it so far; what another one made is forgotten.
     fn made(&self, network: &Arc<()>) -> MutexGuard<'_, Made> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
@@ -692,7 +700,8 @@ pub struct Call<'a> {
     pub latent: &'a Tensor,
     /// The timestep of each row: 0 to N - 1, not always whole.
     pub timesteps: &'a [f32],
-    /// The text of each half that `rows` has, equally many tokens each.
+    /// The text of each half, equally many tokens each: of those that `rows` has, or, when several calls are made as one, of
+    /// those of each, all with as many images.
     pub texts: &'a [&'a Text],
     /// What SDXL takes besides.
     pub addition: Option<Addition<'a>>,
@@ -917,15 +926,16 @@ impl Unet {
         control: &mut dyn AttentionControl,
         kernel: &dyn Kernel,
     ) -> Result<Tensor> {
-        let halves = call.rows.halves().len();
-        if call.texts.len() != halves {
+        let (rows, images) = (call.latent.dim(0)?, call.rows.images);
+        if call.texts.len() * images != rows || call.timesteps.len() != rows {
             return Err(Error::request(format!(
-                "{} texts for a call of {halves} halves",
-                call.texts.len()
+                "{} texts for {images} images and {} timesteps for a call of {rows} rows",
+                call.texts.len(),
+                call.timesteps.len()
             )));
         }
         for text in call.texts {
-            let (texts, images) = (text.states.dim(0)?, call.rows.images);
+            let texts = text.states.dim(0)?;
             if texts != 1 && texts != images {
                 return Err(Error::request(format!("{texts} texts for {images} images")));
             }
