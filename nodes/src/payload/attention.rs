@@ -41,7 +41,8 @@ impl Attention {
 
     /// A copy that does not hold on to the whole batch that it is a part of.
     pub(crate) fn of(given: &Given) -> Result<Self, NodeError> {
-        let copy = |t: &Tensor| t.copy().map_err(crate::runtime::tensor_error);
+        // `Tensor::copy` would copy all that the tensor is a part of.
+        let copy = |t: &Tensor| t.force_contiguous().map_err(crate::runtime::tensor_error);
         Ok(Self(match given {
             Given::KeysValues { k, v, grid } => Given::KeysValues {
                 k: copy(k)?,
@@ -103,5 +104,32 @@ impl Payload for Attention {
         } else {
             Given::Map(packed.take("map")?)
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+    use crate::payload::tensors::numbers_held;
+
+    #[test]
+    fn a_copy_is_as_large_as_the_part() {
+        let all = Tensor::arange(0f32, 240.0, &Device::Cpu).unwrap();
+        let all = all.reshape((8, 5, 6)).unwrap();
+        let part = all.narrow(0, 3, 2).unwrap();
+        let given = Given::KeysValues {
+            k: part.clone(),
+            v: Tensor::zeros((2, 5, 6), DType::F32, &Device::Cpu).unwrap(),
+            grid: (1, 5),
+        };
+        let copy = Attention::of(&given).unwrap();
+        assert_eq!(copy.bytes(), 2 * 60 * 4);
+        for (name, tensor) in copy.parts() {
+            assert_eq!(numbers_held(tensor), 60, "{name}");
+        }
+        let numbers = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(numbers(copy.parts()[0].1), numbers(&part));
     }
 }

@@ -144,3 +144,13 @@ pub(crate) fn pack(
     file.extend(bytes);
     Ok(file)
 }
+
+/// How many numbers a tensor keeps in memory: those that it is a part of, too.
+#[cfg(test)]
+pub(crate) fn numbers_held(t: &Tensor) -> usize {
+    use candle_core::{CpuStorage, Storage};
+    match &*t.storage_and_layout().0 {
+        Storage::Cpu(CpuStorage::F32(numbers)) => numbers.len(),
+        other => panic!("{other:?}"),
+    }
+}

@@ -105,7 +105,8 @@ impl Payload for Trajectory {
         let schedule = packed.know(SCHEDULE)?;
         let all = packed.take("trajectory")?;
         let count = all.dim(0).map_err(tensor_error)?;
-        let latents = (0..count).map(|k| all.get(k)?.copy());
+        // `Tensor::copy` would copy the whole trajectory for each.
+        let latents = (0..count).map(|k| all.get(k)?.force_contiguous());
         Ok(Self {
             latents: latents
                 .collect::<candle_core::Result<_>>()
@@ -175,6 +176,32 @@ impl TrajectoryFacts {
             channels: self.channels,
             height: self.height,
             width: self.width,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::payload::tensors::numbers_held;
+
+    #[test]
+    fn what_was_read_holds_each_latent_once() {
+        let latent = |k: usize| Tensor::full(k as f32, (1, 2, 3, 4), &Device::Cpu).unwrap();
+        let trajectory = Trajectory {
+            latents: (0..6).map(latent).collect(),
+            drawn: Vec::new(),
+            schedule: None,
+        };
+        let bytes = trajectory.to_disk().unwrap().unwrap();
+        let read = Trajectory::from_disk(&bytes).unwrap();
+        assert_eq!(read.latents.len(), 6);
+        for (k, z) in read.latents.iter().enumerate() {
+            assert_eq!(numbers_held(z), 24);
+            let numbers: Vec<f32> = z.flatten_all().unwrap().to_vec1().unwrap();
+            assert_eq!(numbers, [k as f32; 24]);
         }
     }
 }

@@ -141,6 +141,39 @@ pub struct Rows {
     pub step: usize,
 }
 
+/// What is asked for while a block is multiplied, so that it is near when its turn comes: `lines` cache lines for each tap
+/// and step. Memory sends so many lines at a time and no more, so they are spread over the products.
+#[derive(Clone, Copy)]
+pub struct Ahead {
+    /// The first line of the first tap and step; nothing is read, so it may be anywhere.
+    pub from: *const u8,
+    /// Bytes from a tap to the next.
+    pub tap: usize,
+    /// Bytes from a step to the next.
+    pub step: usize,
+    /// Lines of each.
+    pub lines: usize,
+}
+
+impl Ahead {
+    /// Nothing.
+    pub const NONE: Self = Self {
+        from: std::ptr::null(),
+        tap: 0,
+        step: 0,
+        lines: 0,
+    };
+
+    /// Asks for the share `number` of `of` shares of the lines of a tap and step.
+    #[inline(always)]
+    fn ask(&self, tap: usize, step: usize, number: usize, of: usize) {
+        let from = self.from.wrapping_add(tap * self.tap + step * self.step);
+        for line in number * self.lines / of..(number + 1) * self.lines / of {
+            prefetch(from.wrapping_add(line * 64));
+        }
+    }
+}
+
 /// `out[32][32] = sum over taps and steps of a b`, rows of a from `a.data + tap`, b `[tap][step][part][2][TILE]` as
 /// [`split_columns`] leaves it, its taps `b_tap` bytes apart.
 ///
@@ -154,6 +187,7 @@ pub struct Rows {
 /// `a` must be valid for 32 rows of 64 bytes at each tap, step and part, `b` for as many tiles, out for 1024 numbers.
 /// `Tiles` shows that the unit is there; without them A and B must be 1 and AVX-512 F and BF16 there.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 pub unsafe fn multiply<const A: usize, const B: usize>(
     tiles: Option<&Tiles>,
     a: Rows,
@@ -161,13 +195,21 @@ pub unsafe fn multiply<const A: usize, const B: usize>(
     steps: usize,
     b: *const u8,
     b_tap: usize,
+    ahead: [Ahead; 2],
     out: *mut f32,
 ) {
     // SAFETY: the caller's promises, passed on.
     unsafe {
         match tiles {
-            Some(tiles) => by_tiles::<A, B>(tiles, a, taps, steps, b, b_tap, out),
-            None => by_pairs(a, taps, steps, b, b_tap, out),
+            Some(tiles) => by_tiles::<A, B>(tiles, a, taps, steps, b, b_tap, ahead, out),
+            None => {
+                for tap in 0..taps.len() {
+                    for step in 0..steps {
+                        ahead.iter().for_each(|ahead| ahead.ask(tap, step, 0, 1));
+                    }
+                }
+                by_pairs(a, taps, steps, b, b_tap, out);
+            }
         }
     }
 }
@@ -244,6 +286,7 @@ unsafe fn pairs_block<const M: usize>(
 /// # Safety
 /// As [`multiply`].
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn by_tiles<const A: usize, const B: usize>(
     _: &Tiles,
     a: Rows,
@@ -251,6 +294,7 @@ unsafe fn by_tiles<const A: usize, const B: usize>(
     steps: usize,
     b: *const u8,
     b_tap: usize,
+    ahead: [Ahead; 2],
     out: *mut f32,
 ) {
     // SAFETY: all loads are of tiles that the caller promises; pointers are moved by the same amounts as its layout says.
@@ -281,13 +325,21 @@ unsafe fn by_tiles<const A: usize, const B: usize>(
                         load!(7, of_b($part).add(TILE), 64usize);
                     };
                 }
+                let ask = |share: usize| {
+                    let of = if A == 3 { 3 } else { 1 };
+                    ahead
+                        .iter()
+                        .for_each(|ahead| ahead.ask(number, step, share, of));
+                };
                 // Neighbouring products share an operand, so that each part is loaded once or twice.
                 if A == 3 {
                     a!(2);
                     b!(0);
                     four!();
+                    ask(0);
                     a!(1);
                     four!();
+                    ask(1);
                     if B >= 2 {
                         b!(1);
                         four!();
@@ -297,8 +349,10 @@ unsafe fn by_tiles<const A: usize, const B: usize>(
                             b!(2);
                             four!();
                         }
+                        ask(2);
                         b!(0);
                     } else {
+                        ask(2);
                         a!(0);
                     }
                     four!();
@@ -306,6 +360,7 @@ unsafe fn by_tiles<const A: usize, const B: usize>(
                     a!(0);
                     b!(0);
                     four!();
+                    ask(0);
                 }
                 b = b.add(B * 2 * TILE);
             }

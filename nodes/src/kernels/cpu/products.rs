@@ -35,6 +35,10 @@ const REGISTER_ROWS: usize = 6;
 /// Inner indices that are summed in one go by vector units: a panel of that many rows (32 KiB) stays in the L1 cache,
 /// and rounding errors grow with the root of its length and of the number of runs, not of the whole.
 const RUN: usize = 128;
+/// Steps of 32 inputs by which a task's first weights are asked for before they are multiplied: as many as take about as long
+/// as memory does to answer.
+#[cfg(target_arch = "x86_64")]
+const NEAR: usize = 4;
 /// Bytes of scratch that a task may fill with activations: three quarters of a usual L2 cache.
 const SCRATCH: usize = 3 << 19;
 
@@ -517,47 +521,86 @@ pub(super) fn convolution(
 struct Cut {
     bands: usize,
     groups: usize,
+    /// Groups begin at multiples of so many columns.
+    width: usize,
 }
 
+/// About how many cycles of a core parts of a product take, of 32 rows, 32 inputs and 32 columns.
+#[derive(Clone, Copy, Debug)]
+struct Costs {
+    /// Multiplying such a block.
+    block: usize,
+    /// Preparing 32 rows x 32 inputs: cutting them into parts, or copying them.
+    activations: usize,
+    /// Reading the weights, 32 inputs x 32 columns, from memory.
+    weights: usize,
+}
+
+/// A task, whatever it does.
+const TASK: usize = 1500;
+
 impl Cut {
-    /// The cut whose tasks do least twice: every group prepares its band's activations, every band its group's weights.
+    /// The cut that should end first. Every group of columns prepares its band's activations, every band reads its group's
+    /// weights, and many tasks end closer together than few.
     fn of(machine: Machine, w: Matrix<'_>, rows: usize, most_bands: usize, gated: bool) -> Self {
-        let per_row = if machine.in_tiles(w) {
+        // (32 inputs of a row, once prepared; columns that begin together)
+        let (per_row, width, costs) = if machine.in_tiles(w) {
             let plan = Tiled::of(w, gated);
-            plan.steps * plan.parts * 64
+            let parts = match w.data {
+                Packed::Split(_, parts) => parts,
+                Packed::F32(_) => 2,
+                Packed::F16(_) | Packed::Bf16(_) => 1,
+            };
+            let costs = Costs {
+                block: 64 * plan.products,
+                activations: if plan.parts == 3 { 400 } else { 200 },
+                weights: 256 * parts,
+            };
+            (plan.steps * plan.parts * 64, SQUARE, costs)
         } else {
-            w.inputs * 4
+            // 32 multiplications and additions a cycle, at best.
+            let costs = Costs {
+                block: 1100,
+                activations: if w.taps > 1 { 150 } else { 0 },
+                weights: 512,
+            };
+            (w.inputs * 4, PANEL, costs)
         };
         let fits = (SCRATCH / per_row.max(1)).max(4 * SQUARE);
         let written = if gated { w.outputs / 2 } else { w.outputs };
-        let panels = written.div_ceil(PANEL);
         let threads = rayon::current_num_threads();
-        // A few tasks for each thread, so that all end together, if there is work for them.
-        let work = rows * w.inputs * w.taps * w.outputs;
-        let wanted = if threads == 1 || work < 1 << 18 {
-            1
-        } else {
-            3 * threads
-        };
         let fewest = rows.div_ceil(fits).clamp(1, most_bands);
-        let most = most_bands.min(fewest.max(wanted));
+        let (columns, inputs) = (w.outputs.div_ceil(SQUARE), w.inputs.div_ceil(SQUARE));
+        let most_groups = written.div_ceil(width);
+        let cost = |bands: usize, groups: usize| {
+            let blocks = bands * rows.div_ceil(bands).div_ceil(SQUARE) * inputs;
+            let all = blocks * columns * w.taps * costs.block
+                + blocks * groups * costs.activations
+                + bands * inputs * columns * w.taps * costs.weights
+                + bands * groups * TASK;
+            let tasks = bands * groups;
+            // Threads without a task in the last round wait for those that have one; and who is late, by an eighth of a task.
+            let rounds = tasks.div_ceil(threads);
+            (all * (8 * rounds + usize::from(threads > 1))).div_ceil(8 * tasks)
+        };
+        let most = most_bands.min(fewest.max(4 * threads));
         (fewest..=most)
-            .map(|bands| Self {
-                bands,
-                groups: wanted.div_ceil(bands).min(panels),
-            })
-            .min_by_key(|cut| {
-                // Tasks short of what is wanted leave threads idle.
-                let idle = wanted.saturating_sub(cut.bands * cut.groups);
-                (
-                    idle,
-                    rows * cut.groups * w.inputs + w.taps * w.inputs * w.outputs * cut.bands,
-                )
-            })
-            .unwrap_or(Self {
-                bands: 1,
-                groups: 1,
-            })
+            .flat_map(|bands| (1..=most_groups.min(4 * threads)).map(move |groups| (bands, groups)))
+            // As many columns in each group as may be, so that none is left with few.
+            .filter(|(_, groups)| most_groups.div_ceil(most_groups.div_ceil(*groups)) == *groups)
+            .min_by_key(|&(bands, groups)| cost(bands, groups))
+            .map_or(
+                Self {
+                    bands: fewest,
+                    groups: 1,
+                    width,
+                },
+                |(bands, groups)| Self {
+                    bands,
+                    groups,
+                    width,
+                },
+            )
     }
 }
 
@@ -566,6 +609,8 @@ impl Cut {
 struct Tiled {
     /// Parts that activations are cut into.
     parts: usize,
+    /// Products of parts that a product is the sum of.
+    products: usize,
     /// Steps of 32 inputs that are summed, for all taps, before the sum is added to the result.
     steps: usize,
 }
@@ -587,6 +632,7 @@ impl Tiled {
         // Runs of one length, as far as that goes.
         Self {
             parts,
+            products,
             steps: all.div_ceil(all.div_ceil(most)),
         }
     }
@@ -651,7 +697,7 @@ fn run(
     let outputs = if gated { w.outputs / 2 } else { w.outputs };
     check(x, w, terms, pixels, outputs, out)?;
     let bands = bands(cut.bands);
-    let per_group = outputs.div_ceil(PANEL).div_ceil(cut.groups) * PANEL;
+    let per_group = outputs.div_ceil(cut.width).div_ceil(cut.groups) * cut.width;
     let shifts = shifts(terms, w.outputs);
     let shared = Shared::of(out);
     let tasks: Vec<_> = bands
@@ -1254,51 +1300,60 @@ impl Task<'_> {
                     amx::split_rows::<A>(self.x, inputs, rows, first * DEPTH, steps, a, part);
                 }
                 for column in (self.columns.start..self.columns.end).step_by(BLOCK) {
-                    // Weights that are packed as tiles come from memory: those of the next columns are asked for while
-                    // these are at work.
-                    let next = match self.w.data {
-                        Packed::Bf16(_) | Packed::Split(..)
-                            if column + BLOCK < self.columns.end =>
-                        {
-                            Some(self.columns_tiles::<B>(
-                                column + BLOCK,
-                                first,
-                                steps,
-                                taps.len(),
-                                b,
-                            ))
-                        }
-                        _ => None,
-                    };
                     let blocks = out.len().div_ceil(BLOCK);
                     let half = self.w.outputs / 2;
-                    let gate = self.gated.then(|| {
-                        let to = b.wrapping_add(b_size);
-                        self.columns_tiles::<B>(column + half, first, steps, taps.len(), to)
-                    });
-                    let (b, b_tap) = self.columns_tiles::<B>(column, first, steps, taps.len(), b);
+                    let taken =
+                        |column, to| self.columns_tiles::<B>(column, first, steps, taps.len(), to);
+                    let gate = self
+                        .gated
+                        .then(|| taken(column + half, b.wrapping_add(b_size)));
+                    let (tiles_of, b_tap) = taken(column, b);
+                    // Weights that are packed as tiles come from memory: those of the next columns are asked for while
+                    // these are at work, a share with each block of rows. Those of the first come just before their turn.
+                    let packed = matches!(self.w.data, Packed::Bf16(_) | Packed::Split(..));
+                    let behind = packed && column + BLOCK < self.columns.end;
+                    let next = behind.then(|| taken(column + BLOCK, b));
+                    let next_gate = (behind && self.gated).then(|| taken(column + BLOCK + half, b));
+                    let of_step = B * 2 * TILE;
+                    let lines = of_step / 64;
+                    let share = |next: Option<(*const u8, usize)>, i: usize| match next {
+                        Some((from, tap)) => amx::Ahead {
+                            from: from.wrapping_add(i * lines / blocks * 64),
+                            tap,
+                            step: of_step,
+                            lines: (i + 1) * lines / blocks - i * lines / blocks,
+                        },
+                        None => amx::Ahead::NONE,
+                    };
+                    let near = |(from, tap): (*const u8, usize), i: usize| {
+                        if packed && column == self.columns.start && i == 0 {
+                            amx::Ahead {
+                                from: from.wrapping_add(NEAR * of_step),
+                                tap,
+                                step: of_step,
+                                lines,
+                            }
+                        } else {
+                            amx::Ahead::NONE
+                        }
+                    };
                     let columns = (self.columns.end - column).min(BLOCK);
                     for (i, destinations) in out.chunks(BLOCK).enumerate() {
                         self.prefetch(destinations, column);
-                        if let Some((next, next_tap)) = next {
-                            let of_tap = steps * B * 2 * TILE / 64;
-                            let lines = of_tap * taps.len();
-                            for line in i * lines / blocks..(i + 1) * lines / blocks {
-                                let at = line / of_tap * next_tap + line % of_tap * 64;
-                                amx::prefetch(next.wrapping_add(at));
-                            }
-                        }
                         let rows = amx::Rows {
                             data: a.wrapping_add(i * BLOCK * 64),
                             stride: 64,
                             part,
                             step: A * part,
                         };
+                        let ahead = [share(next, i), near((tiles_of, b_tap), i)];
                         // SAFETY: 32 rows from i * 32 of every tap are inside the rows of the scratch: `gather` made as
                         // many as the last tap and the positions, rounded up to 32, reach. b was filled for all taps
                         // and steps; the sums are 32 x 32.
                         unsafe {
-                            amx::multiply::<A, B>(tiles, rows, &byte_taps, steps, b, b_tap, own);
+                            amx::multiply::<A, B>(
+                                tiles, rows, &byte_taps, steps, tiles_of, b_tap, ahead, own,
+                            );
                             let block = Block {
                                 rows: destinations,
                                 column,
@@ -1307,8 +1362,9 @@ impl Task<'_> {
                             };
                             if let Some((b, b_tap)) = gate {
                                 let gates = own.add(BLOCK * BLOCK);
+                                let ahead = [share(next_gate, i), near((b, b_tap), i)];
                                 amx::multiply::<A, B>(
-                                    tiles, rows, &byte_taps, steps, b, b_tap, gates,
+                                    tiles, rows, &byte_taps, steps, b, b_tap, ahead, gates,
                                 );
                                 emit_gated(isa, block, gates);
                             } else {

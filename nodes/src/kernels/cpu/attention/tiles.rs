@@ -204,6 +204,7 @@ unsafe fn attend<const P: usize>(
                             run,
                             columns,
                             0,
+                            [amx::Ahead::NONE; 2],
                             to.cast(),
                         );
                         if first > 0 {
@@ -226,6 +227,7 @@ unsafe fn attend<const P: usize>(
                         blocks,
                         weights,
                         0,
+                        [amx::Ahead::NONE; 2],
                         sums.cast(),
                     );
                     accumulate(out.as_mut_ptr().cast(), Some(&softmax.scale), sums.cast());
