@@ -190,7 +190,7 @@ fn a_text_that_was_used_gives_the_bits_of_a_new_one_in_every_network_and_batch()
         refused
             .unwrap_err()
             .to_string()
-            .contains("1 texts for a call of 2 halves")
+            .contains("1 texts of 3 images each and 6 timesteps for a call of 6 rows")
     );
 }
 

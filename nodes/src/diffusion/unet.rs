@@ -929,7 +929,7 @@ impl Unet {
         let (rows, images) = (call.latent.dim(0)?, call.rows.images);
         if call.texts.len() * images != rows || call.timesteps.len() != rows {
             return Err(Error::request(format!(
-                "{} texts for {images} images and {} timesteps for a call of {rows} rows",
+                "{} texts of {images} images each and {} timesteps for a call of {rows} rows",
                 call.texts.len(),
                 call.timesteps.len()
             )));
