@@ -7,6 +7,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use candle_core::Tensor;
@@ -18,7 +19,7 @@ use retouch_nodes::Runtime;
 use retouch_nodes::diffusion::control::{
     AttentionControl, AttentionKind, Branch, Half, Qkv, Rows, Site,
 };
-use retouch_nodes::diffusion::sampling::{Conditions, Monitor};
+use retouch_nodes::diffusion::sampling::{self, Conditions, Draws, Monitor, Prompted, Sought};
 use retouch_nodes::diffusion::scheduler::Ddim;
 use retouch_nodes::diffusion::unet::{Call, Text};
 use retouch_nodes::kernels::Kernel;
@@ -587,4 +588,64 @@ fn a_look_is_cancelled_and_what_takes_a_network_is_left_while_a_run_goes_on() {
     // No sampler, no steps.
     assert!(Reader::of_node(ran.engine.clone(), ran.plan.clone(), "photo").is_none());
     assert_eq!(ran.plan.tasks().filter(|task| Reader::can(task)).count(), 3);
+}
+
+/// Moves on after so many layers.
+struct MovesOn {
+    after: usize,
+    asked: AtomicUsize,
+    calls: AtomicUsize,
+}
+
+impl Monitor for MovesOn {
+    fn step(&self, _: usize, _: usize) -> retouch_nodes::diffusion::Result<()> {
+        Ok(())
+    }
+    fn unet_calls(&self, images: usize) {
+        self.calls.fetch_add(images, Ordering::Relaxed);
+    }
+    fn warn(&self, message: &str) {
+        panic!("{message}");
+    }
+    fn goes_on(&self) -> retouch_nodes::diffusion::Result<()> {
+        match self.asked.fetch_add(1, Ordering::Relaxed) {
+            asked if asked < self.after => Ok(()),
+            _ => Err(retouch_nodes::diffusion::Error::Cancelled),
+        }
+    }
+}
+
+#[test]
+fn a_call_that_is_looked_at_ends_at_the_layer_where_the_looker_moves_on() {
+    let ran = Ran::of(ALL, &[]);
+    let model = ran.output::<Model>("personal");
+    let context = ran.output::<Trajectory>("context");
+    let z = &context.latents[3];
+    let look = |after: usize| {
+        let monitor = MovesOn {
+            after,
+            asked: AtomicUsize::new(0),
+            calls: AtomicUsize::new(0),
+        };
+        let prompted = Prompted::new(&model.checkpoint, "a teddy bear", "", &monitor);
+        let (_, _, h, w) = z.dims4().unwrap();
+        let sought = Sought::Map((h, w));
+        let drawer = prompted.drawer().unwrap();
+        let found = sampling::look(drawer, 5.0, z, 401.0, 3, sought, &monitor);
+        let (asked, calls) = (monitor.asked, monitor.calls);
+        (found, asked.into_inner(), calls.into_inner())
+    };
+    let (found, all, calls) = look(usize::MAX);
+    assert!(found.is_ok());
+    // Self- and cross-attention of each of its 16 transformer layers.
+    assert_eq!((all, calls), (32, 2));
+    for after in [0, 1, 13, 31] {
+        let (found, asked, calls) = look(after);
+        let error = found.unwrap_err();
+        assert!(
+            matches!(error, retouch_nodes::diffusion::Error::Cancelled),
+            "{error}"
+        );
+        assert_eq!((asked, calls), (after + 1, 0));
+    }
 }

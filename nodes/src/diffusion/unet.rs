@@ -492,9 +492,10 @@ impl Attention {
         for text in run.texts {
             let KeysValues { k, v } = text.keys_values(self, index, run)?;
             // One text serves every image of its half.
-            let times = run.rows.images / k.dim(0)?.max(1);
-            keys.push(k.repeat((times, 1, 1))?);
-            values.push(v.repeat((times, 1, 1))?);
+            for _ in 0..run.rows.images / k.dim(0)?.max(1) {
+                keys.push(k.clone());
+                values.push(v.clone());
+            }
         }
         Ok(KeysValues {
             k: Tensor::cat(&keys, 0)?,
@@ -980,7 +981,7 @@ impl Unet {
                 let skip = skips
                     .pop()
                     .ok_or_else(|| Error::request("the U-Net has fewer skips than it uses"))?;
-                let joined = Tensor::cat(&[&x, &skip], layout.channels())?;
+                let joined = kernel.concat(&x, &skip)?;
                 x = resnet.forward(&joined, &time, kernel)?;
                 if let Some(transformer) = transformer {
                     x = transformer.forward(&x, run)?;

@@ -47,6 +47,11 @@ pub trait Kernel: Debug + Send + Sync {
     /// Layer normalisation over the last dimension.
     fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor>;
 
+    /// The channels of two images of one size, those of the first before those of the second.
+    fn concat(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        Tensor::cat(&[a, b], self.layout().channels())
+    }
+
     /// `h * gelu(g)` with x = `[B, N, 2 K]` split into h and g, GELU by erf; gives `[B, N, K]`.
     fn geglu(&self, x: &Tensor) -> Result<Tensor>;
 

@@ -364,6 +364,27 @@ impl Kernel for Cpu {
         Tensor::from_vec(out, x.shape(), &Device::Cpu)
     }
 
+    fn concat(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        let (images, height, width, left) = a.dims4()?;
+        let (.., right) = b.dims4()?;
+        if b.dims()[..3] != a.dims()[..3] || left + right == 0 {
+            bail!("images of {:?} and {:?} side by side", a.dims(), b.dims());
+        }
+        let shape = (images, height, width, left + right);
+        // SAFETY: a row is written for each of a's, of which b has as many.
+        let (out, ()) = unsafe {
+            written(a.elem_count() + b.elem_count(), |out| {
+                with_data(a, |a| {
+                    with_data(b, |b| {
+                        pointwise::concat(a, b, (left, right), out);
+                        Ok(())
+                    })
+                })
+            })
+        }?;
+        Tensor::from_vec(out, shape, &Device::Cpu)
+    }
+
     fn geglu(&self, x: &Tensor) -> Result<Tensor> {
         let (images, n, width) = x.dims3()?;
         let half = width / 2;
@@ -610,6 +631,9 @@ mod tests {
                     let y = kernel.group_norm(&last.images(&x).unwrap(), &spec, silu).unwrap();
                     close(&last.planes(&y).unwrap(), &Plain.group_norm(&x, &spec, silu).unwrap());
                 }
+                let other = data(&[b, c + 3, h, w], seed + 5);
+                let both = kernel.concat(&last.images(&x).unwrap(), &last.images(&other).unwrap()).unwrap();
+                prop_assert_eq!(bits(&last.planes(&both).unwrap()), bits(&Plain.concat(&x, &other).unwrap()));
                 let x = data(&[b, h * w, 2 * c + 2], seed);
                 let (weight, bias) = (data(&[2 * c + 2], seed + 3), data(&[2 * c + 2], seed + 4));
                 close(&kernel.layer_norm(&x, &weight, &bias, 1e-5).unwrap(), &Plain.layer_norm(&x, &weight, &bias, 1e-5).unwrap());
@@ -701,6 +725,8 @@ mod tests {
             let (w, bias) = (data(&[o, c], seed + 1), data(&[o], seed + 2));
             let picture = data(&[b, side, side + 1, size], seed);
             let kernel = data(&[o, size, 3, 3], seed + 3);
+            let scale = data(&[size], seed + 4);
+            let spec = GroupNormSpec { groups: 1, eps: 1e-5, weight: &scale, bias: &scale };
             for i in 0..b {
                 let one = x.narrow(0, i, 1).unwrap();
                 let terms = Terms::bias(Some(&bias));
@@ -712,6 +738,8 @@ mod tests {
                 let all = Cpu::default().conv2d(&picture, &w, window, terms).unwrap();
                 let one = picture.narrow(0, i, 1).unwrap();
                 prop_assert_eq!(bits(&all.narrow(0, i, 1).unwrap()), bits(&Cpu::default().conv2d(&one, &w, window, terms).unwrap()));
+                let all = Cpu::default().group_norm(&picture, &spec, true).unwrap();
+                prop_assert_eq!(bits(&all.narrow(0, i, 1).unwrap()), bits(&Cpu::default().group_norm(&one, &spec, true).unwrap()));
             }
         }
     }

@@ -10,6 +10,8 @@ const CHUNK: usize = 32;
 const SUM_TASK: usize = 16 * CHUNK;
 /// Numbers that a task of the pointwise passes handles, about.
 const TASK: usize = 1 << 13;
+/// Numbers of an image that one task may normalise alone: they stay in its core's cache.
+const SMALL: usize = 1 << 16;
 
 /// Adds to `sums[c]` (of x) and `squares[c]` (of x^2) what rows of C channels give.
 #[inline(always)]
@@ -166,50 +168,27 @@ pub(super) fn group_norm(
     out: Unfilled<'_>,
 ) {
     let channels = weight.len();
-    let per_group = channels / groups;
     let image = pixels * channels;
     // Of every part of every image, the sums and then the squares of all channels.
     let parts = pixels.div_ceil(SUM_TASK);
     let images = x.len() / image;
-    let mut sums = vec![0f64; images * parts * 2 * channels];
-    team::for_each_chunk(&mut sums, 2 * channels, |i, sums| {
+    let sum = |i: usize, sums: &mut [f64]| {
         let x = &x[i / parts * image..][..image];
         let own = i % parts * SUM_TASK * channels;
         let x = &x[own..image.min(own + SUM_TASK * channels)];
         let (sums, squares) = sums.split_at_mut(channels);
         // SAFETY: x is whole rows of `channels`; `isa` is there.
         unsafe { channel_sums(isa, x, channels, sums, squares) };
-    });
-    // Of every image, the scales and then the shifts of all channels.
-    let mut terms = vec![0f32; images * 2 * channels];
-    for (sums, terms) in sums
-        .chunks(parts * 2 * channels)
-        .zip(terms.chunks_mut(2 * channels))
-    {
-        let (scale, shift) = terms.split_at_mut(channels);
-        for group in 0..groups {
-            let own = group * per_group..(group + 1) * per_group;
-            let (mut sum, mut square) = (0.0, 0.0);
-            for part in sums.chunks(2 * channels) {
-                let (sums, squares) = part.split_at(channels);
-                sum += sums[own.clone()].iter().sum::<f64>();
-                square += squares[own.clone()].iter().sum::<f64>();
-            }
-            let n = (per_group * pixels) as f64;
-            let mean = sum / n;
-            let variance = (square / n - mean * mean).max(0.0);
-            let inverse = 1.0 / (variance + eps).sqrt();
-            for c in own {
-                scale[c] = (f64::from(weight[c]) * inverse) as f32;
-                shift[c] = (f64::from(bias[c]) - mean * f64::from(weight[c]) * inverse) as f32;
-            }
-        }
-    }
+    };
+    let to_terms = |sums: &[f64], terms: &mut [f32]| {
+        group_terms(sums, pixels, groups, eps, weight, bias, terms);
+    };
     let rows = (TASK / channels).clamp(1, pixels);
     let chunks = pixels.div_ceil(rows);
     let out = Shared::of(out);
-    team::for_each(images * chunks, |i| {
-        let (scale, shift) = terms[i / chunks * 2 * channels..][..2 * channels].split_at(channels);
+    // Chunk i of all, by its image's terms.
+    let apply = |i: usize, terms: &[f32]| {
+        let (scale, shift) = terms.split_at(channels);
         let first = i % chunks * rows;
         let own = i / chunks * image + first * channels;
         let len = rows.min(pixels - first) * channels;
@@ -225,6 +204,82 @@ pub(super) fn group_norm(
                 out.part(own, len),
             )
         };
+    };
+    // Small images are one task each, where there are enough of them: it finds what it summed in its cache.
+    if image <= SMALL && images.is_multiple_of(rayon::current_num_threads()) {
+        team::for_each(images, |i| {
+            let mut sums = vec![0f64; parts * 2 * channels];
+            for (part, sums) in sums.chunks_mut(2 * channels).enumerate() {
+                sum(i * parts + part, sums);
+            }
+            let mut terms = vec![0f32; 2 * channels];
+            to_terms(&sums, &mut terms);
+            (0..chunks).for_each(|chunk| apply(i * chunks + chunk, &terms));
+        });
+        return;
+    }
+    let mut sums = vec![0f64; images * parts * 2 * channels];
+    team::for_each_chunk(&mut sums, 2 * channels, sum);
+    // Of every image, the scales and then the shifts of all channels.
+    let mut terms = vec![0f32; images * 2 * channels];
+    for (sums, terms) in sums
+        .chunks(parts * 2 * channels)
+        .zip(terms.chunks_mut(2 * channels))
+    {
+        to_terms(sums, terms);
+    }
+    team::for_each(images * chunks, |i| {
+        apply(i, &terms[i / chunks * 2 * channels..][..2 * channels]);
+    });
+}
+
+/// The scales and then the shifts of all channels of an image, from the sums and squares of its parts.
+fn group_terms(
+    sums: &[f64],
+    pixels: usize,
+    groups: usize,
+    eps: f64,
+    weight: &[f32],
+    bias: &[f32],
+    terms: &mut [f32],
+) {
+    let channels = weight.len();
+    let per_group = channels / groups;
+    let (scale, shift) = terms.split_at_mut(channels);
+    for group in 0..groups {
+        let own = group * per_group..(group + 1) * per_group;
+        let (mut sum, mut square) = (0.0, 0.0);
+        for part in sums.chunks(2 * channels) {
+            let (sums, squares) = part.split_at(channels);
+            sum += sums[own.clone()].iter().sum::<f64>();
+            square += squares[own.clone()].iter().sum::<f64>();
+        }
+        let n = (per_group * pixels) as f64;
+        let mean = sum / n;
+        let variance = (square / n - mean * mean).max(0.0);
+        let inverse = 1.0 / (variance + eps).sqrt();
+        for c in own {
+            scale[c] = (f64::from(weight[c]) * inverse) as f32;
+            shift[c] = (f64::from(bias[c]) - mean * f64::from(weight[c]) * inverse) as f32;
+        }
+    }
+}
+
+/// `out [rows, A + B]`: rows of a `[rows, A]`, each followed by that of b `[rows, B]`.
+pub(super) fn concat(a: &[f32], b: &[f32], widths: (usize, usize), out: Unfilled<'_>) {
+    let width = widths.0 + widths.1;
+    let rows = (TASK / width).max(1);
+    team::for_each_chunk(out, rows * width, |i, out| {
+        for (r, out) in out.chunks_exact_mut(width).enumerate() {
+            let row = i * rows + r;
+            let (left, right) = out.split_at_mut(widths.0);
+            for (out, x) in left.iter_mut().zip(&a[row * widths.0..][..widths.0]) {
+                out.write(*x);
+            }
+            for (out, x) in right.iter_mut().zip(&b[row * widths.1..][..widths.1]) {
+                out.write(*x);
+            }
+        }
     });
 }
 
