@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -336,15 +337,49 @@ impl DiskFiles {
     }
 }
 
+/// Bytes that are read at a time.
+const PIECE: usize = 1 << 20;
+/// From this size on, what is read next is read while `take` is at work.
+const LONG: u64 = 8 << 20;
+
 /// Hands a file's content on piece by piece.
 fn pieces(file: &mut File, mut take: impl FnMut(&[u8])) -> io::Result<()> {
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(()),
-            count => take(&buffer[..count]),
+    if file.metadata()?.len() < LONG {
+        let mut buffer = vec![0; PIECE];
+        loop {
+            match file.read(&mut buffer)? {
+                0 => return Ok(()),
+                count => take(&buffer[..count]),
+            }
         }
     }
+    std::thread::scope(|scope| {
+        // Two buffers go round: one is filled while the other is taken from.
+        let (filled, to_take) = sync_channel::<io::Result<(Vec<u8>, usize)>>(2);
+        let (emptied, to_fill) = sync_channel(2);
+        for _ in 0..2 {
+            let _ = emptied.send(vec![0; PIECE]); // there is room for two
+        }
+        scope.spawn(move || {
+            for mut buffer in to_fill {
+                let piece = match file.read(&mut buffer) {
+                    Ok(0) => return,
+                    Ok(count) => Ok((buffer, count)),
+                    Err(error) => Err(error),
+                };
+                let goes_on = piece.is_ok();
+                if filled.send(piece).is_err() || !goes_on {
+                    return;
+                }
+            }
+        });
+        for piece in to_take {
+            let (buffer, count) = piece?;
+            take(&buffer[..count]);
+            let _ = emptied.send(buffer); // whoever fills may have ended
+        }
+        Ok(())
+    })
 }
 
 impl Files for DiskFiles {
@@ -790,6 +825,22 @@ mod tests {
         // What was read so is watched.
         assert!(disk.read_so_far().contains(&there));
         assert!(disk.read_at(&here, 0, 1).is_err());
+    }
+
+    #[test]
+    fn a_long_file_has_the_digests_of_its_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("weights");
+        // Around the size from which on reading and hashing go side by side, and off the pieces' ends.
+        for length in [LONG as usize - 1, LONG as usize, (9 << 20) + 123] {
+            let bytes: Vec<u8> = (0..length).map(|i| (i * i >> 7) as u8).collect();
+            fs::write(&file, &bytes).unwrap();
+            let files = DiskFiles::new();
+            let expected = *blake3::hash(&bytes).as_bytes();
+            assert_eq!(files.digest(&file).unwrap(), expected, "{length}");
+            let expected: Digest = Sha256::digest(&bytes).into();
+            assert_eq!(files.sha256(&file).unwrap(), expected, "{length}");
+        }
     }
 
     #[test]
