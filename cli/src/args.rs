@@ -1002,9 +1002,12 @@ pub struct BenchArgs {
     /// Measure the kernels instead, on the shapes of Stable Diffusion 1.5: GFLOP/s, and the share of what a large product reaches.
     #[arg(long)]
     pub kernels: bool,
+    /// Measure the main workflow alone, in a process that has its models loaded and knows nothing else of it.
+    #[arg(long, conflicts_with_all = ["model", "kernels"])]
+    pub workflow: bool,
     /// Measure the viewer instead: a frame of a graph of 500 nodes, and what a sampler loses while its window is drawn.
     #[cfg(feature = "view")]
-    #[arg(long, conflicts_with_all = ["model", "kernels"])]
+    #[arg(long, conflicts_with_all = ["model", "kernels", "workflow"])]
     pub view: bool,
     /// How often each thing is measured; the median is printed.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
