@@ -1,7 +1,7 @@
 //! The sources of steps to come, called for in one call: nothing of what they give may depend on it.
 
 // The lints spare functions marked as tests, and not the functions that they share.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod support;
 
