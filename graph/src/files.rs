@@ -833,7 +833,7 @@ mod tests {
         let file = folder.path().join("weights");
         // Around the size from which on reading and hashing go side by side, and off the pieces' ends.
         for length in [LONG as usize - 1, LONG as usize, (9 << 20) + 123] {
-            let bytes: Vec<u8> = (0..length).map(|i| (i * i >> 7) as u8).collect();
+            let bytes: Vec<u8> = (0..length).map(|i| ((i * i) >> 7) as u8).collect();
             fs::write(&file, &bytes).unwrap();
             let files = DiskFiles::new();
             let expected = *blake3::hash(&bytes).as_bytes();
