@@ -343,7 +343,8 @@ class Run:
             if not own.startswith("retouch"):
                 continue
             for (other, peer), (theirs, _) in self.best.items():
-                same = part == "demo" or peer.split("-")[1] == own.split("-")[1]
+                # Of the demo like with like: a run in a process that is warm, or a whole process.
+                same = (own == "retouch-loaded") == (peer == "torch-f32") if part == "demo" else peer.split("-")[1] == own.split("-")[1]
                 if other == part and not peer.startswith("retouch") and same:
                     print(f"| {part} | {own.split('-')[1]} | {seconds:.3f} | {peer} | {theirs:.3f} | {seconds / theirs:.2f} |")
         print("\n| part | who | difference from torch-f32, largest / std | root mean square / std | most memory |\n| --- | --- | --- | --- | --- |")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What memory a real window takes over many runs, under Xvfb: edits a small workflow so often, waits for each run, and says
-# what the process holds at the beginning, when it keeps all that it keeps (512 pictures, the last 100 runs), and at the end.
+# what the process holds at the beginning, when it keeps all that it was shown (500 pictures, which fit, and the last 100 runs), and at the end.
 #
 #     cli/benches/window-memory.sh [RETOUCH] [RUNS]
 #
@@ -10,6 +10,10 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 retouch="$(realpath "${1:-target/release/retouch}")"
 runs="${2:-1000}"
+if [ "$runs" -lt 700 ]; then
+    echo "at least 700 runs" >&2
+    exit 2
+fi
 work="$(mktemp -d)"
 display=":$((90 + RANDOM % 100))"
 ours=()

@@ -1234,7 +1234,7 @@ impl Retouch<'_> {
         let mut before: Option<Tensor> = None;
         let mut warned = false;
         let mut resume = Resume::new(memory, steps);
-        let mut ahead = HashMap::new();
+        let mut ahead: HashMap<(usize, Branch), Store> = HashMap::new();
         for k in start..steps {
             monitor.step(k, steps)?;
             let needs = s.needs(k, steps, self.givens(k));
@@ -1248,6 +1248,8 @@ impl Retouch<'_> {
             if there.is_none() {
                 resume.makes(k, start);
             }
+            // What was made for steps that turned out to be there is not needed.
+            ahead.retain(|(step, _), _| *step >= k);
             // Sources are called for even if the step is there when their masks are to be looked at.
             let looks = there.is_some();
             let step_masks;
@@ -1565,12 +1567,10 @@ impl Retouch<'_> {
         if ahead.keys().any(|(step, _)| *step == k) {
             return Ok(());
         }
-        let (_, _, h, w) = self.context.trajectory[k].dims4()?;
-        let most = TOGETHER / (h * w).max(1);
         let mut dues: Vec<Due<'_>> = Vec::new();
         let mut kept = Vec::new();
         let mut names = HashSet::new();
-        let mut count = 0;
+        let mut pixels = 0;
         'steps: for j in k..steps {
             let needs = s.needs(j, steps, self.givens(j));
             if !(needs.swap || needs.lock) || j > k && memory.state(j + 1).is_some() {
@@ -1586,9 +1586,17 @@ impl Retouch<'_> {
             }
             let before = dues.len();
             for (branch, source, parts) in sources {
-                let all = Rows::new(branch, source.trajectory[j].dim(0)?, s.guidance != 1.0);
+                let (images, _, h, w) = source.trajectory[j].dims4()?;
+                // Nothing joins what is too large alone: it is looked for when it is needed.
+                if 2 * images * h * w > TOGETHER {
+                    continue;
+                }
+                let all = Rows::new(branch, images, s.guidance != 1.0);
                 let (store, rows) = lacking(j, parts, all, memory);
                 if rows.count() == 0 {
+                    if j == k {
+                        ahead.insert((k, branch), store);
+                    }
                     continue;
                 }
                 // Another model, or other prompts to encode, can wait until they are needed.
@@ -1611,17 +1619,23 @@ impl Retouch<'_> {
                 if !joins || own.iter().any(|name| names.contains(name)) {
                     continue;
                 }
-                count += due.member.rows.count();
-                if count > most {
+                let more = due.member.rows.count() * h * w;
+                if pixels + more > TOGETHER {
+                    // Of this step what fits, of a later one all or nothing.
+                    if j == k {
+                        continue;
+                    }
                     dues.truncate(before);
+                    kept.truncate(before);
                     break 'steps;
                 }
+                pixels += more;
                 names.extend(own);
                 kept.push(store);
                 dues.push(due);
             }
-            if j == k && dues.is_empty() {
-                break;
+            if dues.len() == before {
+                break; // what lacks nothing is not looked through for what comes behind it
             }
         }
         // One by one they are called for where they are needed.

@@ -36,7 +36,7 @@ const REGISTER_ROWS: usize = 6;
 /// and rounding errors grow with the root of its length and of the number of runs, not of the whole.
 const RUN: usize = 128;
 /// Steps of 32 inputs by which a task's first weights are asked for before they are multiplied: as many as take about as long
-/// as memory does to answer.
+/// as memory does to answer. Of a run of so few steps these are the next run's.
 #[cfg(target_arch = "x86_64")]
 const NEAR: usize = 2;
 /// Bytes of scratch that a task may fill with activations: half of a usual L2 cache, the other half being the weights'.
@@ -585,10 +585,11 @@ impl Cut {
             (all * (4 * rounds + usize::from(threads > 1))).div_ceil(4 * tasks)
         };
         let most = most_bands.min(fewest.max(4 * threads));
+        // As many columns in each group as may be, so that none is left with few.
+        let even = |groups: &usize| most_groups.div_ceil(most_groups.div_ceil(*groups)) == *groups;
+        let groups: Vec<usize> = (1..=most_groups.min(4 * threads)).filter(even).collect();
         (fewest..=most)
-            .flat_map(|bands| (1..=most_groups.min(4 * threads)).map(move |groups| (bands, groups)))
-            // As many columns in each group as may be, so that none is left with few.
-            .filter(|(_, groups)| most_groups.div_ceil(most_groups.div_ceil(*groups)) == *groups)
+            .flat_map(|bands| groups.iter().map(move |&groups| (bands, groups)))
             .min_by_key(|&(bands, groups)| cost(bands, groups))
             .map_or(
                 Self {
