@@ -192,6 +192,19 @@ fn a_text_that_was_used_gives_the_bits_of_a_new_one_in_every_network_and_batch()
             .to_string()
             .contains("1 texts of 3 images each and 6 timesteps for a call of 6 rows")
     );
+    // Nor with as many rows as the one text serves: the control is told of two halves.
+    let call = Call {
+        addition: None,
+        latent: &latent.narrow(0, 0, 3).unwrap(),
+        timesteps: &[401.0; 3],
+        texts: &[&used[0]],
+        step: 0,
+        rows: Rows::new(Branch::Plain, 3, true),
+    };
+    assert!(
+        unet.forward(call, &mut Untouched, vanilla.kernel())
+            .is_err()
+    );
 }
 
 #[test]

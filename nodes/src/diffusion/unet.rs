@@ -928,7 +928,8 @@ impl Unet {
         kernel: &dyn Kernel,
     ) -> Result<Tensor> {
         let (rows, images) = (call.latent.dim(0)?, call.rows.images);
-        if call.texts.len() * images != rows || call.timesteps.len() != rows {
+        let too_few = call.texts.len() < call.rows.halves().len();
+        if too_few || call.texts.len() * images != rows || call.timesteps.len() != rows {
             return Err(Error::request(format!(
                 "{} texts of {images} images each and {} timesteps for a call of {rows} rows",
                 call.texts.len(),
