@@ -544,7 +544,7 @@ impl Cut {
     /// The cut that should end first. Every group of columns prepares its band's activations, every band reads its group's
     /// weights, and many tasks end closer together than few.
     fn of(machine: Machine, w: Matrix<'_>, rows: usize, most_bands: usize, gated: bool) -> Self {
-        // (32 inputs of a row, once prepared; columns that begin together)
+        // Bytes of a prepared row, columns that groups begin at multiples of, costs.
         let (per_row, width, costs) = if machine.in_tiles(w) {
             let plan = Tiled::of(w, gated);
             let costs = Costs {
