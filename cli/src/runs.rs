@@ -532,8 +532,9 @@ fn word(choice: &impl Serialize) -> String {
 }
 
 fn warn(path: &Path, error: &io::Error) {
-    // That the disk is full is said of the cache, which lies beside it and takes far more.
-    if !is_full(error) && !SAID.swap(true, Ordering::Relaxed) {
+    // That the disk is full or read-only is said of the cache, which lies beside it and takes far more.
+    let of_disk = is_full(error) || error.kind() == io::ErrorKind::ReadOnlyFilesystem;
+    if !of_disk && !SAID.swap(true, Ordering::Relaxed) {
         tell(&format!(
             "warning: the journal of runs {} cannot be written: {error}; going on without it",
             path.display()

@@ -351,6 +351,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn on_a_full_disk_entries_of_the_cache_make_room_and_it_is_tried_once_more() {
+        let cache = tempfile::tempdir().unwrap();
+        let entry = cache.path().join("v1/01").join("01".repeat(32));
+        fs::create_dir_all(entry.parent().unwrap()).unwrap();
+        fs::write(&entry, vec![0; 100_000]).unwrap();
+        let tries = |error: io::ErrorKind, fails: usize| {
+            let mut tries = 0;
+            let written = making_room(cache.path(), 1000, || {
+                tries += 1;
+                if tries <= fails {
+                    return Err(error.into());
+                }
+                Ok(())
+            });
+            (tries, written.is_ok())
+        };
+        assert_eq!(tries(io::ErrorKind::PermissionDenied, 1), (1, false));
+        assert!(entry.exists());
+        assert_eq!(tries(io::ErrorKind::StorageFull, 1), (2, true));
+        assert!(!entry.exists());
+        // Nothing is left to give up.
+        assert_eq!(tries(io::ErrorKind::StorageFull, 1), (1, false));
+    }
+
+    #[test]
     fn sizes_are_read_and_written() {
         assert_eq!(parse_size("512MiB"), Ok(512 << 20));
         assert_eq!(parse_size("1.5 GiB"), Ok(3 << 29));
