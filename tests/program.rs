@@ -399,3 +399,271 @@ fn an_interrupt_ends_within_a_step_with_130_and_leaves_nothing_half_written() {
     assert!(steps < 100, "{steps} more steps were drawn");
     assert_eq!(files_below(out.path()), Vec::<PathBuf>::new());
 }
+
+/// A workflow without a model: a picture is loaded and saved.
+fn copies(folder: &Path) {
+    let picture = root().join("references/teddy").display().to_string();
+    std::fs::write(
+        folder.join("wf.yaml"),
+        format!(
+            "schema: retouch/v1\nname: wf\nparams:\n  n: {{type: int, default: 1}}\n  folder: {{type: string, default: pictures}}\nnodes:\n  p: {{op: load_image, path: \"{picture}/01.png\"}}\n  r: {{op: resize_image, image: $p, width: $params.n, height: 64}}\noutputs:\n  o: {{value: $r, save: \"{{folder}}/o.png\"}}\n"
+        ),
+    )
+    .unwrap();
+}
+
+/// The program with a cache in the folder, started by a shell that does something before: the program then has the
+/// shell's process number, `$$`.
+#[cfg(unix)]
+fn after(folder: &Path, shell: &str, arguments: &[&str]) -> std::process::Output {
+    Command::new("sh")
+        .args(["-c", &format!("{shell}; exec \"$0\" \"$@\"")])
+        .arg(env!("CARGO_BIN_EXE_retouch"))
+        .args(arguments)
+        .current_dir(folder)
+        .env("NO_COLOR", "1")
+        .env("RETOUCH_CACHE", folder.join("cache"))
+        .env("RETOUCH_CONFIG", "")
+        .output()
+        .unwrap()
+}
+
+#[cfg(unix)]
+#[test]
+fn links_under_foreseeable_temporary_names_are_not_followed() {
+    let sandbox = tempfile::tempdir().unwrap();
+    let folder = sandbox.path();
+    copies(folder);
+    std::fs::write(folder.join("mine"), "mine").unwrap();
+    for place in ["out/pictures", "cache/runs", "cache/plans", "cache/v1/tmp"] {
+        std::fs::create_dir_all(folder.join(place)).unwrap();
+    }
+    let link = |names: &[&str]| {
+        let links: Vec<String> = names
+            .iter()
+            .map(|name| format!("ln -s \"$PWD/mine\" \"{name}\""))
+            .collect();
+        links.join(" && ")
+    };
+    let run = link(&[
+        "out/.retouch-$$.tmp",
+        "out/pictures/.retouch-$$-0.part",
+        "out/pictures/.retouch-$$-1.part",
+        "cache/.$$.tmp",
+        "cache/digests.$$.tmp",
+        "cache/runs/.$$.tmp",
+        "cache/plans/.$$.tmp",
+        "cache/v1/tmp/$$-0",
+        ".retouch-$$-preview.part",
+    ]);
+    let beside = link(&[".wf.yaml.$$.tmp", ".$$.tmp"]);
+    let sweep = link(&["out/.$$.tmp", "out/.retouch-$$-0.part", ".$$.tmp"]);
+    for (before, arguments) in [
+        (&run, vec!["run", "wf.yaml", "--preview", "preview.png"]),
+        (&beside, vec!["fmt", "wf.yaml"]),
+        (&beside, vec!["lock", "wf.yaml"]),
+        (
+            &sweep,
+            vec!["sweep", "wf.yaml", "--over", "n=8,9", "--table", "t.csv"],
+        ),
+    ] {
+        let output = after(folder, before, &arguments);
+        let said = text(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        let mine = std::fs::read_to_string(folder.join("mine")).unwrap();
+        assert_eq!(mine, "mine", "{arguments:?}");
+    }
+    for made in ["out/pictures/o.png", "wf.lock", "t.csv"] {
+        let path = folder.join(made);
+        let there = std::fs::symlink_metadata(&path);
+        assert!(there.is_ok_and(|there| there.is_file()), "{made}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn cache_and_journal_are_for_their_user_alone_and_outputs_are_as_the_umask_says() {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    let sandbox = tempfile::tempdir().unwrap();
+    let folder = sandbox.path();
+    copies(folder);
+    // What the first version left open to others.
+    let open = "umask 022 && mkdir -p cache/runs cache/v1 && echo >> cache/journal.jsonl";
+    let output = after(folder, open, &["run", "wf.yaml", "--quiet"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let mut folders = vec![folder.join("cache")];
+    let mut seen = 0;
+    while let Some(below) = folders.pop() {
+        for entry in std::fs::read_dir(&below).unwrap() {
+            let path = entry.unwrap().path();
+            let expected = if path.is_dir() { 0o700 } else { 0o600 };
+            assert_eq!(mode(&path), expected, "{}", path.display());
+            seen += 1;
+            if path.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    assert!(seen >= 8, "{seen}: a journal, a record, a run and entries");
+    assert_eq!(mode(&folder.join("out/pictures/o.png")), 0o644);
+    assert_eq!(mode(&folder.join("out/pictures")), 0o755);
+}
+
+#[cfg(unix)]
+#[test]
+fn outputs_are_not_written_through_a_link_below_the_output_folder() {
+    let sandbox = tempfile::tempdir().unwrap();
+    let folder = sandbox.path();
+    copies(folder);
+    for place in ["real", "elsewhere"] {
+        std::fs::create_dir(folder.join(place)).unwrap();
+    }
+    std::os::unix::fs::symlink("real", folder.join("out")).unwrap();
+    std::os::unix::fs::symlink("../elsewhere", folder.join("real/pictures")).unwrap();
+    for arguments in [
+        vec!["run", "wf.yaml", "--quiet"],
+        vec!["sweep", "wf.yaml", "--over", "n=8,9", "--quiet"],
+    ] {
+        let refused = retouch(folder, &arguments);
+        let said = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{said}");
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains("`out/pictures` is a link"), "{said}");
+        assert_eq!(
+            files_below(&folder.join("elsewhere")),
+            [""; 0].map(PathBuf::from)
+        );
+    }
+    // The output folder itself may be one.
+    let other = ["run", "wf.yaml", "--quiet", "--set", "folder=others"];
+    let run = retouch(folder, &other);
+    assert!(run.status.success(), "{}", text(&run.stderr));
+    assert!(folder.join("real/others/o.png").is_file());
+}
+
+#[test]
+fn of_several_processes_that_save_to_one_name_one_gets_it_and_nothing_is_lost() {
+    let sandbox = tempfile::tempdir().unwrap();
+    let folder = sandbox.path();
+    copies(folder);
+    for round in 0..3 {
+        for exists in ["fail", "number"] {
+            let out = format!("{exists}-{round}");
+            let processes: Vec<_> = (1..=6)
+                .map(|n| {
+                    Command::new(env!("CARGO_BIN_EXE_retouch"))
+                        .args(["run", "wf.yaml", "--quiet", "--exists", exists])
+                        .args(["--out", &out, "--set", &format!("n={n}")])
+                        .current_dir(folder)
+                        .env("RETOUCH_NO_CACHE", "1")
+                        .env("RETOUCH_CONFIG", "")
+                        .stdout(Stdio::null())
+                        .stderr(Stdio::null())
+                        .spawn()
+                        .unwrap()
+                })
+                .collect();
+            let codes: Vec<_> = processes
+                .into_iter()
+                .map(|mut process| process.wait().unwrap().code())
+                .collect();
+            let done = codes.iter().filter(|code| **code == Some(0)).count();
+            let saved = files_below(&folder.join(&out));
+            let widths: std::collections::BTreeSet<u32> = saved
+                .iter()
+                .map(|path| image::open(path).unwrap().width())
+                .collect();
+            let expected = if exists == "fail" { 1 } else { 6 };
+            assert_eq!(done, expected, "{out}: {codes:?}");
+            assert_eq!(saved.len(), expected, "{out}: {saved:?}");
+            assert_eq!(widths.len(), expected, "{out}: {widths:?}");
+        }
+    }
+}
+
+#[test]
+fn what_a_killed_process_left_is_removed_by_the_next_that_writes_there() {
+    let sandbox = tempfile::tempdir().unwrap();
+    let folder = sandbox.path();
+    copies(folder);
+    let old = std::time::SystemTime::now() - Duration::from_secs(2 * 60 * 60);
+    let age = |path: &Path| {
+        let file = std::fs::File::open(path).unwrap();
+        file.set_modified(old).unwrap();
+    };
+    std::fs::create_dir_all(folder.join("out/pictures")).unwrap();
+    let parts = [
+        "out/.retouch-abcdefABCDEF.part",
+        "out/pictures/.retouch-000000000000.part",
+        "out/pictures/.retouch-123-0.part",
+    ];
+    for part in parts {
+        std::fs::write(folder.join(part), "half").unwrap();
+        age(&folder.join(part));
+    }
+    // A folder that was being filled, as `new`, `convert`, `make-random` and `unbundle` make it.
+    let draft = folder.join(".retouch-abcdefghijkl.part");
+    std::fs::create_dir(&draft).unwrap();
+    std::fs::write(draft.join("model.safetensors"), "half").unwrap();
+    age(&draft.join("model.safetensors"));
+    age(&draft);
+    let young = folder.join("out/pictures/.retouch-111111111111.part");
+    std::fs::write(&young, "of a process that is at it").unwrap();
+    assert!(
+        retouch(folder, &["run", "wf.yaml", "--quiet"])
+            .status
+            .success()
+    );
+    assert!(retouch(folder, &["new", "mine"]).status.success());
+    for part in parts {
+        assert!(!folder.join(part).exists(), "{part}");
+    }
+    assert!(!draft.exists() && young.exists());
+    // Into a folder that is there and empty, the current one.
+    let empty = folder.join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let new = retouch(&empty, &["new", "."]);
+    assert!(new.status.success(), "{}", text(&new.stderr));
+    assert!(empty.join("workflows/vanilla.yaml").is_file());
+    assert_eq!(std::fs::read_dir(&empty).unwrap().count(), 3);
+    let failed = retouch(folder, &["convert", "mine/models", "half"]);
+    assert!(!failed.status.success());
+    let mut left: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["empty", "mine", "out", "wf.yaml"]);
+}
+
+#[test]
+fn names_that_some_system_refuses_are_faults_of_check() {
+    let sandbox = tempfile::tempdir().unwrap();
+    let folder = sandbox.path();
+    copies(folder);
+    let long = ["abcdefghi"; 120].join("/");
+    let sound = std::fs::read_to_string(folder.join("wf.yaml")).unwrap();
+    for (path, why) in [
+        ("con.png", "device"),
+        ("a./b.png", "ends in a point"),
+        ("a?.png", "`?`"),
+        ("a*b<c>|.png", "`*`"),
+        (&format!("{long}/a.png"), "1000 are the most"),
+        (&format!("{}.png", "n".repeat(240)), "240 are the most"),
+    ] {
+        let changed = sound.replace("{folder}/o.png", path);
+        std::fs::write(folder.join("bad.yaml"), changed).unwrap();
+        let check = retouch(folder, &["check", "bad.yaml"]);
+        let said = text(&check.stderr);
+        assert_eq!(check.status.code(), Some(3), "{path}: {said}");
+        let flat = said.replace('│', " ");
+        let flat = flat.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            flat.contains("R0601") && flat.contains(why),
+            "{path}: {said}"
+        );
+    }
+    let value = retouch(folder, &["check", "wf.yaml", "--set", "folder=what?"]);
+    assert_eq!(value.status.code(), Some(3), "{}", text(&value.stderr));
+}

@@ -1012,6 +1012,14 @@ fn hostile_bundles(sandbox: &Path) -> Vec<Case> {
         bytes[at] ^= 1;
         bytes
     });
+    case("no checksum of the frame", "R0911", {
+        let mut bytes = sound.clone();
+        // The descriptor after the magic says that four bytes of checksum end the frame.
+        assert_eq!(bytes[4] & 4, 4);
+        bytes[4] &= !4;
+        bytes.truncate(bytes.len() - 4);
+        bytes
+    });
     case(
         "checksum of a header",
         "R0911",
@@ -1149,6 +1157,90 @@ fn hostile_bundles_are_refused_and_nothing_is_written_outside_or_left_behind() {
         let _ = std::fs::remove_dir_all(project.at("cache/bundles"));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_bundle_runs_where_the_cache_cannot_be_written_and_leaves_nothing() {
+    let project = Project::empty();
+    let bundle = project.at("else/x.tar.zst");
+    std::fs::write(&bundle, listed(&[])).unwrap();
+    std::fs::create_dir(project.at("cache")).unwrap();
+    // As if it were read-only: root may write everywhere.
+    std::fs::write(project.at("cache/bundles"), "in the way").unwrap();
+    let said = done(&project.run("else", &["run", "x.tar.zst"]));
+    assert!(project.at("else/out/o.png").is_file(), "{said}");
+    assert_eq!(
+        std::fs::read_dir(project.at("temporary")).unwrap().count(),
+        0
+    );
+    assert_eq!(
+        std::fs::read(project.at("cache/bundles")).unwrap(),
+        b"in the way"
+    );
+    // No cache at all.
+    std::fs::remove_dir_all(project.at("cache")).unwrap();
+    std::fs::write(project.at("cache"), "in the way").unwrap();
+    let said = done(&project.run("else", &["run", "x.tar.zst", "--out", "other"]));
+    assert!(said.contains("going on without it"), "{said}");
+    assert!(project.at("else/other/o.png").is_file());
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_unbundle_leaves_nothing_and_what_a_killed_one_left_is_removed() {
+    let project = Project::empty();
+    // Bytes that do not shrink, so that unpacking takes a moment.
+    let mut state = 1u64;
+    let noise: Vec<u8> = (0..24 << 20)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 56) as u8
+        })
+        .collect();
+    std::fs::write(
+        project.at("else/x.tar.zst"),
+        listed(&[entry("noise", noise)]),
+    )
+    .unwrap();
+    let names = || {
+        let mut names: Vec<String> = std::fs::read_dir(project.at("else"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let draft = || names().into_iter().find(|name| name.ends_with(".part"));
+    let stopped = |signal: &str| {
+        let arguments = ["unbundle", "x.tar.zst", "open"];
+        let mut child = project.command("else", &arguments).spawn().unwrap();
+        while draft().is_none() {
+            assert!(child.try_wait().unwrap().is_none(), "it ended before");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let sent = Command::new("kill")
+            .args([signal, &child.id().to_string()])
+            .status();
+        assert!(sent.unwrap().success());
+        child.wait().unwrap().code()
+    };
+    assert_eq!(stopped("-INT"), Some(130));
+    assert_eq!(names(), ["x.tar.zst"]);
+    assert_eq!(stopped("-KILL"), None);
+    let left = project.at("else").join(draft().unwrap());
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 60 * 60);
+    for path in std::fs::read_dir(&left).unwrap() {
+        let file = std::fs::File::open(path.unwrap().path()).unwrap();
+        file.set_modified(old).unwrap();
+    }
+    std::fs::File::open(&left)
+        .unwrap()
+        .set_modified(old)
+        .unwrap();
+    done(&project.run("else", &["unbundle", "x.tar.zst", "open"]));
+    assert_eq!(names(), ["open", "x.tar.zst"]);
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! The journal of earlier runs: what a call, or an op, took. The plan foretells seconds and memory from it.
 
 use std::collections::HashMap;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use retouch_graph::event::{Event, Listener};
+use retouch_graph::write::{self, Access};
 use retouch_graph::{Forecast, Plan, Status};
 use serde::{Deserialize, Serialize};
 
@@ -68,11 +69,10 @@ impl<'a> Journal<'a> {
             return;
         }
         // One write of whole lines, so that several processes may write at once.
-        let written = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(file)
-            .and_then(|mut file| file.write_all(text.as_bytes()));
+        let cache = file.parent().unwrap_or(Path::new(""));
+        let written = crate::store::making_room(cache, text.len() as u64, || {
+            write::append_private(file)?.write_all(text.as_bytes())
+        });
         if written.is_ok() {
             cut(file);
         }
@@ -114,7 +114,7 @@ fn cut(file: &Path) {
     if lines.len() > 2 * LINES {
         let kept = lines[lines.len() - LINES..].join("\n") + "\n";
         // The next run tries again.
-        let _ = crate::store::write_whole(file, kept.as_bytes());
+        let _ = write::replace(file, kept.as_bytes(), Access::Private);
     }
 }
 

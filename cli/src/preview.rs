@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use retouch_graph::write::{self, Access};
 use retouch_graph::{Checked, CheckedNode, NodeError, Previewer, Quality, Value};
 
 use crate::Failure;
@@ -99,20 +100,13 @@ fn check(file: &Path) -> Result<(), Failure> {
         ))
         .help("make it, or name a file in one that is there"));
     }
-    let probe = temporary(folder);
-    std::fs::write(&probe, b"")
-        .and_then(|()| std::fs::remove_file(&probe))
-        .map_err(|e| {
-            Failure::unwritable(format!(
-                "the preview's folder {} cannot be written: {e}",
-                folder.display()
-            ))
-            .help("name a file in another with `--preview FILE.png`")
-        })
-}
-
-fn temporary(folder: &Path) -> PathBuf {
-    folder.join(format!(".retouch-{}-preview.part", std::process::id()))
+    write::probe(folder).map_err(|e| {
+        Failure::unwritable(format!(
+            "the preview's folder {} cannot be written: {e}",
+            folder.display()
+        ))
+        .help("name a file in another with `--preview FILE.png`")
+    })
 }
 
 fn folder_of(file: &Path) -> &Path {
@@ -133,14 +127,10 @@ impl Previewer for Preview {
             return Err(NodeError::failed("there is no picture to show"));
         };
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        // To a temporary name in the same folder, then renamed: whoever looks finds a whole picture.
-        let temporary = temporary(folder_of(&self.file));
-        std::fs::write(&temporary, bytes)
-            .and_then(|()| std::fs::rename(&temporary, &self.file))
-            .map_err(|e| {
-                let _ = std::fs::remove_file(&temporary); // the error to tell is the first
-                NodeError::failed(format!("{} cannot be written: {e}", self.file.display()))
-            })?;
+        // Whoever looks finds a whole picture.
+        write::replace(&self.file, bytes, Access::Usual).map_err(|e| {
+            NodeError::failed(format!("{} cannot be written: {e}", self.file.display()))
+        })?;
         self.shown.store(true, Ordering::SeqCst);
         Ok(())
     }

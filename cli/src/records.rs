@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use retouch_graph::{Change, Plan, Record, What};
 
-use crate::store::{Store, write_whole};
+use crate::store::{Store, write_private};
 
 /// The record's file: named by a digest of the workflow's path.
 fn file(store: &Store, workflow: &Path) -> Option<PathBuf> {
@@ -16,10 +16,10 @@ fn file(store: &Store, workflow: &Path) -> Option<PathBuf> {
 
 /// Notes what a run was made of; nobody misses it when that fails.
 pub fn write(store: &Store, workflow: &Path, plan: &Plan) {
-    if let Some(file) = file(store, workflow)
+    if let (Some(cache), Some(file)) = (&store.folder, file(store, workflow))
         && let Ok(text) = serde_json::to_vec(&plan.record())
     {
-        let _ = write_whole(&file, &text);
+        let _ = write_private(cache, &file, &text);
         prune(&file);
     }
 }

@@ -1,14 +1,16 @@
 //! The journal of runs: what was run, with which settings, what became of it. One file a run, in the cache's folder.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use retouch_graph::cache::disk::is_full;
 use retouch_graph::event::{Event, Listener, RunStatus};
+use retouch_graph::write::{self, Access};
 use retouch_graph::{Code, Plan, SaveStatus};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -17,7 +19,7 @@ use crate::Failure;
 use crate::args::{ParamArgs, SharingArgs};
 use crate::clock::Moment;
 use crate::output::tell;
-use crate::store::{Store, write_whole};
+use crate::store::{Store, making_room, write_private};
 
 /// The form of a record; raised when a field goes or changes its meaning.
 const SCHEMA: &str = "retouch-run/1";
@@ -290,6 +292,8 @@ pub struct Noted {
 
 /// Where a run is written down.
 struct Place {
+    /// The cache's folder, whose entries make room on a full disk.
+    cache: PathBuf,
     record: PathBuf,
     /// Its file is locked as long as the process lives, which is how others know that it does.
     alive: PathBuf,
@@ -339,10 +343,13 @@ impl Noted {
             state: Mutex::new(record),
             place: None,
         };
-        let Some(folder) = store.file("runs") else {
+        let (Some(cache), Some(folder)) = (&store.folder, store.file("runs")) else {
             return noted;
         };
-        let reserved = fs::create_dir_all(&folder).and_then(|()| reserve(&folder, now));
+        let reserved = making_room(cache, 0, || {
+            write::private_folder(&folder)?;
+            reserve(cache, &folder, now)
+        });
         match reserved {
             Ok((id, place)) => {
                 lock(&noted.state).id = id;
@@ -387,7 +394,7 @@ impl Noted {
             return false;
         };
         let text = serde_json::to_vec(&*lock(&self.state)).map_err(io::Error::other);
-        let written = text.and_then(|text| write_whole(&place.record, &text));
+        let written = text.and_then(|text| write_private(&place.cache, &place.record, &text));
         if let Err(error) = &written {
             warn(&place.record, error);
         }
@@ -525,7 +532,9 @@ fn word(choice: &impl Serialize) -> String {
 }
 
 fn warn(path: &Path, error: &io::Error) {
-    if !SAID.swap(true, Ordering::Relaxed) {
+    // That the disk is full or read-only is said of the cache, which lies beside it and takes far more.
+    let of_disk = is_full(error) || error.kind() == io::ErrorKind::ReadOnlyFilesystem;
+    if !of_disk && !SAID.swap(true, Ordering::Relaxed) {
         tell(&format!(
             "warning: the journal of runs {} cannot be written: {error}; going on without it",
             path.display()
@@ -545,14 +554,14 @@ pub fn digest(path: &Path) -> io::Result<String> {
 
 /// Takes a name that no other run has: the time to the second, then the microseconds of it in four letters and digits, so
 /// that names sort by time.
-fn reserve(folder: &Path, now: SystemTime) -> io::Result<(String, Place)> {
+fn reserve(cache: &Path, folder: &Path, now: SystemTime) -> io::Result<(String, Place)> {
     let moment = Moment::of(now);
     // 36^4 is more than the microseconds of a second.
     for number in moment.microseconds..36u32.pow(4) {
         let id = format!("{}-{}", moment.compact(), letters(number));
         let record = folder.join(format!("{id}.json"));
         let alive = folder.join(format!("{id}.lock"));
-        let held = match OpenOptions::new().write(true).create_new(true).open(&alive) {
+        let held = match Access::Private.create_new(&alive) {
             Ok(held) => held,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             Err(error) => return Err(error),
@@ -564,6 +573,7 @@ fn reserve(folder: &Path, now: SystemTime) -> io::Result<(String, Place)> {
         // On a file system without locks a run that goes on looks killed, and that is all.
         let _ = held.lock();
         let place = Place {
+            cache: cache.to_owned(),
             record,
             alive,
             _held: held,

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use retouch_graph::problem::{Code, Problem, Source, Span};
 use retouch_graph::{
-    Checked, Difference, Digest, Engine, Files, FolderEntry, Lock, Problems, Redirect,
+    Cancel, Checked, Difference, Digest, Engine, Files, FolderEntry, Lock, Problems, Redirect,
     RedirectedFiles, Settings, Sweep, Withheld, lock, remote,
 };
 
@@ -132,6 +132,10 @@ impl Input {
         mode: Mode,
     ) -> Result<(Self, Engine), Stop> {
         check_models(args)?;
+        let cancel = match &mode {
+            Mode::Fetch { cancel, .. } => cancel.clone(),
+            Mode::Look => Cancel::new(),
+        };
         let (engine, hub) = hubs(engine, args.offline, mode);
         let mut workflow = file.to_owned();
         let mut unpacked = None;
@@ -141,7 +145,7 @@ impl Input {
             })?;
             let cache = store.folder.as_deref();
             let most = args.max_unpacked.unwrap_or(bundle::MAX_UNPACKED);
-            let there = match unpack::to_cache(file, &digest, most, cache) {
+            let there = match unpack::to_cache(file, &digest, most, cache, &cancel) {
                 Ok(there) => there,
                 Err(error) => return Err(Stop::Faults(error.problem(file)?.into())),
             };

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use retouch_graph::cache::disk::is_full;
 use retouch_graph::engine::DEFAULT_SOURCES;
+use retouch_graph::write::{self, Access};
 use retouch_graph::yaml::{self, Node};
 use retouch_graph::{Code, DiskCache, TieredCache};
 use retouch_nodes::payload::decoders;
@@ -229,6 +231,9 @@ impl Store {
     /// The cache. A folder that cannot be made is said and done without.
     #[must_use]
     pub fn cache(&self, environment: retouch_graph::Environment) -> Arc<TieredCache> {
+        if let Some(folder) = &self.folder {
+            tidy(folder);
+        }
         let disk = self.open_disk().unwrap_or_else(|error| {
             let folder = self.folder.clone().unwrap_or_default();
             warn(&format!(
@@ -253,16 +258,65 @@ impl Store {
     }
 }
 
-/// Writes a file as a whole: to a temporary name, then renamed. Nobody misses it when that fails.
+/// Closes to other users what an earlier version left open, and removes what a killed process left behind.
+fn tidy(folder: &Path) {
+    // A folder that the user named may hold other things: only what is in it is ours.
+    let ours = dirs::cache_dir().is_some_and(|own| own.join("retouch") == folder);
+    let within = ["runs", "plans", "bundles"].map(|name| folder.join(name));
+    for folder in within
+        .iter()
+        .map(PathBuf::as_path)
+        .chain(ours.then_some(folder))
+    {
+        if folder.is_dir() {
+            // That it belongs to somebody else is said when it cannot be written.
+            let _ = write::private_folder(folder);
+            write::remove_stale(folder);
+        }
+    }
+}
+
+/// Writes a file as a whole: to a temporary name, then renamed.
+///
+/// # Errors
+/// When the file system refuses; what was there is then as it was.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new(""));
-    fs::create_dir_all(folder)?;
-    let temporary = folder.join(format!(".{}.tmp", std::process::id()));
-    fs::write(&temporary, bytes)
-        .and_then(|()| fs::rename(&temporary, path))
-        .inspect_err(|_| {
-            let _ = fs::remove_file(&temporary);
-        })
+    write::replace(path, bytes, Access::Usual)
+}
+
+/// The same for a file in the cache's folder `cache`: for this user alone, and on a full disk the cache makes room for it.
+///
+/// # Errors
+/// As [`write_whole`].
+pub fn write_private(cache: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    making_room(cache, bytes.len() as u64, || {
+        write::replace(path, bytes, Access::Private)
+    })
+}
+
+/// Writes something of about so many bytes; if the disk is full, gives up entries of the cache in the folder `cache`, and
+/// tries it once more.
+///
+/// # Errors
+/// As `write` gives them.
+pub fn making_room<T>(
+    cache: &Path,
+    bytes: u64,
+    mut write: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    /// What a folder, a name and a temporary name may take.
+    const AROUND: u64 = 16 << 10;
+    match write() {
+        Err(error) if is_full(&error) => {
+            let freed = DiskCache::open(cache, u64::MAX, decoders())
+                .and_then(|disk| disk.free(bytes.saturating_add(AROUND)));
+            match freed {
+                Ok(freed) if freed > 0 => write(),
+                _ => Err(error),
+            }
+        }
+        written => written,
+    }
 }
 
 fn warn(text: &str) {
@@ -295,6 +349,31 @@ pub fn unix(time: SystemTime) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn on_a_full_disk_entries_of_the_cache_make_room_and_it_is_tried_once_more() {
+        let cache = tempfile::tempdir().unwrap();
+        let entry = cache.path().join("v1/01").join("01".repeat(32));
+        fs::create_dir_all(entry.parent().unwrap()).unwrap();
+        fs::write(&entry, vec![0; 100_000]).unwrap();
+        let tries = |error: io::ErrorKind, fails: usize| {
+            let mut tries = 0;
+            let written = making_room(cache.path(), 1000, || {
+                tries += 1;
+                if tries <= fails {
+                    return Err(error.into());
+                }
+                Ok(())
+            });
+            (tries, written.is_ok())
+        };
+        assert_eq!(tries(io::ErrorKind::PermissionDenied, 1), (1, false));
+        assert!(entry.exists());
+        assert_eq!(tries(io::ErrorKind::StorageFull, 1), (2, true));
+        assert!(!entry.exists());
+        // Nothing is left to give up.
+        assert_eq!(tries(io::ErrorKind::StorageFull, 1), (1, false));
+    }
 
     #[test]
     fn sizes_are_read_and_written() {

@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::problem::Code;
 use crate::remote;
+use crate::write::{self, Access};
 
 /// The digest of a file's content: BLAKE3, 256 bits.
 pub type Digest = [u8; 32];
@@ -490,13 +491,9 @@ impl Files for DiskFiles {
         if known.is_empty() {
             return;
         }
-        let temporary = memo.with_extension(format!("{}.tmp", std::process::id()));
-        let written = serde_json::to_vec(&known)
-            .map_err(io::Error::other)
-            .and_then(|text| fs::write(&temporary, text))
-            .and_then(|()| fs::rename(&temporary, memo));
-        if written.is_err() {
-            let _ = fs::remove_file(&temporary);
+        // Nobody misses it: the next process hashes anew.
+        if let Ok(text) = serde_json::to_vec(&known) {
+            let _ = write::replace(memo, &text, Access::Private);
         }
     }
 }

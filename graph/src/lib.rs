@@ -32,6 +32,7 @@ pub mod sweep;
 pub mod template;
 pub mod value;
 pub mod workflow;
+pub mod write;
 pub mod yaml;
 
 pub use cache::{Cache, DiskCache, DiskEntry, HostCache, NoCache, Outputs, TieredCache, Verified};

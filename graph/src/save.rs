@@ -2,10 +2,9 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
@@ -13,6 +12,13 @@ use crate::files::lock;
 use crate::node::NodeError;
 use crate::problem::Code;
 use crate::value::Value;
+use crate::write::{Access, Draft};
+
+/// The longest name of a file or folder that is saved to, in bytes: file systems take 255, and a number may be added
+/// (`_0`, `-12`).
+const MAX_NAME: usize = 240;
+/// The longest path below the output folder, in bytes: some systems take 1024 for all of a path.
+const MAX_PATH: usize = 1000;
 
 /// What to do when a file is there already and has other bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,6 +70,12 @@ pub enum SaveError {
         /// What is wrong with it.
         why: String,
     },
+    /// A folder below the output folder is a link.
+    #[error("`{}` is a link, and outputs are not written through links below the output folder", path.display())]
+    Linked {
+        /// The link.
+        path: PathBuf,
+    },
     /// The value cannot be written in that format.
     #[error("`{path}` cannot be written: {source}")]
     Encode {
@@ -93,7 +105,7 @@ impl SaveError {
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
-            Self::Unsafe { .. } => Code::UnsafePath,
+            Self::Unsafe { .. } | Self::Linked { .. } => Code::UnsafePath,
             Self::Encode { .. } => Code::OutputNotEncoded,
             Self::Exists { .. } => Code::OutputExists,
             Self::Io { .. } => Code::OutputUnwritable,
@@ -105,6 +117,10 @@ impl SaveError {
     pub fn help(&self) -> String {
         match self {
             Self::Unsafe { .. } => "save below the output folder: `pictures/{seed}.png`".to_owned(),
+            Self::Linked { .. } => {
+                "put a folder in its place, or name where it leads with `--out`, which may itself be a link"
+                    .to_owned()
+            }
             Self::Encode { source, .. } => match source {
                 NodeError::Failed {
                     help: Some(help), ..
@@ -133,13 +149,49 @@ pub(crate) fn check_value(value: &str) -> Result<(), &'static str> {
     if value.chars().any(char::is_control) {
         return Err("a value in a path cannot have control characters in it");
     }
-    if value.contains(':') {
-        return Err("not every system can have a `:` in a file's name");
+    if let Some(character) = unportable(value) {
+        return Err(character);
     }
     Ok(())
 }
 
-/// Whether a path stays below the output folder.
+/// A character that Windows refuses in names.
+fn unportable(text: &str) -> Option<&'static str> {
+    text.chars().find_map(|character| match character {
+        ':' => Some("not every system can have a `:` in a file's name"),
+        '<' => Some("not every system can have a `<` in a file's name"),
+        '>' => Some("not every system can have a `>` in a file's name"),
+        '"' => Some("not every system can have a `\"` in a file's name"),
+        '|' => Some("not every system can have a `|` in a file's name"),
+        '?' => Some("not every system can have a `?` in a file's name"),
+        '*' => Some("not every system can have a `*` in a file's name"),
+        _ => None,
+    })
+}
+
+/// Why a file or a folder cannot have a name on every system, apart from the characters in it and its length: Windows has
+/// devices by such names and drops points and spaces at the end.
+#[must_use]
+pub fn fault_of_name(name: &str) -> Option<&'static str> {
+    if name.ends_with(['.', ' ']) {
+        return Some("a name in it ends in a point or a space");
+    }
+    let stem = name.split('.').next().unwrap_or(name).trim_end();
+    let device = ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"]
+        .iter()
+        .any(|device| stem.eq_ignore_ascii_case(device));
+    let port = stem
+        .get(..3)
+        .is_some_and(|s| s.eq_ignore_ascii_case("COM") || s.eq_ignore_ascii_case("LPT"))
+        && stem.chars().count() == 4
+        && stem
+            .chars()
+            .last()
+            .is_some_and(|c| c.is_ascii_digit() || "¹²³".contains(c));
+    (device || port).then_some("a name in it is that of a device on some systems")
+}
+
+/// Whether a path stays below the output folder and can be made on every system.
 pub(crate) fn check_path(path: &str) -> Result<(), String> {
     if path.is_empty() {
         return Err("it is empty".to_owned());
@@ -150,20 +202,34 @@ pub(crate) fn check_path(path: &str) -> Result<(), String> {
     if path.contains('\\') {
         return Err("it has a `\\` in it; folders are separated by `/`".to_owned());
     }
-    if path.contains(':') {
-        return Err("not every system can have a `:` in a file's name".to_owned());
-    }
     if path.chars().any(char::is_control) {
         return Err("it has control characters in it".to_owned());
+    }
+    if let Some(why) = unportable(path) {
+        return Err(why.to_owned());
+    }
+    if path.len() > MAX_PATH {
+        return Err(format!(
+            "it has {} bytes, and {MAX_PATH} are the most",
+            path.len()
+        ));
     }
     for part in path.split('/') {
         match part {
             "" => return Err("a part of it is empty".to_owned()),
             ".." => return Err("`..` leads out of the output folder".to_owned()),
             "." => return Err("`.` names no file".to_owned()),
-            // The most that file systems allow, and room for a number.
-            part if part.len() > 240 => return Err("a name in it is too long".to_owned()),
-            _ => {}
+            part if part.len() > MAX_NAME => {
+                return Err(format!(
+                    "a name in it has {} bytes, and {MAX_NAME} are the most",
+                    part.len()
+                ));
+            }
+            part => {
+                if let Some(why) = fault_of_name(part) {
+                    return Err(why.to_owned());
+                }
+            }
         }
     }
     Ok(())
@@ -192,7 +258,6 @@ pub struct Saver {
     /// What this one wrote; and in this run.
     own: Mutex<HashSet<PathBuf>>,
     run: Mutex<HashSet<PathBuf>>,
-    temporary: AtomicU64,
 }
 
 impl Saver {
@@ -204,7 +269,6 @@ impl Saver {
             replace_own: false,
             own: Mutex::default(),
             run: Mutex::default(),
-            temporary: AtomicU64::new(0),
         }
     }
 
@@ -295,8 +359,46 @@ impl Saver {
             .collect()
     }
 
+    /// Whether a path can be saved to as far as that is known before: better said now than after hours of drawing.
+    ///
+    /// # Errors
+    /// When it leaves the output folder, a folder in it is a link, or it is longer than the system takes.
+    pub fn check(&self, path: &str) -> Result<(), SaveError> {
+        check_path(path).map_err(|why| SaveError::Unsafe {
+            path: path.to_owned(),
+            why,
+        })?;
+        self.refuse_links(path)?;
+        // A temporary name may be longer than the file's own.
+        let path = self.out.join(path);
+        let longest = path.with_file_name(".".repeat(crate::write::NAME));
+        for name in [&path, &longest] {
+            if let Err(source) = fs::symlink_metadata(name)
+                && source.kind() == io::ErrorKind::InvalidFilename
+            {
+                let path = path.clone();
+                return Err(SaveError::Io { path, source });
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a path that leads through a link below the output folder; that itself may be one.
+    fn refuse_links(&self, relative: &str) -> Result<(), SaveError> {
+        let mut folder = self.out.clone();
+        let folders = relative.rsplit_once('/').map_or("", |(folders, _)| folders);
+        for part in folders.split('/').filter(|part| !part.is_empty()) {
+            folder.push(part);
+            if fs::symlink_metadata(&folder).is_ok_and(|metadata| metadata.is_symlink()) {
+                return Err(SaveError::Linked { path: folder });
+            }
+        }
+        Ok(())
+    }
+
     fn write(&self, relative: &str, bytes: &[u8]) -> Result<Saved, SaveError> {
         let path = self.out.join(relative);
+        self.refuse_links(relative)?;
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(|source| {
                 // The system only says that something is there already.
@@ -336,6 +438,8 @@ impl Saver {
         Ok(saved)
     }
 
+    /// Writes the bytes under the path, or what `exists` says instead. Other processes may do the same at any moment: a name
+    /// that was free is taken only if it still is, and else is looked at again.
     fn place(
         &self,
         path: &Path,
@@ -349,64 +453,82 @@ impl Saver {
                 status,
             })
         };
-        let error = |path: &Path| {
-            let path = path.to_owned();
-            move |source| SaveError::Io { path, source }
-        };
-        if !path.exists() {
-            self.put(path, bytes).map_err(error(path))?;
-            return saved(path, SaveStatus::New);
-        }
-        if same(path, bytes).map_err(error(path))? {
-            return saved(path, SaveStatus::Unchanged);
-        }
-        match exists {
-            Exists::Keep => saved(path, SaveStatus::Kept),
-            Exists::Fail => Err(SaveError::Exists {
-                path: path.to_owned(),
-            }),
-            Exists::Replace => {
-                self.put(path, bytes).map_err(error(path))?;
-                saved(path, SaveStatus::Replaced)
-            }
-            Exists::Number => {
-                for number in 2u64.. {
-                    let candidate = self.out.join(suffixed(relative, &format!("-{number}")));
-                    if !candidate.exists() {
-                        self.put(&candidate, bytes).map_err(error(&candidate))?;
-                        return saved(&candidate, SaveStatus::Numbered);
-                    }
-                    if same(&candidate, bytes).map_err(error(&candidate))? {
-                        return saved(&candidate, SaveStatus::Unchanged);
+        let mut ready = None;
+        let (mut number, mut candidate) = (1u64, path.to_owned());
+        loop {
+            let error = |source| SaveError::Io {
+                path: candidate.clone(),
+                source,
+            };
+            match there(&candidate, bytes).map_err(error)? {
+                There::Nothing => {
+                    let draft = match ready.take() {
+                        Some(draft) => draft,
+                        None => draft(&candidate, bytes).map_err(error)?,
+                    };
+                    match draft.create(&candidate) {
+                        Ok(()) if number == 1 => return saved(&candidate, SaveStatus::New),
+                        Ok(()) => return saved(&candidate, SaveStatus::Numbered),
+                        // Another process took the name meanwhile.
+                        Err((taken, draft)) if taken.kind() == io::ErrorKind::AlreadyExists => {
+                            ready = Some(draft);
+                        }
+                        Err((failed, _)) => return Err(error(failed)),
                     }
                 }
-                Err(SaveError::Exists {
-                    path: path.to_owned(),
-                })
+                There::Same => return saved(&candidate, SaveStatus::Unchanged),
+                There::Other => match exists {
+                    Exists::Keep => return saved(&candidate, SaveStatus::Kept),
+                    Exists::Fail => return Err(SaveError::Exists { path: candidate }),
+                    Exists::Replace => {
+                        draft(&candidate, bytes)
+                            .and_then(|draft| draft.replace(&candidate))
+                            .map_err(error)?;
+                        return saved(&candidate, SaveStatus::Replaced);
+                    }
+                    Exists::Number => {
+                        number += 1;
+                        candidate = self.out.join(suffixed(relative, &format!("-{number}")));
+                    }
+                },
             }
         }
-    }
-
-    /// Writes to a temporary name in the same folder and renames it, so that no half-written file is ever seen.
-    fn put(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let number = self.temporary.fetch_add(1, Ordering::Relaxed);
-        let name = format!(".retouch-{}-{number}.part", std::process::id());
-        let temporary = path.with_file_name(name);
-        let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
-        if written.is_err() {
-            // The error to tell is the first one.
-            let _ = fs::remove_file(&temporary);
-        }
-        written
     }
 }
 
-fn same(path: &Path, bytes: &[u8]) -> io::Result<bool> {
-    let metadata = fs::metadata(path)?;
-    if !metadata.is_file() || metadata.len() != bytes.len() as u64 {
-        return Ok(false);
-    }
-    Ok(fs::read(path)? == bytes)
+/// A file with these bytes beside `path`, which is not seen under its name before it is whole.
+fn draft(path: &Path, bytes: &[u8]) -> io::Result<Draft> {
+    let mut draft = Draft::beside(path, Access::Usual)?;
+    draft.write_all(bytes)?;
+    Ok(draft)
+}
+
+/// What is under the name of a file that is to be saved.
+enum There {
+    Nothing,
+    /// A file with the same bytes.
+    Same,
+    /// Anything else, a link that leads nowhere included.
+    Other,
+}
+
+fn there(path: &Path, bytes: &[u8]) -> io::Result<There> {
+    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    match fs::symlink_metadata(path) {
+        Err(error) if gone(&error) => return Ok(There::Nothing),
+        metadata => metadata?,
+    };
+    // It may vanish meanwhile, and is another then.
+    let same = match fs::metadata(path) {
+        Err(error) if gone(&error) => false,
+        Err(error) => return Err(error),
+        Ok(metadata) if !metadata.is_file() || metadata.len() != bytes.len() as u64 => false,
+        Ok(_) => match fs::read(path) {
+            Err(error) if gone(&error) => false,
+            read => read? == bytes,
+        },
+    };
+    Ok(if same { There::Same } else { There::Other })
 }
 
 /// `a/b.png` with `-2` is `a/b-2.png`.
@@ -427,7 +549,16 @@ mod tests {
 
     #[test]
     fn paths_stay_below_the_folder() {
-        for good in ["a.png", "a/b-c.png", "é/ü.png", "a b/c..png", "...png"] {
+        for good in [
+            "a.png",
+            "a/b-c.png",
+            "é/ü.png",
+            "a b/c..png",
+            "...png",
+            "console.png",
+            "com/lpt.png",
+            &format!("{}.png", "a".repeat(236)),
+        ] {
             assert!(check_path(good).is_ok(), "{good}");
         }
         for bad in [
@@ -442,10 +573,27 @@ mod tests {
             "C:/a.png",
             "a\0b",
             "a\nb",
+            "con.png",
+            "a/NUL",
+            "aux.tar.png",
+            "com1/a.png",
+            "LPT9.png",
+            "a./b.png",
+            "a /b.png",
+            "a.png.",
+            "a*.png",
+            "what?.png",
+            "a<b>.png",
+            "a|b.png",
+            "\"a\".png",
+            &format!("{}.png", "a".repeat(237)),
+            &format!("{}/a.png", ["abcdefghi"; 100].join("/")),
         ] {
             assert!(check_path(bad).is_err(), "{bad:?}");
         }
-        for bad in ["a/b", "a\\b", "..", ".", "a\tb", "12:30"] {
+        for bad in [
+            "a/b", "a\\b", "..", ".", "a\tb", "12:30", "a?", "*", "<a", "a>", "a|b", "\"",
+        ] {
             assert!(check_value(bad).is_err(), "{bad:?}");
         }
     }
@@ -482,6 +630,155 @@ mod tests {
         );
         assert_eq!(fs::read(&own).unwrap(), b"new");
         assert_eq!(fs::read(&other).unwrap(), b"old");
+    }
+
+    /// The names in a folder, in order.
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// What savers of as many processes give for the same path at the same moment, each with bytes of its own.
+    fn race(folder: &Path, exists: Exists) -> Vec<(Vec<u8>, Result<Saved, SaveError>)> {
+        const SAVERS: u8 = 6;
+        let start = std::sync::Barrier::new(SAVERS.into());
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..SAVERS)
+                .map(|number| {
+                    let start = &start;
+                    scope.spawn(move || {
+                        let bytes = vec![number; 10_000 + usize::from(number)];
+                        let saver = Saver::new(folder, exists);
+                        start.wait();
+                        (bytes.clone(), saver.write_file("a.png", &bytes))
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
+        })
+    }
+
+    #[test]
+    fn of_several_that_save_to_one_name_one_gets_it_and_nothing_is_lost() {
+        for round in 0..40 {
+            let out = tempfile::tempdir().unwrap();
+            let (fail, number) = (out.path().join("fail"), out.path().join("number"));
+            let saved: Vec<_> = race(&fail, Exists::Fail)
+                .into_iter()
+                .filter_map(|(bytes, saved)| match saved {
+                    Ok(saved) => Some((bytes, saved)),
+                    Err(error) => {
+                        assert_eq!(error.code(), Code::OutputExists, "{round}: {error}");
+                        None
+                    }
+                })
+                .collect();
+            let [(bytes, one)] = &saved[..] else {
+                panic!("round {round}: {} of them saved `a.png`", saved.len());
+            };
+            assert_eq!(one.status, SaveStatus::New);
+            assert_eq!(&fs::read(fail.join("a.png")).unwrap(), bytes);
+            assert_eq!(names(&fail), ["a.png"]);
+
+            for (bytes, saved) in race(&number, Exists::Number) {
+                assert_eq!(fs::read(saved.unwrap().path).unwrap(), bytes, "{round}");
+            }
+            assert_eq!(
+                names(&number),
+                [
+                    "a-2.png", "a-3.png", "a-4.png", "a-5.png", "a-6.png", "a.png"
+                ]
+            );
+        }
+    }
+
+    #[test]
+    fn processes_of_the_same_number_do_not_write_into_each_others_files() {
+        // All savers of this test have the number of this process, as two containers may have.
+        let out = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for saver in 0..4u8 {
+                let out = out.path();
+                scope.spawn(move || {
+                    for file in 0..50u8 {
+                        // A saver each, as a process has it: what they count begins at nothing.
+                        let name = format!("{saver}-{file}.png");
+                        let bytes = [saver, file].repeat(20_000);
+                        let saved = Saver::new(out, Exists::Fail).write_file(&name, &bytes);
+                        assert_eq!(saved.unwrap().status, SaveStatus::New);
+                        assert!(fs::read(out.join(name)).unwrap() == bytes);
+                    }
+                });
+            }
+        });
+        assert_eq!(names(out.path()).len(), 200);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_not_followed_below_the_output_folder() {
+        use std::os::unix::fs::symlink;
+        let sandbox = tempfile::tempdir().unwrap();
+        let at = |name: &str| sandbox.path().join(name);
+        fs::create_dir(at("real")).unwrap();
+        fs::create_dir(at("elsewhere")).unwrap();
+        fs::write(at("mine"), "mine").unwrap();
+        symlink(at("real"), at("out")).unwrap();
+        symlink(at("elsewhere"), at("real/linked")).unwrap();
+        symlink(at("mine"), at("real/file.csv")).unwrap();
+        symlink(at("nowhere"), at("real/dangling.csv")).unwrap();
+        // The names that temporary files had in the first version.
+        for number in 0..8 {
+            let name = format!("real/.retouch-{}-{number}.part", std::process::id());
+            symlink(at("mine"), at(&name)).unwrap();
+        }
+        let saver = Saver::new(at("out"), Exists::Replace);
+        for path in ["linked/a.csv", "linked/deep/a.csv"] {
+            for error in [
+                saver.write_file(path, b"x").unwrap_err(),
+                saver.check(path).unwrap_err(),
+            ] {
+                assert_eq!(error.code(), Code::UnsafePath);
+                let said = error.to_string();
+                assert!(said.contains("out/linked` is a link"), "{said}");
+            }
+        }
+        assert_eq!(names(&at("elsewhere")), [""; 0]);
+        let status = |path: &str| saver.write_file(path, b"new").unwrap().status;
+        assert_eq!(status("a.csv"), SaveStatus::New);
+        assert_eq!(status("file.csv"), SaveStatus::Replaced);
+        assert_eq!(status("dangling.csv"), SaveStatus::Replaced);
+        assert_eq!(fs::read(at("mine")).unwrap(), b"mine");
+        assert!(!at("nowhere").exists());
+        let kept = Saver::new(at("out"), Exists::Fail);
+        symlink(at("nowhere"), at("real/other.csv")).unwrap();
+        let error = kept.write_file("other.csv", b"new").unwrap_err();
+        assert_eq!(error.code(), Code::OutputExists);
+    }
+
+    #[test]
+    fn the_longest_name_is_saved_and_numbered_and_what_the_system_refuses_is_known_before() {
+        let out = tempfile::tempdir().unwrap();
+        let saver = Saver::new(out.path(), Exists::Number);
+        let name = format!("{}.csv", "a".repeat(MAX_NAME - 4));
+        for expected in [SaveStatus::New, SaveStatus::Numbered, SaveStatus::Numbered] {
+            let bytes = format!("{expected:?} {}", names(out.path()).len());
+            let saved = saver.write_file(&name, bytes.as_bytes()).unwrap();
+            assert_eq!(saved.status, expected);
+        }
+        // Below this output folder nothing fits, whatever its name.
+        let deep: PathBuf = std::iter::repeat_n("abcdefghi", 450).collect();
+        let error = Saver::new(out.path().join(deep), Exists::Number)
+            .check("a.csv")
+            .unwrap_err();
+        assert_eq!(error.code(), Code::OutputUnwritable);
     }
 
     #[test]

@@ -9,7 +9,8 @@ pub mod pack;
 pub mod tar;
 pub mod unpack;
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use retouch_graph::problem::{Code, Problem, Source, Span};
 
@@ -35,8 +36,10 @@ pub const MAX_ASSET: u64 = 64 << 20;
 pub enum Error {
     /// Something is wrong with it, with a code that `retouch explain` knows.
     Refused(Box<Refused>),
-    /// Something failed around it: a full disk.
+    /// Something failed around it.
     Failed(Failure),
+    /// A file or folder cannot be written: the disk is full or read-only.
+    Unwritable(PathBuf, io::Error),
 }
 
 /// What is wrong with a bundle.
@@ -76,6 +79,10 @@ impl Error {
     pub fn problem(self, name: &Path) -> Result<Problem, Failure> {
         match self {
             Self::Failed(failure) => Err(failure),
+            Self::Unwritable(path, error) => Err(Failure::unwritable(format!(
+                "{} cannot be written: {error}",
+                path.display()
+            ))),
             Self::Refused(refused) => {
                 let help = refused.help.unwrap_or_else(|| {
                     "ask for it anew where it came from; if it was made by hand, make it with `retouch bundle`"
@@ -103,8 +110,8 @@ pub fn is_bundle(path: &Path) -> bool {
         return false;
     }
     let mut head = [0; 4];
-    let read = std::fs::File::open(path)
-        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut head));
+    let read =
+        std::fs::File::open(path).and_then(|mut file| io::Read::read_exact(&mut file, &mut head));
     let named = path.to_string_lossy().ends_with(".tar.zst");
     named || (read.is_ok() && head == MAGIC)
 }

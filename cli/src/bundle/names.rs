@@ -38,22 +38,7 @@ fn fault_of_name(name: &str) -> Option<&'static str> {
     if name.contains(|c: char| c.is_control() || hidden(c)) {
         return Some("characters that cannot be seen are not allowed");
     }
-    if name.ends_with(['.', ' ']) {
-        return Some("a name must not end in a point or a space");
-    }
-    let stem = name.split('.').next().unwrap_or(name).trim_end();
-    let device = ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"]
-        .iter()
-        .any(|device| stem.eq_ignore_ascii_case(device));
-    let port = stem
-        .get(..3)
-        .is_some_and(|s| s.eq_ignore_ascii_case("COM") || s.eq_ignore_ascii_case("LPT"))
-        && stem.chars().count() == 4
-        && stem
-            .chars()
-            .last()
-            .is_some_and(|c| c.is_ascii_digit() || "¹²³".contains(c));
-    (device || port).then_some("it is the name of a device on some systems")
+    retouch_graph::save::fault_of_name(name)
 }
 
 /// What is wrong with a path, if anything.

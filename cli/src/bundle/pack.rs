@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use retouch_graph::files::piece;
 use retouch_graph::params::{How, ParamType};
 use retouch_graph::problem::Code;
+use retouch_graph::write::{Access, Draft};
 use retouch_graph::yaml::{self, Node};
 use retouch_graph::{
-    Checked, Digest, Engine, Files, FolderEntry, Lock, LockedFile, LockedKind, Plan, Problems,
-    Settings, Withheld, lock, remote,
+    Cancel, Checked, Digest, Engine, Files, FolderEntry, Lock, LockedFile, LockedKind, Plan,
+    Problems, Settings, Withheld, lock, remote,
 };
 use ruzstd::encoding::{CompressionLevel, FrameCompressor};
 use sha2::{Digest as _, Sha256};
@@ -36,6 +37,8 @@ pub struct Request<'a> {
     pub models: bool,
     /// The largest asset that is packed, in bytes.
     pub most: u64,
+    /// Ends it.
+    pub cancel: &'a Cancel,
 }
 
 /// What was made.
@@ -459,7 +462,7 @@ pub fn pack(engine: &Engine, request: &Request<'_>, checked: &Checked) -> Result
         params,
         files: packed.iter().map(|(file, _)| file.clone()).collect(),
     };
-    let bytes = write(request.output, &manifest, packed, &**files)?;
+    let bytes = write(request.output, &manifest, packed, &**files, request.cancel)?;
     Ok(Made {
         manifest,
         left_out,
@@ -512,6 +515,7 @@ fn trial(
 /// The bytes of the archive, one part after another.
 struct Parts {
     left: VecDeque<Part>,
+    cancel: Cancel,
     /// What went wrong: the compressor knows no errors.
     error: Option<String>,
 }
@@ -525,6 +529,9 @@ enum Part {
 
 impl Parts {
     fn next(&mut self, buffer: &mut [u8]) -> Result<usize, String> {
+        if self.cancel.is_cancelled() {
+            return Err("interrupted".to_owned());
+        }
         while let Some(part) = self.left.pop_front() {
             let count = match part {
                 Part::Bytes(mut bytes) => {
@@ -583,12 +590,12 @@ impl Read for Parts {
 }
 
 /// A file that swallows what comes after the first error, and remembers that.
-struct Drain {
-    file: File,
+struct Drain<'a> {
+    file: &'a mut File,
     error: Option<io::Error>,
 }
 
-impl Write for Drain {
+impl Write for Drain<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.error.is_none()
             && let Err(error) = self.file.write_all(bytes)
@@ -603,27 +610,14 @@ impl Write for Drain {
     }
 }
 
-/// A file that is removed unless it gets its name.
-struct Draft(PathBuf);
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0); // it is not there when it got its name
-    }
-}
-
 fn write(
     output: &Path,
     manifest: &Manifest,
     packed: Vec<(Packed, Content)>,
     files: &dyn Files,
+    cancel: &Cancel,
 ) -> Result<u64, Error> {
-    let cannot = |error: &io::Error| {
-        Error::Failed(Failure::unwritable(format!(
-            "{} cannot be written: {error}",
-            output.display()
-        )))
-    };
+    let cannot = |error: io::Error| Error::Unwritable(output.to_owned(), error);
     let text = manifest.to_yaml();
     if text.len() > yaml::MAX_BYTES || manifest.files.len() > super::MAX_FILES {
         return Err(Error::refused(
@@ -659,35 +653,38 @@ fn write(
     }
     left.push_back(Part::Bytes(Cursor::new(vec![0; 2 * tar::BLOCK])));
 
-    let name = output.file_name().unwrap_or_default().to_string_lossy();
-    let folder = output.parent().unwrap_or(Path::new(""));
-    let path = unpack::fresh(folder, &name);
-    let file = File::create_new(&path).map_err(|error| cannot(&error))?;
-    let draft = Draft(path);
-    let mut parts = Parts { left, error: None };
-    let mut drain = Drain { file, error: None };
+    let mut draft = Draft::beside(output, Access::Usual).map_err(cannot)?;
+    let mut parts = Parts {
+        left,
+        cancel: cancel.clone(),
+        error: None,
+    };
+    let mut drain = Drain {
+        file: draft.file().map_err(cannot)?,
+        error: None,
+    };
     let mut compressor = FrameCompressor::new(CompressionLevel::Fastest);
     compressor.set_source(&mut parts);
     compressor.set_drain(&mut drain);
     compressor.compress();
     drop(compressor);
+    if cancel.is_cancelled() {
+        return Err(Error::Failed(Failure::interrupted("nothing was written")));
+    }
     if let Some(error) = parts.error {
         return Err(Error::Failed(Failure::failed(error)));
     }
     if let Some(error) = drain.error {
-        return Err(cannot(&error));
+        return Err(cannot(error));
     }
-    drain.file.sync_all().map_err(|error| cannot(&error))?;
-    drop(drain);
+    drain.file.sync_all().map_err(cannot)?;
     // What is handed on has been read back: a file that changed meanwhile is found here.
-    if unpack::read(&draft.0, u64::MAX, None)? != *manifest {
+    if unpack::read(draft.path(), u64::MAX, None, cancel)? != *manifest {
         return Err(Error::Failed(Failure::failed(
             "the bundle that was written does not read back",
         )));
     }
-    let length = fs::metadata(&draft.0)
-        .map_err(|error| cannot(&error))?
-        .len();
-    fs::rename(&draft.0, output).map_err(|error| cannot(&error))?;
+    let length = fs::metadata(draft.path()).map_err(cannot)?.len();
+    draft.replace(output).map_err(cannot)?;
     Ok(length)
 }

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use retouch_graph::problem::Code;
-use retouch_graph::{Digest, lock, yaml};
+use retouch_graph::write::{self, Access, DraftFolder};
+use retouch_graph::{Cancel, Digest, lock, yaml};
 use ruzstd::decoding::StreamingDecoder;
 
 use super::manifest::Manifest;
 use super::{Error, MANIFEST, MAX_FILES, MAX_RATIO, RATIO_FREE, tar};
 use crate::Failure;
-use crate::store::size;
+use crate::store::{making_room, size};
 
 /// The memory that a frame may ask for to be unpacked, in bytes; our own asks for far less.
 const MAX_WINDOW: u64 = 16 << 20;
@@ -39,11 +40,8 @@ impl<R: Read> Read for Capped<R> {
     }
 }
 
-fn cannot(path: &Path, error: &io::Error) -> Error {
-    Error::Failed(Failure::unwritable(format!(
-        "{} cannot be written: {error}",
-        path.display()
-    )))
+fn cannot(path: &Path, error: io::Error) -> Error {
+    Error::Unwritable(path.to_owned(), error)
 }
 
 fn too_large(what: String) -> Error {
@@ -51,11 +49,16 @@ fn too_large(what: String) -> Error {
 }
 
 /// Reads a bundle to its end and checks all of it. `target` (a folder that was just made, and is empty) gets the files;
-/// without one nothing is written. At most `most` bytes of files are taken.
+/// without one nothing is written. At most `most` bytes of files are taken. It ends when `cancel` says so.
 ///
 /// # Errors
 /// When anything about the bundle is not as it must be; the target then holds a part of it and is the caller's to remove.
-pub fn read(bundle: &Path, most: u64, target: Option<&Path>) -> Result<Manifest, Error> {
+pub fn read(
+    bundle: &Path,
+    most: u64,
+    target: Option<&Path>,
+    cancel: &Cancel,
+) -> Result<Manifest, Error> {
     let unreadable = |error: &io::Error| {
         Error::Failed(Failure::unreadable(format!(
             "{} cannot be read: {error}",
@@ -120,7 +123,7 @@ pub fn read(bundle: &Path, most: u64, target: Option<&Path>) -> Result<Manifest,
             );
             return Err(Error::refused(Code::BundleContent, message));
         }
-        let digest = write(&mut stream, &member, target)?;
+        let digest = take(&mut stream, &member, target, cancel)?;
         if digest != packed.blake3 {
             let message = format!(
                 "`{}` is not what its manifest says ({} instead of {})",
@@ -139,9 +142,15 @@ pub fn read(bundle: &Path, most: u64, target: Option<&Path>) -> Result<Manifest,
         return Err(Error::refused(Code::BundleContent, message));
     }
     let (mut rest, decoder) = stream.inner.into_parts();
-    if decoder.get_checksum_from_data() != decoder.get_calculated_checksum()
-        && decoder.get_checksum_from_data().is_some()
-    {
+    let checksum = decoder.get_checksum_from_data();
+    if checksum.is_none() {
+        return Err(Error::refused(
+            Code::BundleArchive,
+            "its compressed stream has no checksum of its content",
+        )
+        .help("pack it with `retouch bundle`, or let `zstd` add one: `zstd --check`"));
+    }
+    if checksum != decoder.get_calculated_checksum() {
         return Err(Error::refused(
             Code::BundleArchive,
             "the checksum of its compressed stream is wrong",
@@ -181,29 +190,34 @@ fn manifest(stream: &mut impl Read, target: Option<&Path>) -> Result<Manifest, E
     let manifest = Manifest::parse(&bytes)?;
     if let Some(target) = target {
         let path = target.join(MANIFEST);
-        fs::write(&path, &bytes).map_err(|error| cannot(&path, &error))?;
+        fs::write(&path, &bytes).map_err(|error| cannot(&path, error))?;
     }
     Ok(manifest)
 }
 
-/// Writes one file below the target; its path was checked when the manifest and the header were read.
-fn write(
+/// Reads one file, and writes it below the target; its path was checked when the manifest and the header were read.
+fn take(
     stream: &mut impl Read,
     member: &tar::Member,
     target: Option<&Path>,
+    cancel: &Cancel,
 ) -> Result<Digest, Error> {
+    let goes_on = || match cancel.is_cancelled() {
+        true => Err(Error::Failed(Failure::interrupted("nothing was written"))),
+        false => Ok(()),
+    };
     let mut hasher = lock::Hasher::default();
     let Some(target) = target else {
         tar::content(stream, member.size, |piece| {
             hasher.update(piece);
-            Ok(())
+            goes_on()
         })?;
         return Ok(hasher.finish());
     };
     let path = target.join(member.path.split('/').collect::<PathBuf>());
     if let Some(folder) = path.parent() {
         // All below the target was made here, so there is no link in it to follow.
-        fs::create_dir_all(folder).map_err(|error| cannot(folder, &error))?;
+        fs::create_dir_all(folder).map_err(|error| cannot(folder, error))?;
     }
     let mut file = File::create_new(&path).map_err(|error| match error.kind() {
         // Two names that this file system takes for one.
@@ -211,125 +225,50 @@ fn write(
             Code::BundleTwice,
             format!("`{}` gets into another file's way", member.path),
         ),
-        _ => cannot(&path, &error),
+        _ => cannot(&path, error),
     })?;
     tar::content(stream, member.size, |piece| {
+        goes_on()?;
         hasher.update(piece);
-        file.write_all(piece).map_err(|error| cannot(&path, &error))
+        file.write_all(piece).map_err(|error| cannot(&path, error))
     })?;
-    file.flush().map_err(|error| cannot(&path, &error))?;
+    file.flush().map_err(|error| cannot(&path, error))?;
     Ok(hasher.finish())
 }
 
-/// A folder that is removed when it is done with.
-#[derive(Debug)]
-pub struct Temporary(Option<PathBuf>);
-
-impl Temporary {
-    /// Makes a folder that nobody else can look into.
-    fn new(path: PathBuf) -> Result<Self, Error> {
-        let mut builder = fs::DirBuilder::new();
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder
-            .create(&path)
-            .map_err(|error| cannot(&path, &error))?;
-        Ok(Self(Some(path)))
-    }
-
-    /// The folder.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        self.0.as_deref().unwrap_or(Path::new(""))
-    }
-
-    /// Gives the folder its own name; it is then there to stay.
-    fn settle(mut self, name: &Path) -> io::Result<()> {
-        fs::rename(self.path(), name)?;
-        self.0 = None;
-        Ok(())
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            let _ = fs::remove_dir_all(path); // nobody misses it
-        }
-    }
-}
-
-/// A new folder for files that are not to stay, named with `prefix`.
-///
-/// # Errors
-/// When it cannot be made.
-pub fn temporary(prefix: &str) -> Result<Temporary, Failure> {
-    Temporary::new(fresh(&std::env::temp_dir(), prefix)).map_err(|error| match error {
-        Error::Failed(failure) => failure,
-        other => Failure::unwritable(format!("{other:?}")),
-    })
-}
-
-/// A name that no other process and no other call uses.
-pub fn fresh(folder: &Path, what: &str) -> PathBuf {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    // The clock makes the name one that a process with the same number before did not leave behind.
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| since.as_nanos());
-    folder.join(format!(
-        ".{what}-{}-{count}-{now:x}.tmp",
-        std::process::id()
-    ))
-}
-
-/// Unpacks a bundle to a folder that is not there yet, or is empty.
+/// Unpacks a bundle to a folder that is not there yet, or is empty. It ends when `cancel` says so.
 ///
 /// # Errors
 /// As [`read`]; nothing is left behind then.
-pub fn to_folder(bundle: &Path, most: u64, folder: &Path) -> Result<Manifest, Error> {
-    match fs::read_dir(folder).map(|mut entries| entries.next().is_some()) {
-        Ok(true) => {
-            return Err(Error::Failed(
-                Failure::unwritable(format!("{} exists and is not empty", folder.display()))
-                    .help("name a folder that does not exist yet"),
-            ));
-        }
-        Ok(false) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(cannot(folder, &error)),
-    }
-    let parent = match folder.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
+pub fn to_folder(
+    bundle: &Path,
+    most: u64,
+    folder: &Path,
+    cancel: &Cancel,
+) -> Result<Manifest, Error> {
+    let not_empty = || {
+        Error::Failed(
+            Failure::unwritable(format!("{} exists and is not empty", folder.display()))
+                .help("name a folder that does not exist yet"),
+        )
     };
+    match write::is_empty(folder) {
+        Ok(true) => {}
+        Ok(false) => return Err(not_empty()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(cannot(folder, error)),
+    }
     // Only when the bundle is found good are folders above made for it.
-    read(bundle, most, None)?;
-    fs::create_dir_all(parent).map_err(|error| cannot(parent, &error))?;
-    let temporary = Temporary::new(fresh(parent, "retouch-unbundle"))?;
-    let manifest = read(bundle, most, Some(temporary.path()))?;
-    open_to_all(temporary.path());
-    // On some systems a folder is not renamed over another, even an empty one.
-    if folder.exists() {
-        fs::remove_dir(folder).map_err(|error| cannot(folder, &error))?;
-    }
-    temporary
-        .settle(folder)
-        .map_err(|error| cannot(folder, &error))?;
+    read(bundle, most, None, cancel)?;
+    let parent = folder.parent().unwrap_or(Path::new(""));
+    fs::create_dir_all(parent).map_err(|error| cannot(parent, error))?;
+    let draft = DraftFolder::of(folder, Access::Usual).map_err(|error| cannot(parent, error))?;
+    let manifest = read(bundle, most, Some(draft.path()), cancel)?;
+    draft.settle(folder).map_err(|error| match error.kind() {
+        io::ErrorKind::DirectoryNotEmpty => not_empty(),
+        _ => cannot(folder, error),
+    })?;
     Ok(manifest)
-}
-
-/// Gives a folder that was made for its maker alone the usual permissions.
-fn open_to_all(folder: &Path) {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o755));
-    }
-    #[cfg(not(unix))]
-    let _ = folder;
 }
 
 /// An unpacked bundle, to be run.
@@ -339,11 +278,11 @@ pub struct Unpacked {
     pub folder: PathBuf,
     /// What is in it.
     pub manifest: Manifest,
-    _temporary: Option<Temporary>,
+    _temporary: Option<DraftFolder>,
 }
 
-/// Unpacks a bundle below the cache's folder, under its digest, unless it is there already; without a cache's folder
-/// to a temporary one, which goes when the value does.
+/// Unpacks a bundle below the cache's folder, under its digest, unless it is there already. Without a cache's folder, or
+/// where that cannot be written, it goes to a temporary one, which is removed when the value is dropped.
 ///
 /// # Errors
 /// As [`read`]; nothing is left behind then.
@@ -352,47 +291,71 @@ pub fn to_cache(
     digest: &Digest,
     most: u64,
     cache: Option<&Path>,
+    cancel: &Cancel,
 ) -> Result<Unpacked, Error> {
-    let Some(cache) = cache else {
-        let temporary = Temporary::new(fresh(&std::env::temp_dir(), "retouch-bundle"))?;
-        let manifest = read(bundle, most, Some(temporary.path()))?;
-        return Ok(Unpacked {
-            folder: temporary.path().to_owned(),
-            manifest,
-            _temporary: Some(temporary),
-        });
-    };
-    let bundles = cache.join("bundles");
-    // 160 bits: long names of folders make long lines of faults.
-    let folder = bundles.join(&lock::hex(digest)[..40]);
-    if let Some(manifest) = intact(&folder) {
-        return Ok(Unpacked {
-            folder,
-            manifest,
-            _temporary: None,
-        });
+    if let Some(cache) = cache {
+        let bundles = cache.join("bundles");
+        // 160 bits: long names of folders make long lines of faults.
+        let folder = bundles.join(&lock::hex(digest)[..40]);
+        if let Some(manifest) = intact(&folder) {
+            return Ok(Unpacked {
+                folder,
+                manifest,
+                _temporary: None,
+            });
+        }
+        // Nothing is made for a bundle that is refused, not even the folder above.
+        let manifest = read(bundle, most, None, cancel)?;
+        let room = manifest.bytes();
+        match making_room(cache, room, || {
+            keep(bundle, most, &bundles, &folder, cancel)
+        }) {
+            Ok(Ok(manifest)) => {
+                return Ok(Unpacked {
+                    folder,
+                    manifest,
+                    _temporary: None,
+                });
+            }
+            Ok(Err(error)) => return Err(error),
+            // The cache is read-only or full.
+            Err(error) => tracing::debug!(%error, "the bundle is unpacked to a temporary folder"),
+        }
     }
-    // Nothing is made for a bundle that is refused, not even the folder above.
-    read(bundle, most, None)?;
-    fs::create_dir_all(&bundles).map_err(|error| cannot(&bundles, &error))?;
-    prune(&bundles);
-    let temporary = Temporary::new(fresh(&bundles, "unpacking"))?;
-    let manifest = read(bundle, most, Some(temporary.path()))?;
+    let draft = DraftFolder::temporary().map_err(|error| cannot(&std::env::temp_dir(), error))?;
+    let manifest = read(bundle, most, Some(draft.path()), cancel)?;
+    Ok(Unpacked {
+        folder: draft.path().to_owned(),
+        manifest,
+        _temporary: Some(draft),
+    })
+}
+
+/// Unpacks a bundle to its place among others. The outer error is one of the file system, the inner one of the bundle.
+fn keep(
+    bundle: &Path,
+    most: u64,
+    bundles: &Path,
+    folder: &Path,
+    cancel: &Cancel,
+) -> io::Result<Result<Manifest, Error>> {
+    write::private_folder(bundles)?;
+    prune(bundles);
+    let draft = DraftFolder::within(bundles, Access::Private)?;
+    let manifest = match read(bundle, most, Some(draft.path()), cancel) {
+        Ok(manifest) => manifest,
+        Err(Error::Unwritable(_, error)) => return Err(error),
+        Err(error) => return Ok(Err(error)),
+    };
     if folder.exists() {
         // Somebody changed what lies there.
-        fs::remove_dir_all(&folder).map_err(|error| cannot(&folder, &error))?;
+        fs::remove_dir_all(folder)?;
     }
-    match temporary.settle(&folder) {
-        Ok(()) => {}
+    match draft.settle(folder) {
         // Another process was quicker.
-        Err(_) if intact(&folder).is_some() => {}
-        Err(error) => return Err(cannot(&folder, &error)),
+        Err(error) if intact(folder).is_none() => Err(error),
+        _ => Ok(Ok(manifest)),
     }
-    Ok(Unpacked {
-        folder,
-        manifest,
-        _temporary: None,
-    })
 }
 
 /// The manifest of an unpacked bundle, if it and all its files are as they were, and no others came.
@@ -443,6 +406,7 @@ fn count(folder: &Path) -> Option<usize> {
 
 /// Removes what was used longest ago when there is much, and what a process that was killed left behind.
 fn prune(bundles: &Path) {
+    write::remove_stale(bundles);
     let now = SystemTime::now();
     let mut old: Vec<(SystemTime, PathBuf)> = Vec::new();
     let mut count = 0;
@@ -452,11 +416,12 @@ fn prune(bundles: &Path) {
             .or_else(|_| entry.metadata())
             .and_then(|metadata| metadata.modified())
             .unwrap_or(now);
-        let unfinished = path.extension().is_some_and(|end| end == "tmp");
         let idle = now.duration_since(modified).unwrap_or_default() > IN_USE;
+        // The first version called its drafts `.unpacking-….tmp`.
+        let unfinished = path.extension().is_some_and(|end| end == "tmp");
         if unfinished && idle {
             let _ = fs::remove_dir_all(&path);
-        } else if !unfinished {
+        } else if !unfinished && !write::is_temporary(&entry.file_name()) {
             count += 1;
             if idle {
                 old.push((modified, path));

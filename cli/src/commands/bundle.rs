@@ -67,6 +67,7 @@ pub fn bundle(args: &BundleArgs) -> Result<Exit, Failure> {
         output: &output,
         models: args.with_models,
         most: args.max_asset.unwrap_or(bundle::MAX_ASSET),
+        cancel: &cancel,
     };
     let made = match pack::pack(&engine, &request, &checked) {
         Ok(made) => made,
@@ -113,7 +114,9 @@ pub fn unbundle(args: &UnbundleArgs) -> Result<Exit, Failure> {
         )));
     }
     let most = args.max_unpacked.unwrap_or(bundle::MAX_UNPACKED);
-    let manifest = match unpack::to_folder(&args.file, most, &args.folder) {
+    let cancel = Cancel::new();
+    run::interrupts(&cancel)?;
+    let manifest = match unpack::to_folder(&args.file, most, &args.folder, &cancel) {
         Ok(manifest) => manifest,
         Err(error) => {
             let problem = error.problem(&args.file)?;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use retouch_graph::write::{Access, DraftFolder, is_empty};
 use retouch_graph::{Cancel, Files};
 use retouch_nodes::diffusion::Error;
 use retouch_nodes::diffusion::checkpoint::Description;
@@ -13,7 +14,6 @@ use retouch_nodes::diffusion::scheduler::Prediction;
 use super::inspect::{failed, files, listed};
 use super::run;
 use crate::args::{ConvertArgs, LayoutName, PrecisionName, PredictionName};
-use crate::bundle::unpack::fresh;
 use crate::output::{say, tell};
 use crate::store::size;
 use crate::{Exit, Failure};
@@ -66,7 +66,7 @@ pub fn convert(args: &ConvertArgs) -> Result<Exit, Failure> {
         )
         .help("remove `--config`, or give a single file as MODEL"));
     }
-    let draft = Draft::begin(out)?;
+    free(out)?;
     let sources = Sources {
         config: args.config.clone(),
         prediction: args.prediction.map(|name| match name {
@@ -81,23 +81,21 @@ pub fn convert(args: &ConvertArgs) -> Result<Exit, Failure> {
     let cancel = Cancel::new();
     run::interrupts(&cancel)?;
     let cancelled = || cancel.is_cancelled();
+    let draft = Draft::begin(out, is_file)?;
     let written = match layout {
-        LayoutName::Folder => {
-            draft.make_folder()?;
-            export::folder(
-                &found,
-                &description,
-                precision,
-                draft.path(),
-                &there,
-                &cancelled,
-            )
-        }
+        LayoutName::Folder => export::folder(
+            &found,
+            &description,
+            precision,
+            &draft.path(),
+            &there,
+            &cancelled,
+        ),
         LayoutName::Single => export::single(
             &found,
             &description,
             precision,
-            draft.path(),
+            &draft.path(),
             &there,
             &cancelled,
         ),
@@ -151,94 +149,81 @@ pub fn finish(
     Ok(Exit::Done)
 }
 
-/// Something that is being written under another name beside its own; it goes when the work is not finished.
+/// A model that is being written under a temporary name; it is removed unless it is finished.
 #[derive(Debug)]
-pub struct Draft(Option<PathBuf>);
+pub struct Draft {
+    folder: DraftFolder,
+    is_file: bool,
+}
+
+/// The name of a file in its draft's folder.
+const FILE: &str = "model.safetensors";
+
+/// Whether a model can be written there.
+///
+/// # Errors
+/// When something is there already.
+pub fn free(out: &Path) -> Result<(), Failure> {
+    match fs::symlink_metadata(out) {
+        Ok(there) if there.is_dir() => {
+            if !is_empty(out).map_err(|e| cannot(out, &e))? {
+                return Err(Failure::unwritable(format!(
+                    "{} exists and is not empty",
+                    out.display()
+                ))
+                .help("name what does not exist yet"));
+            }
+        }
+        Ok(_) => {
+            return Err(
+                Failure::unwritable(format!("{} exists already", out.display()))
+                    .help("name what does not exist yet, or remove it"),
+            );
+        }
+        Err(_) => {}
+    }
+    match out.file_name() {
+        Some(_) => Ok(()),
+        None => Err(Failure::usage(format!(
+            "{} is no name of a file or folder",
+            out.display()
+        ))),
+    }
+}
 
 impl Draft {
-    /// Chooses a name. Nothing is made yet.
+    /// Begins a file or a folder.
     ///
     /// # Errors
-    /// When something is there already, or the folder around it is not.
-    pub fn begin(out: &Path) -> Result<Self, Failure> {
-        match fs::symlink_metadata(out) {
-            Ok(there) if there.is_dir() => {
-                let mut entries = fs::read_dir(out).map_err(|e| cannot(out, &e))?;
-                if entries.next().is_some() {
-                    return Err(Failure::unwritable(format!(
-                        "{} exists and is not empty",
-                        out.display()
-                    ))
-                    .help("name what does not exist yet"));
-                }
-            }
-            Ok(_) => {
-                return Err(
-                    Failure::unwritable(format!("{} exists already", out.display()))
-                        .help("name what does not exist yet, or remove it"),
-                );
-            }
-            Err(_) => {}
-        }
-        let name = out.file_name().ok_or_else(|| {
-            Failure::usage(format!("{} is no name of a file or folder", out.display()))
-        })?;
-        let folder = match out.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        fs::create_dir_all(folder).map_err(|e| cannot(folder, &e))?;
-        Ok(Self(Some(fresh(folder, &name.to_string_lossy()))))
+    /// When the folder around it cannot be written.
+    pub fn begin(out: &Path, is_file: bool) -> Result<Self, Failure> {
+        let parent = out.parent().unwrap_or(Path::new(""));
+        fs::create_dir_all(parent).map_err(|e| cannot(parent, &e))?;
+        let folder = DraftFolder::of(out, Access::Usual).map_err(|e| cannot(out, &e))?;
+        Ok(Self { folder, is_file })
     }
 
-    /// Where it is written.
+    /// Where it is written: an empty folder, or a file that is not there yet.
     #[must_use]
-    pub fn path(&self) -> &Path {
-        self.0.as_deref().unwrap_or(Path::new(""))
-    }
-
-    /// Makes it a folder.
-    ///
-    /// # Errors
-    /// When it cannot be made.
-    pub fn make_folder(&self) -> Result<(), Failure> {
-        fs::create_dir(self.path()).map_err(|e| cannot(self.path(), &e))
+    pub fn path(&self) -> PathBuf {
+        if self.is_file {
+            self.folder.path().join(FILE)
+        } else {
+            self.folder.path().to_owned()
+        }
     }
 
     /// Gives it its own name.
     ///
     /// # Errors
     /// When somebody else took the name meanwhile.
-    fn settle(mut self, out: &Path) -> Result<(), Failure> {
-        let path = self.path();
-        if path.is_file() {
-            // Unlike renaming, a second name for a file does not replace what is there.
-            match fs::hard_link(path, out) {
-                // The draft is the second name now, and goes.
-                Ok(()) => return Ok(()),
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                    return Err(cannot(out, &e));
-                }
-                // Some file systems have no second names.
-                Err(_) => {}
-            }
+    fn settle(self, out: &Path) -> Result<(), Failure> {
+        let settled = if self.is_file {
+            self.folder.settle_file(FILE, out)
         } else {
-            // An empty folder may be there; some systems rename nothing over it.
-            let _ = fs::remove_dir(out);
-        }
-        fs::rename(path, out).map_err(|e| cannot(out, &e))?;
-        self.0 = None;
-        Ok(())
-    }
-}
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            // Nobody misses it; and only one of the two is there.
-            let _ = fs::remove_file(path);
-            let _ = fs::remove_dir_all(path);
-        }
+            self.folder.settle(out)
+        };
+        settled.map_err(|e| cannot(out, &e))
     }
 }
 

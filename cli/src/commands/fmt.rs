@@ -1,9 +1,8 @@
 //! `retouch fmt`.
 
-use std::io::{Read, Write};
-use std::path::Path;
-
 use retouch_graph::problem::Source;
+use retouch_graph::write::rewrite;
+use std::io::{Read, Write};
 
 use crate::args::FmtArgs;
 use crate::output::say;
@@ -52,28 +51,14 @@ pub fn fmt(args: &FmtArgs) -> Result<Exit, Failure> {
                 Failure::unwritable(format!("standard output cannot be written: {e}"))
             })?;
         } else if formatted != text {
-            replace(file, formatted.as_bytes()).map_err(|e| {
-                Failure::unwritable(format!("{} cannot be written: {e}", file.display()))
-            })?;
+            let cannot = |why: &dyn std::fmt::Display| {
+                Failure::unwritable(format!("{} cannot be written: {why}", file.display()))
+            };
+            if !rewrite(file, text.as_bytes(), formatted.as_bytes()).map_err(|e| cannot(&e))? {
+                return Err(cannot(&"it was changed meanwhile").help("run the command again"));
+            }
             say(&format!("formatted {}", file.display()))?;
         }
     }
     Ok(exit)
-}
-
-/// Writes beside the file and renames, so that a full disk leaves the old one.
-fn replace(file: &Path, content: &[u8]) -> std::io::Result<()> {
-    let target = file.canonicalize()?; // the file itself when this is a link
-    let folder = target.parent().unwrap_or(Path::new("."));
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
-    let written = std::fs::write(&temporary, content)
-        .and_then(|()| {
-            std::fs::set_permissions(&temporary, std::fs::metadata(&target)?.permissions())
-        })
-        .and_then(|()| std::fs::rename(&temporary, &target));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written
 }

@@ -3,7 +3,7 @@
 use retouch_graph::Cancel;
 use retouch_nodes::diffusion::export::{self, Family};
 
-use super::convert::{Draft, finish};
+use super::convert::{Draft, finish, free};
 use super::run;
 use crate::args::{FamilyName, MakeRandomArgs};
 use crate::{Exit, Failure};
@@ -13,8 +13,8 @@ use crate::{Exit, Failure};
 /// # Errors
 /// When the folder is there and not empty, or cannot be written.
 pub fn make_random(args: &MakeRandomArgs) -> Result<Exit, Failure> {
-    let draft = Draft::begin(&args.folder)?;
-    draft.make_folder()?;
+    free(&args.folder)?;
+    let draft = Draft::begin(&args.folder, false)?;
     let cancel = Cancel::new();
     run::interrupts(&cancel)?;
     let family = match args.family {
@@ -28,7 +28,7 @@ pub fn make_random(args: &MakeRandomArgs) -> Result<Exit, Failure> {
         family,
         args.seed,
         args.dtype.into(),
-        draft.path(),
+        &draft.path(),
         &cancelled,
     );
     finish(draft, &args.folder, made)

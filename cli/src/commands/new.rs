@@ -1,8 +1,10 @@
 //! `retouch new`: everything to begin with, from inside this program.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use include_dir::{Dir, include_dir};
+use retouch_graph::write::{Access, DraftFolder, is_empty};
 
 use crate::args::NewArgs;
 use crate::output::say;
@@ -40,27 +42,32 @@ pub fn write(args: &NewArgs) -> Result<(), Failure> {
     let failed = |what: &Path, e: std::io::Error| {
         Failure::unwritable(format!("{} cannot be written: {e}", what.display()))
     };
-    match std::fs::read_dir(folder) {
-        Ok(mut entries) => {
-            if entries.next().is_some() {
-                return Err(Failure::unwritable(format!(
-                    "{} exists and is not empty",
-                    folder.display()
-                ))
-                .help("name a folder that does not exist yet"));
-            }
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+    let not_empty = || {
+        Failure::unwritable(format!("{} exists and is not empty", folder.display()))
+            .help("name a folder that does not exist yet")
+    };
+    match is_empty(folder) {
+        Ok(true) => {}
+        Ok(false) => return Err(not_empty()),
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
         Err(e) => return Err(failed(folder, e)),
     }
+    // The folder gets its name when everything is in it.
+    let parent = folder.parent().unwrap_or(Path::new(""));
+    std::fs::create_dir_all(parent).map_err(|e| failed(parent, e))?;
+    let draft = DraftFolder::of(folder, Access::Usual).map_err(|e| failed(folder, e))?;
     for (name, content) in [
         ("workflows", &WORKFLOWS),
         ("models", &MODELS),
         ("references", &REFERENCES),
     ] {
-        let target = folder.join(name);
-        std::fs::create_dir_all(&target).map_err(|e| failed(&target, e))?;
-        content.extract(&target).map_err(|e| failed(&target, e))?;
+        let target = draft.path().join(name);
+        std::fs::create_dir(&target)
+            .and_then(|()| content.extract(&target))
+            .map_err(|e| failed(&folder.join(name), e))?;
     }
-    Ok(())
+    draft.settle(folder).map_err(|e| match e.kind() {
+        ErrorKind::DirectoryNotEmpty => not_empty(),
+        _ => failed(folder, e),
+    })
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use retouch_graph::event::Listener;
 use retouch_graph::sweep::shown;
+use retouch_graph::write::{self, Access};
 use retouch_graph::{
     Cancel, Change, Checked, Code, Engine, OutputValue, Parting, Plan, Provenance, Record,
     RunError, RunOptions, Saver, Settings, Sweep, What,
@@ -169,7 +170,7 @@ pub fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
     }
     for (path, text) in &files {
         let path = folder.join(path);
-        crate::store::write_whole(&path, text.as_bytes()).map_err(|e| cannot(&path, e))?;
+        write::create(&path, text.as_bytes(), Access::Usual).map_err(|e| cannot(&path, e))?;
         say(&path.display().to_string())?;
     }
     Ok(Exit::Done)

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use retouch_graph::event::Listener;
-use retouch_graph::{Cancel, Code, Exists, RunError, RunOptions, SaveStatus, Saver, Settings};
+use retouch_graph::write::probe;
+use retouch_graph::{
+    Cancel, Code, Exists, Plan, RunError, RunOptions, SaveStatus, Saver, Settings,
+};
 
 use crate::args::{ExistsArg, RunArgs};
 use crate::hub::{self, Mode};
@@ -58,12 +61,14 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     if plan.outputs().iter().any(|output| output.save.is_some()) {
         writable(&args.out)?;
     }
+    let saver = Saver::new(&args.out, exists(args.exists));
+    can_save(&saver, &plan)?;
     let stamp = (!args.provenance.no_provenance)
         .then(|| Stamps::of(&engine, &input.file, Made::Workflow(Box::new(checked))))
         .flatten();
     let options = RunOptions {
         threads: usize::from(args.device.threads.unwrap_or(0)),
-        saver: Some(Arc::new(Saver::new(&args.out, exists(args.exists)))),
+        saver: Some(Arc::new(saver)),
         previewer: preview.clone().map(|preview| preview as _),
         stamp,
         ..RunOptions::default()
@@ -146,10 +151,8 @@ pub fn exists(arg: ExistsArg) -> Exists {
 /// # Errors
 /// When it cannot be written.
 pub fn writable(out: &Path) -> Result<(), Failure> {
-    let probe = out.join(format!(".retouch-{}.tmp", std::process::id()));
     std::fs::create_dir_all(out)
-        .and_then(|()| std::fs::write(&probe, b""))
-        .and_then(|()| std::fs::remove_file(&probe))
+        .and_then(|()| probe(out))
         .map_err(|e| {
             Failure::unwritable(format!(
                 "the output folder {} cannot be written: {e}",
@@ -157,6 +160,25 @@ pub fn writable(out: &Path) -> Result<(), Failure> {
             ))
             .help("name another with `--out DIR`")
         })
+}
+
+/// Whether all outputs of a plan can be saved where they are to be, as far as that is known before.
+///
+/// # Errors
+/// Names the first that cannot.
+pub fn can_save(saver: &Saver, plan: &Plan) -> Result<(), Failure> {
+    for path in plan
+        .outputs()
+        .iter()
+        .filter_map(|output| output.save.as_deref())
+    {
+        saver.check(path).map_err(|error| {
+            Failure::failed(error.to_string())
+                .code(error.code())
+                .help(error.help())
+        })?;
+    }
+    Ok(())
 }
 
 fn tell(text: &str) {

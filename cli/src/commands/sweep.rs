@@ -90,6 +90,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     }
     run::writable(&args.out)?;
     let saver = Saver::new(&args.out, run::exists(args.exists));
+    run::can_save(&saver, &plan.plan)?;
     let saver = Arc::new(saver.owning(own.into_iter().map(|(_, path)| path)));
     let options = RunOptions {
         threads: usize::from(args.device.threads.unwrap_or(0)),

@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use retouch_graph::event::{EVENT_SCHEMA, Listener, Silent};
+use retouch_graph::write::DraftFolder;
 use retouch_graph::{
     Cancel, Change, Code, Engine, Exists, Plan, RunError, RunOptions, RunReport, Saver, Settings,
     TieredCache, What,
 };
 
 use crate::args::{ParamArgs, SharingArgs, VerifyArgs};
-use crate::bundle::unpack;
 use crate::commands::run;
 use crate::compare::{self, Comparing, Found};
 use crate::hub::{self, Mode};
@@ -74,7 +74,12 @@ pub fn verify(args: &VerifyArgs) -> Result<Exit, Failure> {
     let stamp = (record.asked.provenance)
         .then(|| Stamps::of(&loaded.engine, &loaded.input.file, loaded.made))
         .flatten();
-    let folder = unpack::temporary("retouch-verify")?;
+    let folder = DraftFolder::temporary().map_err(|error| {
+        Failure::unwritable(format!(
+            "{} cannot be written: {error}",
+            std::env::temp_dir().display()
+        ))
+    })?;
     let options = RunOptions {
         threads: usize::from(args.threads.unwrap_or(0)),
         saver: Some(Arc::new(Saver::new(folder.path(), Exists::Number))),

@@ -12,6 +12,7 @@ use std::time::Duration;
 use hf_hub::{Cache, Repo, RepoType};
 use retouch_graph::problem::Code;
 use retouch_graph::remote::{self, Address};
+use retouch_graph::write::{self, Access};
 use retouch_graph::{Cancel, Withheld};
 use sha2::{Digest, Sha256};
 
@@ -48,25 +49,6 @@ fn unwritable(path: &Path, error: &io::Error) -> Withheld {
         format!("{} cannot be written: {error}", path.display()),
         "make room, or name another folder for models in HF_HUB_CACHE",
     )
-}
-
-/// Writes a file under its name when it is whole.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    let temporary = beside(path);
-    fs::write(&temporary, bytes)
-        .and_then(|()| fs::rename(&temporary, path))
-        .inspect_err(|_| {
-            let _ = fs::remove_file(&temporary); // it may not be there
-        })
-}
-
-/// A name for what will be renamed to `path`, for this process alone.
-fn beside(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
 }
 
 impl Shelf {
@@ -110,12 +92,12 @@ impl Shelf {
     pub fn note(&self, revision: &str, commit: &str, listing: &Listing) {
         let reference = self.folder.join("refs").join(revision);
         if revision != commit && self.commit(revision).as_deref() != Some(commit) {
-            let written = write_whole(&reference, commit.as_bytes());
+            let written = write::replace(&reference, commit.as_bytes(), Access::Usual);
             tracing::debug!(?reference, ?written, "a revision is noted");
         }
         if self.listing(commit).as_ref() != Some(listing) {
             let text = serde_json::to_vec(listing).unwrap_or_default();
-            let written = write_whole(&self.listing_file(commit), &text);
+            let written = write::replace(&self.listing_file(commit), &text, Access::Usual);
             tracing::debug!(commit, ?written, "a listing is noted");
         }
     }
@@ -223,13 +205,7 @@ impl Shelf {
         if let Some(folder) = partial.parent() {
             fs::create_dir_all(folder).map_err(|e| cannot(&e))?;
         }
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&partial)
-            .map_err(|e| cannot(&e))?;
+        let mut file = open_partial(&partial).map_err(|e| cannot(&e))?;
         let mut hasher = Sha256::new();
         let mut done = file.metadata().map_err(|e| cannot(&e))?.len();
         let most = announced.size.unwrap_or(MOST_UNANNOUNCED);
@@ -328,6 +304,25 @@ impl Shelf {
     }
 }
 
+/// Opens what came of a file so far, or begins it. The name is the one of the hub's own programs, so anybody who may write
+/// to the folder can foresee it: a link under it is not followed but removed.
+fn open_partial(partial: &Path) -> io::Result<File> {
+    let is_link = || fs::symlink_metadata(partial).is_ok_and(|there| there.is_symlink());
+    if is_link() {
+        fs::remove_file(partial)?;
+    }
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(partial)?;
+    if is_link() {
+        return Err(io::Error::other("somebody puts a link in its place"));
+    }
+    Ok(file)
+}
+
 /// How a file is told: with the commit, which is what is fetched.
 fn at_commit(address: &Address, commit: &str) -> String {
     address
@@ -394,17 +389,21 @@ fn link(blob: &Path, place: &Path, depth: usize) -> io::Result<()> {
     let mut target: PathBuf = std::iter::repeat_n("..", depth).collect();
     target.push("blobs");
     target.push(name);
-    let temporary = beside(place);
-    #[cfg(unix)]
-    let linked = std::os::unix::fs::symlink(&target, &temporary);
-    #[cfg(windows)]
-    let linked = std::os::windows::fs::symlink_file(&target, &temporary);
-    #[cfg(not(any(unix, windows)))]
-    let linked: io::Result<()> = Err(io::ErrorKind::Unsupported.into());
-    if linked.is_err() {
-        fs::hard_link(blob, &temporary).or_else(|_| fs::copy(blob, &temporary).map(|_| ()))?;
-    }
-    fs::rename(&temporary, place).inspect_err(|_| {
-        let _ = fs::remove_file(&temporary); // it may not be there
+    write::replace_with(place, |temporary| {
+        #[cfg(unix)]
+        let linked = std::os::unix::fs::symlink(&target, temporary);
+        #[cfg(windows)]
+        let linked = std::os::windows::fs::symlink_file(&target, temporary);
+        #[cfg(not(any(unix, windows)))]
+        let linked: io::Result<()> = Err(io::ErrorKind::Unsupported.into());
+        match linked {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                fs::hard_link(blob, temporary).or_else(|_| {
+                    let mut copy = Access::Usual.create_new(temporary)?;
+                    io::copy(&mut File::open(blob)?, &mut copy).map(drop)
+                })
+            }
+            linked => linked,
+        }
     })
 }

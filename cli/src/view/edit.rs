@@ -7,12 +7,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use retouch_graph::check::normal;
 use retouch_graph::files::piece;
+use retouch_graph::write::rewrite;
 use retouch_graph::yaml::{self, Form, Key, Node, Tree, Written};
 use retouch_graph::{
     Digest, FileStamp, Files, FolderEntry, MemoryFiles, Settings, Sought, Source, Span, Withheld,
@@ -894,45 +895,18 @@ pub fn text_of(file: &Path) -> Result<String, Refused> {
 /// # Errors
 /// When the file holds something else by now, or the system refuses.
 pub fn write(path: &Path, old: &str, new: &str) -> Result<(), Refused> {
-    let cannot =
-        |error: &io::Error| Refused::new(format!("{} cannot be written: {error}", path.display()));
-    let place = path.canonicalize().map_err(|error| cannot(&error))?;
-    let check = || -> Result<(), Refused> {
-        let now = std::fs::read(&place).map_err(|error| cannot(&error))?;
-        if now == old.as_bytes() {
-            return Ok(());
-        }
-        Err(Refused::new(format!(
+    match rewrite(path, old.as_bytes(), new.as_bytes()) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Refused::new(format!(
             "{} was changed on the disk meanwhile",
             path.display()
         ))
-        .help("look at the change again and write it then"))
-    };
-    check()?;
-    let permissions = std::fs::metadata(&place)
-        .map_err(|error| cannot(&error))?
-        .permissions();
-    let stem = place.file_name().unwrap_or_default().to_string_lossy();
-    let draft = place.with_file_name(format!(".{stem}.{}.tmp", std::process::id()));
-    let written = (|| {
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&draft)?;
-        file.write_all(new.as_bytes())?;
-        file.set_permissions(permissions)?;
-        file.sync_all()
-    })();
-    let done = match written {
-        Ok(()) => {
-            check().and_then(|()| std::fs::rename(&draft, &place).map_err(|error| cannot(&error)))
-        }
-        Err(error) => Err(cannot(&error)),
-    };
-    if done.is_err() {
-        let _ = std::fs::remove_file(&draft); // what was refused is told
+        .help("look at the change again and write it then")),
+        Err(error) => Err(Refused::new(format!(
+            "{} cannot be written: {error}",
+            path.display()
+        ))),
     }
-    done
 }
 
 // ---- trying ----

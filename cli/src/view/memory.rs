@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use retouch_graph::write::{self, Access};
 use serde::{Deserialize, Serialize};
 
 /// A file that is larger than this is not ours.
@@ -102,7 +103,7 @@ impl Memory {
         if let Some(file) = file
             && let Ok(text) = serde_json::to_vec_pretty(self)
         {
-            let _ = crate::store::write_whole(file, &text);
+            let _ = write::replace(file, &text, Access::Private);
         }
     }
 

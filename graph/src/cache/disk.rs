@@ -2,7 +2,8 @@
 //!
 //! # Format
 //! The entry of a key lies in `v1/xx/<key>` below the cache's folder, where `<key>` is its 64 hexadecimal digits and
-//! `xx` the first two of them. What is being written lies in `v1/tmp/<process>-<number>` until it is whole. An entry is
+//! `xx` the first two of them. What is being written lies in `v1/tmp` under a random name until it is whole (see
+//! [`crate::write`]). Folders and files are for their user alone: values of a run may be private. An entry is
 //!
 //! ```text
 //! magic: "retouch1" | length of header: u32, little endian | header: JSON | values | digest: 32 bytes
@@ -21,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process;
+#[cfg(test)]
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -34,6 +35,7 @@ use crate::files::lock;
 use crate::key::Key;
 use crate::node::NodeError;
 use crate::value::Decoders;
+use crate::write::{self, Access, Draft, STALE};
 
 const VERSION: &str = "v1";
 const MAGIC: &[u8; 8] = b"retouch1";
@@ -48,17 +50,16 @@ const CHUNK: usize = 1 << 18;
 const HALF_LIFE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// So many entries are many to put in order.
 const MANY: usize = 1024;
-/// A temporary file that was not written to for so long is one of a process that died.
-const STALE: Duration = Duration::from_secs(60 * 60);
-
-/// Numbers temporary files. All caches of a process share it, as they may share a folder.
-static TEMPORARY: AtomicU64 = AtomicU64::new(0);
+/// How often room is made on a full disk for one entry, each time twice as much as before.
+const MOST_TRIES: u32 = 3;
 
 /// Keeps outputs in a folder within a budget of bytes.
 ///
 /// What is given up first is what is cheapest to make again for the bytes that it holds, where that is halved for every
 /// week without use. The budget bounds what this cache writes: when other processes write to the folder at the same
 /// time, it may be exceeded by what they wrote since the folder was last looked through.
+///
+/// When the disk is full before the budget is reached, entries are given up in the same order until the new one fits.
 ///
 /// Nothing is flushed to the device: an entry that a loss of power leaves incomplete is found by its digest.
 #[derive(Debug)]
@@ -83,8 +84,12 @@ struct State {
     reserved: u64,
     /// The bytes that were written since the last scan.
     written: u64,
-    /// A write failed: no other is tried.
+    /// A write failed, not for want of room: no other is tried.
     unwritable: bool,
+    /// The disk is full, and it was said.
+    full: bool,
+    /// The disk stays full whatever is given up: nothing more is.
+    stays_full: bool,
     /// A read failed, and it was said.
     unreadable: bool,
     /// Damaged entries that cannot be removed, which was said.
@@ -193,7 +198,8 @@ impl DiskCache {
     /// # Errors
     /// When the folder cannot be made.
     pub fn open(folder: &Path, budget: u64, decoders: Decoders) -> io::Result<Self> {
-        fs::create_dir_all(folder.join(VERSION))?;
+        Access::Private.make_folder(folder)?;
+        write::private_folder(&folder.join(VERSION))?;
         Ok(Self {
             folder: folder.to_owned(),
             budget,
@@ -461,15 +467,6 @@ impl DiskCache {
             // What is being written leaves no room: nothing would come of giving up the rest.
             return Ok(false);
         }
-        let now = SystemTime::now();
-        let mut order = BTreeSet::new();
-        for (key, known) in &mut state.index {
-            let seconds = *known.seconds.get_or_insert_with(|| {
-                // One with a damaged header is worth nothing.
-                open_entry(&self.path(key), key).map_or(0.0, |opened| opened.header.seconds)
-            });
-            order.insert((known.worth(seconds, now), known.used, *key));
-        }
         // Among many a little more is given up at a time: the order is not made anew for every entry.
         let spare = if state.index.len() > MANY {
             self.budget / 16
@@ -480,9 +477,23 @@ impl DiskCache {
             let taken = state.bytes.saturating_add(state.reserved);
             taken.saturating_add(bytes).saturating_add(spare) <= self.budget
         };
+        Ok(self.give_up_until(state, ends)? || fits(state))
+    }
+
+    /// Gives up entries, the cheapest for their bytes first, until `ends`; `false` when all are gone before that.
+    fn give_up_until(&self, state: &mut State, ends: impl Fn(&State) -> bool) -> io::Result<bool> {
+        let now = SystemTime::now();
+        let mut order = BTreeSet::new();
+        for (key, known) in &mut state.index {
+            let seconds = *known.seconds.get_or_insert_with(|| {
+                // One with a damaged header is worth nothing.
+                open_entry(&self.path(key), key).map_or(0.0, |opened| opened.header.seconds)
+            });
+            order.insert((known.worth(seconds, now), known.used, *key));
+        }
         while !ends(state) {
             let Some((_, used, key)) = order.pop_first() else {
-                return Ok(fits(state));
+                return Ok(false);
             };
             let metadata = match fs::metadata(self.path(&key)) {
                 Ok(metadata) => metadata,
@@ -509,20 +520,42 @@ impl DiskCache {
         Ok(true)
     }
 
+    /// Gives up entries of at least so many bytes, the cheapest first, whatever the budget: the disk is full. Gives the bytes
+    /// that were freed. Where all entries together have fewer, none is given up: nothing would come of it.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn free(&self, bytes: u64) -> io::Result<u64> {
+        let mut state = lock(&self.state);
+        // What other processes wrote is as good to remove.
+        self.scan(&mut state)?;
+        let before = state.bytes;
+        if before < bytes {
+            return Ok(0);
+        }
+        let freed = |state: &State| before.saturating_sub(state.bytes);
+        self.give_up_until(&mut state, |state| freed(state) >= bytes)?;
+        Ok(freed(&state))
+    }
+
     /// Removes an entry; `false` when it is not there. What is written meanwhile is learnt of later, under the same
     /// lock, so the sum is never less than what is there.
     fn give_up(&self, key: &Key, state: &mut State) -> io::Result<bool> {
+        #[cfg(test)]
+        let bytes = fs::metadata(self.path(key)).map_or(0, |metadata| metadata.len());
         let removed = remove(&self.path(key))?;
+        #[cfg(test)]
+        self.gains(bytes);
         state.forget(key);
         Ok(removed)
     }
 
-    /// Writes an entry beside the others and moves it to its place.
+    /// Writes an entry beside the others and moves it to its place. Where the disk is full, others are given up for it.
     fn store(&self, key: &Key, entry: &Encoded) -> io::Result<()> {
         if !self.reserve(entry.bytes)? {
             return Ok(());
         }
-        let stored = self.write(key, entry);
+        let stored = self.write_making_room(key, entry);
         let mut state = lock(&self.state);
         state.reserved -= entry.bytes;
         let used = stored?;
@@ -538,36 +571,74 @@ impl DiskCache {
         Ok(())
     }
 
-    fn write(&self, key: &Key, entry: &Encoded) -> io::Result<SystemTime> {
-        let (mut file, temporary) = self.create_temporary()?;
-        let written = self.write_to(&mut file, entry).and_then(|used| {
-            // Some systems do not move a file that is open.
-            drop(file);
-            let path = self.path(key);
-            if let Some(folder) = path.parent() {
-                fs::create_dir_all(folder)?;
+    fn write_making_room(&self, key: &Key, entry: &Encoded) -> io::Result<SystemTime> {
+        let mut more = 1;
+        for _ in 0..MOST_TRIES {
+            let (error, room) = match self.write(key, entry) {
+                Ok(used) => return Ok(used),
+                Err(failed) => failed,
+            };
+            if !is_full(&error) || lock(&self.state).stays_full {
+                return Err(error);
             }
-            fs::rename(&temporary, path)?;
-            Ok(used)
-        });
-        if written.is_err() {
-            // If it cannot be removed now, it is when it is stale.
-            let _ = fs::remove_file(&temporary);
+            let missing = entry.bytes.saturating_sub(room).max(1);
+            if self.free(missing.saturating_mul(more))? == 0 {
+                return Err(error);
+            }
+            self.say_full("entries were removed to make room");
+            more *= 2;
         }
-        written
+        self.write(key, entry).map_err(|(error, _)| {
+            // Freed bytes are not there for us: snapshots hold them, or another program takes them at once.
+            lock(&self.state).stays_full |= is_full(&error);
+            error
+        })
     }
 
-    fn create_temporary(&self) -> io::Result<(File, PathBuf)> {
+    fn say_full(&self, what: &str) {
+        let mut state = lock(&self.state);
+        if !state.full {
+            state.full = true;
+            let folder = self.folder.display();
+            state.warnings.push(format!(
+                "the disk that the cache {folder} lies on is full: {what}"
+            ));
+        }
+    }
+
+    /// On failure also gives the bytes that were written before it: the room that there was, if the disk is full.
+    fn write(&self, key: &Key, entry: &Encoded) -> Result<SystemTime, (io::Error, u64)> {
+        let none = |error| (error, 0);
         let folder = self.temporary_folder();
-        fs::create_dir_all(&folder)?;
-        loop {
-            let number = TEMPORARY.fetch_add(1, Ordering::Relaxed);
-            let path = folder.join(format!("{}-{number}", process::id()));
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
-                // One of a process of the same number that died, or that runs in another container.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                opened => return opened.map(|file| (file, path)),
+        Access::Private.make_folder(&folder).map_err(none)?;
+        let mut draft = Draft::within(&folder, Access::Private).map_err(none)?;
+        let file = draft.file().map_err(none)?;
+        let used = self.write_to(file, entry).map_err(|error| {
+            let room = file.metadata().map_or(0, |metadata| metadata.len());
+            #[cfg(test)]
+            self.gains(room);
+            (error, room)
+        })?;
+        let path = self.path(key);
+        let settle = |draft: Draft| {
+            if let Some(folder) = path.parent() {
+                Access::Private.make_folder(folder)?;
             }
+            draft.replace(&path)
+        };
+        settle(draft).map_err(|error| {
+            #[cfg(test)]
+            self.gains(entry.bytes);
+            (error, entry.bytes)
+        })?;
+        Ok(used)
+    }
+
+    /// A file was removed from the disk whose room a test bounds.
+    #[cfg(test)]
+    fn gains(&self, bytes: u64) {
+        if let Some(room) = &self.room {
+            room.fetch_add(bytes, Ordering::Relaxed);
         }
     }
 
@@ -799,6 +870,15 @@ fn list(folder: &Path) -> io::Result<Vec<(PathBuf, fs::Metadata)>> {
     Ok(found)
 }
 
+/// Whether there is no room on the disk, or none for this user.
+#[must_use]
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
 /// Removes a file; `false` when it is not there.
 fn remove(path: &Path) -> io::Result<bool> {
     match fs::remove_file(path) {
@@ -853,6 +933,8 @@ impl Cache for DiskCache {
             }
             // Another process cleared the cache meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // There may be room for a smaller one, or later.
+            Err(error) if is_full(&error) => self.say_full("what is new is not kept"),
             Err(error) => {
                 let mut state = lock(&self.state);
                 if !state.unwritable {
@@ -1154,26 +1236,97 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_said_once_and_nothing_is_left_half_written() {
-        let folder = folder();
+    fn a_full_disk_makes_room_for_what_is_new_and_is_said_once() {
         let sound = size(b"content");
         for room in [0, 5, sound / 2, sound - 1] {
+            let folder = folder();
             let mut cache = open(&folder, 1 << 20);
-            cache.put(key(1), &on_host(b"content"), 1.0);
-            cache.room = Some(AtomicU64::new(room));
+            // The cheaper one goes.
+            cache.put(key(1), &on_host(b"content"), 9.0);
             cache.put(key(2), &on_host(b"content"), 1.0);
-            let warnings = cache.warnings();
-            assert_eq!(warnings.len(), 1);
-            assert!(warnings[0].contains("cannot be written"), "{warnings:?}");
-            // There is room again, and yet it is not tried again.
-            cache.room = None;
-            cache.put(key(3), &on_host(b"content"), 1.0);
+            cache.put(key(3), &on_host(&[3; 70_000]), 1e9);
             assert!(cache.warnings().is_empty());
-            assert_eq!(content(&cache.get(&key(1)).unwrap()), b"content");
-            assert_eq!(cache.files().unwrap().len(), 1);
-            assert!(cache.temporaries().unwrap().is_empty());
-            assert_eq!(lock(&cache.state).reserved, 0);
+            cache.room = Some(AtomicU64::new(room));
+            // Each is another process, which meets the full disk anew.
+            for name in 4..8 {
+                let mut other = open(&folder, 1 << 20);
+                other.room = cache.room.take();
+                other.put(key(name), &on_host(b"content"), f64::from(name));
+                assert_eq!(content(&other.get(&key(name)).unwrap()), b"content");
+                let warnings = other.warnings();
+                assert_eq!(warnings.len(), 1);
+                assert!(warnings[0].contains("is full: entries were removed"));
+                other.put(key(name + 10), &on_host(b"content"), 2.0);
+                assert!(other.get(&key(name + 10)).is_some());
+                assert!(other.warnings().is_empty());
+                assert_eq!(lock(&other.state).reserved, 0);
+                assert!(other.temporaries().unwrap().is_empty());
+                cache.room = other.room.take();
+            }
+            assert!(cache.place(&key(2)).is_none());
+            assert!(cache.place(&key(1)).is_some() && cache.place(&key(3)).is_some());
+            assert_eq!(cache.verify().unwrap().damaged, []);
         }
+    }
+
+    #[test]
+    fn nothing_is_given_up_on_a_full_disk_for_what_does_not_fit_on_it() {
+        let folder = folder();
+        let sound = size(b"content");
+        let mut cache = open(&folder, 1 << 20);
+        cache.put(key(1), &on_host(b"content"), 1.0);
+        cache.room = Some(AtomicU64::new(5));
+        cache.put(key(2), &on_host(&[0; 1000]), 1.0);
+        let warnings = cache.warnings();
+        assert_eq!(warnings.len(), 1);
+        assert!(warnings[0].contains("is full: what is new is not kept"));
+        cache.put(key(3), &on_host(&[0; 1000]), 1.0);
+        assert!(cache.warnings().is_empty());
+        assert_eq!(content(&cache.get(&key(1)).unwrap()), b"content");
+        assert!(cache.temporaries().unwrap().is_empty());
+        assert_eq!(lock(&cache.state).reserved, 0);
+        // It is tried again: by now there is room.
+        cache.gains(sound);
+        cache.put(key(4), &on_host(b"content"), 1.0);
+        assert!(cache.get(&key(4)).is_some() && cache.get(&key(1)).is_some());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn it_is_for_its_user_alone_and_what_was_open_to_others_is_closed() {
+        use std::os::unix::fs::PermissionsExt;
+        let sandbox = folder();
+        let at = |path: &str| sandbox.path().join(path);
+        let mode = |path: &str| fs::metadata(at(path)).unwrap().permissions().mode() & 0o777;
+        fs::create_dir_all(at("old/v1")).unwrap();
+        fs::set_permissions(at("old/v1"), fs::Permissions::from_mode(0o755)).unwrap();
+        let name = "01".repeat(32);
+        for folder in ["old", "new"] {
+            let cache = DiskCache::open(&at(folder), 1 << 20, decoders()).unwrap();
+            cache.put(key(1), &on_host(b"content"), 1.0);
+            assert_eq!(mode(&format!("{folder}/v1")), 0o700);
+            assert_eq!(mode(&format!("{folder}/v1/01")), 0o700);
+            assert_eq!(mode(&format!("{folder}/v1/tmp")), 0o700);
+            assert_eq!(mode(&format!("{folder}/v1/01/{name}")), 0o600);
+        }
+        assert_eq!(mode("new"), 0o700);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_under_an_old_temporary_name_is_not_followed() {
+        let folder = folder();
+        let cache = open(&folder, 1 << 20);
+        let mine = folder.path().join("mine");
+        fs::write(&mine, "mine").unwrap();
+        fs::create_dir_all(cache.temporary_folder()).unwrap();
+        for number in 0..4 {
+            let name = format!("{}-{number}", std::process::id());
+            std::os::unix::fs::symlink(&mine, cache.temporary_folder().join(name)).unwrap();
+        }
+        cache.put(key(1), &on_host(b"content"), 1.0);
+        assert!(cache.get(&key(1)).is_some());
+        assert_eq!(fs::read(&mine).unwrap(), b"mine");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use retouch_graph::event::Listener;
+use retouch_graph::write::DraftFolder;
 use retouch_graph::{
     Cache, Cancel, Checked, Context, DiskCache, Engine, HostCache, Key, NoCache, Node, NodeError,
     Outputs, Payload, Registry, RunOptions, Settings, Silent, TieredCache, Value, ports,
@@ -129,7 +130,9 @@ pub fn bench(args: &BenchArgs) -> Result<Exit, Failure> {
     }
     let engine = session::engine_for(&args.device)?.with_cache(Arc::new(NoCache));
     let runtime = session::runtime_for(&args.device)?;
-    let folder = std::env::temp_dir().join(format!("retouch-bench-{}", std::process::id()));
+    // The copy of the demo model is removed, whatever happens.
+    let draft = temporary()?;
+    let folder = draft.path().to_owned();
     let result = if args.workflow {
         let written = super::new::write(&NewArgs {
             folder: folder.clone(),
@@ -139,8 +142,7 @@ pub fn bench(args: &BenchArgs) -> Result<Exit, Failure> {
         measure_all(args, &engine, &runtime, &folder)
             .and_then(|rows| Ok((rows, edits(args, &engine, &folder)?)))
     };
-    // The copy of the demo model is ours to remove, whatever happened.
-    let _ = std::fs::remove_dir_all(&folder);
+    drop(draft);
     let (rows, edits) = result?;
     if args.json {
         let rows: Vec<_> = rows
@@ -190,12 +192,23 @@ pub fn bench(args: &BenchArgs) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+/// A folder that is removed when it is done with.
+fn temporary() -> Result<DraftFolder, Failure> {
+    DraftFolder::temporary().map_err(|error| {
+        Failure::unwritable(format!(
+            "{} cannot be written: {error}",
+            std::env::temp_dir().display()
+        ))
+    })
+}
+
 /// Measures the viewer, the sampler's loss on vanilla.yaml.
 #[cfg(feature = "view")]
 fn view(args: &BenchArgs) -> Result<Exit, Failure> {
     let engine = session::engine_for(&args.device)?.with_cache(Arc::new(NoCache));
-    let folder = std::env::temp_dir().join(format!("retouch-bench-view-{}", std::process::id()));
-    let measured = super::new::write(&NewArgs {
+    let draft = temporary()?;
+    let folder = draft.path().to_owned();
+    super::new::write(&NewArgs {
         folder: folder.clone(),
     })
     .and_then(|()| {
@@ -205,9 +218,8 @@ fn view(args: &BenchArgs) -> Result<Exit, Failure> {
             .map_err(broken("vanilla.yaml"))?;
         let plan = engine.plan(&checked, &[]).map_err(broken("vanilla.yaml"))?;
         crate::view::bench::bench(&engine, &plan, args.runs, args.json)
-    });
-    let _ = std::fs::remove_dir_all(&folder); // ours to remove, whatever happened
-    measured.map(|()| Exit::Done)
+    })
+    .map(|()| Exit::Done)
 }
 
 fn measure_all(
