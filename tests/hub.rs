@@ -14,6 +14,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use support::root;
 
@@ -29,9 +30,22 @@ fn sha256(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// What a small file is called: git's name of it on the hub, any 40 digits here.
+/// What a small file is called: git's name of the blob.
 fn small_name(bytes: &[u8]) -> String {
-    sha256(bytes)[..40].to_owned()
+    let mut hasher = Sha1::new();
+    hasher.update(format!("blob {}\0", bytes.len()));
+    hasher.update(bytes);
+    let digest = hasher.finalize();
+    digest.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[test]
+fn small_names_are_those_of_git() {
+    // `printf 'hello\n' | git hash-object --stdin`
+    assert_eq!(
+        small_name(b"hello\n"),
+        "ce013625030ba8dba906f756967f9e9ca394464a"
+    );
 }
 
 /// A request as the server saw it.
@@ -281,7 +295,8 @@ impl Hub {
             let siblings: Vec<_> = rules.files[commit]
                 .iter()
                 .map(|(name, content)| {
-                    let mut file = serde_json::json!({"rfilename": name, "size": content.len()});
+                    let mut file = serde_json::json!({"rfilename": name, "size": content.len(),
+                        "blobId": small_name(content)});
                     if name.ends_with(".safetensors") {
                         file["lfs"] =
                             serde_json::json!({"sha256": sha256(content), "size": content.len()});
@@ -766,6 +781,250 @@ fn a_file_that_is_not_what_was_announced_is_removed_and_never_read() {
 }
 
 #[test]
+fn a_small_file_is_compared_with_gits_name_of_it() {
+    const CONFIG: &str = "unet/config.json";
+    let hub = Hub::new();
+    let user = User::new(&hub);
+    // Of the announced length, and with another content.
+    let mut forged = tiny()[CONFIG].clone();
+    let at = forged.iter().position(u8::is_ascii_digit).unwrap();
+    forged[at] = if forged[at] == b'1' { b'2' } else { b'1' };
+    let (is, promised) = (small_name(&forged), small_name(&tiny()[CONFIG]));
+    hub.rule(|rules| {
+        rules.forged.insert(CONFIG.into(), forged);
+    });
+    let blobs = user.repo().join("blobs");
+    refused(
+        &user.retouch(&["run", "wf.yaml"]),
+        3,
+        &["R0328", CONFIG, &is, &promised],
+    );
+    assert!(!blobs.join(&promised).exists());
+    assert!(!blobs.join(format!("{promised}.incomplete")).exists());
+    // Half of another file is no good either.
+    hub.rule(|rules| rules.forged.clear());
+    std::fs::create_dir_all(&blobs).unwrap();
+    std::fs::write(blobs.join(format!("{promised}.incomplete")), "{ ").unwrap();
+    refused(&user.retouch(&["run", "wf.yaml"]), 3, &["R0328", &promised]);
+    done(&user.retouch(&["run", "wf.yaml"]));
+    assert_eq!(
+        std::fs::read(blobs.join(&promised)).unwrap(),
+        tiny()[CONFIG]
+    );
+    // What it announces must be what it lists.
+    let other = User::new(&hub);
+    hub.rule(|rules| rules.tag = Some("0".repeat(40)));
+    refused(
+        &other.retouch(&["run", "wf.yaml"]),
+        3,
+        &["R0328", "lists another file"],
+    );
+}
+
+#[test]
+fn nothing_is_fetched_unasked_for_a_bundle_or_a_picture_and_no_token_is_sent() {
+    let hub = Hub::new();
+    let maker = User::new(&hub);
+    done(&maker.retouch(&["run", "wf.yaml"]));
+    done(&maker.retouch(&["bundle", "wf.yaml"]));
+    // Somebody else, who is logged in at the hub.
+    let guest = || {
+        let guest = User::new(&hub);
+        std::fs::create_dir_all(guest.path("hf")).unwrap();
+        guest.write("hf/token", TOKEN);
+        for (from, to) in [
+            ("out/picture.png", "picture.png"),
+            ("wf.tar.zst", "wf.tar.zst"),
+        ] {
+            std::fs::copy(maker.path(from), guest.path(to)).unwrap();
+        }
+        hub.asked();
+        guest
+    };
+    let with_token = |asked: &[Request]| {
+        let shown = |request: &&Request| request.headers.contains_key("authorization");
+        asked.iter().filter(shown).count()
+    };
+    let one = guest();
+    for (arguments, exit, parts) in [
+        (
+            &["replay", "picture.png"][..],
+            1,
+            &["the picture picture.png (11 files, 5.6 MiB)"][..],
+        ),
+        (
+            &["run", "wf.tar.zst"],
+            3,
+            &["R0324", "the bundle wf.tar.zst", "retouch fetch wf.tar.zst"],
+        ),
+        (
+            &["run", "wf.tar.zst", "--token-for", "tiny/other"],
+            3,
+            &["R0324"],
+        ),
+        (&["sweep", "wf.tar.zst", "--over", "steps=1,2"], 3, &[]),
+        (&["plan", "wf.tar.zst"], 3, &["R0324"]),
+        (&["check", "wf.tar.zst"], 0, &["R0324"]),
+        (&["diff", "picture.png", "wf.tar.zst"], 3, &["R0324"]),
+    ] {
+        let output = one.retouch(arguments);
+        refused(&output, exit, parts);
+        let asked = hub.asked();
+        assert!(asked.is_empty(), "{arguments:?}: {asked:?}");
+    }
+    let text = said(&one.retouch(&["run", "wf.tar.zst"]));
+    assert!(
+        text.contains("--fetch")
+            && text.contains("--token-for tiny/sd1")
+            && text.contains("11 files"),
+        "{text}"
+    );
+    // The user may want it; the token is for repositories that the user names.
+    for arguments in [
+        &["run", "wf.tar.zst", "--fetch"][..],
+        &["replay", "picture.png", "--fetch"],
+        &["fetch", "wf.tar.zst"],
+    ] {
+        let user = guest();
+        done(&user.retouch(arguments));
+        let asked = hub.asked();
+        assert!(contents(&asked).len() >= 11, "{arguments:?}");
+        assert_eq!(with_token(&asked), 0, "{arguments:?}: {asked:?}");
+        // What is in the cache needs no consent, and nobody is asked about it.
+        done(&user.retouch(&["run", "wf.tar.zst"]));
+        done(&user.retouch(&["replay", "picture.png"]));
+        let asked = hub.asked();
+        assert!(asked.is_empty(), "{arguments:?}: {asked:?}");
+    }
+    for arguments in [
+        &["run", "wf.tar.zst", "--token-for", "tiny/sd1"][..],
+        &["replay", "picture.png", "--token-for", "tiny/sd1"],
+        &["fetch", "wf.tar.zst", "--token-for", "tiny/sd1"],
+    ] {
+        let user = guest();
+        done(&user.retouch(arguments));
+        let asked = hub.asked();
+        let stored = asked.iter().filter(|one| one.path.starts_with("STORE"));
+        assert_eq!(
+            with_token(&asked),
+            asked.len() - stored.count(),
+            "{arguments:?}"
+        );
+    }
+    // A private one says what is missing.
+    hub.rule(|rules| rules.private = true);
+    let user = guest();
+    refused(
+        &user.retouch(&["run", "wf.tar.zst", "--fetch"]),
+        3,
+        &["R0327", "your token was not sent", "--token-for tiny/sd1"],
+    );
+    let user = guest();
+    done(&user.retouch(&["run", "wf.tar.zst", "--token-for", "tiny/sd1"]));
+    // A workflow file of the user's own is the user's word.
+    let user = guest();
+    done(&user.retouch(&["run", "wf.yaml"]));
+    assert!(with_token(&hub.asked()) > 0);
+    // Nothing is fetched offline, whatever is permitted.
+    let output = user.retouch(&["run", "wf.tar.zst", "--offline", "--fetch"]);
+    refused(&output, 2, &["--offline"]);
+}
+
+#[test]
+fn a_bundle_cannot_make_anybody_fetch_more_than_it_says() {
+    let hub = Hub::new();
+    let maker = User::new(&hub);
+    done(&maker.retouch(&["bundle", "wf.yaml"]));
+    // At the commit that the bundle names there is another, larger model.
+    let mut files = tiny();
+    files.get_mut(UNET).unwrap().extend_from_slice(&[0; 4096]);
+    hub.publish("tiny/sd1", COMMIT, &files);
+    let guest = User::new(&hub);
+    std::fs::copy(maker.path("wf.tar.zst"), guest.path("wf.tar.zst")).unwrap();
+    hub.asked();
+    refused(
+        &guest.retouch(&["run", "wf.tar.zst", "--fetch"]),
+        3,
+        &["R0328", UNET, "it was not fetched"],
+    );
+    let got = contents(&hub.asked());
+    assert!(!got.iter().any(|path| path.ends_with(UNET)), "{got:?}");
+}
+
+/// Speaks TLS with the certificate of `tests/tls` in front of a hub; the port.
+fn behind_tls(hub: &Hub) -> u16 {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let tls = root().join("tests/tls");
+    let certificate = CertificateDer::from_pem_file(tls.join("server.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(tls.join("server.key")).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(
+        rustls::crypto::ring::default_provider().into(),
+    )
+    .with_safe_default_protocol_versions()
+    .unwrap()
+    .with_no_client_auth()
+    .with_single_cert(vec![certificate], key)
+    .unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (port, plain) = (listener.local_addr().unwrap().port(), hub.port);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+            std::thread::spawn(move || {
+                let mut client = BufReader::new(rustls::StreamOwned::new(connection, stream));
+                let mut request = String::new();
+                // A client that does not trust us sends nothing.
+                while !request.ends_with("\r\n\r\n") {
+                    if !client.read_line(&mut request).is_ok_and(|count| count > 0) {
+                        return;
+                    }
+                }
+                let mut server = TcpStream::connect(("127.0.0.1", plain)).unwrap();
+                server.write_all(request.as_bytes()).unwrap();
+                let mut answer = Vec::new();
+                server.read_to_end(&mut answer).unwrap();
+                let _ = client.get_mut().write_all(&answer);
+                client.get_mut().conn.send_close_notify();
+                let _ = client.get_mut().flush();
+            });
+        }
+    });
+    port
+}
+
+#[cfg(all(unix, not(target_vendor = "apple")))]
+#[test]
+fn authorities_that_the_system_trusts_are_trusted_and_no_others() {
+    let hub = Hub::new();
+    // Small files alone: what is large lies on another server, which speaks no TLS here.
+    let mut files = tiny();
+    files.retain(|name, _| !name.ends_with(".safetensors"));
+    hub.publish("tiny/sd1", COMMIT, &files);
+    let mut user = User::new(&hub);
+    user.endpoint = format!("https://localhost:{}", behind_tls(&hub));
+    let trusting = |authority: &Path| {
+        let mut command = user.command(&["run", "wf.yaml"]);
+        command.env("SSL_CERT_FILE", authority);
+        command.env_remove("SSL_CERT_DIR").output().unwrap()
+    };
+    // Another authority than the one that signed.
+    let tls = root().join("tests/tls");
+    refused(&trusting(&tls.join("server.pem")), 3, &["R0325"]);
+    assert!(hub.asked().is_empty(), "nothing was sent to a stranger");
+    // No authority at all: those that come with the program, which do not know it either.
+    refused(&trusting(Path::new("/nothing.pem")), 3, &["R0325"]);
+    assert!(hub.asked().is_empty(), "nothing was sent to a stranger");
+    refused(&trusting(&tls.join("authority.pem")), 3, &["R0322"]);
+    assert_eq!(
+        hub.asked().len(),
+        1,
+        "the list was fetched, and lacks the weights"
+    );
+}
+
+#[test]
 fn a_repository_a_revision_and_a_file_that_are_not_there_are_told_apart() {
     let hub = Hub::new();
     let user = User::new(&hub);
@@ -1059,9 +1318,9 @@ fn a_picture_and_a_bundle_name_the_commit_and_carry_no_model() {
     let copy = |from: &str, to: &str| std::fs::copy(user.path(from), other.path(to)).unwrap();
     copy("out/picture.png", "picture.png");
     copy("wf.tar.zst", "wf.tar.zst");
-    let text = done(&other.retouch(&["replay", "picture.png"]));
+    let text = done(&other.retouch(&["replay", "picture.png", "--fetch"]));
     assert!(text.contains("same"), "{text}");
-    done(&other.retouch(&["run", "wf.tar.zst"]));
+    done(&other.retouch(&["run", "wf.tar.zst", "--fetch"]));
     let pixels = |path: PathBuf| image::open(path).unwrap().to_rgb8();
     assert!(pixels(user.path("out/picture.png")) == pixels(other.path("out/picture.png")));
     // The workflow as it is now is of another model.

@@ -91,7 +91,7 @@ fn every_picture_of_the_shipped_workflows_is_drawn_again_to_the_byte() {
     let pictures = pictures(&place.path().join("out"));
     assert!(pictures.len() >= 20, "{pictures:?}");
     for picture in &pictures {
-        // From the cache, and saved elsewhere: the recipe of the copy is the recipe of the original.
+        // Saved elsewhere: the recipe of the copy is the recipe of the original.
         let heard = place.done(&["replay", picture.to_str().unwrap(), "-q", "--out", "again"]);
         assert!(
             heard.contains("drawn again, the same bytes"),
@@ -99,15 +99,152 @@ fn every_picture_of_the_shipped_workflows_is_drawn_again_to_the_byte() {
             picture.display()
         );
     }
-    // Drawn anew, with nothing kept: one of each workflow will do.
-    for name in [
-        "layout-and-retouch/43.png",
-        "compare/42.png",
-        "sweep/sheet.png",
+}
+
+/// A workflow without a model: quick to draw.
+const SMALL: &str = "schema: retouch/v1
+params: {photo: {type: path, default: ../references/teddy/01.png}, size: {type: int, default: 24}, side: {type: int, default: 16}}
+nodes:
+  photo: {op: load_image, path: $params.photo}
+  small: {op: resize_image, image: $photo, width: $params.size, height: $params.side}
+outputs: {small: {value: $small, save: \"small.png\"}}
+";
+
+#[test]
+fn a_contact_sheet_carries_its_recipe_whatever_the_command_line_changes_about_its_axes() {
+    let place = Place::new();
+    let text = format!(
+        "{SMALL}sweep:
+  matrix: {{size: [16, 24], side: [8, 16]}}
+  grid: {{rows: side, columns: size, save: sheet.png, cell: 32}}
+"
+    );
+    std::fs::write(place.path().join("box/workflows/swept.yaml"), text).unwrap();
+    let sheet = |arguments: &[&str]| {
+        let mut all = vec![
+            "sweep",
+            "box/workflows/swept.yaml",
+            "-q",
+            "--exists",
+            "replace",
+        ];
+        all.extend(arguments);
+        place.done(&all);
+        let shown = place.done(&["show", "out/sheet.png", "--json"]);
+        let heard = place.done(&["replay", "out/sheet.png", "-q"]);
+        assert!(heard.contains("the same bytes"), "{arguments:?}: {heard}");
+        let recipe: Json = serde_json::from_str(&shown).unwrap();
+        recipe["workflow"].as_str().unwrap().to_owned()
+    };
+    // As it is written, to the byte: a recipe of before is a recipe of now.
+    let workflow = sheet(&[]);
+    let grid = "  grid: {rows: [side], columns: [size], save: sheet.png, cell: 32}\n";
+    assert!(workflow.ends_with(grid), "{workflow}");
+    // A param of the file's axes is fixed; all are; another one varies besides.
+    let workflow = sheet(&["--set", "side=8"]);
+    assert!(workflow.contains("rows: [], columns: [size]"), "{workflow}");
+    let workflow = sheet(&["--over", "size=16,32", "--set", "side=8"]);
+    assert!(workflow.contains("{size: 32}"), "{workflow}");
+    let workflow = sheet(&["--set", "side=8", "--set", "size=16"]);
+    assert!(workflow.contains("    - {}\n"), "{workflow}");
+    let photos = "photo=../references/teddy/01.png,../references/teddy/02.png";
+    let folder = place.path().join("box/workflows");
+    let photos = photos.replace("..", folder.parent().unwrap().to_str().unwrap());
+    let workflow = sheet(&["--over", &photos]);
+    assert!(workflow.contains("columns: [size, photo]"), "{workflow}");
+}
+
+/// The pixels and the chunks before them of a PNG that the program saved.
+fn unpacked(path: &Path) -> (png::OutputInfo, Vec<u8>, Vec<u8>) {
+    let bytes = std::fs::read(path).unwrap();
+    let mut reader = png::Decoder::new(std::io::Cursor::new(&bytes))
+        .read_info()
+        .unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+    let info = reader.next_frame(&mut pixels).unwrap();
+    // The signature and IHDR, then the recipe.
+    let length = u32::from_be_bytes(bytes[33..37].try_into().unwrap()) as usize;
+    assert_eq!(&bytes[37..41], b"iTXt");
+    (info, pixels, bytes[33..33 + length + 12].to_vec())
+}
+
+#[test]
+fn replay_draws_and_tells_the_same_from_rounding_and_from_another_picture() {
+    let place = Place::new();
+    std::fs::write(place.path().join("box/workflows/small.yaml"), SMALL).unwrap();
+    place.done(&["run", "box/workflows/small.yaml", "-q"]);
+    let original = place.path().join("out/small.png");
+    // All of it is in the cache, and none of it is taken from there.
+    let replay = |picture: &Path, code: i32| -> Vec<Json> {
+        let output = place.run(&["replay", picture.to_str().unwrap(), "--json"]);
+        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        lines.collect()
+    };
+    let events = replay(&original, 0);
+    let count = |name: &str| events.iter().filter(|event| event["event"] == name).count();
+    assert_eq!((count("node_finished"), count("node_reused")), (2, 0));
+    let (info, pixels, recipe) = unpacked(&original);
+    let changed = |name: &str, values: usize, by: u8| {
+        let mut pixels = pixels.clone();
+        for value in pixels.iter_mut().take(values) {
+            *value = value.checked_add(by).unwrap_or(*value - by);
+        }
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, info.width, info.height);
+        encoder.set_color(info.color_type);
+        encoder.set_depth(info.bit_depth);
+        let mut writer = encoder.write_header().unwrap();
+        writer.write_image_data(&pixels).unwrap();
+        writer.finish().unwrap();
+        bytes.splice(33..33, recipe.iter().copied());
+        let path = place.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    let of = pixels.len();
+    for (name, values, by, result, code) in [
+        ("packed.png", 0, 0, "same_pixels", 0),
+        ("rounded.png", of / 100, 1, "equal_up_to_rounding", 0),
+        ("many.png", of / 100 + 1, 1, "differs", 1),
+        ("far.png", 1, 2, "differs", 1),
     ] {
-        let heard = place.done(&["replay", &format!("out/{name}"), "-q", "--no-cache"]);
-        assert!(heard.contains("the same bytes"), "{name}: {heard}");
+        let path = changed(name, values, by);
+        let events = replay(&path, code);
+        let told = events
+            .iter()
+            .find(|event| event["event"] == "replayed")
+            .unwrap();
+        assert_eq!(told["result"], result, "{told}");
+        let differ = match values {
+            0 => serde_json::json!([null, null, null]),
+            values => serde_json::json!([values, of, by]),
+        };
+        let told = serde_json::json!([told["values"], told["of"], told["most"]]);
+        assert_eq!(told, differ, "{name}");
     }
+    let heard = place.done(&["replay", "rounded.png", "-q"]);
+    assert!(heard.contains("equal up to rounding"), "{heard}");
+    // Another size.
+    std::fs::write(place.path().join("box/workflows/other.yaml"), SMALL).unwrap();
+    let other = [
+        "run",
+        "box/workflows/other.yaml",
+        "-q",
+        "--set",
+        "size=25",
+        "--out",
+        "o",
+    ];
+    place.done(&[&other[..], &["--no-provenance"]].concat());
+    let mut bytes = std::fs::read(place.path().join("o/small.png")).unwrap();
+    bytes.splice(33..33, recipe.iter().copied());
+    let path = place.path().join("larger.png");
+    std::fs::write(&path, bytes).unwrap();
+    let events = replay(&path, 1);
+    assert_eq!(events[events.len() - 2]["result"], "other_size");
+    assert_eq!(events[events.len() - 1]["code"], "R1213");
 }
 
 #[test]

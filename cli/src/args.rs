@@ -209,6 +209,22 @@ pub struct SharingArgs {
     pub max_unpacked: Option<u64>,
 }
 
+/// What is fetched for a bundle or a picture, which somebody else may have made.
+#[derive(Args, Clone, Debug, Default)]
+pub struct FetchingArgs {
+    /// Fetch the models on hubs that a bundle or a picture names, without asking and without your token.
+    #[arg(long, conflicts_with = "offline", help_heading = "Sharing")]
+    pub fetch: bool,
+    /// Fetch this repository though a bundle or a picture names it, and send your token for it.
+    #[arg(
+        long,
+        value_name = "OWNER/NAME",
+        conflicts_with = "offline",
+        help_heading = "Sharing"
+    )]
+    pub token_for: Vec<String>,
+}
+
 /// What of a lock is demanded.
 #[derive(Args, Clone, Debug, Default)]
 pub struct LockedArgs {
@@ -371,6 +387,9 @@ pub struct FetchArgs {
     /// What sets their params.
     #[command(flatten)]
     pub params: ParamArgs,
+    /// Send your token for this repository though a bundle names it.
+    #[arg(long, value_name = "OWNER/NAME", help_heading = "Sharing")]
+    pub token_for: Vec<String>,
     /// Where they come from.
     #[command(flatten)]
     pub sharing: SharingArgs,
@@ -411,6 +430,9 @@ pub struct RunArgs {
     /// Where it comes from, and what of a lock is demanded.
     #[command(flatten)]
     pub locked: LockedArgs,
+    /// What is fetched for a bundle.
+    #[command(flatten)]
+    pub fetching: FetchingArgs,
     /// What is kept.
     #[command(flatten)]
     pub cache: CacheArgs,
@@ -585,6 +607,9 @@ pub struct SweepArgs {
     /// Where it comes from.
     #[command(flatten)]
     pub sharing: SharingArgs,
+    /// What is fetched for a bundle.
+    #[command(flatten)]
+    pub fetching: FetchingArgs,
     /// What is kept.
     #[command(flatten)]
     pub cache: CacheArgs,
@@ -814,6 +839,9 @@ pub struct ReplayArgs {
     /// Where what it was made of is.
     #[command(flatten)]
     pub sharing: SharingArgs,
+    /// What is fetched for it.
+    #[command(flatten)]
+    pub fetching: FetchingArgs,
     /// What is kept.
     #[command(flatten)]
     pub cache: CacheArgs,

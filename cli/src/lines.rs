@@ -74,7 +74,7 @@ pub enum Line {
         picture: PathBuf,
         /// How it compares.
         result: Replay,
-        /// The values of pixels that differ; null unless the picture is another one of the same size.
+        /// The values of pixels that differ; null where none does or the size is another one.
         values: Option<usize>,
         /// How many there are.
         of: Option<usize>,
@@ -221,6 +221,8 @@ pub enum Replay {
     SameBytes,
     /// It is the same; what it says of itself, or how it is packed, differs.
     SamePixels,
+    /// It is the same up to rounding: at most 1 % of its values differ, each by 1 of 255.
+    EqualUpToRounding,
     /// It is another one.
     Differs,
     /// It has another size.

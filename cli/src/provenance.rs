@@ -25,6 +25,9 @@ use crate::output::tell;
 const KEYWORD: &str = "retouch";
 /// A recipe is a few kilobytes; what unpacks to more than this is none.
 const MOST: usize = 16 << 20;
+/// The files of a recipe and the bytes of a path in it: more is none of ours, and would be looked for in many places.
+const MOST_FILES: usize = 10_000;
+const MOST_PATH: usize = 4096;
 /// The bytes of the largest picture that is read.
 const MOST_PICTURE: u64 = 2 << 30;
 /// The bytes of a PNG's signature and its first chunk, IHDR, behind which the recipe stands.
@@ -279,9 +282,19 @@ pub fn read(path: &Path) -> Result<Provenance, Failure> {
     let provenance: Provenance =
         serde_json::from_str(&text).map_err(|e| none(&format!("carries a damaged recipe: {e}")))?;
     let strange = |path: &str| {
-        let text = format!("carries a recipe with the path `{}`", path.escape_debug());
+        // The beginning tells which one it is.
+        let text = format!(
+            "carries a recipe with the path `{:.100}`",
+            path.escape_debug().to_string()
+        );
         Err(none(&text))
     };
+    if provenance.files.len() > MOST_FILES {
+        let count = provenance.files.len();
+        return Err(none(&format!(
+            "carries a recipe of {count} files, which is too many"
+        )));
+    }
     for file in &provenance.files {
         if let Some(path) = [Some(&file.path), file.model.as_ref()]
             .into_iter()
@@ -320,6 +333,7 @@ fn is_on_hub(path: &str) -> bool {
 /// Whether a path in a recipe is relative, on every system.
 fn is_relative(path: &str) -> bool {
     !path.is_empty()
+        && path.len() <= MOST_PATH
         && !path.starts_with('/')
         && !path.contains(['\\', ':'])
         && !path.contains(char::is_control)
@@ -732,7 +746,7 @@ mod tests {
             // A bomb: 32 MiB of nothing.
             (embed(&picture(), &" ".repeat(32 << 20)).unwrap(), "damaged"),
         ];
-        for bad in ["/etc/passwd", "a/../../\\b", "C:/x", "", "a//b"] {
+        for bad in ["/etc/passwd", "a/../../\\b", "C:/x", "", "a//b", "a/"] {
             let mut bad_path = good.clone();
             bad_path["files"][0]["path"] = bad.into();
             cases.push((
@@ -740,6 +754,15 @@ mod tests {
                 "with the path",
             ));
         }
+        let mut long = good.clone();
+        long["files"][0]["path"] = "../".repeat(2_000_000).into();
+        cases.push((
+            embed(&picture(), &long.to_string()).unwrap(),
+            "with the path",
+        ));
+        let mut many = good.clone();
+        many["files"] = vec![good["files"][0].clone(); MOST_FILES + 1].into();
+        cases.push((embed(&picture(), &many.to_string()).unwrap(), "10001 files"));
         let mut odd = good.clone();
         odd["files"][0]["blake3"] = "a€€€€€".into();
         cases.push((

@@ -85,6 +85,17 @@ pub fn caching_engine_for(args: &DeviceArgs, store: &Store) -> Result<Engine, Fa
     Ok(caching_engine_on(runtime_for(args)?, store))
 }
 
+/// An engine with all ops as the command line says where and how to compute, which computes everything: nothing is read
+/// from the disk cache or written to it. Known digests of files are used.
+///
+/// # Errors
+/// When the device cannot be used.
+pub fn drawing_engine_for(args: &DeviceArgs, store: &Store) -> Result<Engine, Failure> {
+    let engine = caching_engine_on(runtime_for(args)?, &store.without_disk());
+    let digests = store.file("digests.json");
+    Ok(engine.with_files(Arc::new(DiskFiles::with_memo(digests))))
+}
+
 fn caching_engine_on(runtime: Runtime, store: &Store) -> Engine {
     // One runtime for both: what the cache moves to the device must be on the very one that computes.
     let runtime = Arc::new(runtime);

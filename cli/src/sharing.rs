@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use retouch_graph::problem::{Code, Problem, Source, Span};
+use retouch_graph::remote::Address;
 use retouch_graph::{
     Cancel, Checked, Difference, Digest, Engine, Files, FolderEntry, Lock, Problems, Redirect,
     RedirectedFiles, Settings, Sweep, Withheld, lock, remote,
@@ -13,7 +14,7 @@ use retouch_graph::{
 
 use crate::args::{ParamArgs, SharingArgs};
 use crate::bundle::{self, unpack};
-use crate::hub::{self, HubFiles, Mode};
+use crate::hub::{self, Consent, Foreign, HubFiles, Mode};
 use crate::output::tell;
 use crate::store::Store;
 use crate::{Exit, Failure, session};
@@ -79,12 +80,18 @@ pub fn models(args: &SharingArgs) -> Vec<PathBuf> {
     folders
 }
 
-/// An engine that reads models on hubs.
+/// An engine that reads models on hubs. `foreign` is the file that names them, when somebody else made it.
 #[must_use]
-pub fn hubs(engine: Engine, offline: bool, mode: Mode) -> (Engine, Arc<HubFiles>) {
+pub fn hubs(
+    engine: Engine,
+    offline: bool,
+    mode: Mode,
+    foreign: Option<Foreign>,
+) -> (Engine, Arc<HubFiles>) {
     let settings = hub::Settings::of_environment(offline);
     let inner = Arc::clone(engine.files());
-    let hub = Arc::new(HubFiles::new(inner, settings, mode));
+    let consent = foreign.map(|foreign| Consent::new(foreign, mode.permit()));
+    let hub = Arc::new(HubFiles::new(inner, settings, mode, consent));
     (engine.with_files(Arc::clone(&hub) as Arc<dyn Files>), hub)
 }
 
@@ -136,10 +143,11 @@ impl Input {
             Mode::Fetch { cancel, .. } => cancel.clone(),
             Mode::Look => Cancel::new(),
         };
-        let (engine, hub) = hubs(engine, args.offline, mode);
+        let foreign = bundle::is_bundle(file).then(|| Foreign::Bundle(file.to_owned()));
+        let (engine, hub) = hubs(engine, args.offline, mode, foreign.clone());
         let mut workflow = file.to_owned();
         let mut unpacked = None;
-        if bundle::is_bundle(file) {
+        if foreign.is_some() {
             let digest = engine.files().digest(file).map_err(|error| {
                 Failure::unreadable(format!("{} cannot be read: {error}", file.display()))
             })?;
@@ -213,6 +221,10 @@ impl Input {
         }
         self.hub
             .pin(there.as_ref().map(Lock::commits).unwrap_or_default());
+        if let (Some(consent), Some(there)) = (self.hub.consent(), &there) {
+            let sizes = there.files.iter();
+            consent.declare(sizes.map(|file| (PathBuf::from(&file.path), file.size)));
+        }
         let located = self.files.locate(there.as_ref(), self.folder());
         for folder in &located.cut {
             tell(&format!(
@@ -311,9 +323,16 @@ impl Input {
     fn allow(&self, settings: &Settings) {
         if let Some((_, _, confined)) = &self.bundle {
             let set = settings.set.iter().filter_map(|set| set.split_once('='));
-            let paths = set
+            let paths: Vec<PathBuf> = set
                 .filter(|(_, value)| !value.trim().is_empty())
-                .map(|(_, value)| clean(&remote::join(&settings.folder, value.trim())));
+                .map(|(_, value)| remote::join(&settings.folder, value.trim()))
+                .collect();
+            // A repository on a hub that the command line names is the user's choice, and no longer the bundle's.
+            if let Some(consent) = self.hub.consent() {
+                let named = paths.iter().filter_map(|path| Address::parse(path).ok());
+                named.for_each(|address| consent.name(address.repo()));
+            }
+            let paths = paths.iter().map(|path| clean(path));
             let given = paths.chain(settings.params.iter().map(|path| clean(path)));
             *lock_of(&confined.given) = given.collect();
         }

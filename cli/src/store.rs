@@ -217,6 +217,15 @@ impl Store {
         })
     }
 
+    /// The same without a folder on disk.
+    #[must_use]
+    pub fn without_disk(&self) -> Self {
+        Self {
+            folder: None,
+            ..self.clone()
+        }
+    }
+
     /// The disk tier, if there is one.
     ///
     /// # Errors

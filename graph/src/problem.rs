@@ -273,7 +273,7 @@ codes! {
     /// A file that a node reads is not what it should be.
     NodeContent = "R0323", "The file is there, but it is damaged, of another format, or lacks something that the node needs.";
     /// A model on a hub is not on this machine yet.
-    NotFetched = "R0324", "The workflow names a model on a hub (`hf://owner/name`), and not all of it is in the cache of the hub's programs. `check`, `plan` and editors fetch nothing; `run`, `watch`, `sweep` and `lock` do, and so does `retouch fetch FILE`. With `--offline` or HF_HUB_OFFLINE nothing is fetched at all.";
+    NotFetched = "R0324", "The workflow names a model on a hub (`hf://owner/name`), and not all of it is in the cache of the hub's programs. `check`, `plan` and editors fetch nothing; `run`, `watch`, `sweep` and `lock` do, and so does `retouch fetch FILE`. For a bundle or a picture, which somebody else may have made, they ask on a terminal or want `--fetch`, and send your token with `--token-for OWNER/NAME` alone. With `--offline` or HF_HUB_OFFLINE nothing is fetched at all.";
     /// A hub cannot be reached.
     HubUnreachable = "R0325", "The hub does not answer: there is no network, a proxy or a firewall is in the way, or it has a fault of its own. What was fetched so far is kept, and the next run goes on from there. With `--offline` only what is in the cache is used. HF_ENDPOINT names another hub.";
     /// There is no such thing on a hub.
@@ -385,7 +385,7 @@ codes! {
     /// What a picture was made of is not there.
     RecipeLost = "R1212", "A picture is drawn again from the very files that it was made of, known by what they hold. One of them is missing or holds something else now. Bring it back, or name the folder that has it with `--models DIR` or RETOUCH_MODELS.";
     /// A picture that was drawn again is another one.
-    ReplayDiffers = "R1213", "Everything that the picture was made of is the same, and it came out differently. Another processor, device or version of the program may round differently; `retouch show` says what it was made with.";
+    ReplayDiffers = "R1213", "Everything that the picture was made of is the same, and it came out differently. Another processor, device or version of the program may round differently, but where at most 1 % of the values differ, each by 1 of 255, the picture counts as equal. `retouch show` says what it was made with.";
     /// The run is not known.
     UnknownRun = "R1301", "`retouch runs` lists the runs that are written down, the newest first, with their names. The beginning of a name will do as long as only one begins so, and `last` is the newest. The last 1,000 are kept; a run with `--no-cache` is not written down.";
     /// The run cannot be verified.

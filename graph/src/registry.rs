@@ -645,11 +645,11 @@ fn sweep_schema() -> Json {
             }
         ]
     });
-    let cells = |description: &str| {
+    let cells = |description: &str, least: usize| {
         json!({
             "type": "array",
             "description": description,
-            "items": {"type": "object", "minProperties": 1}
+            "items": {"type": "object", "minProperties": least}
         })
     };
     json!({
@@ -658,8 +658,8 @@ fn sweep_schema() -> Json {
         "properties": {
             "workflow": {"type": "string", "description": "The workflow that is swept, by a path relative to this file, which then has no nodes of its own."},
             "matrix": {"type": ["object", "null"], "description": "The values of each param; every combination of them is a cell.", "additionalProperties": values},
-            "include": cells("Cells beside those of the matrix."),
-            "exclude": cells("Cells of the matrix that are left out: those with all of these values."),
+            "include": cells("Cells beside those of the matrix.", 0),
+            "exclude": cells("Cells of the matrix that are left out: those with all of these values.", 1),
             "grid": {
                 "type": ["object", "null"],
                 "description": "A labelled contact sheet; further keys go to the op `grid`: cell, filter, gap, background.",

@@ -98,7 +98,7 @@ struct Sheet {
     column_labels: Vec<String>,
     output: String,
     save: Option<String>,
-    /// As it is written.
+    /// As it is written, with the axes that it has in this run.
     decl: SheetDecl,
     source: Source,
     span: Span,
@@ -1074,6 +1074,22 @@ impl Sweep {
                 })
                 .collect()
         };
+        // The axes as they are, not as they are written: `--set` takes params from them and `--over` adds some, and whoever
+        // reads the sheet's recipe knows nothing of either.
+        let effective = |written: &Option<Vec<Spanned<String>>>, names: &[String]| {
+            written.as_ref()?;
+            let span = decl.key_span;
+            let spanned = |name: &String| Spanned {
+                value: name.clone(),
+                span,
+            };
+            Some(names.iter().map(spanned).collect())
+        };
+        let decl = SheetDecl {
+            rows: effective(&decl.rows, &rows),
+            columns: effective(&decl.columns, &columns),
+            ..decl.clone()
+        };
         Some(Sheet {
             columns: column_keys.len(),
             row_labels: labels(&rows, &row_keys),
@@ -1081,9 +1097,9 @@ impl Sweep {
             places,
             output,
             save,
-            decl: decl.clone(),
-            source: source.clone(),
             span: decl.key_span,
+            decl,
+            source: source.clone(),
         })
     }
 

@@ -482,7 +482,8 @@ impl Reader<'_> {
                 .into_iter()
                 .filter(|(key, _)| !is_carried(&key.text))
                 .collect();
-            if value.is_empty() {
+            // An empty cell of `include` is the one of the defaults; one of `exclude` would be all of them.
+            if value.is_empty() && key.text == "exclude" {
                 self.fault(Code::BadSweep, span, format!("{what} is empty"), &help);
                 continue;
             }

@@ -18,7 +18,7 @@ use serde_json::{Value as Json, json};
 
 use crate::args::{DiffArgs, ExtractArgs, ReplayArgs, ShowArgs};
 use crate::commands::run;
-use crate::hub::Mode;
+use crate::hub::{Foreign, Mode};
 use crate::lines::{Line, Replay};
 use crate::output::{say, tell};
 use crate::progress::{JsonLines, Progress};
@@ -244,7 +244,7 @@ fn load(
     })
 }
 
-/// Draws a picture again and compares.
+/// Draws a picture again, from nothing, and compares.
 ///
 /// # Errors
 /// When what it was made of is not there or has another content, or the device cannot be used.
@@ -255,13 +255,20 @@ pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
     })?;
     let store = Store::of(&args.cache)?;
     session::threads(args.device.threads)?;
-    let engine = session::caching_engine_for(&args.device, &store)?;
+    // The cache may hold the very picture that is compared: it is not read, only the known digests of files are.
+    let engine = session::drawing_engine_for(&args.device, &store)?;
     check_models(&args.sharing)?;
     let models = models(&args.sharing);
     let cancel = Cancel::new();
     run::interrupts(&cancel)?;
-    let mode = Mode::fetching(&cancel, args.json, args.quiet);
-    let (engine, _) = hubs(engine, args.sharing.offline, mode);
+    let mode = Mode::fetching(&cancel, args.json, args.quiet)
+        .permitting(args.fetching.fetch, &args.fetching.token_for);
+    let foreign = Foreign::Picture(args.picture.clone());
+    let (engine, hub) = hubs(engine, args.sharing.offline, mode, Some(foreign));
+    if let Some(consent) = hub.consent() {
+        let sizes = recipe.files.iter();
+        consent.declare(sizes.map(|file| (PathBuf::from(&file.path), file.size)));
+    }
     let loaded = load(&recipe, &args.picture, &models, engine, args.json)?;
     let Loaded {
         plan,
@@ -315,7 +322,7 @@ pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
         }
     }
     let found = compare(&original, output, stamp.as_deref())?;
-    let another = matches!(found.result, Replay::Differs | Replay::OtherSize);
+    let another = found.is_another();
     if args.json {
         found.line(&args.picture).say()?;
         if another {
@@ -332,10 +339,16 @@ pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
     Ok(if another { Exit::Failed } else { Exit::Done })
 }
 
+/// The most that values may differ by, of 255, where a picture is equal up to rounding.
+const ROUNDING: u8 = 1;
+/// The share of a picture's values that may differ so: one in a hundred.
+const ROUNDED: usize = 100;
+
 /// How a picture that was drawn again compares.
+#[derive(Debug, PartialEq)]
 struct Found {
     result: Replay,
-    /// The values that differ, how many there are, the most by which one does.
+    /// The number of values that differ, the number of values, and the largest difference.
     differ: Option<(usize, usize, u8)>,
 }
 
@@ -345,6 +358,48 @@ impl Found {
             result,
             differ: None,
         }
+    }
+
+    /// Compares a picture with the file that was drawn again.
+    fn between(original: &[u8], drawn: &[u8]) -> Self {
+        if drawn == original {
+            return Self::of(Replay::SameBytes);
+        }
+        // Only a picture of the size of what was drawn is unpacked: what it says of itself may be anything.
+        if shape(original) != shape(drawn) {
+            return Self::of(Replay::OtherSize);
+        }
+        let (Some(a), Some(b)) = (pixels(original), pixels(drawn)) else {
+            return Self::of(Replay::OtherSize);
+        };
+        let distances = || a.iter().zip(&b).map(|(a, b)| a.abs_diff(*b));
+        let values = distances().filter(|distance| *distance > 0).count();
+        let most = distances().max().unwrap_or(0);
+        if values == 0 {
+            return Self::of(Replay::SamePixels);
+        }
+        let rounded = most <= ROUNDING && values <= a.len() / ROUNDED;
+        Self {
+            result: match rounded {
+                true => Replay::EqualUpToRounding,
+                false => Replay::Differs,
+            },
+            differ: Some((values, a.len(), most)),
+        }
+    }
+
+    /// A number by which the nearest of several pictures is chosen.
+    fn distance(&self) -> usize {
+        match (self.result, self.differ) {
+            (_, Some((values, ..))) => values,
+            (Replay::OtherSize, None) => usize::MAX,
+            (_, None) => 0,
+        }
+    }
+
+    /// Whether it is another picture.
+    fn is_another(&self) -> bool {
+        matches!(self.result, Replay::Differs | Replay::OtherSize)
     }
 
     fn line(&self, picture: &Path) -> Line {
@@ -358,21 +413,24 @@ impl Found {
     }
 
     fn describe(&self, recipe: &Provenance) -> String {
-        match (self.result, self.differ) {
-            (Replay::SameBytes, _) => "drawn again, the same bytes".to_owned(),
-            (Replay::SamePixels, _) if recipe.tool != provenance::tool() => format!(
-                "drawn again, the same picture; what it says of itself differs ({} -> {})",
+        let differ = self.differ.map(|(values, of, most)| {
+            format!("{values} of {of} values differ, by at most {most} of 255")
+        });
+        let differ = differ.unwrap_or_default();
+        match self.result {
+            Replay::SameBytes => "drawn again, the same bytes".to_owned(),
+            Replay::SamePixels if recipe.tool != provenance::tool() => format!(
+                "drawn again, the same pixels; the recipe or its encoding differs ({} -> {})",
                 recipe.tool,
                 provenance::tool()
             ),
-            (Replay::SamePixels, _) => {
-                "drawn again, the same picture; what it says of itself, or how it is packed, differs"
+            Replay::SamePixels => {
+                "drawn again, the same pixels; the recipe or the encoding of the file differs"
                     .to_owned()
             }
-            (Replay::Differs, Some((values, of, most))) => format!(
-                "drawn again, ANOTHER picture: {values} of {of} values differ, by {most} of 255 at most"
-            ),
-            (Replay::Differs | Replay::OtherSize, _) => {
+            Replay::EqualUpToRounding => format!("drawn again, equal up to rounding: {differ}"),
+            Replay::Differs => format!("drawn again, ANOTHER picture: {differ}"),
+            Replay::OtherSize => {
                 "drawn again, ANOTHER picture: the file has another size or other colours, or is damaged"
                     .to_owned()
             }
@@ -390,38 +448,19 @@ fn compare(
         .value
         .encode("png")
         .map_err(|e| Failure::failed(e.to_string()))?;
-    let mut best: Option<(usize, Found)> = None;
-    for file in files {
-        let file = match stamp {
-            Some(stamp) => stamp.stamp(&output.name, "png", file),
-            None => file,
-        };
-        if file == original {
-            return Ok(Found::of(Replay::SameBytes));
-        }
-        // Only a picture of the size of what was drawn is unpacked: what it says of itself may be anything.
-        let found = if shape(original) != shape(&file) {
-            (usize::MAX, Found::of(Replay::OtherSize))
-        } else {
-            let (Some(a), Some(b)) = (pixels(original), pixels(&file)) else {
-                continue;
-            };
-            let differ = a.iter().zip(&b).filter(|(a, b)| a != b).count();
-            let most = (a.iter().zip(&b).map(|(a, b)| a.abs_diff(*b))).max();
-            let found = match differ {
-                0 => Found::of(Replay::SamePixels),
-                differ => Found {
-                    result: Replay::Differs,
-                    differ: Some((differ, a.len(), most.unwrap_or(0))),
-                },
-            };
-            (differ, found)
-        };
-        if best.as_ref().is_none_or(|best| found.0 < best.0) {
-            best = Some(found);
-        }
-    }
-    Ok(best.map_or_else(|| Found::of(Replay::OtherSize), |(_, found)| found))
+    let stamped = files.into_iter().map(|file| match stamp {
+        Some(stamp) => stamp.stamp(&output.name, "png", file),
+        None => file,
+    });
+    Ok(nearest(original, stamped))
+}
+
+/// How a picture compares with the nearest of several files.
+fn nearest(original: &[u8], drawn: impl Iterator<Item = Vec<u8>>) -> Found {
+    drawn
+        .map(|drawn| Found::between(original, &drawn))
+        .min_by_key(|found| (found.distance(), found.result != Replay::SameBytes))
+        .unwrap_or_else(|| Found::of(Replay::OtherSize))
 }
 
 /// What tells whether two PNGs can be compared value by value: size, colours, frames.
@@ -636,4 +675,77 @@ fn print(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIDE: u32 = 20;
+
+    /// A picture of 400 grey values, with a text of its own and some of the values moved.
+    fn picture(side: u32, text: &str, moved: &[(usize, u8)]) -> Vec<u8> {
+        let mut values: Vec<u8> = (0..side * side).map(|at| (at % 200) as u8).collect();
+        for (at, by) in moved {
+            values[*at] += by;
+        }
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, side, side);
+        encoder.set_color(png::ColorType::Grayscale);
+        encoder
+            .add_text_chunk("note".to_owned(), text.to_owned())
+            .unwrap();
+        let mut writer = encoder.write_header().unwrap();
+        writer.write_image_data(&values).unwrap();
+        writer.finish().unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_picture_is_the_same_equal_up_to_rounding_or_another_one() {
+        let drawn = picture(SIDE, "a", &[]);
+        let found = |original: &[u8]| {
+            let found = Found::between(original, &drawn);
+            assert_eq!(
+                found.is_another(),
+                matches!(found.result, Replay::Differs | Replay::OtherSize)
+            );
+            (found.result, found.differ)
+        };
+        assert_eq!(found(&drawn), (Replay::SameBytes, None));
+        let text = picture(SIDE, "b", &[]);
+        assert_eq!(found(&text), (Replay::SamePixels, None));
+        // One value in a hundred by 1, and no more.
+        let four: Vec<(usize, u8)> = (0..4).map(|at| (at * 7, 1)).collect();
+        let rounded = picture(SIDE, "b", &four);
+        let differ = Some((4, 400, 1));
+        assert_eq!(found(&rounded), (Replay::EqualUpToRounding, differ));
+        let five: Vec<(usize, u8)> = (0..5).map(|at| (at * 7, 1)).collect();
+        let many = picture(SIDE, "b", &five);
+        assert_eq!(found(&many), (Replay::Differs, Some((5, 400, 1))));
+        let far = picture(SIDE, "b", &[(3, 2)]);
+        assert_eq!(found(&far), (Replay::Differs, Some((1, 400, 2))));
+        let larger = picture(SIDE + 1, "a", &[]);
+        assert_eq!(found(&larger), (Replay::OtherSize, None));
+        for cut in [0, 9, 40, drawn.len() / 2] {
+            assert_eq!(found(&drawn[..cut]), (Replay::OtherSize, None), "{cut}");
+        }
+    }
+
+    #[test]
+    fn of_several_pictures_the_nearest_is_compared() {
+        let original = picture(SIDE, "a", &[]);
+        let far = picture(SIDE, "a", &[(3, 9), (5, 9)]);
+        let text = picture(SIDE, "b", &[]);
+        let large = picture(SIDE + 1, "a", &[]);
+        let of = |drawn: &[&Vec<u8>]| {
+            let drawn = drawn.iter().map(|file| (*file).clone());
+            nearest(&original, drawn).result
+        };
+        assert_eq!(of(&[&large, &far, &text, &original]), Replay::SameBytes);
+        assert_eq!(of(&[&large, &far, &text]), Replay::SamePixels);
+        assert_eq!(of(&[&large, &far]), Replay::Differs);
+        assert_eq!(of(&[&large]), Replay::OtherSize);
+        assert_eq!(of(&[]), Replay::OtherSize);
+    }
 }

@@ -35,7 +35,8 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     let (places, locked) = (&args.locked.sharing, args.locked.locked);
     let cancel = Cancel::new();
     interrupts(&cancel)?;
-    let mode = Mode::fetching(&cancel, args.json, args.quiet);
+    let mode = Mode::fetching(&cancel, args.json, args.quiet)
+        .permitting(args.fetching.fetch, &args.fetching.token_for);
     let (input, engine) = match Input::open_with(&args.file, places, locked, &store, engine, mode) {
         Ok(opened) => opened,
         Err(stop) => return stop.tell(args.json),

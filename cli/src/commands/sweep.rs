@@ -47,7 +47,8 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     run::interrupts(&cancel)?;
     let mode = match args.dry_run {
         true => Mode::Look,
-        false => Mode::fetching(&cancel, args.json, args.quiet),
+        false => Mode::fetching(&cancel, args.json, args.quiet)
+            .permitting(args.fetching.fetch, &args.fetching.token_for),
     };
     let opened = Input::open_with(&args.file, &args.sharing, false, &store, engine, mode);
     let (input, engine) = match opened {

@@ -125,10 +125,7 @@ fn load(record: &Record, store: &Store, engine: Engine, mode: Mode) -> Result<Lo
         max_unpacked: asked.max_unpacked,
     };
     // Nothing is written into the user's cache: a bundle is unpacked to a folder that goes.
-    let store = Store {
-        folder: None,
-        ..store.clone()
-    };
+    let store = store.without_disk();
     let (input, engine) = Input::open_with(&asked.file, &sharing, false, &store, engine, mode)?;
     let params = ParamArgs {
         set: asked.set.clone(),

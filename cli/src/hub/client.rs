@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use retouch_graph::Withheld;
@@ -10,6 +11,7 @@ use retouch_graph::remote::{self, Address};
 use serde::{Deserialize, Serialize};
 use ureq::http::header::HeaderMap;
 use ureq::http::{Response, Uri};
+use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 use super::{Settings, withheld};
@@ -30,6 +32,9 @@ pub struct Listed {
     pub size: Option<u64>,
     /// The SHA-256 digest of a large file, when the hub says.
     pub sha256: Option<String>,
+    /// Git's name of a small file, when the hub says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub git: Option<String>,
 }
 
 /// What a commit of a repository holds.
@@ -51,9 +56,19 @@ pub struct Announced {
 impl Announced {
     /// The SHA-256 digest of the content, when that is what it is called by: so it is with large files.
     pub fn sha256(&self) -> Option<&str> {
-        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        (self.etag.len() == 64 && self.etag.bytes().all(hex)).then_some(self.etag.as_str())
+        is_hex(&self.etag, 64).then_some(self.etag.as_str())
     }
+
+    /// Git's name of the content (the SHA-1 digest of a blob), when that is what it is called by: so it is with small files.
+    pub fn git(&self) -> Option<&str> {
+        is_hex(&self.etag, 40).then_some(self.etag.as_str())
+    }
+}
+
+/// Whether a text is a digest of so many lower-case hexadecimal digits.
+fn is_hex(text: &str, digits: usize) -> bool {
+    let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    text.len() == digits && text.bytes().all(hex)
 }
 
 /// Why a request did not do.
@@ -75,10 +90,41 @@ impl Refused {
 
 /// Asks one hub.
 pub struct Client {
-    agent: Agent,
+    /// Made for the first request: most commands make none.
+    agent: OnceLock<Agent>,
+    silence: Duration,
     endpoint: String,
     origin: Option<(String, String, u16)>,
     token: Option<String>,
+}
+
+/// Who vouches for servers: the authorities that the system trusts, as a company's proxy has one of its own. Where the
+/// system has none at all, as in a bare container, those of Mozilla that come with the program.
+fn authorities() -> RootCerts {
+    #[cfg(all(unix, not(target_vendor = "apple")))]
+    if rustls_native_certs::load_native_certs().certs.is_empty() {
+        return RootCerts::WebPki;
+    }
+    RootCerts::PlatformVerifier
+}
+
+fn agent(silence: Duration) -> Agent {
+    let silence = Some(silence);
+    Agent::config_builder()
+        .http_status_as_error(false)
+        // Redirects are followed here, so that the token stays where it belongs.
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .timeout_resolve(Some(CONNECT))
+        .timeout_connect(Some(CONNECT))
+        .timeout_recv_response(silence)
+        .timeout_per_read(silence)
+        .user_agent(concat!("retouch/", env!("CARGO_PKG_VERSION")))
+        // Digests and sizes are of the file as it is.
+        .accept_encoding("identity")
+        .tls_config(TlsConfig::builder().root_certs(authorities()).build())
+        .build()
+        .into()
 }
 
 /// The scheme, host and port of an address.
@@ -135,23 +181,9 @@ fn is_etag(text: &str) -> bool {
 impl Client {
     /// Makes a client; nothing is asked yet.
     pub fn new(settings: &Settings) -> Self {
-        let silence = Some(settings.silence);
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            // Redirects are followed here, so that the token stays where it belongs.
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .timeout_resolve(Some(CONNECT))
-            .timeout_connect(Some(CONNECT))
-            .timeout_recv_response(silence)
-            .timeout_per_read(silence)
-            .user_agent(concat!("retouch/", env!("CARGO_PKG_VERSION")))
-            // Digests and sizes are of the file as it is.
-            .accept_encoding("identity")
-            .build()
-            .into();
         Self {
-            agent,
+            agent: OnceLock::new(),
+            silence: settings.silence,
             endpoint: settings.endpoint.clone(),
             origin: origin(&settings.endpoint),
             token: settings.token.clone(),
@@ -176,10 +208,11 @@ impl Client {
 
     /// One request; the token goes to the hub's own host alone.
     fn once(&self, head: bool, url: &str, from: Option<u64>) -> Result<Response<Body>, Refused> {
+        let agent = self.agent.get_or_init(|| agent(self.silence));
         let mut request = if head {
-            self.agent.head(url)
+            agent.head(url)
         } else {
-            self.agent.get(url)
+            agent.get(url)
         };
         if let Some(token) = &self.token
             && origin(url) == self.origin
@@ -259,6 +292,8 @@ impl Client {
         struct Sibling {
             rfilename: String,
             size: Option<u64>,
+            #[serde(rename = "blobId")]
+            blob: Option<String>,
             lfs: Option<Lfs>,
         }
         #[derive(Deserialize)]
@@ -276,10 +311,15 @@ impl Client {
             .filter(|file| file.rfilename.split('/').all(remote::is_part))
             .take(MOST_FILES)
             .map(|file| {
+                // Of a large file git knows a pointer alone, whose name says nothing about the content.
+                let git = file
+                    .blob
+                    .filter(|blob| file.lfs.is_none() && is_hex(blob, 40));
                 let (sha256, large) = file.lfs.map_or((None, None), |lfs| (lfs.sha256, lfs.size));
                 let listed = Listed {
                     size: file.size.or(large),
                     sha256: sha256.map(|text| text.to_ascii_lowercase()),
+                    git,
                 };
                 (file.rfilename, listed)
             })

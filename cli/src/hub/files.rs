@@ -10,6 +10,7 @@ use retouch_graph::remote::{self, Address};
 use retouch_graph::{Digest, FileStamp, Files, FolderEntry, Sought, Withheld};
 
 use super::client::{Client, Listing, Refused};
+use super::consent::Consent;
 use super::store::{Shelf, Watch};
 use super::{Mode, Settings, withheld};
 use crate::store::size;
@@ -43,6 +44,10 @@ pub struct HubFiles {
     settings: Settings,
     mode: Mode,
     client: Client,
+    /// Asks without the user's token.
+    anonymous: Client,
+    /// What may be fetched, when the models are named by a file that somebody else made.
+    consent: Option<Consent>,
     state: Mutex<State>,
     /// One fetch at a time.
     fetching: Mutex<()>,
@@ -62,11 +67,23 @@ fn normal(path: &Path) -> PathBuf {
 }
 
 impl HubFiles {
-    /// Reads what is on this machine through `inner`.
-    pub fn new(inner: Arc<dyn Files>, settings: Settings, mode: Mode) -> Self {
+    /// Reads what is on this machine through `inner`. With a `consent` the models are named by a file that somebody else
+    /// made, and the hub is asked only as far as it goes.
+    pub fn new(
+        inner: Arc<dyn Files>,
+        settings: Settings,
+        mode: Mode,
+        consent: Option<Consent>,
+    ) -> Self {
+        let anonymous = Settings {
+            token: None,
+            ..settings.clone()
+        };
         Self {
             inner,
             client: Client::new(&settings),
+            anonymous: Client::new(&anonymous),
+            consent,
             settings,
             mode,
             state: Mutex::default(),
@@ -99,6 +116,38 @@ impl HubFiles {
 
     fn shelf(&self, address: &Address) -> Shelf {
         Shelf::new(&self.settings.cache, address)
+    }
+
+    /// What may be fetched, when somebody else names the models.
+    pub fn consent(&self) -> Option<&Consent> {
+        self.consent.as_ref()
+    }
+
+    /// Who asks for a repository: the user's token is sent for those that the user names.
+    fn client(&self, address: &Address) -> &Client {
+        match &self.consent {
+            Some(consent) if !consent.sends_token(&address.repo()) => &self.anonymous,
+            _ => &self.client,
+        }
+    }
+
+    /// A hub's refusal, with what to do about it where no token was sent though there is one.
+    fn refused(&self, address: &Address, mut why: Withheld) -> Withheld {
+        let repo = address.repo();
+        if let Some(consent) = &self.consent
+            && why.code == Code::HubDenied
+            && self.settings.token.is_some()
+            && !consent.sends_token(&repo)
+        {
+            why.help = consent.without_token(&repo);
+        }
+        why
+    }
+
+    /// That a model is not in the cache, and nobody agreed to fetch it.
+    fn unasked(consent: &Consent, address: &Address) -> Withheld {
+        let (message, help) = consent.refusal(address);
+        withheld(Code::NotFetched, message, help)
     }
 
     fn fetches(&self) -> bool {
@@ -151,17 +200,16 @@ impl HubFiles {
         let shelf = self.shelf(&whole);
         let settled = remote::is_commit(&wanted).then(|| wanted.clone());
         let cached = settled.or_else(|| shelf.commit(&wanted));
-        let known = |commit: String| Snapshot {
+        let snapshot = cached.map(|commit| Snapshot {
             listing: shelf.listing(&commit),
             commit,
+        });
+        let is_there = |snapshot: &Snapshot| {
+            snapshot.listing.is_some() || shelf.snapshot(&snapshot.commit).is_dir()
         };
         if !self.fetches() {
             // Not remembered: another program may fetch it while an editor is open.
-            let snapshot = cached.map(known);
-            let there = snapshot.filter(|snapshot| {
-                snapshot.listing.is_some() || shelf.snapshot(&snapshot.commit).is_dir()
-            });
-            return match there {
+            return match snapshot.filter(is_there) {
                 Some(snapshot) => Ok(Arc::new(snapshot)),
                 None => Err(self.absent(&format!("`{}`", model.display()))),
             };
@@ -170,7 +218,20 @@ impl HubFiles {
         if let Some(known) = lock(&self.state).snapshots.get(&model) {
             return known.clone();
         }
-        let resolved = self.ask(&whole, &shelf, cached.map(known));
+        let granted = match &self.consent {
+            None => true,
+            Some(consent) => consent.is_granted(address),
+        };
+        let resolved = match (snapshot, &self.consent) {
+            // The hub is not asked about what is in the cache unless the user wants it asked.
+            (Some(snapshot), _) if !granted && is_there(&snapshot) => Ok(Arc::new(snapshot)),
+            (_, Some(consent)) if !consent.may_list(address, &wanted, &self.settings.endpoint) => {
+                Err(Self::unasked(consent, address))
+            }
+            (snapshot, _) => self
+                .ask(&whole, &shelf, snapshot)
+                .map_err(|why| self.refused(address, why)),
+        };
         lock(&self.state).snapshots.insert(model, resolved.clone());
         resolved
     }
@@ -189,7 +250,7 @@ impl HubFiles {
             }
             cached => cached,
         };
-        match self.client.listing(address) {
+        match self.client(address).listing(address) {
             Ok((commit, listing)) => {
                 if remote::is_commit(wanted) && commit != wanted {
                     return Err(withheld(
@@ -253,7 +314,7 @@ impl HubFiles {
         if address.file.is_empty() || listed == Some(None) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let Mode::Fetch { cancel, teller } = &self.mode else {
+        let Mode::Fetch { cancel, teller, .. } = &self.mode else {
             let size = listed.flatten().and_then(|listed| listed.size);
             lock(&self.state).missed.insert(key, size);
             return Err(other(&self.absent(&format!("`{}`", path.display()))));
@@ -269,15 +330,42 @@ impl HubFiles {
         if place.is_file() {
             return Ok(place);
         }
-        let watch = Watch { cancel, teller };
-        let listing = snapshot.listing.as_ref();
-        shelf
-            .fetch(&self.client, &address, &snapshot.commit, listing, &watch)
+        self.fetch(&address, &snapshot, &Watch { cancel, teller })
             .map_err(|why| {
                 let error = other(&why);
                 lock(&self.state).failed.insert(key, why);
                 error
             })
+    }
+
+    /// Fetches a file, if the models are the user's own choice or the user agrees.
+    fn fetch(
+        &self,
+        address: &Address,
+        snapshot: &Snapshot,
+        watch: &Watch<'_>,
+    ) -> Result<PathBuf, Withheld> {
+        let path = PathBuf::from(address.to_string());
+        let (commit, listing) = (&snapshot.commit, snapshot.listing.as_ref());
+        let mut expected = None;
+        if let Some(consent) = &self.consent {
+            if !consent.may_fetch(address, &path, commit, listing, &self.settings.endpoint) {
+                return Err(Self::unasked(consent, address));
+            }
+            if !consent.sends_token(&address.repo()) {
+                expected = consent.declared(&path);
+            }
+        }
+        self.shelf(address)
+            .fetch(
+                self.client(address),
+                address,
+                commit,
+                listing,
+                expected,
+                watch,
+            )
+            .map_err(|why| self.refused(address, why))
     }
 
     /// Whether a repository has a file, as far as is known.

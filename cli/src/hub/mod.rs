@@ -4,6 +4,7 @@
 //! name only after its digest was compared with the one that the hub announced.
 
 mod client;
+mod consent;
 mod files;
 mod store;
 mod tell;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use retouch_graph::problem::Code;
 use retouch_graph::{Cancel, Withheld};
 
+pub use consent::{Consent, Foreign, Permit};
 pub use files::HubFiles;
 pub use tell::Teller;
 
@@ -163,6 +165,8 @@ pub enum Mode {
         cancel: Cancel,
         /// Hears how it gets on.
         teller: std::sync::Arc<Teller>,
+        /// What of it is fetched for a file that somebody else made.
+        permit: Permit,
     },
 }
 
@@ -176,12 +180,37 @@ fn withheld(code: Code, message: impl Into<String>, help: impl Into<String>) -> 
 }
 
 impl Mode {
-    /// Fetches what is missing, and tells programs or people, or nobody.
+    /// Fetches what is missing, and tells programs or people, or nobody. For a file that somebody else made nothing is
+    /// fetched unless the user agrees on the terminal.
     #[must_use]
     pub fn fetching(cancel: &Cancel, json: bool, quiet: bool) -> Self {
         Self::Fetch {
             cancel: cancel.clone(),
             teller: std::sync::Arc::new(Teller::new(json, quiet)),
+            permit: Permit {
+                ask: Permit::can_ask(json, quiet),
+                ..Permit::default()
+            },
+        }
+    }
+
+    /// The same, with what the command line permits for files that somebody else made: all that they name, and the
+    /// repositories `named`.
+    #[must_use]
+    pub fn permitting(mut self, all: bool, named: &[String]) -> Self {
+        if let Self::Fetch { permit, .. } = &mut self {
+            permit.all = all;
+            permit.named = named.to_vec();
+        }
+        self
+    }
+
+    /// What is permitted for a file that somebody else made.
+    #[must_use]
+    pub fn permit(&self) -> Permit {
+        match self {
+            Self::Look => Permit::default(),
+            Self::Fetch { permit, .. } => permit.clone(),
         }
     }
 }

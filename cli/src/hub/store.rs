@@ -14,6 +14,7 @@ use retouch_graph::problem::Code;
 use retouch_graph::remote::{self, Address};
 use retouch_graph::write::{self, Access};
 use retouch_graph::{Cancel, Withheld};
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::client::{Announced, Client, Listing, Refused};
@@ -102,13 +103,14 @@ impl Shelf {
         }
     }
 
-    /// Fetches a file of a commit, unless its content is there already.
+    /// Fetches a file of a commit, unless its content is there already. `expected` is the size that the user agreed to.
     pub fn fetch(
         &self,
         client: &Client,
         address: &Address,
         commit: &str,
         listing: Option<&Listing>,
+        expected: Option<u64>,
         watch: &Watch<'_>,
     ) -> Result<PathBuf, Withheld> {
         let place = self.snapshot(commit).join(&address.file);
@@ -126,6 +128,7 @@ impl Shelf {
         if let Some(listed) = listed {
             let differs = |a: Option<&str>, b: Option<&str>| a.is_some() && b.is_some() && a != b;
             if differs(listed.sha256.as_deref(), announced.sha256())
+                || differs(listed.git.as_deref(), announced.git())
                 || (listed.size.is_some()
                     && announced.size.is_some()
                     && listed.size != announced.size)
@@ -139,6 +142,21 @@ impl Shelf {
         }
         let announced = Announced {
             size: announced.size.or(listed.and_then(|listed| listed.size)),
+            ..announced
+        };
+        if let (Some(expected), Some(size)) = (expected, announced.size)
+            && expected != size
+        {
+            return Err(withheld(
+                Code::HubContent,
+                format!(
+                    "{named} has {size} bytes, and the file that names it says {expected}; it was not fetched"
+                ),
+                "what names the model is not what made it: ask whoever gave it to you",
+            ));
+        }
+        let announced = Announced {
+            size: announced.size.or(expected),
             ..announced
         };
         let blob = self.folder.join("blobs").join(&announced.etag);
@@ -285,18 +303,26 @@ impl Shelf {
         }
         file.sync_all().map_err(|e| cannot(&e))?;
         drop(file);
-        if let Some(promised) = announced.sha256() {
-            let is = hex(&hasher.finalize());
-            if is != promised {
-                fs::remove_file(&partial).map_err(|e| cannot(&e))?;
-                return Err(withheld(
-                    Code::HubContent,
-                    format!(
-                        "{named} has the SHA-256 digest {is}, and the hub announced {promised}; it was removed"
-                    ),
-                    "fetch it again; if it happens again, something between here and the hub changes it",
-                ));
+        let digest = match (announced.sha256(), announced.git()) {
+            (Some(promised), _) => Some(("SHA-256 digest", promised, hex(&hasher.finalize()))),
+            (None, Some(promised)) => {
+                let is = git_name(&partial).map_err(|e| cannot(&e))?;
+                Some(("git blob name", promised, is))
             }
+            // Some other server's tag: there is nothing to compare with but the length.
+            (None, None) => None,
+        };
+        if let Some((what, promised, is)) = digest
+            && is != promised
+        {
+            fs::remove_file(&partial).map_err(|e| cannot(&e))?;
+            return Err(withheld(
+                Code::HubContent,
+                format!(
+                    "{named} has the {what} {is}, and the hub announced {promised}; it was removed"
+                ),
+                "fetch it again; if it happens again, something between here and the hub changes it",
+            ));
         }
         fs::rename(&partial, blob).map_err(|e| unwritable(blob, &e))?;
         watch.teller.end(true);
@@ -329,6 +355,20 @@ fn at_commit(address: &Address, commit: &str) -> String {
         .at(&commit[..commit.len().min(12)])
         .display()
         .to_string()
+}
+
+/// What git calls the content of a file: the SHA-1 digest of `blob LENGTH`, a zero byte, and the content.
+fn git_name(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha1::new();
+    hasher.update(format!("blob {}\0", file.metadata()?.len()));
+    let mut piece = vec![0; 256 << 10];
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(hex(&hasher.finalize())),
+            count => hasher.update(&piece[..count]),
+        }
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {
