@@ -928,6 +928,10 @@ fn nothing_is_fetched_unasked_for_a_bundle_or_a_picture_and_no_token_is_sent() {
     // Nothing is fetched offline, whatever is permitted.
     let output = user.retouch(&["run", "wf.tar.zst", "--offline", "--fetch"]);
     refused(&output, 2, &["--offline"]);
+    for none in ["tiny", "tiny/sd1@main", "tiny/sd1/unet", "../x"] {
+        let output = user.retouch(&["run", "wf.tar.zst", "--token-for", none]);
+        refused(&output, 2, &["--token-for"]);
+    }
 }
 
 #[test]
