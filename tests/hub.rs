@@ -850,7 +850,7 @@ fn nothing_is_fetched_unasked_for_a_bundle_or_a_picture_and_no_token_is_sent() {
         (
             &["replay", "picture.png"][..],
             1,
-            &["the picture picture.png (11 files, 5.6 MiB)"][..],
+            &["(11 files, 5.6 MiB)", "the picture picture.png"][..],
         ),
         (
             &["run", "wf.tar.zst"],
@@ -928,6 +928,37 @@ fn nothing_is_fetched_unasked_for_a_bundle_or_a_picture_and_no_token_is_sent() {
     // Nothing is fetched offline, whatever is permitted.
     let output = user.retouch(&["run", "wf.tar.zst", "--offline", "--fetch"]);
     refused(&output, 2, &["--offline"]);
+    for none in ["tiny", "tiny/sd1@main", "tiny/sd1/unet", "../x"] {
+        let output = user.retouch(&["run", "wf.tar.zst", "--token-for", none]);
+        refused(&output, 2, &["--token-for"]);
+    }
+}
+
+#[test]
+fn a_repository_that_set_names_is_the_users_choice_also_in_a_bundle() {
+    let hub = Hub::new();
+    let maker = User::new(&hub);
+    let text = workflow("hf://tiny/sd1")
+        .replace("\"hf://tiny/sd1\"", "$params.model")
+        .replace(
+            "nodes:",
+            "params: {model: {type: path, default: \"hf://tiny/sd1\"}}\nnodes:",
+        );
+    maker.write("wf.yaml", &text);
+    done(&maker.retouch(&["bundle", "wf.yaml"]));
+    let guest = User::new(&hub);
+    std::fs::create_dir_all(guest.path("hf")).unwrap();
+    guest.write("hf/token", TOKEN);
+    std::fs::copy(maker.path("wf.tar.zst"), guest.path("wf.tar.zst")).unwrap();
+    hub.asked();
+    refused(&guest.retouch(&["run", "wf.tar.zst"]), 3, &["R0324"]);
+    assert!(hub.asked().is_empty());
+    done(&guest.retouch(&["run", "wf.tar.zst", "--set", "model=hf://tiny/sd1"]));
+    let asked = hub.asked();
+    let to_hub = |request: &&Request| !request.path.starts_with("STORE");
+    let shown = |request: &Request| request.headers.contains_key("authorization");
+    assert!(asked.iter().filter(to_hub).count() > 11);
+    assert!(asked.iter().filter(to_hub).all(shown), "{asked:?}");
 }
 
 #[test]

@@ -195,6 +195,7 @@ fn replay_draws_and_tells_the_same_from_rounding_and_from_another_picture() {
         let mut encoder = png::Encoder::new(&mut bytes, info.width, info.height);
         encoder.set_color(info.color_type);
         encoder.set_depth(info.bit_depth);
+        encoder.set_filter(png::Filter::NoFilter);
         let mut writer = encoder.write_header().unwrap();
         writer.write_image_data(&pixels).unwrap();
         writer.finish().unwrap();

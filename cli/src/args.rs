@@ -1,9 +1,10 @@
 //! The command line's arguments.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use retouch_graph::remote::Address;
 
 /// Draws pictures from workflow files: node graphs for personalised text-to-image generation.
 ///
@@ -219,10 +220,24 @@ pub struct FetchingArgs {
     #[arg(
         long,
         value_name = "OWNER/NAME",
+        value_parser = repository,
         conflicts_with = "offline",
         help_heading = "Sharing"
     )]
     pub token_for: Vec<String>,
+}
+
+/// A repository of a hub: `owner/name`, or its path `hf://owner/name`.
+fn repository(text: &str) -> Result<String, String> {
+    let path = match text.strip_prefix("hf://") {
+        Some(_) => text.to_owned(),
+        None => format!("hf://{text}"),
+    };
+    let address = Address::parse(Path::new(&path))?;
+    if address.revision.is_some() || !address.file.is_empty() {
+        return Err("expected a repository alone, `owner/name`".to_owned());
+    }
+    Ok(address.repo())
 }
 
 /// What of a lock is demanded.
@@ -388,7 +403,7 @@ pub struct FetchArgs {
     #[command(flatten)]
     pub params: ParamArgs,
     /// Send your token for this repository though a bundle names it.
-    #[arg(long, value_name = "OWNER/NAME", help_heading = "Sharing")]
+    #[arg(long, value_name = "OWNER/NAME", value_parser = repository, help_heading = "Sharing")]
     pub token_for: Vec<String>,
     /// Where they come from.
     #[command(flatten)]

@@ -109,12 +109,12 @@ impl Consent {
         }
     }
 
-    /// Takes down a repository that the user names: it is the user's choice.
+    /// Notes a repository that the user names: it may be fetched, with the user's token.
     pub fn name(&self, repo: String) {
         lock(&self.named).insert(repo);
     }
 
-    /// Takes down how long files are, by their paths, as the foreign file declares them.
+    /// Notes the sizes of files, by their paths, as the foreign file declares them.
     pub fn declare(&self, sizes: impl IntoIterator<Item = (PathBuf, u64)>) {
         let sizes = sizes.into_iter().map(|(path, size)| (normal(&path), size));
         lock(&self.declared).extend(sizes);
@@ -130,7 +130,7 @@ impl Consent {
         lock(&self.named).contains(repo)
     }
 
-    /// Whether there is no more to ask about a model: everything of it that is needed may be fetched.
+    /// Whether everything of a model may be fetched without another question.
     pub fn is_granted(&self, address: &Address) -> bool {
         let answer = (address.model(), Scope::Whole);
         self.all
@@ -153,7 +153,7 @@ impl Consent {
     /// The files of a model as the foreign file declares them, for messages.
     pub fn extent(&self, address: &Address) -> String {
         match self.sum(address) {
-            (0, _) => "of a size that it does not say".to_owned(),
+            (0, _) => "size unknown".to_owned(),
             (1, bytes) => format!("1 file, {}", size(bytes)),
             (files, bytes) => format!("{files} files, {}", size(bytes)),
         }
@@ -219,14 +219,14 @@ impl Consent {
         })
     }
 
-    /// Who names the models, and what fetches them all the same.
+    /// The message and the hint for a model that is not fetched without consent.
     pub fn refusal(&self, address: &Address) -> (String, String) {
         let repo = address.repo();
         let message = format!(
-            "`{}` is not in the cache, and nothing is fetched unasked for {} ({})",
+            "`{}` is not in the cache ({}). It is named by {} and is not fetched without your consent",
             address.model().display(),
+            self.extent(address),
             self.foreign.describe(),
-            self.extent(address)
         );
         let before = match &self.foreign {
             Foreign::Bundle(path) => format!(", `retouch fetch {}` beforehand", path.display()),
@@ -238,7 +238,7 @@ impl Consent {
         (message, help)
     }
 
-    /// What to do when a hub does not give a repository to somebody without a token.
+    /// The hint when a hub refuses a repository to a request without a token.
     pub fn without_token(&self, repo: &str) -> String {
         format!(
             "your token was not sent, as the repository is named by {} and not by you: `--token-for {repo}` sends it",

@@ -168,7 +168,13 @@ impl HubFiles {
         } else {
             (
                 format!("{what} is not fetched yet"),
-                "`retouch run` fetches it, or before that `retouch fetch FILE`".to_owned(),
+                match self.consent {
+                    Some(_) => {
+                        "`retouch run --fetch` fetches it, or before that `retouch fetch FILE`"
+                    }
+                    None => "`retouch run` fetches it, or before that `retouch fetch FILE`",
+                }
+                .to_owned(),
             )
         };
         Withheld {

@@ -152,7 +152,7 @@ impl Shelf {
                 format!(
                     "{named} has {size} bytes, and the file that names it says {expected}; it was not fetched"
                 ),
-                "what names the model is not what made it: ask whoever gave it to you",
+                "the bundle or picture does not match the model that it names: ask for it again where it came from",
             ));
         }
         let announced = Announced {
