@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use retouch_graph::check::normal;
 use retouch_graph::problem::{Code, Problem, Source, Span};
 use retouch_graph::{
     Checked, Difference, Digest, Engine, Files, FolderEntry, Lock, Problems, Redirect,
@@ -133,6 +134,10 @@ impl Input {
     ) -> Result<(Self, Engine), Stop> {
         check_models(args)?;
         let (engine, hub) = hubs(engine, args.offline, mode);
+        if locked {
+            // What is locked is compared with what is there, not with what was written down of it.
+            engine.files().doubt();
+        }
         let mut workflow = file.to_owned();
         let mut unpacked = None;
         if bundle::is_bundle(file) {
@@ -465,6 +470,10 @@ impl Files for Confined {
         self.allowed(path)?.sha256(path)
     }
 
+    fn doubt(&self) {
+        self.inner.doubt();
+    }
+
     fn withheld(&self, path: &Path) -> Option<Withheld> {
         self.inner.withheld(path)
     }
@@ -482,19 +491,7 @@ impl Files for Confined {
     }
 }
 
-/// An absolute path without `.` and `..`, by its text.
+/// An absolute path without `.` and `..`, as the file system follows them.
 fn clean(path: &Path) -> PathBuf {
-    use std::path::Component;
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let mut clean = PathBuf::new();
-    for part in absolute.components() {
-        match part {
-            Component::CurDir => {}
-            Component::ParentDir => {
-                clean.pop();
-            }
-            other => clean.push(other),
-        }
-    }
-    clean
+    normal(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use retouch_graph::engine::DEFAULT_SOURCES;
 use retouch_graph::yaml::{self, Node};
-use retouch_graph::{Code, DiskCache, TieredCache};
+use retouch_graph::{Code, DiskCache, TieredCache, files};
 use retouch_nodes::payload::decoders;
 
 use crate::Failure;
@@ -96,7 +96,7 @@ fn read_config() -> Result<Config, Failure> {
     let Some(file) = config_file() else {
         return Ok(config);
     };
-    let bytes = match fs::read(&file) {
+    let bytes = match files::read(&file, yaml::MAX_BYTES as u64) {
         Ok(bytes) => bytes,
         Err(error)
             if error.kind() == io::ErrorKind::NotFound

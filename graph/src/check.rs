@@ -627,8 +627,7 @@ impl Checker<'_> {
     ) -> Given {
         let mut line = None;
         if kind == ParamType::Seed && value.as_str() == Some("random") {
-            let (seed, asked) =
-                self.draw(&format!("{prefix}{name}"), &origin.source, origin.span);
+            let (seed, asked) = self.draw(&format!("{prefix}{name}"), &origin.source, origin.span);
             value = Json::from(seed);
             line = Some(asked);
             origin.how = How::Drawn;
@@ -1463,11 +1462,13 @@ impl Checker<'_> {
         };
         let prefix = &self.scopes[inner].prefix;
         let name = prefix.trim_end_matches('/').rsplit('/').next();
-        let message = format!("`{}` needs its own output `{output}`", name.unwrap_or(prefix));
-        let source = &self.scopes[scope].workflow.source;
-        self.problems.push(
-            Problem::new(Code::Cycle, source, span, message).help("cut one of the links"),
+        let message = format!(
+            "`{}` needs its own output `{output}`",
+            name.unwrap_or(prefix)
         );
+        let source = &self.scopes[scope].workflow.source;
+        self.problems
+            .push(Problem::new(Code::Cycle, source, span, message).help("cut one of the links"));
     }
 
     /// One step from a reference towards the node that makes the value.
@@ -1492,13 +1493,7 @@ impl Checker<'_> {
         }
     }
 
-    fn lead_of_input(
-        &mut self,
-        scope: usize,
-        workflow: &Workflow,
-        name: &str,
-        span: Span,
-    ) -> Lead {
+    fn lead_of_input(&mut self, scope: usize, workflow: &Workflow, name: &str, span: Span) -> Lead {
         let Some(decl) = workflow.inputs.get(name) else {
             self.unknown_input(workflow, name, span);
             return Lead::Done(Target::Broken);
@@ -1654,9 +1649,7 @@ impl Checker<'_> {
         let workflow = Arc::clone(&self.scopes[scope].workflow);
         let source = &workflow.source;
         if !text.contains(['{', '}']) {
-            return self
-                .take(source, span, text.len())
-                .then(|| text.to_owned());
+            return self.take(source, span, text.len()).then(|| text.to_owned());
         }
         let pieces = match template::pieces(text) {
             Ok(pieces) => pieces,
@@ -2184,7 +2177,10 @@ impl Checker<'_> {
             Built::Value(_) => {}
             other => return other,
         }
-        let bytes = match self.scopes[scope].values.get(value_name(text).unwrap_or("")) {
+        let bytes = match self.scopes[scope]
+            .values
+            .get(value_name(text).unwrap_or(""))
+        {
             Some(Given::Value(bound)) => text_bytes(&bound.value),
             _ => 0,
         };
@@ -3339,7 +3335,9 @@ fn within(source: &Source, span: Span, piece: &str) -> Span {
 fn line_at(text: &str, at: usize) -> &str {
     let (before, after) = text.split_at_checked(at).unwrap_or((text, ""));
     let start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    let end = after.find('\n').map_or(text.len(), |newline| before.len() + newline);
+    let end = after
+        .find('\n')
+        .map_or(text.len(), |newline| before.len() + newline);
     text.get(start..end).unwrap_or("")
 }
 

@@ -1183,7 +1183,10 @@ mod tests {
                 );
             }
             let places = [&one, &two].map(|file| DiskFiles::place_of_digest(file, Kind::Blake3));
-            assert!(known.keys().all(|place| places.contains(place)), "byte {at}");
+            assert!(
+                known.keys().all(|place| places.contains(place)),
+                "byte {at}"
+            );
         }
         assert!(refused >= text.len(), "{refused} of {}", text.len());
     }
@@ -1258,9 +1261,18 @@ mod tests {
             let said = |error: io::Error| error.to_string();
             assert_eq!(open(path).map(|_| ()).map_err(said), Err(expected.clone()));
             assert_eq!(read(path, 9).map_err(said), Err(expected.clone()));
-            assert_eq!(files.read(path).map(|_| ()).map_err(said), Err(expected.clone()));
-            assert_eq!(files.read_head(path, 9).map_err(said), Err(expected.clone()));
-            assert_eq!(files.read_at(path, 0, 9).map_err(said), Err(expected.clone()));
+            assert_eq!(
+                files.read(path).map(|_| ()).map_err(said),
+                Err(expected.clone())
+            );
+            assert_eq!(
+                files.read_head(path, 9).map_err(said),
+                Err(expected.clone())
+            );
+            assert_eq!(
+                files.read_at(path, 0, 9).map_err(said),
+                Err(expected.clone())
+            );
             assert_eq!(files.digest(path).map_err(said), Err(expected.clone()));
             assert_eq!(files.sha256(path).map_err(said), Err(expected));
         }
@@ -1276,6 +1288,9 @@ mod tests {
         let error = read(&file, 3).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
         fs::write(&file, [0xff]).unwrap();
-        assert_eq!(read_text(&file, 4).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(
+            read_text(&file, 4).unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
     }
 }

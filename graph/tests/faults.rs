@@ -814,8 +814,8 @@ const BROKEN: &[(&str, &str, usize, usize, &str, &str)] = &[
 
 /// Codes that no single file shows; each has a test of its own.
 const ELSEWHERE: &[&str] = &[
-    "R0001", "R0002", "R0003", "R0102", "R0103", "R0201", "R0202", "R0406", "R0407", "R0501", "R0502",
-    "R0604", "R0605", "R0701", "R0702", "R0801", // Of models on hubs: tests/hub.rs.
+    "R0001", "R0002", "R0003", "R0102", "R0103", "R0201", "R0202", "R0406", "R0407", "R0501",
+    "R0502", "R0604", "R0605", "R0701", "R0702", "R0801", // Of models on hubs: tests/hub.rs.
     "R0324", "R0325", "R0326", "R0327", "R0328", "R0329",
 ];
 
@@ -982,8 +982,14 @@ fn workflows_are_counted_before_they_are_included() {
     let found = of(3);
     assert!(found[0].starts_with("R0301 "), "{found:?}");
     // Too many nodes in the file itself are as many.
-    let nodes: String = (0..200_001).map(|at| format!("  n{at}: {{op: x}}\n")).collect();
-    let found = faults_of(&engine, &format!("{HEAD}nodes:\n{nodes}"), &Settings::default());
+    let nodes: String = (0..200_001)
+        .map(|at| format!("  n{at}: {{op: x}}\n"))
+        .collect();
+    let found = faults_of(
+        &engine,
+        &format!("{HEAD}nodes:\n{nodes}"),
+        &Settings::default(),
+    );
     assert_eq!(found.len(), 1);
     assert!(found[0].starts_with("R0406 200003:3 "), "{found:?}");
 }
@@ -994,10 +1000,14 @@ fn nodes_that_use_workflows_may_stand_in_a_row_of_any_length() {
         let mut text = format!("{HEAD}nodes:\n  n: {{op: number, value: 1}}\n");
         let mut before = "n".to_owned();
         for at in 0..length {
-            text.push_str(&format!("  u{at}: {{use: pass.yaml, with: {{x: ${before}}}}}\n"));
+            text.push_str(&format!(
+                "  u{at}: {{use: pass.yaml, with: {{x: ${before}}}}}\n"
+            ));
             before = format!("u{at}");
         }
-        text.push_str(&format!("  s: {{op: add, a: ${before}}}\noutputs:\n  s: {{value: $s}}\n"));
+        text.push_str(&format!(
+            "  s: {{op: add, a: ${before}}}\noutputs:\n  s: {{value: $s}}\n"
+        ));
         let engine = with_files(files().with("flows/pass.yaml", PASS));
         let found = faults_of(&engine, &text, &Settings::default());
         assert_eq!(found, [] as [String; 0], "{length}");
@@ -1010,7 +1020,9 @@ fn a_ring_of_workflows_is_one_cycle_wherever_it_is_entered() {
         let mut text = format!("{HEAD}nodes:\n");
         for at in 0..length {
             let before = (at + length - 1) % length;
-            text.push_str(&format!("  u{at}: {{use: pass.yaml, with: {{x: $u{before}}}}}\n"));
+            text.push_str(&format!(
+                "  u{at}: {{use: pass.yaml, with: {{x: $u{before}}}}}\n"
+            ));
         }
         text.push_str("  s: {op: add, a: $u0}\noutputs:\n  s: {value: $s}\n  t: {value: $u0}\n");
         let engine = with_files(files().with("flows/pass.yaml", PASS));
@@ -1074,7 +1086,10 @@ fn texts_that_are_filled_in_many_times_over_have_a_budget() {
     let many = format!("\"{}\"", "{big}".repeat(200_000));
     assert_eq!(told(&nodes(1, &many)), 1);
     let double = "schema: retouch/v1\nparams:\n  t: {type: string}\nnodes:\n  u: {use: NEXT, with: {t: \"{t}{t}\"}}\n";
-    let mut all = files().with("flows/d30.yaml", "schema: retouch/v1\nparams:\n  t: {type: string}\n");
+    let mut all = files().with(
+        "flows/d30.yaml",
+        "schema: retouch/v1\nparams:\n  t: {type: string}\n",
+    );
     for level in 0..30 {
         let text = double.replace("NEXT", &format!("d{}.yaml", level + 1));
         all = all.with(format!("flows/d{level}.yaml"), text);

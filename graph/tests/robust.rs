@@ -272,7 +272,10 @@ fn paths_through_links_are_those_of_the_file_system() {
         assert_eq!(normal(&root.join(path)), root.join(real), "{path}");
         let folder = root.join(path);
         let folder = folder.parent().unwrap();
-        if let (Ok(a), Ok(b)) = (folder.canonicalize(), root.join(real).parent().unwrap().canonicalize()) {
+        if let (Ok(a), Ok(b)) = (
+            folder.canonicalize(),
+            root.join(real).parent().unwrap().canonicalize(),
+        ) {
             assert_eq!(a, b, "{path}");
         }
     }
@@ -297,5 +300,8 @@ fn paths_through_links_are_those_of_the_file_system() {
         );
         assert_eq!(normal(&from.join(&name)), normal(&to), "{name}");
     }
-    assert_eq!(shareable(&root.join("other/link"), &root.join("real/part")).unwrap(), "../part");
+    assert_eq!(
+        shareable(&root.join("other/link"), &root.join("real/part")).unwrap(),
+        "../part"
+    );
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use retouch_graph::problem::Code;
-use retouch_graph::{Digest, lock, yaml};
+use retouch_graph::{Digest, files, lock, yaml};
 use ruzstd::decoding::StreamingDecoder;
 
 use super::manifest::Manifest;
@@ -62,7 +62,7 @@ pub fn read(bundle: &Path, most: u64, target: Option<&Path>) -> Result<Manifest,
             bundle.display()
         )))
     };
-    let file = File::open(bundle).map_err(|error| unreadable(&error))?;
+    let file = files::open(bundle).map_err(|error| unreadable(&error))?;
     let length = file.metadata().map_err(|error| unreadable(&error))?.len();
     let ratio = length.saturating_mul(MAX_RATIO).saturating_add(RATIO_FREE);
     // Headers, what fills up the last block of each file, the manifest and the end.
@@ -398,7 +398,7 @@ pub fn to_cache(
 /// The manifest of an unpacked bundle, if it and all its files are as they were, and no others came.
 fn intact(folder: &Path) -> Option<Manifest> {
     let path = folder.join(MANIFEST);
-    let manifest = Manifest::parse(&fs::read(&path).ok()?).ok()?;
+    let manifest = Manifest::parse(&files::read(&path, yaml::MAX_BYTES as u64).ok()?).ok()?;
     for file in &manifest.files {
         let path = folder.join(file.path.split('/').collect::<PathBuf>());
         let metadata = fs::symlink_metadata(&path).ok()?;
@@ -406,7 +406,7 @@ fn intact(folder: &Path) -> Option<Manifest> {
             return None;
         }
         let mut hasher = lock::Hasher::default();
-        let mut file_there = File::open(&path).ok()?;
+        let mut file_there = files::open(&path).ok()?;
         let mut buffer = vec![0; 1 << 16];
         loop {
             match file_there.read(&mut buffer).ok()? {

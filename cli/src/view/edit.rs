@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use retouch_graph::check::normal;
-use retouch_graph::files::piece;
+use retouch_graph::files::{self, piece};
 use retouch_graph::yaml::{self, Form, Key, Node, Tree, Written};
 use retouch_graph::{
     Digest, FileStamp, Files, FolderEntry, MemoryFiles, Settings, Sought, Source, Span, Withheld,
@@ -884,7 +884,7 @@ pub fn snippet(changes: &[Change]) -> String {
 /// # Errors
 /// When it cannot be read or is not UTF-8.
 pub fn text_of(file: &Path) -> Result<String, Refused> {
-    std::fs::read_to_string(file)
+    files::read_text(file, yaml::MAX_BYTES as u64)
         .map_err(|error| Refused::new(format!("{} cannot be read: {error}", file.display())))
 }
 
@@ -898,7 +898,7 @@ pub fn write(path: &Path, old: &str, new: &str) -> Result<(), Refused> {
         |error: &io::Error| Refused::new(format!("{} cannot be written: {error}", path.display()));
     let place = path.canonicalize().map_err(|error| cannot(&error))?;
     let check = || -> Result<(), Refused> {
-        let now = std::fs::read(&place).map_err(|error| cannot(&error))?;
+        let now = files::read(&place, yaml::MAX_BYTES as u64).map_err(|error| cannot(&error))?;
         if now == old.as_bytes() {
             return Ok(());
         }
@@ -1155,6 +1155,10 @@ impl Files for Overlay {
             Some(text) => MemoryFiles::new().with(path, text).sha256(path),
             None => self.inner.sha256(path),
         }
+    }
+
+    fn doubt(&self) {
+        self.inner.doubt();
     }
 
     fn stamp(&self, path: &Path) -> Option<FileStamp> {
