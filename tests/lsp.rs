@@ -552,6 +552,31 @@ fn an_edit_brings_a_fault_and_the_next_one_takes_it_away_and_closing_clears() {
 }
 
 #[test]
+fn a_large_file_that_is_pinned_is_read_aside_and_its_fault_comes_without_an_edit() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path().canonicalize().unwrap();
+    // Above the size from which on nothing waits for a digest.
+    std::fs::write(here.join("model.safetensors"), vec![7; (4 << 20) + 1]).unwrap();
+    let text = format!(
+        "schema: retouch/v1\nnodes:\n  m: {{op: load_model, path: model.safetensors, sha256: \"{}\"}}\n",
+        "0".repeat(64)
+    );
+    let file = here.join("w.yaml");
+    let mut editor = Editor::start(&here);
+    editor.open(&file, &text);
+    let place = uri(&file);
+    editor.wait(|one| {
+        let found = one["params"]["diagnostics"].as_array();
+        one["params"]["uri"] == place
+            && found.is_some_and(|found| {
+                let mut messages = found.iter().filter_map(|one| one["message"].as_str());
+                messages.any(|message| message.contains("is pinned"))
+            })
+    });
+    assert_eq!(editor.end(), 0);
+}
+
+#[test]
 fn a_used_graph_counts_as_its_buffer_has_it_and_its_faults_are_told_in_it() {
     let (_folder, whole, part) = two_files();
     let mut editor = Editor::start(whole.parent().unwrap());

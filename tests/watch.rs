@@ -155,6 +155,40 @@ fn only_what_an_edit_touches_runs_again() {
 }
 
 #[test]
+fn a_seed_that_was_drawn_stays_until_the_line_that_asks_for_it_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let random = text("a sks teddy bear", 1, 0, 2).replace("seed: 1", "seed: random");
+    std::fs::write(folder.path().join("w.yaml"), &random).unwrap();
+    let watched = Watched::start(folder.path());
+    assert_eq!(
+        watched.ran(),
+        ["base", "personal", "draw", "picture", "large"]
+    );
+    let png = || std::fs::read(folder.path().join("out/w.png")).unwrap();
+    let first = png();
+    // A comment, another node, half of a file: the same picture, and nothing is drawn again.
+    watched.save(&format!("# a comment\n{random}"));
+    assert_eq!(watched.ran(), [""; 0]);
+    watched.save(&random[..random.len() / 2]);
+    assert!(count(&watched.until("watching"), "fault") > 0);
+    watched.save(&random.replace("scale: 2", "scale: 3"));
+    assert_eq!(watched.ran(), ["large"]);
+    watched.save(&random);
+    assert_eq!(watched.ran(), [""; 0]);
+    assert!(png() == first);
+    let saved = std::fs::read_dir(folder.path().join("out")).unwrap();
+    assert_eq!(saved.count(), 1);
+    // Another line asks for another seed, and so does one that was a number meanwhile.
+    watched.save(&random.replace("seed: random", "seed: \"random\""));
+    assert_eq!(watched.ran(), ["draw", "picture", "large"]);
+    watched.save(&random.replace("seed: random", "seed: 5"));
+    assert_eq!(watched.ran(), ["draw", "picture", "large"]);
+    watched.save(&random);
+    assert_eq!(watched.ran(), ["draw", "picture", "large"]);
+    assert!(png() != first);
+}
+
+#[test]
 fn a_broken_edit_is_told_and_what_follows_it_runs() {
     let folder = tempfile::tempdir().unwrap();
     let good = text("a sks teddy bear", 2, 1, 2);

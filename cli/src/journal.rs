@@ -1,16 +1,17 @@
 //! The journal of earlier runs: what a call, or an op, took. The plan foretells seconds and memory from it.
 
 use std::collections::HashMap;
-use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use retouch_graph::event::{Event, Listener};
 use retouch_graph::write::{self, Access};
-use retouch_graph::{Forecast, Plan, Status};
+use retouch_graph::{Forecast, Plan, Status, files};
 use serde::{Deserialize, Serialize};
 
+/// A longer journal is none; one that is cut as it should be is far shorter.
+const MOST_BYTES: u64 = 64 << 20;
 /// Lines that are kept when the journal is cut; it is when it has twice as many.
 const LINES: usize = 2000;
 /// The last so many of a class are looked at.
@@ -107,7 +108,7 @@ impl Listener for Journal<'_> {
 }
 
 fn cut(file: &Path) {
-    let Ok(text) = fs::read_to_string(file) else {
+    let Ok(text) = files::read_text(file, MOST_BYTES) else {
         return;
     };
     let lines: Vec<&str> = text.lines().collect();
@@ -131,7 +132,7 @@ pub struct Cost {
 #[must_use]
 pub fn costs(file: Option<&Path>, plan: &Plan, forecast: &Forecast) -> Vec<Cost> {
     let text = file
-        .and_then(|file| fs::read_to_string(file).ok())
+        .and_then(|file| files::read_text(file, MOST_BYTES).ok())
         .unwrap_or_default();
     let mut by_class: HashMap<String, Vec<Line>> = HashMap::new();
     for line in text.lines() {

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::{Cursor, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use retouch_graph::check::normal;
-use retouch_graph::files::piece;
+use retouch_graph::files::{self, piece};
 use retouch_graph::provenance::{self, Origin, Provenance, ReadEntry};
 use retouch_graph::remote::Address;
 use retouch_graph::{
@@ -30,6 +30,8 @@ const MOST_FILES: usize = 10_000;
 const MOST_PATH: usize = 4096;
 /// The bytes of the largest picture that is read.
 const MOST_PICTURE: u64 = 2 << 30;
+/// The memory that a picture's chunks in front of its recipe may take.
+const MOST_CHUNKS: usize = 64 << 20;
 /// The bytes of a PNG's signature and its first chunk, IHDR, behind which the recipe stands.
 const HEAD: usize = 8 + 4 + 4 + 13 + 4;
 /// So many folders above a picture are looked in for what it was made of.
@@ -228,15 +230,7 @@ fn embed(png: &[u8], text: &str) -> Option<Vec<u8>> {
 /// # Errors
 /// As the file system gives them, or when it is too large.
 pub fn read_picture(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path)?;
-    file.take(MOST_PICTURE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MOST_PICTURE {
-        return Err(std::io::Error::other(
-            "it has more than 2 GiB, a picture has not",
-        ));
-    }
-    Ok(bytes)
+    files::read(path, MOST_PICTURE)
 }
 
 /// The recipe that a picture carries.
@@ -245,7 +239,7 @@ pub fn read_picture(path: &Path) -> std::io::Result<Vec<u8>> {
 /// When the file cannot be read, is no PNG, or carries none that this program reads.
 pub fn read(path: &Path) -> Result<Provenance, Failure> {
     let shown = path.display();
-    let bytes = read_picture(path).map_err(|e| {
+    let file = files::open(path).map_err(|e| {
         Failure::unreadable(format!("{shown} cannot be read: {e}")).help("check the path")
     })?;
     let none = |what: &str| {
@@ -253,8 +247,11 @@ pub fn read(path: &Path) -> Result<Provenance, Failure> {
             .code(Code::NoRecipe)
             .help("pictures carry their recipe when `retouch run` saved them as .png, without `--no-provenance`, and no program since took it out")
     };
-    let mut decoder = png::Decoder::new(Cursor::new(&bytes));
+    // The recipe stands in front of the picture: what follows is not read, nor is a file that is no PNG.
+    let limits = png::Limits { bytes: MOST_CHUNKS };
+    let mut decoder = png::Decoder::new_with_limits(BufReader::new(file), limits);
     decoder.set_ignore_text_chunk(false);
+    decoder.set_ignore_iccp_chunk(true);
     let reader = decoder
         .read_info()
         .map_err(|e| none(&format!("is no PNG: {e}")))?;
@@ -420,6 +417,10 @@ impl Files for Found {
             Some(text) => Ok(Sha256::digest(text).into()),
             None => self.inner.0.sha256(self.place_of(path)?),
         }
+    }
+
+    fn doubt(&self) {
+        self.inner.0.doubt();
     }
 
     fn commit(&self, path: &Path) -> Option<String> {
@@ -703,7 +704,7 @@ mod tests {
         let text = "{\"a\": \"Grüße \u{1f9f8}\"}".repeat(500);
         let stamped = embed(&picture(), &text).unwrap();
         assert!(stamped.len() < picture().len() + 300, "it is compressed");
-        let mut reader = png::Decoder::new(Cursor::new(&stamped))
+        let mut reader = png::Decoder::new(std::io::Cursor::new(&stamped))
             .read_info()
             .unwrap();
         let mut chunk = reader.info().utf8_text[0].clone();

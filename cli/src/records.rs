@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use retouch_graph::{Change, Plan, Record, What};
+use retouch_graph::{Change, Plan, Record, What, files};
 
 use crate::store::{Store, write_private};
 
@@ -26,6 +26,8 @@ pub fn write(store: &Store, workflow: &Path, plan: &Plan) {
 
 /// Records of so many workflows are kept.
 const MOST: usize = 256;
+/// A longer record is none.
+const MOST_BYTES: u64 = 256 << 20;
 
 /// Removes the records that are oldest when there are too many.
 fn prune(file: &Path) {
@@ -50,7 +52,7 @@ fn prune(file: &Path) {
 /// What changed since the last run of the workflow; `None` when there was none.
 #[must_use]
 pub fn changes(store: &Store, workflow: &Path, plan: &Plan) -> Option<Vec<Change>> {
-    let text = std::fs::read(file(store, workflow)?).ok()?;
+    let text = files::read(&file(store, workflow)?, MOST_BYTES).ok()?;
     let old: Record = serde_json::from_slice(&text).ok()?;
     Some(plan.record().changes_since(&old))
 }

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use retouch_graph::cache::disk::is_full;
 use retouch_graph::event::{Event, Listener, RunStatus};
 use retouch_graph::write::{self, Access};
-use retouch_graph::{Code, Plan, SaveStatus};
+use retouch_graph::{Code, Plan, SaveStatus, files};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
@@ -25,6 +25,8 @@ use crate::store::{Store, making_room, write_private};
 const SCHEMA: &str = "retouch-run/1";
 /// So many runs are kept.
 const MOST: usize = 1000;
+/// A longer record is none.
+const MOST_RECORD: u64 = 256 << 20;
 /// A plan of more nodes than this is kept as a digest alone.
 const MOST_NODES: usize = 2000;
 
@@ -548,7 +550,7 @@ fn warn(path: &Path, error: &io::Error) {
 /// When it cannot be read.
 pub fn digest(path: &Path) -> io::Result<String> {
     let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::open(path)?)?;
+    hasher.update_reader(files::open(path)?)?;
     Ok(hasher.finalize().to_hex().to_string())
 }
 
@@ -727,7 +729,7 @@ impl Runs {
         let path = self.folder.join(format!("{id}.json"));
         // Asked first: a run that ends meanwhile has its end in the record.
         let goes_on = self.goes_on(id);
-        let text = fs::read(&path).map_err(|error| error.to_string())?;
+        let text = files::read(&path, MOST_RECORD).map_err(|error| error.to_string())?;
         let schema = serde_json::from_slice::<Json>(&text).map_err(|error| error.to_string())?;
         if schema["schema"] != SCHEMA {
             return Err(format!("it is of the schema {}", schema["schema"]));

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use retouch_graph::check::normal;
 use retouch_graph::problem::{Code, Problem, Source, Span};
 use retouch_graph::remote::Address;
 use retouch_graph::{
@@ -145,6 +146,10 @@ impl Input {
         };
         let foreign = bundle::is_bundle(file).then(|| Foreign::Bundle(file.to_owned()));
         let (engine, hub) = hubs(engine, args.offline, mode, foreign.clone());
+        if locked {
+            // What is locked is compared with what is there, not with what was written down of it.
+            engine.files().doubt();
+        }
         let mut workflow = file.to_owned();
         let mut unpacked = None;
         if foreign.is_some() {
@@ -488,6 +493,10 @@ impl Files for Confined {
         self.allowed(path)?.sha256(path)
     }
 
+    fn doubt(&self) {
+        self.inner.doubt();
+    }
+
     fn withheld(&self, path: &Path) -> Option<Withheld> {
         self.inner.withheld(path)
     }
@@ -505,19 +514,7 @@ impl Files for Confined {
     }
 }
 
-/// An absolute path without `.` and `..`, by its text.
+/// An absolute path without `.` and `..`, as the file system follows them.
 fn clean(path: &Path) -> PathBuf {
-    use std::path::Component;
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let mut clean = PathBuf::new();
-    for part in absolute.components() {
-        match part {
-            Component::CurDir => {}
-            Component::ParentDir => {
-                clean.pop();
-            }
-            other => clean.push(other),
-        }
-    }
-    clean
+    normal(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
 }

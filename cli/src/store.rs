@@ -11,7 +11,7 @@ use retouch_graph::cache::disk::is_full;
 use retouch_graph::engine::DEFAULT_SOURCES;
 use retouch_graph::write::{self, Access};
 use retouch_graph::yaml::{self, Node};
-use retouch_graph::{Code, DiskCache, TieredCache};
+use retouch_graph::{Code, DiskCache, TieredCache, files};
 use retouch_nodes::payload::decoders;
 
 use crate::Failure;
@@ -98,7 +98,7 @@ fn read_config() -> Result<Config, Failure> {
     let Some(file) = config_file() else {
         return Ok(config);
     };
-    let bytes = match fs::read(&file) {
+    let bytes = match files::read(&file, yaml::MAX_BYTES as u64) {
         Ok(bytes) => bytes,
         Err(error)
             if error.kind() == io::ErrorKind::NotFound

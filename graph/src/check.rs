@@ -1,6 +1,7 @@
 //! From a workflow as it is written to one that can run: `use:` inlined, references resolved, parameters read, facts
 //! of the inputs known. All faults at once.
 
+use std::cell::Cell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 use std::ops::Range;
@@ -12,7 +13,7 @@ use serde_json::Value as Json;
 
 use crate::facts::Facts;
 use crate::fields::MAX_INTEGER;
-use crate::files::{Files, Withheld};
+use crate::files::{Files, Withheld, no_file};
 use crate::node::{Fault, FaultKind, ReadFile};
 use crate::params::{
     self, EMPTY_PATH, How, Mismatch, Origin, ParamType, Setting, expected, nearest_inside,
@@ -30,6 +31,9 @@ use crate::yaml::{self, Key, Node, Tree};
 
 /// How many nodes a workflow may have with everything included.
 pub const MAX_NODES: usize = 200_000;
+/// How many bytes of text the values of a workflow may have with everything filled in: params in templates and under
+/// `with:`, defaults of each `use`, and in a sweep all cells together.
+pub const MAX_TEXT: usize = 128 << 20;
 /// How many levels of `use` there may be.
 pub const MAX_LEVELS: usize = 64;
 /// From so many faults on no "did you mean" is looked for: the search is not free, and nobody reads that far.
@@ -50,8 +54,19 @@ pub struct Settings {
     /// What `random` draws from here on, for tests and to repeat a run; unless given it is drawn from the system's
     /// randomness.
     pub draw: Option<u64>,
+    /// Seeds that were drawn before, by the name that [`ResolvedParam`] has: `random` gives them again.
+    pub drawn: BTreeMap<String, Drawn>,
     /// The `name=values` of each `--over`: what a sweep varies besides what the file says, or in place of it.
     pub over: Vec<String>,
+}
+
+/// A seed that was drawn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drawn {
+    /// The seed.
+    pub seed: u64,
+    /// The line that asked for it: it is drawn anew when that changes. `None`: it is given whatever the line says.
+    pub line: Option<String>,
 }
 
 /// The value of a param in this run.
@@ -66,6 +81,9 @@ pub struct ResolvedParam {
     /// The folder from which it is resolved, if it is a relative path.
     #[serde(skip)]
     pub folder: Arc<PathBuf>,
+    /// Of a seed that was drawn, the line that asked for it, without its indentation.
+    #[serde(skip)]
+    pub line: Option<String>,
 }
 
 /// A link from a node's output.
@@ -203,6 +221,24 @@ enum Given {
     Broken,
 }
 
+/// How many nodes a workflow has with everything included.
+#[derive(Clone, Copy, Default)]
+struct Count {
+    ops: usize,
+    uses: usize,
+}
+
+impl Count {
+    fn add(&mut self, other: Self) {
+        self.ops = self.ops.saturating_add(other.ops);
+        self.uses = self.uses.saturating_add(other.uses);
+    }
+
+    fn is_too_much(self) -> bool {
+        self.ops > MAX_NODES || self.uses >= MAX_NODES
+    }
+}
+
 enum Slot {
     Op(usize),
     Use(usize),
@@ -234,7 +270,29 @@ struct Flat {
     known: Arc<KnownPorts>,
 }
 
+/// An input or an output of an included workflow that a reference leads through: its scope, and its name (of an output
+/// behind `outputs.`, which no input's name can be).
+type Hop = (usize, String);
+
+/// One step from a reference to the node that makes the value.
+enum Lead {
+    Done(Target),
+    /// On to another reference.
+    On(Onward),
+}
+
+struct Onward {
+    hop: Hop,
+    /// The type of the input that is passed, which is then that of the value.
+    kind: Option<&'static str>,
+    /// The reference that is next, and where it is written.
+    scope: usize,
+    text: String,
+    span: Span,
+}
+
 /// What a reference to an output comes to.
+#[derive(Clone, Copy)]
 enum Target {
     Link(Link, Types),
     /// An optional input that is not given.
@@ -244,6 +302,19 @@ enum Target {
     /// A param or an input that is a value.
     Value,
     Broken,
+}
+
+impl Target {
+    /// What it is to somebody who refers to the input of that type, or to the output, that leads to it.
+    fn through(self, kind: Option<&'static str>) -> Self {
+        match (self, kind) {
+            (Self::Link(link, _), Some(kind)) => Self::Link(link, Types::One(kind)),
+            (Self::Open(_), Some(kind)) => Self::Open(Types::One(kind)),
+            // Reported where the link is given, or the output is declared.
+            (Self::Value, _) => Self::Broken,
+            (other, _) => other,
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -273,6 +344,48 @@ enum Built {
     Broken,
 }
 
+/// What is left of [`MAX_TEXT`].
+pub(crate) struct TextBudget(Cell<Option<usize>>);
+
+impl TextBudget {
+    pub(crate) fn new() -> Self {
+        Self(Cell::new(Some(MAX_TEXT)))
+    }
+
+    /// Whether there is room for so many bytes more. Once there was not, there never is.
+    pub(crate) fn take(&self, bytes: usize) -> bool {
+        let left = self.0.get().and_then(|left| left.checked_sub(bytes));
+        self.0.set(left);
+        left.is_some()
+    }
+}
+
+/// The bytes of the texts in a value.
+pub(crate) fn text_bytes(value: &Json) -> usize {
+    match value {
+        Json::String(text) => text.len(),
+        Json::Array(items) => items.iter().map(text_bytes).sum(),
+        Json::Object(entries) => (entries.iter())
+            .map(|(key, value)| key.len() + text_bytes(value))
+            .sum(),
+        _ => 0,
+    }
+}
+
+/// The fault of values that have more text than [`MAX_TEXT`].
+pub(crate) fn too_much_text(source: &Source, span: Span) -> Problem {
+    Problem::new(
+        Code::TooMuchText,
+        source,
+        span,
+        format!(
+            "with everything filled in the values have more than {} MiB of text",
+            MAX_TEXT >> 20
+        ),
+    )
+    .help("is a long text filled in many times over?")
+}
+
 /// What [`check`] works with.
 #[derive(Clone, Copy)]
 pub(crate) struct World<'a> {
@@ -282,6 +395,7 @@ pub(crate) struct World<'a> {
     /// The values of a cell of a sweep; they count more than all settings.
     pub(crate) cell: &'a [Setting],
     pub(crate) facts: &'a Facts,
+    pub(crate) text: &'a TextBudget,
 }
 
 /// Checks a workflow; `path` is its own, for recursion.
@@ -300,10 +414,11 @@ pub(crate) fn check(
         flat: Vec::new(),
         resolved: Vec::new(),
         used: HashSet::new(),
-        resolving: Vec::new(),
+        targets: HashMap::new(),
         open: None,
         held: Vec::new(),
         overfull: false,
+        overlong: false,
         draws: 0,
     };
     checker.run(workflow, path)
@@ -319,12 +434,14 @@ struct Checker<'a> {
     resolved: Vec<ResolvedParam>,
     /// The params of the outermost workflow that something refers to.
     used: HashSet<String>,
-    /// The references that are being followed through included workflows.
-    resolving: Vec<(usize, String)>,
+    /// What the inputs and outputs of included workflows come to, as far as they were followed.
+    targets: HashMap<Hop, Target>,
     open: Option<Problem>,
     /// Warnings about models that are not fetched yet.
     held: Vec<Problem>,
     overfull: bool,
+    /// Whether it was told that there is too much text.
+    overlong: bool,
     draws: u64,
 }
 
@@ -356,6 +473,10 @@ impl Checker<'_> {
         let mut trail: Vec<PathBuf> = path.map(normal).into_iter().collect();
         let names = vec![workflow.source.name().to_owned()];
         self.root(&workflow, settings);
+        let count = self.count(&workflow, &mut trail, &mut HashMap::new());
+        if count.is_too_much() {
+            return Err(Problems::new(std::mem::take(&mut self.problems)));
+        }
         self.nodes_of(0, &mut trail, &mut names.clone());
         for index in 0..self.flat.len() {
             self.fields(index);
@@ -472,12 +593,27 @@ impl Checker<'_> {
         settings
     }
 
-    /// A seed from the system's randomness, or the one that a test asked for.
-    fn draw(&mut self) -> u64 {
+    /// A seed from the system's randomness, or the one that the settings ask for; and the line that asks for it.
+    fn draw(&mut self, name: &str, source: &Source, span: Span) -> (u64, String) {
         self.draws += 1;
-        let drawn = (self.world.settings.draw)
-            .map_or_else(random, |draw| draw.wrapping_add(self.draws - 1));
-        drawn & MAX_INTEGER
+        let line = line_at(source.text(), span.start).trim().to_owned();
+        let before = self.world.settings.drawn.get(name);
+        let drawn = match before {
+            Some(before) if before.line.as_ref().is_none_or(|known| *known == line) => before.seed,
+            _ => (self.world.settings.draw)
+                .map_or_else(random, |draw| draw.wrapping_add(self.draws - 1)),
+        };
+        (drawn & MAX_INTEGER, line)
+    }
+
+    /// Takes bytes from the budget of text; whether there was room for them.
+    fn take(&mut self, source: &Source, span: Span, bytes: usize) -> bool {
+        let room = self.world.text.take(bytes);
+        if !room && !self.overlong {
+            self.overlong = true;
+            self.problems.push(too_much_text(source, span));
+        }
+        room
     }
 
     fn bind(
@@ -489,9 +625,15 @@ impl Checker<'_> {
         mut value: Json,
         mut origin: Origin,
     ) -> Given {
+        let mut line = None;
         if kind == ParamType::Seed && value.as_str() == Some("random") {
-            value = Json::from(self.draw());
+            let (seed, asked) = self.draw(&format!("{prefix}{name}"), &origin.source, origin.span);
+            value = Json::from(seed);
+            line = Some(asked);
             origin.how = How::Drawn;
+        }
+        if !self.take(&origin.source, origin.span, text_bytes(&value)) {
+            return Given::Broken;
         }
         if prefix.is_empty() || origin.how == How::Drawn {
             self.resolved.push(ResolvedParam {
@@ -499,6 +641,7 @@ impl Checker<'_> {
                 value: value.clone(),
                 from: origin.how,
                 folder: Arc::clone(&origin.folder),
+                line,
             });
         }
         Given::Value(Bound {
@@ -670,12 +813,16 @@ impl Checker<'_> {
     /// Lists the nodes of a scope; workflows that it uses become scopes of their own.
     fn nodes_of(&mut self, scope: usize, trail: &mut Vec<PathBuf>, names: &mut Vec<String>) {
         let workflow = Arc::clone(&self.scopes[scope].workflow);
+        let prefix = self.scopes[scope].prefix.len();
         for (at, (name, decl)) in workflow.nodes.iter().enumerate() {
             let slot = match &decl.body {
                 NodeBody::Broken => Slot::Broken,
                 NodeBody::Op { op, .. } => match self.world.registry.entry(&op.value) {
                     _ if self.flat.len() >= MAX_NODES => {
                         self.too_many(&workflow.source, decl.name_span);
+                        Slot::Broken
+                    }
+                    Some(_) if !self.has_room(scope, decl.name_span, prefix + name.len()) => {
                         Slot::Broken
                     }
                     Some(entry) => {
@@ -763,18 +910,26 @@ impl Checker<'_> {
             self.problems.push(problem);
             return None;
         }
-        if trail.len() >= MAX_LEVELS || self.scopes.len() >= MAX_NODES {
+        if trail.len() >= MAX_LEVELS {
+            let problem = Problem::new(
+                Code::TooManyNodes,
+                source,
+                path.span,
+                format!("workflows use each other more than {MAX_LEVELS} levels deep"),
+            )
+            .help("use what is needed from here, with fewer files in between");
+            self.problems.push(problem);
+            return None;
+        }
+        if self.scopes.len() >= MAX_NODES {
             self.too_many(source, path.span);
             return None;
         }
-        let inner = match self.workflows.get(&identity) {
-            Some(known) => known.clone()?,
-            None => {
-                let parsed = self.include_file(source, path, &file);
-                self.workflows.insert(identity.clone(), parsed.clone());
-                parsed?
-            }
-        };
+        let inner = self.included(source, path, &file, &identity)?;
+        let bytes = self.scopes[outer].prefix.len() + name.len();
+        if !self.take(source, path.span, bytes) {
+            return None;
+        }
         let prefix = format!("{}{name}/", self.scopes[outer].prefix);
         let name_span = workflow
             .nodes
@@ -798,6 +953,70 @@ impl Checker<'_> {
         Some(scope)
     }
 
+    /// A workflow that another one uses; read when it is used for the first time.
+    fn included(
+        &mut self,
+        outer: &Source,
+        path: &Spanned<String>,
+        file: &Path,
+        identity: &Path,
+    ) -> Option<Arc<Workflow>> {
+        if let Some(known) = self.workflows.get(identity) {
+            return known.clone();
+        }
+        let parsed = self.include_file(outer, path, file);
+        self.workflows.insert(identity.to_owned(), parsed.clone());
+        parsed
+    }
+
+    /// Counts the nodes of a workflow with everything included, before any of it is included: files that use each other
+    /// many times over would else fill the memory before the limit is met. What goes round or is nested too deeply is
+    /// left to [`Checker::include`] to report.
+    fn count(
+        &mut self,
+        workflow: &Arc<Workflow>,
+        trail: &mut Vec<PathBuf>,
+        counted: &mut HashMap<PathBuf, Count>,
+    ) -> Count {
+        let mut count = Count::default();
+        for decl in workflow.nodes.values() {
+            if count.is_too_much() {
+                break;
+            }
+            let NodeBody::Use { path, .. } = &decl.body else {
+                count.add(Count { ops: 1, uses: 0 });
+                if count.is_too_much() {
+                    self.too_many(&workflow.source, decl.name_span);
+                }
+                continue;
+            };
+            let file = workflow.folder.join(&path.value);
+            let identity = normal(&file);
+            if trail.len() >= MAX_LEVELS || trail.contains(&identity) {
+                continue;
+            }
+            let Some(inner) = self.included(&workflow.source, path, &file, &identity) else {
+                continue;
+            };
+            count.add(Count { ops: 0, uses: 1 });
+            let more = match counted.get(&identity) {
+                Some(known) => *known,
+                None => {
+                    trail.push(identity.clone());
+                    let more = self.count(&inner, trail, counted);
+                    trail.pop();
+                    counted.insert(identity, more);
+                    more
+                }
+            };
+            count.add(more);
+            if count.is_too_much() {
+                self.too_many(&workflow.source, path.span);
+            }
+        }
+        count
+    }
+
     fn include_file(
         &mut self,
         outer: &Source,
@@ -811,7 +1030,7 @@ impl Checker<'_> {
                     Code::IncludeMissing,
                     outer,
                     path.span,
-                    format!("there is no file `{name}`"),
+                    no_file(&normal(file), self.world.files),
                 )
                 .help("a path is relative to the file that wrote it"),
             );
@@ -1078,9 +1297,7 @@ impl Checker<'_> {
     }
 
     fn bound(&self, scope: usize, text: &str) -> Option<Given> {
-        let name = text
-            .strip_prefix("$params.")
-            .or_else(|| text.strip_prefix("$inputs."))?;
+        let name = value_name(text)?;
         self.scopes[scope].values.get(name).cloned()
     }
 
@@ -1194,11 +1411,71 @@ impl Checker<'_> {
         );
     }
 
-    /// Follows a reference where a link is due, through included workflows to the node that makes the value.
+    /// Follows a reference where a link is due, through included workflows to the node that makes the value. Without
+    /// recursion: a chain may be as long as there are nodes.
     fn target(&mut self, scope: usize, text: &str, span: Span) -> Target {
+        let (mut scope, mut text, mut span) = (scope, text.to_owned(), span);
+        let mut passed: Vec<(Hop, Option<&'static str>)> = Vec::new();
+        // Where each reference is written that led to a hop.
+        let mut written: Vec<(usize, Span)> = Vec::new();
+        let mut known: HashMap<Hop, usize> = HashMap::new();
+        let mut target = loop {
+            let before = self.problems.len();
+            let lead = self.lead(scope, &text, span);
+            if !passed.is_empty() {
+                // Faults on the way through other workflows are reported there, once.
+                self.problems.truncate(before);
+            }
+            let onward = match lead {
+                Lead::Done(target) => break target,
+                Lead::On(onward) => onward,
+            };
+            if let Some(target) = self.targets.get(&onward.hop) {
+                break *target;
+            }
+            if let Some(&from) = known.get(&onward.hop) {
+                written[from] = (scope, span);
+                self.link_cycle(&passed[from..], &written[from..]);
+                break Target::Broken;
+            }
+            known.insert(onward.hop.clone(), passed.len());
+            passed.push((onward.hop, onward.kind));
+            written.push((scope, span));
+            (scope, text, span) = (onward.scope, onward.text, onward.span);
+        };
+        for (hop, kind) in passed.into_iter().rev() {
+            target = target.through(kind);
+            self.targets.insert(hop, target);
+        }
+        target
+    }
+
+    /// Reports links that lead back to where they began, at the first of them.
+    fn link_cycle(&mut self, passed: &[(Hop, Option<&'static str>)], written: &[(usize, Span)]) {
+        // A round leads out of each workflow by the node that uses it, so there is always one of these.
+        let outputs = passed.iter().zip(written).filter_map(|((hop, _), at)| {
+            let output = hop.1.strip_prefix("outputs.")?;
+            Some((*at, hop.0, output))
+        });
+        let Some(((scope, span), inner, output)) = outputs.min_by_key(|(at, ..)| *at) else {
+            return;
+        };
+        let prefix = &self.scopes[inner].prefix;
+        let name = prefix.trim_end_matches('/').rsplit('/').next();
+        let message = format!(
+            "`{}` needs its own output `{output}`",
+            name.unwrap_or(prefix)
+        );
+        let source = &self.scopes[scope].workflow.source;
+        self.problems
+            .push(Problem::new(Code::Cycle, source, span, message).help("cut one of the links"));
+    }
+
+    /// One step from a reference towards the node that makes the value.
+    fn lead(&mut self, scope: usize, text: &str, span: Span) -> Lead {
         let workflow = Arc::clone(&self.scopes[scope].workflow);
         let Some(reference) = self.reference(scope, text, span) else {
-            return Target::Broken;
+            return Lead::Done(Target::Broken);
         };
         match reference {
             Reference::Param(name) => {
@@ -1206,96 +1483,63 @@ impl Checker<'_> {
                     if scope == 0 {
                         self.used.insert(name.to_owned());
                     }
-                    return Target::Value;
+                    return Lead::Done(Target::Value);
                 }
                 self.unknown_param(&workflow, name, span);
-                Target::Broken
+                Lead::Done(Target::Broken)
             }
-            Reference::Input(name) => self.input_target(scope, &workflow, name, span),
-            Reference::Node(name, port) => self.node_target(scope, &workflow, name, port, span),
+            Reference::Input(name) => self.lead_of_input(scope, &workflow, name, span),
+            Reference::Node(name, port) => self.lead_of_node(scope, &workflow, name, port, span),
         }
     }
 
-    fn input_target(
-        &mut self,
-        scope: usize,
-        workflow: &Workflow,
-        name: &str,
-        span: Span,
-    ) -> Target {
+    fn lead_of_input(&mut self, scope: usize, workflow: &Workflow, name: &str, span: Span) -> Lead {
         let Some(decl) = workflow.inputs.get(name) else {
             self.unknown_input(workflow, name, span);
-            return Target::Broken;
+            return Lead::Done(Target::Broken);
         };
         let InputKind::Port(kind) = &decl.kind else {
-            return Target::Value;
+            return Lead::Done(Target::Value);
         };
         let Some(kind) = self.world.registry.port_type(kind) else {
-            return Target::Broken; // reported at the declaration
+            return Lead::Done(Target::Broken); // reported at the declaration
+        };
+        let missing = if decl.optional {
+            Target::Absent
+        } else {
+            Target::Broken
         };
         let Some(parent) = self.scopes[scope].parent else {
-            return if decl.optional {
-                Target::Absent
-            } else if self.world.settings.part {
+            let open = !decl.optional && self.world.settings.part;
+            return Lead::Done(if open {
                 Target::Open(Types::One(kind))
             } else {
-                Target::Broken
-            };
+                missing
+            });
         };
-        let Some(link) = self.scopes[scope].links.get(name).cloned() else {
-            return if decl.optional {
-                Target::Absent
-            } else {
-                Target::Broken
-            };
-        };
-        if link.value.is_empty() {
-            return Target::Broken;
-        }
-        match self.follow(parent, scope, name, &link) {
-            Target::Link(link, _) => Target::Link(link, Types::One(kind)),
-            Target::Open(_) => Target::Open(Types::One(kind)),
-            Target::Absent => Target::Absent,
-            // Said where the link is given.
-            Target::Value | Target::Broken => Target::Broken,
+        match self.scopes[scope].links.get(name) {
+            None => Lead::Done(missing),
+            Some(link) if link.value.is_empty() => Lead::Done(Target::Broken),
+            Some(link) => Lead::On(Onward {
+                hop: (scope, name.to_owned()),
+                kind: Some(kind),
+                scope: parent,
+                text: link.value.clone(),
+                span: link.span,
+            }),
         }
     }
 
-    /// Follows what an input is linked to. Its faults are told once, by [`Checker::given_links`].
-    fn follow(
-        &mut self,
-        parent: usize,
-        scope: usize,
-        name: &str,
-        link: &Spanned<String>,
-    ) -> Target {
-        let here = (scope, name.to_owned());
-        if self.resolving.contains(&here) {
-            return Target::Broken; // told where the round began
-        }
-        if self.resolving.len() > 4 * MAX_LEVELS {
-            let source = self.scopes[parent].workflow.source.clone();
-            self.too_many(&source, link.span);
-            return Target::Broken;
-        }
-        self.resolving.push(here);
-        let before = self.problems.len();
-        let target = self.target(parent, &link.value, link.span);
-        self.keep_cycles(before);
-        self.resolving.pop();
-        target
-    }
-
-    fn node_target(
+    fn lead_of_node(
         &mut self,
         scope: usize,
         workflow: &Workflow,
         name: &str,
         port: Option<&str>,
         span: Span,
-    ) -> Target {
+    ) -> Lead {
         let inner = match self.scopes[scope].slots.get(name) {
-            Some(Slot::Broken) => return Target::Broken,
+            Some(Slot::Broken) => return Lead::Done(Target::Broken),
             Some(Slot::Op(index)) => {
                 let index = *index;
                 let entry = Arc::clone(&self.flat[index].entry);
@@ -1308,16 +1552,16 @@ impl Checker<'_> {
                         node: index,
                         port: spec.name,
                     };
-                    return Target::Link(link, Types::Ports(spec.types));
+                    return Lead::Done(Target::Link(link, Types::Ports(spec.types)));
                 }
                 let outputs = entry.outputs().iter().map(|spec| spec.name);
                 self.unknown_port(workflow, name, port.unwrap_or(""), span, outputs);
-                return Target::Broken;
+                return Lead::Done(Target::Broken);
             }
             Some(Slot::Use(inner)) => *inner,
             None => {
                 self.unknown_node(workflow, name, port, span);
-                return Target::Broken;
+                return Lead::Done(Target::Broken);
             }
         };
         let included = Arc::clone(&self.scopes[inner].workflow);
@@ -1328,44 +1572,18 @@ impl Checker<'_> {
         let Some((output, decl)) = found else {
             let outputs: Vec<&str> = included.outputs.keys().map(String::as_str).collect();
             self.unknown_port(workflow, name, port.unwrap_or(""), span, outputs);
-            return Target::Broken;
+            return Lead::Done(Target::Broken);
         };
-        let Some(value) = decl.value.clone() else {
-            return Target::Broken;
-        };
-        let here = (inner, format!("outputs.{output}"));
-        if self.resolving.contains(&here) || self.resolving.len() > 4 * MAX_LEVELS {
-            self.problems.push(
-                Problem::new(
-                    Code::Cycle,
-                    &workflow.source,
-                    span,
-                    format!("`{name}` needs its own output `{output}`"),
-                )
-                .help("cut one of the links"),
-            );
-            return Target::Broken;
+        match &decl.value {
+            None => Lead::Done(Target::Broken),
+            Some(value) => Lead::On(Onward {
+                hop: (inner, format!("outputs.{output}")),
+                kind: None,
+                scope: inner,
+                text: value.value.clone(),
+                span: value.span,
+            }),
         }
-        self.resolving.push(here);
-        let before = self.problems.len();
-        let target = self.target(inner, &value.value, value.span);
-        self.keep_cycles(before);
-        self.resolving.pop();
-        match target {
-            Target::Value => Target::Broken,
-            other => other,
-        }
-    }
-
-    /// Drops the faults found on the way through other workflows: they are told there, once. Only that the way has no
-    /// end is told here.
-    fn keep_cycles(&mut self, before: usize) {
-        let faults: Vec<Problem> = self
-            .problems
-            .drain(before..)
-            .filter(|problem| matches!(problem.code(), Code::Cycle | Code::TooManyNodes))
-            .collect();
-        self.problems.extend(faults);
     }
 
     fn unknown_port<'n>(
@@ -1428,11 +1646,11 @@ impl Checker<'_> {
         span: Span,
         extra: &[(&str, &str)],
     ) -> Option<String> {
-        if !text.contains(['{', '}']) {
-            return Some(text.to_owned());
-        }
         let workflow = Arc::clone(&self.scopes[scope].workflow);
         let source = &workflow.source;
+        if !text.contains(['{', '}']) {
+            return self.take(source, span, text.len()).then(|| text.to_owned());
+        }
         let pieces = match template::pieces(text) {
             Ok(pieces) => pieces,
             Err(fault) => {
@@ -1472,11 +1690,23 @@ impl Checker<'_> {
         for piece in pieces {
             let (name, range) = match piece {
                 Piece::Text(text) => {
+                    if !self.take(source, span, text.len()) {
+                        return None;
+                    }
                     filled.push_str(&text);
                     continue;
                 }
                 Piece::Name(name, range) => (name, range),
             };
+            let room = match self.scopes[scope].values.get(name) {
+                Some(Given::Value(bound)) => text_bytes(&bound.value),
+                Some(_) => 0,
+                None => (extra.iter().find(|(known, _)| *known == name))
+                    .map_or(0, |(_, text)| text.len()),
+            };
+            if !self.take(source, span, room) {
+                return None;
+            }
             let place = within(source, span, text.get(range).unwrap_or(""));
             match self.scopes[scope].values.get(name) {
                 Some(given) => {
@@ -1869,13 +2099,15 @@ impl Checker<'_> {
                     return self.referred(scope, name, text, tree, shape);
                 }
                 if shape.seed && text == "random" {
-                    let drawn = self.draw();
-                    let node = self.node_name(index);
+                    let name = format!("{}.{name}", self.node_name(index));
+                    let source = self.scopes[scope].workflow.source.clone();
+                    let (drawn, line) = self.draw(&name, &source, tree.span);
                     self.resolved.push(ResolvedParam {
-                        name: format!("{node}.{name}"),
+                        name,
                         value: Json::from(drawn),
                         from: How::Drawn,
                         folder: Arc::default(),
+                        line: Some(line),
                     });
                     return Built::Value(Json::from(drawn));
                 }
@@ -1898,17 +2130,27 @@ impl Checker<'_> {
                             .help(EMPTY_PATH);
                             return self.mismatch(scope, tree.span, mismatch);
                         }
+                        if !self.has_room(scope, tree.span, text.len()) {
+                            return Built::Broken;
+                        }
                         let folder = Arc::clone(&self.scopes[scope].workflow.folder);
                         Built::Value(joined(&folder, text))
                     }
                     Text::Plain => match words(name, text, tree, shape) {
                         Some(mismatch) => self.mismatch(scope, tree.span, mismatch),
+                        None if !self.has_room(scope, tree.span, text.len()) => Built::Broken,
                         None => Built::Value(Json::from(text)),
                     },
                 }
             }
             _ => wrong(self),
         }
+    }
+
+    /// [`Checker::take`] for what is written in a scope's workflow.
+    fn has_room(&mut self, scope: usize, span: Span, bytes: usize) -> bool {
+        let workflow = Arc::clone(&self.scopes[scope].workflow);
+        self.take(&workflow.source, span, bytes)
     }
 
     fn node_name(&self, index: usize) -> String {
@@ -1934,6 +2176,16 @@ impl Checker<'_> {
         match self.value_reference(scope, text, tree.span, name) {
             Built::Value(_) => {}
             other => return other,
+        }
+        let bytes = match self.scopes[scope]
+            .values
+            .get(value_name(text).unwrap_or(""))
+        {
+            Some(Given::Value(bound)) => text_bytes(&bound.value),
+            _ => 0,
+        };
+        if !self.has_room(scope, tree.span, bytes) {
+            return Built::Broken;
         }
         let Some(Given::Value(bound)) = self.bound(scope, text) else {
             return Built::Broken;
@@ -3079,6 +3331,22 @@ fn within(source: &Source, span: Span, piece: &str) -> Span {
     }
 }
 
+/// The line of a text that a byte is in.
+fn line_at(text: &str, at: usize) -> &str {
+    let (before, after) = text.split_at_checked(at).unwrap_or((text, ""));
+    let start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    let end = after
+        .find('\n')
+        .map_or(text.len(), |newline| before.len() + newline);
+    text.get(start..end).unwrap_or("")
+}
+
+/// The param or input that a reference to a value names.
+fn value_name(text: &str) -> Option<&str> {
+    text.strip_prefix("$params.")
+        .or_else(|| text.strip_prefix("$inputs."))
+}
+
 fn joined(folder: &Path, text: &str) -> Json {
     let path = remote::join(folder, text);
     // The path was made of texts, so this loses nothing but for a folder whose own name is not Unicode.
@@ -3090,25 +3358,56 @@ pub(crate) fn folder_of(file: &Path) -> PathBuf {
     file.parent().map_or_else(PathBuf::new, Path::to_owned)
 }
 
-/// A path without `.` and `..` as far as the text alone tells, so that a file has one name.
+/// A path without `.` and `..`, so that a file has one name. What `..` stands behind is followed when it is a link, as
+/// the file system does it: `link/../a` lies beside what the link leads to. All else is left as it is written, links that
+/// are passed on the way down too.
 #[must_use]
 pub fn normal(path: &Path) -> PathBuf {
     if remote::is_remote(path) {
         return remote::tidy(path);
     }
+    cleaned(path, MAX_LINKS)
+}
+
+/// Links that are followed one after another; the system's own limit is as large.
+pub(crate) const MAX_LINKS: usize = 40;
+
+fn cleaned(path: &Path, links: usize) -> PathBuf {
     let mut clean = PathBuf::new();
     for part in path.components() {
         match part {
             Component::CurDir => {}
-            Component::ParentDir
-                if matches!(clean.components().next_back(), Some(Component::Normal(_))) =>
-            {
-                clean.pop();
+            Component::ParentDir => {
+                let mut left = links;
+                while let Some(target) = leads_to(&clean).filter(|_| left > 0) {
+                    left -= 1;
+                    clean = cleaned(&target, left);
+                }
+                match clean.components().next_back() {
+                    Some(Component::Normal(_)) => {
+                        clean.pop();
+                    }
+                    // Nothing is above the root.
+                    Some(Component::RootDir) => {}
+                    _ => clean.push(part),
+                }
             }
             other => clean.push(other),
         }
     }
     clean
+}
+
+/// Where a link leads, seen from where the link's own path is seen from; `None` of what is no link.
+pub(crate) fn leads_to(path: &Path) -> Option<PathBuf> {
+    if !matches!(path.components().next_back(), Some(Component::Normal(_))) {
+        return None;
+    }
+    let target = std::fs::read_link(path).ok()?;
+    Some(match path.parent() {
+        Some(folder) => folder.join(target),
+        None => target,
+    })
 }
 
 /// A path for people.

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::cache::{Cache, HostCache};
 use crate::chain::InFlight;
-use crate::check::{self, Checked, Settings, World};
+use crate::check::{self, Checked, Settings, TextBudget, World};
 use crate::event::{Event, Listener};
 use crate::execute::{Cancel, Job, RunError, RunOptions, RunReport};
 use crate::facts::Facts;
@@ -198,6 +198,7 @@ impl Engine {
             settings,
             cell: &[],
             facts: &self.facts,
+            text: &TextBudget::new(),
         };
         check::check(&world, Arc::new(workflow), path, problems)
     }
@@ -213,6 +214,7 @@ impl Engine {
             settings,
             cell: &[],
             facts: &self.facts,
+            text: &TextBudget::new(),
         };
         sweep::load(&world, path)
     }

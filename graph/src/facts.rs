@@ -155,7 +155,16 @@ impl Files for Noting<'_> {
 
     fn sha256(&self, path: &Path) -> io::Result<Digest> {
         self.note(path, true);
-        self.files.sha256(path)
+        let digest = self.files.sha256(path);
+        if (digest.as_ref()).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            // What a pin says is not known yet, so what the node says of the file is not to be kept.
+            *lock(&self.looks) = None;
+        }
+        digest
+    }
+
+    fn doubt(&self) {
+        self.files.doubt();
     }
 
     fn withheld(&self, path: &Path) -> Option<Withheld> {

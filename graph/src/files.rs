@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -88,13 +89,16 @@ pub trait Files: Send + Sync {
         None
     }
 
-    /// The SHA-256 digest of a file's content: what hubs and those who publish models name files by.
+    /// The SHA-256 digest of a file's content: what hubs and those who publish models name files by. It is made of bytes
+    /// that this process read, and never taken from what an earlier one wrote down.
     ///
     /// # Errors
-    /// As the file system gives them.
-    fn sha256(&self, path: &Path) -> io::Result<Digest> {
-        Ok(Sha256::digest(&*self.read(path)?).into())
-    }
+    /// As the file system gives them; `WouldBlock` where the digest is being made in the background and is not known yet.
+    fn sha256(&self, path: &Path) -> io::Result<Digest>;
+
+    /// From here on no digest counts that an earlier process wrote down: a file is read in full when its digest is asked
+    /// for, once in this process.
+    fn doubt(&self);
 
     /// What tells whether a file or folder is still the one that it was; `None` when these files cannot tell.
     fn stamp(&self, path: &Path) -> Option<FileStamp> {
@@ -174,6 +178,176 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What is at a path in place of a regular file, in words.
+fn kind_of(metadata: &Metadata) -> &'static str {
+    let kind = metadata.file_type();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        if kind.is_fifo() {
+            return "a named pipe";
+        }
+        if kind.is_socket() {
+            return "a socket";
+        }
+        if kind.is_char_device() || kind.is_block_device() {
+            return "a device";
+        }
+    }
+    if kind.is_dir() {
+        "a folder"
+    } else {
+        "something else"
+    }
+}
+
+/// Whether what is there is a regular file, which alone can be read without waiting for anybody.
+fn regular(metadata: &Metadata) -> io::Result<()> {
+    if metadata.is_file() {
+        return Ok(());
+    }
+    let kind = if metadata.is_dir() {
+        io::ErrorKind::IsADirectory
+    } else {
+        io::ErrorKind::InvalidInput
+    };
+    let message = format!("it is {}, not a regular file", kind_of(metadata));
+    Err(io::Error::new(kind, message))
+}
+
+/// Opens a file to be read. A named pipe, a socket, a device or a folder is an error: reading it could wait forever or
+/// have no end.
+///
+/// # Errors
+/// As the file system gives them, and of what is no regular file.
+pub fn open(path: &Path) -> io::Result<File> {
+    // Before it is opened, as opening some devices does something.
+    regular(&fs::metadata(path)?)?;
+    let mut options = File::options();
+    options.read(true);
+    // What took the file's place meanwhile must not keep this waiting. On a regular file the flag changes nothing.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(
+        &mut options,
+        libc::O_NONBLOCK | libc::O_NOCTTY,
+    );
+    let file = options.open(path)?;
+    regular(&file.metadata()?)?;
+    Ok(file)
+}
+
+/// The content of a file of at most `most` bytes.
+///
+/// # Errors
+/// As [`open`]; `FileTooLarge` of a file that has more.
+pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let file = open(path)?;
+    let length = file.metadata()?.len();
+    let too_large = || {
+        io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("it has more than {most} bytes"),
+        )
+    };
+    if length > most {
+        return Err(too_large());
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
+    // It may grow meanwhile.
+    file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(too_large());
+    }
+    Ok(bytes)
+}
+
+/// As [`read`], of a text in UTF-8.
+///
+/// # Errors
+/// As [`read`]; `InvalidData` of what is not UTF-8.
+pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
+    String::from_utf8(read(path, most)?)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))
+}
+
+/// Why there is nothing to read at a path where [`Files::is_file`] finds no file, in words.
+#[must_use]
+pub fn no_file(path: &Path, files: &dyn Files) -> String {
+    match files.read_head(path, 0) {
+        // A pipe, say: something is there.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            format!("`{}` cannot be read: {error}", path.display())
+        }
+        _ => format!("there is no file `{}`", path.display()),
+    }
+}
+
+/// What the file of known digests says under `schema`.
+const MEMO: &str = "retouch-digests/2";
+/// The longest file of known digests: [`MOST_KNOWN`] of them take less than half of it.
+const MEMO_BYTES: u64 = 8 << 20;
+
+/// The digests that outlive the process.
+#[derive(Serialize, Deserialize)]
+struct Memo {
+    schema: String,
+    known: Vec<Checked>,
+}
+
+/// A digest that outlives the process, with a checksum: a disk or an editor that changes one digit of it must not make
+/// another file of a file.
+#[derive(Serialize, Deserialize)]
+struct Checked {
+    #[serde(flatten)]
+    known: Known,
+    check: String,
+}
+
+impl Checked {
+    fn new(known: Known) -> Option<Self> {
+        let check = known.check()?;
+        Some(Self { known, check })
+    }
+
+    fn believed(self) -> Option<Known> {
+        (self.known.check()? == self.check).then_some(self.known)
+    }
+}
+
+/// The digests that an earlier process wrote down. They are believed only from a file that nobody else could write:
+/// whoever can say what a file's digest is can pass one model for another.
+fn remembered(memo: &Path) -> Option<Vec<Known>> {
+    let file = open(memo).ok()?;
+    if !is_own(&file.metadata().ok()?) {
+        tracing::warn!(
+            "{} is of another user, or others may write it: it is not used",
+            memo.display()
+        );
+        return None;
+    }
+    let mut text = Vec::new();
+    file.take(MEMO_BYTES).read_to_end(&mut text).ok()?;
+    let memo: Memo = serde_json::from_slice(&text).ok()?;
+    let known = memo.known.into_iter().filter_map(Checked::believed);
+    (memo.schema == MEMO).then(|| known.collect())
+}
+
+/// Whether a file is this user's, and nobody else may write it. Where files have no owners it is.
+fn is_own(metadata: &Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        // SAFETY: the call has no arguments and cannot fail.
+        let user = unsafe { libc::geteuid() };
+        metadata.uid() == user && metadata.mode() & 0o022 == 0
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = metadata;
+        true
+    }
+}
+
 /// A digest that outlives the process.
 #[derive(Serialize, Deserialize)]
 struct Known {
@@ -187,12 +361,24 @@ struct Known {
     digest: String,
 }
 
+impl Known {
+    /// A checksum of all fields.
+    fn check(&self) -> Option<String> {
+        let text = serde_json::to_vec(self).ok()?;
+        let mut hasher = blake3::Hasher::new_derive_key("retouch 2026 known digests");
+        hasher.update(&text);
+        Some(hasher.finalize().to_hex()[..32].to_owned())
+    }
+}
+
 /// Smaller files are digested in no time.
 const LARGE: u64 = 1 << 20;
 /// A file that was changed so shortly ago may change again within the resolution of its time.
 const SETTLED: Duration = Duration::from_secs(2);
 /// Digests that are written down at most.
 const MOST_KNOWN: usize = 10_000;
+/// The largest file that is read into memory as a whole; what may be larger (weights) is read in parts.
+const MOST_READ: u64 = 2 << 30;
 
 /// What tells whether a file is still the one whose digest is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -244,13 +430,33 @@ impl FileStamp {
     }
 }
 
+/// The digest of a file, as long as it is the file that it was.
+#[derive(Debug)]
+struct Kept {
+    stamp: Stamp,
+    digest: Digest,
+    /// Whether an earlier process wrote it down.
+    remembered: bool,
+    /// Whether this process may write it down.
+    lasts: bool,
+}
+
+/// The kinds of digest that are kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Blake3,
+    Sha256,
+}
+
 /// The files of the disk.
 #[derive(Debug, Default)]
 pub struct DiskFiles {
     memo: Option<PathBuf>,
     /// By a digest of the absolute path.
-    digests: Mutex<HashMap<Digest, (Stamp, Digest)>>,
+    digests: Mutex<HashMap<Digest, Kept>>,
     seen: Mutex<IndexSet<PathBuf>>,
+    doubts: AtomicBool,
+    digested: AtomicU64,
 }
 
 impl DiskFiles {
@@ -263,11 +469,7 @@ impl DiskFiles {
     /// Starts with the digests of large files that an earlier process wrote down in `memo`; [`Files::flush`] writes them.
     #[must_use]
     pub fn with_memo(memo: Option<PathBuf>) -> Self {
-        let known = memo
-            .as_ref()
-            .and_then(|memo| fs::read(memo).ok())
-            .and_then(|text| serde_json::from_slice::<Vec<Known>>(&text).ok())
-            .unwrap_or_default();
+        let known = memo.as_deref().and_then(remembered).unwrap_or_default();
         let digests = known
             .into_iter()
             .filter_map(|known| {
@@ -281,13 +483,19 @@ impl DiskFiles {
                 };
                 let place = blake3::Hash::from_hex(&known.place).ok()?;
                 let digest = blake3::Hash::from_hex(&known.digest).ok()?;
-                Some((*place.as_bytes(), (stamp, *digest.as_bytes())))
+                let kept = Kept {
+                    stamp,
+                    digest: *digest.as_bytes(),
+                    remembered: true,
+                    lasts: true,
+                };
+                Some((*place.as_bytes(), kept))
             })
             .collect();
         Self {
             memo,
             digests: Mutex::new(digests),
-            seen: Mutex::default(),
+            ..Self::default()
         }
     }
 
@@ -302,30 +510,55 @@ impl DiskFiles {
         lock(&self.seen).clear();
     }
 
-    /// A digest that is made when it is not known, by the path and the kind of digest.
-    fn memoised(
-        &self,
-        path: &Path,
-        kind: &[u8],
-        make: impl FnOnce(&mut File) -> io::Result<Digest>,
-    ) -> io::Result<Digest> {
-        self.saw(path);
-        let mut file = File::open(path)?;
-        let stamp = Stamp::of(&file.metadata()?);
+    /// The bytes that were read for digests so far.
+    #[must_use]
+    pub fn digested(&self) -> u64 {
+        self.digested.load(Ordering::Relaxed)
+    }
+
+    /// Where a digest of a file is kept: under its path and the kind of digest.
+    fn place_of_digest(path: &Path, kind: Kind) -> Digest {
         let place = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let mut hasher = blake3::Hasher::new();
         hasher.update(place.as_os_str().as_encoded_bytes());
-        hasher.update(kind);
-        let place = *hasher.finalize().as_bytes();
-        if let Some((known, digest)) = lock(&self.digests).get(&place)
-            && *known == stamp
+        // No path holds a zero byte: the place of one kind of digest is never that of the other.
+        hasher.update(match kind {
+            Kind::Blake3 => b"",
+            Kind::Sha256 => b"\0sha256",
+        });
+        *hasher.finalize().as_bytes()
+    }
+
+    /// A digest that is made when it is not known.
+    fn memoised(
+        &self,
+        path: &Path,
+        kind: Kind,
+        make: impl FnOnce(&mut File) -> io::Result<Digest>,
+    ) -> io::Result<Digest> {
+        self.saw(path);
+        let mut file = open(path)?;
+        let stamp = Stamp::of(&file.metadata()?);
+        let place = Self::place_of_digest(path, kind);
+        let doubts = self.doubts.load(Ordering::Relaxed);
+        if let Some(kept) = lock(&self.digests).get(&place)
+            && kept.stamp == stamp
+            && !(kept.remembered && doubts)
         {
-            return Ok(*digest);
+            return Ok(kept.digest);
         }
         let digest = make(&mut file)?;
+        self.digested.fetch_add(stamp.size, Ordering::Relaxed);
         // A file that was written meanwhile is read again the next time.
         if Stamp::of(&file.metadata()?) == stamp {
-            lock(&self.digests).insert(place, (stamp, digest));
+            let kept = Kept {
+                stamp,
+                digest,
+                remembered: false,
+                // What is pinned is compared with what is read, not with what was written down of it.
+                lasts: kind == Kind::Blake3,
+            };
+            lock(&self.digests).insert(place, kept);
         }
         Ok(digest)
     }
@@ -386,12 +619,12 @@ fn pieces(file: &mut File, mut take: impl FnMut(&[u8])) -> io::Result<()> {
 impl Files for DiskFiles {
     fn read(&self, path: &Path) -> io::Result<Arc<[u8]>> {
         self.saw(path);
-        fs::read(path).map(Arc::from)
+        read(path, MOST_READ).map(Arc::from)
     }
 
     fn read_head(&self, path: &Path, length: usize) -> io::Result<(Vec<u8>, u64)> {
         self.saw(path);
-        let file = File::open(path)?;
+        let file = open(path)?;
         let whole = file.metadata()?.len();
         let mut head = Vec::new();
         file.take(length as u64).read_to_end(&mut head)?;
@@ -400,7 +633,7 @@ impl Files for DiskFiles {
 
     fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         self.saw(path);
-        let mut file = File::open(path)?;
+        let mut file = open(path)?;
         let mut bytes = Vec::new();
         // File systems differ in how far beyond the end one may seek.
         if offset < file.metadata()?.len() {
@@ -411,7 +644,7 @@ impl Files for DiskFiles {
     }
 
     fn digest(&self, path: &Path) -> io::Result<Digest> {
-        self.memoised(path, b"", |file| {
+        self.memoised(path, Kind::Blake3, |file| {
             let mut hasher = blake3::Hasher::new();
             pieces(file, |piece| {
                 hasher.update(piece);
@@ -421,12 +654,15 @@ impl Files for DiskFiles {
     }
 
     fn sha256(&self, path: &Path) -> io::Result<Digest> {
-        // No path holds a zero byte: the place of one kind of digest is never that of the other.
-        self.memoised(path, b"\0sha256", |file| {
+        self.memoised(path, Kind::Sha256, |file| {
             let mut hasher = Sha256::new();
             pieces(file, |piece| hasher.update(piece))?;
             Ok(hasher.finalize().into())
         })
+    }
+
+    fn doubt(&self) {
+        self.doubts.store(true, Ordering::Relaxed);
     }
 
     fn is_file(&self, path: &Path) -> bool {
@@ -470,9 +706,11 @@ impl Files for DiskFiles {
             return;
         };
         let now = SystemTime::now();
-        let known: Vec<Known> = lock(&self.digests)
+        let known: Vec<Checked> = lock(&self.digests)
             .iter()
-            .filter_map(|(place, (stamp, digest))| {
+            .filter(|(_, kept)| kept.lasts)
+            .filter_map(|(place, kept)| {
+                let (stamp, digest) = (&kept.stamp, &kept.digest);
                 let modified = stamp.modified?;
                 let settled = now.duration_since(modified).ok()? >= SETTLED;
                 let since = modified.duration_since(UNIX_EPOCH).ok()?;
@@ -486,11 +724,16 @@ impl Files for DiskFiles {
                     digest: blake3::Hash::from_bytes(*digest).to_hex().to_string(),
                 })
             })
+            .filter_map(Checked::new)
             .take(MOST_KNOWN)
             .collect();
         if known.is_empty() {
             return;
         }
+        let known = Memo {
+            schema: MEMO.to_owned(),
+            known,
+        };
         // Nobody misses it: the next process hashes anew.
         if let Ok(text) = serde_json::to_vec(&known) {
             let _ = write::replace(memo, &text, Access::Private);
@@ -543,6 +786,12 @@ impl Files for MemoryFiles {
         self.read(path)
             .map(|content| *blake3::hash(&content).as_bytes())
     }
+
+    fn sha256(&self, path: &Path) -> io::Result<Digest> {
+        Ok(Sha256::digest(&*self.read(path)?).into())
+    }
+
+    fn doubt(&self) {}
 
     fn is_file(&self, path: &Path) -> bool {
         self.read(path).is_ok()
@@ -713,6 +962,10 @@ impl Files for RedirectedFiles {
         self.inner.sha256(&self.found(path))
     }
 
+    fn doubt(&self) {
+        self.inner.doubt();
+    }
+
     fn withheld(&self, path: &Path) -> Option<Withheld> {
         self.inner.withheld(path)
     }
@@ -840,49 +1093,201 @@ mod tests {
         }
     }
 
+    /// Files of `length` equal bytes that were written a minute ago, so that their times have settled.
+    fn settled(file: &Path, byte: u8, length: usize) -> Digest {
+        fs::write(file, vec![byte; length]).unwrap();
+        let old = SystemTime::now() - Duration::from_secs(60);
+        let opened = File::options().write(true).open(file).unwrap();
+        opened.set_modified(old).unwrap();
+        *blake3::hash(&vec![byte; length]).as_bytes()
+    }
+
+    fn with_memo(memo: &Path) -> DiskFiles {
+        DiskFiles::with_memo(Some(memo.to_owned()))
+    }
+
     #[test]
     fn digests_of_large_files_outlive_the_process_until_the_file_changes() {
         let folder = tempfile::tempdir().unwrap();
         let (file, memo) = (folder.path().join("weights"), folder.path().join("memo"));
-        let old = SystemTime::now() - Duration::from_secs(60);
-        let write = |byte: u8| {
-            fs::write(&file, vec![byte; 1 << 20]).unwrap();
-            File::options()
-                .write(true)
-                .open(&file)
-                .unwrap()
-                .set_modified(old)
-                .unwrap();
-            *blake3::hash(&vec![byte; 1 << 20]).as_bytes()
-        };
-        let first = write(1);
-        let files = DiskFiles::with_memo(Some(memo.clone()));
+        let first = settled(&file, 1, 1 << 20);
+        let files = with_memo(&memo);
         assert_eq!(files.digest(&file).unwrap(), first);
+        assert_eq!(files.digested(), 1 << 20);
         files.flush();
-        // A digest that is written down is believed: it is what tells that the file was not read again.
         let text = fs::read_to_string(&memo).unwrap();
         let hex = |digest: &Digest| blake3::Hash::from_bytes(*digest).to_hex().to_string();
         assert!(text.contains(&hex(&first)));
-        let other = [7u8; 32];
-        fs::write(&memo, text.replace(&hex(&first), &hex(&other))).unwrap();
-        let files = DiskFiles::with_memo(Some(memo.clone()));
-        assert_eq!(files.digest(&file).unwrap(), other);
+        let files = with_memo(&memo);
+        assert_eq!(files.digest(&file).unwrap(), first);
+        assert_eq!(files.digested(), 0, "it was written down");
         // Another size or time is another file.
-        let second = {
-            fs::write(&file, vec![2; (1 << 20) + 1]).unwrap();
-            *blake3::hash(&vec![2; (1 << 20) + 1]).as_bytes()
-        };
+        let length = (1 << 20) + 1;
+        fs::write(&file, vec![2; length]).unwrap();
+        let second = *blake3::hash(&vec![2; length]).as_bytes();
         assert_eq!(files.digest(&file).unwrap(), second);
         // What was written just now may change again within its time's resolution: it is not written down.
         files.flush();
-        assert!(!fs::read_to_string(&memo).unwrap().contains(&hex(&second)));
-        // A memo that is no memo is none.
-        fs::write(&memo, "{").unwrap();
-        let files = DiskFiles::with_memo(Some(memo.clone()));
-        assert_eq!(files.digest(&file).unwrap(), second);
+        let now = fs::read_to_string(&memo).unwrap_or_default();
+        assert!(!now.contains(&hex(&second)));
+        // A memo that is no memo is none, nor is one of before there were checksums.
+        let known = text.split_once("\"known\":").unwrap().1;
+        let old = known.strip_suffix('}').unwrap();
+        let unsigned = old.split(",\"check\"").next().unwrap().to_owned() + "}]";
+        assert!(serde_json::from_str::<Vec<Known>>(&unsigned).is_ok());
         let far = text.replace("\"seconds\":", "\"seconds\":1844674407370955161");
-        fs::write(&memo, far).unwrap();
-        let files = DiskFiles::with_memo(Some(memo));
-        assert_eq!(files.digest(&file).unwrap(), second);
+        for text in ["{", &unsigned, &far, ""] {
+            fs::write(&memo, text).unwrap();
+            let files = with_memo(&memo);
+            assert_eq!(files.digest(&file).unwrap(), second, "{text}");
+            assert_eq!(files.digested(), length as u64, "{text}");
+        }
+    }
+
+    #[test]
+    fn no_change_of_one_byte_of_the_known_digests_is_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let memo = folder.path().join("memo");
+        let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+        let digests = [settled(&one, 1, 1 << 20), settled(&two, 2, 1 << 20)];
+        let files = with_memo(&memo);
+        for (file, digest) in [&one, &two].into_iter().zip(&digests) {
+            assert_eq!(files.digest(file).unwrap(), *digest);
+        }
+        files.flush();
+        let text = fs::read(&memo).unwrap();
+        let mut refused = 0;
+        for at in 0..text.len() {
+            let mut changed = text.clone();
+            changed[at] = match changed[at] {
+                b'9' => b'0',
+                b'f' => b'a',
+                digit @ (b'0'..=b'8' | b'a'..=b'e') => digit + 1,
+                other => other ^ 1,
+            };
+            fs::write(&memo, &changed).unwrap();
+            // Whatever is taken from it is one of the two digests, at its own place.
+            let files = with_memo(&memo);
+            let known = lock(&files.digests);
+            refused += 2 - known.len();
+            for (file, digest) in [&one, &two].into_iter().zip(&digests) {
+                let place = DiskFiles::place_of_digest(file, Kind::Blake3);
+                let stamp = Stamp::of(&fs::metadata(file).unwrap());
+                let found = known.get(&place);
+                assert!(
+                    found.is_none_or(|kept| kept.digest == *digest && kept.stamp == stamp),
+                    "byte {at}"
+                );
+            }
+            let places = [&one, &two].map(|file| DiskFiles::place_of_digest(file, Kind::Blake3));
+            assert!(
+                known.keys().all(|place| places.contains(place)),
+                "byte {at}"
+            );
+        }
+        assert!(refused >= text.len(), "{refused} of {}", text.len());
+    }
+
+    #[test]
+    fn what_is_pinned_or_locked_is_read_once_in_each_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, memo) = (folder.path().join("weights"), folder.path().join("memo"));
+        let length = 1u64 << 20;
+        let digest = settled(&file, 1, 1 << 20);
+        let first = with_memo(&memo);
+        first.digest(&file).unwrap();
+        let pinned = first.sha256(&file).unwrap();
+        first.flush();
+        let again = with_memo(&memo);
+        assert_eq!(again.digest(&file).unwrap(), digest);
+        assert_eq!(again.digested(), 0);
+        for _ in 0..3 {
+            assert_eq!(again.sha256(&file).unwrap(), pinned);
+        }
+        assert_eq!(again.digested(), length);
+        again.doubt();
+        for _ in 0..3 {
+            assert_eq!(again.digest(&file).unwrap(), digest);
+        }
+        assert_eq!(again.digested(), 2 * length);
+        // Redirected files doubt what is below them.
+        let below = Arc::new(with_memo(&memo));
+        let above = RedirectedFiles::new(Arc::clone(&below) as Arc<dyn Files>, Vec::new());
+        above.doubt();
+        assert_eq!(above.digest(&file).unwrap(), digest);
+        assert_eq!(below.digested(), length);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn known_digests_that_others_could_have_written_are_not_believed() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let (file, memo) = (folder.path().join("weights"), folder.path().join("memo"));
+        settled(&file, 1, 1 << 20);
+        let files = with_memo(&memo);
+        files.digest(&file).unwrap();
+        files.flush();
+        for (mode, believed) in [(0o600, true), (0o644, true), (0o664, false), (0o602, false)] {
+            fs::set_permissions(&memo, fs::Permissions::from_mode(mode)).unwrap();
+            let files = with_memo(&memo);
+            files.digest(&file).unwrap();
+            assert_eq!(files.digested() == 0, believed, "{mode:o}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_regular_files_are_read_and_nothing_else_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let (pipe, socket) = (folder.path().join("pipe"), folder.path().join("socket"));
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&pipe, &link).unwrap();
+        let files = DiskFiles::new();
+        for (path, kind) in [
+            (pipe.as_path(), "a named pipe"),
+            (&link, "a named pipe"),
+            (&socket, "a socket"),
+            (Path::new("/dev/zero"), "a device"),
+            (folder.path(), "a folder"),
+        ] {
+            let expected = format!("it is {kind}, not a regular file");
+            let said = |error: io::Error| error.to_string();
+            assert_eq!(open(path).map(|_| ()).map_err(said), Err(expected.clone()));
+            assert_eq!(read(path, 9).map_err(said), Err(expected.clone()));
+            assert_eq!(
+                files.read(path).map(|_| ()).map_err(said),
+                Err(expected.clone())
+            );
+            assert_eq!(
+                files.read_head(path, 9).map_err(said),
+                Err(expected.clone())
+            );
+            assert_eq!(
+                files.read_at(path, 0, 9).map_err(said),
+                Err(expected.clone())
+            );
+            assert_eq!(files.digest(path).map_err(said), Err(expected.clone()));
+            assert_eq!(files.sha256(path).map_err(said), Err(expected));
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_up_to_its_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a");
+        fs::write(&file, "ab\u{fc}").unwrap();
+        assert_eq!(read(&file, 4).unwrap(), "ab\u{fc}".as_bytes());
+        assert_eq!(read_text(&file, 4).unwrap(), "ab\u{fc}");
+        let error = read(&file, 3).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+        fs::write(&file, [0xff]).unwrap();
+        assert_eq!(
+            read_text(&file, 4).unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
     }
 }

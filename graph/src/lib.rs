@@ -37,7 +37,7 @@ pub mod yaml;
 
 pub use cache::{Cache, DiskCache, DiskEntry, HostCache, NoCache, Outputs, TieredCache, Verified};
 pub use chain::{Chain, Chained, Claim, Item, Need, Note, Step, UpLink, Upstream};
-pub use check::{Checked, CheckedNode, CheckedOutput, Link, ResolvedParam, Settings};
+pub use check::{Checked, CheckedNode, CheckedOutput, Drawn, Link, ResolvedParam, Settings};
 pub use engine::Engine;
 pub use event::{Counters, Event, Listener, Recorder, RunStatus, Silent};
 pub use execute::{Cancel, NodeOutcome, NodeReport, OutputValue, RunError, RunOptions, RunReport};

@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::check::{Checked, Settings, display, normal};
+use crate::check::{Checked, MAX_LINKS, Settings, display, leads_to, normal};
 use crate::files::{Digest, Files, Redirect};
 use crate::problem::{Code, Problem, Problems, Source, Span};
 use crate::remote::{self, Address};
@@ -248,16 +248,43 @@ fn relative(folder: &Path, file: &Path) -> Option<PathBuf> {
         .ok()?,
     );
     let file = normal(&std::path::absolute(file).ok()?);
-    let shared = folder
-        .components()
-        .zip(file.components())
-        .take_while(|(a, b)| a == b)
-        .map(|(part, _)| part);
-    let (mut depth, mut named) = (0, 0);
-    for part in shared {
-        depth += 1;
-        named += usize::from(matches!(part, Component::Normal(_)));
-    }
+    let mut folder = folder;
+    let mut links = 0;
+    let (depth, named) = loop {
+        let shared = folder
+            .components()
+            .zip(file.components())
+            .take_while(|(a, b)| a == b)
+            .map(|(part, _)| part);
+        let (mut depth, mut named) = (0, 0);
+        for part in shared {
+            depth += 1;
+            named += usize::from(matches!(part, Component::Normal(_)));
+        }
+        // `..` leads out of the folder that a link leads to, not out of the one that the link is in.
+        let mut above = folder.clone();
+        let mut below = PathBuf::new();
+        let link = loop {
+            if above.components().count() <= depth || links >= MAX_LINKS {
+                break None;
+            }
+            if let Some(target) = leads_to(&above) {
+                break Some(target);
+            }
+            let name = above.file_name().map(PathBuf::from)?;
+            below = if below.as_os_str().is_empty() {
+                name
+            } else {
+                name.join(below)
+            };
+            above.pop();
+        };
+        match link {
+            Some(target) => folder = normal(&target.join(below)),
+            None => break (depth, named),
+        }
+        links += 1;
+    };
     if named < SHARED_FOLDERS {
         return None;
     }

@@ -181,7 +181,7 @@ codes! {
     /// The YAML is nested too deeply.
     TooDeep = "R0102", "Maps and lists may be nested 64 deep, aliases counted in full. No workflow needs more; the limit keeps a hostile file from exhausting the memory.";
     /// Aliases expand to too much.
-    TooManyAliases = "R0103", "Aliases (`*name`) may expand to 100,000 values together. Use `params:` for values that are used often.";
+    TooManyAliases = "R0103", "Aliases (`*name`) may expand to 100,000 values and 4 MiB of text together. Use `params:` for values that are used often.";
     /// The file holds several documents.
     SeveralDocuments = "R0104", "A file is one workflow: remove the second `---` and what follows it, or put it into a file of its own.";
     /// A tag is used.
@@ -296,6 +296,8 @@ codes! {
     NotRunnable = "R0405", "The workflow has inputs without defaults, so it only runs as a part of another one: `part: {use: this.yaml, with: {...}}`.";
     /// Too much is included.
     TooManyNodes = "R0406", "With everything included a workflow may have 200,000 nodes and 64 levels of `use`.";
+    /// The values have too much text.
+    TooMuchText = "R0407", "With everything filled in (params in templates and under `with:`, the defaults of each workflow that is used) the values of a workflow may have 128 MiB of text, those of all cells of a sweep together. The limit keeps a small file from exhausting the memory.";
     /// `--set` names a param that the workflow does not have.
     UnknownSetting = "R0501", "`--set name=value` and `--params` change what the workflow declares under `params:`.";
     /// `--set` cannot be read.

@@ -798,6 +798,14 @@ fn join(
                 (name.clone(), shown)
             })
             .collect();
+        // Each cell holds its values several times over.
+        let texts = checked.params.iter().map(|param| &param.value);
+        let bytes: usize = (texts.chain(cell_values.values()).chain(display.values()))
+            .map(check::text_bytes)
+            .sum();
+        if !world.text.take(bytes) {
+            return Err(check::too_much_text(&workflow.source, Span::default()).into());
+        }
         let label = label(display.iter().map(|(name, value)| (name.as_str(), value)));
         let params = checked.params.clone();
         let whole = whole.get_or_insert_with(|| Checked {

@@ -16,6 +16,8 @@ use std::time::{Duration, SystemTime};
 
 use tempfile::TempPath;
 
+use crate::files;
+
 const PREFIX: &str = ".retouch-";
 const SUFFIX: &str = ".part";
 /// Random letters and digits in a temporary name.
@@ -268,14 +270,20 @@ pub fn create(target: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
 pub fn rewrite(target: &Path, old: &[u8], new: &[u8]) -> io::Result<bool> {
     let target = target.canonicalize()?;
     let permissions = fs::metadata(&target)?.permissions();
-    if fs::read(&target)? != old {
+    // What is longer than `old` is something else.
+    let holds_old = || match files::read(&target, old.len() as u64) {
+        Ok(now) => Ok(now == old),
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Ok(false),
+        Err(error) => Err(error),
+    };
+    if !holds_old()? {
         return Ok(false);
     }
     let mut draft = Draft::beside(&target, Access::Private)?;
     draft.write_all(new)?;
     draft.file()?.set_permissions(permissions)?;
     draft.file()?.sync_all()?;
-    if fs::read(&target)? != old {
+    if !holds_old()? {
         return Ok(false);
     }
     draft.replace(&target)?;

@@ -3,7 +3,7 @@
 //! The language takes less than YAML offers: the core types of YAML 1.2, strict booleans, no tags, no merge keys, one
 //! document, text keys. Every duplicate key is reported, and depth, size and aliases have budgets.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError};
 use serde_json::Value as Json;
@@ -17,6 +17,8 @@ pub const MAX_BYTES: usize = 4 << 20;
 pub const MAX_DEPTH: usize = 64;
 /// How many values aliases may add.
 pub const MAX_ALIASED: usize = 100_000;
+/// How many bytes of text and keys aliases may add: written out, a file could not have had more.
+pub const MAX_ALIASED_BYTES: usize = MAX_BYTES;
 
 /// A value and its place.
 #[derive(Clone, Debug)]
@@ -219,8 +221,10 @@ pub fn parse(source: &Source, problems: &mut Vec<Problem>) -> Option<Tree> {
         source,
         problems,
         stack: Vec::new(),
+        used: aliased_anchors(source.text()),
         anchors: HashMap::new(),
-        aliased: 0,
+        kept: Measure::default(),
+        aliased: Measure::default(),
         root: None,
     };
     let mut options = granit_parser::options! { emit_comments: false };
@@ -246,6 +250,23 @@ pub fn parse(source: &Source, problems: &mut Vec<Problem>) -> Option<Tree> {
         node: Node::Null,
         span: end,
     }))
+}
+
+/// The anchors that an alias names, by number. Only their values are kept while a text is read: copies of values that
+/// are anchored inside each other would otherwise add up to many times the text.
+fn aliased_anchors(text: &str) -> HashSet<usize> {
+    if !text.contains('*') || !text.contains('&') {
+        return HashSet::new();
+    }
+    let mut options = granit_parser::options! { emit_comments: false };
+    options.max_buffered_comment_events = usize::MAX;
+    Parser::new_from_str_with_options(text, options)
+        .map_while(Result::ok)
+        .filter_map(|(event, _)| match event {
+            Event::Alias(id) => Some(id),
+            _ => None,
+        })
+        .collect()
 }
 
 /// The comments of a text in order, without what surrounds them; `None` when it is not YAML.
@@ -636,9 +657,62 @@ fn unquoted_template_before(text: &str, at: usize) -> Option<Span> {
 }
 
 struct Anchored {
-    tree: Tree,
+    /// The value; `None` when what is anchored and aliased is together beyond the budget of what aliases may add. The
+    /// text is then refused at this alias or one before it.
+    tree: Option<Tree>,
+    size: Measure,
+}
+
+/// How large a value is.
+#[derive(Clone, Copy, Default)]
+struct Measure {
+    /// The values in it, itself included.
     nodes: usize,
+    /// The bytes of its texts and keys.
+    bytes: usize,
+    /// How deep it is nested; of a scalar 0.
     depth: usize,
+}
+
+impl Measure {
+    fn of(tree: &Tree) -> Self {
+        let mut size = Self {
+            nodes: 1,
+            ..Self::default()
+        };
+        // The recursion is bounded by `MAX_DEPTH`.
+        match &tree.node {
+            Node::String { text, .. } => size.bytes = text.len(),
+            Node::Seq(items) => {
+                size.depth = 1;
+                items.iter().for_each(|item| size.hold(Self::of(item)));
+            }
+            Node::Map(entries) => {
+                size.depth = 1;
+                for (key, value) in entries {
+                    size.bytes += key.text.len();
+                    size.hold(Self::of(value));
+                }
+            }
+            _ => {}
+        }
+        size
+    }
+
+    fn hold(&mut self, inner: Self) {
+        self.add(inner);
+        self.depth = self.depth.max(inner.depth + 1);
+    }
+
+    fn add(&mut self, other: Self) {
+        self.nodes += other.nodes;
+        self.bytes += other.bytes;
+    }
+
+    /// Whether aliases may not add so much.
+    fn is_too_much(self) -> bool {
+        self.nodes > MAX_ALIASED || self.bytes > MAX_ALIASED_BYTES
+    }
 }
 
 enum Collection {
@@ -670,8 +744,13 @@ struct Builder<'a> {
     source: &'a Source,
     problems: &'a mut Vec<Problem>,
     stack: Vec<Frame>,
+    /// The anchors that are aliased anywhere in the text.
+    used: HashSet<usize>,
     anchors: HashMap<usize, Anchored>,
-    aliased: usize,
+    /// What is kept for aliases to come. Each is used at least once, so this has the budget of `aliased`.
+    kept: Measure,
+    /// What aliases added so far.
+    aliased: Measure,
     root: Option<Tree>,
 }
 
@@ -706,20 +785,26 @@ impl Builder<'_> {
                     );
                     return None;
                 };
-                self.aliased += anchored.nodes;
-                if self.aliased > MAX_ALIASED {
-                    self.fault(
-                        Code::TooManyAliases,
-                        span,
-                        format!("aliases expand to more than {MAX_ALIASED} values"),
-                        "declare what is used often under `params:`",
-                    );
-                    return None;
-                }
-                if self.stack.len() + anchored.depth > MAX_DEPTH {
+                self.aliased.add(anchored.size);
+                let tree = match &anchored.tree {
+                    Some(tree) if !self.aliased.is_too_much() => tree,
+                    _ => {
+                        self.fault(
+                            Code::TooManyAliases,
+                            span,
+                            format!(
+                                "aliases expand to more than {MAX_ALIASED} values or {} MiB of text",
+                                MAX_ALIASED_BYTES >> 20
+                            ),
+                            "declare what is used often under `params:`",
+                        );
+                        return None;
+                    }
+                };
+                if self.stack.len() + anchored.size.depth > MAX_DEPTH {
                     return self.too_deep(span);
                 }
-                let mut tree = anchored.tree.clone();
+                let mut tree = tree.clone();
                 tree.span = span;
                 self.finish(tree, 0);
             }
@@ -848,16 +933,15 @@ impl Builder<'_> {
 
     /// Puts a finished value where it belongs: a list, a key, a key's value, the root.
     fn finish(&mut self, tree: Tree, anchor: usize) {
-        if anchor != 0 {
-            let (nodes, depth) = measure(&tree);
-            self.anchors.insert(
-                anchor,
-                Anchored {
-                    tree: tree.clone(),
-                    nodes,
-                    depth,
-                },
-            );
+        if anchor != 0 && self.used.contains(&anchor) {
+            let mut kept = None;
+            let mut size = Measure::default();
+            if !self.kept.is_too_much() {
+                size = Measure::of(&tree);
+                self.kept.add(size);
+                kept = (!self.kept.is_too_much()).then(|| tree.clone());
+            }
+            self.anchors.insert(anchor, Anchored { tree: kept, size });
         }
         let Some(frame) = self.stack.last_mut() else {
             self.root = Some(tree);
@@ -942,19 +1026,6 @@ impl Builder<'_> {
             },
         }
     }
-}
-
-/// The number of values in a tree and its depth; recursion is bounded by [`MAX_DEPTH`].
-fn measure(tree: &Tree) -> (usize, usize) {
-    let children: Box<dyn Iterator<Item = &Tree>> = match &tree.node {
-        Node::Seq(items) => Box::new(items.iter()),
-        Node::Map(entries) => Box::new(entries.iter().map(|(_, value)| value)),
-        _ => return (1, 0),
-    };
-    let (nodes, depth) = children.map(measure).fold((1, 0), |total, child| {
-        (total.0 + child.0, total.1.max(child.1))
-    });
-    (nodes, depth + 1)
 }
 
 /// Reads a scalar without quotes by the core schema of YAML 1.2, with strict booleans.
@@ -1244,6 +1315,21 @@ mod tests {
             laughs.push_str(&format!("a{i}: &a{i} [{items}]\n"));
         }
         assert_eq!(faults(&laughs)[0].0, "R0103");
+        // One text many times over: few values, many bytes.
+        let text = format!("a: &a {}\nb: [", "x".repeat(100_000));
+        let alias = |count: usize| format!("{text}{}]", vec!["*a"; count].join(", "));
+        let fits = MAX_ALIASED_BYTES / 100_000;
+        assert_eq!(faults(&alias(fits)), []);
+        assert_eq!(faults(&alias(fits + 1)), [("R0103", 2, 5 + 4 * fits)]);
+        // Keys count too, and so does what an alias names as a key.
+        let aliases = vec!["*a"; 4500].join(", ");
+        let key = "k".repeat(1000);
+        assert_eq!(
+            faults(&format!("a: &a {{{key}: 1}}\nb: [{aliases}]"))[0].0,
+            "R0103"
+        );
+        let maps = vec!["{*a : 1}"; fits + 1].join(", ");
+        assert_eq!(faults(&format!("{text}{maps}]"))[0].0, "R0103");
         assert_eq!(faults(&"[".repeat(5000))[0].0, "R0102");
         assert_eq!(faults(&"- ".repeat(5000))[0].0, "R0102");
         assert_eq!(faults(&("{a: ".repeat(65) + &"}".repeat(65)))[0].0, "R0102");
@@ -1262,6 +1348,46 @@ mod tests {
             value(&format!("a:\n{comments}  b: 1\n{comments}")),
             "{a:{b:1}}"
         );
+    }
+
+    #[test]
+    fn only_what_is_aliased_is_kept_and_within_the_budget() {
+        let kept = |text: &str| {
+            let source = Source::new("t.yaml", text);
+            let mut problems = Vec::new();
+            let used = aliased_anchors(text);
+            let mut builder = Builder {
+                source: &source,
+                problems: &mut problems,
+                stack: Vec::new(),
+                used,
+                anchors: HashMap::new(),
+                kept: Measure::default(),
+                aliased: Measure::default(),
+                root: None,
+            };
+            for event in Parser::new_from_str(text) {
+                let (event, _) = event.unwrap();
+                if builder.event(event, Span::default()).is_none() {
+                    break;
+                }
+            }
+            let anchors = builder.anchors.values();
+            let trees = anchors.filter_map(|anchored| anchored.tree.as_ref());
+            let sizes: Vec<usize> = trees.map(|tree| Measure::of(tree).nodes).collect();
+            (sizes.iter().sum::<usize>(), problems.len())
+        };
+        // Anchors inside each other: each would be a copy of all that is in it.
+        let nested = |alias: &str| {
+            let open: String = (0..50).map(|i| format!("&a{i} [")).collect();
+            let inner = vec!["x"; 40_000].join(",");
+            format!("a: {open}{inner}{}\nb: {alias}\n", "]".repeat(50))
+        };
+        assert_eq!(kept(&nested("c")), (0, 0));
+        assert_eq!(kept(&nested("*a49")), (40_001, 0));
+        // As many as the budget has room for; what is beyond is refused at its alias, whatever the order.
+        assert_eq!(kept(&nested("[*a49, *a48, *a47]")), (80_003, 1));
+        assert_eq!(kept(&nested("[*a47, *a48, *a49]")), (80_003, 1));
     }
 
     #[test]

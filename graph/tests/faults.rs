@@ -814,8 +814,8 @@ const BROKEN: &[(&str, &str, usize, usize, &str, &str)] = &[
 
 /// Codes that no single file shows; each has a test of its own.
 const ELSEWHERE: &[&str] = &[
-    "R0001", "R0002", "R0003", "R0102", "R0103", "R0201", "R0202", "R0406", "R0501", "R0502",
-    "R0604", "R0605", "R0701", "R0702", "R0801", // Of models on hubs: tests/hub.rs.
+    "R0001", "R0002", "R0003", "R0102", "R0103", "R0201", "R0202", "R0406", "R0407", "R0501",
+    "R0502", "R0604", "R0605", "R0701", "R0702", "R0801", // Of models on hubs: tests/hub.rs.
     "R0324", "R0325", "R0326", "R0327", "R0328", "R0329",
 ];
 
@@ -948,6 +948,155 @@ fn workflows_that_include_too_many_are_a_fault() {
         "{:?}",
         &found[..3.min(found.len())]
     );
+}
+
+/// A number that is passed on as it is.
+const PASS: &str =
+    "schema: retouch/v1\ninputs:\n  x: {type: number}\noutputs:\n  x: {value: $inputs.x}\n";
+
+#[test]
+fn workflows_are_counted_before_they_are_included() {
+    // The innermost has a fault of its own, which is told only when it is included.
+    let mut all = files().with(
+        "flows/l0.yaml",
+        "schema: retouch/v1\nnodes:\n  n: {op: nubmer, value: 1}\noutputs:\n  o: {value: $n}\n",
+    );
+    for level in 1..18 {
+        let uses: String = (0..2)
+            .map(|at| format!("  u{at}: {{use: l{}.yaml}}\n", level - 1))
+            .collect();
+        all = all.with(
+            format!("flows/l{level}.yaml"),
+            format!("schema: retouch/v1\nnodes:\n{uses}outputs:\n  o: {{value: $u0}}\n"),
+        );
+    }
+    let engine = with_files(all);
+    let of = |level: usize| {
+        let text = format!("{HEAD}nodes:\n  a: {{use: l{level}.yaml}}\n");
+        faults_of(&engine, &text, &Settings::default())
+    };
+    // 2^17 nodes and twice as many uses; of a few levels all are included.
+    let found = of(17);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("R0406 "), "{found:?}");
+    let found = of(3);
+    assert!(found[0].starts_with("R0301 "), "{found:?}");
+    // Too many nodes in the file itself are as many.
+    let nodes: String = (0..200_001)
+        .map(|at| format!("  n{at}: {{op: x}}\n"))
+        .collect();
+    let found = faults_of(
+        &engine,
+        &format!("{HEAD}nodes:\n{nodes}"),
+        &Settings::default(),
+    );
+    assert_eq!(found.len(), 1);
+    assert!(found[0].starts_with("R0406 200003:3 "), "{found:?}");
+}
+
+#[test]
+fn nodes_that_use_workflows_may_stand_in_a_row_of_any_length() {
+    for length in [1, 129, 1_000, 20_000] {
+        let mut text = format!("{HEAD}nodes:\n  n: {{op: number, value: 1}}\n");
+        let mut before = "n".to_owned();
+        for at in 0..length {
+            text.push_str(&format!(
+                "  u{at}: {{use: pass.yaml, with: {{x: ${before}}}}}\n"
+            ));
+            before = format!("u{at}");
+        }
+        text.push_str(&format!(
+            "  s: {{op: add, a: ${before}}}\noutputs:\n  s: {{value: $s}}\n"
+        ));
+        let engine = with_files(files().with("flows/pass.yaml", PASS));
+        let found = faults_of(&engine, &text, &Settings::default());
+        assert_eq!(found, [] as [String; 0], "{length}");
+    }
+}
+
+#[test]
+fn a_ring_of_workflows_is_one_cycle_wherever_it_is_entered() {
+    for length in [1, 2, 300] {
+        let mut text = format!("{HEAD}nodes:\n");
+        for at in 0..length {
+            let before = (at + length - 1) % length;
+            text.push_str(&format!(
+                "  u{at}: {{use: pass.yaml, with: {{x: $u{before}}}}}\n"
+            ));
+        }
+        text.push_str("  s: {op: add, a: $u0}\noutputs:\n  s: {value: $s}\n  t: {value: $u0}\n");
+        let engine = with_files(files().with("flows/pass.yaml", PASS));
+        let found = faults_of(&engine, &text, &Settings::default());
+        assert_eq!(found.len(), 1, "{length}: {found:?}");
+        assert!(found[0].starts_with("R0317 3:"), "{found:?}");
+        assert!(found[0].contains("needs its own output `x`"), "{found:?}");
+    }
+}
+
+#[test]
+fn workflows_that_use_each_other_too_deeply_are_told_so() {
+    let chain = |length: usize| {
+        let mut all = files().with(
+            "flows/l0.yaml",
+            "schema: retouch/v1\nnodes:\n  n: {op: number, value: 1}\noutputs:\n  o: {value: $n}\n",
+        );
+        for level in 1..length {
+            all = all.with(
+                format!("flows/l{level}.yaml"),
+                format!(
+                    "schema: retouch/v1\nnodes:\n  u: {{use: l{}.yaml}}\noutputs:\n  o: {{value: $u}}\n",
+                    level - 1
+                ),
+            );
+        }
+        let text = format!(
+            "{HEAD}nodes:\n  a: {{use: l{}.yaml}}\noutputs:\n  o: {{value: $a}}\n",
+            length - 1
+        );
+        faults_of(&with_files(all), &text, &Settings::default())
+    };
+    // The workflow itself is the first level.
+    assert_eq!(chain(63), [] as [String; 0]);
+    let found = chain(64);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("R0406 "), "{found:?}");
+    assert!(found[0].contains("more than 64 levels deep"), "{found:?}");
+}
+
+#[test]
+fn texts_that_are_filled_in_many_times_over_have_a_budget() {
+    let big = "x".repeat(1 << 20);
+    let head = format!("{HEAD}params:\n  big: {{type: string, default: {big}}}\n");
+    let nodes = |count: usize, prefix: &str| {
+        let nodes: String = (0..count)
+            .map(|at| format!("  j{at}: {{op: join, prefix: {prefix}, items: $n}}\n"))
+            .collect();
+        let text = format!("{head}nodes:\n  n: {{op: number, value: 1}}\n{nodes}");
+        faults(&text)
+    };
+    let told = |found: &[String]| {
+        let told = found.iter().filter(|fault| fault.starts_with("R0407 "));
+        told.count()
+    };
+    assert_eq!(told(&nodes(100, "$params.big")), 0);
+    assert_eq!(told(&nodes(200, "$params.big")), 1);
+    assert_eq!(told(&nodes(100, "\"{big}\"")), 0);
+    assert_eq!(told(&nodes(200, "\"{big}\"")), 1);
+    // In one text alone, and from one workflow to the next.
+    let many = format!("\"{}\"", "{big}".repeat(200_000));
+    assert_eq!(told(&nodes(1, &many)), 1);
+    let double = "schema: retouch/v1\nparams:\n  t: {type: string}\nnodes:\n  u: {use: NEXT, with: {t: \"{t}{t}\"}}\n";
+    let mut all = files().with(
+        "flows/d30.yaml",
+        "schema: retouch/v1\nparams:\n  t: {type: string}\n",
+    );
+    for level in 0..30 {
+        let text = double.replace("NEXT", &format!("d{}.yaml", level + 1));
+        all = all.with(format!("flows/d{level}.yaml"), text);
+    }
+    let text = format!("{HEAD}nodes:\n  u: {{use: d0.yaml, with: {{t: xxxxxxxx}}}}\n");
+    let found = faults_of(&with_files(all), &text, &Settings::default());
+    assert_eq!(told(&found), 1, "{found:?}");
 }
 
 #[test]

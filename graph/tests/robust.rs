@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::path::Path;
+
 use common::{engine, faults};
 use proptest::prelude::*;
 use retouch_graph::{Settings, Source, format};
@@ -235,4 +237,71 @@ fn ten_thousand_nodes_are_checked_and_planned_quickly() {
     println!("run {took:?}, {:?} a node", took / 10_000);
     assert_eq!(report.ran, 10_000);
     assert!(took.as_secs() < 5, "{took:?}");
+}
+
+/// `..` behind a link leads where the file system says, in every place that names a file.
+#[cfg(unix)]
+#[test]
+fn paths_through_links_are_those_of_the_file_system() {
+    use retouch_graph::check::normal;
+    use retouch_graph::lock::shareable;
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().canonicalize().unwrap();
+    for sub in ["real/sub/deep", "other", "deep/a/b/sub"] {
+        std::fs::create_dir_all(root.join(sub)).unwrap();
+    }
+    let link = |to: &str, at: &str| std::os::unix::fs::symlink(to, root.join(at)).unwrap();
+    link("../real/sub", "other/link");
+    link("link", "other/again");
+    link("../deep/a/b/sub", "other/far");
+    link("nowhere", "other/gone");
+    link("loop", "other/loop");
+    for (path, real) in [
+        ("other/link/../part", "real/part"),
+        ("other/again/../part", "real/part"),
+        ("other/link/deep/../x", "other/link/x"),
+        ("other/link/deep/../../x", "real/x"),
+        ("other/./link/../../x", "x"),
+        ("other/far/../x", "deep/a/b/x"),
+        // What only passes down through a link stays as it is written.
+        ("other/link/x", "other/link/x"),
+        ("real/sub/../x", "real/x"),
+        ("nothing/../x", "x"),
+        ("other/gone/../x", "other/x"),
+    ] {
+        assert_eq!(normal(&root.join(path)), root.join(real), "{path}");
+        let folder = root.join(path);
+        let folder = folder.parent().unwrap();
+        if let (Ok(a), Ok(b)) = (
+            folder.canonicalize(),
+            root.join(real).parent().unwrap().canonicalize(),
+        ) {
+            assert_eq!(a, b, "{path}");
+        }
+    }
+    assert_eq!(normal(&root.join("other/loop/../x")), root.join("other/x"));
+    assert_eq!(normal(Path::new("/../a")), Path::new("/a"));
+    assert_eq!(normal(Path::new("../../a/../b")), Path::new("../../b"));
+    // The way from a folder to a file, taken from that folder, leads to the file.
+    for (from, to) in [
+        ("other/link", "real/part"),
+        ("other/far", "deep/a/b/part"),
+        ("other/again", "other/part"),
+        ("other/link/deep", "real/part"),
+        ("real/sub", "other/part"),
+    ] {
+        let (from, to) = (root.join(from), root.join(to));
+        std::fs::write(&to, "").unwrap();
+        let name = shareable(&from, &to).unwrap();
+        assert_eq!(
+            from.join(&name).canonicalize().unwrap(),
+            to.canonicalize().unwrap(),
+            "{name}"
+        );
+        assert_eq!(normal(&from.join(&name)), normal(&to), "{name}");
+    }
+    assert_eq!(
+        shareable(&root.join("other/link"), &root.join("real/part")).unwrap(),
+        "../part"
+    );
 }

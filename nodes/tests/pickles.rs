@@ -458,6 +458,21 @@ fn whatever_would_be_called_is_refused_by_its_name_in_every_format_and_place() {
         ),
         ("os.system", join([os, b"}b"])),
         ("a tensor", join([&tensor("0", HOOKS), b"}b"])),
+        // A state that only the object's own `__setstate__` would know what to do with, as the second of two too.
+        ("__setstate__", b"}]b".to_vec()),
+        ("__setstate__", b"}}b](K\x01K\x02eb".to_vec()),
+        (
+            "`os.system`",
+            b"ccollections\nOrderedDict\n)R}bcos\nsystem\nb".to_vec(),
+        ),
+        (
+            "__setstate__",
+            b"ctorch.nn.modules.container\nParameterDict\n)\x81Nb".to_vec(),
+        ),
+        (
+            "__setstate__",
+            b"cargparse\nNamespace\n)\x81K\x01b".to_vec(),
+        ),
         // Functions that are known, with one inside that is not.
         (
             "os.system",

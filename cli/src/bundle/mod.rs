@@ -110,8 +110,8 @@ pub fn is_bundle(path: &Path) -> bool {
         return false;
     }
     let mut head = [0; 4];
-    let read =
-        std::fs::File::open(path).and_then(|mut file| io::Read::read_exact(&mut file, &mut head));
+    let read = retouch_graph::files::open(path)
+        .and_then(|mut file| io::Read::read_exact(&mut file, &mut head));
     let named = path.to_string_lossy().ends_with(".tar.zst");
     named || (read.is_ok() && head == MAGIC)
 }

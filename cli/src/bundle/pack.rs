@@ -6,7 +6,7 @@ use std::io::{self, Cursor, Read, Write};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use retouch_graph::files::piece;
+use retouch_graph::files::{self, piece};
 use retouch_graph::params::{How, ParamType};
 use retouch_graph::problem::Code;
 use retouch_graph::write::{Access, Draft};
@@ -172,6 +172,10 @@ impl Files for Members {
             Content::Disk(path) => self.inner.sha256(path),
             Content::Text(text) => Ok(Sha256::digest(text).into()),
         }
+    }
+
+    fn doubt(&self) {
+        self.inner.doubt();
     }
 
     fn withheld(&self, path: &Path) -> Option<Withheld> {
@@ -542,7 +546,7 @@ impl Parts {
                     count
                 }
                 Part::File(path, size) => {
-                    let file = File::open(&path)
+                    let file = files::open(&path)
                         .map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
                     self.left.push_front(Part::Open(path, file, size));
                     continue;

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use retouch_graph::problem::Code;
 use retouch_graph::write::{self, Access, DraftFolder};
-use retouch_graph::{Cancel, Digest, lock, yaml};
+use retouch_graph::{Cancel, Digest, files, lock, yaml};
 use ruzstd::decoding::StreamingDecoder;
 
 use super::manifest::Manifest;
@@ -65,7 +65,7 @@ pub fn read(
             bundle.display()
         )))
     };
-    let file = File::open(bundle).map_err(|error| unreadable(&error))?;
+    let file = files::open(bundle).map_err(|error| unreadable(&error))?;
     let length = file.metadata().map_err(|error| unreadable(&error))?.len();
     let ratio = length.saturating_mul(MAX_RATIO).saturating_add(RATIO_FREE);
     // Headers, what fills up the last block of each file, the manifest and the end.
@@ -361,7 +361,7 @@ fn keep(
 /// The manifest of an unpacked bundle, if it and all its files are as they were, and no others came.
 fn intact(folder: &Path) -> Option<Manifest> {
     let path = folder.join(MANIFEST);
-    let manifest = Manifest::parse(&fs::read(&path).ok()?).ok()?;
+    let manifest = Manifest::parse(&files::read(&path, yaml::MAX_BYTES as u64).ok()?).ok()?;
     for file in &manifest.files {
         let path = folder.join(file.path.split('/').collect::<PathBuf>());
         let metadata = fs::symlink_metadata(&path).ok()?;
@@ -369,7 +369,7 @@ fn intact(folder: &Path) -> Option<Manifest> {
             return None;
         }
         let mut hasher = lock::Hasher::default();
-        let mut file_there = File::open(&path).ok()?;
+        let mut file_there = files::open(&path).ok()?;
         let mut buffer = vec![0; 1 << 16];
         loop {
             match file_there.read(&mut buffer).ok()? {

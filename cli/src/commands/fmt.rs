@@ -2,6 +2,7 @@
 
 use retouch_graph::problem::Source;
 use retouch_graph::write::rewrite;
+use retouch_graph::{files, yaml};
 use std::io::{Read, Write};
 
 use crate::args::FmtArgs;
@@ -16,11 +17,13 @@ pub fn fmt(args: &FmtArgs) -> Result<Exit, Failure> {
     let mut exit = Exit::Done;
     for file in &args.files {
         let stdin = file.as_os_str() == "-";
-        let text = if stdin {
-            let mut bytes = Vec::new();
-            std::io::stdin().read_to_end(&mut bytes).map(|_| bytes)
+        // One byte more than a workflow may have is enough to refuse it.
+        let most = yaml::MAX_BYTES as u64 + 1;
+        let mut text = Vec::new();
+        if stdin {
+            std::io::stdin().take(most).read_to_end(&mut text)
         } else {
-            std::fs::read(file)
+            files::open(file).and_then(|file| file.take(most).read_to_end(&mut text))
         }
         .map_err(|e| Failure::unreadable(format!("{} cannot be read: {e}", file.display())))?;
         let name = if stdin {
@@ -28,9 +31,15 @@ pub fn fmt(args: &FmtArgs) -> Result<Exit, Failure> {
         } else {
             file.display().to_string()
         };
-        let text = String::from_utf8(text)
-            .map_err(|_| Failure::unreadable(format!("{name} is not UTF-8 text")))?;
-        let formatted = match retouch_graph::format::format(&Source::new(name, text.clone())) {
+        let formatted = if text.len() > yaml::MAX_BYTES {
+            yaml::decode(&name, &text).map(|source| (source.text().to_owned(), String::new()))
+        } else {
+            let text = String::from_utf8(text)
+                .map_err(|_| Failure::unreadable(format!("{name} is not UTF-8 text")))?;
+            retouch_graph::format::format(&Source::new(name, text.clone()))
+                .map(|formatted| (text, formatted))
+        };
+        let (text, formatted) = match formatted {
             Ok(formatted) => formatted,
             Err(problem) => {
                 crate::output::tell(

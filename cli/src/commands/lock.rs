@@ -72,7 +72,8 @@ pub fn lock(args: &LockArgs) -> Result<Exit, Failure> {
         )),
     }
     let text = now.to_yaml();
-    let same = std::fs::read(&path).is_ok_and(|there| there == text.as_bytes());
+    let same = retouch_graph::files::read(&path, retouch_graph::yaml::MAX_BYTES as u64)
+        .is_ok_and(|there| there == text.as_bytes());
     if !same {
         write_whole(&path, text.as_bytes()).map_err(|e| {
             Failure::unwritable(format!("{} cannot be written: {e}", path.display()))

@@ -13,6 +13,7 @@ use crate::{Exit, Failure, session};
 pub fn lsp() -> Result<Exit, Failure> {
     let engine = session::engine("cpu")?;
     let (to, from) = mpsc::channel();
+    let aside = to.clone();
     // The thread ends with the program: it may be waiting for a client that says nothing more.
     std::thread::Builder::new()
         .name("reader".to_owned())
@@ -22,8 +23,9 @@ pub fn lsp() -> Result<Exit, Failure> {
                     "error: standard input is no stream of messages: {error}"
                 ));
             }
+            let _ = to.send(wire::Incoming::End); // the session may be over
         })
         .map_err(|e| Failure::failed(format!("a thread cannot be started: {e}")))?;
-    serve(&engine, &from, &mut io::stdout().lock())
+    serve(&engine, &from, Some(aside), &mut io::stdout().lock())
         .map_err(|e| Failure::failed(format!("standard output cannot be written: {e}")))
 }

@@ -1,7 +1,6 @@
 //! `retouch show`, `extract`, `replay` and `diff`: from a picture back to its recipe.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -542,7 +541,7 @@ fn side(
 
 fn is_png(path: &Path) -> bool {
     let mut head = [0; 8];
-    fs::File::open(path)
+    retouch_graph::files::open(path)
         .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut head))
         .is_ok()
         && head == *b"\x89PNG\r\n\x1a\n"

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use retouch_graph::event::{EVENT_SCHEMA, Event, Listener};
 use retouch_graph::{
     Cancel, Engine, Problems, RunError, RunOptions, SaveStatus, Saver, Settings, Sweep, SweepPlan,
+    files,
 };
 use serde::{Deserialize, Serialize};
 
@@ -677,6 +678,8 @@ struct Line {
 /// What stands for the key of a table, which is of no value.
 const TABLE_KEY: &str = "table";
 const LOG_SCHEMA: &str = "retouch-sweep/1";
+/// A longer log is none.
+const MOST_LOG: u64 = 256 << 20;
 
 /// The log of an earlier run.
 struct Last {
@@ -725,7 +728,9 @@ fn below(folder: &Path, path: &Path) -> PathBuf {
 }
 
 fn digest(path: &Path) -> io::Result<String> {
-    Ok(blake3::hash(&fs::read(path)?).to_hex().to_string())
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(files::open(path)?)?;
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 impl Log {
@@ -739,7 +744,7 @@ impl Log {
 
     /// The log of the last sweep; `None` when there is none, or it is of another version.
     fn read(path: &Path, out: &Path) -> Option<Last> {
-        let text = fs::read_to_string(path).ok()?;
+        let text = files::read_text(path, MOST_LOG).ok()?;
         let mut lines = text.lines();
         let head: Head = serde_json::from_str(lines.next()?).ok()?;
         (head.schema == LOG_SCHEMA).then(|| Last {

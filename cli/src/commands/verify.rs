@@ -7,8 +7,8 @@ use std::sync::Arc;
 use retouch_graph::event::{EVENT_SCHEMA, Listener, Silent};
 use retouch_graph::write::DraftFolder;
 use retouch_graph::{
-    Cancel, Change, Code, Engine, Exists, Plan, RunError, RunOptions, RunReport, Saver, Settings,
-    TieredCache, What,
+    Cancel, Change, Code, Drawn, Engine, Exists, Plan, RunError, RunOptions, RunReport, Saver,
+    Settings, TieredCache, What,
 };
 
 use crate::args::{ParamArgs, SharingArgs, VerifyArgs};
@@ -135,6 +135,14 @@ fn load(record: &Record, store: &Store, engine: Engine, mode: Mode) -> Result<Lo
         folder: asked.folder.clone(),
         over: asked.over.clone(),
         draw: Some(asked.draw),
+        // Watch mode keeps seeds from one run to the next.
+        drawn: (record.params.iter())
+            .filter(|param| record.kind == Kind::Watch && param.from == "drawn")
+            .filter_map(|param| {
+                let seed = param.value.as_u64()?;
+                Some((param.name.clone(), Drawn { seed, line: None }))
+            })
+            .collect(),
         ..input.settings(&params)
     };
     settings.params.extend(asked.params.iter().cloned());

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use notify::{RecursiveMode, Watcher};
 use retouch_graph::event::{Event, Listener};
+use retouch_graph::params::How;
 use retouch_graph::{
-    Cancel, Checked, Code, DiskFiles, Engine, Exists, Files, Plan, Problems, RunError, RunOptions,
-    RunReport, Saver, Settings, Stamp,
+    Cancel, Checked, Code, DiskFiles, Drawn, Engine, Exists, Files, Plan, Problems, RunError,
+    RunOptions, RunReport, Saver, Settings, Stamp,
 };
 
 use crate::args::FollowArgs;
@@ -208,6 +209,7 @@ pub fn watch(args: &FollowArgs, looking: Option<Looking<'_>>) -> Result<Exit, Fa
         watched: BTreeSet::new(),
         snapshot: Snapshot::new(),
         draw: 0,
+        drawn: BTreeMap::new(),
         own: BTreeSet::new(),
     };
     loop_.run()
@@ -237,6 +239,8 @@ struct Loop<'a, W: Watcher> {
     snapshot: Snapshot,
     /// What seeds called `random` were last drawn from.
     draw: u64,
+    /// The seeds that were drawn for what was loaded last: each stays until the line that asks for it changes.
+    drawn: BTreeMap<String, Drawn>,
     /// What this session wrote: a change of it is no reason to run.
     own: BTreeSet<PathBuf>,
 }
@@ -284,6 +288,7 @@ impl<W: Watcher> Loop<'_, W> {
     fn settings(&mut self) -> Settings {
         let mut settings = Settings {
             draw: Some(self.draw),
+            drawn: self.drawn.clone(),
             ..self.input.settings(&self.args.params)
         };
         if let Some(looking) = &self.looking {
@@ -337,6 +342,16 @@ impl<W: Watcher> Loop<'_, W> {
         self.follow();
         match loaded {
             Ok((checked, plan)) => {
+                self.drawn = (checked.params.iter())
+                    .filter(|param| param.from == How::Drawn)
+                    .filter_map(|param| {
+                        let drawn = Drawn {
+                            seed: param.value.as_u64()?,
+                            line: param.line.clone(),
+                        };
+                        Some((param.name.clone(), drawn))
+                    })
+                    .collect();
                 session::warn(&checked, self.args.json)?;
                 if let Some(preview) = &self.preview {
                     preview.spares(&checked)?;

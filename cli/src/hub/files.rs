@@ -518,6 +518,10 @@ impl Files for HubFiles {
         self.inner.sha256(path)
     }
 
+    fn doubt(&self) {
+        self.inner.doubt();
+    }
+
     fn is_file(&self, path: &Path) -> bool {
         if !remote::is_remote(path) {
             return self.inner.is_file(path);

@@ -115,7 +115,7 @@ impl Settings {
             .map(|token| ("HF_TOKEN".to_owned(), token));
         let token = token.or_else(|| {
             let file = folder("HF_TOKEN_PATH").or_else(|| Some(home?.join("token")))?;
-            let text = std::fs::read_to_string(&file).ok()?;
+            let text = retouch_graph::files::read_text(&file, 1 << 16).ok()?;
             let token = text.trim().to_owned();
             (!token.is_empty()).then(|| (file.display().to_string(), token))
         });

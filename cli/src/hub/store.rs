@@ -13,13 +13,16 @@ use hf_hub::{Cache, Repo, RepoType};
 use retouch_graph::problem::Code;
 use retouch_graph::remote::{self, Address};
 use retouch_graph::write::{self, Access};
-use retouch_graph::{Cancel, Withheld};
+use retouch_graph::{Cancel, Withheld, files};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::client::{Announced, Client, Listing, Refused};
 use super::tell::Teller;
 use super::withheld;
+
+/// A listing of a hub's repository that was written down has no more bytes.
+const MOST_LISTING: u64 = 256 << 20;
 
 /// Fetches that may fail one after another before it is given up; one that brings a good piece does not count.
 const MOST_FAILURES: usize = 3;
@@ -68,7 +71,7 @@ impl Shelf {
 
     /// The commit that a branch or tag was when it was last asked for.
     pub fn commit(&self, revision: &str) -> Option<String> {
-        let text = fs::read_to_string(self.folder.join("refs").join(revision)).ok()?;
+        let text = files::read_text(&self.folder.join("refs").join(revision), 1 << 12).ok()?;
         let commit = text.trim();
         remote::is_commit(commit).then(|| commit.to_owned())
     }
@@ -85,7 +88,8 @@ impl Shelf {
 
     /// What a commit holds, if that was asked before: it never changes.
     pub fn listing(&self, commit: &str) -> Option<Listing> {
-        serde_json::from_slice(&fs::read(self.listing_file(commit)).ok()?).ok()
+        let text = files::read(&self.listing_file(commit), MOST_LISTING).ok()?;
+        serde_json::from_slice(&text).ok()
     }
 
     /// Writes down what a revision is and holds. A cache that cannot be written is one that others filled: all that is

@@ -3,7 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 
 use lsp_server::{ErrorCode, Message, Notification, Request, RequestId, Response};
 use lsp_types::{
@@ -14,10 +14,12 @@ use lsp_types::{
     RenameParams, TextDocumentPositionParams,
 };
 use retouch_graph::Engine;
+use retouch_graph::check::normal;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value as Json, json};
 
+use super::overlay::Overlay;
 use super::text::{Encoding, path_of};
 use super::wire::{self, Incoming};
 use super::workspace::Workspace;
@@ -46,17 +48,26 @@ impl From<String> for Refusal {
 
 type Answer = Result<Json, Refusal>;
 
-/// Serves one client until it says `exit` or goes away; how the program is to end.
+/// Serves one client until it says `exit` or goes away; how the program is to end. With `aside`, another end of
+/// `incoming`, large files that are pinned by their digest are read in the background.
 ///
 /// # Errors
-/// When an answer cannot be written.
+/// When an answer cannot be written, or a thread cannot be started.
 pub fn serve(
     engine: &Engine,
     incoming: &Receiver<Incoming>,
+    aside: Option<Sender<Incoming>>,
     output: &mut dyn Write,
 ) -> io::Result<Exit> {
+    let overlay = match aside {
+        Some(aside) => Overlay::reading_aside(move |path| {
+            let _ = aside.send(Incoming::Read(path)); // the session may be over
+        })?,
+        None => Overlay::default(),
+    };
     let mut server = Server {
-        workspace: Workspace::new(engine),
+        workspace: Workspace::over(engine, overlay),
+        gone: false,
         output,
         queue: VecDeque::new(),
         cancelled: HashSet::new(),
@@ -77,6 +88,8 @@ struct Server<'a> {
     cancelled: HashSet<RequestId>,
     initialized: bool,
     shut_down: bool,
+    /// Whether the client said all that it will.
+    gone: bool,
     /// Whether the client can be asked to tell of files that change.
     watches: bool,
     /// How many requests were sent to the client.
@@ -86,13 +99,12 @@ struct Server<'a> {
 impl Server<'_> {
     fn run(&mut self, incoming: &Receiver<Incoming>) -> io::Result<Exit> {
         loop {
-            let mut gone = false;
             loop {
                 match incoming.try_recv() {
                     Ok(one) => self.take(one)?,
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => {
-                        gone = true;
+                        self.gone = true;
                         break;
                     }
                 }
@@ -100,7 +112,7 @@ impl Server<'_> {
             let Some(message) = self.queue.pop_front() else {
                 // Nothing waits: now the texts are checked, and not at every key of a quick hand.
                 self.diagnose()?;
-                if gone {
+                if self.gone {
                     return Ok(Exit::Failed); // it went without `exit`
                 }
                 match incoming.recv() {
@@ -118,6 +130,8 @@ impl Server<'_> {
     fn take(&mut self, incoming: Incoming) -> io::Result<()> {
         match incoming {
             Incoming::Malformed(why) => wire::refuse(self.output, &why)?,
+            Incoming::Read(path) => self.workspace.concerned(&normal(&path)),
+            Incoming::End => self.gone = true,
             Incoming::Message(message) => {
                 if let Message::Notification(note) = &*message
                     && note.method == "$/cancelRequest"
@@ -491,7 +505,7 @@ mod tests {
         drop(to);
         let engine = Engine::new(retouch_nodes::registry());
         let mut output = Vec::new();
-        let exit = serve(&engine, &from, &mut output).unwrap();
+        let exit = serve(&engine, &from, None, &mut output).unwrap();
         let mut rest = output.as_slice();
         let mut said = Vec::new();
         while !rest.is_empty() {

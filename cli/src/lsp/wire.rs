@@ -1,6 +1,7 @@
 //! Messages on a pipe: `Content-Length`, a blank line, JSON. What is no message is reported and does not end the session.
 
 use std::io::{self, BufRead, Read, Write};
+use std::path::PathBuf;
 use std::sync::mpsc;
 
 use lsp_server::Message;
@@ -16,6 +17,10 @@ pub enum Incoming {
     Message(Box<Message>),
     /// A body that is no message, and why.
     Malformed(String),
+    /// A file was read in the background that checks did not wait for.
+    Read(PathBuf),
+    /// The client is gone: nothing more comes.
+    End,
 }
 
 /// Reads messages until the pipe ends, its frame is broken, or the client says `exit`.

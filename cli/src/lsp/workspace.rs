@@ -87,7 +87,13 @@ impl Workspace {
     /// Starts with nothing open; the engine says which ops there are.
     #[must_use]
     pub fn new(engine: &Engine) -> Self {
-        let overlay = Arc::new(Overlay::default());
+        Self::over(engine, Overlay::default())
+    }
+
+    /// As [`Workspace::new`], with the overlay that files are read through.
+    #[must_use]
+    pub fn over(engine: &Engine, overlay: Overlay) -> Self {
+        let overlay = Arc::new(overlay);
         let mut files: Arc<dyn Files> = Arc::<Overlay>::clone(&overlay);
         // Models on hubs are read as far as they are in the cache: nothing is fetched while somebody types.
         let settings = crate::hub::Settings::of_environment(false);
@@ -236,7 +242,7 @@ impl Workspace {
     }
 
     /// Marks the documents whose check looked at a file.
-    fn concerned(&mut self, path: &Path) {
+    pub(super) fn concerned(&mut self, path: &Path) {
         for (other, document) in &self.documents {
             if document.reads.contains(path) {
                 self.dirty.insert(other.clone());

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use retouch_graph::check::normal;
-use retouch_graph::files::piece;
+use retouch_graph::files::{self, piece};
 use retouch_graph::write::rewrite;
 use retouch_graph::yaml::{self, Form, Key, Node, Tree, Written};
 use retouch_graph::{
@@ -885,7 +885,7 @@ pub fn snippet(changes: &[Change]) -> String {
 /// # Errors
 /// When it cannot be read or is not UTF-8.
 pub fn text_of(file: &Path) -> Result<String, Refused> {
-    std::fs::read_to_string(file)
+    files::read_text(file, yaml::MAX_BYTES as u64)
         .map_err(|error| Refused::new(format!("{} cannot be read: {error}", file.display())))
 }
 
@@ -1129,6 +1129,10 @@ impl Files for Overlay {
             Some(text) => MemoryFiles::new().with(path, text).sha256(path),
             None => self.inner.sha256(path),
         }
+    }
+
+    fn doubt(&self) {
+        self.inner.doubt();
     }
 
     fn stamp(&self, path: &Path) -> Option<FileStamp> {

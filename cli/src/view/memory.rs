@@ -76,10 +76,7 @@ impl Memory {
     /// What is remembered; what is damaged or makes no sense is forgotten.
     #[must_use]
     pub fn read(file: Option<&Path>) -> Self {
-        let text = file.and_then(|file| {
-            let fits = std::fs::metadata(file).is_ok_and(|of| of.is_file() && of.len() <= LARGEST);
-            fits.then(|| std::fs::read(file).ok()).flatten()
-        });
+        let text = file.and_then(|file| retouch_graph::files::read(file, LARGEST).ok());
         let read = text.and_then(|text| serde_json::from_slice::<Self>(&text).ok());
         let mut memory = read.unwrap_or_default();
         let normal = Self::default();

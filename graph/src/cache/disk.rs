@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use super::host::Worth;
 use crate::cache::{Cache, Outputs};
-use crate::files::lock;
+use crate::files::{self, lock};
 use crate::key::Key;
 use crate::node::NodeError;
 use crate::value::Decoders;
@@ -171,6 +171,8 @@ impl From<io::Error> for Flaw {
         match error.kind() {
             io::ErrorKind::NotFound => Self::Gone,
             io::ErrorKind::UnexpectedEof => Self::damaged("it ends too early"),
+            // A folder or a pipe, say: no entry, and nothing of the cache's own to remove.
+            io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory => Self::Gone,
             _ => Self::Unreadable(error),
         }
     }
@@ -794,11 +796,8 @@ impl Encoded {
 
 /// Opens an entry and reads its header, which has the right key and gives the right length.
 fn open_entry(path: &Path, key: &Key) -> Result<Opened, Flaw> {
-    let mut file = File::open(path)?;
+    let mut file = files::open(path)?;
     let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(Flaw::Gone);
-    }
     let mut prefix = [0; PREFIX];
     file.read_exact(&mut prefix)?;
     let (magic, length) = prefix.split_at(MAGIC.len());

@@ -84,22 +84,30 @@ impl Settings {
     }
 }
 
+/// The longest text of a model: the vocabularies of large language models have a third of it.
+const LONGEST_TEXT: usize = 64 << 20;
+
 /// The text of a file.
 ///
 /// # Errors
 /// [`Error::Config`], with the message [`NO_SUCH_FILE`] when there is none.
 pub fn read_text(files: &dyn Files, path: &Path) -> Result<String> {
-    let bytes = files.read(path).map_err(|e| Error::Config {
+    let bad = |message: String| Error::Config {
         file: path.to_owned(),
-        message: match e.kind() {
-            std::io::ErrorKind::NotFound => NO_SUCH_FILE.into(),
-            _ => e.to_string(),
-        },
-    })?;
-    String::from_utf8(bytes.to_vec()).map_err(|_| Error::Config {
-        file: path.to_owned(),
-        message: "is not text".into(),
-    })
+        message,
+    };
+    let (bytes, length) = files
+        .read_head(path, LONGEST_TEXT)
+        .map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => bad(NO_SUCH_FILE.into()),
+            _ => bad(e.to_string()),
+        })?;
+    if length > bytes.len() as u64 {
+        return Err(bad(format!(
+            "has {length} bytes; a text of a model has at most {LONGEST_TEXT}"
+        )));
+    }
+    String::from_utf8(bytes).map_err(|_| bad("is not text".into()))
 }
 
 /// Where the weights of a part are.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
+use retouch_graph::files::no_file;
 use retouch_graph::{Context, Fault, Files, Node, NodeError, ReadFile, Types, ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,8 +17,12 @@ use crate::payload::image::{AlphaFacts, Image, ImageFacts, MAX_PIXELS, MAX_SIDE,
 /// The most bytes of a picture file: more than any picture of 64 megapixels with 16 bits a channel takes.
 const MAX_FILE: u64 = 768 * 1024 * 1024;
 
-/// The most memory that a decoder may take: 64 megapixels of four channels with 16 bits are 512 MB.
+/// The most memory that a decoder may take for pixels: 64 megapixels of four channels with 16 bits are 512 MB.
 const MAX_DECODED: u64 = 1024 * 1024 * 1024;
+
+/// The most memory that what a PNG holds beside its pixels (a colour profile, EXIF) may take unpacked. Profiles of printers
+/// have a few megabytes.
+const MAX_BESIDE: u64 = 64 * 1024 * 1024;
 
 /// Reads a picture from a PNG, JPEG or WebP file.
 ///
@@ -27,7 +32,8 @@ const MAX_DECODED: u64 = 1024 * 1024 * 1024;
 /// channel is kept beside them for `mask` and for saving. Of an animation the first picture is read.
 ///
 /// Colours are taken as sRGB: an embedded ICC profile or PNG gamma is not applied. A picture has at most 8192 pixels a
-/// side and 64 megapixels. A file that is damaged or cut short is refused.
+/// side and 64 megapixels, a colour profile in a PNG 64 MiB; reading the largest takes about 1.5 GB. A file that is
+/// damaged or cut short is refused.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadImage {
@@ -140,7 +146,7 @@ pub(crate) fn reads(path: &Path, files: &dyn Files) -> Result<Vec<ReadFile>, Vec
         Fault::file("path", format!("`{}` is a folder", path.display()))
             .help("name one picture file in it")
     } else {
-        Fault::file("path", format!("there is no file `{}`", path.display())).help(
+        Fault::file("path", no_file(path, files)).help(
             "a relative path starts from the folder of the file that writes it, and from the current folder when `--set` does; check the spelling",
         )
     };
@@ -288,7 +294,7 @@ impl Opened<()> {
             _ => "WebP",
         };
         let mut limits = Limits::no_limits();
-        limits.max_alloc = Some(MAX_DECODED);
+        limits.max_alloc = Some(allowance(bytes, format));
         let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
         reader.limits(limits);
         let mut decoder = reader
@@ -306,7 +312,7 @@ impl Opened<()> {
                 },
             )
         })?;
-        if !is_complete(bytes, format) {
+        if !is_complete(bytes, format) || !has_room(across, down, bytes.len(), format) {
             return Err(Problem::Content(
                 format!(
                     "is a {name} that is cut short: it ends after {} bytes, before its picture does",
@@ -378,30 +384,35 @@ fn planes(picture: DynamicImage) -> Picture {
     let (width, height) = (picture.width() as usize, picture.height() as usize);
     let byte = |value: &u8| f32::from(*value) / 255.0;
     let word = |value: &u16| f32::from(*value) / 65535.0;
-    let (channels, values): (usize, Vec<f32>) = match &picture {
-        DynamicImage::ImageLuma8(pixels) => (1, pixels.iter().map(byte).collect()),
-        DynamicImage::ImageLumaA8(pixels) => (2, pixels.iter().map(byte).collect()),
-        DynamicImage::ImageRgb8(pixels) => (3, pixels.iter().map(byte).collect()),
-        DynamicImage::ImageRgba8(pixels) => (4, pixels.iter().map(byte).collect()),
-        DynamicImage::ImageLuma16(pixels) => (1, pixels.iter().map(word).collect()),
-        DynamicImage::ImageLumaA16(pixels) => (2, pixels.iter().map(word).collect()),
-        DynamicImage::ImageRgb16(pixels) => (3, pixels.iter().map(word).collect()),
-        DynamicImage::ImageRgba16(pixels) => (4, pixels.iter().map(word).collect()),
-        other => (4, other.to_rgba32f().into_raw()),
+    let (colours, alpha) = match &picture {
+        DynamicImage::ImageLuma8(pixels) => split(pixels, 1, byte),
+        DynamicImage::ImageLumaA8(pixels) => split(pixels, 2, byte),
+        DynamicImage::ImageRgb8(pixels) => split(pixels, 3, byte),
+        DynamicImage::ImageRgba8(pixels) => split(pixels, 4, byte),
+        DynamicImage::ImageLuma16(pixels) => split(pixels, 1, word),
+        DynamicImage::ImageLumaA16(pixels) => split(pixels, 2, word),
+        DynamicImage::ImageRgb16(pixels) => split(pixels, 3, word),
+        DynamicImage::ImageRgba16(pixels) => split(pixels, 4, word),
+        other => split(&other.to_rgba32f(), 4, |value| *value),
     };
-    drop(picture);
-    let channel = |index: usize| values.iter().skip(index).step_by(channels).copied();
-    let mut colours = Vec::with_capacity(3 * width * height);
-    for index in 0..3 {
-        colours.extend(channel(if channels < 3 { 0 } else { index }));
-    }
-    let alpha = (channels % 2 == 0).then(|| channel(channels - 1).collect());
     Picture {
         width,
         height,
         colours,
         alpha,
     }
+}
+
+/// The planes of red, green and blue, and that of alpha, straight from the values of all pixels: there is no other copy of
+/// a large picture as numbers of 32 bits.
+fn split<T>(values: &[T], channels: usize, of: impl Fn(&T) -> f32) -> (Vec<f32>, Option<Vec<f32>>) {
+    let channel = |index: usize| values.iter().skip(index).step_by(channels).map(&of);
+    let mut colours = Vec::with_capacity(3 * values.len() / channels);
+    for index in 0..3 {
+        colours.extend(channel(if channels < 3 { 0 } else { index }));
+    }
+    let alpha = (channels % 2 == 0).then(|| channel(channels - 1).collect());
+    (colours, alpha)
 }
 
 /// Whether a file goes on to the end that its format marks. The JPEG decoder fills what is missing with grey and says
@@ -413,6 +424,28 @@ fn is_complete(bytes: &[u8], format: ImageFormat) -> bool {
         _ => has_webp_end(bytes),
     }
     .unwrap_or(false)
+}
+
+/// The memory that the decoder of a file may take, by the size that the file declares.
+fn allowance(bytes: &[u8], format: ImageFormat) -> u64 {
+    if format != ImageFormat::Png {
+        return MAX_DECODED;
+    }
+    // The first chunk is the header; of any other the decoder says that it is none.
+    let side = |at: usize| {
+        let side = bytes.get(at..).and_then(<[u8]>::first_chunk);
+        side.map_or(0, |side| u64::from(u32::from_be_bytes(*side)))
+    };
+    // Four channels of 16 bits.
+    let pixels = side(16).saturating_mul(side(20)).saturating_mul(8);
+    pixels.min(MAX_DECODED) + MAX_BESIDE
+}
+
+/// Whether a file has enough bytes for the picture that it declares. A JPEG has at least one bit for each block of 8 x 8
+/// pixels; the decoder would make gigabytes of grey of a header alone. The other formats have no such bound: a PNG of one
+/// colour is tiny.
+fn has_room(across: usize, down: usize, bytes: usize, format: ImageFormat) -> bool {
+    format != ImageFormat::Jpeg || across.div_ceil(8) * down.div_ceil(8) <= bytes.saturating_mul(8)
 }
 
 /// Walks the chunks (length, type, data, checksum) to the one called IEND; `None` where the file ends before it.

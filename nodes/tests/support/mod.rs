@@ -71,7 +71,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use retouch_graph::{Context, Digest, Files, Host, Node, NodeError};
+use retouch_graph::{Context, Digest, DiskFiles, Files, Host, Node, NodeError};
 use retouch_nodes::Runtime;
 use retouch_nodes::attention::SwapAttention;
 use retouch_nodes::kernels::{Attended, Cpu, GroupNormSpec, Kernel, Layout, Terms, Weight, Window};
@@ -98,6 +98,10 @@ impl Files for Disk {
     fn digest(&self, path: &Path) -> io::Result<Digest> {
         Ok(blake3::hash(&std::fs::read(path)?).into())
     }
+    fn sha256(&self, path: &Path) -> io::Result<Digest> {
+        DiskFiles::new().sha256(path)
+    }
+    fn doubt(&self) {}
     fn is_file(&self, path: &Path) -> bool {
         path.is_file()
     }

@@ -2,6 +2,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
+use sha2::{Digest as _, Sha256};
 
 use super::*;
 
@@ -802,6 +803,10 @@ impl Files for Swapped {
     fn digest(&self, path: &Path) -> io::Result<Digest> {
         Ok(*blake3::hash(&self.read(path)?).as_bytes())
     }
+    fn sha256(&self, path: &Path) -> io::Result<Digest> {
+        Ok(Sha256::digest(&*self.read(path)?).into())
+    }
+    fn doubt(&self) {}
     fn is_file(&self, _: &Path) -> bool {
         true
     }

@@ -4,7 +4,7 @@
 //! they are given out; texts and bytes are places in the pickle. Every step is counted, and what makes more than one
 //! value in a step pays for each.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{Fault, Source, TorchTensor, Value, element_bytes};
@@ -954,6 +954,20 @@ impl<'a> Machine<'a> {
 
     /// BUILD: what a state makes of an object, where that is data.
     fn build(&mut self, target: Id, state: Id) -> Step {
+        let state_kind = self.node(state);
+        let fits = match self.node(target) {
+            Node::Dictionary(..) => matches!(state_kind, Node::Dictionary(..)),
+            Node::NumpyArray => matches!(state_kind, Node::Tuple(_)),
+            _ => true,
+        };
+        if !fits {
+            // An object's own `__setstate__` takes anything; what it would do is not data.
+            return Err(self.refuse(&format!(
+                "sets the state of {} to {} (`__setstate__`)",
+                self.name_of(target),
+                self.name_of(state)
+            )));
+        }
         match self.node(target) {
             Node::Dictionary(Kind::Plain, _) | Node::NumpyArray => Ok(()),
             Node::Dictionary(Kind::Parameters, _) => {
@@ -1239,7 +1253,7 @@ impl<'a> Machine<'a> {
         let left = self.steps + (1 << 16);
         let mut giver = Giver {
             machine: &self,
-            texts: HashMap::new(),
+            texts: Texts::default(),
             bytes: HashMap::new(),
             left,
             names: (1 << 20) + 16 * self.tape.bytes.len() as u64,
@@ -1248,10 +1262,46 @@ impl<'a> Machine<'a> {
     }
 }
 
+/// The texts that were given out: two that are equal are one, so that they are compared by their address. A pickle may
+/// name one text of megabytes as often as it has steps.
+#[derive(Default)]
+struct Texts {
+    places: HashMap<u32, Arc<str>>,
+    all: HashSet<Arc<str>>,
+    /// The bytes that were hashed.
+    #[cfg(test)]
+    hashed: usize,
+}
+
+impl Texts {
+    /// The text at a place of the pickle; read, copied and hashed when the place is named for the first time.
+    fn at(&mut self, place: Place, tape: &Tape<'_>) -> Arc<str> {
+        if let Some(known) = self.places.get(&place.start) {
+            return Arc::clone(known);
+        }
+        #[cfg(test)]
+        {
+            self.hashed += place.length as usize;
+        }
+        // It was seen to be UTF-8 when it was read.
+        let text = String::from_utf8_lossy(tape.get(place));
+        let text = match self.all.get(&*text) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let text: Arc<str> = text.into();
+                self.all.insert(Arc::clone(&text));
+                text
+            }
+        };
+        self.places.insert(place.start, Arc::clone(&text));
+        text
+    }
+}
+
 /// Writes out values that know one another by number.
 struct Giver<'a> {
     machine: &'a Machine<'a>,
-    texts: HashMap<u32, Arc<str>>,
+    texts: Texts,
     bytes: HashMap<u32, Arc<[u8]>>,
     /// Values that may still be given out.
     left: u64,
@@ -1283,7 +1333,7 @@ impl Giver<'_> {
             Node::Int(number) => Value::Int(*number),
             Node::Float(number) => Value::Float(*number),
             Node::Large(_) => Value::Opaque("int".into()),
-            Node::Text(place) => Value::Text(self.text(*place)),
+            Node::Text(place) => Value::Text(self.texts.at(*place, &machine.tape)),
             Node::Bytes(place) => {
                 let known = self.bytes.entry(place.start);
                 let bytes = known.or_insert_with(|| machine.tape.get(*place).into());
@@ -1332,16 +1382,6 @@ impl Giver<'_> {
         })
     }
 
-    fn text(&mut self, place: Place) -> Arc<str> {
-        let machine = self.machine;
-        let known = self.texts.entry(place.start);
-        let text = known.or_insert_with(|| {
-            // It was seen to be UTF-8 when it was read.
-            String::from_utf8_lossy(machine.tape.get(place)).into()
-        });
-        Arc::clone(text)
-    }
-
     fn list(&mut self, items: &[Id], depth: usize, path: u64) -> Step<Value> {
         let mut list = Vec::new();
         for &item in items {
@@ -1353,7 +1393,8 @@ impl Giver<'_> {
 
     fn dictionary(&mut self, items: &[(Id, Id)], depth: usize, path: u64) -> Step<Value> {
         let mut all: Vec<(Value, Value)> = Vec::new();
-        let mut places: HashMap<Arc<str>, usize> = HashMap::new();
+        // By the address of the key, which equal texts share.
+        let mut places: HashMap<*const u8, usize> = HashMap::new();
         for &(key, item) in items {
             let key = self.give(key, depth + 1, 0)?;
             let name = match &key {
@@ -1363,7 +1404,7 @@ impl Giver<'_> {
             let item = self.give(item, depth + 1, path.saturating_add(name))?;
             if let Value::Text(name) = &key {
                 // A key that comes again has its first place and its last value.
-                let place = *places.entry(Arc::clone(name)).or_insert(all.len());
+                let place = *places.entry(name.as_ptr()).or_insert(all.len());
                 if let Some(known) = all.get_mut(place) {
                     known.1 = item;
                     continue;
@@ -1466,4 +1507,57 @@ fn opcode(byte: u8) -> Option<&'static str> {
         0x98 => "READONLY_BUFFER",
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use retouch_graph::MemoryFiles;
+
+    use super::*;
+
+    /// A dictionary of `entries` numbers, all under one text of `length` bytes that is written twice.
+    fn same_key(length: u32, entries: usize) -> Vec<u8> {
+        let text = vec![b'x'; length as usize];
+        let mut pickle = b"\x80\x02}(".to_vec();
+        for slot in [0, 1] {
+            pickle.push(b'X');
+            pickle.extend(length.to_le_bytes());
+            pickle.extend(&text);
+            pickle.extend([b'q', slot, b'N']);
+        }
+        for entry in 0..entries {
+            pickle.extend([b'h', (entry % 2) as u8, b'N']);
+        }
+        pickle.extend(b"u.");
+        pickle
+    }
+
+    #[test]
+    fn a_text_is_hashed_once_for_each_time_that_it_is_written_however_often_it_is_named() {
+        let length = 1 << 16;
+        let pickle = same_key(length, 20_000);
+        let files = MemoryFiles::new().with("p", &pickle);
+        let source = Source {
+            path: Path::new("p"),
+            files: &files,
+        };
+        let mut machine = Machine::new(source, 0, pickle.len() as u64);
+        let root = machine.run().unwrap();
+        let mut giver = Giver {
+            machine: &machine,
+            texts: Texts::default(),
+            bytes: HashMap::new(),
+            left: machine.steps + (1 << 16),
+            names: 0,
+        };
+        let value = giver.give(root, 0, 0).unwrap();
+        assert_eq!(giver.texts.hashed, 2 * length as usize);
+        assert_eq!(giver.texts.all.len(), 1);
+        let Value::Dict(entries) = value else {
+            panic!("no dictionary")
+        };
+        assert_eq!(entries.len(), 1, "a key that comes again is the same");
+    }
 }

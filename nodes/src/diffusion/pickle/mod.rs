@@ -174,39 +174,58 @@ pub fn read(path: &Path, files: &dyn Files) -> Result<Value> {
 pub fn tensors(value: &Value) -> Vec<(String, &TorchTensor)> {
     let mut all = Vec::new();
     if let Some(state) = value.get("state_dict") {
-        collect(state, &mut String::new(), &mut all);
+        collect(state, &mut Vec::new(), &mut all);
     }
     if all.is_empty() {
-        collect(value, &mut String::new(), &mut all);
+        collect(value, &mut Vec::new(), &mut all);
     }
     all
 }
 
-/// Goes down a value, which [`read`] made no deeper than [`machine::DEPTH`].
-fn collect<'a>(value: &'a Value, path: &mut String, all: &mut Vec<(String, &'a TorchTensor)>) {
-    let mut below = |key: &str, value: &'a Value, path: &mut String| {
-        let length = path.len();
-        if !path.is_empty() {
-            path.push('.');
-        }
-        path.push_str(key);
-        collect(value, path, all);
-        path.truncate(length);
-    };
+/// A part of a tensor's name.
+#[derive(Clone, Copy)]
+enum Part<'a> {
+    Text(&'a str),
+    Number(i64),
+}
+
+/// Goes down a value, which [`read`] made no deeper than [`machine::DEPTH`]. A name is written out for a tensor alone: the
+/// keys of what holds none may be long, and one key be named very often.
+fn collect<'a>(
+    value: &'a Value,
+    path: &mut Vec<Part<'a>>,
+    all: &mut Vec<(String, &'a TorchTensor)>,
+) {
     match value {
-        Value::Tensor(tensor) => all.push((path.clone(), tensor)),
+        Value::Tensor(tensor) => {
+            let mut name = String::new();
+            for part in path.iter() {
+                if !name.is_empty() {
+                    name.push('.');
+                }
+                match part {
+                    Part::Text(text) => name.push_str(text),
+                    Part::Number(number) => name.push_str(&number.to_string()),
+                }
+            }
+            all.push((name, tensor));
+        }
         Value::List(items) => {
             for (place, item) in items.iter().enumerate() {
-                below(&place.to_string(), item, path);
+                path.push(Part::Number(place as i64));
+                collect(item, path, all);
+                path.pop();
             }
         }
         Value::Dict(items) => {
             for (key, item) in items {
-                match key {
-                    Value::Text(key) => below(key, item, path),
-                    Value::Int(key) => below(&key.to_string(), item, path),
-                    _ => {}
-                }
+                path.push(match key {
+                    Value::Text(key) => Part::Text(key),
+                    Value::Int(key) => Part::Number(*key),
+                    _ => continue,
+                });
+                collect(item, path, all);
+                path.pop();
             }
         }
         _ => {}

@@ -1,7 +1,6 @@
 //! Numbers out of mapped files: from any of the stored types, wherever they lie, to the type that is computed with.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,6 +9,7 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use rayon::prelude::*;
+use retouch_graph::files;
 
 use super::table::Stored;
 use crate::diffusion::{Error, Result};
@@ -66,7 +66,7 @@ impl Maps {
             file: file.to_path_buf(),
             message: e.to_string(),
         };
-        let opened = File::open(file).map_err(bad)?;
+        let opened = files::open(file).map_err(bad)?;
         // SAFETY: the map is only read, and copied from, while a network is built; a file that another program shortens
         // in that time would end the process, which every program that maps weights accepts.
         let map = Arc::new(unsafe { Mmap::map(&opened) }.map_err(bad)?);
