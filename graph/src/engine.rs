@@ -15,7 +15,7 @@ use crate::event::{Event, Listener};
 use crate::execute::{Cancel, Job, RunError, RunOptions, RunReport};
 use crate::facts::Facts;
 use crate::files::{DiskFiles, Files};
-use crate::guard::Verdict;
+use crate::guard::{Lazies, Verdict};
 use crate::node::{Environment, NodeError};
 use crate::plan::{Forecast, Plan};
 use crate::problem::{Problems, Source};
@@ -52,6 +52,7 @@ pub struct Engine {
     sources: u64,
     flight: Arc<InFlight>,
     device: Arc<Device>,
+    lazies: Arc<Lazies>,
     facts: Arc<Facts>,
 }
 
@@ -77,6 +78,7 @@ impl Engine {
             sources: DEFAULT_SOURCES,
             flight: Arc::default(),
             device: Arc::default(),
+            lazies: Arc::default(),
             facts: Arc::default(),
         }
     }
@@ -302,6 +304,7 @@ impl Engine {
             sources: self.sources,
             flight: &self.flight,
             device: &self.device,
+            lazies: &self.lazies,
             preview_failed: AtomicBool::new(false),
             touched: AtomicBool::new(false),
         }

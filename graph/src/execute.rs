@@ -15,7 +15,7 @@ use crate::chain::{self, Chain, Claim, InFlight, Item, Note, Wanted};
 use crate::device::{Device, DevicePermit, LOOK};
 use crate::event::{Counters, EVENT_SCHEMA, Event, Listener, RunStatus};
 use crate::files::{Files, lock};
-use crate::guard::Verdict;
+use crate::guard::{Lazies, Verdict};
 use crate::key::Key;
 use crate::node::{Context, Environment, Host, NodeError};
 use crate::plan::{Forecast, Plan, Status, Task};
@@ -208,6 +208,8 @@ pub(crate) struct Job<'a> {
     pub(crate) flight: &'a InFlight,
     /// This engine's compute device.
     pub(crate) device: &'a Arc<Device>,
+    /// From which files the lazy values in this engine's cache are read.
+    pub(crate) lazies: &'a Lazies,
     /// Whether it was said that a preview failed.
     pub(crate) preview_failed: AtomicBool,
     /// Whether it was said that a file was touched.
@@ -388,6 +390,10 @@ impl Job<'_> {
                 Slot::Occupied(entry) => entry.into_mut(),
                 Slot::Vacant(slot) => slot.insert(self.cache.get(&key)?),
             };
+            let lazy = entry.values().any(Value::is_lazy);
+            if lazy && !self.lazies.fit(&key, &task.guard) {
+                return None;
+            }
             if !entry.contains_key(*port) && self.cache.place(&task.absent_key(port)).is_none() {
                 return None;
             }
@@ -429,8 +435,13 @@ impl Job<'_> {
                 // An earlier run may have made ports that this one had no need of.
                 let before = there.then(|| self.cache.get(&key)).flatten();
                 for (port, value) in before.iter().flat_map(|before| before.iter()) {
-                    values.entry(port.clone()).or_insert_with(|| value.clone());
+                    if !value.is_lazy() {
+                        values.entry(port.clone()).or_insert_with(|| value.clone());
+                    }
                 }
+            }
+            if values.values().any(Value::is_lazy) {
+                self.lazies.note(key, &task.guard);
             }
             if key == task.key() || !there {
                 self.cache.put(key, &Arc::new(values), seconds);
@@ -996,7 +1007,10 @@ impl Run<'_> {
             }
             Ok(Found::Gone) => {
                 let mut state = lock(&self.state);
-                if !self.is_stopped(&state) && !state.given_up[output.task] {
+                if self.is_stopped(&state) {
+                    // The run ends without it, so it does not end well.
+                    self.fail(&mut state, RunError::Cancelled, None);
+                } else if !state.given_up[output.task] {
                     state.queued[index] = false;
                     self.revive(&mut state, output.task);
                 }

@@ -4,12 +4,13 @@
 //! still read them when other nodes use them. So before anything that a node made is kept, the files behind it are
 //! compared with what they were: by their stamps, one system call each, and by their digests only where a stamp differs.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use crate::files::{Digest, FileStamp, Files};
+use crate::files::{Digest, FileStamp, Files, lock};
+use crate::key::Key;
 use crate::node::{NodeError, ReadFile};
 use crate::registry::ErasedNode;
 
@@ -121,6 +122,13 @@ impl Guard {
         Self { all, ..self }
     }
 
+    fn paths(&self) -> Vec<PathBuf> {
+        let mut paths: Vec<PathBuf> = self.all.iter().map(|file| file.path.clone()).collect();
+        paths.sort_unstable();
+        paths.dedup();
+        paths
+    }
+
     /// Whether a file is among those behind the task.
     pub(crate) fn has(&self, path: &Path) -> bool {
         self.all.iter().any(|file| file.path == path)
@@ -164,6 +172,32 @@ impl Guard {
             )),
             None => verdict,
         }
+    }
+}
+
+/// From which files the lazy values that a cache holds are read. Their keys do not tell: a copy of a model has the key of
+/// the original, and one that was made from the original must not stand for the copy once the original is gone.
+#[derive(Debug, Default)]
+pub(crate) struct Lazies(Mutex<HashMap<Key, Vec<PathBuf>>>);
+
+/// Values that are remembered at most; then all are forgotten, and made again when they are needed.
+const MOST: usize = 1024;
+
+impl Lazies {
+    /// Notes the files behind the lazy values that are kept under a key.
+    pub(crate) fn note(&self, key: Key, guard: &Guard) {
+        let mut known = lock(&self.0);
+        if known.len() >= MOST {
+            known.clear();
+        }
+        known.insert(key, guard.paths());
+    }
+
+    /// Whether the lazy values that are kept under a key read the files that the guard watches.
+    pub(crate) fn fit(&self, key: &Key, guard: &Guard) -> bool {
+        lock(&self.0)
+            .get(key)
+            .is_some_and(|paths| *paths == guard.paths())
     }
 }
 

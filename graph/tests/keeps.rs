@@ -363,6 +363,19 @@ fn what_a_model_loaded_from_a_changed_file_is_not_used_by_the_next_run() {
 }
 
 #[test]
+fn a_model_that_was_made_from_the_original_does_not_stand_for_a_copy() {
+    let case = Case::new(&steps(true));
+    case.gives("4");
+    std::fs::copy(case.path("n.txt"), case.path("m.txt")).unwrap();
+    case.swap("100");
+    // The copy has the key of the original, which memory still holds.
+    let text = std::fs::read_to_string(case.path("w.yaml")).unwrap();
+    let text = text.replace("path: n.txt", "path: m.txt");
+    std::fs::write(case.path("w.yaml"), text.replace("steps: 4", "steps: 3")).unwrap();
+    case.gives("3");
+}
+
+#[test]
 fn a_file_that_changes_and_changes_back_while_it_is_read_keeps_nothing() {
     let case = Case::new(&steps(true));
     let away = At::new(progress(2), || case.swap("100"));
