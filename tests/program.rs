@@ -667,3 +667,39 @@ fn names_that_some_system_refuses_are_faults_of_check() {
     let value = retouch(folder, &["check", "wf.yaml", "--set", "folder=what?"]);
     assert_eq!(value.status.code(), Some(3), "{}", text(&value.stderr));
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn refused_memory_ends_with_an_exit_code_of_its_own_and_says_what_was_being_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let photo = root().join("tests/oracle/data/tiny-sd1.png");
+    // 805 MB of numbers, in a process that may have 700.
+    let workflow = format!(
+        "schema: retouch/v1
+nodes:
+  photo: {{op: load_image, path: '{}'}}
+  large: {{op: resize_image, image: $photo, width: 8192, height: 8192}}
+outputs:
+  large: {{value: $large, save: large.png}}
+",
+        photo.display()
+    );
+    std::fs::write(folder.path().join("w.yaml"), workflow).unwrap();
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -v 700000; exec \"$0\" run w.yaml"])
+        .arg(env!("CARGO_BIN_EXE_retouch"))
+        .current_dir(folder.path())
+        .env("RETOUCH_NO_CACHE", "1")
+        .env("RETOUCH_CONFIG", "")
+        .output()
+        .unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(
+        said.contains("error: out of memory: the system refused")
+            && said.contains("while this ran: `large` (resize_image)")
+            && said.contains("help: "),
+        "{said}"
+    );
+    assert!(files_below(&folder.path().join("out")).is_empty());
+}

@@ -740,3 +740,146 @@ fn naming_a_node_twice_runs_nothing_the_second_time() {
     };
     assert_eq!((ran(), ran()), (2, 0));
 }
+
+/// Does something once, at the first event that fits.
+struct At<F, D>(F, D, std::sync::atomic::AtomicBool);
+
+impl<F: Fn(&Event) -> bool + Send + Sync, D: Fn() + Send + Sync> Listener for At<F, D> {
+    fn event(&self, event: &Event) {
+        if (self.0)(event) && !self.2.swap(true, Ordering::SeqCst) {
+            (self.1)();
+        }
+    }
+}
+
+#[test]
+fn weights_that_are_swapped_while_a_sampler_runs_end_it_and_nothing_made_of_them_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    copy_folder(&support::root().join("tests/oracle/data/micro/sd1"), &model);
+    let yaml = format!(
+        "schema: retouch/v1
+nodes:
+  model: {{op: load_model, path: '{}'}}
+  draw: {{op: sample, model: $model, prompt: a bear, steps: 4, seed: 3}}
+  picture: {{op: decode, model: $model, latent: $draw.latent}}
+outputs:
+  latent: {{value: $draw.latent}}
+  picture: {{value: $picture}}
+",
+        model.display()
+    );
+    let bits = |engine: &Engine| {
+        let settings = Settings::default();
+        let checked = engine.load_str("test.yaml", &yaml, &settings).unwrap();
+        let plan = engine.plan(&checked, &[]).unwrap();
+        let report = engine.run(
+            &plan,
+            &Recorder::new(),
+            &Cancel::new(),
+            &RunOptions::default(),
+        );
+        let report = report.unwrap();
+        let picture = report.outputs[1].value.encode("png").unwrap().remove(0);
+        let latent = report.outputs[0].value.downcast::<Latent>().unwrap();
+        let latent = latent.tensor.flatten_all().unwrap().to_vec1::<f32>();
+        (latent.unwrap(), picture)
+    };
+    let fresh = bits(&engine());
+    type Fits = fn(&Event) -> bool;
+    let moments: [(&str, Fits); 4] = [
+        // The sampler loads the U-Net after this.
+        (
+            "unet",
+            |event| matches!(event, Event::NodeStarted { node, .. } if node == "draw"),
+        ),
+        (
+            "unet",
+            |event| matches!(event, Event::NodeProgress { node, done: 2, .. } if node == "draw"),
+        ),
+        // `decode` loads the VAE after these.
+        (
+            "vae",
+            |event| matches!(event, Event::NodeProgress { node, done: 2, .. } if node == "draw"),
+        ),
+        (
+            "vae",
+            |event| matches!(event, Event::NodeStarted { node, .. } if node == "picture"),
+        ),
+    ];
+    for (part, fits) in moments {
+        let engine = engine();
+        let weights = weights_in(&model.join(part));
+        let sound = std::fs::read(&weights).unwrap();
+        let swap = || {
+            // As a training does that writes into the same file: other numbers, of the same size.
+            let mut bytes = sound.clone();
+            let from = bytes.len() / 2;
+            for number in bytes[from..].chunks_exact_mut(4) {
+                number[1] ^= 0x3f;
+            }
+            std::fs::write(&weights, bytes).unwrap();
+        };
+        let settings = Settings::default();
+        let checked = engine.load_str("test.yaml", &yaml, &settings).unwrap();
+        let plan = engine.plan(&checked, &[]).unwrap();
+        let listener = At(fits, swap, false.into());
+        let result = engine.run(&plan, &listener, &Cancel::new(), &RunOptions::default());
+        let error = result.unwrap_err();
+        assert_eq!(error.code(), retouch_graph::Code::FileChanged, "{error}");
+        let named = weights.file_name().unwrap().to_str().unwrap();
+        assert!(error.to_string().contains(named), "{error}");
+        std::fs::write(&weights, &sound).unwrap();
+        assert!(bits(&engine) == fresh, "{part}: what is kept is sound");
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().flatten() {
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_folder(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+fn weights_in(folder: &Path) -> PathBuf {
+    let files = std::fs::read_dir(folder).unwrap().flatten();
+    let mut files = files.map(|entry| entry.path());
+    let weights = |path: &PathBuf| {
+        path.extension()
+            .is_some_and(|ending| ending == "safetensors")
+    };
+    files.find(weights).unwrap()
+}
+
+#[test]
+fn a_control_counts_all_that_a_cache_holds_with_it() {
+    let engine = engine();
+    let set = short(&[]);
+    run(&engine, &set);
+    let settings = Settings {
+        set,
+        ..Settings::default()
+    };
+    let checked = engine.load_str("test.yaml", &workflow(), &settings);
+    let plan = engine.plan(&checked.unwrap(), &[]).unwrap();
+    let kept = |task: &retouch_graph::Task, port: &str| {
+        let outputs = engine.cache().get(&task.port_key(port)).unwrap();
+        outputs[port].bytes()
+    };
+    let mut controls = 0;
+    for task in plan.tasks().filter(|task| task.op() == "swap_attention") {
+        let links = task.inputs().iter().flat_map(|(_, links)| links);
+        let held: usize = links
+            .map(|(from, port)| kept(plan.task(*from).unwrap(), port))
+            .sum();
+        assert!(held > 4 << 20, "a model is among it");
+        assert!(kept(task, "control") >= held);
+        controls += 1;
+    }
+    assert!(controls > 0);
+}

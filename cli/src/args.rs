@@ -16,7 +16,7 @@ use retouch_graph::remote::Address;
     max_term_width = 100,
     after_help = "Results go to standard output, everything else to standard error.\n\
         Exit codes: 0 done; 1 a node failed or a file could not be written; 2 wrong arguments;\n\
-        3 the workflow has faults; 130 interrupted.\n\
+        3 the workflow has faults; 4 out of memory; 130 interrupted.\n\
         RETOUCH_MODELS names folders that models are looked for in, separated as in PATH. Models on a hub,\n\
         `hf://owner/name`, are fetched as HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE say.\n\
         RETOUCH_LOG=debug logs what happens inside; NO_COLOR turns colours off; RETOUCH_CONFIG names a\n\

@@ -47,6 +47,9 @@ pub enum Exit {
     Usage = 2,
     /// The workflow has faults.
     Faults = 3,
+    /// The system refused memory; where it is not noticed the process aborts instead.
+    #[cfg_attr(not(target_os = "linux"), expect(dead_code))]
+    OutOfMemory = 4,
     /// Ctrl-C.
     Interrupted = 130,
 }
@@ -224,6 +227,8 @@ fn parse() -> Cli {
 
 fn main() -> ExitCode {
     log();
+    #[cfg(target_os = "linux")]
+    retouch_nodes::kernels::exit_when_refused(Exit::OutOfMemory as i32);
     let cli = parse();
     let json = cli.command.json();
     let exit = run(cli).unwrap_or_else(|failure| {

@@ -10,11 +10,11 @@ use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
 use crate::cache::Cache;
+use crate::device::LOOK;
 use crate::files::{Digest, lock};
 use crate::key::Key;
 use crate::port::Known;
@@ -308,9 +308,6 @@ pub(crate) struct InFlight {
     busy: Mutex<HashSet<Key>>,
     changed: Condvar,
 }
-
-/// How long a wait for somebody else's work goes on before cancel is looked at again.
-const LOOK: Duration = Duration::from_millis(50);
 
 impl InFlight {
     /// Takes the key for itself, after whoever has it; `None` when `stop` says so meanwhile.

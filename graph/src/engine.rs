@@ -10,11 +10,13 @@ use std::sync::atomic::AtomicBool;
 use crate::cache::{Cache, HostCache};
 use crate::chain::InFlight;
 use crate::check::{self, Checked, Settings, TextBudget, World};
+use crate::device::{Device, DevicePermit};
 use crate::event::{Event, Listener};
 use crate::execute::{Cancel, Job, RunError, RunOptions, RunReport};
 use crate::facts::Facts;
 use crate::files::{DiskFiles, Files};
-use crate::node::Environment;
+use crate::guard::{Lazies, Verdict};
+use crate::node::{Environment, NodeError};
 use crate::plan::{Forecast, Plan};
 use crate::problem::{Problems, Source};
 use crate::registry::Registry;
@@ -49,6 +51,8 @@ pub struct Engine {
     numerics: String,
     sources: u64,
     flight: Arc<InFlight>,
+    device: Arc<Device>,
+    lazies: Arc<Lazies>,
     facts: Arc<Facts>,
 }
 
@@ -73,6 +77,8 @@ impl Engine {
             numerics: "cpu".to_owned(),
             sources: DEFAULT_SOURCES,
             flight: Arc::default(),
+            device: Arc::default(),
+            lazies: Arc::default(),
             facts: Arc::default(),
         }
     }
@@ -247,6 +253,36 @@ impl Engine {
         Plan::new(checked, targets, &*self.files, &self.numerics)
     }
 
+    /// Waits for the compute device, for those who call networks outside of a run: one of an engine's runs and such callers
+    /// has it at a time, its clones included. `None` when it was cancelled first. Whoever has it must not start a run, which
+    /// would wait for it.
+    #[must_use]
+    pub fn device(&self, cancel: &Cancel) -> Option<DevicePermit> {
+        self.device.take(cancel)
+    }
+
+    /// Compares the files behind a task, those of the models that it uses included, with what they were when it was planned:
+    /// for those who use its inputs outside of a run. What a cache holds of models is dropped where a file changed.
+    ///
+    /// # Errors
+    /// When one of them was written, replaced or removed since; it names the file.
+    pub fn unchanged(&self, plan: &Plan, task: usize) -> Result<(), NodeError> {
+        let Some(task) = plan.task(task) else {
+            return Ok(());
+        };
+        let error = match task.guard.verdict(&*self.files) {
+            Verdict::Same => return Ok(()),
+            Verdict::Touched(path) => NodeError::failed(format!(
+                "`{}` was written while it was being used",
+                path.display()
+            ))
+            .help("try again"),
+            Verdict::Changed(error) => error,
+        };
+        self.cache.forget_lazy();
+        Err(error)
+    }
+
     /// Runs a plan. Outputs are saved as soon as they are ready.
     ///
     /// # Errors
@@ -269,7 +305,10 @@ impl Engine {
             options,
             sources: self.sources,
             flight: &self.flight,
+            device: &self.device,
+            lazies: &self.lazies,
             preview_failed: AtomicBool::new(false),
+            touched: AtomicBool::new(false),
         }
         .run()
     }

@@ -1,23 +1,28 @@
 //! Runs a plan: a queue of what is ready, one permit for the compute device, several for the CPU.
 
 use std::any::Any;
+use std::collections::btree_map::Entry as Slot;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::cache::{Cache, Outputs};
-use crate::chain::{Chain, Claim, InFlight, Item, Note, Wanted};
+use crate::chain::{self, Chain, Claim, InFlight, Item, Note, Wanted};
+use crate::device::{Device, DevicePermit, LOOK};
 use crate::event::{Counters, EVENT_SCHEMA, Event, Listener, RunStatus};
 use crate::files::{Files, lock};
+use crate::guard::{Lazies, Verdict};
 use crate::key::Key;
 use crate::node::{Context, Environment, Host, NodeError};
-use crate::plan::{Forecast, Plan, Status, Task, slower};
+use crate::plan::{Forecast, Plan, Status, Task};
 use crate::port::PortValues;
 use crate::preview::{Previewer, Quality};
 use crate::problem::Code;
+use crate::running;
 use crate::save::{SaveError, Saved, Saver, Stamp};
 use crate::value::Value;
 
@@ -201,27 +206,58 @@ pub(crate) struct Job<'a> {
     pub(crate) sources: u64,
     /// What this engine's runs are making right now.
     pub(crate) flight: &'a InFlight,
+    /// This engine's compute device.
+    pub(crate) device: &'a Arc<Device>,
+    /// From which files the lazy values in this engine's cache are read.
+    pub(crate) lazies: &'a Lazies,
     /// Whether it was said that a preview failed.
     pub(crate) preview_failed: AtomicBool,
+    /// Whether it was said that a file was touched.
+    pub(crate) touched: AtomicBool,
+}
+
+/// What a task still has to do with the run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// It does not run. What is needed of it is fetched from the cache.
+    Idle,
+    /// It waits for others, is ready, or runs.
+    Due,
+    /// It ran.
+    Done,
 }
 
 struct State {
     /// What can begin, by index: the order of the plan.
     ready: BTreeSet<usize>,
-    /// The outputs to save, by index.
-    saves: VecDeque<(usize, Value)>,
-    device_busy: bool,
+    /// The outputs to save, or to fetch for the report, by index.
+    deliveries: VecDeque<usize>,
+    /// What of each call is to be kept.
+    wanted: Arc<Wanted>,
+    /// For each output: whether it was queued for delivery, or need not be.
+    queued: Vec<bool>,
     /// What is running or being saved.
     busy: usize,
-    /// For each task: links to tasks that are not done.
+    phases: Vec<Phase>,
+    /// For each task: links to tasks that are due.
     waits: Vec<usize>,
-    /// For each task: links from tasks that are not done, and outputs.
+    /// For each task: the tasks that wait for it, once for each link.
+    next: Vec<Vec<usize>>,
+    /// For each task: links from tasks that are due, and outputs.
     uses: Vec<usize>,
+    /// For each task: the output ports that something needs.
+    ports: Vec<BTreeSet<&'static str>>,
     values: Vec<Option<Outputs>>,
+    /// For each task: the ports that `values` were asked for. A port that is missing there is not given at all.
+    asked: Vec<BTreeSet<&'static str>>,
+    /// For each task: whether what it makes must not be kept, as a file behind it was touched.
+    tainted: Vec<bool>,
     outcomes: Vec<Option<NodeOutcome>>,
     saved: Vec<Vec<Saved>>,
     counters: Counters,
     begun: usize,
+    /// How many tasks run in all; more than were planned when the cache lost something that was counted on.
+    of: usize,
     left: usize,
     error: Option<RunError>,
     /// What failed while the run went on.
@@ -234,17 +270,54 @@ struct Run<'a> {
     job: &'a Job<'a>,
     state: Mutex<State>,
     changed: Condvar,
-    /// For each task: the tasks that need it and run, once for each link.
-    next: Vec<Vec<usize>>,
     /// For each task: the outputs that it makes.
     outputs: Vec<Vec<usize>>,
-    of: usize,
-    forecast: Forecast,
 }
 
 enum Work {
-    Task(usize, PortValues, usize),
-    Save(usize, Value),
+    Task(usize),
+    Deliver(usize),
+}
+
+/// A worker's turn at a task or an output. What it holds of the run is given back when it ends, by a panic too.
+struct Turn<'a, 'b> {
+    run: &'a Run<'b>,
+    permit: Option<DevicePermit>,
+}
+
+impl Turn<'_, '_> {
+    /// Gives the device back before the turn is over.
+    fn release_device(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            drop(permit);
+            self.run.changed.notify_all();
+        }
+    }
+}
+
+impl Drop for Turn<'_, '_> {
+    fn drop(&mut self) {
+        drop(self.permit.take());
+        lock(&self.run.state).busy -= 1;
+        self.run.changed.notify_all();
+    }
+}
+
+/// A value that a task or an output needs.
+enum Found {
+    Value(Value),
+    /// The node does not give it.
+    NotGiven,
+    /// It was counted on, and the cache lost it in the meantime.
+    Gone,
+}
+
+/// What came of a turn at a task.
+enum Attempt {
+    Made(Outputs),
+    Failed(RunError),
+    /// These outputs of other tasks are gone from the cache.
+    Lacks(Vec<(usize, &'static str)>),
 }
 
 impl Job<'_> {
@@ -265,7 +338,8 @@ impl Job<'_> {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             threads => threads,
         };
-        let threads = threads.min(run.of.max(plan.outputs().len())).max(1);
+        let of = lock(&run.state).of;
+        let threads = threads.min(of.max(plan.outputs().len())).max(1);
         std::thread::scope(|scope| {
             for index in 1..threads {
                 let builder = std::thread::Builder::new()
@@ -306,26 +380,33 @@ impl Job<'_> {
         result.map_err(|stopped| stopped.0)
     }
 
-    /// The values of a task's ports from the cache, if all of them are there, and where the slowest was.
-    fn fetch(
-        &self,
-        task: &Task,
-        ports: &BTreeSet<&'static str>,
-    ) -> Option<(&'static str, Outputs)> {
-        let mut keys: Vec<Key> = ports.iter().map(|port| task.port_key(port)).collect();
-        keys.dedup();
-        let mut place: Option<&'static str> = None;
+    /// The values of a task's ports from the cache, if all of them are there. An entry without a port is one of a run that
+    /// did not need it, unless that run says that the node does not give it.
+    fn fetch(&self, task: &Task, ports: &BTreeSet<&'static str>) -> Option<Outputs> {
+        let mut entries: BTreeMap<Key, Outputs> = BTreeMap::new();
+        for port in ports {
+            let key = task.port_key(port);
+            let entry = match entries.entry(key) {
+                Slot::Occupied(entry) => entry.into_mut(),
+                Slot::Vacant(slot) => slot.insert(self.cache.get(&key)?),
+            };
+            let lazy = entry.values().any(Value::is_lazy);
+            if lazy && !self.lazies.fit(&key, &task.guard) {
+                return None;
+            }
+            if !entry.contains_key(*port) && self.cache.place(&task.absent_key(port)).is_none() {
+                return None;
+            }
+        }
         let mut merged = BTreeMap::new();
-        for key in keys {
-            let here = self.cache.place(&key)?;
-            place = Some(place.map_or(here, |other| slower(other, here)));
-            for (name, value) in self.cache.get(&key)?.iter() {
-                if task.port_key(name) == key {
+        for (key, entry) in &entries {
+            for (name, value) in entry.iter() {
+                if task.port_key(name) == *key {
                     merged.insert(name.clone(), value.clone());
                 }
             }
         }
-        Some((place?, Arc::new(merged)))
+        Some(Arc::new(merged))
     }
 
     /// Puts the outputs of a task into the cache, each port under its key.
@@ -339,12 +420,30 @@ impl Job<'_> {
                 .insert(port.clone(), value.clone());
         }
         // A port that was asked for and not made is known not to be: the next run need not try again.
-        if ports.iter().any(|port| task.port_key(port) == task.key()) {
-            by_key.entry(task.key()).or_default();
+        for port in ports {
+            if task.port_key(port) == task.key() {
+                let own = by_key.entry(task.key()).or_default();
+                if !own.contains_key(*port) {
+                    by_key.entry(task.absent_key(port)).or_default();
+                }
+            }
         }
-        for (key, values) in by_key {
+        for (key, mut values) in by_key {
             // The last state of a chain is there already, with the seconds of its own step.
-            if key == task.key() || self.cache.place(&key).is_none() {
+            let there = self.cache.place(&key).is_some();
+            if key == task.key() {
+                // An earlier run may have made ports that this one had no need of.
+                let before = there.then(|| self.cache.get(&key)).flatten();
+                for (port, value) in before.iter().flat_map(|before| before.iter()) {
+                    if !value.is_lazy() {
+                        values.entry(port.clone()).or_insert_with(|| value.clone());
+                    }
+                }
+            }
+            if values.values().any(Value::is_lazy) {
+                self.lazies.note(key, &task.guard);
+            }
+            if key == task.key() || !there {
                 self.cache.put(key, &Arc::new(values), seconds);
             }
         }
@@ -357,33 +456,33 @@ impl Job<'_> {
         }
     }
 
-    /// Finds what is there already, and what is ready.
+    /// Finds what is there already, and what is ready. Nothing is fetched yet: what is there may be more than the memory
+    /// holds.
     fn prepare(&self) -> Run<'_> {
         let plan = self.plan;
         let count = plan.len();
-        let mut values: Vec<Option<Outputs>> = vec![None; count];
-        // What is found is held from here on: another run may push it out of the cache meanwhile.
-        let (statuses, ports) = plan.decide(|index, task, ports| {
-            let (place, outputs) = self.fetch(task, ports)?;
-            values[index] = Some(outputs);
-            Some(place)
-        });
+        let Forecast {
+            statuses,
+            ports,
+            wanted,
+            ..
+        } = plan.forecast(self.cache, self.sources);
         let mut outputs: Vec<Vec<usize>> = vec![Vec::new(); count];
         for (index, output) in plan.outputs().iter().enumerate() {
             outputs[output.task].push(index);
         }
         let mut outcomes: Vec<Option<NodeOutcome>> = vec![None; count];
+        let mut phases = vec![Phase::Idle; count];
         let mut next: Vec<Vec<usize>> = vec![Vec::new(); count];
         let mut waits = vec![0; count];
         let mut uses: Vec<usize> = outputs.iter().map(Vec::len).collect();
         let mut ready = BTreeSet::new();
         let mut of = 0;
-        let forecast = plan.forecast_of(statuses, ports, self.cache, self.sources);
-        let statuses = &forecast.statuses;
-        for (index, (task, status)) in plan.tasks().zip(statuses).enumerate() {
+        for (index, (task, status)) in plan.tasks().zip(&statuses).enumerate() {
             let from = match status {
                 Status::Run(_) => {
                     of += 1;
+                    phases[index] = Phase::Due;
                     for before in plan.upstream(index) {
                         uses[before] += 1;
                         if matches!(statuses[before], Status::Run(_)) {
@@ -409,74 +508,84 @@ impl Job<'_> {
                 });
             }
         }
-        let run = Run {
-            job: self,
-            state: Mutex::new(State {
-                ready,
-                saves: VecDeque::new(),
-                device_busy: false,
-                busy: 0,
-                waits,
-                uses,
-                values,
-                outcomes,
-                saved: vec![Vec::new(); plan.outputs().len()],
-                counters: Counters::new(),
-                begun: 0,
-                left: of,
-                error: None,
-                failures: Vec::new(),
-                given_up: vec![false; count],
-            }),
-            changed: Condvar::new(),
+        let mut state = State {
+            ready,
+            deliveries: VecDeque::new(),
+            wanted: Arc::new(wanted),
+            queued: vec![false; plan.outputs().len()],
+            busy: 0,
+            phases,
+            waits,
             next,
-            outputs,
+            uses,
+            ports,
+            values: vec![None; count],
+            asked: vec![BTreeSet::new(); count],
+            tainted: vec![false; count],
+            outcomes,
+            saved: vec![Vec::new(); plan.outputs().len()],
+            counters: Counters::new(),
+            begun: 0,
             of,
-            forecast,
+            left: of,
+            error: None,
+            failures: Vec::new(),
+            given_up: vec![false; count],
         };
-        {
-            let mut state = lock(&run.state);
-            for index in 0..count {
-                if let Some(values) = state.values[index].clone() {
-                    run.queue_saves(&mut state, index, &values);
-                    if state.uses[index] == 0 {
-                        state.values[index] = None;
-                    }
+        for (index, output) in plan.outputs().iter().enumerate() {
+            if matches!(statuses[output.task], Status::Cached(_)) {
+                state.queued[index] = true;
+                let saved = output.save.is_some() && self.options.saver.is_some();
+                if saved || !self.options.drop_outputs {
+                    state.deliveries.push_back(index);
+                } else {
+                    state.uses[output.task] -= 1;
                 }
             }
         }
-        run
+        Run {
+            job: self,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            outputs,
+        }
     }
 }
 
 impl Run<'_> {
-    /// Queues the outputs of a task for saving; one that the node did not give is a failure.
-    fn queue_saves(&self, state: &mut State, task: usize, values: &Outputs) {
+    /// Queues the outputs of a task that ran; one that the node did not give is a failure.
+    fn queue_outputs(&self, state: &mut State, task: usize, values: &Outputs) {
         for &index in &self.outputs[task] {
-            let output = &self.job.plan.outputs()[index];
-            match values.get(output.port) {
-                Some(value) if output.save.is_some() && self.job.options.saver.is_some() => {
-                    state.saves.push_back((index, value.clone()));
-                }
-                Some(_) => {}
-                None if output.required => {
-                    let task = self.job.plan.task(task);
-                    let error = not_given(
-                        task.map_or("", |task| task.name()),
-                        task.map_or("", |task| task.op()),
-                        output.port,
-                    );
-                    if state.error.is_none() {
-                        self.tell_failure(&error);
-                        self.fail(state, error, None);
-                    }
-                }
-                None => {}
+            if std::mem::replace(&mut state.queued[index], true) {
+                continue;
             }
-            let saved = output.save.is_some() && self.job.options.saver.is_some();
-            if self.job.options.drop_outputs && !(saved && values.contains_key(output.port)) {
+            let output = &self.job.plan.outputs()[index];
+            let given = values.contains_key(output.port);
+            let saved = given && output.save.is_some() && self.job.options.saver.is_some();
+            if saved {
+                state.deliveries.push_back(index);
+            }
+            if !given {
+                self.output_not_given(state, index);
+            }
+            if self.job.options.drop_outputs && !saved {
                 state.uses[task] -= 1;
             }
+        }
+    }
+
+    /// Notes that a node did not give an output, which is a failure where the output is required.
+    fn output_not_given(&self, state: &mut State, index: usize) {
+        let output = &self.job.plan.outputs()[index];
+        if output.required && state.error.is_none() {
+            let task = self.job.plan.task(output.task);
+            let error = not_given(
+                task.map_or("", |task| task.name()),
+                task.map_or("", |task| task.op()),
+                output.port,
+            );
+            self.tell_failure(&error);
+            self.fail(state, error, None);
         }
     }
 
@@ -501,47 +610,52 @@ impl Run<'_> {
 
     /// Works until there is nothing left to do, or until the run is stopped.
     fn work(&self) {
-        while let Some(work) = self.take() {
+        while let Some((work, mut turn)) = self.take() {
             match work {
-                Work::Save(index, value) => self.save(index, &value),
-                Work::Task(index, inputs, number) => self.task(index, inputs, number),
+                Work::Deliver(index) => self.deliver(index),
+                Work::Task(index) => self.task(index, &mut turn),
             }
         }
         self.changed.notify_all();
     }
 
-    fn take(&self) -> Option<Work> {
+    fn is_stopped(&self, state: &State) -> bool {
+        state.error.is_some() || self.job.cancel.is_cancelled()
+    }
+
+    fn take(&self) -> Option<(Work, Turn<'_, '_>)> {
         let mut state = lock(&self.state);
         loop {
+            let turn = |permit| Turn { run: self, permit };
             // What is ready is saved even when the run is stopped.
-            if let Some((index, value)) = state.saves.pop_front() {
+            if let Some(index) = state.deliveries.pop_front() {
                 state.busy += 1;
-                return Some(Work::Save(index, value));
+                return Some((Work::Deliver(index), turn(None)));
             }
-            let stopped = state.error.is_some() || self.job.cancel.is_cancelled();
-            if !stopped && state.left > 0 {
-                let device_busy = state.device_busy;
+            let mut permit = None;
+            let mut device_busy = false;
+            if !self.is_stopped(&state) && state.left > 0 {
                 let next = state.ready.iter().copied().find(|index| {
-                    !device_busy || self.job.plan.task(*index).is_none_or(|task| !task.device())
+                    if !self.job.plan.task(*index).is_some_and(Task::device) {
+                        return true;
+                    }
+                    if !device_busy {
+                        permit = self.job.device.try_take();
+                        device_busy = permit.is_none();
+                    }
+                    permit.is_some()
                 });
                 if let Some(index) = next {
                     state.ready.remove(&index);
-                    match self.inputs(&state, index) {
-                        Ok(inputs) => {
-                            state.busy += 1;
-                            state.begun += 1;
-                            let device =
-                                self.job.plan.task(index).is_some_and(|task| task.device());
-                            state.device_busy |= device;
-                            return Some(Work::Task(index, inputs, state.begun));
-                        }
-                        Err(error) => {
-                            self.tell_failure(&error);
-                            drop(self.fail(&mut state, error, Some(index)));
-                            continue;
-                        }
-                    }
+                    state.busy += 1;
+                    return Some((Work::Task(index), turn(permit)));
                 }
+            }
+            if device_busy {
+                // Another run of this engine, or a look, may have it: they wake nobody here.
+                let waited = self.changed.wait_timeout(state, LOOK);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                continue;
             }
             if state.busy == 0 {
                 return None; // nothing runs that could make something ready
@@ -553,112 +667,123 @@ impl Run<'_> {
         }
     }
 
-    fn inputs(&self, state: &State, index: usize) -> Result<PortValues, RunError> {
-        let mut inputs = PortValues::new();
-        let Some(task) = self.job.plan.task(index) else {
-            return Ok(inputs);
+    /// A value of a task: one that is held, or from the cache.
+    fn find(&self, from: usize, port: &'static str) -> Found {
+        let ports = {
+            let state = lock(&self.state);
+            if let Some(value) = state.values[from].as_ref().and_then(|it| it.get(port)) {
+                return Found::Value(value.clone());
+            }
+            if state.values[from].is_some() && state.asked[from].contains(port) {
+                return Found::NotGiven;
+            }
+            let mut ports = state.ports[from].clone();
+            ports.insert(port);
+            ports
         };
+        let Some(task) = self.job.plan.task(from) else {
+            return Found::NotGiven;
+        };
+        let Some(outputs) = self.job.fetch(task, &ports) else {
+            return Found::Gone;
+        };
+        let value = outputs.get(port).cloned();
+        let mut state = lock(&self.state);
+        // Others that need it take it from here. Whoever asked has a use of it until it is done.
+        let replaced = if state.uses[from] > 0 {
+            state.asked[from] = ports;
+            state.values[from].replace(outputs)
+        } else {
+            None
+        };
+        drop(state);
+        drop(replaced);
+        value.map_or(Found::NotGiven, Found::Value)
+    }
+
+    fn inputs(&self, task: &Task) -> Result<PortValues, Attempt> {
+        let mut inputs = PortValues::new();
+        let mut lacks = Vec::new();
         for (port, links) in &task.inputs {
             let mut values = Vec::with_capacity(links.len());
             for (from, output) in links {
-                let value = state.values[*from]
-                    .as_ref()
-                    .and_then(|values| values.get(*output));
-                match value {
-                    Some(value) => values.push(value.clone()),
-                    None => {
+                match self.find(*from, output) {
+                    Found::Value(value) => values.push(value),
+                    Found::Gone => lacks.push((*from, *output)),
+                    Found::NotGiven => {
                         let from = self.job.plan.task(*from);
-                        return Err(not_given(
+                        return Err(Attempt::Failed(not_given(
                             from.map_or("", |task| task.name()),
                             from.map_or("", |task| task.op()),
                             output,
-                        ));
+                        )));
                     }
                 }
             }
             inputs.insert(port, values);
         }
-        Ok(inputs)
+        if lacks.is_empty() {
+            Ok(inputs)
+        } else {
+            Err(Attempt::Lacks(lacks))
+        }
     }
 
-    fn task(&self, index: usize, inputs: PortValues, number: usize) {
+    fn task(&self, index: usize, turn: &mut Turn<'_, '_>) {
         let Some(task) = self.job.plan.task(index) else {
             return;
         };
-        let name = task.name();
-        let listener = self.job.listener;
-        tracing::debug!(node = name, op = task.op(), key = %task.key(), "starts");
-        listener.event(&Event::NodeStarted {
-            node: name.to_owned(),
-            op: task.op(),
-            key: task.key(),
-            index: number,
-            of: self.of,
-        });
+        let (ports, wanted) = {
+            let mut state = lock(&self.state);
+            let tainted = (self.job.plan.upstream(index)).any(|before| state.tainted[before]);
+            state.tainted[index] = tainted;
+            (state.ports[index].clone(), Arc::clone(&state.wanted))
+        };
         let host = NodeHost {
-            job: self.job,
-            name,
+            run: self,
+            index,
+            name: task.name(),
             counters: Mutex::default(),
             task,
-            ports: &self.forecast.ports[index],
-            wanted: &self.forecast.wanted,
+            ports: &ports,
+            wanted,
+            changed: Mutex::default(),
         };
         let start = Instant::now();
-        // Another run of this engine may be at the same node: its outputs are taken then.
-        let claim = self
-            .job
-            .flight
-            .claim(task.key(), || self.job.cancel.is_cancelled());
-        let made = self.job.fetch(task, &self.forecast.ports[index]);
-        let mut code = Code::NodeFailed;
-        let result = if let Some((_, outputs)) = made {
-            Ok(outputs)
-        } else {
-            let context = Context::new(&host);
-            // What a panic leaves behind is only what the node had: its inputs are dropped, its outputs never were.
-            catch_unwind(AssertUnwindSafe(|| task.node.run(inputs, &context)))
-                .unwrap_or_else(|panic| {
-                    code = Code::NodePanicked;
-                    Err(NodeError::panicked(&*panic))
-                })
-                .map(|values| {
-                    let outputs: Outputs = Arc::new(
-                        values
-                            .into_iter()
-                            .map(|(port, value)| (port.into(), value))
-                            .collect(),
-                    );
-                    self.job.store(
-                        task,
-                        &self.forecast.ports[index],
-                        &outputs,
-                        start.elapsed().as_secs_f64(),
-                    );
-                    outputs
-                })
-        };
-        drop(claim);
-        self.job.cache_warnings();
+        // What a panic leaves behind is only what the node had: its inputs are dropped, its outputs never were.
+        let attempt = catch_unwind(AssertUnwindSafe(|| self.attempt(&host, turn, start)));
+        let attempt = attempt.unwrap_or_else(|panic| {
+            Attempt::Failed(failure(
+                task,
+                Code::NodePanicked,
+                NodeError::panicked(&*panic),
+            ))
+        });
+        turn.release_device();
         let seconds = start.elapsed().as_secs_f64();
         let counters = host
             .counters
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner);
         let mut dropped: Vec<Outputs> = Vec::new();
-        match result {
-            Ok(values) => {
-                listener.event(&Event::NodeFinished {
-                    node: name.to_owned(),
+        match attempt {
+            Attempt::Made(values) => {
+                self.job.listener.event(&Event::NodeFinished {
+                    node: task.name().to_owned(),
                     seconds,
                     counters: counters.clone(),
                 });
+                let mut panicked = None;
                 let mut state = lock(&self.state);
                 for (counter, by) in &counters {
                     *state.counters.entry(counter).or_default() += by;
                 }
                 state.outcomes[index] = Some(NodeOutcome::Ran { seconds, counters });
+                state.phases[index] = Phase::Done;
                 state.left -= 1;
-                self.queue_saves(&mut state, index, &values);
+                state.asked[index].clone_from(&ports);
+                self.queue_outputs(&mut state, index, &values);
+                dropped.extend(state.values[index].take());
                 if state.uses[index] > 0 {
                     state.values[index] = Some(values);
                 } else {
@@ -668,54 +793,167 @@ impl Run<'_> {
                     state.uses[before] -= 1;
                     if state.uses[before] == 0 {
                         dropped.extend(state.values[before].take());
-                    } else if let Some(values) = &state.values[before]
-                        // A cache that keeps the values keeps them whole.
-                        && Arc::strong_count(values) == 1
+                    } else if let Err(panic) =
+                        catch_unwind(AssertUnwindSafe(|| self.trim(&state, before)))
+                        && let Some(before) = self.job.plan.task(before)
                     {
-                        let open = |after: &&usize| state.outcomes[**after].is_none();
-                        let consumers: Vec<&'static str> = self.next[before]
-                            .iter()
-                            .filter(open)
-                            .filter_map(|&after| self.job.plan.task(after))
-                            .map(|task| task.op())
-                            .collect();
-                        values.values().for_each(|value| value.trim(&consumers));
+                        let error = NodeError::panicked(&*panic);
+                        panicked = Some(failure(before, Code::NodePanicked, error));
                     }
                 }
-                for &after in &self.next[index] {
+                for after in std::mem::take(&mut state.next[index]) {
                     state.waits[after] -= 1;
-                    if state.waits[after] == 0 {
+                    if state.waits[after] == 0 && !state.given_up[after] {
                         state.ready.insert(after);
                     }
                 }
-                self.release(&mut state, task.device());
+                if let Some(error) = panicked {
+                    self.tell_failure(&error);
+                    dropped.extend(self.fail(&mut state, error, None));
+                }
             }
-            Err(error) => {
-                let error = match error {
-                    NodeError::Cancelled => RunError::Cancelled,
-                    NodeError::Failed { message, help } => {
-                        let failed = RunError::NodeFailed {
-                            node: name.to_owned(),
-                            op: task.op(),
-                            code,
-                            message,
-                            help,
-                        };
-                        self.tell_failure(&failed);
-                        failed
+            Attempt::Lacks(lacks) => {
+                let mut state = lock(&self.state);
+                for (from, port) in lacks {
+                    // Somebody else may have seen to it already.
+                    let values = state.values[from].as_ref();
+                    if values.is_none_or(|values| !values.contains_key(port)) {
+                        self.revive(&mut state, from);
+                        state.waits[index] += 1;
+                        state.next[from].push(index);
                     }
-                };
+                }
+                if (self.job.plan.upstream(index)).any(|before| state.given_up[before]) {
+                    dropped = self.give_up(&mut state, index);
+                } else if state.waits[index] == 0 {
+                    state.ready.insert(index);
+                }
+            }
+            Attempt::Failed(error) => {
+                self.tell_failure(&error);
                 let mut state = lock(&self.state);
                 for (counter, by) in &counters {
                     *state.counters.entry(counter).or_default() += by;
                 }
                 dropped = self.fail(&mut state, error, Some(index));
-                self.release(&mut state, task.device());
             }
         }
         self.changed.notify_all();
         // Values may be gigabytes: they are freed without the lock.
         drop(dropped);
+    }
+
+    /// Fetches the inputs of a task, runs it and keeps what it gives.
+    fn attempt(&self, host: &NodeHost<'_>, turn: &mut Turn<'_, '_>, start: Instant) -> Attempt {
+        let (job, task, ports) = (self.job, host.task, host.ports);
+        let inputs = match self.inputs(task) {
+            Ok(inputs) => inputs,
+            Err(attempt) => return attempt,
+        };
+        let (number, of) = {
+            let mut state = lock(&self.state);
+            state.begun += 1;
+            (state.begun, state.of)
+        };
+        tracing::debug!(node = host.name, op = task.op(), key = %task.key(), "starts");
+        job.listener.event(&Event::NodeStarted {
+            node: host.name.to_owned(),
+            op: task.op(),
+            key: task.key(),
+            index: number,
+            of,
+        });
+        let _running = running::begin(host.name, task.op());
+        // Another run of this engine may be at the same node: its outputs are taken then.
+        let claim = job.flight.claim(task.key(), || job.cancel.is_cancelled());
+        let result = match job.fetch(task, ports) {
+            Some(outputs) => Ok(outputs),
+            None => {
+                let context = Context::new(host);
+                let ran = catch_unwind(AssertUnwindSafe(|| task.node.run(inputs, &context)));
+                let ran = match ran {
+                    Ok(Ok(values)) => Ok(values),
+                    Ok(Err(error)) => Err((Code::NodeFailed, error)),
+                    Err(panic) => Err((Code::NodePanicked, NodeError::panicked(&*panic))),
+                };
+                // What the device is needed for is done: writing does not hold up the next node.
+                turn.release_device();
+                host.compared(ran).map(|values| {
+                    let values = values.into_iter();
+                    let outputs: Outputs =
+                        Arc::new(values.map(|(port, value)| (port.into(), value)).collect());
+                    if !host.is_tainted() {
+                        job.store(task, ports, &outputs, start.elapsed().as_secs_f64());
+                    }
+                    outputs
+                })
+            }
+        };
+        drop(claim);
+        job.cache_warnings();
+        match result {
+            Ok(outputs) => Attempt::Made(outputs),
+            Err((code, error)) => Attempt::Failed(failure(task, code, error)),
+        }
+    }
+
+    /// Lets a value go of what those that are still to use it do not need, unless somebody else holds it.
+    fn trim(&self, state: &State, task: usize) {
+        if let Some(values) = &state.values[task]
+            // A cache that keeps the values keeps them whole.
+            && Arc::strong_count(values) == 1
+        {
+            let consumers: Vec<&'static str> = (self.job.plan.downstream(task))
+                .filter(|after| state.phases[*after] == Phase::Due)
+                .filter_map(|after| self.job.plan.task(after))
+                .map(|task| task.op())
+                .collect();
+            values.values().for_each(|value| value.trim(&consumers));
+        }
+    }
+
+    /// Has a task run whose outputs were counted on to be in the cache and are not there any more: another process or run
+    /// had them removed, an entry is damaged, or it lacks a port.
+    fn revive(&self, state: &mut State, index: usize) {
+        if state.phases[index] == Phase::Due {
+            return;
+        }
+        let Some(task) = self.job.plan.task(index) else {
+            return;
+        };
+        state.phases[index] = Phase::Due;
+        state.outcomes[index] = None;
+        state.of += 1;
+        state.left += 1;
+        for (_, links) in &task.inputs {
+            for (from, port) in links {
+                state.ports[*from].insert(port);
+                state.uses[*from] += 1;
+                if state.phases[*from] == Phase::Due {
+                    state.waits[index] += 1;
+                    state.next[*from].push(index);
+                }
+            }
+        }
+        if (self.job.plan.upstream(index)).any(|before| state.given_up[before]) {
+            drop(self.give_up(state, index));
+        } else if state.waits[index] == 0 {
+            state.ready.insert(index);
+        }
+        if task.chain().is_some() {
+            // What it needs of calls was not counted when the run was planned.
+            let tasks = self.job.plan.tasks().enumerate();
+            let chains: Vec<(&Chain, bool)> = tasks
+                .filter(|(index, _)| state.phases[*index] != Phase::Idle)
+                .filter_map(|(index, task)| {
+                    let chain = task.chain()?;
+                    let looks = |port| state.ports[index].contains(port);
+                    Some((&**chain, chain.looks.is_some_and(looks)))
+                })
+                .collect();
+            let (_, wanted, _) = chain::forecast(&chains, self.job.cache, self.job.sources);
+            state.wanted = Arc::new(wanted);
+        }
     }
 
     /// Notes a failure: the run stops, or goes on without what needs the task. Values that nothing needs any more come
@@ -734,8 +972,13 @@ impl Run<'_> {
             return Vec::new();
         }
         state.failures.push(error);
+        task.map_or_else(Vec::new, |task| self.give_up(state, task))
+    }
+
+    /// Goes on without a task and without what waits for it.
+    fn give_up(&self, state: &mut State, task: usize) -> Vec<Outputs> {
         let mut dropped = Vec::new();
-        let mut open: Vec<usize> = task.into_iter().collect();
+        let mut open = vec![task];
         while let Some(index) = open.pop() {
             if std::mem::replace(&mut state.given_up[index], true) {
                 continue;
@@ -747,35 +990,73 @@ impl Run<'_> {
                     dropped.extend(state.values[before].take());
                 }
             }
-            open.extend(&self.next[index]);
+            open.extend(std::mem::take(&mut state.next[index]));
         }
         dropped
     }
 
-    fn release(&self, state: &mut State, device: bool) {
-        state.busy -= 1;
-        if device {
-            state.device_busy = false;
+    /// Saves an output, or fetches what the report lists without saving it.
+    fn deliver(&self, index: usize) {
+        let output = &self.job.plan.outputs()[index];
+        let found = catch_unwind(AssertUnwindSafe(|| self.find(output.task, output.port)));
+        let value = match found {
+            Ok(Found::Value(value)) => Some(value),
+            Ok(Found::NotGiven) => {
+                self.output_not_given(&mut lock(&self.state), index);
+                None
+            }
+            Ok(Found::Gone) => {
+                let mut state = lock(&self.state);
+                if self.is_stopped(&state) {
+                    // The run ends without it, so it does not end well.
+                    self.fail(&mut state, RunError::Cancelled, None);
+                } else if !state.given_up[output.task] {
+                    state.queued[index] = false;
+                    self.revive(&mut state, output.task);
+                }
+                return;
+            }
+            Err(panic) => {
+                if let Some(task) = self.job.plan.task(output.task) {
+                    let error = NodeError::panicked(&*panic);
+                    let error = failure(task, Code::NodePanicked, error);
+                    self.tell_failure(&error);
+                    self.fail(&mut lock(&self.state), error, None);
+                }
+                None
+            }
+        };
+        if let Some(value) = value {
+            self.save(index, &value);
         }
+        if self.job.options.drop_outputs {
+            let mut state = lock(&self.state);
+            state.uses[output.task] -= 1;
+            let unused = state.uses[output.task] == 0;
+            let dropped = unused.then(|| state.values[output.task].take());
+            drop(state);
+            drop(dropped);
+        }
+        self.job.cache_warnings();
     }
 
     fn save(&self, index: usize, value: &Value) {
         let output = &self.job.plan.outputs()[index];
-        let mut result = Ok(Vec::new());
-        if let (Some(saver), Some(path)) = (&self.job.options.saver, &output.save) {
-            let save = || match &self.job.options.stamp {
-                Some(stamp) => saver.save_stamped(path, value, &|format, bytes| {
-                    stamp.stamp(&output.name, format, bytes)
-                }),
-                None => saver.save(path, value),
-            };
-            result = catch_unwind(AssertUnwindSafe(save)).unwrap_or_else(|panic| {
-                Err(SaveError::Encode {
-                    path: path.clone(),
-                    source: NodeError::panicked(&*panic),
-                })
-            });
-        }
+        let (Some(saver), Some(path)) = (&self.job.options.saver, &output.save) else {
+            return;
+        };
+        let save = || match &self.job.options.stamp {
+            Some(stamp) => saver.save_stamped(path, value, &|format, bytes| {
+                stamp.stamp(&output.name, format, bytes)
+            }),
+            None => saver.save(path, value),
+        };
+        let result = catch_unwind(AssertUnwindSafe(save)).unwrap_or_else(|panic| {
+            Err(SaveError::Encode {
+                path: path.clone(),
+                source: NodeError::panicked(&*panic),
+            })
+        });
         match &result {
             Ok(saved) => {
                 for file in saved {
@@ -804,17 +1085,6 @@ impl Run<'_> {
                 self.fail(&mut state, error, None);
             }
         }
-        let mut dropped = None;
-        if self.job.options.drop_outputs {
-            state.uses[output.task] -= 1;
-            if state.uses[output.task] == 0 {
-                dropped = state.values[output.task].take();
-            }
-        }
-        self.release(&mut state, false);
-        drop(state);
-        self.changed.notify_all();
-        drop(dropped);
     }
 
     /// What the run did; what the last event tells comes with an error too.
@@ -886,6 +1156,20 @@ impl Run<'_> {
     }
 }
 
+/// A node's failure as the run's.
+fn failure(task: &Task, code: Code, error: NodeError) -> RunError {
+    match error {
+        NodeError::Cancelled => RunError::Cancelled,
+        NodeError::Failed { message, help } => RunError::NodeFailed {
+            node: task.name().to_owned(),
+            op: task.op(),
+            code,
+            message,
+            help,
+        },
+    }
+}
+
 fn not_given(node: &str, op: &'static str, port: &str) -> RunError {
     RunError::NodeFailed {
         node: node.to_owned(),
@@ -898,17 +1182,99 @@ fn not_given(node: &str, op: &'static str, port: &str) -> RunError {
 
 /// What a running node sees of the engine.
 struct NodeHost<'a> {
-    job: &'a Job<'a>,
+    run: &'a Run<'a>,
+    index: usize,
     name: &'a str,
     counters: Mutex<BTreeMap<&'static str, u64>>,
     task: &'a Task,
     ports: &'a BTreeSet<&'static str>,
-    wanted: &'a Wanted,
+    wanted: Arc<Wanted>,
+    /// That a file behind the task changed: the node ends at its next step.
+    changed: Mutex<Option<NodeError>>,
+}
+
+impl<'a> NodeHost<'a> {
+    fn job(&self) -> &'a Job<'a> {
+        self.run.job
+    }
+
+    /// Whether what the node makes must not be kept.
+    fn is_tainted(&self) -> bool {
+        lock(&self.run.state).tainted[self.index]
+    }
+
+    /// Whether what the node made so far was made of the files that its key names.
+    fn may_keep(&self) -> bool {
+        if lock(&self.changed).is_some() || self.is_tainted() {
+            return false;
+        }
+        self.judge(self.task.guard.verdict(self.job().files))
+    }
+
+    /// Notes what became of the files behind the task; whether what was made of them may be kept.
+    fn judge(&self, verdict: Verdict) -> bool {
+        match verdict {
+            Verdict::Same => true,
+            Verdict::Touched(path) => {
+                // What was loaded from it in the meantime may be of another content.
+                self.job().cache.forget_lazy();
+                self.taint(&path);
+                if !self.job().touched.swap(true, Ordering::SeqCst) {
+                    self.warn(&format!(
+                        "`{}` was written while the run was using it. It has the content again that the plan was made with, but may have had another in between: nothing that is made from it in this run is kept. To be sure of the result, run it again",
+                        path.display()
+                    ));
+                }
+                false
+            }
+            Verdict::Changed(error) => {
+                self.job().cache.forget_lazy();
+                lock(&self.changed).get_or_insert(error);
+                false
+            }
+        }
+    }
+
+    /// Marks the task, and those whose lazy values read the file for it: whatever else uses these is not kept either.
+    fn taint(&self, path: &Path) {
+        let plan = self.job().plan;
+        let mut state = lock(&self.run.state);
+        let mut open = vec![self.index];
+        while let Some(index) = open.pop() {
+            state.tainted[index] = true;
+            let links = plan.task(index).into_iter().flat_map(|task| &task.inputs);
+            open.extend(
+                links
+                    .flat_map(|(_, links)| links)
+                    .filter_map(|(from, port)| {
+                        let task = plan.task(*from)?;
+                        (task.is_lazy(port) && task.guard.has(path) && !state.tainted[*from])
+                            .then_some(*from)
+                    }),
+            );
+        }
+    }
+
+    /// The result of the node once the files behind it are compared with what they were.
+    fn compared<T>(&self, result: Result<T, (Code, NodeError)>) -> Result<T, (Code, NodeError)> {
+        let (guard, files) = (&self.task.guard, self.job().files);
+        if lock(&self.changed).is_none() {
+            self.judge(guard.verdict_after(&*self.task.node, files));
+        }
+        let changed = lock(&self.changed).take();
+        match (changed, result) {
+            (Some(_), Err((code, NodeError::Cancelled))) if self.job().cancel.is_cancelled() => {
+                Err((code, NodeError::Cancelled))
+            }
+            (Some(changed), _) => Err((Code::FileChanged, changed)),
+            (None, result) => result,
+        }
+    }
 }
 
 impl Host for NodeHost<'_> {
     fn progress(&self, done: usize, total: usize) {
-        self.job.listener.event(&Event::NodeProgress {
+        self.job().listener.event(&Event::NodeProgress {
             node: self.name.to_owned(),
             done,
             total,
@@ -916,14 +1282,14 @@ impl Host for NodeHost<'_> {
     }
 
     fn warn(&self, message: &str) {
-        self.job.listener.event(&Event::NodeWarning {
+        self.job().listener.event(&Event::NodeWarning {
             node: self.name.to_owned(),
             message: message.to_owned(),
         });
     }
 
     fn note_done(&self, message: &str) {
-        self.job.listener.event(&Event::NodeNote {
+        self.job().listener.event(&Event::NodeNote {
             node: self.name.to_owned(),
             message: message.to_owned(),
         });
@@ -934,15 +1300,15 @@ impl Host for NodeHost<'_> {
     }
 
     fn is_cancelled(&self) -> bool {
-        self.job.cancel.is_cancelled()
+        self.job().cancel.is_cancelled() || lock(&self.changed).is_some()
     }
 
     fn files(&self) -> &dyn Files {
-        self.job.files
+        self.job().files
     }
 
     fn environment(&self) -> Option<&(dyn Any + Send + Sync)> {
-        self.job.environment.map(|environment| &**environment)
+        self.job().environment.map(|environment| &**environment)
     }
 
     fn chain(&self) -> Option<&Chain> {
@@ -962,22 +1328,23 @@ impl Host for NodeHost<'_> {
     }
 
     fn kept(&self, key: &Key) -> Option<Outputs> {
-        self.job.cache.get(key)
+        self.job().cache.get(key)
     }
 
     fn keep(&self, key: Key, outputs: Outputs, seconds: f64) {
-        self.job.cache.put(key, &outputs, seconds);
-        self.job.cache_warnings();
+        if self.may_keep() {
+            self.job().cache.put(key, &outputs, seconds);
+            self.job().cache_warnings();
+        }
     }
 
     fn claim(&self, key: Key) -> Option<Claim<'_>> {
-        self.job
-            .flight
-            .claim(key, || self.job.cancel.is_cancelled())
+        let flight = self.job().flight;
+        flight.claim(key, || self.is_cancelled())
     }
 
     fn resumed(&self, step: usize, of: usize) {
-        self.job.listener.event(&Event::NodeResumed {
+        self.job().listener.event(&Event::NodeResumed {
             node: self.name.to_owned(),
             step,
             of,
@@ -985,13 +1352,13 @@ impl Host for NodeHost<'_> {
     }
 
     fn wants_preview(&self, done: usize, of: usize) -> Option<Quality> {
-        let previewer = self.job.options.previewer.as_ref()?;
+        let previewer = self.job().options.previewer.as_ref()?;
         // A previewer's panic is its own affair, as a listener's is.
         catch_unwind(AssertUnwindSafe(|| previewer.wants(self.name, done, of))).unwrap_or(None)
     }
 
     fn show_preview(&self, done: usize, of: usize, picture: Result<Value, NodeError>) {
-        let Some(previewer) = &self.job.options.previewer else {
+        let Some(previewer) = &self.job().options.previewer else {
             return;
         };
         let shown = picture.and_then(|picture| {
@@ -1001,13 +1368,13 @@ impl Host for NodeHost<'_> {
             .unwrap_or_else(|panic| Err(NodeError::panicked(&*panic)))
         });
         match shown {
-            Ok(()) => self.job.listener.event(&Event::PreviewShown {
+            Ok(()) => self.job().listener.event(&Event::PreviewShown {
                 node: self.name.to_owned(),
                 done,
                 of,
             }),
             // Said once a run: the cause hardly goes away, and the run goes on all the same.
-            Err(error) if !self.job.preview_failed.swap(true, Ordering::SeqCst) => {
+            Err(error) if !self.job().preview_failed.swap(true, Ordering::SeqCst) => {
                 let help = match &error {
                     NodeError::Failed {
                         help: Some(help), ..

@@ -240,7 +240,8 @@ pub trait Host: Sync {
         let _ = key;
         None
     }
-    /// Keeps values under a key; `seconds` is what they took to make.
+    /// Keeps values under a key; `seconds` is what they took to make. A run keeps nothing once a file behind the node
+    /// changed, and ends the node at its next step.
     fn keep(&self, key: Key, outputs: Outputs, seconds: f64) {
         let _ = (key, outputs, seconds);
     }

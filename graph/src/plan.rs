@@ -17,7 +17,8 @@ use crate::cache::Cache;
 use crate::chain::{self, Chain, Chained, Note, Upstream, Wanted};
 use crate::check::{Checked, Link, ResolvedParam};
 use crate::files::{Digest, Files};
-use crate::key::{Ingredients, Key};
+use crate::guard::Guard;
+use crate::key::{Ingredients, Key, KeyHasher};
 use crate::node::Node;
 use crate::problem::{Code, Problem, Problems, Source, Span};
 use crate::registry::{Entry, ErasedNode};
@@ -34,6 +35,8 @@ pub struct Task {
     pub(crate) inputs: Vec<(&'static str, Vec<(usize, &'static str)>)>,
     params: Arc<Json>,
     files: Vec<(String, Digest)>,
+    /// The files behind what it makes, to be compared before that is kept.
+    pub(crate) guard: Guard,
     ports: Vec<(&'static str, Key)>,
     chain: Option<Arc<Chain>>,
     note: Option<Note>,
@@ -86,6 +89,20 @@ impl Task {
     pub fn port_key(&self, port: &str) -> Key {
         let own = self.ports.iter().find(|(name, _)| *name == port);
         own.map_or(self.key, |(_, key)| *key)
+    }
+
+    /// Under which key it is noted that the node does not give a port that was asked for.
+    pub(crate) fn absent_key(&self, port: &str) -> Key {
+        let mut hasher = KeyHasher::new("retouch/absent/1");
+        hasher.field("node", &self.key.0);
+        hasher.field("port", port.as_bytes());
+        hasher.finish()
+    }
+
+    /// Whether values of that output port may still read files.
+    pub(crate) fn is_lazy(&self, port: &str) -> bool {
+        let mut specs = self.entry.outputs().iter();
+        specs.any(|spec| spec.name == port && spec.lazy)
     }
 
     /// Its steps, if it is a chain of them.
@@ -510,21 +527,17 @@ impl Plan {
         let mut problems = Vec::new();
         for index in order {
             let node = &checked.nodes[index];
-            let mut digests = Vec::with_capacity(node.reads.len());
-            for file in &node.reads {
-                match files.digest(&file.path) {
-                    Ok(digest) => digests.push((file.role.clone(), digest)),
-                    Err(error) => problems.push(
-                        Problem::new(
-                            Code::NodeFile,
-                            &node.source,
-                            node.span,
-                            format!("`{}` cannot be read: {error}", file.path.display()),
-                        )
-                        .help("check the file and whether it may be read"),
-                    ),
-                }
-            }
+            let (guard, digests) = Guard::of(&node.reads, files, |path, error| {
+                problems.push(
+                    Problem::new(
+                        Code::NodeFile,
+                        &node.source,
+                        node.span,
+                        format!("`{}` cannot be read: {error}", path.display()),
+                    )
+                    .help("check the file and whether it may be read"),
+                );
+            });
             let inputs: Vec<(&'static str, Vec<(usize, &'static str)>)> = node
                 .entry
                 .inputs()
@@ -583,6 +596,12 @@ impl Plan {
                         chain,
                         calls,
                     } = chained;
+                    let lazy = inputs.iter().flat_map(|(_, links)| links);
+                    let lazy = lazy.filter_map(|(from, port)| {
+                        let from = &graph[NodeIndex::new(*from)];
+                        from.is_lazy(port).then_some(&from.guard)
+                    });
+                    let guard = guard.with(lazy);
                     let added = graph.add_node(Task {
                         names: Vec::new(),
                         entry: Arc::clone(&node.entry),
@@ -591,6 +610,7 @@ impl Plan {
                         inputs,
                         params: Arc::clone(&node.params),
                         files: digests,
+                        guard,
                         ports,
                         chain: chain.map(Arc::new),
                         note,
@@ -836,6 +856,13 @@ impl Plan {
     pub(crate) fn upstream(&self, index: usize) -> impl Iterator<Item = usize> {
         self.graph
             .neighbors_directed(NodeIndex::new(index), Direction::Incoming)
+            .map(NodeIndex::index)
+    }
+
+    /// The tasks that are linked to one, once for each link.
+    pub(crate) fn downstream(&self, index: usize) -> impl Iterator<Item = usize> {
+        self.graph
+            .neighbors_directed(NodeIndex::new(index), Direction::Outgoing)
             .map(NodeIndex::index)
     }
 

@@ -38,6 +38,9 @@ pub struct PortSpec {
     /// Whether an input is part of its node's key even when nothing is linked to it.
     #[serde(skip)]
     pub keyed: bool,
+    /// Whether its values may read files after the node that made them has finished; see [`Payload::LAZY`].
+    #[serde(skip)]
+    pub lazy: bool,
 }
 
 /// What one field of a port struct can be: `Arc<T>`, `Option<Arc<T>>`, `Vec<Arc<T>>`, or a type of one's own.
@@ -50,6 +53,8 @@ pub trait PortField: Sized + Send {
     const FORMATS: Option<&'static [&'static str]> = None;
     /// Whether an input is part of its node's key even when nothing is linked to it.
     const KEYED: bool = true;
+    /// Whether the value may read files after the node that made it has finished; see [`Payload::LAZY`].
+    const LAZY: bool = false;
 
     /// Makes the field from the values that are linked to the port `name`.
     ///
@@ -67,6 +72,8 @@ pub trait FromValue: Sized + Send {
     const TYPES: &'static [&'static str];
     /// File endings that the value can be saved as; `None`: not known before the value is there.
     const FORMATS: Option<&'static [&'static str]> = None;
+    /// Whether the value may read files after the node that made it has finished; see [`Payload::LAZY`].
+    const LAZY: bool = false;
     /// Takes the value, or `None` when its type is not one of [`FromValue::TYPES`].
     fn from_value(value: &Value) -> Option<Self>;
     /// The value again.
@@ -76,6 +83,7 @@ pub trait FromValue: Sized + Send {
 impl<T: Payload> FromValue for Arc<T> {
     const TYPES: &'static [&'static str] = &[T::TYPE];
     const FORMATS: Option<&'static [&'static str]> = Some(T::FORMATS);
+    const LAZY: bool = T::LAZY;
     fn from_value(value: &Value) -> Option<Self> {
         value.downcast::<T>()
     }
@@ -98,6 +106,7 @@ impl<F: FromValue> PortField for F {
     const TYPES: &'static [&'static str] = F::TYPES;
     const ARITY: Arity = Arity::One;
     const FORMATS: Option<&'static [&'static str]> = F::FORMATS;
+    const LAZY: bool = F::LAZY;
     fn take(name: &'static str, values: Vec<Value>) -> Result<Self, NodeError> {
         match values.as_slice() {
             [value] => convert(name, value),
@@ -116,6 +125,7 @@ impl<F: FromValue> PortField for Option<F> {
     const TYPES: &'static [&'static str] = F::TYPES;
     const ARITY: Arity = Arity::Optional;
     const FORMATS: Option<&'static [&'static str]> = F::FORMATS;
+    const LAZY: bool = F::LAZY;
     fn take(name: &'static str, values: Vec<Value>) -> Result<Self, NodeError> {
         match values.as_slice() {
             [] => Ok(None),
@@ -135,6 +145,7 @@ impl<F: FromValue> PortField for Vec<F> {
     const TYPES: &'static [&'static str] = F::TYPES;
     const ARITY: Arity = Arity::Many;
     const FORMATS: Option<&'static [&'static str]> = F::FORMATS;
+    const LAZY: bool = F::LAZY;
     fn take(name: &'static str, values: Vec<Value>) -> Result<Self, NodeError> {
         values.iter().map(|value| convert(name, value)).collect()
     }
@@ -152,6 +163,7 @@ impl<F: FromValue> PortField for Added<F> {
     const TYPES: &'static [&'static str] = F::TYPES;
     const ARITY: Arity = Arity::Optional;
     const FORMATS: Option<&'static [&'static str]> = F::FORMATS;
+    const LAZY: bool = F::LAZY;
     const KEYED: bool = false;
     fn take(name: &'static str, values: Vec<Value>) -> Result<Self, NodeError> {
         <Option<F> as PortField>::take(name, values).map(Self)
@@ -307,6 +319,7 @@ macro_rules! ports {
                     docs: concat!($($docs, "\n"),*).trim_ascii(),
                     formats: <$kind as $crate::PortField>::FORMATS,
                     keyed: <$kind as $crate::PortField>::KEYED,
+                    lazy: <$kind as $crate::PortField>::LAZY,
                 } ),* ];
                 SPECS
             }

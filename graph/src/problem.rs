@@ -368,6 +368,8 @@ codes! {
     Interrupted = "R1007", "Ctrl-C, or a signal to end, stopped the run at its next step. What was finished is saved and kept; the same command goes on from there (`retouch sweep` with `--resume`).";
     /// Several nodes or outputs failed.
     SeveralFailed = "R1008", "With `--keep-going` what does not need a failed node is made all the same. Each failure was told as it happened, with a code of its own; this one counts them.";
+    /// A file changed while the run was using it.
+    FileChanged = "R1009", "A key names what a node reads by the digests that the files had when the plan was made. This file was changed, replaced or removed afterwards, while the node, or a model that it uses, was still reading it: a photo was swapped while its node waited, or a training wrote into the model's folder. The result may be of either content, so nothing that was made since is kept or saved. Run it again, once the file is no longer being written.";
     /// The command's arguments make no sense.
     Usage = "R1101", "An option or an argument is not known, is missing, or has a value that it cannot have; or the command does not do what was asked of it with such a file. `retouch COMMAND --help` lists what there is.";
     /// The configuration file makes no sense.

@@ -15,6 +15,10 @@ pub trait Payload: Any + Send + Sync + 'static {
     /// File endings (without the dot) that [`Payload::encode`] knows; the first is the default. Empty: cannot be saved.
     const FORMATS: &'static [&'static str] = &[];
 
+    /// Whether the value reads files after the node that made it has finished: weights that are loaded when they are first
+    /// used. Whoever uses it then depends on these files too, and they are compared before its results are kept.
+    const LAZY: bool = false;
+
     /// Bytes of memory that the value holds, for the cache's budget.
     fn bytes(&self) -> usize;
 
@@ -127,6 +131,7 @@ impl Decoders {
 trait Erased: Any + Send + Sync {
     fn type_name(&self) -> &'static str;
     fn formats(&self) -> &'static [&'static str];
+    fn is_lazy(&self) -> bool;
     fn bytes(&self) -> usize;
     fn summary(&self) -> String;
     fn encode(&self, format: &str) -> Result<Vec<Vec<u8>>, NodeError>;
@@ -144,6 +149,9 @@ impl<T: Payload> Erased for T {
     }
     fn formats(&self) -> &'static [&'static str] {
         T::FORMATS
+    }
+    fn is_lazy(&self) -> bool {
+        T::LAZY
     }
     fn bytes(&self) -> usize {
         Payload::bytes(self)
@@ -205,6 +213,12 @@ impl Value {
     #[must_use]
     pub fn formats(&self) -> &'static [&'static str] {
         self.0.formats()
+    }
+
+    /// Whether the payload may still read files; see [`Payload::LAZY`].
+    #[must_use]
+    pub fn is_lazy(&self) -> bool {
+        self.0.is_lazy()
     }
 
     /// Bytes of memory that the payload holds.

@@ -485,12 +485,18 @@ impl Reader {
         Ok(())
     }
 
-    /// Does something with the context of a running node, which this is not: nothing it does is kept for a run.
+    /// Does something with the context of a running node, which this is not: nothing it does is kept for a run. What calls
+    /// networks waits for the device.
     fn within<T>(
         &self,
+        effort: Effort,
         cancel: &Cancel,
         then: impl FnOnce(&Reports<'_>) -> Result<T>,
     ) -> Result<T> {
+        let permit = match effort {
+            Effort::Kept => None,
+            Effort::Calls => Some(self.engine.device(cancel).ok_or(LookError::Cancelled)?),
+        };
         let host = Glass {
             reader: self,
             note: self.note.clone(),
@@ -498,6 +504,13 @@ impl Reader {
         };
         let context = Context::new(&host);
         let done = then(&Reports(&context));
+        drop(permit);
+        if effort == Effort::Calls
+            && let Err(error) = self.engine.unchanged(&self.plan, self.task)
+        {
+            self.release(); // the models may hold what the file has now
+            return Err(error.into());
+        }
         // A call that ended early says that it was cancelled whoever ended it.
         if cancel.is_cancelled() {
             return Err(LookError::Cancelled);
@@ -641,7 +654,7 @@ impl Reader {
             .and_then(|values| values.first()?.downcast::<Model>());
         let model = model.ok_or_else(|| LookError::failed("the node has no model"))?;
         let one = z.narrow(0, image, 1).map_err(tensor_error)?;
-        let picture = self.within(cancel, |reports| {
+        let picture = self.within(effort, cancel, |reports| {
             let by = match quality {
                 Quality::Exact if effort == Effort::Kept => {
                     return Err(LookError::Takes("decoding by the VAE".to_owned()));
@@ -724,7 +737,9 @@ impl Reader {
             return Err(LookError::failed("the node does not swap"));
         };
         let model = &inputs.model.checkpoint;
-        let done = self.within(cancel, |reports| Ok(then(node, model, control, reports)?));
+        let done = self.within(effort, cancel, |reports| {
+            Ok(then(node, model, control, reports)?)
+        });
         self.offload();
         done
     }
@@ -911,7 +926,7 @@ impl Reader {
         let level = mask_level(&self.note.model.sites, size, MaskGrid::Auto)?;
         let grid = grid_at(size, level);
         let call = self.plain_call(k, effort, cancel)?;
-        let maps = self.within(cancel, |reports| {
+        let maps = self.within(effort, cancel, |reports| {
             let memory = Remembers::new(reports.0);
             let draws = Prompted::new(
                 &call.model.checkpoint,
@@ -996,7 +1011,7 @@ impl Reader {
                 return Err(takes());
             }
             let call = self.plain_call(k, effort, cancel)?;
-            let found = self.within(cancel, |reports| {
+            let found = self.within(effort, cancel, |reports| {
                 let draws = Prompted::new(
                     &call.model.checkpoint,
                     &call.prompt,
@@ -1123,6 +1138,11 @@ impl Host for Glass<'_> {
     }
     fn keep(&self, key: Key, outputs: Outputs, seconds: f64) {
         // Of calls nothing is wanted, so this is the map from latents to colours.
-        self.reader.engine.cache().put(key, &outputs, seconds);
+        let Reader {
+            engine, plan, task, ..
+        } = self.reader;
+        if engine.unchanged(plan, *task).is_ok() {
+            engine.cache().put(key, &outputs, seconds);
+        }
     }
 }

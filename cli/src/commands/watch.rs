@@ -464,6 +464,8 @@ impl<W: Watcher> Loop<'_, W> {
             let files = self.snapshot.len();
             Line::Watching { files }.say()?;
         }
+        // What the last run allocated again and again is not needed before the next one.
+        crate::ARENA.trim(IDLE);
         let mut looked = Instant::now();
         loop {
             if self.stop.load(Ordering::SeqCst) || self.closing {
@@ -648,6 +650,9 @@ impl<W: Watcher> Loop<'_, W> {
         Ok(())
     }
 }
+
+/// Bytes of free blocks that the allocator keeps while nothing runs.
+const IDLE: usize = 32 << 20;
 
 fn refused(message: &str) -> Failure {
     Failure::failed(message).code(Code::SystemRefused)

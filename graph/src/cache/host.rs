@@ -6,9 +6,11 @@ use std::sync::Mutex;
 use crate::cache::{Cache, Outputs};
 use crate::files::lock;
 use crate::key::Key;
+use crate::value::Value;
 
-/// What an entry takes beside its values, so that a budget also bounds the number of empty ones.
-const OVERHEAD: usize = 256;
+/// What an entry takes beside its values: the maps that it is in, the pointers and headers of its values. So a budget also
+/// bounds the number of small ones.
+const OVERHEAD: usize = 1024;
 
 /// Keeps outputs in memory within a budget of bytes.
 ///
@@ -196,12 +198,24 @@ impl Cache for HostCache {
     fn put(&self, key: Key, outputs: &Outputs, seconds: f64) {
         drop(self.put_evicting(key, outputs, seconds));
     }
+
+    fn forget_lazy(&self) {
+        let mut state = lock(&self.state);
+        let lazy = state.entries.iter();
+        let lazy: Vec<Key> = lazy
+            .filter(|(_, entry)| entry.outputs.values().any(Value::is_lazy))
+            .map(|(key, _)| *key)
+            .collect();
+        let dropped: Vec<Option<Entry>> = lazy.iter().map(|key| state.remove(key)).collect();
+        drop(state);
+        drop(dropped);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::value::{Payload, Value};
+    use crate::value::Payload;
     use proptest::prelude::*;
     use std::sync::Arc;
 

@@ -37,6 +37,10 @@ pub trait Cache: Send + Sync {
         true
     }
 
+    /// Drops every entry that may still read files ([`Payload::LAZY`](crate::Payload::LAZY)): such a file changed, and what
+    /// was loaded from it may be of either content.
+    fn forget_lazy(&self) {}
+
     /// What it had to say since it was last asked: a damaged entry, a full disk. Each is said once.
     fn warnings(&self) -> Vec<String> {
         Vec::new()

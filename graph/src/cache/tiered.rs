@@ -22,6 +22,9 @@ pub struct TieredCache {
     said: Mutex<Said>,
 }
 
+/// Texts that are remembered as said.
+const MOST_SAID: usize = 256;
+
 #[derive(Debug, Default)]
 struct Said {
     /// A device without room fails for each value: the same words once are enough.
@@ -68,6 +71,9 @@ impl TieredCache {
 
     fn say(&self, text: String) {
         let mut said = lock(&self.said);
+        if said.ever.len() >= MOST_SAID {
+            said.ever.clear(); // they are said once more
+        }
         if said.ever.insert(text.clone()) {
             said.pending.push(text);
         }
@@ -190,6 +196,12 @@ impl Cache for TieredCache {
         }
     }
 
+    fn forget_lazy(&self) {
+        // The disk has none: such values are not written there.
+        self.device.forget_lazy();
+        self.host.forget_lazy();
+    }
+
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.disk.as_ref().map(Cache::warnings).unwrap_or_default();
         warnings.append(&mut lock(&self.said).pending);
@@ -207,7 +219,7 @@ mod tests {
 
     /// The budget of a memory tier that holds so many entries of 100 bytes.
     fn room(entries: usize) -> usize {
-        entries * 356
+        entries * 1124
     }
 
     fn disk(folder: &TempDir) -> Option<DiskCache> {

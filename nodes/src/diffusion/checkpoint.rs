@@ -737,8 +737,6 @@ pub struct Checkpoint {
     /// What textual inversion added, in order.
     added: Vec<LearnedToken>,
     linear_map: Arc<Lazy<LinearMap>>,
-    /// Whether it is what adapters made of another: that one counts the weights.
-    adapted: bool,
 }
 
 impl Checkpoint {
@@ -776,7 +774,6 @@ impl Checkpoint {
             reading: Reading::default(),
             added: Vec::new(),
             linear_map: Arc::default(),
-            adapted: false,
         }
     }
 
@@ -838,7 +835,6 @@ impl Checkpoint {
             reading: self.reading,
             added: self.added.clone(),
             linear_map: self.linear_map.clone(),
-            adapted: true,
         }
     }
 
@@ -897,7 +893,6 @@ impl Checkpoint {
     #[must_use]
     pub fn with_vae(&self, id: String, vae: VaeDescription) -> Self {
         let mut model = self.derived(self.id.clone());
-        model.adapted = self.adapted;
         let mut description = Description::clone(&self.description);
         description.vae = vae.config;
         description.vae_table = vae.table;
@@ -1177,21 +1172,20 @@ impl Checkpoint {
         all.ok_or_else(|| Error::request("the model has no text encoder"))
     }
 
-    /// Bytes that the loaded parts hold, by the sizes in the headers; of an adapted model what it adds to its base, which
-    /// counts what they share.
+    /// Bytes that all parts hold once they are loaded, by the sizes in the headers, and what adapters add. What a model
+    /// shares with its base is counted for both: it stays as long as either is kept.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let size = self.dtype.size_in_bytes();
-        if self.adapted {
-            let changes = self.text_changes.iter().chain([&self.unet_changes]);
-            return changes.map(|changes| changes.bytes(size)).sum();
-        }
+        let changes = self.text_changes.iter().chain([&self.unet_changes]);
+        let changes = changes.map(|changes| changes.bytes(size));
         let d = &self.description;
         let texts = d.texts.iter().map(|text| &text.table);
         [&d.unet_table, &d.vae_table]
             .into_iter()
             .chain(texts)
             .map(|table| table.bytes(size))
+            .chain(changes)
             .sum()
     }
 }

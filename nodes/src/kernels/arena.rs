@@ -187,6 +187,17 @@ unsafe fn give_back(block: *mut u8, size: usize) {
     }
 }
 
+/// The block, noted as refused if there is none.
+fn noted(block: *mut u8, bytes: usize) -> *mut u8 {
+    #[cfg(target_os = "linux")]
+    if block.is_null() {
+        super::refused::note(bytes);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = bytes;
+    block
+}
+
 // SAFETY: blocks below LARGE, and those aligned to more than 4096, are the system's in every call, as both follow from the
 // layout, which is the same for a block's allocation and its end. Others are at least as large and aligned as asked for
 // (`class`, `fresh`), and are in nobody's hands while in a list.
@@ -196,10 +207,14 @@ unsafe impl GlobalAlloc for Arena {
             Some((class, size)) if layout.align() <= ALIGN => {
                 self.note(class);
                 let kept = self.take(class, size);
-                if kept.is_null() { fresh(size) } else { kept }
+                if kept.is_null() {
+                    noted(fresh(size), layout.size())
+                } else {
+                    kept
+                }
             }
             // SAFETY: the caller's promise.
-            _ => unsafe { System.alloc(layout) },
+            _ => noted(unsafe { System.alloc(layout) }, layout.size()),
         }
     }
 
@@ -209,14 +224,14 @@ unsafe impl GlobalAlloc for Arena {
                 self.note(class);
                 let kept = self.take(class, size);
                 if kept.is_null() {
-                    return fresh(size);
+                    return noted(fresh(size), layout.size());
                 }
                 // SAFETY: a block of its class has at least the bytes that were asked for.
                 unsafe { kept.write_bytes(0, layout.size()) };
                 kept
             }
             // SAFETY: the caller's promise.
-            _ => unsafe { System.alloc_zeroed(layout) },
+            _ => noted(unsafe { System.alloc_zeroed(layout) }, layout.size()),
         }
     }
 
@@ -224,7 +239,7 @@ unsafe impl GlobalAlloc for Arena {
         let ours = |size| class(size).filter(|_| layout.align() <= ALIGN);
         match (ours(layout.size()), ours(new_size)) {
             // SAFETY: the caller's promise; before and after it is a block of the system's.
-            (None, None) => unsafe { System.realloc(block, layout, new_size) },
+            (None, None) => noted(unsafe { System.realloc(block, layout, new_size) }, new_size),
             (Some(before), Some(after)) if before == after => block,
             _ => {
                 // SAFETY: new_size is not zero and does not overflow with the alignment, by the caller's promise, who gives the

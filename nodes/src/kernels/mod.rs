@@ -6,10 +6,14 @@
 mod arena;
 mod cpu;
 mod plain;
+#[cfg(target_os = "linux")]
+mod refused;
 
 pub use arena::Arena;
 pub use cpu::{Cpu, Isa};
 pub use plain::Plain;
+#[cfg(target_os = "linux")]
+pub use refused::exit_when_refused;
 
 use candle_core::{DType, Device, Result, Tensor};
 use std::fmt::Debug;

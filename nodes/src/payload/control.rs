@@ -44,10 +44,18 @@ pub struct ControlFacts {
 
 impl Payload for Control {
     const TYPE: &'static str = "control";
+    // It holds a model.
+    const LAZY: bool = true;
 
     fn bytes(&self) -> usize {
-        // What it holds is shared with the values that it came from.
+        // What it holds is shared with the values that it came from, but a cache may drop these and keep the control.
+        let masks = self.reference_masks.iter();
+        let masks = masks.chain(&self.context_mask).chain(&self.blend_mask);
+        let trajectories = self.references.iter().chain([&self.context]);
         size_of::<Self>()
+            + self.vanilla.as_ref().map_or(0, |model| model.bytes())
+            + masks.map(MaskOrMasks::bytes).sum::<usize>()
+            + trajectories.map(|of| of.bytes()).sum::<usize>()
     }
 
     fn summary(&self) -> String {

@@ -78,6 +78,17 @@ pub enum MaskOrMasks {
     Masks(Arc<Masks>),
 }
 
+impl MaskOrMasks {
+    /// Bytes of memory that they hold.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Mask(mask) => mask.bytes(),
+            Self::Masks(masks) => masks.bytes(),
+        }
+    }
+}
+
 impl FromValue for MaskOrMasks {
     const TYPES: &'static [&'static str] = &[Mask::TYPE, Masks::TYPE];
 

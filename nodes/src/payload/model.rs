@@ -53,6 +53,8 @@ fn parts_of(op: &str) -> Parts {
 
 impl Payload for Model {
     const TYPE: &'static str = "model";
+    // Its parts are loaded when they are first used.
+    const LAZY: bool = true;
 
     fn bytes(&self) -> usize {
         self.checkpoint.bytes()

@@ -1,0 +1,134 @@
+//! The end of a process that the system refuses memory: a documented exit code, and what can be done.
+//!
+//! Most memory in Rust is asked for where a refusal cannot be handled; the standard library then says so and aborts. The
+//! hook that it has for this case is not stable, so the abort itself is caught, and only after a refusal on the same
+//! thread. Who asks in a way that can fail (`try_reserve`) goes on as before.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+
+/// The bytes of the request that was refused last, and the thread that made it.
+static REFUSED: AtomicUsize = AtomicUsize::new(0);
+static THREAD: AtomicUsize = AtomicUsize::new(0);
+static CODE: AtomicI32 = AtomicI32::new(0);
+
+/// Notes that the system refused so many bytes.
+#[cold]
+pub(super) fn note(bytes: usize) {
+    REFUSED.store(bytes, Ordering::Relaxed);
+    THREAD.store(this_thread(), Ordering::Relaxed);
+}
+
+fn this_thread() -> usize {
+    // SAFETY: it has no preconditions.
+    unsafe { libc::pthread_self() as usize }
+}
+
+/// Has the process end with `code`, and say what was being made and what to change, where it would abort as the system
+/// refuses memory to a program whose allocator is an [`Arena`](super::Arena).
+pub fn exit_when_refused(code: i32) {
+    CODE.store(code, Ordering::Relaxed);
+    // SAFETY: the action is whole, and the handler does only what a handler may do.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = aborted as *const () as usize;
+        libc::sigemptyset(&raw mut action.sa_mask);
+        libc::sigaction(libc::SIGABRT, &raw const action, std::ptr::null_mut());
+    }
+}
+
+extern "C" fn aborted(_: libc::c_int) {
+    let bytes = REFUSED.load(Ordering::Relaxed);
+    // SAFETY: these may be called in a handler; the text lies on the stack.
+    unsafe {
+        if bytes == 0 || THREAD.load(Ordering::Relaxed) != this_thread() {
+            // Another cause: the process ends as it would have without this.
+            libc::signal(libc::SIGABRT, libc::SIG_DFL);
+            libc::raise(libc::SIGABRT);
+            return;
+        }
+        let text = message(bytes);
+        libc::write(2, text.bytes.as_ptr().cast(), text.length);
+        libc::_exit(CODE.load(Ordering::Relaxed));
+    }
+}
+
+/// A text that needs no memory but its own; what does not fit is cut off.
+struct Text {
+    bytes: [u8; 1024],
+    length: usize,
+}
+
+impl std::fmt::Write for Text {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        for character in text.chars() {
+            // Names come from files: what could steer a terminal stays out.
+            let character = if character.is_control() && character != '\n' {
+                '?'
+            } else {
+                character
+            };
+            let end = self.length + character.len_utf8();
+            let room = self
+                .bytes
+                .get_mut(self.length..end)
+                .ok_or(std::fmt::Error)?;
+            character.encode_utf8(room);
+            self.length = end;
+        }
+        Ok(())
+    }
+}
+
+fn message(bytes: usize) -> Text {
+    let mut text = Text {
+        bytes: [0; 1024],
+        length: 0,
+    };
+    // What does not fit is cut off.
+    let _ = write!(
+        text,
+        "error: out of memory: the system refused {} more",
+        Size(bytes)
+    );
+    let mut first = true;
+    retouch_graph::each_running(|node, op| {
+        let before = if first { " while this ran:" } else { "," };
+        first = false;
+        let _ = write!(text, "{before} `{node}` ({op})");
+    });
+    let _ = text.write_str(
+        "\n  help: try a smaller size or batch, `--dtype bf16`, `--offload`, fewer `--threads` or a smaller `--ram-cache`; what was finished before is kept, and the next run goes on from there\n",
+    );
+    text
+}
+
+/// Bytes for people; unlike the one that makes a text of its own, it needs no memory.
+struct Size(usize);
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            bytes if bytes < 1 << 20 => write!(f, "{} KiB", bytes.div_ceil(1 << 10)),
+            bytes => write!(f, "{} MiB", bytes.div_ceil(1 << 20)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_says_how_much_was_refused_and_is_cut_where_it_does_not_fit() {
+        let text = message(3 << 20);
+        let text = std::str::from_utf8(&text.bytes[..text.length]).unwrap();
+        assert!(text.starts_with("error: out of memory: the system refused 3 MiB more"));
+        assert!(text.contains("help: try a smaller size"), "{text}");
+        let mut text = message(100);
+        while text.write_str("é\u{1b}").is_ok() {}
+        let text = std::str::from_utf8(&text.bytes[..text.length]).unwrap();
+        assert!(text.contains("refused 1 KiB more") && text.ends_with("é?") || text.ends_with('é'));
+        assert!(!text.contains('\u{1b}'));
+    }
+}
