@@ -1,5 +1,6 @@
 //! `apply_textual_inversion`.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use retouch_graph::{Chained, Context, Fault, Files, Node, NodeError, ReadFile, Types, Upstream};
@@ -20,7 +21,8 @@ use crate::fields::{AssetPath, Sha256Pins};
 pub struct ApplyTextualInversion {
     /// The file, or the folder that holds `learned_embeds`.
     pub path: AssetPath,
-    /// What the token is called in prompts. Default: what the file calls it; some files don't.
+    /// What the token is called in prompts. Default: what the file calls it, or the name of the file (without its ending)
+    /// where it does not, as in AUTOMATIC1111's web UI.
     #[serde(default)]
     pub token: Option<String>,
     /// The SHA-256 digest that the file must have.
@@ -34,6 +36,15 @@ impl ApplyTextualInversion {
     }
 
     fn said(&self) -> [(&'static str, String); 1] {
+    /// The role of the file. Where the token is called as the file is, that name is no part of the content, and is in the
+    /// role, so that it is in keys.
+    fn role(&self, file: &Path, files: &dyn Files) -> String {
+        match textual_inversion::read(file, self.token.as_deref(), files).as_deref() {
+            Ok([token]) if token.by_file => format!("tokens, called {}", token.token),
+            _ => "tokens".to_owned(),
+        }
+    }
+
         [("token", self.token.clone().unwrap_or_default())]
     }
 }
@@ -57,7 +68,12 @@ impl Node for ApplyTextualInversion {
     type Outputs = Outputs;
 
     fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>> {
-        let read = super::read_file("tokens", self.file(files), self.sha256.as_ref(), files)?;
+        let file = self.file(files);
+        let read = super::read_file("tokens", file.clone(), self.sha256.as_ref(), files)?;
+        let read = read.map(|read| ReadFile {
+            role: self.role(&file, files),
+            ..read
+        });
         Ok(read.into_iter().collect())
     }
 
@@ -117,7 +133,8 @@ impl Node for ApplyTextualInversion {
         let files = context.files();
         let file = self.file(files);
         let base = &inputs.model.checkpoint;
-        let digests = super::digests(context, &[("tokens", &file)])?;
+        let role = self.role(&file, files);
+        let digests = super::digests(context, &[(&role, &file)])?;
         let tokens = textual_inversion::read(&file, self.token.as_deref(), files)?;
         let id = super::adapted_id(base.id(), Self::OP, &digests, &self.said());
         let texts: Vec<_> = base

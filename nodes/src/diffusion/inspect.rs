@@ -11,9 +11,9 @@ use serde_json::Value as Json;
 use super::adapters::custom_diffusion::CustomDiffusion;
 use super::adapters::family_of_width;
 use super::adapters::lora::Lora;
+use super::adapters::textual_inversion::{self, LearnedToken};
 use super::checkpoint::Description;
-use super::layout::{Layout, Part, Settings, Sources, Vocabulary, WeightFiles};
-use super::pickle::{self, Value};
+use super::layout::{Layout, MARKERS, Part, Settings, Sources, Vocabulary, WeightFiles};
 use super::sampling::auto_sites;
 use super::scheduler::Prediction;
 use super::unet::{self, PerLevel, grid_at};
@@ -673,7 +673,7 @@ fn adapter(path: &Path, table: &Table, files: &dyn Files) -> Report {
             }
         }
     }
-    if let Some((dialect, tokens, widths)) = inversion(path, table, files) {
+    if let Some((dialect, tokens, widths)) = inversion(path, table) {
         report.kind = Kind::TextualInversion;
         report.parts = all;
         report.family = Some(match widths.as_slice() {
@@ -698,66 +698,32 @@ fn adapter(path: &Path, table: &Table, files: &dyn Files) -> Report {
 type Inversion = (&'static str, Vec<(String, usize)>, Vec<usize>);
 
 /// A textual inversion: its dialect, its tokens with their numbers of vectors, the widths of the text encoders.
-fn inversion(path: &Path, table: &Table, files: &dyn Files) -> Option<Inversion> {
-    let stem = path.file_stem()?.to_string_lossy().into_owned();
-    let vectors = |stored: &Stored| match stored.shape.as_slice() {
-        [width] if *width > 1 => Some((1, *width)),
-        [count, width] if *width > 1 && *count <= 128 => Some((*count, *width)),
-        _ => None,
-    };
-    if layout_of(path, files) == "torch"
-        && let Ok(value) = pickle::read(path, files)
-        && let Some(Value::Dict(params)) = value.get("string_to_param")
-    {
-        // Its token is what the file is called; the one in it is only that of the training.
-        let mut widths = BTreeSet::new();
-        let mut count = 0;
-        for (_, value) in params {
-            if let Value::Tensor(tensor) = value
-                && let &[vectors, width] = tensor.shape.as_slice()
-            {
-                count += vectors;
-                widths.insert(width);
-            }
-        }
-        let name = match value.get("name") {
-            Some(Value::Text(name)) => name.to_string(),
-            _ => stem,
-        };
-        return Some(("A1111", vec![(name, count)], widths.into_iter().collect()));
-    }
-    if table.tensors.is_empty() || table.tensors.len() > 8 {
+fn inversion(path: &Path, table: &Table) -> Option<Inversion> {
+    let (dialect, tokens) = textual_inversion::tokens(path, table)?;
+    // Any small file of matrices could be one by its keys alone.
+    if dialect == textual_inversion::Dialect::Diffusers && !tokens.iter().all(is_small) {
         return None;
     }
-    let found: Vec<(&String, (usize, usize))> = table
-        .tensors
-        .iter()
-        .map(|(name, stored)| Some((name, vectors(stored)?)))
-        .collect::<Option<_>>()?;
-    let widths = |found: &[(&String, (usize, usize))]| {
-        let widths: BTreeSet<usize> = found.iter().map(|(_, (_, width))| *width).collect();
-        widths.into_iter().collect()
-    };
-    let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
-    match names.as_slice() {
-        ["clip_g", "clip_l"] => Some(("kohya", vec![(stem, found[0].1.0)], widths(&found))),
-        ["emb_params"] => Some(("A1111", vec![(stem, found[0].1.0)], widths(&found))),
-        names if names.iter().all(|name| !name.contains('.')) && is_small(&found) => {
-            let tokens = found
-                .iter()
-                .map(|(name, (count, _))| ((*name).clone(), *count));
-            Some(("diffusers", tokens.collect(), widths(&found)))
-        }
-        _ => None,
-    }
+    let rows = tokens.iter().flat_map(|token| &token.rows);
+    let widths: BTreeSet<usize> = rows.filter_map(|rows| rows.shape.get(1).copied()).collect();
+    let tokens = tokens
+        .into_iter()
+        .map(|token| (token.vectors(), token.token))
+        .map(|(vectors, token)| (token, vectors));
+    Some((
+        dialect.name(),
+        tokens.collect(),
+        widths.into_iter().collect(),
+    ))
 }
 
-/// Whether tensors can be vectors of tokens by their names: diffusers writes them under the token, `<toy>`.
-fn is_small(found: &[(&String, (usize, usize))]) -> bool {
-    found.iter().all(|(name, (count, width))| {
-        let marked = name.starts_with('<') && name.ends_with('>');
-        marked || (*count <= 32 && [768, 1024, 1280].contains(width))
-    })
+/// Whether a tensor can be the vectors of a token by its name: diffusers writes them under the token, `<toy>`.
+fn is_small(token: &LearnedToken) -> bool {
+    let name = &token.token;
+    let marked = name.starts_with('<') && name.ends_with('>');
+    let width = token.rows.first().and_then(|rows| rows.shape.get(1));
+    let usual = width.is_some_and(|width| [768, 1024, 1280].contains(width));
+    marked || (!name.contains('.') && token.vectors() <= 75 && usual)
 }
 
 /// The tokens whose vectors lie in files beside a Custom Diffusion file.
@@ -776,7 +742,7 @@ fn beside(path: &Path, files: &dyn Files) -> Vec<(String, usize)> {
             && entry.path != path
             && let Ok(table) = Table::read(&entry.path, files)
             && !CustomDiffusion::is(&table)
-            && let Some((_, found, _)) = inversion(&entry.path, &table, files)
+            && let Some((_, found, _)) = inversion(&entry.path, &table)
         {
             tokens.extend(found);
         }
