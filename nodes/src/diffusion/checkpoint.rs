@@ -56,7 +56,7 @@ pub struct Description {
     pub vae: VaeConfig,
     /// The scheduler's.
     pub scheduler: SchedulerConfig,
-    /// Whether an empty prompt gives zeros, as `force_zeros_for_empty_prompt` says.
+    /// Whether an empty negative prompt gives zeros, as `force_zeros_for_empty_prompt` says.
     pub blank_is_zero: bool,
     unet_table: Arc<Table>,
     vae_table: Arc<Table>,
@@ -118,6 +118,12 @@ pub struct ModelFacts {
     pub vae_config: VaeConfig,
 }
 
+    /// Whether an empty negative prompt gives zeros.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub blank_is_zero: bool,
+    /// The kind of few-step model that it seems to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distilled: Option<String>,
 impl ModelFacts {
     /// Gives the model another VAE.
     pub fn set_vae(&mut self, vae: &VaeConfig) {
@@ -462,6 +468,8 @@ impl Description {
         }
     }
 }
+            blank_is_zero: self.blank_is_zero,
+            distilled: self.distilled.map(str::to_owned),
 
 /// What of a network's weights does not fit the configuration that `build` builds it by.
 fn unfit(table: &Arc<Table>, build: impl FnOnce(&Weights) -> Result<()>) -> Option<Error> {
@@ -1141,8 +1149,17 @@ impl Checkpoint {
     /// # Errors
     /// When a part cannot be loaded, or the prompt has a weight that is not a number.
     pub fn encode_prompt(&self, prompt: &str) -> Result<Encoded> {
-        let encoded = self.encode_with(|reader| reader.read(prompt))?;
-        if prompt.is_empty() && self.description.blank_is_zero {
+        self.encode_with(|reader| reader.read(prompt))
+    }
+
+    /// What the text encoders give for a negative prompt. An empty one is one that was not given: zeros where the model says
+    /// `force_zeros_for_empty_prompt`, as diffusers has it. The prompt itself is encoded even when it is empty.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::encode_prompt`].
+    pub fn encode_negative(&self, negative: &str) -> Result<Encoded> {
+        let encoded = self.encode_prompt(negative)?;
+        if negative.is_empty() && self.description.blank_is_zero {
             return encoded.zeros();
         }
         Ok(encoded)

@@ -173,7 +173,10 @@ impl Conditions {
             }
             Ok(encoded)
         };
-        let (prompt, negative) = (encode(prompt)?, encode(negative)?);
+        let (prompt, negative) = (
+            checked(prompt, model.encode_prompt(prompt))?,
+            checked(negative, model.encode_negative(negative))?,
+        );
         let alone = Text::new(prompt.states.clone());
         let guided = if prompt.chunks == negative.chunks {
             [Text::new(negative.states.clone()), alone.clone()]

@@ -560,6 +560,7 @@ impl Start {
         latent: Option<&Latent>,
         mask: Option<&Mask>,
     ) -> Result<Begun, NodeError> {
+                blank_is_zero: model.blank_is_zero,
         let facts = model.description().facts();
         let sampler = Sampler::new(&facts.scheduler, self.schedule(&facts)?)?;
         let seed = self.seed.map(Seed::get);

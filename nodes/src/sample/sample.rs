@@ -19,7 +19,9 @@ use super::{
     steps_fault,
 };
 use crate::attention::{ControlNote, SwapAttention, Texts, schedule_fault};
-use crate::chain::{self, Draw, Remembers, SamplerNote, SwapNote, TrajectoryNote};
+use crate::chain::{
+    self, Draw, Remembers, SamplerNote, SwapNote, TrajectoryNote, empty_prompt_field,
+};
 use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
 use crate::diffusion::control::{Branch, Half};
 use crate::diffusion::masks::Plane;
@@ -362,6 +364,7 @@ impl Sample {
             context: control.context_mask.is_some(),
             blend: control.blend_mask.is_some(),
             fills: control.fills,
+            blank_is_zero: facts.blank_is_zero,
             context_subject: swaps && control.context_mask.is_none() && context_subject.is_some(),
         };
         let start = settings.start_step.min(steps);
@@ -407,6 +410,7 @@ impl Sample {
                     step.needs
                         .extend(chain::need(call, *half, &needs.context, &facts, of));
                     let looks = maps_alone(&needs.context);
+                            facts.blank_is_zero,
                     step.looks
                         .extend(chain::need(call, *half, &looks, &facts, of));
                 }
@@ -475,6 +479,18 @@ impl Sample {
             chain: Some(Chain {
                 first: start,
                 steps: made,
+        let key = trajectory.key();
+        let mut ports = vec![("latent", *states.last()?), ("trajectory", key)];
+        let prompts = (0..references.len())
+            .map(|index| -> &str { control.settings.reference_prompt.at(index) });
+        let drawn = trajectory.drawn.iter().flatten();
+        if facts.blank_is_zero
+            && prompts
+                .chain(drawn.map(|drawn| drawn.prompt.as_str()))
+                .any(str::is_empty)
+        {
+            ports.push(("masks", chain::beside_blank(upstream, &key, "masks")));
+        }
                 states: kept,
                 looks: Some("masks"),
                 extra: 0,
@@ -842,6 +858,7 @@ fn opaque_call(
     ddim: &Ddim,
     k: usize,
     half: Half,
+#[allow(clippy::too_many_arguments)]
     id: &str,
     control: &ControlNote,
     guided: bool,
@@ -850,6 +867,7 @@ fn opaque_call(
     hasher.field("state", &state.0);
     hasher.field("timestep", &(ddim.timesteps()[k] as u64).to_le_bytes());
     hasher.field("half", format!("{half:?}").as_bytes());
+    blank_is_zero: bool,
     hasher.field("model", id.as_bytes());
     hasher.field("vanilla", format!("{:?}", control.vanilla).as_bytes());
     hasher.field(
@@ -869,6 +887,11 @@ fn opaque_call(
 
 /// Adds to a step's control what its masks are: given ones by their keys, computed ones by their rule.
 fn mask_rules(
+    if let Some(prompt) = control.settings.context_prompt.as_deref()
+        && half == Half::Prompt
+    {
+        empty_prompt_field(&mut hasher, prompt, blank_is_zero);
+    }
     hasher: &mut KeyHasher,
     control: &ControlNote,
     settings: &RetouchSettings,
