@@ -58,6 +58,8 @@ pub struct Description {
     pub scheduler: SchedulerConfig,
     /// Whether an empty negative prompt gives zeros, as `force_zeros_for_empty_prompt` says.
     pub blank_is_zero: bool,
+    /// The kind of few-step model that it seems to be: `Turbo`, `Lightning`, `LCM`.
+    pub distilled: Option<&'static str>,
     unet_table: Arc<Table>,
     vae_table: Arc<Table>,
 }
@@ -186,6 +188,11 @@ fn schedule(s: &SchedulerConfig) -> String {
         "{:?}, {} timesteps, {betas}, {spacing}, alpha below 0 is {}",
         s.prediction_type,
         s.num_train_timesteps,
+        if s.rescale_betas_zero_snr {
+            " rescaled to zero SNR"
+        } else {
+            ""
+        },
         if s.alpha_to_one() {
             "1"
         } else {
@@ -409,6 +416,10 @@ impl Description {
                     folder,
                 })
             })
+            distilled: match scheduler.class_name.as_str() {
+                "LCMScheduler" => Some("LCM"),
+                _ => layout.distilled,
+            },
             .collect::<Result<_>>()
             .map_err(one)?;
         let description = Self {
@@ -457,6 +468,8 @@ impl Description {
                 unet.sites().len(),
                 unet.context_width()
             ),
+            blank_is_zero: self.blank_is_zero,
+            distilled: self.distilled.map(str::to_owned),
             sites: unet.sites(),
             tokens: self.tokens(),
             scheduler: self.scheduler.clone(),
@@ -468,8 +481,6 @@ impl Description {
         }
     }
 }
-            blank_is_zero: self.blank_is_zero,
-            distilled: self.distilled.map(str::to_owned),
 
 /// What of a network's weights does not fit the configuration that `build` builds it by.
 fn unfit(table: &Arc<Table>, build: impl FnOnce(&Weights) -> Result<()>) -> Option<Error> {
