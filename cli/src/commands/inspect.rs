@@ -173,7 +173,9 @@ fn page(path: &Path, report: &Report) -> String {
         lines.push(format!("scheduler  {scheduler}"));
     }
     if let Some(prediction) = &report.prediction {
-        lines.push(format!("predicts   {prediction}"));
+        let from = report.prediction_from.as_ref();
+        let from = from.map_or_else(String::new, |from| format!(" (from {from})"));
+        lines.push(format!("predicts   {prediction}{from}"));
     }
     for tokenizer in &report.tokenizers {
         lines.push(format!("tokenizer  {tokenizer}"));

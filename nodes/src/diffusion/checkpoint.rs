@@ -118,14 +118,14 @@ pub struct ModelFacts {
     pub text_configs: Vec<ClipTextConfig>,
     /// That of the VAE.
     pub vae_config: VaeConfig,
-}
-
     /// Whether an empty negative prompt gives zeros.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub blank_is_zero: bool,
     /// The kind of few-step model that it seems to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distilled: Option<String>,
+}
+
 impl ModelFacts {
     /// Gives the model another VAE.
     pub fn set_vae(&mut self, vae: &VaeConfig) {
@@ -185,7 +185,7 @@ fn schedule(s: &SchedulerConfig) -> String {
         },
     );
     format!(
-        "{:?}, {} timesteps, {betas}, {spacing}, alpha below 0 is {}",
+        "{:?}, {} timesteps, {betas}{}, {spacing}, alpha below 0 is {}",
         s.prediction_type,
         s.num_train_timesteps,
         if s.rescale_betas_zero_snr {
@@ -284,12 +284,7 @@ impl Description {
             read_config::<VaeConfig>(&layout.vae.config, files),
             &mut faults,
         );
-        let scheduler = keep(
-            layout.scheduler.text(files).and_then(|text| {
-                SchedulerConfig::parse(&text).map_err(|e| not_expected(&layout.scheduler, &e))
-            }),
-            &mut faults,
-        );
+        let scheduler = keep(layout.scheduler_config(files), &mut faults);
         let unet_table = keep(layout.unet.weights.table(files), &mut faults);
         let text_tables: Vec<_> = layout
             .texts
@@ -303,14 +298,11 @@ impl Description {
             .map(|(_, vocabulary)| read_vocabulary(vocabulary, files, &mut faults))
             .collect();
         let configs: Option<Vec<_>> = configs.into_iter().collect();
-        let (Some(unet), Some(configs), Some(vae), Some(mut scheduler)) =
+        let (Some(unet), Some(configs), Some(vae), Some(scheduler)) =
             (unet, configs, vae, scheduler)
         else {
             return Err(faults);
         };
-        if let Some(prediction) = layout.prediction {
-            scheduler.prediction_type = prediction;
-        }
         let before = faults.len();
         checked(&layout.unet.config, unet.fault(), &mut faults);
         for (config, (part, _)) in configs.iter().zip(&layout.texts) {
@@ -416,10 +408,6 @@ impl Description {
                     folder,
                 })
             })
-            distilled: match scheduler.class_name.as_str() {
-                "LCMScheduler" => Some("LCM"),
-                _ => layout.distilled,
-            },
             .collect::<Result<_>>()
             .map_err(one)?;
         let description = Self {
@@ -428,6 +416,10 @@ impl Description {
             unet,
             texts,
             vae,
+            distilled: match scheduler.class_name.as_str() {
+                "LCMScheduler" => Some("LCM"),
+                _ => layout.distilled,
+            },
             scheduler,
             blank_is_zero,
         };
@@ -468,8 +460,6 @@ impl Description {
                 unet.sites().len(),
                 unet.context_width()
             ),
-            blank_is_zero: self.blank_is_zero,
-            distilled: self.distilled.map(str::to_owned),
             sites: unet.sites(),
             tokens: self.tokens(),
             scheduler: self.scheduler.clone(),
@@ -478,6 +468,8 @@ impl Description {
             unet_config: unet.clone(),
             text_configs: self.texts.iter().map(|text| text.config.clone()).collect(),
             vae_config: self.vae.clone(),
+            blank_is_zero: self.blank_is_zero,
+            distilled: self.distilled.map(str::to_owned),
         }
     }
 }

@@ -64,6 +64,8 @@ pub struct Report {
     pub prediction: Option<String>,
     /// A model's tokenizers, in words.
     pub tokenizers: Vec<String>,
+    /// What says so, in words.
+    pub prediction_from: Option<String>,
     /// What is known of an adapter.
     pub adapter: Option<AdapterReport>,
     /// What the file says of itself, long texts left out.
@@ -191,6 +193,117 @@ fn other_kind(path: &Path, files: &dyn Files) -> Option<Error> {
         (
             "a GGUF file",
             "convert it to safetensors with the program that made it",
+// ---- pictures ----------------------------------------------------------------------------------------------------
+
+/// A picture's file is looked into up to this size.
+const LARGEST_PICTURE: u64 = 256 << 20;
+
+/// The texts of a PNG, by their keywords; `None` of what is no PNG.
+fn png_texts(path: &Path, files: &dyn Files) -> Option<BTreeMap<String, String>> {
+    let (head, length) = files.read_head(path, 8).ok()?;
+    if head != b"\x89PNG\r\n\x1a\n" || length > LARGEST_PICTURE {
+        return None;
+    }
+    let bytes = files.read(path).ok()?;
+    let reader = png::Decoder::new(std::io::Cursor::new(&bytes[..]))
+        .read_info()
+        .ok()?;
+    let info = reader.info();
+    let plain = info.uncompressed_latin1_text.iter();
+    let plain = plain.map(|chunk| Some((chunk.keyword.clone(), chunk.text.clone())));
+    let packed = info.compressed_latin1_text.iter();
+    let packed = packed.map(|chunk| Some((chunk.keyword.clone(), chunk.get_text().ok()?)));
+    let unicode = info.utf8_text.iter();
+    let unicode = unicode.map(|chunk| Some((chunk.keyword.clone(), chunk.get_text().ok()?)));
+    Some(plain.chain(packed).chain(unicode).flatten().collect())
+}
+
+/// A picture that another program wrote its prompt and settings into.
+fn picture(path: &Path, files: &dyn Files) -> Option<Report> {
+    let texts = png_texts(path, files)?;
+    let (program, metadata) = if let Some(text) = texts.get("parameters") {
+        (
+            "the AUTOMATIC1111 web UI, or one that writes as it does",
+            web_ui(text),
+        )
+    } else {
+        let nodes: serde_json::Map<String, Json> =
+            serde_json::from_str(texts.get("prompt")?).ok()?;
+        ("ComfyUI", comfy_ui(&nodes)?)
+    };
+    Some(Report {
+        kind: Kind::Picture,
+        layout: "PNG".to_owned(),
+        family: None,
+        parts: Vec::new(),
+        sites: Vec::new(),
+        size: None,
+        scheduler: None,
+        prediction: None,
+        prediction_from: None,
+        tokenizers: Vec::new(),
+        adapter: None,
+        metadata,
+        notes: vec![
+            format!("made by {program}: its settings are above, and cannot be run here as they are"),
+            "prompts of the web UI are read as there with `syntax: a1111` of load_model; other programs draw their noise in another way, so that a seed gives another picture".to_owned(),
+        ],
+    })
+}
+
+/// The web UI's text: the prompt, `Negative prompt: ...`, and a line of settings.
+fn web_ui(text: &str) -> BTreeMap<String, String> {
+    const NEGATIVE: &str = "Negative prompt: ";
+    let mut lines: Vec<&str> = text.trim().lines().collect();
+    let mut found = BTreeMap::new();
+    if lines.last().is_some_and(|line| line.starts_with("Steps: ")) {
+        let settings = lines.pop().unwrap_or_default();
+        // Values with a comma are in quotes.
+        let (mut pieces, mut quoted) = (vec![String::new()], false);
+        for c in settings.chars() {
+            quoted ^= c == '"';
+            match (c, quoted) {
+                (',', false) => pieces.push(String::new()),
+                _ => pieces
+                    .last_mut()
+                    .into_iter()
+                    .for_each(|piece| piece.push(c)),
+            }
+        }
+        let pairs = pieces.iter().filter_map(|piece| piece.split_once(':'));
+        found.extend(pairs.map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned())));
+    }
+    let negative = lines.iter().position(|line| line.starts_with(NEGATIVE));
+    let (prompt, negative) = lines.split_at(negative.unwrap_or(lines.len()));
+    found.insert("prompt".to_owned(), prompt.join("\n"));
+    let negative = negative.join("\n");
+    if let Some(negative) = negative.strip_prefix(NEGATIVE) {
+        found.insert("negative prompt".to_owned(), negative.to_owned());
+    }
+    found
+}
+
+/// ComfyUI's graph: of each node the inputs that are no links.
+fn comfy_ui(nodes: &serde_json::Map<String, Json>) -> Option<BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    for (id, node) in nodes {
+        let class = node.get("class_type")?.as_str()?;
+        let inputs = node.get("inputs").and_then(Json::as_object)?;
+        let values: Vec<String> = inputs
+            .iter()
+            .filter(|(_, value)| !value.is_array() && !value.is_object() && !value.is_null())
+            .map(|(key, value)| match value {
+                Json::String(text) => format!("{key}: {text}"),
+                other => format!("{key}: {other}"),
+            })
+            .collect();
+        if !values.is_empty() {
+            found.insert(format!("{id} {class}"), values.join(", "));
+        }
+    }
+    (!found.is_empty()).then_some(found)
+}
+
         )
     } else if head.starts_with(b"version https://git-lfs") {
         (
@@ -300,9 +413,19 @@ fn model(layout: &Layout, request: &Request, files: &dyn Files) -> Result<Report
                 .to_string_lossy()
         ));
     }
-    let prediction = layout
-        .prediction
-        .unwrap_or(description.scheduler.prediction_type);
+    notes.extend(layout.assumed.clone());
+    if layout.zero_snr {
+        notes.push(
+            "the marker tensor `ztsnr`: the schedule is rescaled to zero terminal SNR, its timesteps are trailing where nothing else is said"
+                .to_owned(),
+        );
+    }
+    if let Some(kind) = description.distilled {
+        notes.push(format!(
+            "seems to be a {kind} model, made for few steps: sample it with `spacing: trailing` and `guidance: 1`"
+        ));
+    }
+        prediction_from: Some(layout.prediction_from(files).map_err(one)?),
     Ok(Report {
         kind: Kind::Model,
         layout: match layout.single {
@@ -316,7 +439,7 @@ fn model(layout: &Layout, request: &Request, files: &dyn Files) -> Result<Report
         size: Some(size),
         scheduler: Some(scheduler(&layout.scheduler, files).map_err(one)?),
         prediction: Some(
-            match prediction {
+            match description.scheduler.prediction_type {
                 Prediction::Epsilon => "epsilon",
                 Prediction::VPrediction => "v_prediction",
             }
@@ -454,6 +577,10 @@ fn surplus(layout: &Layout, description: &Description, files: &dyn Files) -> Res
                 .tensors
                 .into_iter()
                 .map(|(_, stored)| (stored.file, stored.name)),
+                // Markers are read, though they are of no network.
+                .filter(|stored| {
+                    layout.single.is_none() || !MARKERS.contains(&stored.name.as_str())
+                })
         );
     }
     let texts = layout.texts.iter().map(|(part, _)| part);
@@ -549,6 +676,7 @@ fn tensors(path: &Path, table: &Table, files: &dyn Files) -> Report {
         .map(|(name, all)| {
             let mut part = group(name, all.iter().copied());
             if let [one] = all.as_slice()
+        prediction_from: None,
                 && one.name == name
             {
                 part.configuration = Some(format!("shape {:?}", one.shape));

@@ -39,8 +39,9 @@ pub struct LoadModel {
     /// files, or else the fp16 or bf16 ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
-    /// What the U-Net predicts, where the scheduler's configuration says it wrongly or a single file cannot say it: a single
-    /// file of Stable Diffusion 2 counts as one that predicts v.
+    /// What the U-Net predicts, where the model says it wrongly or not at all. Default: what the scheduler's configuration
+    /// of a folder says, or a single file's metadata and marker tensors (`v_pred`); of files that say nothing, epsilon, and v
+    /// for Stable Diffusion 2, with a warning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prediction: Option<PredictionType>,
     /// Another folder, or file of weights, in place of `unet/`.
@@ -344,3 +345,6 @@ impl Node for LoadModel {
         })
     }
 }
+        if let Some(assumed) = &layout.assumed {
+            context.warn(&format!("{}: {assumed}", self.path.as_path().display()));
+        }
