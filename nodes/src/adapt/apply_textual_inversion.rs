@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Inputs, Outputs};
+use crate::diffusion::adapters::check_finite;
 use crate::diffusion::adapters::textual_inversion::{self, LearnedToken};
 use crate::diffusion::checkpoint::ModelFacts;
 use crate::fields::{AssetPath, Sha256Pins};
@@ -35,7 +36,6 @@ impl ApplyTextualInversion {
         super::sought(self.path.as_path(), textual_inversion::find, files)
     }
 
-    fn said(&self) -> [(&'static str, String); 1] {
     /// The role of the file. Where the token is called as the file is, that name is no part of the content, and is in the
     /// role, so that it is in keys.
     fn role(&self, file: &Path, files: &dyn Files) -> String {
@@ -45,6 +45,7 @@ impl ApplyTextualInversion {
         }
     }
 
+    fn said(&self) -> [(&'static str, String); 1] {
         [("token", self.token.clone().unwrap_or_default())]
     }
 }
@@ -144,6 +145,7 @@ impl Node for ApplyTextualInversion {
             .map(|text| text.config.clone())
             .collect();
         textual_inversion::fit(&file, &tokens, &texts)?;
+        check_finite(tokens.iter().flat_map(|token| &token.rows), files)?;
         let line = format!("textual inversion: the token {}", in_words(&tokens));
         context.say(&line);
         let model = base.with_tokens(id, tokens);

@@ -17,7 +17,7 @@ use super::layout::{Layout, MARKERS, Part, Settings, Sources, Vocabulary, Weight
 use super::sampling::auto_sites;
 use super::scheduler::Prediction;
 use super::unet::{self, PerLevel, grid_at};
-use super::weights::{Header, Stored, Table, is_torch};
+use super::weights::{Header, Stored, Table, foreign, is_torch};
 use super::{Error, Result, ldm};
 
 /// Groups of tensors that are listed of a file that is neither a model nor an adapter.
@@ -41,6 +41,8 @@ pub enum Kind {
     CustomDiffusion,
     /// Tensors of another kind.
     Tensors,
+    /// A picture with the settings of another program.
+    Picture,
 }
 
 /// What is known of a path.
@@ -62,10 +64,10 @@ pub struct Report {
     pub scheduler: Option<String>,
     /// What a model's U-Net predicts: `epsilon` or `v_prediction`.
     pub prediction: Option<String>,
-    /// A model's tokenizers, in words.
-    pub tokenizers: Vec<String>,
     /// What says so, in words.
     pub prediction_from: Option<String>,
+    /// A model's tokenizers, in words.
+    pub tokenizers: Vec<String>,
     /// What is known of an adapter.
     pub adapter: Option<AdapterReport>,
     /// What the file says of itself, long texts left out.
@@ -152,6 +154,9 @@ pub fn inspect(request: &Request, files: &dyn Files) -> Result<Report, Vec<Error
             path.display()
         ))]);
     }
+    if let Some(report) = picture(path, files) {
+        return Ok(report);
+    }
     if let Some(what) = other_kind(path, files) {
         return Err(vec![what]);
     }
@@ -178,21 +183,16 @@ pub fn inspect(request: &Request, files: &dyn Files) -> Result<Report, Vec<Error
 
 /// What a file is that has no tensors, where people may have taken it for one that has.
 fn other_kind(path: &Path, files: &dyn Files) -> Option<Error> {
-    let (head, _) = files.read_head(path, 16).ok()?;
-    let what = if head.starts_with(b"\x89PNG") {
-        (
-            "a PNG picture",
-            "`retouch show` says what a picture was made of",
-        )
-    } else if head.starts_with(b"\xff\xd8\xff") || head.starts_with(b"RIFF") {
-        (
-            "a picture",
-            "`retouch show` says what a picture was made of",
-        )
-    } else if head.starts_with(b"GGUF") {
-        (
-            "a GGUF file",
-            "convert it to safetensors with the program that made it",
+    let (what, help) = foreign(path, files)?;
+    Some(
+        Error::request(format!(
+            "{} {what}; expected a model, an adapter or another file of tensors",
+            path.display()
+        ))
+        .help(help),
+    )
+}
+
 // ---- pictures ----------------------------------------------------------------------------------------------------
 
 /// A picture's file is looked into up to this size.
@@ -304,25 +304,6 @@ fn comfy_ui(nodes: &serde_json::Map<String, Json>) -> Option<BTreeMap<String, St
     (!found.is_empty()).then_some(found)
 }
 
-        )
-    } else if head.starts_with(b"version https://git-lfs") {
-        (
-            "the stand-in of a file that git-lfs did not fetch",
-            "fetch the file itself: `git lfs pull`",
-        )
-    } else {
-        return None;
-    };
-    Some(
-        Error::request(format!(
-            "{} is {}; expected a model, an adapter or another file of tensors",
-            path.display(),
-            what.0
-        ))
-        .help(what.1),
-    )
-}
-
 fn folder(request: &Request, files: &dyn Files) -> Result<Report, Vec<Error>> {
     let path = &request.path;
     let is_model = ["model_index.json", "unet/config.json"]
@@ -425,7 +406,6 @@ fn model(layout: &Layout, request: &Request, files: &dyn Files) -> Result<Report
             "seems to be a {kind} model, made for few steps: sample it with `spacing: trailing` and `guidance: 1`"
         ));
     }
-        prediction_from: Some(layout.prediction_from(files).map_err(one)?),
     Ok(Report {
         kind: Kind::Model,
         layout: match layout.single {
@@ -445,6 +425,7 @@ fn model(layout: &Layout, request: &Request, files: &dyn Files) -> Result<Report
             }
             .to_owned(),
         ),
+        prediction_from: Some(layout.prediction_from(files).map_err(one)?),
         tokenizers: layout
             .texts
             .iter()
@@ -577,10 +558,6 @@ fn surplus(layout: &Layout, description: &Description, files: &dyn Files) -> Res
                 .tensors
                 .into_iter()
                 .map(|(_, stored)| (stored.file, stored.name)),
-                // Markers are read, though they are of no network.
-                .filter(|stored| {
-                    layout.single.is_none() || !MARKERS.contains(&stored.name.as_str())
-                })
         );
     }
     let texts = layout.texts.iter().map(|(part, _)| part);
@@ -600,6 +577,10 @@ fn surplus(layout: &Layout, description: &Description, files: &dyn Files) -> Res
             table
                 .tensors
                 .values()
+                // Markers are read, though they are of no network.
+                .filter(|stored| {
+                    layout.single.is_none() || !MARKERS.contains(&stored.name.as_str())
+                })
                 .map(|stored| (stored.file.clone(), stored.name.clone())),
         );
     }
@@ -676,7 +657,6 @@ fn tensors(path: &Path, table: &Table, files: &dyn Files) -> Report {
         .map(|(name, all)| {
             let mut part = group(name, all.iter().copied());
             if let [one] = all.as_slice()
-        prediction_from: None,
                 && one.name == name
             {
                 part.configuration = Some(format!("shape {:?}", one.shape));
@@ -696,6 +676,7 @@ fn tensors(path: &Path, table: &Table, files: &dyn Files) -> Report {
         size: None,
         scheduler: None,
         prediction: None,
+        prediction_from: None,
         tokenizers: Vec::new(),
         adapter: None,
         metadata: short(&table.metadata),
@@ -793,6 +774,7 @@ fn adapter(path: &Path, table: &Table, files: &dyn Files) -> Report {
                 ".lokr_",
                 ".dora_scale",
                 ".alpha",
+                ".on_input",
             ];
             let near = |name: &String| marks.iter().any(|mark| name.contains(mark));
             if table.tensors.keys().any(near) {
@@ -903,4 +885,37 @@ fn trained_on(path: &Path, table: &Table, files: &dyn Files) -> Vec<(String, usi
         .take(MOST_TAGS)
         .map(|(tag, _)| (tag, 0))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_settings_of_the_web_ui_are_read() {
+        let text = "a cat, (red:1.2)\non a mat\nNegative prompt: blurry,\nlow quality\n\
+                    Steps: 20, Sampler: DPM++ 2M, CFG scale: 7, Lora hashes: \"a: 1, b: 2\", Seed: 42, Size: 512x768";
+        let read = web_ui(text);
+        for (key, due) in [
+            ("prompt", "a cat, (red:1.2)\non a mat"),
+            ("negative prompt", "blurry,\nlow quality"),
+            ("Steps", "20"),
+            ("Sampler", "DPM++ 2M"),
+            ("Lora hashes", "\"a: 1, b: 2\""),
+            ("Size", "512x768"),
+        ] {
+            assert_eq!(read[key], due, "{key}");
+        }
+        assert_eq!(web_ui("a cat")["prompt"], "a cat");
+    }
+
+    #[test]
+    fn the_nodes_of_comfy_ui_are_read_without_their_links() {
+        let graph = r#"{"6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat", "clip": ["4", 1]}},
+                        "3": {"class_type": "KSampler", "inputs": {"seed": 7, "cfg": 8.0, "model": ["4", 0]}}}"#;
+        let read = comfy_ui(&serde_json::from_str(graph).unwrap()).unwrap();
+        assert_eq!(read["6 CLIPTextEncode"], "text: a cat");
+        assert_eq!(read["3 KSampler"], "seed: 7, cfg: 8.0");
+        assert!(comfy_ui(&serde_json::from_str(r#"{"a": 1}"#).unwrap()).is_none());
+    }
 }

@@ -571,6 +571,7 @@ impl Layout {
     }
 
     fn folder(sources: &Sources, files: &dyn Files) -> Result<Self, Vec<Error>> {
+        other_pipeline(&sources.path, files).map_err(|e| vec![e])?;
         let mut faults = Vec::new();
         let variant = sources.variant.as_deref();
         let mut part = |name: &'static str, kind, given: &Option<PathBuf>| {
@@ -614,17 +615,16 @@ impl Layout {
                 .map(Settings::File),
             single: None,
             prediction: sources.prediction,
-        })
             prediction_from: sources.prediction.map(|_| BY_PARAMETER.to_owned()),
             zero_snr: false,
             assumed: None,
             distilled: distilled(&sources.path),
+        })
     }
 
     fn single(sources: &Sources, files: &dyn Files) -> Result<Self, Vec<Error>> {
         let table = Table::read(&sources.path, files).map_err(|e| vec![e])?;
         let table = Arc::new(table);
-        let published = match &sources.config {
         let said = Said::of(&table).map_err(|e| vec![e])?;
         // A scheduler that is named for this model goes before what the file says, if it says anything.
         let scheduler = sources.scheduler.as_ref().map(|_| {
@@ -636,6 +636,7 @@ impl Layout {
         let given = sources.prediction.map(|p| (p, BY_PARAMETER.to_owned()));
         let told = given.or(said.prediction.filter(|_| !by_scheduler));
         let mut assumed = None;
+        let published = match &sources.config {
             Some(_) => None,
             None => {
                 let family = family(&table).map_err(|e| vec![e])?;
@@ -648,6 +649,10 @@ impl Layout {
                 Some(told.as_ref().map_or(family, |(p, _)| family.predicting(*p)))
             }
         };
+        let missing = missing_parts(&table, sources);
+        if !missing.is_empty() {
+            return Err(missing);
+        }
         let settings =
             |part: &str, name: &str, text: Option<&'static str>| match (&sources.config, text) {
                 (Some(folder), _) => Settings::File(folder.join(part).join(name)),
@@ -735,8 +740,8 @@ impl Layout {
         else {
             return Err(faults);
         };
-        let scheduler = match &sources.scheduler {
-            Some(_) => Settings::File(scheduler_of(sources, &sources.path)),
+        let scheduler = match scheduler {
+            Some((path, _)) => Settings::File(path),
             None => settings(
                 "scheduler",
                 "scheduler_config.json",

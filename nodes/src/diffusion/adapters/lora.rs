@@ -19,7 +19,7 @@ use indexmap::IndexMap;
 use retouch_graph::Files;
 use serde::Deserialize;
 
-use super::{Networks, file_in, in_words, scalar, some_of};
+use super::{Networks, file_in, in_words, scalar, some_of, textual_inversion};
 use crate::diffusion::layout::read_text;
 use crate::diffusion::weights::{LowRank, Stored, Table, bare};
 use crate::diffusion::{Error, Result, ldm};
@@ -259,6 +259,22 @@ const OTHERS: [(&str, &str); 9] = [
     (".a1.weight", "GLoRA"),
 ];
 
+/// Parts of keys that adapters of other families have, and which.
+const FAMILIES: [(&str, &str); 9] = [
+    ("single_transformer_blocks", "Flux"),
+    ("single_blocks", "Flux"),
+    ("double_blocks", "Flux"),
+    ("joint_blocks", "Stable Diffusion 3"),
+    ("lora_te3_", "Stable Diffusion 3"),
+    ("caption_projection", "PixArt"),
+    ("lora_prior_", "Stable Cascade"),
+    (
+        "transformer.transformer_blocks",
+        "Stable Diffusion 3 or Flux",
+    ),
+    ("lora_transformer_", "Stable Diffusion 3 or Flux"),
+];
+
 fn bad(file: &Path, message: impl Into<String>) -> Error {
     Error::Weights {
         file: file.to_owned(),
@@ -280,6 +296,18 @@ impl Lora {
     pub fn read(file: &Path, files: &dyn Files) -> Result<Self> {
         let table = Table::read(file, files)?;
         let keys = table.tensors.keys();
+        let of_family = FAMILIES.iter().find_map(|(part, family)| {
+            let mut keys = keys.clone();
+            keys.find(|key| key.contains(part)).map(|key| (key, family))
+        });
+        if let Some((key, family)) = of_family {
+            return Err(bad(
+                file,
+                format!(
+                    "is an adapter for {family} (`{key}`), which is not built here; expected a LoRA for Stable Diffusion 1, 2 or XL"
+                ),
+            ));
+        }
         for key in keys.clone() {
             let differences = [".diff", ".diff_b"].iter().any(|end| key.ends_with(end));
             let other = OTHERS.iter().find(|(part, _)| key.contains(part));
@@ -328,6 +356,18 @@ impl Lora {
         }
         let Some(dialect) = dialect.filter(|_| !modules.is_empty()) else {
             let names: Vec<String> = table.tensors.keys().cloned().collect();
+            // A file of one or two small matrices could be many things; by a token's name or the web UI's keys it is one.
+            let inversion = textual_inversion::tokens(file, &table).filter(|_| names.len() <= 8);
+            if let Some((_, tokens)) = inversion {
+                let tokens: Vec<String> = tokens.into_iter().map(|token| token.token).collect();
+                return Err(bad(
+                    file,
+                    format!(
+                        "is not a LoRA but, it seems, an embedding of textual inversion ({}): apply it with `apply_textual_inversion`",
+                        some_of(&tokens)
+                    ),
+                ));
+            }
             return Err(bad(
                 file,
                 format!(
