@@ -8,11 +8,11 @@ mod support;
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use retouch_graph::Settings;
-use retouch_nodes::payload::{Masks, Trajectory};
+use retouch_graph::{Cancel, Engine, Recorder, RunOptions, Settings};
+use retouch_nodes::payload::{Latent, Masks, Trajectory};
 use support::Bench;
 
 /// max |difference| / std of the expected tensor.
@@ -318,6 +318,243 @@ fn learned_tokens_and_custom_diffusion_draw_as_in_diffusers() {
     case.meet(&bench, "sdxl-ti");
 }
 
+/// Writes vectors of the tiny SD 1's width under these names.
+fn write_tokens(file: &Path, tokens: &[(&str, usize)]) {
+    let own = micro("adapters/sd1-ti-three.safetensors");
+    let rows = &candle_core::safetensors::load(own, &Device::Cpu).unwrap()["<toy>"];
+    let tensors: HashMap<String, Tensor> = tokens
+        .iter()
+        .map(|(name, count)| {
+            let rows = rows.repeat((count.div_ceil(3), 1)).unwrap();
+            let rows = rows.narrow(0, 0, *count).unwrap().contiguous().unwrap();
+            ((*name).to_owned(), rows)
+        })
+        .collect();
+    candle_core::safetensors::save(&tensors, file).unwrap();
+}
+
+/// A sampler with a learned token: the bits of what it draws, by a cache if there is one.
+fn drawn_with_token(engine: &Engine, file: &Path, more: &str, prompt: &str) -> Vec<f32> {
+    let yaml = format!(
+        "schema: retouch/v1\nnodes:\n  base: {{op: load_model, {}}}\n  \
+         ti: {{op: apply_textual_inversion, model: $base, path: '{}'{more}}}\n  \
+         draw: {{op: sample, model: $ti, prompt: '{prompt}', steps: 2, guidance: 1, seed: 1, width: 32, height: 32}}\n\
+         outputs:\n  z: {{value: $draw}}\n",
+        path("sd1"),
+        file.display()
+    );
+    let checked = engine.load_str("test.yaml", &yaml, &Settings::default());
+    let checked = checked.unwrap_or_else(|problems| panic!("{problems}"));
+    let plan = engine.plan(&checked, &[]).unwrap();
+    let options = RunOptions::default();
+    let report = engine.run(&plan, &Recorder::new(), &Cancel::new(), &options);
+    let latent = report.unwrap().outputs[0].value.clone();
+    flat(&latent.downcast::<Latent>().unwrap().tensor)
+}
+
+#[test]
+fn a_token_without_a_name_is_called_as_its_file_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let bench = Bench::new();
+    let engine = &bench.engine;
+    let (alone, other) = (at("my-cat.safetensors"), at("other.safetensors"));
+    write_tokens(&alone, &[("clip_l", 3)]);
+    std::fs::copy(&alone, &other).unwrap();
+    let named = at("named.safetensors");
+    write_tokens(&named, &[("<mine>", 3)]);
+    let due = drawn_with_token(engine, &named, "", "a photo of <mine> here");
+    let given = drawn_with_token(engine, &alone, "", "a photo of my-cat here");
+    assert_eq!(given, due);
+    // The name is in the key: the same bytes under another name are another model, also by the cache.
+    let plain = drawn_with_token(engine, &other, "", "a photo of my-cat here");
+    assert_ne!(plain, due);
+    assert_eq!(
+        drawn_with_token(engine, &alone, "", "a photo of my-cat here"),
+        due
+    );
+    let given = drawn_with_token(engine, &alone, ", token: <toy>", "a photo of <toy> here");
+    assert_eq!(given, due);
+    // The web UI's files: a name of their own, none, or several.
+    let params = at("params.safetensors");
+    write_tokens(&params, &[("string_to_param.<cat>", 3)]);
+    assert_eq!(
+        drawn_with_token(engine, &params, "", "a photo of <cat> here"),
+        due
+    );
+    write_tokens(&params, &[("string_to_param.*", 3)]);
+    assert_eq!(
+        drawn_with_token(engine, &params, "", "a photo of params here"),
+        due
+    );
+    write_tokens(
+        &params,
+        &[("string_to_param.<cat>", 3), ("string_to_param.<dog>", 3)],
+    );
+    for token in ["<cat>", "<dog>"] {
+        let prompt = format!("a photo of {token} here");
+        assert_eq!(drawn_with_token(engine, &params, "", &prompt), due);
+    }
+    write_tokens(&at("star.safetensors"), &[("*", 3)]);
+    let star = drawn_with_token(engine, &at("star.safetensors"), "", "a photo of star here");
+    assert_eq!(star, due);
+    // `inspect` calls them what they are called in prompts.
+    for (file, token) in [
+        ("my-cat.safetensors", "my-cat"),
+        ("params.safetensors", "<cat>"),
+    ] {
+        let output = support::retouch(folder.path(), &["inspect", file]);
+        let out = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(out.contains(&format!("{token} (3 vectors)")), "{out}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_token_is_known_before_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let token = |name: &str, tokens: &[(&str, usize)], more: &str| {
+        let file = folder.path().join(name);
+        write_tokens(&file, tokens);
+        let path = format!("path: '{}'{more}", file.display());
+        adapted("sd1", &[("apply_textual_inversion", path)])
+    };
+    let long = token("long.safetensors", &[("<cat>", 90)], "");
+    refused(&long, &["90 vectors", "room for 75"]);
+    let spaced = token("my cat.safetensors", &[("clip_l", 1)], "");
+    refused(&spaced, &["my cat", "file's own name", "give `token:"]);
+    let star = token("a.safetensors", &[("clip_l", 1)], ", token: '*'");
+    refused(&star, &["called \"*\"", "give `token:"]);
+    let two = [("<cat>", 1), ("<dog>", 1)];
+    let two = token("b.safetensors", &two, ", token: <x>");
+    refused(&two, &["2 tokens (<cat>, <dog>)", "without `token`"]);
+}
+
+/// Writes small tensors of zeros (or of one number) under these names.
+fn write_zeros(file: &Path, tensors: &[(&str, &[usize])], number: f32) {
+    let tensors: HashMap<String, Tensor> = tensors
+        .iter()
+        .map(|(name, shape)| {
+            let tensor = Tensor::full(number, *shape, &Device::Cpu).unwrap();
+            ((*name).to_owned(), tensor)
+        })
+        .collect();
+    candle_core::safetensors::save(&tensors, file).unwrap();
+}
+
+#[test]
+fn an_adapter_that_cannot_be_applied_is_called_what_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    let applied = |op: &'static str, file: &Path| {
+        adapted("sd1", &[(op, format!("path: '{}'", file.display()))])
+    };
+    let pair = |module: &str| {
+        let file = file("a.safetensors");
+        let (down, up) = (
+            format!("{module}.lora_A.weight"),
+            format!("{module}.lora_B.weight"),
+        );
+        write_zeros(&file, &[(&down, &[4, 8]), (&up, &[8, 4])], 0.0);
+        applied("apply_lora", &file)
+    };
+    for (module, family) in [
+        ("transformer.single_transformer_blocks.1.proj_out", "Flux"),
+        ("lora_unet_double_blocks_0_img_attn_proj", "Flux"),
+        (
+            "diffusion_model.joint_blocks.0.x_block.attn.proj",
+            "Stable Diffusion 3",
+        ),
+    ] {
+        refused(&pair(module), &["is an adapter for", family]);
+    }
+    let ia3 = file("ia3.safetensors");
+    let layer = "lora_unet_mid_block_attentions_0_proj_in";
+    let (weight, flag) = (format!("{layer}.weight"), format!("{layer}.on_input"));
+    write_zeros(&ia3, &[(&weight, &[8]), (&flag, &[1])], 0.0);
+    refused(&applied("apply_lora", &ia3), &["is IA3"]);
+    let embedding = micro("adapters/sd1-ti-one.safetensors");
+    refused(
+        &applied("apply_lora", &embedding),
+        &["textual inversion (<toy>)", "`apply_textual_inversion`"],
+    );
+    for (content, what) in [
+        (
+            &b"version https://git-lfs.github.com/spec/v1\nsize 12\n"[..],
+            "Git LFS pointer",
+        ),
+        (b"<!DOCTYPE html><html></html>", "HTML page"),
+        (b"{\"error\": \"no\"}", "is JSON"),
+        (b"", "is empty"),
+    ] {
+        let other = file("other.safetensors");
+        std::fs::write(&other, content).unwrap();
+        for op in ["apply_lora", "apply_textual_inversion"] {
+            refused(&applied(op, &other), &[what]);
+        }
+    }
+}
+
+#[test]
+fn numbers_that_are_none_are_blamed_on_the_adapter_that_has_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("diverged.safetensors");
+    let layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_k";
+    let (down, up) = (
+        format!("{layer}.lora_down.weight"),
+        format!("{layer}.lora_up.weight"),
+    );
+    for number in [f32::NAN, f32::INFINITY] {
+        write_zeros(&file, &[(&down, &[4, 8]), (&up, &[8, 4])], number);
+        std::fs::write(
+            folder.path().join("x.yaml"),
+            format!(
+                "schema: retouch/v1\nname: x\nnodes:\n  base: {{op: load_model, {}}}\n  \
+                 lora: {{op: apply_lora, model: $base, path: diverged.safetensors}}\n  \
+                 draw: {{op: sample, model: $lora, prompt: a cat, steps: 1, seed: 1, spacing: trailing}}\n\
+                 outputs:\n  z: {{value: $draw}}\n",
+                path("sd1")
+            ),
+        )
+        .unwrap();
+        let output = support::retouch(folder.path(), &["run", "x.yaml"]);
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{err}");
+        assert!(
+            err.contains("diverged.safetensors") && err.contains("its training diverged"),
+            "{err}"
+        );
+    }
+}
+
+#[test]
+fn a_single_file_without_a_vae_says_how_to_give_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole =
+        candle_core::safetensors::load(micro("sd1-single.safetensors"), &Device::Cpu).unwrap();
+    for (prefix, param) in [
+        ("first_stage_model.", "vae"),
+        ("cond_stage_model.", "text_encoder"),
+    ] {
+        let file = folder.path().join(format!("no-{param}.safetensors"));
+        let rest: HashMap<String, Tensor> = whole
+            .iter()
+            .filter(|(name, _)| !name.starts_with(prefix))
+            .map(|(name, tensor)| (name.clone(), tensor.clone()))
+            .collect();
+        candle_core::safetensors::save(&rest, &file).unwrap();
+        let load = |more: &str| {
+            format!(
+                "  personal: {{op: load_model, path: '{}', config: '{}'{more}}}\n",
+                file.display(),
+                micro("sd1").display()
+            )
+        };
+        refused(&load(""), &["holds no", &format!("`{param}: FOLDER`")]);
+        let given = format!(", {param}: '{}'", micro("sd1").join(param).display());
+        assert_eq!(faults(&load(&given)), Vec::<String>::new());
+    }
+}
+
 /// The faults of a workflow, as text.
 fn faults(models: &str) -> Vec<String> {
     let yaml = format!(
@@ -380,10 +617,9 @@ fn an_adapter_of_another_family_or_kind_is_refused_before_anything_runs() {
         &token("sd1", "sdxl-ti.safetensors", ", token: <toy>"),
         &["two text encoders"],
     );
-    refused(&token("sdxl", "sdxl-ti.safetensors", ""), &["give `token:"]);
     refused(
         &token("sd2", "sd1-lora-kohya.safetensors", ""),
-        &["is not of textual inversion"],
+        &["is not of textual inversion", "apply_lora"],
     );
     let twice = [
         ("apply_textual_inversion", adapter("sd1-ti-one.safetensors")),

@@ -142,6 +142,128 @@ fn a_folder_becomes_a_single_file_and_a_folder_again_bit_by_bit() {
 }
 
 #[test]
+fn a_converted_model_of_v_prediction_and_zero_snr_is_read_as_one_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    ran(folder, 0, &["convert", &micro("sd1"), "v"]);
+    let config = folder.join("v/scheduler/scheduler_config.json");
+    let mut changed: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    changed["prediction_type"] = "v_prediction".into();
+    changed["rescale_betas_zero_snr"] = true.into();
+    std::fs::write(&config, changed.to_string()).unwrap();
+    assert_eq!(report(folder, &["v"])["prediction"], "v_prediction");
+    ran(folder, 0, &["convert", "v", "v.safetensors"]);
+    // The configurations are those of a model that predicts epsilon: the file knows better.
+    let read = report(folder, &["v.safetensors", "--config", &micro("sd1")]);
+    assert_eq!(read["prediction"], "v_prediction");
+    let from = read["prediction_from"].as_str().unwrap();
+    assert!(from.contains("modelspec.prediction_type"), "{from}");
+    let markers = tensors(&folder.join("v.safetensors"));
+    assert!(markers.contains_key("v_pred") && markers.contains_key("ztsnr"));
+    let back = [
+        "convert",
+        "v.safetensors",
+        "back",
+        "--config",
+        &micro("sd1"),
+    ];
+    ran(folder, 0, &back);
+    let text = std::fs::read(folder.join("back/scheduler/scheduler_config.json")).unwrap();
+    let back: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    assert_eq!(back["prediction_type"], "v_prediction");
+    assert_eq!(back["rescale_betas_zero_snr"], true);
+    // One that predicts epsilon has neither.
+    ran(folder, 0, &["convert", &micro("sd1"), "e.safetensors"]);
+    let plain = tensors(&folder.join("e.safetensors"));
+    assert!(!plain.contains_key("v_pred") && !plain.contains_key("ztsnr"));
+}
+
+#[test]
+fn what_is_no_model_is_called_what_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    for (class, what) in [
+        ("StableDiffusion3Pipeline", "Stable Diffusion 3"),
+        ("FluxPipeline", "Flux"),
+        ("KolorsPipeline", "Kolors"),
+        ("PixArtSigmaPipeline", "PixArt"),
+    ] {
+        let model = folder.join(class);
+        std::fs::create_dir(&model).unwrap();
+        let index = format!(r#"{{"_class_name": "{class}"}}"#);
+        std::fs::write(model.join("model_index.json"), index).unwrap();
+        let (_, err) = ran(folder, 1, &["inspect", class]);
+        assert!(err.contains(&format!("is of {what} ({class})")), "{err}");
+    }
+    std::fs::write(folder.join("a.safetensors"), "<html></html>").unwrap();
+    let (_, err) = ran(folder, 1, &["inspect", "a.safetensors"]);
+    assert!(err.contains("is an HTML page"), "{err}");
+    // A repository's name, or its web page, where a path is due.
+    for (path, due) in [
+        ("some-owner/some-model", "`hf://some-owner/some-model`"),
+        ("https://hub.example/a/b", "`hf://a/b`"),
+        (
+            "https://hub.example/a/b/resolve/v2/c/d.safetensors",
+            "`hf://a/b@v2/c/d.safetensors`",
+        ),
+    ] {
+        let yaml = format!(
+            "schema: retouch/v1\nname: x\nnodes:\n  model: {{op: load_model, path: '{path}'}}\n  \
+             draw: {{op: sample, model: $model, prompt: a, steps: 1, seed: 1}}\noutputs:\n  z: {{value: $draw}}\n"
+        );
+        std::fs::write(folder.join("x.yaml"), yaml).unwrap();
+        let output = retouch(folder, &["check", "x.yaml"]);
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        assert!(text.contains(due), "{text}");
+    }
+}
+
+#[test]
+fn a_picture_of_another_program_says_its_prompt_and_is_no_workflow() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let write = |name: &str, texts: &[(&str, &str)]| {
+        let file = std::fs::File::create(folder.join(name)).unwrap();
+        let mut encoder = png::Encoder::new(file, 1, 1);
+        for (keyword, text) in texts {
+            encoder
+                .add_itxt_chunk((*keyword).to_owned(), (*text).to_owned())
+                .unwrap();
+        }
+        let mut writer = encoder.write_header().unwrap();
+        writer.write_image_data(&[0]).unwrap();
+    };
+    let settings = "a cat\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, Seed: 42";
+    write("web.png", &[("parameters", settings)]);
+    let (out, _) = ran(folder, 0, &["inspect", "web.png"]);
+    for due in [
+        "a picture",
+        "prompt: a cat",
+        "negative prompt: blurry",
+        "Sampler: Euler a",
+        "AUTOMATIC1111",
+    ] {
+        assert!(out.contains(due), "{due}: {out}");
+    }
+    let graph = r#"{"3": {"class_type": "KSampler", "inputs": {"seed": 7, "model": ["4", 0]}}}"#;
+    write("comfy.png", &[("prompt", graph)]);
+    let found = report(folder, &["comfy.png"]);
+    assert_eq!(found["kind"], "picture");
+    assert_eq!(found["metadata"]["3 KSampler"], "seed: 7");
+    write("plain.png", &[]);
+    let (_, err) = ran(folder, 1, &["inspect", "plain.png"]);
+    assert!(err.contains("is a PNG picture"), "{err}");
+    let output = retouch(folder, &["check", "web.png"]);
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(
+        text.contains("is a picture and not a workflow") && text.contains("`retouch replay"),
+        "{text}"
+    );
+}
+
+#[test]
 fn torch_files_and_shards_become_the_same_safetensors_folder() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use retouch_graph::TieredCache;
-use retouch_graph::{Cancel, DiskCache, Engine, NoCache, Recorder, RunOptions, Settings};
+use retouch_graph::{Cancel, DiskCache, Engine, Event, NoCache, Recorder, RunOptions, Settings};
 use retouch_nodes::diffusion::noise::{starting_noise, step_noise};
 use retouch_nodes::diffusion::scheduler::{FinalSigma, SchedulerConfig, Spacing};
 use retouch_nodes::diffusion::solver::{Sampler, Schedule, Solver};
@@ -211,6 +211,178 @@ fn every_scheduler_draws_what_diffusers_draws() {
             let drawn = trajectory(&bench, &workflow(family, "", extra));
             close(&name, &drawn, &expected[&name]);
         }
+    }
+}
+
+#[test]
+fn a_mask_beyond_0_and_1_is_refused_with_what_to_do_also_in_inpainting() {
+    let bench = Bench::new();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mask.safetensors");
+    let drawn = |numbers: [f32; 4]| {
+        let mask = Tensor::new(&numbers, &Device::Cpu).unwrap();
+        let mask = mask.reshape((2, 2)).unwrap();
+        candle_core::safetensors::save(&HashMap::from([("mask", mask)]), &file).unwrap();
+        let given = format!(
+            "  ours: {{op: load_latent, path: '{}'}}\n  draw:",
+            file.display()
+        );
+        let extra = ", steps: 2, latent: $photo, strength: 100%, mask: $ours.mask";
+        let yaml = workflow("tiny-sd1", "", extra).replace("  draw:", &given);
+        let checked = bench.engine.load_str("x.yaml", &yaml, &Settings::default());
+        let plan = bench.engine.plan(&checked.unwrap(), &[]).unwrap();
+        let options = RunOptions::default();
+        let run = bench
+            .engine
+            .run(&plan, &Recorder::new(), &Cancel::new(), &options);
+        run.map(drop).map_err(|error| format!("{error:?}"))
+    };
+    assert_eq!(drawn([0.0, 1.0, 0.25, 1.00001]), Ok(()));
+    for (numbers, hint) in [
+        ([0.0, 255.0, 0.0, 128.0], "divide it by 255"),
+        ([-1.0, 1.0, 0.5, -0.5], "(x + 1) / 2"),
+        ([0.0, 3.5, 0.0, 0.0], "scale it to 0"),
+    ] {
+        let error = drawn(numbers).unwrap_err();
+        assert!(
+            error.contains("a mask has them from 0 to 1") && error.contains(hint),
+            "{error}"
+        );
+    }
+}
+
+/// What tests/oracle/make_spacing.py made.
+fn spacings() -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(data().join("spacing.safetensors"), &Device::Cpu).unwrap()
+}
+
+#[test]
+fn few_steps_with_each_spacing_draw_what_diffusers_draws() {
+    let (bench, expected) = (Bench::new(), spacings());
+    let mut cases = 0;
+    for spacing in ["leading", "linspace", "trailing"] {
+        for case in ["ddim", "euler", "euler_ancestral", "dpmpp_2m", "unipc"] {
+            for steps in [1, 4] {
+                let name = format!("{spacing}.{case}.{steps}.last");
+                let Some(due) = expected.get(&name) else {
+                    continue;
+                };
+                cases += 1;
+                let extra = format!(", scheduler: {case}, steps: {steps}, spacing: {spacing}");
+                let all = trajectory(&bench, &workflow("tiny-sd1", "", &extra));
+                close(&name, &all.narrow(0, steps, 1).unwrap(), due);
+            }
+        }
+    }
+    assert_eq!(cases, 14);
+}
+
+#[test]
+fn a_schedule_of_zero_terminal_snr_draws_what_diffusers_draws() {
+    let (bench, expected) = (Bench::new(), spacings());
+    let folder = tempfile::tempdir().unwrap();
+    let config = SchedulerConfig {
+        rescale_betas_zero_snr: true,
+        timestep_spacing: Some(Spacing::Trailing),
+        ..config_of("tiny-sd2")
+    };
+    let alphas = numbers(&expected["zero_snr.alphas"]);
+    assert_eq!(alphas.last(), Some(&0.0));
+    for (a, b) in config.alphas().iter().zip(&alphas) {
+        assert!((a - b).abs() <= 1e-6, "{a} {b}");
+    }
+    let model = scheduler_folder(folder.path(), &config);
+    for case in ["ddim", "euler", "euler_ancestral", "dpmpp_2m", "unipc"] {
+        check_tables(&expected, &format!("zero_snr.{case}.4"), &config, case, 4);
+        let extra = format!(", scheduler: {case}, steps: 4");
+        let all = trajectory(&bench, &workflow("tiny-sd2", &model, &extra));
+        let name = format!("zero_snr.{case}.4.last");
+        close(&name, &all.narrow(0, 4, 1).unwrap(), &expected[&name]);
+    }
+    // Nothing of the picture is left at the first step, so that it does not matter which it was.
+    let extra = ", steps: 4, latent: $photo, strength: 100%";
+    let all = trajectory(&bench, &workflow("tiny-sd2", &model, extra));
+    let due = &expected["zero_snr.strength.4.last"];
+    close("strength", &all.narrow(0, 4, 1).unwrap(), due);
+    // A network that predicts the noise says nothing of the picture there.
+    let yaml = workflow("tiny-sd1", &model, ", steps: 4");
+    let yaml = yaml.replace(&model, &format!("{model}, prediction: epsilon"));
+    let problems = bench.engine.load_str("x.yaml", &yaml, &Settings::default());
+    let problems = problems.unwrap_err().to_string();
+    assert!(problems.contains("has no signal left"), "{problems}");
+}
+
+#[test]
+fn a_spacing_is_in_keys_only_where_it_changes_the_timesteps() {
+    let disk = tempfile::tempdir().unwrap();
+    let from_disk = || {
+        let disk = DiskCache::open(disk.path(), 1 << 30, decoders()).unwrap();
+        engine().with_cache(Arc::new(TieredCache::new(0, 1 << 30, Some(disk), None)))
+    };
+    let own = run(&from_disk(), &workflow("tiny-sd1", "", ""));
+    assert_eq!(own.calls, 16);
+    let leading = run(
+        &from_disk(),
+        &workflow("tiny-sd1", "", ", spacing: leading"),
+    );
+    assert_eq!((leading.calls, leading.foretold), (0, 0));
+    assert!(leading.bits == own.bits);
+    let trailing = run(
+        &from_disk(),
+        &workflow("tiny-sd1", "", ", spacing: trailing"),
+    );
+    assert_eq!((trailing.calls, trailing.foretold), (16, 16));
+    assert!(trailing.bits != own.bits);
+    // Karras' sigmas of the multistep solvers do not go by timesteps.
+    let extra = ", scheduler: dpmpp_2m, karras: true, spacing: trailing";
+    let yaml = workflow("tiny-sd1", "", extra);
+    let refused = engine().load_str("x.yaml", &yaml, &Settings::default());
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("`spacing` has no effect"), "{refused}");
+    // Stage 2 is at the model's own timesteps.
+    let swap = |extra: &str| {
+        let swap = "  swap: {op: swap_attention, context: $draw.trajectory, reference: $draw.trajectory, \
+                    reference_prompt: a teddy bear, subject: teddy bear}\noutputs:";
+        let yaml = workflow("tiny-sd1", "", extra).replace("outputs:", swap);
+        engine().load_str("x.yaml", &yaml, &Settings::default())
+    };
+    assert!(swap(", spacing: leading").is_ok());
+    let refused = swap(", spacing: trailing").unwrap_err().to_string();
+    assert!(refused.contains("ddim with trailing spacing"), "{refused}");
+}
+
+#[test]
+fn so_few_steps_that_the_noise_stays_are_warned_of() {
+    let bench = Bench::new();
+    let warned = |extra: &str| {
+        let (_, recorder) = bench.run_with(&workflow("tiny-sd1", "", extra), &[]);
+        let warnings = recorder
+            .events()
+            .into_iter()
+            .filter_map(|event| match event {
+                Event::NodeWarning { message, .. } => Some(message),
+                _ => None,
+            });
+        warnings.collect::<Vec<_>>()
+    };
+    for extra in [
+        ", steps: 1",
+        ", steps: 2",
+        ", steps: 1, scheduler: euler, spacing: linspace",
+    ] {
+        let told = warned(extra);
+        assert!(
+            told.len() == 1 && told[0].contains("`spacing: trailing`"),
+            "{extra}: {told:?}"
+        );
+    }
+    for extra in [
+        ", steps: 4",
+        ", steps: 1, spacing: trailing",
+        // A picture is noised to the level of its first step.
+        ", steps: 1, latent: $photo, strength: 100%",
+    ] {
+        assert_eq!(warned(extra), Vec::<String>::new(), "{extra}");
     }
 }
 

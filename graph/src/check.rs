@@ -3262,7 +3262,11 @@ pub(crate) fn words(name: &str, text: &str, tree: &Tree, shape: &Shape) -> Optio
     let known = shape.words.iter().map(String::as_str);
     let help = suggest::nearest(text, known).map_or_else(
         || format!("it takes {}", shape.due()),
-        |near| format!("did you mean `{near}`?"),
+        |near| {
+            let karras = name == "scheduler" && text.to_lowercase().contains("karras");
+            let karras = if karras { " with `karras: true`" } else { "" };
+            format!("did you mean `{near}`{karras}?")
+        },
     );
     Some(Mismatch {
         code: Code::OutOfRange,
@@ -3415,6 +3419,13 @@ pub(crate) fn display(path: &Path) -> String {
     normal(path).display().to_string()
 }
 
+/// Whether a file begins like a PNG, JPEG or WebP.
+fn is_picture(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"\x89PNG\r\n\x1a\n")
+        || bytes.starts_with(b"\xff\xd8\xff")
+        || bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP")
+}
+
 /// Reads a workflow or a parameter file.
 pub(crate) fn read(files: &dyn Files, name: &str, path: &Path) -> Result<Source, Problem> {
     // A checkpoint given by mistake is not read in full to find that it is not a workflow.
@@ -3422,6 +3433,13 @@ pub(crate) fn read(files: &dyn Files, name: &str, path: &Path) -> Result<Source,
         .read_head(path, yaml::MAX_BYTES + 1)
         .map(|(bytes, _)| bytes);
     match result {
+        Ok(bytes) if is_picture(&bytes) => Err(Problem::new(
+            Code::NotUtf8,
+            &Source::new(name, ""),
+            Span::default(),
+            format!("`{name}` is a picture and not a workflow"),
+        )
+        .help("of a picture that was made here: `retouch replay FILE` draws it again, `retouch extract FILE` gives its workflow")),
         Ok(bytes) => yaml::decode(name, &bytes),
         Err(error) => Err(Problem::new(
             Code::FileUnreadable,

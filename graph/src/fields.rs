@@ -337,10 +337,35 @@ impl Steps {
     pub fn resolve(self, total: usize) -> usize {
         match self {
             Self::Count(count) => usize::try_from(count).unwrap_or(usize::MAX),
-            // A float cast saturates, and a share is not negative.
-            Self::Percent(percent) => (percent * total as f64 / 100.0 + 0.5).floor() as usize,
+            Self::Percent(percent) => {
+                let (part, of) = share_of(percent, total);
+                let twice = part
+                    .saturating_mul(2)
+                    .saturating_add(of.saturating_mul(100));
+                usize::try_from(twice / of.saturating_mul(200)).unwrap_or(usize::MAX)
+            }
         }
     }
+}
+
+/// `value * total` as an exact fraction, with `value` taken as the decimal number that it is written as: 0.29 of 100 is
+/// 29, where the product of binary numbers is 28.999999999999996. A negative or infinite value counts as 0; digits beyond
+/// the 17th decimal place are dropped.
+///
+/// Returns numerator and denominator.
+#[must_use]
+pub fn share_of(value: f64, total: usize) -> (u128, u128) {
+    const PLACES: usize = 17;
+    if !value.is_finite() || value <= 0.0 {
+        return (0, 1);
+    }
+    // The shortest decimal number that reads as this one, never with an exponent.
+    let text = value.to_string();
+    let (whole, fraction) = text.split_once('.').unwrap_or((&text, ""));
+    let fraction = &fraction[..fraction.len().min(PLACES)];
+    let digits = format!("{whole}{fraction}").parse().unwrap_or(u128::MAX);
+    let places = u32::try_from(fraction.len()).unwrap_or(0);
+    (digits.saturating_mul(total as u128), 10u128.pow(places))
 }
 
 impl Default for Steps {
@@ -466,6 +491,18 @@ mod tests {
         assert_eq!(Steps::parse("12.5%").unwrap().resolve(20), 3); // 2.5
         assert_eq!(Steps::parse("7").unwrap().resolve(50), 7);
         assert_eq!(Steps::parse("100%").unwrap().resolve(0), 0);
+        // 0.57 * 50 / 100 * 100 and the like: shares are decimal, so that a half is a half.
+        for tenths in 0..=1000u64 {
+            for total in 0..=200u64 {
+                let share = Steps::parse(&format!("{}.{}%", tenths / 10, tenths % 10)).unwrap();
+                let due = (tenths * total + 500) / 1000;
+                assert_eq!(
+                    share.resolve(total as usize) as u64,
+                    due,
+                    "{share} of {total}"
+                );
+            }
+        }
         for wrong in [
             "", "%", "-1", "101%", "a", "1e3", "1e1%", "nan%", "+5", "2.5",
         ] {

@@ -22,12 +22,15 @@ pub fn is_remote(path: &Path) -> bool {
         .starts_with(BEGINNING.as_bytes())
 }
 
-/// The path that `text` is in a file of `folder`: relative to it unless it is absolute or leads to a hub.
+/// The path that `text` is in a file of `folder`: relative to it unless it is absolute or leads to a hub. `~` at the
+/// beginning is the home folder of who runs it.
 #[must_use]
 pub fn join(folder: &Path, text: impl AsRef<Path>) -> PathBuf {
     let text = text.as_ref();
     if is_remote(text) {
         tidy(text)
+    } else if let (Ok(rest), Some(home)) = (text.strip_prefix("~"), std::env::home_dir()) {
+        home.join(rest)
     } else {
         folder.join(text)
     }
@@ -224,6 +227,17 @@ mod tests {
 
     fn parse(text: &str) -> Result<Address, String> {
         Address::parse(Path::new(text))
+    }
+
+    #[test]
+    fn a_tilde_is_the_home_folder() {
+        let folder = Path::new("/somewhere");
+        let home = std::env::home_dir().unwrap();
+        assert_eq!(join(folder, "~/models/a"), home.join("models/a"));
+        assert_eq!(join(folder, "~"), home.join(""));
+        for other in ["~a/b", "a/~/b", "a~"] {
+            assert_eq!(join(folder, other), folder.join(other));
+        }
     }
 
     #[test]

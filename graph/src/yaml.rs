@@ -201,6 +201,11 @@ pub fn decode(name: &str, bytes: &[u8]) -> Result<Source, Problem> {
     }
 }
 
+/// Whether a text in double quotes begins with a drive's letter, `"C:\`.
+fn begins_with_drive(rest: &str) -> bool {
+    matches!(rest.as_bytes(), [b'"', letter, b':', b'\\', ..] if letter.is_ascii_alphabetic())
+}
+
 fn too_large(source: &Source) -> Problem {
     Problem::new(
         Code::TooLarge,
@@ -586,6 +591,10 @@ fn syntax(source: &Source, error: &ScanError) -> Problem {
                 "the keys of a map begin in the same column; a text with brackets or quotes inside is quoted as a whole",
             ),
             _ if rest.starts_with('\t') => Some("indent with spaces, two for each level"),
+            // `\m` of `"C:\models"` is no escape.
+            _ if begins_with_drive(rest) => Some(
+                "in double quotes `\\` begins an escape: write the path in single quotes, or with `/`",
+            ),
             _ => Some(
                 "is a bracket or a quote not closed before this? A text with `: `, ` #`, brackets or quotes in it is quoted as a whole",
             ),
@@ -1156,6 +1165,16 @@ mod tests {
                 (p.code().as_str(), line, column)
             })
             .collect()
+    }
+
+    #[test]
+    fn a_drive_in_double_quotes_has_a_hint_of_its_own() {
+        let (_, problems) = read(r#"path: "C:\models\sd15""#);
+        assert!(
+            problems[0].hint().unwrap().contains("single quotes"),
+            "{problems:?}"
+        );
+        assert_eq!(value(r"path: 'C:\models'"), r#"{path:"C:\\models"}"#);
     }
 
     #[test]

@@ -21,7 +21,11 @@
 //! | `retouch/trajectory/1` | all states, what drew each step, and the schedule if it isn't that of DDIM with eta 0 |
 //! | `retouch/control/1` | sites; the calls of context and reference; for a swap whose queries, and each mask: a given one by its key and level, a computed one by its rule |
 //! | `retouch/linear-map/1` | VAE, numerics: the map from latents to colours of previews |
+//! | `retouch/blank/1` | in place of a node's key for outputs beside a trajectory, where an empty prompt was zeros before: trajectory, model, port |
 //! | `retouch/call-of-file/1` | in place of a call, where only a file says what drew its step: state, timestep, half, both models, context_prompt |
+//!
+//! Steps, inverse steps and calls with an empty prompt have a field `empty prompt` if the model's empty *negative* prompt is
+//! zeros: the prompt is encoded there, and was zeros before.
 //!
 //! The version of an op is not in these keys, as equal steps of different ops share them: a change of what a step computes
 //! changes the format's number.
@@ -258,6 +262,28 @@ pub(crate) struct Draw<'a> {
     pub guidance: f64,
     pub rescale: f64,
     pub numerics: &'a str,
+    /// Whether the model's empty negative prompt is zeros ([`ModelFacts::blank_is_zero`]).
+    pub blank_is_zero: bool,
+}
+
+/// Says that the empty prompt of a model whose empty negative prompt is zeros was encoded. Both were zeros once, under keys
+/// without this field.
+pub(crate) fn empty_prompt_field(hasher: &mut KeyHasher, prompt: &str, blank_is_zero: bool) {
+    if blank_is_zero && prompt.is_empty() {
+        hasher.field("empty prompt", b"encoded");
+    }
+}
+
+/// The key of a node's output beside its trajectory, in place of the node's own key, for models and prompts that
+/// [`empty_prompt_field`] is for.
+pub(crate) fn beside_blank(upstream: &Upstream<'_>, trajectory: &Key, port: &str) -> Key {
+    let mut hasher = KeyHasher::new("retouch/blank/1");
+    hasher.field("trajectory", &trajectory.0);
+    if let Some(model) = upstream.link("model") {
+        hasher.field("model", &model.key.0);
+    }
+    hasher.field("port", port.as_bytes());
+    hasher.finish()
 }
 
 /// A timestep that is whole as it always was, any other by its bits.
@@ -288,6 +314,7 @@ impl Draw<'_> {
         }
         hasher.field("guidance", &self.guidance.to_le_bytes());
         hasher.field("numerics", self.numerics.as_bytes());
+        empty_prompt_field(hasher, self.prompt, self.blank_is_zero);
         if self.guidance != 1.0 && self.rescale != 0.0 {
             hasher.field("rescale", &self.rescale.to_le_bytes());
         }
@@ -360,6 +387,7 @@ impl Draw<'_> {
         hasher.field("model", self.model.as_bytes());
         hasher.field("prompt", self.prompt.as_bytes());
         hasher.field("numerics", self.numerics.as_bytes());
+        empty_prompt_field(&mut hasher, self.prompt, self.blank_is_zero);
         hasher.finish()
     }
 
@@ -378,6 +406,9 @@ impl Draw<'_> {
             hasher.field("beside", other.as_bytes());
         }
         hasher.field("numerics", self.numerics.as_bytes());
+        if half == Half::Prompt {
+            empty_prompt_field(&mut hasher, self.prompt, self.blank_is_zero);
+        }
         hasher.finish()
     }
 }
@@ -641,6 +672,7 @@ mod tests {
                 guidance,
                 rescale: 0.0,
                 numerics: "",
+                blank_is_zero: false,
             };
             draw.call(&Key([0; 32]), 501.0, Half::Prompt)
         };
@@ -650,5 +682,27 @@ mod tests {
         assert_ne!(key(&chunks, "b", 5.0), key(&chunks, "b", 1.0));
         assert_eq!(key(&chunks, "b", 1.0), key(&chunks, "c", 1.0));
         assert_eq!(key(&chunks, "b", 5.0), key(&chunks, "b", 7.0));
+    }
+
+    #[test]
+    fn an_empty_prompt_has_another_key_only_where_it_was_zeros_and_is_encoded_now() {
+        let call = |prompt: &str, half, blank_is_zero| {
+            let draw = Draw {
+                model: "m",
+                prompt,
+                negative: "",
+                guidance: 5.0,
+                rescale: 0.0,
+                numerics: "",
+                blank_is_zero,
+            };
+            draw.call(&Key([0; 32]), 501.0, half)
+        };
+        let (prompt, negative) = (Half::Prompt, Half::Negative);
+        assert_ne!(call("", prompt, true), call("", prompt, false));
+        assert_ne!(call("", prompt, true), call("", negative, true));
+        assert_eq!(call("", prompt, false), call("", negative, false));
+        assert_eq!(call("", negative, true), call("", negative, false));
+        assert_eq!(call("a", prompt, true), call("a", prompt, false));
     }
 }

@@ -6,7 +6,7 @@
 mod support;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -206,6 +206,48 @@ fn every_dialect_of_an_adapter_gives_the_numbers_of_diffusers() {
             }
         }
         assert!(expected.contains_key(&format!("{prefix}.unet_out")));
+    }
+}
+
+/// The weights of `sd1-lora-peft` with another configuration, and with two ranks of four where a module's name ends in
+/// `halved`.
+fn with_patterns(folder: &Path, case: &serde_json::Value) {
+    let own = micro("adapters").join("sd1-lora-peft");
+    let config = std::fs::read_to_string(own.join("adapter_config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    for (key, value) in case.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+    let file = "adapter_model.safetensors";
+    let mut weights = candle_core::safetensors::load(own.join(file), &Device::Cpu).unwrap();
+    if let Some(halved) = case.get("halved").and_then(serde_json::Value::as_str) {
+        for (key, tensor) in &mut weights {
+            for (axis, factor) in ["lora_A", "lora_B"].into_iter().enumerate() {
+                if key.contains(&format!("{halved}.{factor}")) {
+                    *tensor = tensor.narrow(axis, 0, 2).unwrap().contiguous().unwrap();
+                }
+            }
+        }
+    }
+    candle_core::safetensors::save(&weights, folder.join(file)).unwrap();
+}
+
+#[test]
+fn the_patterns_of_a_peft_configuration_give_the_numbers_of_peft() {
+    let base = open(&Sources::of(&micro("sd1")));
+    let inputs = numbers("sd1");
+    let expected = numbers("adapters/peft-patterns");
+    let cases = std::fs::read_to_string(micro("adapters/peft-patterns.json")).unwrap();
+    let cases: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&cases).unwrap();
+    assert_eq!(cases.len(), 5);
+    for (name, case) in &cases {
+        let folder = tempfile::tempdir().unwrap();
+        with_patterns(folder.path(), case);
+        let model = adapted(&base, &folder.path().to_string_lossy());
+        let given = results(&model, &inputs);
+        let (_, tensor) = given.iter().find(|(what, _)| *what == "unet_out").unwrap();
+        assert_close(name, tensor, &expected[&format!("{name}.unet_out")], MODULE);
     }
 }
 

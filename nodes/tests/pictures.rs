@@ -250,6 +250,21 @@ fn exif_is_read_from_png_and_webp_too() {
 }
 
 #[test]
+fn a_jpeg_whose_data_is_cut_before_its_end_marker_is_refused() {
+    for name in ["exif.jpg", "progressive.jpg"] {
+        let whole = std::fs::read(data(name)).unwrap();
+        assert!(load_bytes(&whole).is_ok(), "{name}");
+        let start = whole
+            .windows(2)
+            .rposition(|pair| pair == [0xff, 0xda])
+            .unwrap();
+        let cut = [&whole[..start + 16], &[0xff, 0xd9]].concat();
+        let error = format!("{:?}", load_bytes(&cut).unwrap_err());
+        assert!(error.contains("is a damaged JPEG"), "{name}: {error}");
+    }
+}
+
+#[test]
 fn a_progressive_jpeg_is_read() {
     assert_eq!(corners(&load(&data("progressive.jpg")).unwrap()), "rgbw");
 }

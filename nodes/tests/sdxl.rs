@@ -80,9 +80,14 @@ fn both_text_encoders_give_the_states_and_the_pooled_one_of_transformers() {
 }
 
 #[test]
-fn an_empty_prompt_is_zeros_unless_the_model_index_says_otherwise() {
+fn an_empty_negative_is_zeros_unless_the_model_index_says_otherwise_and_an_empty_prompt_never() {
     let expected = numbers("sdxl");
-    let given = model(Arc::new(Cpu::default())).encode_prompt("").unwrap();
+    let own = model(Arc::new(Cpu::default()));
+    let given = own.encode_prompt("").unwrap();
+    assert_close("blank", &given.states, &expected["text_blank"], MODULE);
+    let pooled = given.pooled.unwrap();
+    assert_close("blank", &pooled, &expected["pooled_blank"], MODULE);
+    let given = own.encode_negative("").unwrap();
     let is_zero = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert!(is_zero(&given.states).iter().all(|&x| x == 0.0));
     assert!(is_zero(&given.pooled.unwrap()).iter().all(|&x| x == 0.0));
@@ -96,7 +101,7 @@ fn an_empty_prompt_is_zeros_unless_the_model_index_says_otherwise() {
         Device::Cpu,
         Arc::new(Cpu::default()),
     );
-    let given = model.encode_prompt("").unwrap();
+    let given = model.encode_negative("").unwrap();
     assert_close("blank", &given.states, &expected["text_blank"], MODULE);
     let pooled = given.pooled.unwrap();
     assert_close("blank", &pooled, &expected["pooled_blank"], MODULE);

@@ -64,6 +64,10 @@ class Model:
         ids = self.tokenizer(prompt, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True)
         return self.text_encoder(torch.tensor([ids["input_ids"]])).last_hidden_state
 
+    def encode_negative(self, negative):
+        """A negative prompt; "" is one that was not given."""
+        return self.encode(negative)
+
     def span(self, prompt, phrase):
         """Token positions of `phrase` in `prompt` (first occurrence)."""
         ids = self.tokenizer(prompt)["input_ids"]
@@ -114,7 +118,7 @@ def guided(model, z, t, prompt, guidance, negative=""):
     c, c_qkv, maps = model.predict(z, t, model.encode(prompt))
     if guidance == 1:
         return c, (None, c_qkv), maps
-    u, u_qkv, _ = model.predict(z, t, model.encode(negative))
+    u, u_qkv, _ = model.predict(z, t, model.encode_negative(negative))
     return u + guidance * (c - u), (u_qkv, c_qkv), maps
 
 
@@ -201,7 +205,7 @@ def retouch(personalized, prompt, context, reference, scheduler, steps, guidance
     """Stage 2. `context_prompt` drew the context's steps from `blend_steps` on. Returns the target's trajectory and
     the masks (reference, context, blend) of the steps in which the swap is on."""
     ddim, z, previous = Ddim(scheduler, steps), context[0], None
-    contexts = [personalized.encode(negative), personalized.encode(prompt)]
+    contexts = [personalized.encode_negative(negative), personalized.encode(prompt)]
     reference_subject, context_prompt = reference_subject or subject, context_prompt or prompt
     context_subject = context_subject or subject
     trajectory, masks = [z], []
@@ -266,7 +270,7 @@ def masactrl(model, prompt, reference_prompt, z, reference, scheduler, steps, gu
 
         both = torch.cat([reference[k], z])
         c, _, _ = model.predict(both, t, torch.cat([model.encode(reference_prompt), model.encode(prompt)]), control)
-        u, _, _ = model.predict(both, t, torch.cat([model.encode(""), model.encode("")]), control)
+        u, _, _ = model.predict(both, t, torch.cat([model.encode_negative(""), model.encode_negative("")]), control)
         z = ddim.step(z, (u + guidance * (c - u))[1:], t)
         trajectory.append(z)
     return trajectory

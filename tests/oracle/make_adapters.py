@@ -44,10 +44,10 @@ class Inverted(Model):
 class InvertedSdxl(Sdxl):
     convert: object = None
 
-    def encode(self, prompt, zero_empty=None):
+    def encode(self, prompt):
         first, second = self.convert(prompt, self.tokenizer), self.convert(prompt, self.tokenizer_2)
         assert first == second
-        return super().encode(first, zero_empty)
+        return super().encode(first)
 
     def span(self, prompt, phrase):
         return super().span(self.convert(prompt, self.tokenizer), self.convert(phrase, self.tokenizer))

@@ -30,16 +30,19 @@ class Sdxl(Model):
     tokenizer_2: object = None
     zero_empty: bool = True  # force_zeros_for_empty_prompt
 
-    def encode(self, prompt, zero_empty=None):
+    def encode(self, prompt):
         states, pooled = [], None
         for tokenizer, encoder in ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)):
             ids = tokenizer(prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
             out = encoder(torch.tensor([ids["input_ids"]]), output_hidden_states=True)
             states.append(out.hidden_states[-2])  # before the last layer, without the final norm
             pooled = out.text_embeds if encoder is self.text_encoder_2 else None
-        states = torch.cat(states, -1)
-        if prompt == "" and (self.zero_empty if zero_empty is None else zero_empty):
-            states, pooled = torch.zeros_like(states), torch.zeros_like(pooled)
+        return torch.cat(states, -1), pooled
+
+    def encode_negative(self, negative):
+        states, pooled = self.encode(negative)
+        if negative == "" and self.zero_empty:
+            return torch.zeros_like(states), torch.zeros_like(pooled)
         return states, pooled
 
     def forward(self, z, t, encoded):
@@ -122,7 +125,7 @@ def numbers(model, personal, vae, scheduler, inputs):
     t = dict(inputs)
     t["text"], t["pooled"] = personal.encode(PERSONAL)
     t["text_vanilla"], t["pooled_vanilla"] = personal.encode(VANILLA)
-    t["text_blank"], t["pooled_blank"] = personal.encode("", zero_empty=False)
+    t["text_blank"], t["pooled_blank"] = personal.encode("")
     both = tuple(torch.cat([t[f"{k}_vanilla"], t[k]]) for k in ("text", "pooled"))
     t["unet_out"] = model.forward(inputs["unet_in"], torch.tensor([981, 401]), both)
     t["vae_mean"], t["vae_decoded"] = vae.encode(inputs["image"]).latent_dist.mean, vae.decode(inputs["noise"]).sample
@@ -153,9 +156,13 @@ def main(out, seed, double):
     pipe = check(folder, single, parts)
     with torch.no_grad():
         expected = pipe.encode_prompt(PERSONAL, device="cpu", do_classifier_free_guidance=True, num_images_per_prompt=1)
-        mine = (*personal.encode(PERSONAL), *personal.encode(""))
+        mine = (*personal.encode(PERSONAL), *personal.encode_negative(""))
         for a, b in zip((expected[0], expected[2], expected[1], expected[3]), mine):
             assert torch.equal(a, b), "the encoding is the pipeline's own"
+        # Only a negative prompt that was not given is zeros: the prompt "" is encoded.
+        expected = pipe.encode_prompt("", device="cpu", do_classifier_free_guidance=True, num_images_per_prompt=1)
+        for a, b in zip((expected[0], expected[2]), personal.encode("")):
+            assert torch.equal(a, b) and a.abs().max() > 0
     # DDIM from a config that was written for Euler: its betas, spacing and offset.
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1,
                               timestep_spacing="leading", prediction_type="epsilon")

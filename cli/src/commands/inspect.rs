@@ -124,6 +124,7 @@ fn page(path: &Path, report: &Report) -> String {
         Kind::TextualInversion => "a textual inversion (`apply_textual_inversion`)",
         Kind::CustomDiffusion => "a Custom Diffusion file (`apply_custom_diffusion`)",
         Kind::Tensors => "tensors, neither a model nor an adapter that is known here",
+        Kind::Picture => "a picture, no model or adapter",
     };
     let mut lines = vec![format!("{}: {what}", path.display())];
     lines.push(format!("layout     {}", report.layout));
@@ -173,7 +174,9 @@ fn page(path: &Path, report: &Report) -> String {
         lines.push(format!("scheduler  {scheduler}"));
     }
     if let Some(prediction) = &report.prediction {
-        lines.push(format!("predicts   {prediction}"));
+        let from = report.prediction_from.as_ref();
+        let from = from.map_or_else(String::new, |from| format!(" (from {from})"));
+        lines.push(format!("predicts   {prediction}{from}"));
     }
     for tokenizer in &report.tokenizers {
         lines.push(format!("tokenizer  {tokenizer}"));
@@ -193,9 +196,11 @@ fn page(path: &Path, report: &Report) -> String {
             sum.1.saturating_add(part.bytes),
         )
     });
-    lines.push(String::new());
-    lines.push(format!("{} numbers, {}, in", count(numbers), size(bytes)));
-    lines.extend(files.iter().map(|file| format!("  {file}")));
+    if report.kind != Kind::Picture {
+        lines.push(String::new());
+        lines.push(format!("{} numbers, {}, in", count(numbers), size(bytes)));
+        lines.extend(files.iter().map(|file| format!("  {file}")));
+    }
     if let Some((across, down)) = report.size {
         lines.push(String::new());
         lines.push(format!(

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Inputs, Outputs};
 use crate::diffusion::adapters::custom_diffusion::CustomDiffusion;
-use crate::diffusion::adapters::{Networks, some_of};
+use crate::diffusion::adapters::{Networks, check_finite, some_of};
 use crate::diffusion::checkpoint::ModelFacts;
 use crate::fields::{AssetPath, Sha256Pins};
 
@@ -80,6 +80,7 @@ impl Node for ApplyCustomDiffusion {
         let id = super::adapted_id(base.id(), Self::OP, &digests, &[]);
         let configs = base.description();
         let read = CustomDiffusion::read(&file, &Networks::of(&configs.unet, &[])?, files)?;
+        check_finite(read.replaced.values(), files)?;
         let (changed, all) = read.layers;
         let line = format!(
             "Custom Diffusion: {changed} of {all} cross-attention layers, {} tensors unmatched",

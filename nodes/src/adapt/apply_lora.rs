@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Inputs, Outputs};
 use crate::diffusion::adapters::lora::{CONFIG, Lora, low_rank};
-use crate::diffusion::adapters::{Networks, some_of};
+use crate::diffusion::adapters::{Networks, check_finite, some_of};
 use crate::diffusion::checkpoint::ModelFacts;
 use crate::fields::{AssetPath, Sha256Pins};
 
@@ -148,6 +148,12 @@ impl Node for ApplyLora {
             .map(|text| text.config.clone())
             .collect();
         let fitted = Lora::read(&file, files)?.fit(&Networks::of(&configs.unet, &texts)?)?;
+        let layers = fitted.texts.iter().chain([&fitted.unet]);
+        let factors = layers.flat_map(|layers| layers.values());
+        check_finite(
+            factors.flat_map(|factors| [&factors.down, &factors.up]),
+            files,
+        )?;
         if !fitted.unmatched.is_empty() {
             context.warn(&format!(
                 "{}: {} (left out: {})",

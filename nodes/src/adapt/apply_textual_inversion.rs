@@ -1,5 +1,6 @@
 //! `apply_textual_inversion`.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use retouch_graph::{Chained, Context, Fault, Files, Node, NodeError, ReadFile, Types, Upstream};
@@ -7,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Inputs, Outputs};
+use crate::diffusion::adapters::check_finite;
 use crate::diffusion::adapters::textual_inversion::{self, LearnedToken};
 use crate::diffusion::checkpoint::ModelFacts;
 use crate::fields::{AssetPath, Sha256Pins};
@@ -20,7 +22,8 @@ use crate::fields::{AssetPath, Sha256Pins};
 pub struct ApplyTextualInversion {
     /// The file, or the folder that holds `learned_embeds`.
     pub path: AssetPath,
-    /// What the token is called in prompts. Default: what the file calls it; some files don't.
+    /// What the token is called in prompts. Default: what the file calls it, or the name of the file (without its ending)
+    /// where it does not, as in AUTOMATIC1111's web UI.
     #[serde(default)]
     pub token: Option<String>,
     /// The SHA-256 digest that the file must have.
@@ -31,6 +34,15 @@ pub struct ApplyTextualInversion {
 impl ApplyTextualInversion {
     fn file(&self, files: &dyn Files) -> std::path::PathBuf {
         super::sought(self.path.as_path(), textual_inversion::find, files)
+    }
+
+    /// The role of the file. Where the token is called as the file is, that name is no part of the content, and is in the
+    /// role, so that it is in keys.
+    fn role(&self, file: &Path, files: &dyn Files) -> String {
+        match textual_inversion::read(file, self.token.as_deref(), files).as_deref() {
+            Ok([token]) if token.by_file => format!("tokens, called {}", token.token),
+            _ => "tokens".to_owned(),
+        }
     }
 
     fn said(&self) -> [(&'static str, String); 1] {
@@ -57,7 +69,12 @@ impl Node for ApplyTextualInversion {
     type Outputs = Outputs;
 
     fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>> {
-        let read = super::read_file("tokens", self.file(files), self.sha256.as_ref(), files)?;
+        let file = self.file(files);
+        let read = super::read_file("tokens", file.clone(), self.sha256.as_ref(), files)?;
+        let read = read.map(|read| ReadFile {
+            role: self.role(&file, files),
+            ..read
+        });
         Ok(read.into_iter().collect())
     }
 
@@ -117,7 +134,8 @@ impl Node for ApplyTextualInversion {
         let files = context.files();
         let file = self.file(files);
         let base = &inputs.model.checkpoint;
-        let digests = super::digests(context, &[("tokens", &file)])?;
+        let role = self.role(&file, files);
+        let digests = super::digests(context, &[(&role, &file)])?;
         let tokens = textual_inversion::read(&file, self.token.as_deref(), files)?;
         let id = super::adapted_id(base.id(), Self::OP, &digests, &self.said());
         let texts: Vec<_> = base
@@ -127,6 +145,7 @@ impl Node for ApplyTextualInversion {
             .map(|text| text.config.clone())
             .collect();
         textual_inversion::fit(&file, &tokens, &texts)?;
+        check_finite(tokens.iter().flat_map(|token| &token.rows), files)?;
         let line = format!("textual inversion: the token {}", in_words(&tokens));
         context.say(&line);
         let model = base.with_tokens(id, tokens);

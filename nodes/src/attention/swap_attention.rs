@@ -386,7 +386,7 @@ pub(crate) fn schedule_fault(port: &str, name: &str, schedule: Option<Schedule>)
                 schedule.words()
             ),
         )
-        .help("draw it with `scheduler: ddim` (`eta` may be any) and without `strength`, or `invert` its picture"),
+        .help("draw it with `scheduler: ddim` (`eta` may be any) and without `strength` or `spacing`, or `invert` its picture"),
     )
 }
 

@@ -56,8 +56,10 @@ pub struct Description {
     pub vae: VaeConfig,
     /// The scheduler's.
     pub scheduler: SchedulerConfig,
-    /// Whether an empty prompt gives zeros, as `force_zeros_for_empty_prompt` says.
+    /// Whether an empty negative prompt gives zeros, as `force_zeros_for_empty_prompt` says.
     pub blank_is_zero: bool,
+    /// The kind of few-step model that it seems to be: `Turbo`, `Lightning`, `LCM`.
+    pub distilled: Option<&'static str>,
     unet_table: Arc<Table>,
     vae_table: Arc<Table>,
 }
@@ -116,6 +118,12 @@ pub struct ModelFacts {
     pub text_configs: Vec<ClipTextConfig>,
     /// That of the VAE.
     pub vae_config: VaeConfig,
+    /// Whether an empty negative prompt gives zeros.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub blank_is_zero: bool,
+    /// The kind of few-step model that it seems to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distilled: Option<String>,
 }
 
 impl ModelFacts {
@@ -177,9 +185,14 @@ fn schedule(s: &SchedulerConfig) -> String {
         },
     );
     format!(
-        "{:?}, {} timesteps, {betas}, {spacing}, alpha below 0 is {}",
+        "{:?}, {} timesteps, {betas}{}, {spacing}, alpha below 0 is {}",
         s.prediction_type,
         s.num_train_timesteps,
+        if s.rescale_betas_zero_snr {
+            " rescaled to zero SNR"
+        } else {
+            ""
+        },
         if s.alpha_to_one() {
             "1"
         } else {
@@ -271,12 +284,7 @@ impl Description {
             read_config::<VaeConfig>(&layout.vae.config, files),
             &mut faults,
         );
-        let scheduler = keep(
-            layout.scheduler.text(files).and_then(|text| {
-                SchedulerConfig::parse(&text).map_err(|e| not_expected(&layout.scheduler, &e))
-            }),
-            &mut faults,
-        );
+        let scheduler = keep(layout.scheduler_config(files), &mut faults);
         let unet_table = keep(layout.unet.weights.table(files), &mut faults);
         let text_tables: Vec<_> = layout
             .texts
@@ -290,14 +298,11 @@ impl Description {
             .map(|(_, vocabulary)| read_vocabulary(vocabulary, files, &mut faults))
             .collect();
         let configs: Option<Vec<_>> = configs.into_iter().collect();
-        let (Some(unet), Some(configs), Some(vae), Some(mut scheduler)) =
+        let (Some(unet), Some(configs), Some(vae), Some(scheduler)) =
             (unet, configs, vae, scheduler)
         else {
             return Err(faults);
         };
-        if let Some(prediction) = layout.prediction {
-            scheduler.prediction_type = prediction;
-        }
         let before = faults.len();
         checked(&layout.unet.config, unet.fault(), &mut faults);
         for (config, (part, _)) in configs.iter().zip(&layout.texts) {
@@ -411,6 +416,10 @@ impl Description {
             unet,
             texts,
             vae,
+            distilled: match scheduler.class_name.as_str() {
+                "LCMScheduler" => Some("LCM"),
+                _ => layout.distilled,
+            },
             scheduler,
             blank_is_zero,
         };
@@ -459,6 +468,8 @@ impl Description {
             unet_config: unet.clone(),
             text_configs: self.texts.iter().map(|text| text.config.clone()).collect(),
             vae_config: self.vae.clone(),
+            blank_is_zero: self.blank_is_zero,
+            distilled: self.distilled.map(str::to_owned),
         }
     }
 }
@@ -1136,8 +1147,17 @@ impl Checkpoint {
     /// # Errors
     /// When a part cannot be loaded, or the prompt has a weight that is not a number.
     pub fn encode_prompt(&self, prompt: &str) -> Result<Encoded> {
-        let encoded = self.encode_with(|reader| reader.read(prompt))?;
-        if prompt.is_empty() && self.description.blank_is_zero {
+        self.encode_with(|reader| reader.read(prompt))
+    }
+
+    /// What the text encoders give for a negative prompt. An empty one is one that was not given: zeros where the model says
+    /// `force_zeros_for_empty_prompt`, as diffusers has it. The prompt itself is encoded even when it is empty.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::encode_prompt`].
+    pub fn encode_negative(&self, negative: &str) -> Result<Encoded> {
+        let encoded = self.encode_prompt(negative)?;
+        if negative.is_empty() && self.description.blank_is_zero {
             return encoded.zeros();
         }
         Ok(encoded)

@@ -11,13 +11,13 @@ use serde_json::Value as Json;
 use super::adapters::custom_diffusion::CustomDiffusion;
 use super::adapters::family_of_width;
 use super::adapters::lora::Lora;
+use super::adapters::textual_inversion::{self, LearnedToken};
 use super::checkpoint::Description;
-use super::layout::{Layout, Part, Settings, Sources, Vocabulary, WeightFiles};
-use super::pickle::{self, Value};
+use super::layout::{Layout, MARKERS, Part, Settings, Sources, Vocabulary, WeightFiles};
 use super::sampling::auto_sites;
 use super::scheduler::Prediction;
 use super::unet::{self, PerLevel, grid_at};
-use super::weights::{Header, Stored, Table, is_torch};
+use super::weights::{Header, Stored, Table, foreign, is_torch};
 use super::{Error, Result, ldm};
 
 /// Groups of tensors that are listed of a file that is neither a model nor an adapter.
@@ -41,6 +41,8 @@ pub enum Kind {
     CustomDiffusion,
     /// Tensors of another kind.
     Tensors,
+    /// A picture with the settings of another program.
+    Picture,
 }
 
 /// What is known of a path.
@@ -62,6 +64,8 @@ pub struct Report {
     pub scheduler: Option<String>,
     /// What a model's U-Net predicts: `epsilon` or `v_prediction`.
     pub prediction: Option<String>,
+    /// What says so, in words.
+    pub prediction_from: Option<String>,
     /// A model's tokenizers, in words.
     pub tokenizers: Vec<String>,
     /// What is known of an adapter.
@@ -150,6 +154,9 @@ pub fn inspect(request: &Request, files: &dyn Files) -> Result<Report, Vec<Error
             path.display()
         ))]);
     }
+    if let Some(report) = picture(path, files) {
+        return Ok(report);
+    }
     if let Some(what) = other_kind(path, files) {
         return Err(vec![what]);
     }
@@ -176,38 +183,125 @@ pub fn inspect(request: &Request, files: &dyn Files) -> Result<Report, Vec<Error
 
 /// What a file is that has no tensors, where people may have taken it for one that has.
 fn other_kind(path: &Path, files: &dyn Files) -> Option<Error> {
-    let (head, _) = files.read_head(path, 16).ok()?;
-    let what = if head.starts_with(b"\x89PNG") {
-        (
-            "a PNG picture",
-            "`retouch show` says what a picture was made of",
-        )
-    } else if head.starts_with(b"\xff\xd8\xff") || head.starts_with(b"RIFF") {
-        (
-            "a picture",
-            "`retouch show` says what a picture was made of",
-        )
-    } else if head.starts_with(b"GGUF") {
-        (
-            "a GGUF file",
-            "convert it to safetensors with the program that made it",
-        )
-    } else if head.starts_with(b"version https://git-lfs") {
-        (
-            "the stand-in of a file that git-lfs did not fetch",
-            "fetch the file itself: `git lfs pull`",
-        )
-    } else {
-        return None;
-    };
+    let (what, help) = foreign(path, files)?;
     Some(
         Error::request(format!(
-            "{} is {}; expected a model, an adapter or another file of tensors",
-            path.display(),
-            what.0
+            "{} {what}; expected a model, an adapter or another file of tensors",
+            path.display()
         ))
-        .help(what.1),
+        .help(help),
     )
+}
+
+// ---- pictures ----------------------------------------------------------------------------------------------------
+
+/// A picture's file is looked into up to this size.
+const LARGEST_PICTURE: u64 = 256 << 20;
+
+/// The texts of a PNG, by their keywords; `None` of what is no PNG.
+fn png_texts(path: &Path, files: &dyn Files) -> Option<BTreeMap<String, String>> {
+    let (head, length) = files.read_head(path, 8).ok()?;
+    if head != b"\x89PNG\r\n\x1a\n" || length > LARGEST_PICTURE {
+        return None;
+    }
+    let bytes = files.read(path).ok()?;
+    let reader = png::Decoder::new(std::io::Cursor::new(&bytes[..]))
+        .read_info()
+        .ok()?;
+    let info = reader.info();
+    let plain = info.uncompressed_latin1_text.iter();
+    let plain = plain.map(|chunk| Some((chunk.keyword.clone(), chunk.text.clone())));
+    let packed = info.compressed_latin1_text.iter();
+    let packed = packed.map(|chunk| Some((chunk.keyword.clone(), chunk.get_text().ok()?)));
+    let unicode = info.utf8_text.iter();
+    let unicode = unicode.map(|chunk| Some((chunk.keyword.clone(), chunk.get_text().ok()?)));
+    Some(plain.chain(packed).chain(unicode).flatten().collect())
+}
+
+/// A picture that another program wrote its prompt and settings into.
+fn picture(path: &Path, files: &dyn Files) -> Option<Report> {
+    let texts = png_texts(path, files)?;
+    let (program, metadata) = if let Some(text) = texts.get("parameters") {
+        (
+            "the AUTOMATIC1111 web UI, or one that writes as it does",
+            web_ui(text),
+        )
+    } else {
+        let nodes: serde_json::Map<String, Json> =
+            serde_json::from_str(texts.get("prompt")?).ok()?;
+        ("ComfyUI", comfy_ui(&nodes)?)
+    };
+    Some(Report {
+        kind: Kind::Picture,
+        layout: "PNG".to_owned(),
+        family: None,
+        parts: Vec::new(),
+        sites: Vec::new(),
+        size: None,
+        scheduler: None,
+        prediction: None,
+        prediction_from: None,
+        tokenizers: Vec::new(),
+        adapter: None,
+        metadata,
+        notes: vec![
+            format!("made by {program}: its settings are above, and cannot be run here as they are"),
+            "prompts of the web UI are read as there with `syntax: a1111` of load_model; other programs draw their noise in another way, so that a seed gives another picture".to_owned(),
+        ],
+    })
+}
+
+/// The web UI's text: the prompt, `Negative prompt: ...`, and a line of settings.
+fn web_ui(text: &str) -> BTreeMap<String, String> {
+    const NEGATIVE: &str = "Negative prompt: ";
+    let mut lines: Vec<&str> = text.trim().lines().collect();
+    let mut found = BTreeMap::new();
+    if lines.last().is_some_and(|line| line.starts_with("Steps: ")) {
+        let settings = lines.pop().unwrap_or_default();
+        // Values with a comma are in quotes.
+        let (mut pieces, mut quoted) = (vec![String::new()], false);
+        for c in settings.chars() {
+            quoted ^= c == '"';
+            match (c, quoted) {
+                (',', false) => pieces.push(String::new()),
+                _ => pieces
+                    .last_mut()
+                    .into_iter()
+                    .for_each(|piece| piece.push(c)),
+            }
+        }
+        let pairs = pieces.iter().filter_map(|piece| piece.split_once(':'));
+        found.extend(pairs.map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned())));
+    }
+    let negative = lines.iter().position(|line| line.starts_with(NEGATIVE));
+    let (prompt, negative) = lines.split_at(negative.unwrap_or(lines.len()));
+    found.insert("prompt".to_owned(), prompt.join("\n"));
+    let negative = negative.join("\n");
+    if let Some(negative) = negative.strip_prefix(NEGATIVE) {
+        found.insert("negative prompt".to_owned(), negative.to_owned());
+    }
+    found
+}
+
+/// ComfyUI's graph: of each node the inputs that are no links.
+fn comfy_ui(nodes: &serde_json::Map<String, Json>) -> Option<BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    for (id, node) in nodes {
+        let class = node.get("class_type")?.as_str()?;
+        let inputs = node.get("inputs").and_then(Json::as_object)?;
+        let values: Vec<String> = inputs
+            .iter()
+            .filter(|(_, value)| !value.is_array() && !value.is_object() && !value.is_null())
+            .map(|(key, value)| match value {
+                Json::String(text) => format!("{key}: {text}"),
+                other => format!("{key}: {other}"),
+            })
+            .collect();
+        if !values.is_empty() {
+            found.insert(format!("{id} {class}"), values.join(", "));
+        }
+    }
+    (!found.is_empty()).then_some(found)
 }
 
 fn folder(request: &Request, files: &dyn Files) -> Result<Report, Vec<Error>> {
@@ -300,9 +394,18 @@ fn model(layout: &Layout, request: &Request, files: &dyn Files) -> Result<Report
                 .to_string_lossy()
         ));
     }
-    let prediction = layout
-        .prediction
-        .unwrap_or(description.scheduler.prediction_type);
+    notes.extend(layout.assumed.clone());
+    if layout.zero_snr {
+        notes.push(
+            "the marker tensor `ztsnr`: the schedule is rescaled to zero terminal SNR, its timesteps are trailing where nothing else is said"
+                .to_owned(),
+        );
+    }
+    if let Some(kind) = description.distilled {
+        notes.push(format!(
+            "seems to be a {kind} model, made for few steps: sample it with `spacing: trailing` and `guidance: 1`"
+        ));
+    }
     Ok(Report {
         kind: Kind::Model,
         layout: match layout.single {
@@ -316,12 +419,13 @@ fn model(layout: &Layout, request: &Request, files: &dyn Files) -> Result<Report
         size: Some(size),
         scheduler: Some(scheduler(&layout.scheduler, files).map_err(one)?),
         prediction: Some(
-            match prediction {
+            match description.scheduler.prediction_type {
                 Prediction::Epsilon => "epsilon",
                 Prediction::VPrediction => "v_prediction",
             }
             .to_owned(),
         ),
+        prediction_from: Some(layout.prediction_from(files).map_err(one)?),
         tokenizers: layout
             .texts
             .iter()
@@ -473,6 +577,10 @@ fn surplus(layout: &Layout, description: &Description, files: &dyn Files) -> Res
             table
                 .tensors
                 .values()
+                // Markers are read, though they are of no network.
+                .filter(|stored| {
+                    layout.single.is_none() || !MARKERS.contains(&stored.name.as_str())
+                })
                 .map(|stored| (stored.file.clone(), stored.name.clone())),
         );
     }
@@ -568,6 +676,7 @@ fn tensors(path: &Path, table: &Table, files: &dyn Files) -> Report {
         size: None,
         scheduler: None,
         prediction: None,
+        prediction_from: None,
         tokenizers: Vec::new(),
         adapter: None,
         metadata: short(&table.metadata),
@@ -665,6 +774,7 @@ fn adapter(path: &Path, table: &Table, files: &dyn Files) -> Report {
                 ".lokr_",
                 ".dora_scale",
                 ".alpha",
+                ".on_input",
             ];
             let near = |name: &String| marks.iter().any(|mark| name.contains(mark));
             if table.tensors.keys().any(near) {
@@ -673,7 +783,7 @@ fn adapter(path: &Path, table: &Table, files: &dyn Files) -> Report {
             }
         }
     }
-    if let Some((dialect, tokens, widths)) = inversion(path, table, files) {
+    if let Some((dialect, tokens, widths)) = inversion(path, table) {
         report.kind = Kind::TextualInversion;
         report.parts = all;
         report.family = Some(match widths.as_slice() {
@@ -698,66 +808,32 @@ fn adapter(path: &Path, table: &Table, files: &dyn Files) -> Report {
 type Inversion = (&'static str, Vec<(String, usize)>, Vec<usize>);
 
 /// A textual inversion: its dialect, its tokens with their numbers of vectors, the widths of the text encoders.
-fn inversion(path: &Path, table: &Table, files: &dyn Files) -> Option<Inversion> {
-    let stem = path.file_stem()?.to_string_lossy().into_owned();
-    let vectors = |stored: &Stored| match stored.shape.as_slice() {
-        [width] if *width > 1 => Some((1, *width)),
-        [count, width] if *width > 1 && *count <= 128 => Some((*count, *width)),
-        _ => None,
-    };
-    if layout_of(path, files) == "torch"
-        && let Ok(value) = pickle::read(path, files)
-        && let Some(Value::Dict(params)) = value.get("string_to_param")
-    {
-        // Its token is what the file is called; the one in it is only that of the training.
-        let mut widths = BTreeSet::new();
-        let mut count = 0;
-        for (_, value) in params {
-            if let Value::Tensor(tensor) = value
-                && let &[vectors, width] = tensor.shape.as_slice()
-            {
-                count += vectors;
-                widths.insert(width);
-            }
-        }
-        let name = match value.get("name") {
-            Some(Value::Text(name)) => name.to_string(),
-            _ => stem,
-        };
-        return Some(("A1111", vec![(name, count)], widths.into_iter().collect()));
-    }
-    if table.tensors.is_empty() || table.tensors.len() > 8 {
+fn inversion(path: &Path, table: &Table) -> Option<Inversion> {
+    let (dialect, tokens) = textual_inversion::tokens(path, table)?;
+    // Any small file of matrices could be one by its keys alone.
+    if dialect == textual_inversion::Dialect::Diffusers && !tokens.iter().all(is_small) {
         return None;
     }
-    let found: Vec<(&String, (usize, usize))> = table
-        .tensors
-        .iter()
-        .map(|(name, stored)| Some((name, vectors(stored)?)))
-        .collect::<Option<_>>()?;
-    let widths = |found: &[(&String, (usize, usize))]| {
-        let widths: BTreeSet<usize> = found.iter().map(|(_, (_, width))| *width).collect();
-        widths.into_iter().collect()
-    };
-    let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
-    match names.as_slice() {
-        ["clip_g", "clip_l"] => Some(("kohya", vec![(stem, found[0].1.0)], widths(&found))),
-        ["emb_params"] => Some(("A1111", vec![(stem, found[0].1.0)], widths(&found))),
-        names if names.iter().all(|name| !name.contains('.')) && is_small(&found) => {
-            let tokens = found
-                .iter()
-                .map(|(name, (count, _))| ((*name).clone(), *count));
-            Some(("diffusers", tokens.collect(), widths(&found)))
-        }
-        _ => None,
-    }
+    let rows = tokens.iter().flat_map(|token| &token.rows);
+    let widths: BTreeSet<usize> = rows.filter_map(|rows| rows.shape.get(1).copied()).collect();
+    let tokens = tokens
+        .into_iter()
+        .map(|token| (token.vectors(), token.token))
+        .map(|(vectors, token)| (token, vectors));
+    Some((
+        dialect.name(),
+        tokens.collect(),
+        widths.into_iter().collect(),
+    ))
 }
 
-/// Whether tensors can be vectors of tokens by their names: diffusers writes them under the token, `<toy>`.
-fn is_small(found: &[(&String, (usize, usize))]) -> bool {
-    found.iter().all(|(name, (count, width))| {
-        let marked = name.starts_with('<') && name.ends_with('>');
-        marked || (*count <= 32 && [768, 1024, 1280].contains(width))
-    })
+/// Whether a tensor can be the vectors of a token by its name: diffusers writes them under the token, `<toy>`.
+fn is_small(token: &LearnedToken) -> bool {
+    let name = &token.token;
+    let marked = name.starts_with('<') && name.ends_with('>');
+    let width = token.rows.first().and_then(|rows| rows.shape.get(1));
+    let usual = width.is_some_and(|width| [768, 1024, 1280].contains(width));
+    marked || (!name.contains('.') && token.vectors() <= 75 && usual)
 }
 
 /// The tokens whose vectors lie in files beside a Custom Diffusion file.
@@ -776,7 +852,7 @@ fn beside(path: &Path, files: &dyn Files) -> Vec<(String, usize)> {
             && entry.path != path
             && let Ok(table) = Table::read(&entry.path, files)
             && !CustomDiffusion::is(&table)
-            && let Some((_, found, _)) = inversion(&entry.path, &table, files)
+            && let Some((_, found, _)) = inversion(&entry.path, &table)
         {
             tokens.extend(found);
         }
@@ -809,4 +885,37 @@ fn trained_on(path: &Path, table: &Table, files: &dyn Files) -> Vec<(String, usi
         .take(MOST_TAGS)
         .map(|(tag, _)| (tag, 0))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_settings_of_the_web_ui_are_read() {
+        let text = "a cat, (red:1.2)\non a mat\nNegative prompt: blurry,\nlow quality\n\
+                    Steps: 20, Sampler: DPM++ 2M, CFG scale: 7, Lora hashes: \"a: 1, b: 2\", Seed: 42, Size: 512x768";
+        let read = web_ui(text);
+        for (key, due) in [
+            ("prompt", "a cat, (red:1.2)\non a mat"),
+            ("negative prompt", "blurry,\nlow quality"),
+            ("Steps", "20"),
+            ("Sampler", "DPM++ 2M"),
+            ("Lora hashes", "\"a: 1, b: 2\""),
+            ("Size", "512x768"),
+        ] {
+            assert_eq!(read[key], due, "{key}");
+        }
+        assert_eq!(web_ui("a cat")["prompt"], "a cat");
+    }
+
+    #[test]
+    fn the_nodes_of_comfy_ui_are_read_without_their_links() {
+        let graph = r#"{"6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat", "clip": ["4", 1]}},
+                        "3": {"class_type": "KSampler", "inputs": {"seed": 7, "cfg": 8.0, "model": ["4", 0]}}}"#;
+        let read = comfy_ui(&serde_json::from_str(graph).unwrap()).unwrap();
+        assert_eq!(read["6 CLIPTextEncode"], "text: a cat");
+        assert_eq!(read["3 KSampler"], "seed: 7, cfg: 8.0");
+        assert!(comfy_ui(&serde_json::from_str(r#"{"a": 1}"#).unwrap()).is_none());
+    }
 }

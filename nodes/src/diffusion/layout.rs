@@ -9,7 +9,7 @@ use retouch_graph::Files;
 use serde::Deserialize;
 
 use super::published::Published;
-use super::scheduler::Prediction;
+use super::scheduler::{Prediction, SchedulerConfig, Spacing};
 use super::tokenizer::PadToken;
 use super::unet::{Unet, UnetConfig};
 use super::vae::{Vae, VaeConfig};
@@ -182,6 +182,14 @@ pub struct Layout {
     pub single: Option<PathBuf>,
     /// Overrides what the scheduler's configuration says.
     pub prediction: Option<Prediction>,
+    /// Where that is from, in words.
+    pub prediction_from: Option<String>,
+    /// Whether a single file says that its schedule is rescaled to zero terminal SNR.
+    pub zero_snr: bool,
+    /// What was assumed because the files do not say it.
+    pub assumed: Option<String>,
+    /// The kind of few-step model (`Turbo`, ...) that the name of the file or folder suggests.
+    pub distilled: Option<&'static str>,
 }
 
 /// One file of a checkpoint.
@@ -349,7 +357,217 @@ fn family(table: &Table) -> Result<Published> {
 /// The training step at which `stable-diffusion-2-base` was published: a torch file with it predicts the noise.
 const SD2_BASE_STEP: &str = "875000";
 
+/// The key of the Stability AI model specification for what a model predicts.
+pub(super) const MODELSPEC_PREDICTION: &str = "modelspec.prediction_type";
+/// Tensors without content that mark a model as one that predicts v, and as one of a schedule of zero terminal SNR: a
+/// convention of ComfyUI and of who publishes for it.
+pub(super) const MARKERS: [&str; 2] = ["v_pred", "ztsnr"];
+
+/// What a single file says of its prediction.
+#[derive(Debug, Default)]
+struct Said {
+    prediction: Option<(Prediction, String)>,
+    zero_snr: bool,
+}
+
+impl Said {
+    /// # Errors
+    /// When the file says that it is of a kind that is not built.
+    fn of(table: &Table) -> Result<Self> {
+        let bad = |message: String| Error::Weights {
+            file: table.file.clone(),
+            message,
+        };
+        // CosXL, and Playground 2.5.
+        for (marker, kind) in [
+            ("edm_vpred.", "predicts v on EDM's schedule, as CosXL does"),
+            ("edm_mean", "is of EDM's schedule, as Playground 2.5 is"),
+        ] {
+            if let Some(name) = table.tensors.keys().find(|name| name.starts_with(marker)) {
+                return Err(bad(format!(
+                    "{kind} (`{name}`), which is not built here; expected a model that predicts epsilon or v"
+                )));
+            }
+        }
+        let [v_pred, ztsnr] = MARKERS;
+        let by_metadata = table.metadata.get(MODELSPEC_PREDICTION).and_then(|said| {
+            let prediction = match said.trim().to_lowercase().as_str() {
+                "epsilon" | "eps" => Prediction::Epsilon,
+                "v" | "v_prediction" | "v-prediction" | "v_pred" => Prediction::VPrediction,
+                _ => return None,
+            };
+            Some((
+                prediction,
+                format!("the file's metadata, `{MODELSPEC_PREDICTION}: {said}`"),
+            ))
+        });
+        let by_marker = table.contains(v_pred).then(|| {
+            (
+                Prediction::VPrediction,
+                format!("the file's marker tensor `{v_pred}`"),
+            )
+        });
+        let by_step = table
+            .metadata
+            .get("global_step")
+            .filter(|step| *step == SD2_BASE_STEP && matches!(family(table), Ok(Published::Sd2)))
+            .map(|step| {
+                (
+                    Prediction::Epsilon,
+                    format!("the file's training step {step}, that of stable-diffusion-2-base"),
+                )
+            });
+        Ok(Self {
+            prediction: by_metadata.or(by_marker).or(by_step),
+            zero_snr: table.contains(ztsnr),
+        })
+    }
+}
+
+/// Parts that a single file does not hold and that nothing else is named for.
+fn missing_parts(table: &Table, sources: &Sources) -> Vec<Error> {
+    let has = |prefix: &str| table.tensors.keys().any(|name| name.starts_with(prefix));
+    let texts = ["cond_stage_model.", "conditioner.embedders."];
+    [
+        ("VAE", "vae", sources.vae.is_some() || has(ldm::VAE)),
+        (
+            "text encoder",
+            "text_encoder",
+            sources.text_encoder.is_some() || texts.iter().any(|prefix| has(prefix)),
+        ),
+    ]
+    .into_iter()
+    .filter(|(_, _, there)| !there)
+    .map(|(part, param, _)| Error::Weights {
+        file: table.file.clone(),
+        message: format!(
+            "holds no {part}: name one by `{param}: FOLDER` (or a file) of load_model, such as that of another model of its family"
+        ),
+    })
+    .collect()
+}
+
+/// Refuses folders of pipelines that are not built here, by the class in `model_index.json`.
+fn other_pipeline(folder: &Path, files: &dyn Files) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Class {
+        #[serde(rename = "_class_name")]
+        name: String,
+    }
+    let index = folder.join("model_index.json");
+    let class = files
+        .is_file(&index)
+        .then(|| read_text(files, &index).ok())
+        .flatten()
+        .and_then(|text| serde_json::from_str::<Class>(&text).ok());
+    let Some(Class { name }) = class else {
+        return Ok(());
+    };
+    let known = [
+        ("StableDiffusion3", "Stable Diffusion 3"),
+        ("Flux", "Flux"),
+        ("Kolors", "Kolors"),
+        ("PixArt", "PixArt"),
+        ("StableCascade", "Stable Cascade"),
+        ("Wuerstchen", "Wuerstchen"),
+        ("HunyuanDiT", "Hunyuan-DiT"),
+        ("AuraFlow", "AuraFlow"),
+        ("Sana", "Sana"),
+        ("Kandinsky", "Kandinsky"),
+        ("IFPipeline", "DeepFloyd IF"),
+        ("StableDiffusionUpscale", "the x4 upscaler"),
+        ("StableDiffusionLatentUpscale", "the latent upscaler"),
+        ("StableVideoDiffusion", "Stable Video Diffusion"),
+    ];
+    match known.iter().find(|(class, _)| name.starts_with(class)) {
+        Some((_, what)) => Err(Error::Config {
+            file: index,
+            message: format!(
+                "is of {what} ({name}), which is not built here; expected Stable Diffusion 1, 2 or XL"
+            ),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// The kind of few-step model that a name suggests: they have the tensors of their base, and nothing in a single file says
+/// how they are to be sampled.
+fn distilled(path: &Path) -> Option<&'static str> {
+    // In a cache of a hub the repository is named by a folder above.
+    let hub = path.iter().find(|part| {
+        let part = part.to_string_lossy();
+        part.starts_with("models--")
+    });
+    [path.file_name(), hub]
+        .into_iter()
+        .flatten()
+        .find_map(|name| {
+            let name = name.to_string_lossy().to_lowercase();
+            let mut words = name.split(|c: char| !c.is_ascii_alphanumeric());
+            if name.contains("turbo") {
+                Some("Turbo")
+            } else if name.contains("lightning") {
+                Some("Lightning")
+            } else if words.any(|word| word.starts_with("lcm") || word.ends_with("lcm")) {
+                Some("LCM")
+            } else {
+                None
+            }
+        })
+}
+
+/// Where a prediction is from that `load_model` or `convert` is told.
+const BY_PARAMETER: &str = "`prediction`, as given";
+
 impl Layout {
+    /// The scheduler's configuration, with what a parameter or the single file says in its place.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn scheduler_config(&self, files: &dyn Files) -> Result<SchedulerConfig> {
+        let text = self.scheduler.text(files)?;
+        let mut config = SchedulerConfig::parse(&text).map_err(|e| Error::Config {
+            file: self.scheduler.path().to_owned(),
+            message: format!("is not the configuration that was expected: {e}"),
+        })?;
+        if let Some(prediction) = self.prediction {
+            config.prediction_type = prediction;
+        }
+        if self.zero_snr {
+            config.rescale_betas_zero_snr = true;
+            // The last timestep is what the rescaling is for (Lin et al. 2023, section 3.3).
+            if matches!(self.scheduler, Settings::Published(..)) {
+                config.timestep_spacing = Some(Spacing::Trailing);
+            }
+        }
+        Ok(config)
+    }
+
+    /// What says what the network predicts, in words.
+    ///
+    /// # Errors
+    /// When the scheduler's configuration cannot be read.
+    pub fn prediction_from(&self, files: &dyn Files) -> Result<String> {
+        if let Some(from) = &self.prediction_from {
+            return Ok(from.clone());
+        }
+        if self.assumed.is_some() {
+            return Ok("assumed: the file does not say it".to_owned());
+        }
+        let path = self.scheduler.path().display();
+        Ok(match &self.scheduler {
+            Settings::Published(..) => {
+                format!("the published configuration, {path}: the file does not say it")
+            }
+            Settings::File(_)
+                if SchedulerConfig::names_prediction(&self.scheduler.text(files)?) =>
+            {
+                path.to_string()
+            }
+            Settings::File(_) => format!("the default: {path} does not say it"),
+        })
+    }
+
     /// Finds the parts of a model.
     ///
     /// # Errors
@@ -363,6 +581,7 @@ impl Layout {
     }
 
     fn folder(sources: &Sources, files: &dyn Files) -> Result<Self, Vec<Error>> {
+        other_pipeline(&sources.path, files).map_err(|e| vec![e])?;
         let mut faults = Vec::new();
         let variant = sources.variant.as_deref();
         let mut part = |name: &'static str, kind, given: &Option<PathBuf>| {
@@ -406,32 +625,45 @@ impl Layout {
                 .map(Settings::File),
             single: None,
             prediction: sources.prediction,
+            prediction_from: sources.prediction.map(|_| BY_PARAMETER.to_owned()),
+            zero_snr: false,
+            assumed: None,
+            distilled: distilled(&sources.path),
         })
     }
 
     fn single(sources: &Sources, files: &dyn Files) -> Result<Self, Vec<Error>> {
         let table = Table::read(&sources.path, files).map_err(|e| vec![e])?;
         let table = Arc::new(table);
+        let said = Said::of(&table).map_err(|e| vec![e])?;
+        // A scheduler that is named for this model goes before what the file says, if it says anything.
+        let scheduler = sources.scheduler.as_ref().map(|_| {
+            let path = scheduler_of(sources, &sources.path);
+            let says =
+                read_text(files, &path).is_ok_and(|text| SchedulerConfig::names_prediction(&text));
+            (path, says)
+        });
+        let by_scheduler = scheduler.as_ref().is_some_and(|(_, says)| *says);
+        let given = sources.prediction.map(|p| (p, BY_PARAMETER.to_owned()));
+        let told = given.or(said.prediction.filter(|_| !by_scheduler));
+        let mut assumed = None;
         let published = match &sources.config {
             Some(_) => None,
             None => {
                 let family = family(&table).map_err(|e| vec![e])?;
-                let base = family == Published::Sd2
-                    && table
-                        .metadata
-                        .get("global_step")
-                        .is_some_and(|step| step == SD2_BASE_STEP);
-                // A file that says what it is by the Stability AI model specification is believed.
-                let said = match table.metadata.get("modelspec.prediction_type") {
-                    Some(said) if said == "epsilon" => Some(Prediction::Epsilon),
-                    Some(said) if said == "v" => Some(Prediction::VPrediction),
-                    _ => None,
-                };
-                let base = base.then_some(Prediction::Epsilon);
-                let prediction = sources.prediction.or(said).or(base);
-                Some(prediction.map_or(family, |prediction| family.predicting(prediction)))
+                if family == Published::Sd2 && told.is_none() && !by_scheduler {
+                    assumed = Some(
+                        "this file of Stable Diffusion 2 does not say what it predicts, and its tensors cannot tell: v prediction is assumed (768 pixels); give `prediction: epsilon` if it is a base model (512 pixels)"
+                            .to_owned(),
+                    );
+                }
+                Some(told.as_ref().map_or(family, |(p, _)| family.predicting(*p)))
             }
         };
+        let missing = missing_parts(&table, sources);
+        if !missing.is_empty() {
+            return Err(missing);
+        }
         let settings =
             |part: &str, name: &str, text: Option<&'static str>| match (&sources.config, text) {
                 (Some(folder), _) => Settings::File(folder.join(part).join(name)),
@@ -519,8 +751,8 @@ impl Layout {
         else {
             return Err(faults);
         };
-        let scheduler = match &sources.scheduler {
-            Some(_) => Settings::File(scheduler_of(sources, &sources.path)),
+        let scheduler = match scheduler {
+            Some((path, _)) => Settings::File(path),
             None => settings(
                 "scheduler",
                 "scheduler_config.json",
@@ -541,7 +773,11 @@ impl Layout {
             vae,
             scheduler,
             single: Some(sources.path.clone()),
-            prediction: sources.prediction,
+            prediction: told.as_ref().map(|(prediction, _)| *prediction),
+            prediction_from: told.map(|(_, from)| from),
+            zero_snr: said.zero_snr && sources.scheduler.is_none(),
+            assumed,
+            distilled: distilled(&sources.path),
         })
     }
 

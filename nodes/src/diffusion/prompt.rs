@@ -308,6 +308,52 @@ impl Syntax {
             .collect())
     }
 
+    /// What of a prompt means something in other programs and is read as text here, each with what to do instead.
+    #[must_use]
+    pub fn read_as_text(self, prompt: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        for (at, _) in prompt.match_indices('<') {
+            let rest = &prompt[at..];
+            let Some(end) = rest.find('>') else {
+                break;
+            };
+            let (tag, inside) = (&rest[..=end], &rest[1..end]);
+            let mut parts = inside.split(':');
+            let kind = parts.next().unwrap_or_default().trim().to_lowercase();
+            let weight = parts.nth(1).map(str::trim);
+            let weight = weight.filter(|weight| weight.parse::<f64>().is_ok());
+            let weight = weight.map_or_else(String::new, |w| format!(" with `weight: {w}`"));
+            if !inside.contains(':') {
+                continue;
+            }
+            match kind.as_str() {
+                "lora" | "lyco" => found.push(format!(
+                    "{} is read as text: apply the file by a node, `op: apply_lora`{weight}",
+                    super::quoted(tag)
+                )),
+                "hypernet" => found.push(format!(
+                    "{} is read as text: hypernetworks are not built here",
+                    super::quoted(tag)
+                )),
+                _ => {}
+            }
+        }
+        if self == Self::Plain {
+            let weighted = prompt.match_indices(':').find_map(|(at, _)| {
+                let (_, length) = weight_at(&prompt[at..])?;
+                let open = prompt[..at].rfind('(')?;
+                Some(&prompt[open..at + length])
+            });
+            if let Some(weighted) = weighted {
+                found.push(format!(
+                    "{} is read as text, brackets and number included: give `syntax: a1111` to load_model to have weights read",
+                    super::quoted(weighted)
+                ));
+            }
+        }
+        found
+    }
+
     /// Checks a prompt without a vocabulary.
     ///
     /// # Errors
@@ -672,4 +718,38 @@ pub fn encode(
         chunks: prompt.chunks.len(),
         cut: prompt.cut,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_other_programs_read_in_a_prompt_is_told_with_what_to_write_here() {
+        let told = |syntax: Syntax, prompt: &str| syntax.read_as_text(prompt);
+        let both = told(Syntax::Plain, "a (red:1.4) cat <lora:style:0.8>, <LORA:x>");
+        assert_eq!(both.len(), 3, "{both:?}");
+        assert!(
+            both[0].contains("`op: apply_lora` with `weight: 0.8`"),
+            "{both:?}"
+        );
+        assert!(both[1].ends_with("`op: apply_lora`"), "{both:?}");
+        assert!(
+            both[2].contains("\"(red:1.4)\"") && both[2].contains("syntax: a1111"),
+            "{both:?}"
+        );
+        // Weights are read there, tags are not.
+        let tag = told(Syntax::A1111, "a (red:1.4) cat <lora:style:0.8>");
+        assert_eq!(tag.len(), 1, "{tag:?}");
+        for text in [
+            "a <toy> cat",
+            "at 12:30 (noon)",
+            "(a b) c",
+            "ratio 16:9)",
+            "<b:c>",
+            "<lora",
+        ] {
+            assert_eq!(told(Syntax::Plain, text), Vec::<String>::new(), "{text}");
+        }
+    }
 }

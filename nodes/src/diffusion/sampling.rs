@@ -158,8 +158,12 @@ impl Conditions {
         negative: &str,
         monitor: &dyn Monitor,
     ) -> Result<Self> {
-        let encode = |text: &str| -> Result<Encoded> {
-            let encoded = model.encode_prompt(text)?;
+        let syntax = model.reader()?.reading().syntax;
+        let checked = |text: &str, encoded: Result<Encoded>| -> Result<Encoded> {
+            let encoded = encoded?;
+            for told in syntax.read_as_text(text) {
+                monitor.warn(&format!("{told}, in the prompt {}", super::quoted(text)));
+            }
             if encoded.cut > 0 {
                 monitor.warn(&format!(
                     "the last {} tokens do not fit the text encoder and are left out of the prompt {}",
@@ -169,7 +173,10 @@ impl Conditions {
             }
             Ok(encoded)
         };
-        let (prompt, negative) = (encode(prompt)?, encode(negative)?);
+        let (prompt, negative) = (
+            checked(prompt, model.encode_prompt(prompt))?,
+            checked(negative, model.encode_negative(negative))?,
+        );
         let alone = Text::new(prompt.states.clone());
         let guided = if prompt.chunks == negative.chunks {
             [Text::new(negative.states.clone()), alone.clone()]

@@ -1,6 +1,7 @@
 //! DDIM with eta 0 (Song et al. 2021) and its inverse, on the tables of a checkpoint's `scheduler_config.json`.
 
 use candle_core::Tensor;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Result};
@@ -17,8 +18,9 @@ pub enum Prediction {
 }
 
 /// How T timesteps are laid over the N of training.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(inline)]
 pub enum Spacing {
     /// From 0 in strides of floor(N / T), plus the offset.
     #[default]
@@ -27,6 +29,18 @@ pub enum Spacing {
     Linspace,
     /// From N - 1 downwards in strides of N / T.
     Trailing,
+}
+
+impl Spacing {
+    /// Its name in the language.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Leading => "leading",
+            Self::Linspace => "linspace",
+            Self::Trailing => "trailing",
+        }
+    }
 }
 
 /// How the noise grows over the N timesteps of training.
@@ -82,7 +96,7 @@ pub struct SchedulerConfig {
     /// Refused when true.
     #[serde(default)]
     pub thresholding: bool,
-    /// Refused when true.
+    /// Whether betas are rescaled so that nothing of the picture is left at the last timestep (Lin et al. 2023, algorithm 1).
     #[serde(default)]
     pub rescale_betas_zero_snr: bool,
     /// Options of the classes that count in sigmas.
@@ -190,6 +204,13 @@ impl SchedulerConfig {
         serde_json::from_str(&without_infinities(text))
     }
 
+    /// Whether the text of a `scheduler_config.json` says what is predicted.
+    #[must_use]
+    pub fn names_prediction(text: &str) -> bool {
+        serde_json::from_str::<serde_json::Value>(&without_infinities(text))
+            .is_ok_and(|config| config.get("prediction_type").is_some_and(|p| !p.is_null()))
+    }
+
     /// How DDIM lays out its timesteps.
     #[must_use]
     pub fn spacing(&self) -> Spacing {
@@ -202,7 +223,6 @@ impl SchedulerConfig {
         let refused = [
             ("clip_sample", self.clip_sample),
             ("thresholding", self.thresholding),
-            ("rescale_betas_zero_snr", self.rescale_betas_zero_snr),
         ];
         if let Some((name, _)) = refused.into_iter().find(|(_, on)| *on) {
             return Some(format!(
@@ -269,15 +289,24 @@ impl SchedulerConfig {
                     .collect()
             }
         };
-        // torch keeps the running product in double precision and rounds each entry to f32.
-        let mut product = 1f64;
-        betas
-            .into_iter()
-            .map(|b| {
-                product *= f64::from(1.0 - b);
-                product as f32
-            })
-            .collect()
+        let factors: Vec<f32> = betas.into_iter().map(|b| 1.0 - b).collect();
+        if self.rescale_betas_zero_snr {
+            products(zero_snr(&factors))
+        } else {
+            products(factors)
+        }
+    }
+
+    /// The same with the timesteps laid out otherwise, where that is asked for.
+    #[must_use]
+    pub fn spaced(&self, spacing: Option<Spacing>) -> std::borrow::Cow<'_, Self> {
+        match spacing {
+            None => std::borrow::Cow::Borrowed(self),
+            Some(_) => std::borrow::Cow::Owned(Self {
+                timestep_spacing: spacing,
+                ..self.clone()
+            }),
+        }
     }
 
     /// The timesteps of T steps, noisiest first.
@@ -326,6 +355,42 @@ impl SchedulerConfig {
     }
 }
 
+/// Running products: torch keeps them in double precision and rounds each entry to f32.
+fn products(factors: Vec<f32>) -> Vec<f32> {
+    let mut product = 1f64;
+    factors
+        .into_iter()
+        .map(|factor| {
+            product *= f64::from(factor);
+            product as f32
+        })
+        .collect()
+}
+
+/// 1 - beta of each timestep, changed so that the last product is 0 and the first stays (Lin et al. 2023, algorithm 1), in
+/// f32 and in the order of diffusers' `rescale_zero_terminal_snr`.
+fn zero_snr(factors: &[f32]) -> Vec<f32> {
+    let roots: Vec<f32> = products(factors.to_vec())
+        .into_iter()
+        .map(f32::sqrt)
+        .collect();
+    let (Some(&first), Some(&last)) = (roots.first(), roots.last()) else {
+        return Vec::new();
+    };
+    let scale = first / (first - last);
+    let alphas: Vec<f32> = roots
+        .into_iter()
+        .map(|root| {
+            let root = (root - last) * scale;
+            root * root
+        })
+        .collect();
+    // diffusers goes by way of betas: 1 - (1 - factor).
+    let beta = |factor: f32| 1.0 - (1.0 - factor);
+    let rest = alphas.windows(2).map(|pair| beta(pair[1] / pair[0]));
+    std::iter::once(beta(alphas[0])).chain(rest).collect()
+}
+
 /// `torch.linspace` in f32: counted from the nearer end, each number rounded once (torch multiplies and adds in one).
 fn linspace(start: f32, end: f32, n: usize) -> Vec<f32> {
     if n == 1 {
@@ -360,8 +425,18 @@ impl Ddim {
     /// As [`SchedulerConfig::timesteps`].
     pub fn new(config: &SchedulerConfig, steps: usize) -> Result<Self> {
         let alphas = config.alphas();
+        let timesteps = config.timesteps(steps)?;
+        if config.prediction_type == Prediction::Epsilon
+            && timesteps.iter().any(|&t| alphas[t] == 0.0)
+        {
+            return Err(Error::request(format!(
+                "timestep {} has no signal left (`rescale_betas_zero_snr`), and the picture cannot be computed from the noise that the model predicts there",
+                timesteps[0]
+            ))
+            .help("such a schedule needs a model that predicts v: `prediction: v_prediction` of load_model if it does; or `spacing: leading`, which leaves the last timestep out"));
+        }
         Ok(Self {
-            timesteps: config.timesteps(steps)?,
+            timesteps,
             stride: config.num_train_timesteps / steps,
             final_alpha: if config.alpha_to_one() {
                 1.0
@@ -496,6 +571,11 @@ mod tests {
         assert_eq!(config.sigmas.lambda_min_clipped, None);
         assert_eq!(config.sigmas.use_karras_sigmas, Some(true));
         assert!(SchedulerConfig::parse("{").is_err());
+        let says = SchedulerConfig::names_prediction;
+        assert!(says(
+            r#"{"sigma_max": -Infinity, "prediction_type": "epsilon"}"#
+        ));
+        assert!(!says(r#"{"prediction_type": null}"#) && !says("{}"));
     }
 
     #[test]

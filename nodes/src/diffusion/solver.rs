@@ -64,6 +64,15 @@ impl Solver {
         matches!(self, Self::Euler | Self::Dpmpp2m | Self::Unipc)
     }
 
+    /// How it lays out timesteps by a configuration; one that does not say counts as diffusers' class of this solver has it.
+    #[must_use]
+    pub fn spacing(self, config: &SchedulerConfig) -> Spacing {
+        config.timestep_spacing.unwrap_or(match self {
+            Self::Ddim => Spacing::Leading,
+            _ => Spacing::Linspace,
+        })
+    }
+
     fn multistep(self) -> bool {
         matches!(self, Self::Dpmpp2m | Self::Unipc)
     }
@@ -158,6 +167,9 @@ pub struct Schedule {
     pub steps: usize,
     /// The first step that is made: earlier ones are skipped (`strength`).
     pub first: usize,
+    /// How timesteps are laid out, where that is not as the configuration has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spacing: Option<Spacing>,
 }
 
 impl Schedule {
@@ -170,6 +182,7 @@ impl Schedule {
             eta: 0.0,
             steps,
             first: 0,
+            spacing: None,
         }
     }
 
@@ -210,13 +223,27 @@ impl Schedule {
             eta,
             steps,
             first: 0,
+            spacing: None,
         })
     }
 
-    /// Whether it is DDIM with eta 0 and all of its steps.
+    /// The same with its timesteps laid out in this way, if one is given. The configuration's own changes nothing.
+    #[must_use]
+    pub fn spaced(mut self, config: &SchedulerConfig, spacing: Option<Spacing>) -> Self {
+        self.spacing = spacing.filter(|&spacing| spacing != self.solver.spacing(config));
+        self
+    }
+
+    /// Whether the timesteps come from Karras' sigmas over the whole schedule, however others would be laid out.
+    #[must_use]
+    pub fn ignores_spacing(&self) -> bool {
+        self.karras && self.solver.multistep()
+    }
+
+    /// Whether it is DDIM with eta 0, all of its steps and the configuration's timesteps.
     #[must_use]
     pub fn is_plain(&self) -> bool {
-        self.solver == Solver::Ddim && self.eta == 0.0 && self.first == 0
+        self.eta == 0.0 && self.is_at_ddims_levels()
     }
 
     /// Whether steps add noise.
@@ -228,7 +255,7 @@ impl Schedule {
     /// Whether the latents are at the timesteps of DDIM with as many steps: what stage 2 can take for a context.
     #[must_use]
     pub fn is_at_ddims_levels(&self) -> bool {
-        self.solver == Solver::Ddim && self.first == 0
+        self.solver == Solver::Ddim && self.first == 0 && self.spacing.is_none()
     }
 
     /// The scheduler in words.
@@ -240,6 +267,9 @@ impl Schedule {
         }
         if self.eta > 0.0 {
             words.push_str(&format!(" with eta {}", self.eta));
+        }
+        if let Some(spacing) = self.spacing {
+            words.push_str(&format!(" with {} spacing", spacing.name()));
         }
         if self.first > 0 {
             words.push_str(&format!(
@@ -330,6 +360,7 @@ impl Sampler {
     /// When T is 0, more than the schedule has, or leads beyond it; or when two steps of a multistep solver are at one
     /// level.
     pub fn new(config: &SchedulerConfig, schedule: Schedule) -> Result<Self> {
+        let config = &*config.spaced(schedule.spacing);
         let mut sampler = Self {
             schedule,
             timesteps: Vec::new(),
@@ -360,7 +391,7 @@ impl Sampler {
     fn lay_out_sigmas(&mut self, config: &SchedulerConfig) -> Result<()> {
         let Schedule { solver, steps, .. } = self.schedule;
         let n = config.num_train_timesteps;
-        let spacing = config.timestep_spacing.unwrap_or(Spacing::Linspace);
+        let spacing = solver.spacing(config);
         // A multistep solver's timesteps but for trailing ones are the first T of T + 1.
         let points = steps + usize::from(solver.multistep() && spacing != Spacing::Trailing);
         if steps == 0 || points > n || n < 2 {
@@ -410,11 +441,14 @@ impl Sampler {
             ))
             .help("use fewer steps"));
         }
-        let table: Vec<f32> = config
-            .alphas()
-            .into_iter()
-            .map(|a| ((1.0 - a) / a).sqrt())
-            .collect();
+        let mut alphas = config.alphas();
+        if config.rescale_betas_zero_snr
+            && let Some(last) = alphas.last_mut()
+        {
+            // Close to 0, as in diffusers' classes that count in sigmas: the last sigma is 4096 and not infinite.
+            *last = f32::powi(2.0, -24);
+        }
+        let table: Vec<f32> = alphas.into_iter().map(|a| ((1.0 - a) / a).sqrt()).collect();
         let mut sigmas: Vec<f64> = timesteps.iter().map(|&t| interpolate(&table, t)).collect();
         let mut least = f64::from(table[0]);
         if self.schedule.karras {

@@ -82,6 +82,7 @@ impl Invert {
             guidance: 1.0,
             rescale: 0.0,
             numerics: upstream.numerics,
+            blank_is_zero: facts.blank_is_zero,
         };
         let mut states = vec![chain::state_of(upstream.link("latent")?, 0)];
         for k in (0..self.steps).rev() {
@@ -105,8 +106,14 @@ impl Invert {
             drawn: vec![Some(drawn); self.steps],
             facts: of,
         });
+        let key = trajectory.key();
+        let mut ports = vec![("trajectory", key)];
+        if facts.blank_is_zero && self.prompt.is_empty() {
+            let others = ["noise", "replay", "report"];
+            ports.extend(others.map(|port| (port, chain::beside_blank(upstream, &key, port))));
+        }
         Some(Chained {
-            ports: vec![("trajectory", trajectory.key())],
+            ports,
             chain: Some(Chain {
                 first: 0,
                 steps: vec![step; self.steps],

@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::fields::AssetPath;
+use crate::load::jpeg;
 use crate::payload::image::{AlphaFacts, Image, ImageFacts, MAX_PIXELS, MAX_SIDE, check_size};
 
 /// The most bytes of a picture file: more than any picture of 64 megapixels with 16 bits a channel takes.
@@ -278,15 +279,17 @@ fn kind(head: &[u8], length: u64) -> Result<ImageFormat, Problem> {
 }
 
 /// A picture file whose header has been read.
-struct Opened<D> {
+struct Opened<'a, D> {
     decoder: D,
     header: Header,
     orientation: Orientation,
     name: &'static str,
+    /// The whole file of a JPEG.
+    jpeg: Option<&'a [u8]>,
 }
 
-impl Opened<()> {
-    fn new(bytes: &[u8]) -> Result<Opened<impl ImageDecoder + '_>, Problem> {
+impl Opened<'_, ()> {
+    fn new(bytes: &[u8]) -> Result<Opened<'_, impl ImageDecoder + '_>, Problem> {
         let format = kind(bytes, bytes.len() as u64)?;
         let name = match format {
             ImageFormat::Png => "PNG",
@@ -349,12 +352,20 @@ impl Opened<()> {
             header,
             orientation,
             name,
+            jpeg: (format == ImageFormat::Jpeg).then_some(bytes),
         })
     }
 }
 
-impl<D: ImageDecoder> Opened<D> {
+impl<D: ImageDecoder> Opened<'_, D> {
     fn decode(self) -> Result<Picture, Problem> {
+        // The decoder draws what it can of damaged data, without a word.
+        if let Some(what) = self.jpeg.and_then(jpeg::damage) {
+            return Err(Problem::Content(
+                format!("is a damaged JPEG: {what}"),
+                SAVE_AGAIN,
+            ));
+        }
         let mut picture = DynamicImage::from_decoder(self.decoder)
             .map_err(|error| broken("picture", self.name, &error))?;
         picture.apply_orientation(self.orientation);

@@ -180,6 +180,29 @@ impl LoadLatent {
     }
 }
 
+/// Why numbers are none of a mask, and what to do: they weigh one picture against another, and beyond 0 and 1 they would do
+/// so by more than all of it.
+fn range_fault(numbers: &[f32]) -> Option<(String, &'static str)> {
+    // What rounding makes of a 1.
+    const SLACK: f32 = 1e-4;
+    let least = numbers.iter().copied().fold(f32::INFINITY, f32::min);
+    let most = numbers.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if least >= -SLACK && most <= 1.0 + SLACK {
+        return None;
+    }
+    let help = if least >= 0.0 && most <= 255.0 && numbers.iter().all(|x| x.fract() == 0.0) {
+        "it looks like a picture of 8 bits: divide it by 255, or save it as a PNG and use `load_mask`"
+    } else if least >= -1.0 - SLACK && most <= 1.0 + SLACK {
+        "it looks like a picture in [-1, 1]: give (x + 1) / 2"
+    } else {
+        "scale it to 0 (not) to 1 (the subject); `as: latent` reads it as something else"
+    };
+    Some((
+        format!("has numbers from {least} to {most}; a mask has them from 0 to 1"),
+        help,
+    ))
+}
+
 impl Node for LoadLatent {
     const OP: &'static str = "load_latent";
     const VERSION: u32 = 1;
@@ -271,13 +294,21 @@ impl Node for LoadLatent {
             .to_dtype(candle_core::DType::F32)
             .and_then(|t| t.reshape(found.shape.as_slice()))
             .map_err(tensor_error)?;
-        if tensor
+        let numbers = tensor
             .flatten_all()
             .and_then(|t| t.to_vec1::<f32>())
-            .map_err(tensor_error)?
-            .iter()
-            .any(|x| !x.is_finite())
-        {
+            .map_err(tensor_error)?;
+        let is_mask = matches!(found.kind, Kind::Mask | Kind::Masks);
+        if let Some(fault) = is_mask.then(|| range_fault(&numbers)).flatten() {
+            return Err(NodeError::failed(format!(
+                "{}: the tensor `{}` {}",
+                self.path.as_path().display(),
+                found.name,
+                fault.0
+            ))
+            .help(fault.1));
+        }
+        if numbers.iter().any(|x| !x.is_finite()) {
             return Err(NodeError::failed(format!(
                 "{}: the tensor `{}` holds numbers that are infinite or not numbers",
                 self.path.as_path().display(),

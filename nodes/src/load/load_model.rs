@@ -39,8 +39,9 @@ pub struct LoadModel {
     /// files, or else the fp16 or bf16 ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
-    /// What the U-Net predicts, where the scheduler's configuration says it wrongly or a single file cannot say it: a single
-    /// file of Stable Diffusion 2 counts as one that predicts v.
+    /// What the U-Net predicts, where the model says it wrongly or not at all. Default: what the scheduler's configuration
+    /// of a folder says, or a single file's metadata and marker tensors (`v_pred`); of files that say nothing, epsilon, and v
+    /// for Stable Diffusion 2, with a warning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prediction: Option<PredictionType>,
     /// Another folder, or file of weights, in place of `unet/`.
@@ -81,6 +82,47 @@ pub struct LoadModel {
     /// file that holds something else is refused before anything of it is read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Sha256Pins>,
+}
+
+/// The address on a hub that a path may have been meant as: `owner/name`, or the link of a web page. The path has the
+/// workflow's folder before it.
+fn on_hub(path: &Path, files: &dyn Files) -> Option<String> {
+    let parts: Vec<String> = path
+        .iter()
+        .map(|part| part.to_string_lossy().into_owned())
+        .collect();
+    if let Some(at) = parts
+        .iter()
+        .position(|part| part == "https:" || part == "http:")
+    {
+        let [owner, name, rest @ ..] = parts.get(at + 2..)? else {
+            return None;
+        };
+        return Some(match rest {
+            [kind, revision, file @ ..] if ["resolve", "blob", "tree"].contains(&kind.as_str()) => {
+                let revision = match revision.as_str() {
+                    "main" => String::new(),
+                    other => format!("@{other}"),
+                };
+                let file: String = file.iter().map(|part| format!("/{part}")).collect();
+                format!("hf://{owner}/{name}{revision}{file}")
+            }
+            _ => format!("hf://{owner}/{name}"),
+        });
+    }
+    let [.., owner, name] = parts.as_slice() else {
+        return None;
+    };
+    let is_name = |name: &str| {
+        let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        !name.starts_with('.') && name.chars().all(known)
+    };
+    let is_file = ["safetensors", "ckpt", "bin", "pt"]
+        .iter()
+        .any(|ending| path.extension().is_some_and(|own| own == *ending));
+    let elsewhere = path.parent().is_some_and(|folder| !files.is_dir(folder));
+    (elsewhere && !is_file && is_name(owner) && is_name(name))
+        .then(|| format!("hf://{owner}/{name}"))
 }
 
 /// What a U-Net predicts.
@@ -260,10 +302,13 @@ impl Node for LoadModel {
                     "path",
                     format!("the model {} does not exist", path.display()),
                 )
-                .help(format!(
-                    "relative paths count from the folder of the file that writes them; {}",
-                    self.seek(files).help()
-                )),
+                .help(match on_hub(path, files) {
+                    Some(address) => format!("is it a model on a hub? then write `{address}`"),
+                    None => format!(
+                        "relative paths count from the folder of the file that writes them; {}",
+                        self.seek(files).help()
+                    ),
+                }),
             ]);
         }
         if self.config.is_some() && !single {
@@ -310,6 +355,9 @@ impl Node for LoadModel {
         };
         let layout = Layout::find(&self.sources(), context.files()).map_err(failed)?;
         let description = Description::of(&layout, context.files()).map_err(failed)?;
+        if let Some(assumed) = &layout.assumed {
+            context.warn(&format!("{}: {assumed}", self.path.as_path().display()));
+        }
         // The VAE neither draws nor encodes prompts: what drew a step is the same model with another VAE.
         let mut digests = Vec::new();
         for file in layout.files() {

@@ -1,5 +1,6 @@
 //! Nodes that read files.
 
+pub(crate) mod jpeg;
 pub mod load_image;
 pub mod load_latent;
 pub mod load_mask;

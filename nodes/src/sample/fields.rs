@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use retouch_graph::fields::share_of;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
@@ -67,10 +68,12 @@ impl Strength {
         self.0
     }
 
-    /// The first of T steps that is made: T less the share of T, rounded down as diffusers does.
+    /// The first of T steps that is made: T less the share of T, rounded down. The share is decimal: 29% of 100 steps are
+    /// 29, where diffusers' `int(100 * 0.29)` is 28.
     #[must_use]
     pub fn first(self, steps: usize) -> usize {
-        let made = (steps as f64 * self.0).floor() as usize;
+        let (part, of) = share_of(self.0, steps);
+        let made = usize::try_from(part / of).unwrap_or(usize::MAX);
         steps - made.min(steps)
     }
 }
@@ -100,9 +103,10 @@ impl Visitor<'_> for StrengthVisitor {
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Strength, E> {
         text.strip_suffix('%')
             .filter(|number| number.bytes().all(|b| b.is_ascii_digit() || b == b'.'))
-            .and_then(|number| number.parse::<f64>().ok())
-            .filter(|percent| (0.0..=100.0).contains(percent))
-            .map(|percent| Strength(percent / 100.0))
+            // Shifted as text, so that `29.3%` and 0.293 are one number.
+            .and_then(|number| format!("{number}e-2").parse::<f64>().ok())
+            .filter(|share| (0.0..=1.0).contains(share))
+            .map(Strength)
             .ok_or_else(|| {
                 E::custom(format!(
                     "a strength is a number from 0 to 1, `0.6`, or a share, `60%`, not {text:?}"
@@ -162,7 +166,19 @@ mod tests {
         assert_eq!(read("0").unwrap().first(20), 20);
         assert_eq!(read("0.6").unwrap().first(20), 8);
         assert_eq!(read("0.6").unwrap().first(7), 3); // int(4.2) steps are made
-        assert_eq!(read("0.58").unwrap().first(50), 22); // 28.999999999999996 in binary
+        assert_eq!(read("0.58").unwrap().first(50), 21); // 28.999999999999996 in binary
+        assert_eq!(read("\"29%\"").unwrap().first(100), 71); // 28.999999999999996 too
+        for tenths in 0..=1000usize {
+            let share = read(&format!("\"{}.{}%\"", tenths / 10, tenths % 10)).unwrap();
+            assert_eq!(share, read(&format!("{}", tenths as f64 / 1000.0)).unwrap());
+            for steps in 1..=200 {
+                assert_eq!(
+                    steps - share.first(steps),
+                    tenths * steps / 1000,
+                    "{share} of {steps}"
+                );
+            }
+        }
         for wrong in ["1.5", "-0.1", "\"120%\"", "\"x\"", "\"-1%\"", "60", "true"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }

@@ -19,7 +19,9 @@ use super::{
     steps_fault,
 };
 use crate::attention::{ControlNote, SwapAttention, Texts, schedule_fault};
-use crate::chain::{self, Draw, Remembers, SamplerNote, SwapNote, TrajectoryNote};
+use crate::chain::{
+    self, Draw, Remembers, SamplerNote, SwapNote, TrajectoryNote, empty_prompt_field,
+};
 use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
 use crate::diffusion::control::{Branch, Half};
 use crate::diffusion::masks::Plane;
@@ -28,7 +30,7 @@ use crate::diffusion::sampling::{
     Blend, Drawn, GivenMasks, Givens, MaskGrid, Prompted, Retouch, RetouchSettings, Retouched,
     Source, SourceStep, maps_alone, mask_level, step_blend_sample,
 };
-use crate::diffusion::scheduler::Ddim;
+use crate::diffusion::scheduler::{Ddim, Spacing};
 use crate::diffusion::solver::Schedule;
 use crate::diffusion::unet::grid_at;
 use crate::fields::{Seed, Template};
@@ -71,6 +73,11 @@ pub struct Sample {
     /// With `euler`, `dpmpp_2m` and `unipc`: whether the sigmas are Karras'. Default: as the checkpoint has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub karras: Option<bool>,
+    /// How `steps` are laid over the timesteps of the training: `leading` (0, N/T, 2N/T, ... plus the offset), `trailing` (N -
+    /// 1 downwards: for models made for few steps, such as Turbo, Lightning and LCM) or `linspace` (from N - 1 to 0).
+    /// Default: the checkpoint's `timestep_spacing`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spacing: Option<Spacing>,
     /// With `latent`, which is then a picture: how much of it is drawn anew, `60%` or 0.6. So many of the steps are made,
     /// the last ones, and the trajectory has those alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -162,6 +169,7 @@ impl Sample {
             scheduler: self.scheduler,
             eta: self.eta,
             karras: self.karras,
+            spacing: self.spacing,
             steps,
         }
     }
@@ -180,6 +188,7 @@ impl Sample {
             ("width", self.width.is_some()),
             ("height", self.height.is_some()),
             ("strength", self.strength.is_some()),
+            ("spacing", self.spacing.is_some()),
             ("latent", inputs.is_linked("latent")),
             ("mask", inputs.is_linked("mask")),
         ];
@@ -295,6 +304,7 @@ impl Sample {
         let begun =
             self.start()
                 .begin(model, inputs.latent.as_deref(), inputs.mask.0.as_deref())?;
+        begun.warn(&model.description().facts(), reports);
         let prompted = Prompted::new(model, &self.prompt, &self.negative, reports);
         let trajectory = step_blend_sample(
             &prompted,
@@ -354,6 +364,7 @@ impl Sample {
             guidance: self.guidance,
             rescale: self.guidance_rescale,
             numerics: upstream.numerics,
+            blank_is_zero: facts.blank_is_zero,
         };
         let swaps = !settings.sites.is_empty() && !swap_range(&control.settings, steps).is_empty();
         let context_subject = subject_of(&control.settings, &control.settings.context_subject);
@@ -399,6 +410,7 @@ impl Sample {
                             &id,
                             &control,
                             self.guidance != 1.0,
+                            facts.blank_is_zero,
                         ),
                     };
                     hasher.field("context", &call.0);
@@ -467,11 +479,20 @@ impl Sample {
             drawn,
             facts: taken_over(context.facts, start),
         });
+        let key = trajectory.key();
+        let mut ports = vec![("latent", *states.last()?), ("trajectory", key)];
+        let prompts = (0..references.len())
+            .map(|index| -> &str { control.settings.reference_prompt.at(index) });
+        let drawn = trajectory.drawn.iter().flatten();
+        if facts.blank_is_zero
+            && prompts
+                .chain(drawn.map(|drawn| drawn.prompt.as_str()))
+                .any(str::is_empty)
+        {
+            ports.push(("masks", chain::beside_blank(upstream, &key, "masks")));
+        }
         Some(Chained {
-            ports: vec![
-                ("latent", *states.last()?),
-                ("trajectory", trajectory.key()),
-            ],
+            ports,
             chain: Some(Chain {
                 first: start,
                 steps: made,
@@ -837,6 +858,7 @@ fn resolved(
 }
 
 /// A call of a context that only says what drew it once its file is read: all that decides it.
+#[allow(clippy::too_many_arguments)]
 fn opaque_call(
     state: &Key,
     ddim: &Ddim,
@@ -845,6 +867,7 @@ fn opaque_call(
     id: &str,
     control: &ControlNote,
     guided: bool,
+    blank_is_zero: bool,
 ) -> Key {
     let mut hasher = KeyHasher::new("retouch/call-of-file/1");
     hasher.field("state", &state.0);
@@ -863,6 +886,11 @@ fn opaque_call(
             .any(reads_chunks)
     {
         hasher.field("guided", &[1]);
+    }
+    if let Some(prompt) = control.settings.context_prompt.as_deref()
+        && half == Half::Prompt
+    {
+        empty_prompt_field(&mut hasher, prompt, blank_is_zero);
     }
     hasher.finish()
 }

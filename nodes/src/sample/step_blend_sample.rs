@@ -11,6 +11,7 @@ use super::{Scheduling, Start, prompt_faults};
 use crate::chain::{self, Remembers};
 use crate::diffusion::checkpoint::ModelFacts;
 use crate::diffusion::sampling::{Drawn, Prompted, step_blend_sample};
+use crate::diffusion::scheduler::Spacing;
 use crate::fields::{Seed, Steps, Template};
 use crate::latent::channel_fault;
 use crate::payload::{Latent, LatentFacts, Model, Trajectory};
@@ -54,6 +55,10 @@ pub struct StepBlendSample {
     /// With `euler`, `dpmpp_2m` and `unipc`: whether the sigmas are Karras'. Default: as the checkpoint has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub karras: Option<bool>,
+    /// How `steps` are laid over the timesteps of the training: `leading`, `trailing` or `linspace`, as in `sample`. Default:
+    /// the personalised model's `timestep_spacing`; stage 2 takes contexts with that alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spacing: Option<Spacing>,
     /// The seed of the starting noise and of the noise of steps; image i of a batch has `seed + i`.
     #[serde(default)]
     pub seed: Option<Seed>,
@@ -136,6 +141,7 @@ impl StepBlendSample {
                 scheduler: self.scheduler,
                 eta: self.eta,
                 karras: self.karras,
+                spacing: self.spacing,
                 steps: self.steps,
             },
             guidance: self.guidance,
@@ -222,6 +228,7 @@ impl Node for StepBlendSample {
         let begun = self
             .start()
             .begin(personalized, inputs.latent.as_deref(), None)?;
+        begun.warn(&personalized.description().facts(), &reports);
         let blend_steps = self.blend_steps.resolve(self.steps);
         let prompted = |model, prompt| Prompted::new(model, prompt, &self.negative, &reports);
         let first = prompted(vanilla, &self.vanilla_prompt);

@@ -8,15 +8,18 @@
 //! | kohya | `lora_unet_mid_block_attentions_0_proj_in.lora_down.weight`, or by the numbers of the original layout | `lora_te_`, `lora_te1_`, `lora_te2_` |
 //!
 //! A layer's weight counts as `W + weight alpha / R up down`. alpha is a tensor of the file (kohya), an entry of its
-//! metadata or of `adapter_config.json` (PEFT), and R, the rank, where nobody says it.
+//! metadata or of `adapter_config.json` (PEFT; its `alpha_pattern` are regular expressions, of which the first that matches
+//! counts), and R, the rank, where nobody says it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use fancy_regex::Regex;
+use indexmap::IndexMap;
 use retouch_graph::Files;
 use serde::Deserialize;
 
-use super::{Networks, file_in, in_words, scalar, some_of};
+use super::{Networks, file_in, in_words, scalar, some_of, textual_inversion};
 use crate::diffusion::layout::read_text;
 use crate::diffusion::weights::{LowRank, Stored, Table, bare};
 use crate::diffusion::{Error, Result, ldm};
@@ -120,21 +123,91 @@ struct PeftConfig {
     #[serde(default)]
     lora_alpha: Option<f64>,
     #[serde(default)]
-    alpha_pattern: BTreeMap<String, f64>,
+    alpha_pattern: IndexMap<String, f64>,
     #[serde(default)]
     use_rslora: bool,
     #[serde(default)]
     use_dora: bool,
 }
 
-impl PeftConfig {
-    /// alpha of a module: that of a pattern which is the end of its name, else the one for all.
-    fn alpha(&self, module: &str) -> Option<f64> {
-        let own = self.alpha_pattern.iter().find(|(pattern, _)| {
-            let end = module.strip_suffix(pattern.as_str());
-            end.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-        });
-        own.map(|(_, alpha)| *alpha).or(self.lora_alpha)
+/// PEFT's configuration with its patterns ready to match. `rank_pattern` is not needed: a rank is that of the factors.
+#[derive(Debug)]
+struct PeftAlphas {
+    all: Option<f64>,
+    own: Vec<(Pattern, f64)>,
+    use_rslora: bool,
+}
+
+impl PeftAlphas {
+    /// # Errors
+    /// What is wrong with a pattern.
+    fn new(config: PeftConfig) -> Result<Self, String> {
+        let own = config.alpha_pattern.into_iter();
+        Ok(Self {
+            all: config.lora_alpha,
+            own: own
+                .map(|(pattern, alpha)| Ok((Pattern::new(&pattern)?, alpha)))
+                .collect::<Result<_, String>>()?,
+            use_rslora: config.use_rslora,
+        })
+    }
+
+    /// alpha of a module: that of the first pattern that matches its name, else the one for all.
+    fn alpha(&self, module: &str) -> Result<Option<f64>, String> {
+        for (pattern, alpha) in &self.own {
+            if pattern.matches(module)? {
+                return Ok(Some(*alpha));
+            }
+        }
+        Ok(self.all)
+    }
+}
+
+/// A pattern of `alpha_pattern`: a regular expression P that is matched as `(.*\.)?(P)$` from the beginning of a module's
+/// name, as PEFT's `get_pattern_key` does.
+#[derive(Debug)]
+enum Pattern {
+    /// Letters, digits, `_`, and dots, each of which stands for any character: most patterns are names of modules, of
+    /// which a file may have thousands.
+    Plain(Vec<char>),
+    /// Any other.
+    Regex(String, Box<Regex>),
+}
+
+impl Pattern {
+    /// # Errors
+    /// Why it is no regular expression.
+    fn new(text: &str) -> Result<Self, String> {
+        if text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.')
+        {
+            return Ok(Self::Plain(text.chars().collect()));
+        }
+        let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{text})$"))
+            .map_err(|e| format!("the pattern {text:?} is no regular expression: {e}"))?;
+        Ok(Self::Regex(text.to_owned(), Box::new(regex)))
+    }
+
+    /// # Errors
+    /// When it would take too long to tell.
+    fn matches(&self, module: &str) -> Result<bool, String> {
+        match self {
+            Self::Plain(pattern) => {
+                let module: Vec<char> = module.chars().collect();
+                let Some(rest) = module.len().checked_sub(pattern.len()) else {
+                    return Ok(false);
+                };
+                let ends = module[rest..]
+                    .iter()
+                    .zip(pattern)
+                    .all(|(c, p)| *p == '.' || p == c);
+                Ok(ends && (rest == 0 || module[rest - 1] == '.'))
+            }
+            Self::Regex(text, regex) => regex.is_match(module).map_err(|e| {
+                format!("the pattern {text:?} cannot be matched with `{module}`: {e}")
+            }),
+        }
     }
 }
 
@@ -186,6 +259,22 @@ const OTHERS: [(&str, &str); 9] = [
     (".a1.weight", "GLoRA"),
 ];
 
+/// Parts of keys that adapters of other families have, and which.
+const FAMILIES: [(&str, &str); 9] = [
+    ("single_transformer_blocks", "Flux"),
+    ("single_blocks", "Flux"),
+    ("double_blocks", "Flux"),
+    ("joint_blocks", "Stable Diffusion 3"),
+    ("lora_te3_", "Stable Diffusion 3"),
+    ("caption_projection", "PixArt"),
+    ("lora_prior_", "Stable Cascade"),
+    (
+        "transformer.transformer_blocks",
+        "Stable Diffusion 3 or Flux",
+    ),
+    ("lora_transformer_", "Stable Diffusion 3 or Flux"),
+];
+
 fn bad(file: &Path, message: impl Into<String>) -> Error {
     Error::Weights {
         file: file.to_owned(),
@@ -207,6 +296,18 @@ impl Lora {
     pub fn read(file: &Path, files: &dyn Files) -> Result<Self> {
         let table = Table::read(file, files)?;
         let keys = table.tensors.keys();
+        let of_family = FAMILIES.iter().find_map(|(part, family)| {
+            let mut keys = keys.clone();
+            keys.find(|key| key.contains(part)).map(|key| (key, family))
+        });
+        if let Some((key, family)) = of_family {
+            return Err(bad(
+                file,
+                format!(
+                    "is an adapter for {family} (`{key}`), which is not built here; expected a LoRA for Stable Diffusion 1, 2 or XL"
+                ),
+            ));
+        }
         for key in keys.clone() {
             let differences = [".diff", ".diff_b"].iter().any(|end| key.ends_with(end));
             let other = OTHERS.iter().find(|(part, _)| key.contains(part));
@@ -255,6 +356,18 @@ impl Lora {
         }
         let Some(dialect) = dialect.filter(|_| !modules.is_empty()) else {
             let names: Vec<String> = table.tensors.keys().cloned().collect();
+            // A file of one or two small matrices could be many things; by a token's name or the web UI's keys it is one.
+            let inversion = textual_inversion::tokens(file, &table).filter(|_| names.len() <= 8);
+            if let Some((_, tokens)) = inversion {
+                let tokens: Vec<String> = tokens.into_iter().map(|token| token.token).collect();
+                return Err(bad(
+                    file,
+                    format!(
+                        "is not a LoRA but, it seems, an embedding of textual inversion ({}): apply it with `apply_textual_inversion`",
+                        some_of(&tokens)
+                    ),
+                ));
+            }
             return Err(bad(
                 file,
                 format!(
@@ -289,7 +402,12 @@ impl Lora {
                     .map(|(prefix, config)| (config, &module[prefix.len()..]));
                 let alpha = match &alpha {
                     Some(alpha) => Some(scalar(alpha, file, files)?),
-                    None => config.and_then(|(config, name)| config.alpha(name)),
+                    None => match config {
+                        Some((config, name)) => config
+                            .alpha(name)
+                            .map_err(|e| bad(file, format!("{CONFIG}: {e}")))?,
+                        None => None,
+                    },
                 };
                 let divisor = match config {
                     Some((config, _)) if config.use_rslora => (rank as f64).sqrt(),
@@ -395,9 +513,9 @@ impl Lora {
 }
 
 /// PEFT's configurations, each with the prefix of the modules that it is for.
-fn configs(file: &Path, table: &Table, files: &dyn Files) -> Result<Vec<(String, PeftConfig)>> {
+fn configs(file: &Path, table: &Table, files: &dyn Files) -> Result<Vec<(String, PeftAlphas)>> {
     let mut found = Vec::new();
-    let config = |value: serde_json::Value, whose: &str| -> Result<PeftConfig> {
+    let config = |value: serde_json::Value, whose: &str| -> Result<PeftAlphas> {
         let config: PeftConfig = serde_json::from_value(value)
             .map_err(|e| bad(file, format!("{whose} is not PEFT's configuration: {e}")))?;
         if config.use_dora {
@@ -406,7 +524,7 @@ fn configs(file: &Path, table: &Table, files: &dyn Files) -> Result<Vec<(String,
                 format!("{whose} says that it is DoRA, which is not built here; expected a LoRA"),
             ));
         }
-        Ok(config)
+        PeftAlphas::new(config).map_err(|e| bad(file, format!("{whose}: {e}")))
     };
     if let Some(text) = table.metadata.get(METADATA) {
         let all: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text)
@@ -549,4 +667,52 @@ pub fn low_rank(factors: &BTreeMap<String, Factors>, weight: f64) -> BTreeMap<St
             (layer.clone(), added)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_as_pefts_get_pattern_key() {
+        // Each row was run through peft.utils.other.get_pattern_key.
+        let module = "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q";
+        for (pattern, due) in [
+            ("to_q", true),
+            ("attn1.to_q", true),
+            ("attn1_to_q", false),
+            ("o_q", false),
+            ("attn1.to", false),
+            ("1.to_q", false),
+            ("attn2.to_q", false),
+            (r"down_blocks\.\d+\..*attn1\.to_q", true),
+            (r"^down_blocks\..*\.to_q", true),
+            (r"up_blocks|to_q", true),
+            (r"(?!up_blocks).*to_[qk]", true),
+            (r"to_(k|v)", false),
+            (module, true),
+            (
+                "a.down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q",
+                false,
+            ),
+            ("blocks.0.attn1.to_q", false),
+            // A dot stands for any character.
+            ("transformer.blocks.0.attn1.to.q", true),
+        ] {
+            let matches = Pattern::new(pattern).unwrap().matches(module).unwrap();
+            assert_eq!(matches, due, "{pattern}");
+        }
+        assert!(Pattern::new("to_(q").is_err());
+    }
+
+    #[test]
+    fn the_first_pattern_in_the_order_of_the_file_counts() {
+        let of = |text: &str| PeftAlphas::new(serde_json::from_str(text).unwrap()).unwrap();
+        let alphas = of(r#"{"lora_alpha": 8, "alpha_pattern": {"to_q": 32, "attn1.to_q": 1}}"#);
+        assert_eq!(alphas.alpha("up.attn1.to_q").unwrap(), Some(32.0));
+        assert_eq!(alphas.alpha("up.attn1.to_k").unwrap(), Some(8.0));
+        let alphas = of(r#"{"lora_alpha": 8, "alpha_pattern": {"attn1.to_q": 1, "to_q": 32}}"#);
+        assert_eq!(alphas.alpha("up.attn1.to_q").unwrap(), Some(1.0));
+        assert_eq!(alphas.alpha("up.attn2.to_q").unwrap(), Some(32.0));
+    }
 }

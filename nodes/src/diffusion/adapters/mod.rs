@@ -113,6 +113,54 @@ fn scalar(stored: &Stored, path: &Path, files: &dyn Files) -> Result<f64> {
     }
 }
 
+/// Refuses tensors of an adapter that are not made of finite numbers: what is drawn with them would be blamed on the model.
+///
+/// # Errors
+/// When one is not, or cannot be read.
+pub fn check_finite<'a>(
+    tensors: impl IntoIterator<Item = &'a Stored>,
+    files: &dyn Files,
+) -> Result<()> {
+    /// Bytes that are read at once.
+    const PIECE: usize = 1 << 20;
+    for stored in tensors {
+        let bad = |message: String| Error::Weights {
+            file: stored.file.to_path_buf(),
+            message: format!("the tensor `{}` {message}", stored.name),
+        };
+        let (Some(size), true) = (stored.element_bytes(), stored.is_dense()) else {
+            continue;
+        };
+        // The bits of the exponent, all of which are 1 in what is infinite or no number.
+        let exponent: u64 = match stored.dtype.as_str() {
+            "F16" => 0x7c00,
+            "BF16" => 0x7f80,
+            "F32" => 0x7f80_0000,
+            "F64" => 0x7ff0_0000_0000_0000,
+            _ => continue,
+        };
+        let (mut at, end) = (0, stored.elements() * size);
+        while at < end {
+            let length = PIECE.min(end - at);
+            let bytes = files
+                .read_at(&stored.file, stored.offset + at as u64, length)
+                .map_err(|e| bad(format!("cannot be read: {e}")))?;
+            let finite = bytes.chunks_exact(size).all(|element| {
+                let mut bits = [0; 8];
+                bits[..size].copy_from_slice(element);
+                u64::from_le_bytes(bits) & exponent != exponent
+            });
+            if !finite {
+                return Err(bad(
+                    "holds numbers that are infinite or not numbers: the adapter is damaged, or its training diverged".into(),
+                ));
+            }
+            at += length;
+        }
+    }
+    Ok(())
+}
+
 /// Names in a message: the first few, and how many more.
 #[must_use]
 pub fn some_of(names: &[String]) -> String {

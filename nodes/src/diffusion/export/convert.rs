@@ -11,7 +11,9 @@ use serde_json::{Value as Json, json};
 use super::writer::{Precision, Tensor, write};
 use crate::diffusion::checkpoint::{Description, NetworkTensors};
 use crate::diffusion::clip::Activation;
-use crate::diffusion::layout::{Layout, TOKENIZER_FILES, Vocabulary, read_text};
+use crate::diffusion::layout::{
+    Layout, MARKERS, MODELSPEC_PREDICTION, TOKENIZER_FILES, Vocabulary, read_text,
+};
 use crate::diffusion::scheduler::Prediction;
 use crate::diffusion::tokenizer::{PadToken, TokenizerFiles};
 use crate::diffusion::weights::{Stored, bare};
@@ -383,9 +385,21 @@ pub fn single(
         }
     }
     done.tensors = all.len();
-    let prediction = layout
-        .prediction
-        .unwrap_or(description.scheduler.prediction_type);
+    let prediction = description.scheduler.prediction_type;
+    // Programs that do not read the metadata go by these, where the family alone would mean epsilon.
+    let marked = [
+        prediction == Prediction::VPrediction && description.unet.context_width() != 1024,
+        description.scheduler.rescale_betas_zero_snr,
+    ];
+    for (name, _) in MARKERS.into_iter().zip(marked).filter(|(_, is)| *is) {
+        all.push(Tensor {
+            name: name.to_owned(),
+            dtype: "F32".to_owned(),
+            shape: vec![0],
+            bytes: 0,
+            fill: Box::new(|_| Ok(())),
+        });
+    }
     let mut said = metadata();
     said.extend(model_spec(description, prediction));
     done.bytes = write(target, all, &said, cancelled)?;
@@ -474,7 +488,7 @@ fn model_spec(description: &Description, prediction: Prediction) -> [(String, St
     [
         ("modelspec.sai_model_spec", "1.0.0"),
         ("modelspec.architecture", architecture),
-        ("modelspec.prediction_type", if v { "v" } else { "epsilon" }),
+        (MODELSPEC_PREDICTION, if v { "v" } else { "epsilon" }),
     ]
     .map(|(key, value)| (key.to_owned(), value.to_owned()))
 }
@@ -504,7 +518,11 @@ fn surplus(layout: &Layout, description: &Description, files: &dyn Files) -> Res
     for part in parts(layout) {
         for stored in part.weights.table(files)?.tensors.values() {
             let key = (stored.file.to_path_buf(), stored.name.clone());
-            if used.contains(&key) || !seen.insert(key) {
+            // The markers of a single file are written anew, or said in the scheduler's configuration.
+            if used.contains(&key)
+                || layout.single.is_some() && MARKERS.contains(&stored.name.as_str())
+                || !seen.insert(key)
+            {
                 continue;
             }
             let group = match stored.name.split_once('.') {
@@ -611,16 +629,24 @@ fn written_index(
 /// The scheduler's configuration, with what was said in its place.
 fn scheduler(layout: &Layout, files: &dyn Files) -> Result<String> {
     let text = layout.scheduler.text(files)?;
-    let Some(prediction) = layout.prediction else {
+    if layout.prediction.is_none() && !layout.zero_snr {
         return Ok(text);
-    };
+    }
+    let read = layout.scheduler_config(files)?;
     let mut config: serde_json::Map<String, Json> =
         serde_json::from_str(&text).map_err(|e| Error::Config {
             file: layout.scheduler.path().to_owned(),
             message: format!("is not the configuration that was expected: {e}"),
         })?;
-    let said = serde_json::to_value(prediction).map_err(|e| Error::request(e.to_string()))?;
-    config.insert("prediction_type".into(), said);
+    if layout.prediction.is_some() {
+        config.insert("prediction_type".into(), json!(read.prediction_type));
+    }
+    if layout.zero_snr {
+        config.insert("rescale_betas_zero_snr".into(), json!(true));
+        if let Some(spacing) = read.timestep_spacing {
+            config.insert("timestep_spacing".into(), json!(spacing));
+        }
+    }
     Ok(pretty(&Json::Object(config)))
 }
 
@@ -666,24 +692,111 @@ mod tests {
 
     use super::*;
     use crate::diffusion::layout::Sources;
+    use crate::diffusion::scheduler::Spacing;
+
+    /// A single file of one tensor that says its family, with this metadata and with empty tensors of these names.
+    fn file(width: usize, metadata: &str, markers: &[&str]) -> MemoryFiles {
+        let markers: String = ["first_stage_model.x", "cond_stage_model.x"]
+            .iter()
+            .chain(markers)
+            .map(|name| format!(r#""{name}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}},"#))
+            .collect();
+        let bytes = 2 * width;
+        let header = format!(
+            r#"{{"__metadata__":{{{metadata}}},{markers}"{}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight":{{"dtype":"F16","shape":[1,{width}],"data_offsets":[0,{bytes}]}}}}"#,
+            ldm::UNET
+        );
+        let length = (header.len() as u64).to_le_bytes();
+        let file = [&length[..], header.as_bytes(), &vec![0; bytes]].concat();
+        MemoryFiles::new().with(Path::new("model.safetensors"), file)
+    }
+
+    fn said(prediction: &str) -> String {
+        format!(r#""modelspec.prediction_type":"{prediction}""#)
+    }
 
     #[test]
     fn a_single_file_says_what_it_predicts() {
         // Stable Diffusion 2 has both kinds, of the same names and shapes.
-        let read = |said: &str| {
-            let header = format!(
-                r#"{{"__metadata__":{{"modelspec.prediction_type":"{said}"}},"{}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight":{{"dtype":"F16","shape":[1,1024],"data_offsets":[0,2048]}}}}"#,
-                ldm::UNET
-            );
-            let length = (header.len() as u64).to_le_bytes();
-            let file = [&length[..], header.as_bytes(), &[0; 2048]].concat();
-            let path = Path::new("model.safetensors");
-            let files = MemoryFiles::new().with(path, file);
-            let layout = Layout::find(&Sources::of(path), &files).unwrap();
-            layout.scheduler.path().to_owned()
+        let read = |metadata: &str| {
+            let files = file(1024, metadata, &[]);
+            let layout =
+                Layout::find(&Sources::of(Path::new("model.safetensors")), &files).unwrap();
+            (layout.scheduler.path().to_owned(), layout.assumed.is_some())
         };
-        assert!(read("epsilon").starts_with("stable-diffusion-2-1-base"));
-        assert!(read("v").starts_with("stable-diffusion-2-1"));
-        assert!(read("").starts_with("stable-diffusion-2-1"));
+        let base = read(&said("epsilon"));
+        assert!(base.0.starts_with("stable-diffusion-2-1-base") && !base.1);
+        let v = read(&said("v"));
+        assert!(v.0.starts_with("stable-diffusion-2-1") && !v.1);
+        let silent = read("");
+        assert!(silent.0.starts_with("stable-diffusion-2-1") && silent.1);
+    }
+
+    #[test]
+    fn metadata_and_markers_decide_what_a_single_file_predicts_and_a_parameter_overrides_them() {
+        let epsilon = Prediction::Epsilon;
+        let v = Prediction::VPrediction;
+        for width in [768, 2048] {
+            let read = |metadata: &str, markers: &[&str], given: Option<Prediction>| {
+                let files = file(width, metadata, markers);
+                let sources = Sources {
+                    prediction: given,
+                    ..Sources::of(Path::new("model.safetensors"))
+                };
+                let layout = Layout::find(&sources, &files).unwrap();
+                let config = layout.scheduler_config(&files).unwrap();
+                let from = layout.prediction_from(&files).unwrap();
+                (config, from)
+            };
+            let (config, from) = read("", &[], None);
+            assert_eq!(config.prediction_type, epsilon);
+            assert!(from.contains("published configuration"), "{from}");
+            let (config, from) = read(&said("v"), &[], None);
+            assert_eq!(config.prediction_type, v);
+            assert!(from.contains("modelspec.prediction_type: v"), "{from}");
+            let (config, from) = read("", &["v_pred"], None);
+            assert_eq!(
+                (config.prediction_type, config.rescale_betas_zero_snr),
+                (v, false)
+            );
+            assert!(from.contains("marker tensor `v_pred`"), "{from}");
+            let (config, _) = read("", &["v_pred", "ztsnr"], None);
+            assert_eq!(
+                (config.prediction_type, config.rescale_betas_zero_snr),
+                (v, true)
+            );
+            assert_eq!(config.timestep_spacing, Some(Spacing::Trailing));
+            let (config, from) = read(&said("v"), &["v_pred"], Some(epsilon));
+            assert_eq!(config.prediction_type, epsilon);
+            assert!(from.contains("as given"), "{from}");
+            for marker in ["edm_vpred.sigma_max", "edm_mean"] {
+                let files = file(width, "", &[marker]);
+                let sources = Sources::of(Path::new("model.safetensors"));
+                let refused = Layout::find(&sources, &files).unwrap_err();
+                assert!(refused[0].to_string().contains("EDM"), "{refused:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_file_or_of_its_repository_suggests_a_few_step_model() {
+        let files = file(2048, "", &[]);
+        let bytes = files.read(Path::new("model.safetensors")).unwrap().to_vec();
+        for (path, due) in [
+            ("sd_xl_turbo_1.0_fp16.safetensors", Some("Turbo")),
+            ("dreamshaperXL_v21TurboDPMSDE.safetensors", Some("Turbo")),
+            ("sdxl_lightning_4step.safetensors", Some("Lightning")),
+            ("ssd1b-lcm.safetensors", Some("LCM")),
+            (
+                "hub/models--x--sdxl-turbo/snapshots/1/a.safetensors",
+                Some("Turbo"),
+            ),
+            ("turbo/model.safetensors", None),
+            ("calcmodel.safetensors", None),
+        ] {
+            let files = MemoryFiles::new().with(Path::new(path), bytes.clone());
+            let layout = Layout::find(&Sources::of(Path::new(path)), &files).unwrap();
+            assert_eq!(layout.distilled, due, "{path}");
+        }
     }
 }

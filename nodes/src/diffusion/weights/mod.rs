@@ -1,6 +1,7 @@
 //! Weights: checked against what the configuration implies before a byte of data is read, then mapped from their files.
 
 mod data;
+mod foreign;
 mod header;
 mod table;
 
@@ -11,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use candle_core::{DType, Device, Shape, Tensor};
 
 pub use data::{Maps, is_readable};
+pub use foreign::foreign;
 pub use header::{Header, NO_SUCH_FILE, TensorInfo};
 pub use table::{Stored, Table, dense_strides, is_torch};
 

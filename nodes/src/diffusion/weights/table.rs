@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use retouch_graph::Files;
 
+use super::foreign::foreign;
 use super::header::{Header, dtype_bytes};
 use crate::diffusion::{Error, Result, pickle};
 
@@ -141,6 +142,12 @@ impl Table {
     pub fn read(path: &Path, files: &dyn Files) -> Result<Self> {
         // The weights are mapped from the file itself, so its real place must be known.
         let place = files.place(path);
+        if let Some((what, help)) = foreign(path, files) {
+            return Err(Error::Weights {
+                file: path.to_owned(),
+                message: format!("{what}; {help}"),
+            });
+        }
         if is_torch(path, files) {
             Ok(Self::of_torch(path, &place, &pickle::read(path, files)?))
         } else {
