@@ -794,7 +794,7 @@ mod tests {
         let mut held = Vec::new();
         for microseconds in [1, 1, 1, 35, 36, 999_999, 1_000_000] {
             let time = UNIX_EPOCH + Duration::from_micros(1_795_570_602_000_000 + microseconds);
-            let (id, place) = reserve(folder.path(), time).unwrap();
+            let (id, place) = reserve(folder.path(), folder.path(), time).unwrap();
             ids.push(id);
             held.push(place);
         }

@@ -1,7 +1,6 @@
 //! Where the cache of this user is, how large it may be, and the engine on it.
 
 pub use retouch_nodes::diffusion::memory::size;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -358,6 +357,7 @@ pub fn unix(time: SystemTime) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn on_a_full_disk_entries_of_the_cache_make_room_and_it_is_tried_once_more() {
