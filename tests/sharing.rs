@@ -383,7 +383,7 @@ fn a_bundle_takes_its_settings_along_and_opens_up() {
     .unwrap();
     std::fs::write(
         project.at("mine/set/p.yaml"),
-        "photo: mine.png\nplace: \"in \\\"space\\\"\"\n",
+        "photo: mine.png\nplace: \"in 'space' #1\"\n",
     )
     .unwrap();
     let text = "schema: retouch/v1\nname: wf\nparams:\n  photo: {type: path, default: ../references/teddy/01.png}\n  \
@@ -417,7 +417,7 @@ fn a_bundle_takes_its_settings_along_and_opens_up() {
     };
     let (first, second) = (plan(&[]), plan(&[]));
     let save = |plan: &serde_json::Value| plan["outputs"][0]["save"].as_str().unwrap().to_owned();
-    assert!(save(&first).starts_with("in \"space\"-"), "{first}");
+    assert!(save(&first).starts_with("in 'space' #1-"), "{first}");
     assert_ne!(
         save(&first),
         save(&second),

@@ -72,7 +72,12 @@ impl<'a> Journal<'a> {
         // One write of whole lines, so that several processes may write at once.
         let cache = file.parent().unwrap_or(Path::new(""));
         let written = crate::store::making_room(cache, text.len() as u64, || {
-            write::append_private(file)?.write_all(text.as_bytes())
+            let mut journal = write::append_private(file)?;
+            if fs::read(file).is_ok_and(|there| there.last().is_some_and(|&last| last != b'\n')) {
+                // A full disk cut off the last line: it must not take the next one with it.
+                journal.write_all(b"\n")?;
+            }
+            journal.write_all(text.as_bytes())
         });
         if written.is_ok() {
             cut(file);

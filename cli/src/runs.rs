@@ -350,7 +350,7 @@ impl Noted {
         };
         let reserved = making_room(cache, 0, || {
             write::private_folder(&folder)?;
-            reserve(cache, &folder, now)
+            reserve(&folder, now)
         });
         match reserved {
             Ok((id, place)) => {
@@ -556,7 +556,7 @@ pub fn digest(path: &Path) -> io::Result<String> {
 
 /// Takes a name that no other run has: the time to the second, then the microseconds of it in four letters and digits, so
 /// that names sort by time.
-fn reserve(cache: &Path, folder: &Path, now: SystemTime) -> io::Result<(String, Place)> {
+fn reserve(folder: &Path, now: SystemTime) -> io::Result<(String, Place)> {
     let moment = Moment::of(now);
     // 36^4 is more than the microseconds of a second.
     for number in moment.microseconds..36u32.pow(4) {
@@ -575,7 +575,7 @@ fn reserve(cache: &Path, folder: &Path, now: SystemTime) -> io::Result<(String, 
         // On a file system without locks a run that goes on looks killed, and that is all.
         let _ = held.lock();
         let place = Place {
-            cache: cache.to_owned(),
+            cache: folder.parent().unwrap_or(folder).to_owned(),
             record,
             alive,
             _held: held,

@@ -444,10 +444,45 @@ fn link(blob: &Path, place: &Path, depth: usize) -> io::Result<()> {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 fs::hard_link(blob, temporary).or_else(|_| {
                     let mut copy = Access::Usual.create_new(temporary)?;
-                    io::copy(&mut File::open(blob)?, &mut copy).map(drop)
+                    let copied =
+                        File::open(blob).and_then(|mut blob| io::copy(&mut blob, &mut copy));
+                    copied.map(drop).inspect_err(|_| {
+                        let _ = fs::remove_file(temporary);
+                    })
                 })
             }
             linked => linked,
         }
     })
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn links_under_known_names_are_not_written_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("mine"), "mine").unwrap();
+        symlink(at("mine"), at("etag.incomplete")).unwrap();
+        let mut file = open_partial(&at("etag.incomplete")).unwrap();
+        file.write_all(b"weights").unwrap();
+        drop(file);
+        assert_eq!(fs::read(at("mine")).unwrap(), b"mine");
+        // What came so far stays.
+        let file = open_partial(&at("etag.incomplete")).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 7);
+        fs::create_dir(at("blobs")).unwrap();
+        fs::rename(at("etag.incomplete"), at("blobs/etag")).unwrap();
+        let old = format!("snapshots/.unet.{}.tmp", std::process::id());
+        fs::create_dir(at("snapshots")).unwrap();
+        symlink(at("mine"), at(&old)).unwrap();
+        link(&at("blobs/etag"), &at("snapshots/unet"), 1).unwrap();
+        assert_eq!(fs::read(at("snapshots/unet")).unwrap(), b"weights");
+        assert_eq!(fs::read(at("mine")).unwrap(), b"mine");
+        assert_eq!(fs::read_dir(at("snapshots")).unwrap().count(), 2);
+    }
 }
