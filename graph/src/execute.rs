@@ -12,6 +12,7 @@ use crate::cache::{Cache, Outputs};
 use crate::chain::{Chain, Claim, InFlight, Item, Note, Wanted};
 use crate::event::{Counters, EVENT_SCHEMA, Event, Listener, RunStatus};
 use crate::files::{Files, lock};
+use crate::interrupt;
 use crate::key::Key;
 use crate::node::{Context, Environment, Host, NodeError};
 use crate::plan::{Forecast, Plan, Status, Task, slower};
@@ -32,7 +33,7 @@ impl Cancel {
         Self::default()
     }
 
-    /// Cancels: what runs stops at its next step, and nothing else begins.
+    /// Cancels: what runs stops as soon as it looks ([`crate::interrupt`]), and nothing else begins.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::SeqCst);
     }
@@ -615,8 +616,9 @@ impl Run<'_> {
             Ok(outputs)
         } else {
             let context = Context::new(&host);
+            let run = || interrupt::within(self.job.cancel, || task.node.run(inputs, &context));
             // What a panic leaves behind is only what the node had: its inputs are dropped, its outputs never were.
-            catch_unwind(AssertUnwindSafe(|| task.node.run(inputs, &context)))
+            catch_unwind(AssertUnwindSafe(run))
                 .unwrap_or_else(|panic| {
                     code = Code::NodePanicked;
                     Err(NodeError::panicked(&*panic))
@@ -1006,6 +1008,7 @@ impl Host for NodeHost<'_> {
                 done,
                 of,
             }),
+            Err(NodeError::Cancelled) => {}
             // Said once a run: the cause hardly goes away, and the run goes on all the same.
             Err(error) if !self.job.preview_failed.swap(true, Ordering::SeqCst) => {
                 let help = match &error {

@@ -132,6 +132,7 @@ fn load(record: &Record, store: &Store, engine: Engine, mode: Mode) -> Result<Lo
     let mut settings = Settings {
         folder: asked.folder.clone(),
         over: asked.over.clone(),
+        sheet: asked.sheet.clone(),
         draw: Some(asked.draw),
         ..input.settings(&params)
     };
@@ -143,7 +144,10 @@ fn load(record: &Record, store: &Store, engine: Engine, mode: Mode) -> Result<Lo
         (plan.plan, made)
     } else {
         let checked = input.load(&engine, &settings)?;
-        let plan = engine.plan(&checked, &asked.targets)?;
+        let mut plan = engine.plan(&checked, &asked.targets)?;
+        if record.kind == Kind::Run {
+            plan.save_pictures();
+        }
         (plan, Made::Workflow(Box::new(checked)))
     };
     Ok(Loaded {
