@@ -33,7 +33,7 @@ use clap::{CommandFactory, Parser};
 use args::{Cli, Command, SchemaOf};
 pub use exit::Exit;
 use lines::Line;
-use retouch_graph::{Code, RunError};
+use retouch_graph::{Code, RunError, interrupt};
 use retouch_nodes::kernels::Arena;
 
 /// The memory of tensors; it keeps at most this much that is free.
@@ -226,6 +226,12 @@ fn main() -> ExitCode {
     let cli = parse();
     let json = cli.command.json();
     let exit = run(cli).unwrap_or_else(|failure| {
+        // What could not be read because of Ctrl-C is not missing.
+        let cut_short = interrupt::is_requested() && failure.exit != Exit::Interrupted;
+        let failure = match cut_short {
+            true => hub::interrupted(),
+            false => failure,
+        };
         tell(&failure, json);
         failure.exit
     });

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use retouch_graph::problem::{Code, Problem, Source, Span};
 use retouch_graph::{
     Checked, Difference, Digest, Engine, Files, FolderEntry, Lock, LockedKind, Problems, Redirect,
-    RedirectedFiles, Settings, Sweep, Withheld, lock, remote,
+    RedirectedFiles, Settings, Sweep, Withheld, interrupt, lock, remote,
 };
 
 use crate::args::{ParamArgs, SharingArgs};
@@ -63,6 +63,8 @@ impl Stop {
     pub fn tell(self, json: bool) -> Result<Exit, Failure> {
         match self {
             Self::Failure(failure) => Err(failure),
+            // What could not be read because of Ctrl-C is no fault.
+            Self::Faults(_) if interrupt::is_requested() => Err(hub::interrupted()),
             Self::Faults(problems) if json => {
                 session::say_faults(&problems)?;
                 Ok(Exit::of(&problems))
