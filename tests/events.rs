@@ -265,7 +265,7 @@ fn every_line_of_real_runs_satisfies_the_schema_and_every_event_of_the_schema_oc
         );
     }
     for command in ["run", "plan"] {
-        let faults = reader.run(folder, 3, &[command, "wf.yaml", "--json", "nobody"]);
+        let faults = reader.run(folder, 2, &[command, "wf.yaml", "--json", "nobody"]);
         assert!(codes(&faults, "fault").contains(&"R0604".to_owned()));
     }
 
@@ -291,7 +291,7 @@ fn every_line_of_real_runs_satisfies_the_schema_and_every_event_of_the_schema_oc
         let told = reader.run(folder, 0, &["inspect", &path, "--json"]);
         assert_eq!(told[0]["report"]["kind"], kind);
     }
-    let told = reader.run(folder, 1, &["inspect", "nothing", "--json"]);
+    let told = reader.run(folder, 2, &["inspect", "nothing", "--json"]);
     assert_eq!(codes(&told, "error"), ["R1201"]);
 
     // A sweep, and what it would do.

@@ -620,6 +620,39 @@ fn a_pipe_hears_that_sampling_begins_and_which_seed_was_drawn() {
     );
 }
 
+#[test]
+fn watch_says_on_a_pipe_what_begins_and_which_seed_was_drawn() {
+    let out = tempfile::tempdir().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_retouch"))
+        .args(["watch", &workflow("vanilla.yaml"), "raw", "--set", "steps=3"])
+        .args(["--set", "seed=random"])
+        .current_dir(out.path())
+        .env("RETOUCH_NO_CACHE", "1")
+        .env("RETOUCH_CONFIG", "")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut told = String::new();
+    for line in std::io::BufRead::lines(lines).map_while(Result::ok) {
+        told.push_str(&line);
+        told.push('\n');
+        if line.starts_with("done in") {
+            break;
+        }
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let first = told.lines().next().unwrap_or("");
+    assert!(
+        first.starts_with("vanilla: 3 of 3 nodes run; seed=") && first.ends_with(" (drawn)"),
+        "{told}"
+    );
+    assert!(told.contains("  draw: begins, 6 U-Net calls\n"), "{told}");
+    assert!(told.contains("done in") && told.contains("U-Net calls: 6"), "{told}");
+}
+
 // ---- what the documentation says ----
 
 /// The pages of the documentation with their texts.

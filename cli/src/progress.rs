@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -359,9 +359,12 @@ impl Listener for Progress {
                     .filter(|param| !param.name.contains('/') || param.from == How::Drawn)
                     .map(shown)
                     .collect();
+                let values = match values.is_empty() {
+                    true => String::new(),
+                    false => format!(" ({})", values.join(", ")),
+                };
                 self.told(&format!(
-                    "{workflow}: {nodes} nodes ({}){}",
-                    values.join(", "),
+                    "{workflow}: {nodes} nodes{values}{}",
                     self.outlook.about()
                 ));
             }
@@ -489,8 +492,10 @@ fn plain(value: &serde_json::Value) -> String {
 pub struct Bytes {
     what: String,
     bar: Option<ProgressBar>,
-    state: Mutex<(u64, Instant)>,
-    since: Instant,
+    /// The bytes that are done, and when they were last told.
+    state: Mutex<(u64, Option<Instant>)>,
+    /// When the first were done.
+    since: OnceLock<Instant>,
 }
 
 impl Bytes {
@@ -512,12 +517,11 @@ impl Bytes {
         if let Some(bar) = &bar {
             bar.set_prefix(what.clone());
         }
-        let now = Instant::now();
         Self {
             what,
             bar,
-            state: Mutex::new((0, now)),
-            since: now,
+            state: Mutex::default(),
+            since: OnceLock::new(),
         }
     }
 
@@ -529,9 +533,15 @@ impl Bytes {
         if let Some(bar) = &self.bar {
             bar.set_length(total);
             bar.set_position(done);
-        } else if state.1.elapsed() >= PLAIN_EVERY {
-            state.1 = Instant::now();
-            let rate = done as f64 / self.since.elapsed().as_secs_f64().max(1e-3);
+            if done >= total {
+                bar.finish_and_clear();
+            }
+            return;
+        }
+        let since = *self.since.get_or_init(Instant::now);
+        if state.1.unwrap_or(since).elapsed() >= PLAIN_EVERY {
+            state.1 = Some(Instant::now());
+            let rate = done as f64 / since.elapsed().as_secs_f64().max(1e-3);
             let left = total.saturating_sub(done) as f64 / rate.max(1.0);
             crate::output::tell(&format!(
                 "  {}: {} of {}, {} left",

@@ -521,7 +521,10 @@ outputs:
             .collect();
         assert_eq!(files, ["one.txt"]);
     }
-    let plan = plan(&engine, "nodes: {one: {op: number, value: 1}}\noutputs: {one: {value: $one}}\n");
+    let plan = plan(
+        &engine,
+        "nodes: {one: {op: number, value: 1}}\noutputs: {one: {value: $one}}\n",
+    );
     let before = Cancel::new();
     before.cancel();
     let recorder = Recorder::new();

@@ -22,7 +22,7 @@ use retouch_nodes::diffusion::sampling::{Drawing, Forgets, Monitor, Prompted};
 use retouch_nodes::diffusion::solver::{Sampler, Schedule};
 use retouch_nodes::diffusion::tiles::Tiling;
 use retouch_nodes::diffusion::unet::{Call, Text, grid_at};
-use retouch_nodes::diffusion::{Error, Result, sampling};
+use retouch_nodes::diffusion::{Error, Result, export, sampling};
 use retouch_nodes::kernels::{Cpu, Kernel, Plain};
 use retouch_nodes::latent::{Decode, EncodeReference, decode, encode_reference};
 use retouch_nodes::payload::Image;
@@ -162,6 +162,53 @@ fn what_is_cancelled_ends_before_the_next_layer_or_weight_and_leaves_nothing_tha
             count();
         }
     }
+}
+
+/// Follows the writing of a model, and ends it at a piece.
+struct Pieces {
+    at: usize,
+    told: Mutex<Vec<(u64, u64)>>,
+}
+
+impl export::Follow for Pieces {
+    fn is_cancelled(&self) -> bool {
+        self.told.lock().unwrap().len() >= self.at
+    }
+
+    fn wrote(&self, bytes: u64, total: u64) {
+        self.told.lock().unwrap().push((bytes, total));
+    }
+}
+
+#[test]
+fn whoever_follows_the_writing_of_a_model_hears_of_every_byte_and_can_end_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, at: usize| {
+        let target = folder.path().join(name);
+        std::fs::create_dir(&target).unwrap();
+        let follow = Pieces {
+            at,
+            told: Mutex::default(),
+        };
+        let precision = export::Precision::F16;
+        let made = export::make(export::Family::Tiny, 0, precision, &target, &follow);
+        (made, follow.told.into_inner().unwrap())
+    };
+    let (made, told) = write("whole", usize::MAX);
+    let made = made.unwrap();
+    assert!(told.len() > 10, "{}", told.len());
+    let written: u64 = told.iter().map(|(bytes, _)| bytes).sum();
+    let total = told[0].1;
+    // The headers of the files are written too, and are no part of the model's numbers.
+    assert_eq!(written, made.bytes);
+    assert!(
+        total <= written && written < total + (1 << 20),
+        "{written} of {total}"
+    );
+    assert!(told.iter().all(|(_, one)| *one == total));
+    let (ended, told) = write("ended", 5);
+    assert!(matches!(ended, Err(Error::Cancelled)), "{ended:?}");
+    assert_eq!(told.len(), 5, "nothing is written any more");
 }
 
 /// Notes how many products of texts there are before each step and after the last.

@@ -36,8 +36,10 @@ pub struct Request<'a> {
     pub models: bool,
     /// The largest asset that is packed, in bytes.
     pub most: u64,
-    /// Is told how many bytes more are packed or read back, and of how many.
-    pub follow: &'a dyn Fn(u64, u64),
+    /// Is told how many bytes more are packed, and of how many.
+    pub packed: &'a dyn Fn(u64, u64),
+    /// Likewise when what was packed is read back.
+    pub read_back: &'a dyn Fn(u64, u64),
 }
 
 /// What is packed.
@@ -717,13 +719,11 @@ fn write(
     let path = unpack::fresh(folder, &name);
     let file = File::create_new(&path).map_err(|error| cannot(&error))?;
     let draft = Draft(path);
-    // What is packed is read back, which takes a while too.
-    let total = 2 * manifest.bytes();
-    let follow = request.follow;
+    let total = manifest.bytes();
     let mut parts = Parts {
         left,
         total,
-        follow,
+        follow: request.packed,
         error: None,
     };
     let mut drain = Drain { file, error: None };
@@ -741,8 +741,8 @@ fn write(
     drain.file.sync_all().map_err(|error| cannot(&error))?;
     drop(drain);
     // What is handed on has been read back: a file that changed meanwhile is found here.
-    let read_back =
-        unpack::read_following(&draft.0, u64::MAX, None, &|bytes| follow(bytes, total))?;
+    let follow = |bytes| (request.read_back)(bytes, total);
+    let read_back = unpack::read_following(&draft.0, u64::MAX, None, &follow)?;
     if read_back != *manifest {
         return Err(Error::Failed(Failure::failed(
             "the bundle that was written does not read back",

@@ -68,14 +68,15 @@ pub fn bundle(args: &BundleArgs) -> Result<Exit, Failure> {
         Err(problems) => return Ok(session::faults(&problems)),
     };
     session::warn(subject.checked(), false)?;
-    let packing = Bytes::new("packing");
+    let (packing, reading) = (Bytes::new("packing"), Bytes::new("reading it back"));
     let request = Request {
         workflow: &args.file,
         settings: &settings,
         output: &output,
         models: args.with_models,
         most: args.max_asset.unwrap_or(bundle::MAX_ASSET),
-        follow: &|bytes, total| packing.add(bytes, total),
+        packed: &|bytes, total| packing.add(bytes, total),
+        read_back: &|bytes, total| reading.add(bytes, total),
     };
     let made = match pack::pack(&engine, &request, &subject) {
         Ok(made) => made,
@@ -88,7 +89,7 @@ pub fn bundle(args: &BundleArgs) -> Result<Exit, Failure> {
             return Ok(session::faults(&problem.into()));
         }
     };
-    drop(packing);
+    drop((packing, reading));
     engine.files().flush();
     for file in &made.manifest.files {
         tell(&format!("{:>10}  {}", size(file.size), file.path));
