@@ -624,7 +624,13 @@ fn a_pipe_hears_that_sampling_begins_and_which_seed_was_drawn() {
 fn watch_says_on_a_pipe_what_begins_and_which_seed_was_drawn() {
     let out = tempfile::tempdir().unwrap();
     let mut child = Command::new(env!("CARGO_BIN_EXE_retouch"))
-        .args(["watch", &workflow("vanilla.yaml"), "raw", "--set", "steps=3"])
+        .args([
+            "watch",
+            &workflow("vanilla.yaml"),
+            "raw",
+            "--set",
+            "steps=3",
+        ])
         .args(["--set", "seed=random"])
         .current_dir(out.path())
         .env("RETOUCH_NO_CACHE", "1")
@@ -650,7 +656,10 @@ fn watch_says_on_a_pipe_what_begins_and_which_seed_was_drawn() {
         "{told}"
     );
     assert!(told.contains("  draw: begins, 6 U-Net calls\n"), "{told}");
-    assert!(told.contains("done in") && told.contains("U-Net calls: 6"), "{told}");
+    assert!(
+        told.contains("done in") && told.contains("U-Net calls: 6"),
+        "{told}"
+    );
 }
 
 // ---- what the documentation says ----

@@ -237,9 +237,9 @@ x-note: hidden
         "{}",
         said(&output)
     );
-    for none in ["box/workflows/small.yaml", "nowhere.png"] {
+    for (none, code) in [("box/workflows/small.yaml", 1), ("nowhere.png", 2)] {
         let output = place.run(&["replay", none]);
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(code));
         assert!(said(&output).contains("help:"), "{}", said(&output));
     }
 }

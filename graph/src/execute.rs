@@ -4,7 +4,7 @@ use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -24,7 +24,14 @@ use crate::value::Value;
 
 /// Cancels a run from elsewhere; cloning shares it.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel(Arc<AtomicU8>);
+
+/// Nobody cancelled.
+const GOES_ON: u8 = 0;
+/// A step that is under way is finished.
+const AT_STEP: u8 = 1;
+/// It is not.
+const AT_ONCE: u8 = 2;
 
 impl Cancel {
     /// Makes one that is not cancelled.
@@ -35,13 +42,24 @@ impl Cancel {
 
     /// Cancels: what runs stops as soon as it looks ([`crate::interrupt`]), and nothing else begins.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.0.fetch_max(AT_ONCE, Ordering::SeqCst);
+    }
+
+    /// Cancels, and lets a sampler finish the step that is under way, for a run that goes on from it.
+    pub fn cancel_at_step(&self) {
+        self.0.fetch_max(AT_STEP, Ordering::SeqCst);
     }
 
     /// Whether it was cancelled.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.0.load(Ordering::SeqCst) != GOES_ON
+    }
+
+    /// Whether it was cancelled so that not even a step is finished.
+    #[must_use]
+    pub fn is_at_once(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == AT_ONCE
     }
 }
 

@@ -31,10 +31,10 @@ pub fn attend(cancel: &Cancel) {
     CURRENT.set(Some(cancel.clone()));
 }
 
-/// Whether the work of this thread was cancelled.
+/// Whether the work of this thread was cancelled, and not [only at its next step](Cancel::cancel_at_step).
 #[must_use]
 pub fn is_requested() -> bool {
-    CURRENT.with_borrow(|current| current.as_ref().is_some_and(Cancel::is_cancelled))
+    CURRENT.with_borrow(|current| current.as_ref().is_some_and(Cancel::is_at_once))
 }
 
 /// Between two pieces of a long piece of input or output.
@@ -66,8 +66,15 @@ mod tests {
             let panicked = std::panic::catch_unwind(|| within(&inner, || panic!("a node")));
             assert!(panicked.is_err());
             assert!(!is_requested());
+            outer.cancel_at_step();
+            assert!(
+                outer.is_cancelled() && !is_requested(),
+                "a step is finished"
+            );
             outer.cancel();
             assert!(is_requested());
+            outer.cancel_at_step();
+            assert!(is_requested(), "what is cancelled stays so");
         });
         assert!(!is_requested() && check().is_ok());
     }

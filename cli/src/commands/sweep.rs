@@ -748,11 +748,20 @@ impl What {
         if self.targets.is_empty() {
             self.targets.clone_from(&before.targets);
         }
+        // A param that is given anew, in whichever way, is not what it was.
+        let name = |text: &str| text.split('=').next().unwrap_or("").trim().to_owned();
+        let given: Vec<String> = (self.over.iter().chain(&self.set))
+            .map(|text| name(text))
+            .collect();
+        let kept = |texts: &[String]| -> Vec<String> {
+            let texts = texts.iter().filter(|text| !given.contains(&name(text)));
+            texts.cloned().collect()
+        };
         if self.over.is_empty() {
-            self.over.clone_from(&before.over);
+            self.over = kept(&before.over);
         }
         if self.set.is_empty() {
-            self.set.clone_from(&before.set);
+            self.set = kept(&before.set);
             self.folder.clone_from(&before.folder);
         }
         if self.params.is_empty() {

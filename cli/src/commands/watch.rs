@@ -577,7 +577,7 @@ impl<W: Watcher> Loop<'_, W> {
                     _ => (!same).then(|| Next::Plan(Box::new(edited))),
                 };
                 if next.is_some() {
-                    cancel.cancel();
+                    cancel.cancel_at_step(); // the run of the edit goes on from it
                 }
             }
         }
