@@ -73,7 +73,9 @@ impl<'a> Journal<'a> {
         let cache = file.parent().unwrap_or(Path::new(""));
         let written = crate::store::making_room(cache, text.len() as u64, || {
             let mut journal = write::append_private(file)?;
-            if fs::read(file).is_ok_and(|there| there.last().is_some_and(|&last| last != b'\n')) {
+            if files::read(file, u64::MAX)
+                .is_ok_and(|there| there.last().is_some_and(|&last| last != b'\n'))
+            {
                 // A full disk cut off the last line: it must not take the next one with it.
                 journal.write_all(b"\n")?;
             }

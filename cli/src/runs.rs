@@ -97,6 +97,9 @@ pub struct Asked {
     pub params: Vec<PathBuf>,
     /// Each `--over` of a sweep.
     pub over: Vec<String>,
+    /// `--sheet` of a sweep.
+    #[serde(default)]
+    pub sheet: Option<String>,
     /// What seeds called `random` were drawn from.
     pub draw: u64,
     /// The outputs and nodes that were asked for; empty: all outputs.
@@ -130,6 +133,7 @@ impl Asked {
             set: params.set.clone(),
             params: params.params.iter().map(|path| absolute(path)).collect(),
             over: Vec::new(),
+            sheet: None,
             draw: 0,
             targets: targets.to_vec(),
             out: absolute(out),
@@ -794,7 +798,7 @@ mod tests {
         let mut held = Vec::new();
         for microseconds in [1, 1, 1, 35, 36, 999_999, 1_000_000] {
             let time = UNIX_EPOCH + Duration::from_micros(1_795_570_602_000_000 + microseconds);
-            let (id, place) = reserve(folder.path(), folder.path(), time).unwrap();
+            let (id, place) = reserve(folder.path(), time).unwrap();
             ids.push(id);
             held.push(place);
         }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -16,6 +16,7 @@ use crate::device::{Device, DevicePermit, LOOK};
 use crate::event::{Counters, EVENT_SCHEMA, Event, Listener, RunStatus};
 use crate::files::{Files, lock};
 use crate::guard::{Lazies, Verdict};
+use crate::interrupt;
 use crate::key::Key;
 use crate::node::{Context, Environment, Host, NodeError};
 use crate::plan::{Forecast, Plan, Status, Task};
@@ -28,7 +29,14 @@ use crate::value::Value;
 
 /// Cancels a run from elsewhere; cloning shares it.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel(Arc<AtomicU8>);
+
+/// Nobody cancelled.
+const GOES_ON: u8 = 0;
+/// A step that is under way is finished.
+const AT_STEP: u8 = 1;
+/// It is not.
+const AT_ONCE: u8 = 2;
 
 impl Cancel {
     /// Makes one that is not cancelled.
@@ -37,15 +45,26 @@ impl Cancel {
         Self::default()
     }
 
-    /// Cancels: what runs stops at its next step, and nothing else begins.
+    /// Cancels: what runs stops as soon as it looks ([`crate::interrupt`]), and nothing else begins.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.0.fetch_max(AT_ONCE, Ordering::SeqCst);
+    }
+
+    /// Cancels, and lets a sampler finish the step that is under way, for a run that goes on from it.
+    pub fn cancel_at_step(&self) {
+        self.0.fetch_max(AT_STEP, Ordering::SeqCst);
     }
 
     /// Whether it was cancelled.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.0.load(Ordering::SeqCst) != GOES_ON
+    }
+
+    /// Whether it was cancelled so that not even a step is finished.
+    #[must_use]
+    pub fn is_at_once(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == AT_ONCE
     }
 }
 
@@ -870,7 +889,8 @@ impl Run<'_> {
             Some(outputs) => Ok(outputs),
             None => {
                 let context = Context::new(host);
-                let ran = catch_unwind(AssertUnwindSafe(|| task.node.run(inputs, &context)));
+                let run = || interrupt::within(job.cancel, || task.node.run(inputs, &context));
+                let ran = catch_unwind(AssertUnwindSafe(run));
                 let ran = match ran {
                     Ok(Ok(values)) => Ok(values),
                     Ok(Err(error)) => Err((Code::NodeFailed, error)),
@@ -1373,6 +1393,7 @@ impl Host for NodeHost<'_> {
                 done,
                 of,
             }),
+            Err(NodeError::Cancelled) => {}
             // Said once a run: the cause hardly goes away, and the run goes on all the same.
             Err(error) if !self.job().preview_failed.swap(true, Ordering::SeqCst) => {
                 let help = match &error {

@@ -16,6 +16,7 @@ pub mod fields;
 pub mod files;
 pub mod format;
 mod guard;
+pub mod interrupt;
 pub mod key;
 pub mod lock;
 pub mod node;

@@ -25,7 +25,7 @@ pub fn fmt(args: &FmtArgs) -> Result<Exit, Failure> {
         } else {
             files::open(file).and_then(|file| file.take(most).read_to_end(&mut text))
         }
-        .map_err(|e| Failure::unreadable(format!("{} cannot be read: {e}", file.display())))?;
+        .map_err(|e| Failure::unreadable_argument(file, e))?;
         let name = if stdin {
             "standard input".into()
         } else {
@@ -45,14 +45,14 @@ pub fn fmt(args: &FmtArgs) -> Result<Exit, Failure> {
                 crate::output::tell(
                     report::render([&problem], report::colour()).trim_end_matches('\n'),
                 );
-                exit = Exit::Faults;
+                exit = exit.max(Exit::Faults);
                 continue;
             }
         };
         if args.check {
             if formatted != text {
                 say(&file.display().to_string())?;
-                exit = Exit::Failed;
+                exit = exit.max(Exit::Failed);
             }
         } else if stdin {
             let mut out = std::io::stdout().lock();
