@@ -53,3 +53,45 @@ fn the_arrows_are_cli_to_nodes_to_graph_and_cli_to_graph_and_no_other() {
         "the engine knows no tensor"
     );
 }
+
+#[test]
+fn temporary_names_are_made_in_one_place() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut folders: Vec<_> = ["graph/src", "nodes/src", "cli/src"]
+        .map(|folder| root.join(folder))
+        .into();
+    let (mut read, mut found) = (0, Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let name = path.strip_prefix(&root).unwrap().display().to_string();
+            if !name.ends_with(".rs") || name.contains("tests") {
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            let text = text.split("\n#[cfg(test)]\nmod ").next().unwrap();
+            let text = text.split("\n#[cfg(all(test").next().unwrap();
+            read += 1;
+            for what in ["fs::rename(", "process::id()", "\".tmp\"", "\".part\""] {
+                if text.contains(what) {
+                    found.push((name.clone(), what));
+                }
+            }
+        }
+    }
+    assert!(read > 100, "{read}");
+    found.sort();
+    let expected = [
+        // What another program began is gone on with, under the name that both know.
+        ("cli/src/hub/store.rs", "fs::rename("),
+        ("graph/src/write.rs", "\".part\""),
+        ("graph/src/write.rs", "\".tmp\""),
+        ("graph/src/write.rs", "fs::rename("),
+    ];
+    let expected = expected.map(|(file, what)| (file.to_owned(), what));
+    assert_eq!(found, expected, "write with `retouch_graph::write`");
+}

@@ -355,7 +355,7 @@ codes! {
     /// A file cannot be written down in a lock.
     LockName = "R0905", "A lock names files by relative paths with `/`, in Unicode, so that it means the same on every machine. A name with `\\` or a control character, or one that is not Unicode, does not go into it: rename the file.";
     /// A bundle is damaged.
-    BundleArchive = "R0911", "A bundle is one zstd frame around one ustar archive, and nothing before or behind them. This file is no such thing, is cut off, or was damaged on its way: get it anew.";
+    BundleArchive = "R0911", "A bundle is one zstd frame, with a checksum of its content, around one ustar archive, and nothing before or behind them. This file is no such thing, is cut off, or was damaged on its way: get it anew.";
     /// Something in a bundle is no plain file.
     BundleEntry = "R0912", "Bundles hold plain files alone. Links, devices, pipes, folders of their own, sparse files and the long names of GNU and PAX can be made to write elsewhere, so a bundle with one is refused as a whole.";
     /// A file in a bundle has a name that is not safe.
