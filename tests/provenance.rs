@@ -154,6 +154,38 @@ fn a_contact_sheet_carries_its_recipe_whatever_the_command_line_changes_about_it
     assert!(workflow.contains("columns: [size, photo]"), "{workflow}");
 }
 
+#[test]
+fn a_recipe_may_declare_any_size() {
+    let place = Place::new();
+    std::fs::write(place.path().join("box/workflows/small.yaml"), SMALL).unwrap();
+    place.done(&["run", "box/workflows/small.yaml", "-q"]);
+    let picture = place.path().join("out/small.png");
+    let shown = place.done(&["show", "out/small.png", "--json"]);
+    let mut recipe: Json = serde_json::from_str(&shown).unwrap();
+    let digest = "0".repeat(64);
+    for name in ["a", "b"] {
+        let file = serde_json::json!({"kind": "model", "path": format!("hf://o/n/{name}"),
+            "model": "hf://o/n", "size": u64::MAX, "blake3": digest});
+        recipe["files"].as_array_mut().unwrap().push(file);
+    }
+    let bytes = std::fs::read(&picture).unwrap();
+    let (_, _, old) = unpacked(&picture);
+    let mut chunk = b"iTXtretouch\0\0\0\0\0".to_vec();
+    chunk.extend(recipe.to_string().as_bytes());
+    let mut hostile = bytes[..33].to_vec();
+    hostile.extend(u32::try_from(chunk.len() - 4).unwrap().to_be_bytes());
+    hostile.extend(&chunk);
+    hostile.extend(crc32fast::hash(&chunk).to_be_bytes());
+    hostile.extend(&bytes[33 + old.len()..]);
+    std::fs::write(&picture, hostile).unwrap();
+    let shown = place.done(&["show", "out/small.png"]);
+    assert!(shown.contains("hf://o/n  2 files"), "{shown}");
+    let output = place.run(&["replay", "out/small.png"]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    let heard = said(&output);
+    assert!(heard.contains("without your consent"), "{heard}");
+}
+
 /// The pixels and the chunks before them of a PNG that the program saved.
 fn unpacked(path: &Path) -> (png::OutputInfo, Vec<u8>, Vec<u8>) {
     let bytes = std::fs::read(path).unwrap();

@@ -69,6 +69,11 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// The sum of sizes that a file or a server declares, which may be anything: at most the largest number.
+pub fn total(sizes: impl IntoIterator<Item = u64>) -> u64 {
+    sizes.into_iter().fold(0, u64::saturating_add)
+}
+
 /// What the configuration file says.
 #[derive(Debug, Default)]
 struct Config {
@@ -395,5 +400,7 @@ mod tests {
         }
         assert_eq!(size(512), "512 B");
         assert_eq!(size(3 << 29), "1.5 GiB");
+        assert_eq!(total([1, 2]), 3);
+        assert_eq!(total([1, u64::MAX, 2]), u64::MAX);
     }
 }

@@ -23,7 +23,7 @@ use crate::output::{say, tell};
 use crate::progress::{JsonLines, Progress};
 use crate::provenance::{self, Made, Stamps};
 use crate::sharing::{Input, Stop, check_models, hubs, models};
-use crate::store::{Store, size};
+use crate::store::{Store, size, total};
 use crate::{Exit, Failure, session};
 
 /// Says what a picture was made of.
@@ -59,7 +59,7 @@ pub fn show(args: &ShowArgs) -> Result<Exit, Failure> {
                 )))?;
             }
             files => {
-                let bytes = files.iter().map(|file| file.size).sum();
+                let bytes = total(files.iter().map(|file| file.size));
                 say(&plain(&format!(
                     "  {name}  {} files, {}",
                     files.len(),

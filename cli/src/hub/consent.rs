@@ -11,7 +11,7 @@ use retouch_graph::remote::Address;
 
 use super::client::Listing;
 use crate::output::tell;
-use crate::store::size;
+use crate::store::{size, total};
 
 /// What the command line says about the models that others name.
 #[derive(Clone, Debug, Default)]
@@ -145,9 +145,8 @@ impl Consent {
         let own = declared
             .iter()
             .filter(|(path, _)| Address::parse(path).is_ok_and(|file| file.model() == model));
-        own.fold((0, 0), |(files, bytes), (_, size)| {
-            (files + 1, bytes.saturating_add(*size))
-        })
+        let sizes: Vec<u64> = own.map(|(_, size)| *size).collect();
+        (sizes.len(), total(sizes))
     }
 
     /// The files of a model as the foreign file declares them, for messages.
@@ -209,7 +208,7 @@ impl Consent {
             let all = listing.map_or_else(
                 || "of an unknown size".to_owned(),
                 |listing| {
-                    let bytes = listing.files.values().filter_map(|file| file.size).sum();
+                    let bytes = total(listing.files.values().filter_map(|file| file.size));
                     format!("{} files, {} in all", listing.files.len(), size(bytes))
                 },
             );

@@ -13,7 +13,7 @@ use super::client::{Client, Listing, Refused};
 use super::consent::Consent;
 use super::store::{Shelf, Watch};
 use super::{Mode, Settings, withheld};
-use crate::store::size;
+use crate::store::{size, total};
 
 /// Files that are named in a message at most.
 const MOST_NAMED: usize = 8;
@@ -425,7 +425,8 @@ impl HubFiles {
             .filter(|(file, _)| self.local(file).is_none())
             .collect();
         if let Some((first, _)) = missed.first() {
-            let sizes: Option<u64> = missed.iter().map(|(_, size)| *size).sum();
+            let sizes: Option<Vec<u64>> = missed.iter().map(|(_, size)| *size).collect();
+            let sizes = sizes.map(total);
             let what = match (missed.len(), sizes) {
                 (1, Some(bytes)) => format!("`{}` ({})", first.display(), size(bytes)),
                 (1, None) => format!("`{}`", first.display()),
