@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use retouch_graph::Cancel;
+use retouch_graph::{Cancel, DiskFiles, files};
 
 use crate::args::{BundleArgs, UnbundleArgs};
 use crate::bundle::pack::{Request, Stop};
@@ -107,9 +107,9 @@ pub fn bundle(args: &BundleArgs) -> Result<Exit, Failure> {
 /// When the folder is not empty or cannot be written, or standard output is closed.
 pub fn unbundle(args: &UnbundleArgs) -> Result<Exit, Failure> {
     if !args.file.is_file() {
-        return Err(Failure::unreadable(format!(
-            "there is no file {}",
-            args.file.display()
+        return Err(Failure::unreadable(files::no_file(
+            &args.file,
+            &DiskFiles::new(),
         )));
     }
     let most = args.max_unpacked.unwrap_or(bundle::MAX_UNPACKED);
