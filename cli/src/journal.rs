@@ -69,6 +69,10 @@ impl<'a> Journal<'a> {
         if text.is_empty() {
             return;
         }
+        // A pipe in its place would keep this waiting for a reader.
+        if std::fs::metadata(file).is_ok_and(|there| !there.is_file()) {
+            return;
+        }
         // One write of whole lines, so that several processes may write at once.
         let cache = file.parent().unwrap_or(Path::new(""));
         let written = crate::store::making_room(cache, text.len() as u64, || {

@@ -28,6 +28,8 @@ const MOST: usize = 16 << 20;
 /// The files of a recipe and the bytes of a path in it: more is none of ours, and would be looked for in many places.
 const MOST_FILES: usize = 10_000;
 const MOST_PATH: usize = 4096;
+/// A recipe of that length has fewer values; each takes many times its text once it is read.
+const MOST_VALUES: usize = 1_000_000;
 /// The bytes of the largest picture that is read.
 const MOST_PICTURE: u64 = 2 << 30;
 /// The memory that a picture's chunks in front of its recipe may take.
@@ -237,6 +239,12 @@ pub fn read_picture(path: &Path) -> std::io::Result<Vec<u8>> {
     files::read(path, MOST_PICTURE)
 }
 
+/// What is read of a recipe before it is known to be one.
+#[derive(serde::Deserialize)]
+struct Head {
+    schema: String,
+}
+
 /// The recipe that a picture carries.
 ///
 /// # Errors
@@ -264,10 +272,11 @@ pub fn read(path: &Path) -> Result<Provenance, Failure> {
         .decompress_text_with_limit(MOST)
         .and_then(|()| chunk.get_text())
         .map_err(|e| none(&format!("carries a damaged recipe: {e}")))?;
-    let schema = serde_json::from_str::<serde_json::Value>(&text)
-        .ok()
-        .and_then(|value| Some(value.get("schema")?.as_str()?.to_owned()))
-        .ok_or_else(|| none("carries a damaged recipe"))?;
+    if text.bytes().filter(|byte| *byte == b',').count() > MOST_VALUES {
+        return Err(none("carries a recipe with more values than one has"));
+    }
+    let Head { schema } =
+        serde_json::from_str(&text).map_err(|_| none("carries a damaged recipe"))?;
     if schema != provenance::SCHEMA {
         return Err(
             Failure::failed(format!("{shown} carries a recipe of the schema `{schema}`"))

@@ -12,7 +12,7 @@ mod fuzz;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use fuzz::{EDGES, Random, Tally, change, times};
+use fuzz::{EDGES, Random, Tally, change, measured, times};
 use retouch_graph::{Context, Files, Host, MemoryFiles, Node};
 use retouch_nodes::diffusion::checkpoint::Description;
 use retouch_nodes::diffusion::layout::Sources;
@@ -477,4 +477,37 @@ fn ten_thousand_broken_pictures_are_taken_or_refused() {
         });
     }
     tally.is_telling(10_000 * times(), 8);
+}
+
+#[test]
+fn a_profile_takes_no_more_memory_than_profiles_do() {
+    use std::io::Write;
+    let mut png = Vec::new();
+    let mut writer = png::Encoder::new(&mut png, 8, 8).write_header().unwrap();
+    writer.write_image_data(&[0; 64]).unwrap();
+    writer.finish().unwrap();
+    // Of 512 MiB unpacked, where a large profile has a few.
+    let mut body = b"iCCPx\0\0".to_vec();
+    let mut zlib = flate2::write::ZlibEncoder::new(&mut body, flate2::Compression::fast());
+    let piece = vec![0; 1 << 20];
+    for _ in 0..512 {
+        zlib.write_all(&piece).unwrap();
+    }
+    zlib.finish().unwrap();
+    let chunk = [
+        &((body.len() - 4) as u32).to_be_bytes()[..],
+        &body,
+        &crc(&body).to_be_bytes(),
+    ]
+    .concat();
+    // Behind the header: the signature, and a chunk of 13 bytes.
+    png.splice(33..33, chunk);
+    assert!(png.len() < 4 << 20);
+    let path = Path::new("picture.png");
+    let load: LoadImage = serde_json::from_value(serde_json::json!({"path": path})).unwrap();
+    let files = MemoryFiles::new().with(path, &png);
+    // The vector that it is unpacked to grows by copying.
+    let (checked, most) = measured(|| load.check(&retouch_graph::Types::unknown(), &files).is_ok());
+    assert!(checked, "no profile is applied, so it does not matter that it is too large");
+    assert!(most < 256 << 20, "{most} bytes");
 }

@@ -1296,47 +1296,6 @@ fn every_parameter_has_its_documentation_in_the_schema() {
 
 // ---- what a file declares ----------------------------------------------------------------------------------------------
 
-/// A PNG of 8 x 8 pixels with a colour profile of so many bytes, all zero.
-fn with_profile(bytes: usize) -> Vec<u8> {
-    use std::io::Write;
-    let png = png(&DynamicImage::new_rgb8(8, 8));
-    let mut chunk = b"iCCPx\0\0".to_vec();
-    let mut zlib = flate2::write::ZlibEncoder::new(&mut chunk, flate2::Compression::fast());
-    let piece = vec![0; 1 << 20];
-    for at in (0..bytes).step_by(piece.len()) {
-        zlib.write_all(&piece[..piece.len().min(bytes - at)])
-            .unwrap();
-    }
-    zlib.finish().unwrap();
-    // Behind the header: the signature, and a chunk of 13 bytes.
-    let (head, rest) = png.split_at(8 + 25);
-    let mut whole = head.to_vec();
-    whole.extend(((chunk.len() - 4) as u32).to_be_bytes());
-    whole.extend(&chunk);
-    let mut sum = flate2::Crc::new();
-    sum.update(&chunk);
-    whole.extend(sum.sum().to_be_bytes());
-    whole.extend(rest);
-    whole
-}
-
-#[test]
-fn a_profile_takes_no_more_memory_than_profiles_do() {
-    assert_eq!(check_bytes(&with_profile(4 << 20)).unwrap().width, 8);
-    assert!(load_bytes(&with_profile(4 << 20)).is_ok());
-    let bomb = with_profile(128 << 20);
-    assert!(bomb.len() < 1 << 20);
-    let fault = check_bytes(&bomb).unwrap_err();
-    assert!(
-        fault
-            .message
-            .contains("takes more memory than a picture may"),
-        "{}",
-        fault.message
-    );
-    assert!(load_bytes(&bomb).is_err());
-}
-
 #[test]
 fn a_jpeg_has_bytes_for_the_picture_that_it_declares() {
     let mut bytes = io::Cursor::new(Vec::new());

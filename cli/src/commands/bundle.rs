@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use retouch_graph::Cancel;
+use retouch_graph::{Cancel, DiskFiles, files};
 
 use crate::args::{BundleArgs, UnbundleArgs};
 use crate::bundle::pack::{Request, Stop, Subject};
@@ -128,10 +128,10 @@ fn is_sweep(file: &Path) -> Result<bool, Failure> {
 /// When the folder is not empty or cannot be written, or standard output is closed.
 pub fn unbundle(args: &UnbundleArgs) -> Result<Exit, Failure> {
     if !args.file.is_file() {
-        return Err(Failure::unreadable_argument(
-            &args.file,
-            "there is no such file",
-        ));
+        return Err(Failure {
+            exit: Exit::Usage,
+            ..Failure::unreadable(files::no_file(&args.file, &DiskFiles::new()))
+        });
     }
     let most = args.max_unpacked.unwrap_or(bundle::MAX_UNPACKED);
     let cancel = Cancel::new();

@@ -22,7 +22,7 @@ const MAX_FILE: u64 = 768 * 1024 * 1024;
 const MAX_DECODED: u64 = 1024 * 1024 * 1024;
 
 /// The most memory that what a PNG holds beside its pixels (a colour profile, EXIF) may take unpacked. Profiles of printers
-/// have a few megabytes.
+/// have a few megabytes; of what is longer the decoder unpacks no more.
 const MAX_BESIDE: u64 = 64 * 1024 * 1024;
 
 /// Reads a picture from a PNG, JPEG or WebP file.
@@ -33,8 +33,7 @@ const MAX_BESIDE: u64 = 64 * 1024 * 1024;
 /// channel is kept beside them for `mask` and for saving. Of an animation the first picture is read.
 ///
 /// Colours are taken as sRGB: an embedded ICC profile or PNG gamma is not applied. A picture has at most 8192 pixels a
-/// side and 64 megapixels, a colour profile in a PNG 64 MiB; reading the largest takes about 1.5 GB. A file that is
-/// damaged or cut short is refused.
+/// side and 64 megapixels; reading the largest takes about 1.5 GB. A file that is damaged or cut short is refused.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadImage {
