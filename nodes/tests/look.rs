@@ -649,3 +649,24 @@ fn a_call_that_is_looked_at_ends_at_the_layer_where_the_looker_moves_on() {
         assert_eq!((asked, calls), (after + 1, 0));
     }
 }
+
+#[test]
+fn a_look_that_calls_a_network_waits_for_the_device_and_one_that_reads_what_is_kept_does_not() {
+    let ran = Ran::of("", &[]);
+    let reader = ran.reader("draw");
+    // The models are at hand from here on.
+    let exact = |effort| reader.picture(6, 0, Quality::Exact, effort, &go());
+    exact(Effort::Calls).unwrap();
+    let permit = ran.engine.device(&go()).unwrap();
+    reader
+        .picture(6, 0, Quality::Quick, Effort::Kept, &go())
+        .unwrap();
+    std::thread::scope(|scope| {
+        let look = scope.spawn(|| exact(Effort::Calls).map(drop));
+        // A tiny VAE takes some milliseconds; that this one is still not there says that it waits.
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(!look.is_finished());
+        drop(permit);
+        look.join().unwrap().unwrap();
+    });
+}
