@@ -52,6 +52,8 @@ pub struct Settings {
     pub draw: Option<u64>,
     /// The `name=values` of each `--over`: what a sweep varies besides what the file says, or in place of it.
     pub over: Vec<String>,
+    /// The path of `--sheet`: where a sweep's contact sheet is saved, also where the file says none.
+    pub sheet: Option<String>,
 }
 
 /// The value of a param in this run.
@@ -452,12 +454,13 @@ impl Checker<'_> {
             let folder = Arc::new(folder_of(path));
             match read(self.world.files, &name, path) {
                 Ok(source) => {
+                    let source = source.as_argument();
                     for setting in params::read_file(&source, &folder, workflow, &mut self.problems)
                     {
                         settings.insert(setting.name.text.clone(), setting);
                     }
                 }
-                Err(problem) => self.problems.push(problem),
+                Err(problem) => self.problems.push(problem.of_argument()),
             }
         }
         let folder = Arc::new(self.world.settings.folder.clone());
@@ -2522,12 +2525,46 @@ impl Checker<'_> {
                         ),
                     )
                 };
+                let help = match ending
+                    .as_deref()
+                    .and_then(|ending| self.makers(spec, ending))
+                {
+                    Some(makers) => format!("{help}; {makers}"),
+                    None => help,
+                };
                 self.problems.push(
                     Problem::new(Code::SaveFormat, &workflow.source, save.span, message).help(help),
                 );
             }
         }
         Some(filled)
+    }
+
+    /// Which ops make something of a port's value that is saved with that ending: masks are a picture by `mask_image`.
+    fn makers(&self, port: &PortSpec, ending: &str) -> Option<String> {
+        let takes = |entry: &Entry| {
+            (entry
+                .inputs()
+                .iter()
+                .filter(|input| input.arity != Arity::Optional))
+            .any(|input| input.types.iter().any(|one| port.types.contains(one)))
+        };
+        let gives = |entry: &Entry| {
+            let formats = entry.outputs().first().and_then(|output| output.formats);
+            formats.is_some_and(|formats| formats.contains(&ending))
+        };
+        let ops: Vec<String> = (self.world.registry.iter())
+            .filter(|entry| takes(entry) && gives(entry))
+            .map(|entry| format!("`{}`", entry.op()))
+            .collect();
+        match &ops[..] {
+            [] => None,
+            [one] => Some(format!("a node {one} makes a .{ending} of it")),
+            several => Some(format!(
+                "nodes that make a .{ending} of it: {}",
+                several.join(", ")
+            )),
+        }
     }
 
     // ---- the graph as a whole ----
@@ -3114,6 +3151,14 @@ pub fn normal(path: &Path) -> PathBuf {
 /// A path for people.
 pub(crate) fn display(path: &Path) -> String {
     normal(path).display().to_string()
+}
+
+/// Reads a file that the command line names. That there is none is a fault of the command line; what is in it is the file's.
+pub(crate) fn read_argument(files: &dyn Files, name: &str, path: &Path) -> Result<Source, Problem> {
+    read(files, name, path).map_err(|problem| match problem.code() {
+        Code::FileUnreadable => problem.of_argument(),
+        _ => problem,
+    })
 }
 
 /// Reads a workflow or a parameter file.

@@ -148,7 +148,7 @@ impl Engine {
     /// What is wrong with how it is written.
     pub fn read(&self, path: &Path) -> Result<Workflow, Problems> {
         let name = path.display().to_string();
-        let source = check::read(&*self.files, &name, path)?;
+        let source = check::read_argument(&*self.files, &name, path)?;
         let mut problems = Vec::new();
         let workflow = workflow::parse(&source, &check::folder_of(path), &mut problems);
         match workflow {
@@ -163,7 +163,7 @@ impl Engine {
     /// All faults of the workflow and of those that it uses.
     pub fn load(&self, path: &Path, settings: &Settings) -> Result<Checked, Problems> {
         let name = path.display().to_string();
-        let source = check::read(&*self.files, &name, path)?;
+        let source = check::read_argument(&*self.files, &name, path)?;
         self.check(&source, Some(path), settings)
     }
 

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -12,6 +12,7 @@ use crate::cache::{Cache, Outputs};
 use crate::chain::{Chain, Claim, InFlight, Item, Note, Wanted};
 use crate::event::{Counters, EVENT_SCHEMA, Event, Listener, RunStatus};
 use crate::files::{Files, lock};
+use crate::interrupt;
 use crate::key::Key;
 use crate::node::{Context, Environment, Host, NodeError};
 use crate::plan::{Forecast, Plan, Status, Task, slower};
@@ -23,7 +24,14 @@ use crate::value::Value;
 
 /// Cancels a run from elsewhere; cloning shares it.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel(Arc<AtomicU8>);
+
+/// Nobody cancelled.
+const GOES_ON: u8 = 0;
+/// A step that is under way is finished.
+const AT_STEP: u8 = 1;
+/// It is not.
+const AT_ONCE: u8 = 2;
 
 impl Cancel {
     /// Makes one that is not cancelled.
@@ -32,15 +40,26 @@ impl Cancel {
         Self::default()
     }
 
-    /// Cancels: what runs stops at its next step, and nothing else begins.
+    /// Cancels: what runs stops as soon as it looks ([`crate::interrupt`]), and nothing else begins.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.0.fetch_max(AT_ONCE, Ordering::SeqCst);
+    }
+
+    /// Cancels, and lets a sampler finish the step that is under way, for a run that goes on from it.
+    pub fn cancel_at_step(&self) {
+        self.0.fetch_max(AT_STEP, Ordering::SeqCst);
     }
 
     /// Whether it was cancelled.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.0.load(Ordering::SeqCst) != GOES_ON
+    }
+
+    /// Whether it was cancelled so that not even a step is finished.
+    #[must_use]
+    pub fn is_at_once(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == AT_ONCE
     }
 }
 
@@ -615,8 +634,9 @@ impl Run<'_> {
             Ok(outputs)
         } else {
             let context = Context::new(&host);
+            let run = || interrupt::within(self.job.cancel, || task.node.run(inputs, &context));
             // What a panic leaves behind is only what the node had: its inputs are dropped, its outputs never were.
-            catch_unwind(AssertUnwindSafe(|| task.node.run(inputs, &context)))
+            catch_unwind(AssertUnwindSafe(run))
                 .unwrap_or_else(|panic| {
                     code = Code::NodePanicked;
                     Err(NodeError::panicked(&*panic))
@@ -1006,6 +1026,7 @@ impl Host for NodeHost<'_> {
                 done,
                 of,
             }),
+            Err(NodeError::Cancelled) => {}
             // Said once a run: the cause hardly goes away, and the run goes on all the same.
             Err(error) if !self.job.preview_failed.swap(true, Ordering::SeqCst) => {
                 let help = match &error {

@@ -12,6 +12,7 @@ use indexmap::IndexSet;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::interrupt;
 use crate::problem::Code;
 use crate::remote;
 
@@ -342,11 +343,12 @@ const PIECE: usize = 1 << 20;
 /// From this size on, what is read next is read while `take` is at work.
 const LONG: u64 = 8 << 20;
 
-/// Hands a file's content on piece by piece.
+/// Hands a file's content on piece by piece, until the work of this thread is cancelled.
 fn pieces(file: &mut File, mut take: impl FnMut(&[u8])) -> io::Result<()> {
     if file.metadata()?.len() < LONG {
         let mut buffer = vec![0; PIECE];
         loop {
+            interrupt::check()?;
             match file.read(&mut buffer)? {
                 0 => return Ok(()),
                 count => take(&buffer[..count]),
@@ -374,6 +376,7 @@ fn pieces(file: &mut File, mut take: impl FnMut(&[u8])) -> io::Result<()> {
             }
         });
         for piece in to_take {
+            interrupt::check()?;
             let (buffer, count) = piece?;
             take(&buffer[..count]);
             let _ = emptied.send(buffer); // whoever fills may have ended

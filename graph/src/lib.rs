@@ -14,6 +14,7 @@ mod facts;
 pub mod fields;
 pub mod files;
 pub mod format;
+pub mod interrupt;
 pub mod key;
 pub mod lock;
 pub mod node;

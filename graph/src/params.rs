@@ -365,7 +365,7 @@ pub(crate) fn read_set(
     problems: &mut Vec<Problem>,
 ) -> Option<Setting> {
     let prefix = "--set ";
-    let source = Source::new("command line", format!("{prefix}{text}"));
+    let source = Source::command_line(format!("{prefix}{text}"));
     let whole = Span::new(prefix.len(), prefix.len() + text.len());
     let Some((name, value)) = text.split_once('=') else {
         problems.push(
@@ -401,7 +401,7 @@ pub(crate) fn read_set(
         }
     } else {
         let mut faults = Vec::new();
-        let parsed = yaml::parse(&Source::new("command line", value), &mut faults);
+        let parsed = yaml::parse(&Source::command_line(value), &mut faults);
         if let Some(fault) = faults.first() {
             problems.push(
                 Problem::new(

@@ -707,6 +707,37 @@ impl Plan {
         }
     }
 
+    /// Lets pictures be saved that were asked for by the name of a node, which says no path: `{workflow}/{node}.png`. A picture
+    /// is what is saved as .png unless asked otherwise.
+    pub fn save_pictures(&mut self) {
+        let mut taken: std::collections::HashSet<String> = (self.outputs.iter())
+            .filter_map(|output| Some(output.save.as_ref()?.to_lowercase()))
+            .collect();
+        for at in 0..self.outputs.len() {
+            let output = &self.outputs[at];
+            let Some(task) = self.task(output.task).filter(|_| output.save.is_none()) else {
+                continue;
+            };
+            let ports = task.entry.outputs();
+            let picture = (ports.iter().find(|port| port.name == output.port))
+                .and_then(|port| port.formats?.first())
+                .is_some_and(|format| *format == "png");
+            if !picture {
+                continue;
+            }
+            // Of the node's first port its own name: `large` for `large.image`.
+            let first = ports.first().is_some_and(|port| port.name == output.port);
+            let name = match output.name.rsplit_once('.') {
+                Some((node, _)) if first => node,
+                _ => &output.name,
+            };
+            let path = format!("{}/{}.png", self.workflow, name.replace(['/', '.'], "-"));
+            if crate::save::check_path(&path).is_ok() && taken.insert(path.to_lowercase()) {
+                self.outputs[at].save = Some(path);
+            }
+        }
+    }
+
     pub(crate) fn outputs_mut(&mut self) -> &mut [PlannedOutput] {
         &mut self.outputs
     }
@@ -1029,6 +1060,12 @@ struct Asked {
     required: bool,
 }
 
+/// What to do about `seed=5` among the targets.
+pub(crate) fn forgotten_set(target: &str) -> Option<String> {
+    let (name, _) = target.split_once('=')?;
+    crate::template::is_name(name.trim()).then(|| format!("a param is set with `--set {target}`"))
+}
+
 fn wanted(checked: &Checked, targets: &[String]) -> Result<Vec<Asked>, Problems> {
     let output = |output: &crate::check::CheckedOutput| Asked {
         name: output.name.clone(),
@@ -1099,11 +1136,14 @@ fn wanted(checked: &Checked, targets: &[String]) -> Result<Vec<Asked>, Problems>
             problems.push(
                 Problem::new(
                     Code::UnknownTarget,
-                    &Source::new("command line", line),
+                    &Source::command_line(line),
                     Span::new(from, from + target.len()),
                     format!("the workflow has neither an output nor a node `{target}`"),
                 )
-                .maybe_help(suggest::hint(target, "outputs and nodes", known)),
+                .maybe_help(
+                    forgotten_set(target)
+                        .or_else(|| suggest::hint(target, "outputs and nodes", known)),
+                ),
             );
         }
         from += target.len() + 1;

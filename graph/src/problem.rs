@@ -35,6 +35,8 @@ impl Span {
 struct SourceText {
     name: String,
     text: String,
+    /// Whether the command line says it, itself or in a file of `--params`.
+    argument: bool,
     lines: OnceLock<Vec<usize>>,
 }
 
@@ -45,9 +47,31 @@ pub struct Source(Arc<SourceText>);
 impl Source {
     /// Makes a source; `name` is what diagnostics print (a path as the user wrote it).
     pub fn new(name: impl Into<String>, text: impl Into<String>) -> Self {
+        Self::made(name.into(), text.into(), false)
+    }
+
+    /// Makes the source of what was written on the command line.
+    pub fn command_line(text: impl Into<String>) -> Self {
+        Self::made("command line".to_owned(), text.into(), true)
+    }
+
+    /// The same text as something that the command line gives: a file of `--params`, or the path of the workflow.
+    #[must_use]
+    pub fn as_argument(&self) -> Self {
+        Self::made(self.0.name.clone(), self.0.text.clone(), true)
+    }
+
+    /// Whether it is an argument of the command, or a file that is one, and not a file of the workflow.
+    #[must_use]
+    pub fn is_argument(&self) -> bool {
+        self.0.argument
+    }
+
+    fn made(name: String, text: String, argument: bool) -> Self {
         Self(Arc::new(SourceText {
-            name: name.into(),
-            text: text.into(),
+            name,
+            text,
+            argument,
             lines: OnceLock::new(),
         }))
     }
@@ -225,7 +249,7 @@ codes! {
     /// A template is not quoted.
     UnquotedTemplate = "R0214", "YAML reads `{place}` without quotes as a map. Quote the template:\n\n    prompt: \"{place}\"";
     /// The file is a sweep, not a workflow.
-    SweepOnly = "R0215", "The file says a sweep of another workflow and has no nodes of its own. `retouch sweep FILE` runs it; `retouch run` takes the workflow that it names.";
+    SweepOnly = "R0215", "The file says a sweep of another workflow and has no nodes of its own. `retouch sweep FILE` runs it, and `check`, `plan`, `lock` and `bundle` take it; `run`, `watch` and `view` take the workflow that it names.";
     /// An op is not known.
     UnknownOp = "R0301", "`op` names what a node does; `retouch nodes` lists all ops.";
     /// A node is not known.
@@ -573,6 +597,20 @@ impl Problem {
         self.0.span
     }
 
+    /// Moves the fault from a file of the workflow to the arguments of the command.
+    #[must_use]
+    pub(crate) fn of_argument(mut self) -> Self {
+        self.0.source = self.0.source.as_argument();
+        self
+    }
+
+    /// Whether the command line is at fault: the place, or a place that the fault points to besides, is one of its
+    /// arguments. Everything else is a fault of the workflow's files.
+    #[must_use]
+    pub fn is_of_arguments(&self) -> bool {
+        self.0.source.is_argument() || self.others().any(|label| label.source.is_argument())
+    }
+
     /// The line and column of the place, both from 1, the column in characters.
     #[must_use]
     pub fn line_column(&self) -> (usize, usize) {
@@ -702,6 +740,14 @@ impl Problems {
     /// The problems in order.
     pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
         self.0.iter()
+    }
+
+    /// Whether every error (warnings aside) is one of the command line's arguments.
+    #[must_use]
+    pub fn are_of_arguments(&self) -> bool {
+        (self.0.iter())
+            .filter(|problem| problem.severity() == Severity::Error)
+            .all(Problem::is_of_arguments)
     }
 
     /// How many there are.

@@ -208,6 +208,13 @@ impl Sweep {
         whole
     }
 
+    /// All cells as one workflow, with the files of all of them: for what is written down of a sweep as a whole. Its nodes
+    /// are named `3/layout`; its params are those that do not vary.
+    #[must_use]
+    pub fn all_cells(&self) -> &Checked {
+        &self.whole
+    }
+
     /// The nodes of all cells.
     #[must_use]
     pub fn nodes(&self) -> &[CheckedNode] {
@@ -252,15 +259,14 @@ impl Sweep {
             if !names.contains(&target.as_str()) {
                 let problem = Problem::new(
                     Code::UnknownTarget,
-                    &Source::new("command line", target.as_str()),
+                    &Source::command_line(target.as_str()),
                     Span::new(0, target.len()),
                     format!("the workflow has no output `{target}`"),
                 )
-                .maybe_help(suggest::hint(
-                    target,
-                    "outputs",
-                    names.iter().copied(),
-                ));
+                .maybe_help(
+                    crate::plan::forgotten_set(target)
+                        .or_else(|| suggest::hint(target, "outputs", names.iter().copied())),
+                );
                 return Err(problem.into());
             }
         }
@@ -594,11 +600,33 @@ pub(crate) fn check_values(
     reader.read
 }
 
+/// The endings of pictures that a contact sheet is saved as.
+const SHEET_ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
+
+/// The contact sheet that the command line asks for.
+struct AskedSheet {
+    source: Source,
+    save: Spanned<String>,
+}
+
+impl AskedSheet {
+    fn new(path: &str) -> Self {
+        let prefix = "--sheet ";
+        Self {
+            source: Source::command_line(format!("{prefix}{path}")),
+            save: Spanned {
+                value: path.to_owned(),
+                span: Span::new(prefix.len(), prefix.len() + path.len()),
+            },
+        }
+    }
+}
+
 /// Reads and checks a sweep: the file says it, or `Settings::over` does.
 pub(crate) fn load(world: &World<'_>, path: &Path) -> Result<Sweep, Problems> {
     let mut problems = Vec::new();
     let name = path.display().to_string();
-    let source = check::read(world.files, &name, path)?;
+    let source = check::read_argument(world.files, &name, path)?;
     let folder = check::folder_of(path);
     let Some(mut workflow) = workflow::parse(&source, &folder, &mut problems) else {
         return Err(Problems::new(problems));
@@ -681,9 +709,34 @@ pub(crate) fn load(world: &World<'_>, path: &Path) -> Result<Sweep, Problems> {
     let included = decl.as_ref().is_some_and(|decl| !decl.include.is_empty());
     let mut sweep = join(world, &workflow, &target_path, cells, included, read)?;
     let grid = decl.as_ref().and_then(|decl| decl.grid.as_ref());
+    let asked = world.settings.sheet.as_deref().map(AskedSheet::new);
     let table = decl.as_ref().and_then(|decl| decl.table.as_ref());
     if let Some(grid) = grid {
         sweep.sheet = sweep.sheet_of(grid, world, &source, &mut problems);
+    } else if let Some(AskedSheet { source, save }) = &asked {
+        let plain = SheetDecl {
+            key_span: save.span,
+            rows: None,
+            columns: None,
+            output: None,
+            save: Some(save.clone()),
+            fields: Vec::new(),
+        };
+        sweep.sheet = sweep.sheet_of(&plain, world, source, &mut problems);
+    }
+    if let Some(AskedSheet { source, save }) = &asked {
+        let picture = save::ending(&save.value)
+            .is_some_and(|ending| SHEET_ENDINGS.contains(&ending.as_str()));
+        if !picture {
+            let message = format!("the sheet `{}` has no ending of a picture", save.value);
+            problems.push(
+                Problem::new(Code::SaveFormat, source, save.span, message).help("end it in `.png`"),
+            );
+        }
+        let path = sweep.path_of(save, SHEET, source, &mut problems);
+        if let Some(sheet) = &mut sweep.sheet {
+            sheet.save = path;
+        }
     }
     if let Some(table) = table {
         sweep.table = sweep.path_of(table, "table", &source, &mut problems);
@@ -1243,7 +1296,7 @@ impl Reader<'_> {
                     .is_some_and(|known| known.trim() == name)
             });
             if set {
-                let source = Source::new("command line", format!("--over {text}"));
+                let source = Source::command_line(format!("--over {text}"));
                 let span = Span::new(7, 7 + text.len());
                 let message = format!("`{name}` is given by `--set` and by `--over`");
                 self.problems.push(
@@ -1377,7 +1430,7 @@ impl Reader<'_> {
     /// Reads `--over name=values`.
     fn over(&mut self, text: &str) -> Option<(String, Vec<Arc<Value>>)> {
         let prefix = "--over ";
-        let source = Source::new("command line", format!("{prefix}{text}"));
+        let source = Source::command_line(format!("{prefix}{text}"));
         let whole = Span::new(prefix.len(), prefix.len() + text.len());
         let Some((name, written)) = text.split_once('=') else {
             self.problems.push(
@@ -1403,7 +1456,7 @@ impl Reader<'_> {
             format!("[{written}]")
         };
         let mut faults = Vec::new();
-        let parsed = yaml::parse(&Source::new("command line", written.as_str()), &mut faults);
+        let parsed = yaml::parse(&Source::command_line(written.as_str()), &mut faults);
         let (Some(tree), true) = (parsed, faults.is_empty()) else {
             let why = faults
                 .first()
@@ -1710,7 +1763,7 @@ impl Reader<'_> {
             json = Json::from(drawn);
             tree.node = Node::Int(i64::try_from(drawn).unwrap_or_default());
         }
-        let folder = if source.name() == "command line" {
+        let folder = if source.is_argument() {
             Arc::new(self.world.settings.folder.clone())
         } else {
             Arc::clone(&self.folder)

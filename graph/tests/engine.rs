@@ -11,9 +11,9 @@ use std::sync::atomic::Ordering;
 use common::{Devices, engine, files, with_files};
 use proptest::prelude::*;
 use retouch_graph::{
-    Cancel, Checked, Code, Engine, Event, Exists, HostCache, How, Key, Listener, NoCache,
-    NodeOutcome, Plan, Reason, Recorder, RunError, RunOptions, RunReport, RunStatus, SaveStatus,
-    Saver, Settings, Silent, Status, What,
+    Cancel, Checked, Code, DiskFiles, Engine, Event, Exists, Files, HostCache, How, Key, Listener,
+    NoCache, NodeOutcome, Plan, Reason, Recorder, RunError, RunOptions, RunReport, RunStatus,
+    SaveStatus, Saver, Settings, Silent, Status, What, interrupt,
 };
 
 const HEAD: &str = "schema: retouch/v1\n";
@@ -464,10 +464,33 @@ impl Listener for CancelAtProgress {
 }
 
 #[test]
+fn a_digest_ends_between_two_pieces_when_it_is_cancelled_and_is_made_anew_later() {
+    let folder = tempfile::tempdir().unwrap();
+    // Read in one thread, and in two.
+    for length in [3 << 20, 9 << 20] {
+        let path = folder.path().join(length.to_string());
+        let content: Vec<u8> = (0..length).map(|at: u32| at.to_le_bytes()[1]).collect();
+        std::fs::write(&path, &content).unwrap();
+        let files = DiskFiles::new();
+        let cancel = Cancel::new();
+        cancel.cancel();
+        let ended = interrupt::within(&cancel, || files.digest(&path));
+        assert!(ended.is_err());
+        assert!(interrupt::within(&cancel, || files.sha256(&path)).is_err());
+        let whole = files.digest(&path).unwrap();
+        assert_eq!(whole, *blake3::hash(&content).as_bytes());
+        // What is known is given all the same.
+        let known = interrupt::within(&cancel, || files.digest(&path));
+        assert_eq!(known.unwrap(), whole);
+    }
+}
+
+#[test]
 fn a_cancelled_run_is_an_error_and_saves_what_was_ready() {
     let folder = tempfile::tempdir().unwrap();
     let engine = engine();
-    let text = "nodes:
+    for (threads, how) in [(1, "wait"), (4, "wait"), (1, "layers"), (4, "layers")] {
+        let text = "nodes:
   one: {op: number, value: 1}
   bad: {op: trouble, how: wait, after: $one}
   sum: {op: add, a: $bad}
@@ -475,8 +498,7 @@ outputs:
   one: {value: $one, save: one.txt}
   sum: {value: $sum, save: sum.txt}
 ";
-    let plan = plan(&engine, text);
-    for threads in [1, 4] {
+        let plan = plan(&engine, &text.replace("wait", how));
         let cancel = Cancel::new();
         let listener = CancelAtProgress(cancel.clone(), Recorder::new());
         let options = RunOptions {
@@ -499,6 +521,10 @@ outputs:
             .collect();
         assert_eq!(files, ["one.txt"]);
     }
+    let plan = plan(
+        &engine,
+        "nodes: {one: {op: number, value: 1}}\noutputs: {one: {value: $one}}\n",
+    );
     let before = Cancel::new();
     before.cancel();
     let recorder = Recorder::new();

@@ -405,7 +405,7 @@ pub struct Devices {
 /// Fails in the way that it is told.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Trouble {
-    /// `fail`, `panic`, `wait`, `ok`, `nothing`.
+    /// `fail`, `panic`, `wait`, `layers`, `ok`, `nothing`.
     pub how: String,
 }
 
@@ -436,6 +436,14 @@ impl Node for Trouble {
                 context.check_cancelled()?;
                 std::thread::yield_now();
             },
+            // As a network does, which knows no run.
+            "layers" => {
+                context.progress(0, 1);
+                while !retouch_graph::interrupt::is_requested() {
+                    std::thread::yield_now();
+                }
+                Err(NodeError::Cancelled)
+            }
             "ok" => Ok(MaybeNumber {
                 out: Some(Arc::new(Number(1.0))),
             }),
