@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::Tensor;
 use retouch_graph::{
     Cancel, Chain, Context, Engine, Files, Host, Key, NodeError, Note, Outputs, Plan, PortValues,
-    Ports, Quality, RunError, RunOptions, Silent, Status, Task,
+    Ports, Quality, RunError, RunOptions, Silent, Status, Task, interrupt,
 };
 
 use crate::attention::SwapAttention;
@@ -497,7 +497,7 @@ impl Reader {
             cancel,
         };
         let context = Context::new(&host);
-        let done = then(&Reports(&context));
+        let done = interrupt::within(cancel, || then(&Reports(&context)));
         // A call that ended early says that it was cancelled whoever ended it.
         if cancel.is_cancelled() {
             return Err(LookError::Cancelled);

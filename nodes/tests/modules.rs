@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor};
+use retouch_graph::{Cancel, interrupt};
 use retouch_nodes::diffusion::checkpoint::{Checkpoint, Description};
 use retouch_nodes::diffusion::control::{
     AttentionControl, AttentionKind, Branch, Qkv, Rows, Site, Untouched,
@@ -21,7 +22,7 @@ use retouch_nodes::diffusion::sampling::{Drawing, Forgets, Monitor, Prompted};
 use retouch_nodes::diffusion::solver::{Sampler, Schedule};
 use retouch_nodes::diffusion::tiles::Tiling;
 use retouch_nodes::diffusion::unet::{Call, Text, grid_at};
-use retouch_nodes::diffusion::{Result, sampling};
+use retouch_nodes::diffusion::{Error, Result, export, sampling};
 use retouch_nodes::kernels::{Cpu, Kernel, Plain};
 use retouch_nodes::latent::{Decode, EncodeReference, decode, encode_reference};
 use retouch_nodes::payload::Image;
@@ -89,6 +90,125 @@ fn the_unet_gives_what_that_of_diffusers_gives_at_two_timesteps_and_off_the_squa
             );
         }
     }
+}
+
+#[test]
+fn what_is_cancelled_ends_before_the_next_layer_or_weight_and_leaves_nothing_that_is_used_later() {
+    type Work = fn(&Checkpoint) -> Result<Tensor>;
+    fn zeros(shape: (usize, usize, usize, usize)) -> Tensor {
+        Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap()
+    }
+    let works: [(&str, Work); 4] = [
+        ("a call of the U-Net", |model| {
+            let expected = expected("tiny-sd1");
+            let call = Call {
+                addition: None,
+                latent: &expected["unet_in"],
+                timesteps: &[981.0, 401.0],
+                texts: &[&Text::new(expected["unet_context"].clone())],
+                step: 0,
+                rows: Rows::new(Branch::Plain, 2, false),
+            };
+            let unet = model.unet()?;
+            unet.forward(call, &mut Untouched, model.unet_kernel())
+        }),
+        ("the text encoder", |model| {
+            Ok(model.encode_prompt(PROMPT)?.states)
+        }),
+        ("the VAE's decoder", |model| {
+            model.vae()?.decode(&zeros((1, 4, 8, 8)), model.kernel())
+        }),
+        ("the VAE's encoder", |model| {
+            let picture = zeros((1, 3, 64, 64));
+            model.vae()?.encode_mean(&picture, model.kernel())
+        }),
+    ];
+    for (what, work) in works {
+        let kernel = Arc::new(Noting::default());
+        let fresh = || model(&data().join("tiny-sd1"), kernel.clone());
+        let count = || kernel.done.swap(0, Ordering::Relaxed);
+        let loaded = fresh();
+        let whole = work(&loaded).unwrap();
+        let of_both = count();
+        let again = work(&loaded).unwrap();
+        let layers = count();
+        assert_eq!(support::bits(&again), support::bits(&whole));
+        let weights = of_both - layers;
+        assert!(layers > 10 && weights > 10, "{what}: {layers} {weights}");
+        // Loading comes first: what is cancelled at the weight of that number reads no other.
+        for (model, at) in [
+            (fresh(), 1),
+            (fresh(), weights / 2),
+            (loaded, 1),
+            (fresh(), weights + layers / 2),
+            (fresh(), of_both - 1),
+        ] {
+            let cancel = Cancel::new();
+            *kernel.cancels.lock().unwrap() = Some((at, cancel.clone()));
+            let ended = interrupt::within(&cancel, || work(&model));
+            assert!(
+                matches!(ended, Err(Error::Cancelled)),
+                "{what} at {at}: {ended:?}"
+            );
+            assert_eq!(count(), at, "{what}: nothing after what was under way");
+            *kernel.cancels.lock().unwrap() = None;
+            // The same model goes on to give what it would have given.
+            let after = work(&model).unwrap();
+            assert_eq!(
+                support::bits(&after),
+                support::bits(&whole),
+                "{what} at {at}"
+            );
+            count();
+        }
+    }
+}
+
+/// Follows the writing of a model, and ends it at a piece.
+struct Pieces {
+    at: usize,
+    told: Mutex<Vec<(u64, u64)>>,
+}
+
+impl export::Follow for Pieces {
+    fn is_cancelled(&self) -> bool {
+        self.told.lock().unwrap().len() >= self.at
+    }
+
+    fn wrote(&self, bytes: u64, total: u64) {
+        self.told.lock().unwrap().push((bytes, total));
+    }
+}
+
+#[test]
+fn whoever_follows_the_writing_of_a_model_hears_of_every_byte_and_can_end_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, at: usize| {
+        let target = folder.path().join(name);
+        std::fs::create_dir(&target).unwrap();
+        let follow = Pieces {
+            at,
+            told: Mutex::default(),
+        };
+        let precision = export::Precision::F16;
+        let made = export::make(export::Family::Tiny, 0, precision, &target, &follow);
+        (made, follow.told.into_inner().unwrap())
+    };
+    let (made, told) = write("whole", usize::MAX);
+    let made = made.unwrap();
+    assert!(told.len() > 10, "{}", told.len());
+    let written: u64 = told.iter().map(|(bytes, _)| bytes).sum();
+    let total = told[0].1;
+    // The headers of the files are written too, and are no part of the model's numbers.
+    assert_eq!(written, made.bytes);
+    assert!(
+        total <= written && written < total + (1 << 20),
+        "{written} of {total}"
+    );
+    assert!(told.iter().all(|(_, one)| *one == total));
+    let (ended, told) = write("ended", 5);
+    assert!(matches!(ended, Err(Error::Cancelled)), "{ended:?}");
+    assert_eq!(told.len(), 5, "nothing is written any more");
 }
 
 /// Notes how many products of texts there are before each step and after the last.

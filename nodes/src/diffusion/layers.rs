@@ -2,8 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::Result;
 use super::weights::Scope;
+use super::{Result, goes_on};
 use crate::kernels::{GroupNormSpec, Kernel, Padding, Terms, Weight, Window};
 
 /// A fully connected layer over `[B, N, in]`.
@@ -61,6 +61,7 @@ impl Linear {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward_geglu(&self, x: &Tensor, kernel: &dyn Kernel) -> Result<Tensor> {
+        goes_on()?;
         match &self.low_rank {
             Some(_) => Ok(kernel.geglu(&self.forward(x, kernel)?)?),
             None => Ok(kernel.linear_geglu(x, &self.weight, self.bias.as_ref())?),
@@ -70,13 +71,14 @@ impl Linear {
     /// [`Self::forward`] plus `residual` `[B, N, out]`.
     ///
     /// # Errors
-    /// When the shapes do not fit.
+    /// When the shapes do not fit, or the run was cancelled.
     pub fn forward_onto(
         &self,
         x: &Tensor,
         residual: Option<&Tensor>,
         kernel: &dyn Kernel,
     ) -> Result<Tensor> {
+        goes_on()?;
         let terms = Terms {
             bias: self.bias.as_ref(),
             residual,
@@ -181,6 +183,7 @@ impl Conv2d {
         residual: Option<&Tensor>,
         kernel: &dyn Kernel,
     ) -> Result<Tensor> {
+        goes_on()?;
         let window = Window {
             stride: self.stride,
             padding: self.padding,

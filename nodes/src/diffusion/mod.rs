@@ -56,7 +56,7 @@ pub enum Error {
         /// What to do about it.
         help: Option<String>,
     },
-    /// The run was cancelled between two steps.
+    /// The run was cancelled.
     #[error("cancelled")]
     Cancelled,
     /// A tensor operation failed.
@@ -103,6 +103,17 @@ pub(crate) fn quoted(text: &str) -> String {
     }
     let start: String = text.chars().take(LONGEST).collect();
     format!("{start:?}...")
+}
+
+/// Before a layer is computed or a tensor is read: whether the result is still wanted.
+///
+/// # Errors
+/// [`Error::Cancelled`] when the run that this thread works for was cancelled.
+pub(crate) fn goes_on() -> Result<()> {
+    match retouch_graph::interrupt::is_requested() {
+        true => Err(Error::Cancelled),
+        false => Ok(()),
+    }
 }
 
 /// The result of everything below the nodes.

@@ -71,7 +71,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use retouch_graph::{Context, Digest, Files, Host, Node, NodeError};
+use retouch_graph::{Cancel, Context, Digest, Files, Host, Node, NodeError};
 use retouch_nodes::Runtime;
 use retouch_nodes::attention::SwapAttention;
 use retouch_nodes::kernels::{Attended, Cpu, GroupNormSpec, Kernel, Layout, Terms, Weight, Window};
@@ -116,10 +116,25 @@ pub struct Noting {
     pub images: AtomicUsize,
     /// Tokens of each product with a matrix.
     pub products: Mutex<Vec<usize>>,
+    /// Layers that were computed, and weights that were packed.
+    pub done: AtomicUsize,
+    /// What is cancelled with the layer or weight of this number.
+    pub cancels: Mutex<Option<(usize, Cancel)>>,
 }
 
 impl Noting {
+    /// Counts a layer or a weight.
+    fn count(&self) {
+        let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Some((at, cancel)) = &*self.cancels.lock().unwrap()
+            && *at == done
+        {
+            cancel.cancel();
+        }
+    }
+
     fn product(&self, x: &Tensor) {
+        self.count();
         self.products.lock().unwrap().push(x.dim(1).unwrap());
     }
 }
@@ -132,6 +147,7 @@ impl Kernel for Noting {
         self.kernel.layout()
     }
     fn pack(&self, w: &Tensor) -> Tensors {
+        self.count();
         self.kernel.pack(w)
     }
     fn linear(&self, x: &Tensor, w: &Weight, terms: Terms<'_>) -> Tensors {
@@ -139,6 +155,7 @@ impl Kernel for Noting {
         self.kernel.linear(x, w, terms)
     }
     fn conv2d(&self, x: &Tensor, w: &Weight, window: Window, terms: Terms<'_>) -> Tensors {
+        self.count();
         let y = self.kernel.conv2d(x, w, window, terms)?;
         let images = x.dim(0)?;
         self.images.fetch_max(images, Ordering::Relaxed);

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use retouch_graph::Files;
 use serde_json::{Value as Json, json};
 
+use super::Follow;
 use super::writer::{Precision, Tensor, write};
 use crate::diffusion::checkpoint::{Description, NetworkTensors};
 use crate::diffusion::clip::Activation;
@@ -232,6 +233,11 @@ fn failed(path: &Path, e: &std::io::Error) -> Error {
     }
 }
 
+/// The bytes of all tensors.
+pub(super) fn bytes(tensors: &[Tensor<'_>]) -> u64 {
+    tensors.iter().map(|tensor| tensor.bytes).sum()
+}
+
 /// Writes a model as a folder in the diffusers layout into `target`, an empty folder.
 ///
 /// # Errors
@@ -242,7 +248,7 @@ pub fn folder(
     precision: Option<Precision>,
     target: &Path,
     files: &dyn Files,
-    cancelled: &dyn Fn() -> bool,
+    follow: &dyn Follow,
 ) -> Result<Converted> {
     let conversion = Conversion(precision);
     let mut done = Converted::default();
@@ -267,6 +273,7 @@ pub fn folder(
         }
     }
     let parts = parts(layout);
+    let mut networks: Vec<(String, Vec<Tensor<'_>>)> = Vec::new();
     for network in description.networks()? {
         let NetworkTensors { name, tensors } = network;
         if let Some(part) = parts.iter().find(|part| part.name == name) {
@@ -299,8 +306,11 @@ pub fn folder(
         } else {
             "diffusion_pytorch_model.safetensors"
         };
-        let file = format!("{name}/{file}");
-        done.bytes += write(&target.join(&file), tensors, &metadata(), cancelled)?;
+        networks.push((format!("{name}/{file}"), tensors));
+    }
+    let total = networks.iter().map(|(_, tensors)| bytes(tensors)).sum();
+    for (file, tensors) in networks {
+        done.bytes += write(&target.join(&file), tensors, &metadata(), total, follow)?;
         done.files.push(file.into());
     }
     done.lost.extend(surplus(layout, description, files)?);
@@ -318,7 +328,7 @@ pub fn single(
     precision: Option<Precision>,
     target: &Path,
     files: &dyn Files,
-    cancelled: &dyn Fn() -> bool,
+    follow: &dyn Follow,
 ) -> Result<Converted> {
     let conversion = Conversion(precision);
     let mut done = Converted::default();
@@ -388,7 +398,8 @@ pub fn single(
         .unwrap_or(description.scheduler.prediction_type);
     let mut said = metadata();
     said.extend(model_spec(description, prediction));
-    done.bytes = write(target, all, &said, cancelled)?;
+    let total = bytes(&all);
+    done.bytes = write(target, all, &said, total, follow)?;
     done.lost.push(
         "configurations, tokenizer files and the scheduler: whoever reads the file takes those \
          that were published for its family"

@@ -4,9 +4,11 @@
 //! name that is not there yet, and gives the result its own name when all of it is written.
 
 mod convert;
+mod follow;
 mod random;
 mod writer;
 
 pub use convert::{Converted, folder, single};
+pub use follow::Follow;
 pub use random::{Family, make};
 pub use writer::{Precision, Tensor, write};

@@ -9,7 +9,8 @@ use rayon::prelude::*;
 use serde::de::DeserializeOwned;
 use serde_json::{Value as Json, json};
 
-use super::convert::{Converted, clip_tokenizer};
+use super::Follow;
+use super::convert::{Converted, bytes, clip_tokenizer};
 use super::writer::{Precision, Tensor, write};
 use crate::diffusion::checkpoint::load_text;
 use crate::diffusion::clip::ClipTextConfig;
@@ -188,7 +189,7 @@ pub fn make(
     seed: u64,
     precision: Precision,
     target: &Path,
-    cancelled: &dyn Fn() -> bool,
+    follow: &dyn Follow,
 ) -> Result<Converted> {
     let configs = family.configs()?;
     let mut done = Converted::default();
@@ -245,6 +246,7 @@ pub fn make(
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     // Tensors are told apart by their number in the whole model.
     let mut number = 0;
+    let mut drawn: Vec<(String, Vec<Tensor<'_>>)> = Vec::new();
     for (name, config, asked) in networks {
         text(&format!("{name}/config.json"), config, &mut done)?;
         let of_text = name.starts_with("text_encoder");
@@ -275,8 +277,11 @@ pub fn make(
         } else {
             "diffusion_pytorch_model.safetensors"
         };
-        let file = format!("{name}/{file}");
-        done.bytes += write(&target.join(&file), tensors, &metadata, cancelled)?;
+        drawn.push((format!("{name}/{file}"), tensors));
+    }
+    let total = drawn.iter().map(|(_, tensors)| bytes(tensors)).sum();
+    for (file, tensors) in drawn {
+        done.bytes += write(&target.join(&file), tensors, &metadata, total, follow)?;
         done.files.push(file.into());
     }
     done.files.sort();

@@ -8,6 +8,7 @@ use std::path::Path;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use super::Follow;
 use crate::diffusion::{Error, Result};
 
 /// The types that numbers are written in.
@@ -80,16 +81,20 @@ pub struct Tensor<'a> {
 struct Counted<'a, W> {
     inner: W,
     bytes: u64,
-    cancelled: &'a dyn Fn() -> bool,
+    /// The bytes of the whole model.
+    total: u64,
+    follow: &'a dyn Follow,
 }
 
 impl<W: Write> Write for Counted<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if (self.cancelled)() {
+        if self.follow.is_cancelled() {
             return Err(io::Error::other("cancelled"));
         }
-        let count = self.inner.write(bytes)?;
+        // A large tensor comes at once, and a slow disk takes its time: it is asked and told between pieces.
+        let count = self.inner.write(&bytes[..bytes.len().min(PIECE)])?;
         self.bytes += count as u64;
+        self.follow.wrote(count as u64, self.total);
         Ok(count)
     }
 
@@ -98,8 +103,10 @@ impl<W: Write> Write for Counted<'_, W> {
     }
 }
 
-/// Writes a safetensors file that is not there yet, and gives its length. It is asked again and again whether the work
-/// is `cancelled`.
+/// Bytes that are written at a time.
+const PIECE: usize = 4 << 20;
+
+/// Writes a safetensors file that is not there yet, and gives its length. The model that it is of has `total` bytes.
 ///
 /// # Errors
 /// When it is there, or cannot be written; when two tensors have one name, or one does not give what it promises;
@@ -108,10 +115,11 @@ pub fn write(
     path: &Path,
     tensors: Vec<Tensor<'_>>,
     metadata: &BTreeMap<String, String>,
-    cancelled: &dyn Fn() -> bool,
+    total: u64,
+    follow: &dyn Follow,
 ) -> Result<u64> {
-    let result = write_all(path, tensors, metadata, cancelled);
-    if cancelled() {
+    let result = write_all(path, tensors, metadata, total, follow);
+    if follow.is_cancelled() {
         return Err(Error::Cancelled);
     }
     result
@@ -121,7 +129,8 @@ fn write_all(
     path: &Path,
     mut tensors: Vec<Tensor<'_>>,
     metadata: &BTreeMap<String, String>,
-    cancelled: &dyn Fn() -> bool,
+    total: u64,
+    follow: &dyn Follow,
 ) -> Result<u64> {
     let bad = |message: String| Error::Weights {
         file: path.to_owned(),
@@ -154,7 +163,8 @@ fn write_all(
     let mut out = Counted {
         inner: BufWriter::with_capacity(1 << 20, file),
         bytes: 0,
-        cancelled,
+        total,
+        follow,
     };
     out.write_all(&(header.len() as u64).to_le_bytes())
         .and_then(|()| out.write_all(header.as_bytes()))

@@ -15,7 +15,7 @@ pub use header::{Header, NO_SUCH_FILE, TensorInfo};
 pub use table::{Stored, Table, dense_strides, is_torch};
 
 use super::memory::Claim;
-use super::{Error, Result};
+use super::{Error, Result, goes_on};
 use crate::kernels::{Kernel, Weight};
 
 /// Low-rank factors of one adapter for one layer (Hu et al. 2021, LoRA): the layer's weight counts as
@@ -334,6 +334,7 @@ impl Weights {
 impl Target {
     /// A tensor of the files, `packed` for the kernels if it is a weight of a product.
     fn load(&self, name: &str, stored: &Stored, own: bool, packed: bool) -> Result<Tensor> {
+        goes_on()?;
         // Biases and scales are few, and sums go through them: they stay float32.
         let dtype = if stored.shape.len() > 1 {
             self.dtype

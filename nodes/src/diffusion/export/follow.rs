@@ -1,0 +1,18 @@
+//! Somebody who follows the writing of a model.
+
+/// Who is told how the writing of a model gets on, and may end it. A function that says whether it is cancelled is one.
+pub trait Follow {
+    /// Whether the model is not wanted any more. It is asked again and again.
+    fn is_cancelled(&self) -> bool;
+
+    /// So many bytes more are written, of a model that has `total`.
+    fn wrote(&self, bytes: u64, total: u64) {
+        let _ = (bytes, total);
+    }
+}
+
+impl<F: Fn() -> bool> Follow for F {
+    fn is_cancelled(&self) -> bool {
+        self()
+    }
+}
