@@ -238,13 +238,13 @@ fn nothing_is_overwritten_and_nothing_half_written() {
     std::fs::write(folder.join("bad.safetensors"), [7; 100]).unwrap();
     for source in [
         "bad.safetensors",
-        "nothing",
         "full",
         &micro("sd1/unet"),
         &micro("adapters/sd1-ti-one.bin"),
     ] {
         ran(folder, 1, &["convert", source, "out"]);
     }
+    ran(folder, 2, &["convert", "nothing", "out"]);
     for arguments in [
         &["convert", &model, "out", "--layout", "single"][..],
         &["convert", &model, "out.safetensors", "--layout", "folder"],
@@ -467,18 +467,23 @@ fn inspect_tells_adapters_and_other_files_apart() {
         (&"tensors".into(), &Json::Null)
     );
     // What holds no tensors, or more than them.
-    for (path, said) in [
-        (micro("reference.png"), "PNG picture"),
+    for (path, code, said) in [
+        (micro("reference.png"), 1, "PNG picture"),
         (
             root()
                 .join("tests/oracle/data/pickles/evil.pt")
                 .display()
                 .to_string(),
+            1,
             "`posix.system`",
         ),
-        ("nothing".to_owned(), "there is no nothing"),
+        (
+            "nothing".to_owned(),
+            2,
+            "nothing cannot be read: there is no such",
+        ),
     ] {
-        let (_, err) = ran(folder, 1, &["inspect", &path]);
+        let (_, err) = ran(folder, code, &["inspect", &path]);
         assert!(err.contains(said), "{err}");
     }
     assert!(!folder.join("executed").exists());

@@ -179,14 +179,121 @@ fn exit_codes_are_those_of_the_manual() {
     assert_eq!(code(&["nodes", "sampel"]), Some(2));
     assert_eq!(code(&["explain", "R9999"]), Some(2));
     assert_eq!(code(&["run", &file, "--device", "abacus"]), Some(2));
-    assert_eq!(code(&["run", "nowhere.yaml"]), Some(3));
-    assert_eq!(code(&["run", &file, "--set", "setps=3"]), Some(3));
-    assert_eq!(code(&["run", &file, "nobody"]), Some(3));
     std::fs::write(out.path().join("blocked"), "a file where a folder is due").unwrap();
     assert_eq!(
         code(&["run", &file, "--set", "steps=1", "--out", "blocked"]),
         Some(1)
     );
+    // What the command line got wrong.
+    for command in [
+        "run", "sweep", "check", "plan", "graph", "lock", "bundle", "fetch",
+    ] {
+        assert_eq!(code(&[command, "nowhere.yaml"]), Some(2), "{command}");
+    }
+    for command in ["fmt", "show", "extract", "replay", "inspect"] {
+        assert_eq!(code(&[command, "nowhere"]), Some(2), "{command}");
+    }
+    assert_eq!(code(&["unbundle", "nowhere.tar.zst", "there"]), Some(2));
+    assert_eq!(code(&["diff", "nowhere.yaml", &file]), Some(2));
+    assert_eq!(code(&["convert", "nowhere", "there"]), Some(2));
+    std::fs::write(out.path().join("typo.yaml"), "setps: 3").unwrap();
+    std::fs::write(out.path().join("text.yaml"), "steps: many").unwrap();
+    std::fs::write(out.path().join("broken.yaml"), "steps: [").unwrap();
+    for command in ["run", "check", "plan", "lock", "bundle", "graph"] {
+        for wrong in [
+            ["--set", "setps=3"],
+            ["--set", "steps"],
+            ["--set", "steps=many"],
+            ["--set", "steps=0"],
+            ["--params", "nowhere.yaml"],
+            ["--params", "typo.yaml"],
+            ["--params", "text.yaml"],
+            ["--params", "broken.yaml"],
+        ] {
+            let given = [command, &file, wrong[0], wrong[1]];
+            assert_eq!(code(&given), Some(2), "{given:?}");
+            let json = [command, &file, wrong[0], wrong[1], "--json"];
+            if matches!(command, "run" | "check" | "plan") {
+                assert_eq!(code(&json), Some(2), "{json:?}");
+            }
+        }
+    }
+    assert_eq!(code(&["run", &file, "nobody"]), Some(2));
+    assert_eq!(code(&["plan", &file, "nobody"]), Some(2));
+    for wrong in ["seed", "sede=1..3", "seed=[", "seed=x"] {
+        assert_eq!(code(&["sweep", &file, "--over", wrong]), Some(2), "{wrong}");
+    }
+    assert_eq!(
+        code(&["sweep", &file, "nobody", "--over", "seed=1..3"]),
+        Some(2)
+    );
+    // What is wrong with the files, also beside a fault of the command line.
+    let source = std::fs::read_to_string(&file).unwrap();
+    let faulty = source.replace("op: load_model", "op: lode_model");
+    assert_ne!(faulty, source);
+    std::fs::write(out.path().join("faulty.yaml"), faulty).unwrap();
+    for command in ["run", "check", "plan", "lock", "bundle", "graph"] {
+        assert_eq!(code(&[command, "faulty.yaml"]), Some(3), "{command}");
+        let both = [command, "faulty.yaml", "--set", "setps=3"];
+        assert_eq!(code(&both), Some(3), "{command}");
+    }
+    std::fs::write(
+        out.path().join("part.yaml"),
+        "schema: retouch/v1\nname: a\nnodes: {x: {use: nowhere.yaml}}\noutputs: {y: {value: $x}}\n",
+    )
+    .unwrap();
+    assert_eq!(code(&["check", "part.yaml"]), Some(3));
+    // Of several files the worst counts, and all are looked at.
+    assert_eq!(code(&["check", "nowhere.yaml", &file]), Some(2));
+    assert_eq!(
+        code(&["check", "faulty.yaml", "nowhere.yaml", &file]),
+        Some(3)
+    );
+}
+
+/// The rows of a table of a Markdown text whose first column is a number: the number and the second column.
+fn numbered_rows(text: &str) -> Vec<(u8, String)> {
+    text.lines()
+        .filter_map(|line| {
+            let mut columns = line.strip_prefix("| ")?.split(" | ");
+            let number = columns.next()?.parse().ok()?;
+            let meaning = columns.next()?.trim_end_matches(" |");
+            Some((number, meaning.to_owned()))
+        })
+        .collect()
+}
+
+#[test]
+fn exit_codes_are_the_same_table_in_the_program_and_in_the_documentation() {
+    let said = retouch(&root(), &["explain", "exit-codes"]);
+    assert!(said.status.success());
+    let said = text(&said.stdout);
+    let table: Vec<(u8, String)> = said
+        .lines()
+        .filter_map(|line| {
+            let (number, meaning) = line.trim().split_once("  ")?;
+            Some((number.parse().ok()?, meaning.to_owned()))
+        })
+        .collect();
+    let numbers: Vec<u8> = table.iter().map(|(number, _)| *number).collect();
+    assert!(
+        [0, 1, 2, 3, 130]
+            .iter()
+            .all(|number| numbers.contains(number)),
+        "{said}"
+    );
+    for page in ["README.md", "docs/events.md"] {
+        let page_text = std::fs::read_to_string(root().join(page)).unwrap();
+        let rows = numbered_rows(&page_text);
+        assert_eq!(rows, table, "{page}");
+    }
+    let help = text(&retouch(&root(), &["--help"]).stdout);
+    // Long lines are wrapped there.
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for (number, meaning) in &table {
+        let row = format!("{number} {meaning}");
+        assert!(words(&help).contains(&words(&row)), "{row} in {help}");
+    }
 }
 
 #[test]
@@ -398,4 +505,378 @@ fn an_interrupt_ends_within_a_step_with_130_and_leaves_nothing_half_written() {
         .count();
     assert!(steps < 100, "{steps} more steps were drawn");
     assert_eq!(files_below(out.path()), Vec::<PathBuf>::new());
+}
+
+/// Runs a workflow of many steps in a shell that ignores a signal first, as `nohup` does, and sends it while it draws.
+#[cfg(unix)]
+fn signalled(ignored: &str, signal: &str) -> (Option<i32>, String) {
+    let out = tempfile::tempdir().unwrap();
+    let mut child = Command::new("sh")
+        .args(["-c", &format!("trap '' {ignored}; exec \"$0\" \"$@\"")])
+        .arg(env!("CARGO_BIN_EXE_retouch"))
+        .args([
+            "run",
+            &workflow("vanilla.yaml"),
+            "raw",
+            "--set",
+            "steps=40",
+            "--json",
+        ])
+        .current_dir(out.path())
+        .env("RETOUCH_NO_CACHE", "1")
+        .env("RETOUCH_CONFIG", "")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut events = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("node_progress") {
+        line.clear();
+        std::io::BufRead::read_line(&mut events, &mut line).unwrap();
+        assert!(!line.is_empty(), "the run ended before it drew");
+    }
+    let id = child.id().to_string();
+    let sent = Command::new("kill").args([signal, &id]).status().unwrap();
+    assert!(sent.success());
+    let mut rest = String::new();
+    std::io::Read::read_to_string(&mut events, &mut rest).unwrap();
+    (child.wait().unwrap().code(), rest)
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_that_was_ignored_when_the_program_began_stays_ignored() {
+    for (ignored, signal, code, status) in [
+        ("HUP", "-HUP", 0, "ok"),
+        ("INT", "-INT", 0, "ok"),
+        ("HUP", "-TERM", 130, "cancelled"),
+        ("INT", "-HUP", 130, "cancelled"),
+    ] {
+        let (ended, rest) = signalled(ignored, signal);
+        assert_eq!(ended, Some(code), "{signal} with {ignored} ignored: {rest}");
+        assert!(rest.contains(&format!("\"status\":\"{status}\"")), "{rest}");
+    }
+}
+
+#[test]
+fn a_picture_that_is_asked_for_by_its_node_is_saved_and_a_forgotten_set_is_named() {
+    let out = tempfile::tempdir().unwrap();
+    let file = workflow("vanilla.yaml");
+    let few = ["--set", "steps=1"];
+    let run = retouch(
+        out.path(),
+        &[&["run", &file, "large", "draw"][..], &few].concat(),
+    );
+    let said = done(&run);
+    assert!(said.contains("out/vanilla/large.png  (new)"), "{said}");
+    assert!(said.contains("draw.latent  latent "), "{said}");
+    assert!(said.contains("(not saved)"), "{said}");
+    let picture = image::open(out.path().join("out/vanilla/large.png")).unwrap();
+    let whole = done(&retouch(out.path(), &[&["run", &file][..], &few].concat()));
+    assert!(whole.contains("picture  out/vanilla/43.png"), "{whole}");
+    let same = image::open(out.path().join("out/vanilla/43.png")).unwrap();
+    assert_eq!(picture.to_rgba8(), same.to_rgba8());
+    for command in ["plan", "run"] {
+        let wrong = retouch(out.path(), &[command, &file, "seed=5"]);
+        assert_eq!(wrong.status.code(), Some(2));
+        let told = text(&wrong.stderr);
+        assert!(told.contains("--set seed=5"), "{told}");
+    }
+}
+
+#[test]
+fn a_pipe_hears_that_sampling_begins_and_which_seed_was_drawn() {
+    let out = tempfile::tempdir().unwrap();
+    let file = workflow("vanilla.yaml");
+    let run = retouch(
+        out.path(),
+        &["run", &file, "--set", "steps=3", "--set", "seed=random"],
+    );
+    done(&run);
+    let told = text(&run.stderr);
+    assert!(told.contains("draw: begins, 6 U-Net calls"), "{told}");
+    let seed = told
+        .split("seed=")
+        .nth(1)
+        .and_then(|rest| rest.split_once(" (drawn)"))
+        .map_or("", |(seed, _)| seed);
+    assert!(
+        !seed.is_empty() && seed.bytes().all(|one| one.is_ascii_digit()),
+        "{told}"
+    );
+    let again = [
+        "run",
+        &file,
+        "--set",
+        "steps=3",
+        "--set",
+        &format!("seed={seed}"),
+    ];
+    let said = done(&retouch(out.path(), &again));
+    assert!(
+        said.lines().all(|line| line.ends_with("(unchanged)")),
+        "{said}"
+    );
+}
+
+#[test]
+fn watch_says_on_a_pipe_what_begins_and_which_seed_was_drawn() {
+    let out = tempfile::tempdir().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_retouch"))
+        .args([
+            "watch",
+            &workflow("vanilla.yaml"),
+            "raw",
+            "--set",
+            "steps=3",
+        ])
+        .args(["--set", "seed=random"])
+        .current_dir(out.path())
+        .env("RETOUCH_NO_CACHE", "1")
+        .env("RETOUCH_CONFIG", "")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut told = String::new();
+    for line in std::io::BufRead::lines(lines).map_while(Result::ok) {
+        told.push_str(&line);
+        told.push('\n');
+        if line.starts_with("done in") {
+            break;
+        }
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let first = told.lines().next().unwrap_or("");
+    assert!(
+        first.starts_with("vanilla: 3 of 3 nodes run; seed=") && first.ends_with(" (drawn)"),
+        "{told}"
+    );
+    assert!(told.contains("  draw: begins, 6 U-Net calls\n"), "{told}");
+    assert!(
+        told.contains("done in") && told.contains("U-Net calls: 6"),
+        "{told}"
+    );
+}
+
+// ---- what the documentation says ----
+
+/// The pages of the documentation with their texts.
+fn pages() -> Vec<(String, String)> {
+    let mut files = vec![root().join("README.md")];
+    let docs = files_below(&root().join("docs"));
+    files.extend(
+        docs.into_iter()
+            .filter(|file| file.extension().is_some_and(|end| end == "md")),
+    );
+    let read = files.into_iter().map(|file| {
+        let name = file.strip_prefix(root()).unwrap().display().to_string();
+        (name, std::fs::read_to_string(file).unwrap())
+    });
+    read.collect()
+}
+
+/// The fenced blocks of a page: the number of the line before each, its language, its text.
+fn blocks(page: &str) -> Vec<(usize, String, String)> {
+    let mut found = Vec::new();
+    let mut open: Option<(usize, String, String)> = None;
+    for (number, line) in page.lines().enumerate() {
+        match (line.trim_start().strip_prefix("```"), &mut open) {
+            (Some(language), None) => open = Some((number + 1, language.to_owned(), String::new())),
+            (Some(_), Some(_)) => found.extend(open.take()),
+            (None, Some((.., text))) => text.push_str(&format!("{line}\n")),
+            (None, None) => {}
+        }
+    }
+    assert!(open.is_none(), "a block is not closed");
+    found
+}
+
+/// An example as a workflow: what it leaves out is added, what it links to is not.
+fn as_workflow(example: &str) -> String {
+    let head = "schema: retouch/v1\nname: example\n";
+    let indented =
+        |text: &str| -> String { text.lines().map(|line| format!("  {line}\n")).collect() };
+    let first = example
+        .lines()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or("");
+    if first.starts_with("schema: retouch/v1") {
+        example.to_owned()
+    } else if first.starts_with("nodes:") {
+        format!("{head}{example}")
+    } else if first.starts_with("  ") {
+        format!("{head}nodes:\n{example}")
+    } else {
+        format!("{head}nodes:\n{}", indented(example))
+    }
+}
+
+#[test]
+fn every_yaml_example_of_the_documentation_is_sound_as_far_as_it_goes() {
+    let bench = Bench::new();
+    let settings = Settings::default();
+    // Only what an example leaves out may be missing: nodes that it links to, files, models that are not fetched, links.
+    let left_out = ["R0302", "R0322", "R0324", "R0307", "R0308"];
+    let (mut whole, mut parts) = (0, 0);
+    let mut wrong: Vec<String> = Vec::new();
+    for (page, text) in pages() {
+        for (line, language, example) in blocks(&text) {
+            let at = format!("{page}:{line}");
+            let comment = example
+                .lines()
+                .all(|line| line.trim().is_empty() || line.starts_with('#'));
+            if language != "yaml" || comment {
+                continue;
+            }
+            let example = example.replace("…64 hexadecimal digits…", &"0".repeat(64));
+            let mut faults = Vec::new();
+            let source = retouch_graph::Source::new(&*at, &*example);
+            let tree = retouch_graph::yaml::parse(&source, &mut faults);
+            assert!(tree.is_some() && faults.is_empty(), "{at}: {faults:?}");
+            let name = root().join("workflows/example.yaml").display().to_string();
+            if example.starts_with("schema: retouch/v1") {
+                let checked = bench.engine.load_str(&name, &example, &settings);
+                let checked = checked.unwrap_or_else(|faults| panic!("{at}: {faults}"));
+                assert!(bench.engine.plan(&checked, &[]).is_ok(), "{at}");
+                assert!(checked.warnings.is_empty(), "{at}: {:?}", checked.warnings);
+                whole += 1;
+            } else if example.starts_with("sweep:") {
+                let out = tempfile::tempdir().unwrap();
+                done(&retouch(out.path(), &["new", "box"]));
+                let folder = out.path().join("box/workflows");
+                let sweep = format!("schema: retouch/v1\nname: example\n{example}");
+                std::fs::write(folder.join("example.yaml"), sweep).unwrap();
+                std::fs::write(folder.join("places.txt"), "on a beach\n# none\nin space\n")
+                    .unwrap();
+                done(&retouch(&folder, &["check", "example.yaml"]));
+                parts += 1;
+            } else if example.starts_with("schema: ") {
+                // A lock, or a bundle's manifest: their own tests read such.
+            } else {
+                if let Err(faults) = bench
+                    .engine
+                    .load_str(&name, &as_workflow(&example), &settings)
+                {
+                    let other: Vec<String> = (faults.iter())
+                        .filter(|fault| !left_out.contains(&fault.code().as_str()))
+                        .map(|fault| format!("{} {fault}", fault.code()))
+                        .collect();
+                    wrong.extend(other.into_iter().map(|fault| format!("{at}: {fault}")));
+                }
+                parts += 1;
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(whole >= 2 && parts >= 8, "{whole} {parts}");
+}
+
+#[track_caller]
+fn done(output: &std::process::Output) -> String {
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// The commands that a text shows: `retouch run FILE --json`, in a line of a block or between backquotes.
+fn commands(page: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut fenced = false;
+    for line in page.lines() {
+        if line.trim_start().starts_with("```") {
+            fenced = !fenced;
+        } else if fenced {
+            let line = line.trim_start();
+            let line = line.strip_prefix("$ ").unwrap_or(line);
+            found.extend(line.starts_with("retouch ").then(|| line.to_owned()));
+        } else {
+            let quoted = line.split('`').skip(1).step_by(2);
+            found.extend(
+                quoted
+                    .filter(|text| text.starts_with("retouch "))
+                    .map(str::to_owned),
+            );
+        }
+    }
+    found
+}
+
+#[test]
+fn every_command_and_option_that_the_documentation_shows_is_one() {
+    let mut helps: std::collections::BTreeMap<String, String> = Default::default();
+    let mut count = 0;
+    for (page, text_of_page) in pages() {
+        for shown in commands(&text_of_page) {
+            // Up to a comment or another program.
+            let shown = shown
+                .split(['#', '|'])
+                .next()
+                .unwrap_or("")
+                .replace('\\', " ");
+            let mut words = shown.split_whitespace().skip(1);
+            let Some(command) = words.next().filter(|word| !word.starts_with('-')) else {
+                continue;
+            };
+            if command
+                .chars()
+                .any(|letter| !letter.is_ascii_lowercase() && letter != '-')
+            {
+                continue; // a place holder: `retouch COMMAND --help`
+            }
+            let help = helps.entry(command.to_owned()).or_insert_with(|| {
+                let help = retouch(&root(), &[command, "--help"]);
+                assert!(help.status.success(), "{page}: `{shown}`");
+                text(&help.stdout)
+            });
+            for word in words {
+                let option = word.trim_start_matches(['[', '(']);
+                if !option.starts_with("--") {
+                    continue;
+                }
+                let option: String = option
+                    .chars()
+                    .take_while(|letter| letter.is_ascii_lowercase() || *letter == '-')
+                    .collect();
+                let known =
+                    help.contains(&format!("{option} ")) || help.contains(&format!("{option}\n"));
+                assert!(known || option == "--help", "{page}: `{shown}`: {option}");
+                count += 1;
+            }
+        }
+    }
+    assert!(helps.len() > 20 && count > 15, "{} {count}", helps.len());
+}
+
+#[test]
+fn the_example_of_the_events_is_what_the_program_prints() {
+    let page = std::fs::read_to_string(root().join("docs/events.md")).unwrap();
+    let (_, _, example) = blocks(&page).into_iter().next().unwrap();
+    let mut lines = example.lines();
+    let command = lines.next().unwrap();
+    assert_eq!(
+        command,
+        "$ retouch run workflows/vanilla.yaml --json | head -3"
+    );
+    let out = tempfile::tempdir().unwrap();
+    done(&retouch(out.path(), &["new", "box"]));
+    let printed = done(&retouch(
+        &out.path().join("box"),
+        &["run", "workflows/vanilla.yaml", "--json"],
+    ));
+    let common = |line: &str| {
+        let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
+        // What depends on the version and on the machine.
+        for (field, stands) in [("key", "0".into()), ("seconds", 0.into())] {
+            if line.get(field).is_some() {
+                line[field] = stands;
+            }
+        }
+        line
+    };
+    let written: Vec<_> = lines.map(common).collect();
+    let printed: Vec<_> = printed.lines().take(3).map(common).collect();
+    assert_eq!(written, printed);
 }

@@ -203,7 +203,7 @@ fn a_run_that_fails_or_is_cancelled_or_killed_is_written_down_as_such() {
     assert_eq!(failed["error"]["code"], "R1005");
     assert!(good(folder, &["runs", "show"]).contains("error R1005: picture: "));
     // A fault is no run.
-    bad(folder, 3, &["run", "wf.yaml", "--set", "no=1"]);
+    bad(folder, 2, &["run", "wf.yaml", "--set", "no=1"]);
     assert_eq!(list(folder, &[]).len(), 2);
     for (signal, status) in [("-INT", "cancelled"), ("-KILL", "killed")] {
         let mut child = command(folder, &["run", "wf.yaml", "--json", "--set", "steps=999"])

@@ -341,7 +341,26 @@ fn a_bundle_is_the_same_each_time_and_draws_the_same_elsewhere() {
         done(&output);
         assert_eq!(there.unwrap(), picture);
     }
-    refused(&elsewhere("../a.tar.zst", &drawn).0, 3, &["RETOUCH_MODELS"]);
+    // Without its models it says which, not where in the cache they were expected.
+    let without = elsewhere("../a.tar.zst", &drawn).0;
+    let needed = [
+        "the bundle needs models/world (11 files, ",
+        "the bundle needs models/world-teddy (",
+        "which was not packed with it",
+        "--models DIR",
+        "RETOUCH_MODELS",
+        "--with-models",
+        "2 faults found",
+    ];
+    let told = refused(&without, 3, &needed);
+    assert!(!told.contains("bundles"), "{told}");
+    for command in ["check", "plan", "graph"] {
+        let arguments = [command, "../a.tar.zst", "--no-cache"];
+        refused(&project.run("else", &arguments), 3, &needed[..2]);
+    }
+    let empty = project.at("else").display().to_string();
+    let wrong = ["run", "../a.tar.zst", "--no-cache", "--models", &empty];
+    refused(&project.run("else", &wrong), 3, &["nothing below", &empty]);
     // With models it needs nothing but itself. Without a cache nothing of it stays behind.
     done(&project.run(
         "mine",

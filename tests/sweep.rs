@@ -359,12 +359,12 @@ fn what_a_sweep_cannot_do_is_said_before_anything_runs() {
         (vec!["sweep", &file], 3, "does not say a sweep"),
         (
             vec!["sweep", &file, "--over", "sead=1..3"],
-            3,
+            2,
             "did you mean `seed`",
         ),
         (
             vec!["sweep", &file, "--over", "seed=1..3", "pictur"],
-            3,
+            2,
             "no output `pictur`",
         ),
         (
@@ -373,8 +373,23 @@ fn what_a_sweep_cannot_do_is_said_before_anything_runs() {
             ".csv",
         ),
         (
+            vec!["sweep", &file, "--over", "seed=1..3", "steps=3"],
+            2,
+            "--set steps=3",
+        ),
+        (
+            vec!["sweep", &file, "--over", "seed=1..3", "--sheet", "x.txt"],
+            2,
+            ".png",
+        ),
+        (
+            vec!["sweep", &file, "--over", "seed=1..3", "--sheet", "../x.png"],
+            2,
+            "`..`",
+        ),
+        (
             vec!["sweep", "none.yaml", "--over", "seed=1..3"],
-            3,
+            2,
             "cannot be read",
         ),
         (vec!["run", &workflow("sweep.yaml")], 3, "retouch sweep"),
@@ -443,4 +458,142 @@ fn cells_with_one_picture_have_one_file_and_each_is_told_and_fails_with_it() {
                 .contains("is a file, where a folder is due")
         );
     }
+}
+
+#[test]
+fn over_alone_says_its_cells_draws_a_sheet_where_it_is_asked_for_and_is_remembered_by_resume() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = workflow("vanilla.yaml");
+    let run = |arguments: &[&str]| {
+        let output = retouch(folder.path(), arguments);
+        let heard = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {heard}");
+        (String::from_utf8_lossy(&output.stdout).into_owned(), heard)
+    };
+    let help = run(&["sweep", "--help"]).0;
+    assert!(
+        help.contains("1..=5") && help.contains("four cells"),
+        "{help}"
+    );
+    // A range leaves its end out: nine cells, and they are listed.
+    let dry = run(&["sweep", &file, "--over", "seed=1..10", "--dry-run"]).0;
+    assert!(dry.contains("9 cells"), "{dry}");
+    // Params from a file beside, with the sheet: all of it is remembered.
+    std::fs::write(folder.path().join("few.yaml"), "steps: 2\n").unwrap();
+    let first = [
+        "sweep",
+        &file,
+        "raw",
+        "sheet",
+        "--over",
+        "seed=1..10",
+        "--params",
+        "few.yaml",
+        "--set",
+        "guidance=3",
+        "--sheet",
+        "all/sheet.png",
+    ];
+    let (said, heard) = run(&first);
+    assert!(heard.contains("9 cells (seed=1, 2, 3, ... 9)"), "{heard}");
+    assert!(said.contains("all/sheet.png"), "{said}");
+    let out = folder.path().join("out");
+    let sheet = std::fs::read(out.join("all/sheet.png")).unwrap();
+    let made = pictures(&out.join("vanilla"));
+    assert_eq!(made.len(), 9, "{:?}", made.keys());
+    // Resumed from elsewhere with nothing said again: what is gone is made, and the same.
+    let gone = out.join("vanilla/4-raw.png");
+    std::fs::remove_file(&gone).unwrap();
+    std::fs::remove_file(out.join("all/sheet.png")).unwrap();
+    std::fs::create_dir(folder.path().join("elsewhere")).unwrap();
+    let elsewhere = folder.path().join("elsewhere");
+    let output = command(
+        &elsewhere,
+        &["sweep", &file, "--resume", "--json", "--out", "../out"],
+    )
+    .env("RETOUCH_CACHE", folder.path().join("cache"))
+    .output()
+    .unwrap();
+    let heard = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{heard}");
+    let saved: Vec<PathBuf> = (events(&output).iter())
+        .filter(|event| event["event"] == "output_saved")
+        .map(|event| event["path"].as_str().unwrap().into())
+        .collect();
+    assert_eq!(saved.len(), 2, "{saved:?}");
+    assert_eq!(pictures(&out.join("vanilla")), made);
+    assert_eq!(std::fs::read(out.join("all/sheet.png")).unwrap(), sheet);
+    // What is said again counts.
+    let other = run(&[
+        "sweep",
+        &file,
+        "--resume",
+        "--over",
+        "seed=4..6",
+        "--dry-run",
+    ])
+    .0;
+    assert!(other.contains("2 cells"), "{other}");
+}
+
+#[test]
+fn a_sweep_in_a_file_of_its_own_is_planned_locked_and_bundled() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str], code: i32| {
+        let output = retouch(folder.path(), arguments);
+        let heard = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {heard}");
+        (String::from_utf8_lossy(&output.stdout).into_owned(), heard)
+    };
+    run(&["new", "box"], 0);
+    let sweep = "box/workflows/sweep.yaml";
+    let planned = run(&["plan", sweep], 0).0;
+    assert_eq!(planned, run(&["sweep", sweep, "--dry-run"], 0).0);
+    assert!(planned.contains("16 cells"), "{planned}");
+    let json: Json = serde_json::from_str(&run(&["plan", sweep, "--json"], 0).0).unwrap();
+    assert_eq!(json["cells"].as_array().unwrap().len(), 16);
+    // The lock has the sweep, the workflow that it names, the graph that this uses, and what all of them read.
+    run(&["lock", sweep], 0);
+    let lock = std::fs::read_to_string(folder.path().join("box/workflows/sweep.lock")).unwrap();
+    for name in [
+        "sweep.yaml",
+        "layout-and-retouch.yaml",
+        "retouch.yaml",
+        "../references/teddy/",
+    ] {
+        assert!(
+            lock.contains(&format!("path: \"{name}")),
+            "{name} in {lock}"
+        );
+    }
+    run(&["lock", "--check", sweep], 0);
+    run(&["plan", sweep, "--locked"], 0);
+    let target = folder.path().join("box/workflows/layout-and-retouch.yaml");
+    let text = std::fs::read_to_string(&target).unwrap();
+    std::fs::write(&target, format!("{text}# another\n")).unwrap();
+    run(&["lock", "--check", sweep], 1);
+    let told = run(&["plan", sweep, "--locked"], 3).1;
+    assert!(told.contains("R0903"), "{told}");
+    std::fs::write(&target, text).unwrap();
+    // The bundle draws what the files draw.
+    let few = ["--set", "steps=2", "--set", "blend_steps=50%", "--quiet"];
+    let mine = [&["sweep", sweep, "sheet", "--out", "mine"][..], &few].concat();
+    run(&mine, 0);
+    run(&["bundle", sweep, "-o", "s.tar.zst", "--with-models"], 0);
+    let theirs = [
+        &["sweep", "s.tar.zst", "sheet", "--out", "theirs"][..],
+        &few,
+    ]
+    .concat();
+    run(&theirs, 0);
+    let sheet = |out: &str| std::fs::read(folder.path().join(out).join("sweep/sheet.png")).unwrap();
+    let pixels = |bytes: &[u8]| {
+        image::load_from_memory(bytes)
+            .unwrap()
+            .to_rgba8()
+            .into_raw()
+    };
+    assert_eq!(pixels(&sheet("mine")), pixels(&sheet("theirs")));
+    let opened = run(&["unbundle", "s.tar.zst", "opened"], 0).1;
+    assert!(opened.contains("retouch sweep opened/"), "{opened}");
 }

@@ -5,6 +5,22 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+/// What `retouch --help` says last.
+fn after_help() -> String {
+    format!(
+        "Results go to standard output, everything else to standard error.\n\n\
+        Exit codes (`retouch explain exit-codes`):\n{}\n\n\
+        Environment:\n  \
+        RETOUCH_MODELS  folders that models are looked for in, separated as in PATH\n  \
+        RETOUCH_CONFIG  a configuration file in place of the platform's retouch/config.yaml\n  \
+        RETOUCH_CACHE   the folder of the cache; RETOUCH_NO_CACHE=1 turns it off\n  \
+        RETOUCH_LOG     what is logged to standard error: `debug`, `retouch=info`\n  \
+        NO_COLOR        no colours\n  \
+        HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE  how models on a hub (`hf://owner/name`) are fetched",
+        crate::exit::table()
+    )
+}
+
 /// Draws pictures from workflow files: node graphs for personalised text-to-image generation.
 ///
 /// A workflow is one YAML file. `retouch new FOLDER` makes one to begin with, on the model that is in this program.
@@ -13,13 +29,7 @@ use clap_complete::Shell;
     name = "retouch",
     version,
     max_term_width = 100,
-    after_help = "Results go to standard output, everything else to standard error.\n\
-        Exit codes: 0 done; 1 a node failed or a file could not be written; 2 wrong arguments;\n\
-        3 the workflow has faults; 130 interrupted.\n\
-        RETOUCH_MODELS names folders that models are looked for in, separated as in PATH. Models on a hub,\n\
-        `hf://owner/name`, are fetched as HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE say.\n\
-        RETOUCH_LOG=debug logs what happens inside; NO_COLOR turns colours off; RETOUCH_CONFIG names a\n\
-        configuration file in place of the platform's retouch/config.yaml."
+    after_help = after_help()
 )]
 pub struct Cli {
     /// What to do.
@@ -75,7 +85,7 @@ pub enum Command {
     Diff(DiffArgs),
     /// Make a folder with the workflows, the demo model and the reference photos of this program.
     New(NewArgs),
-    /// List the runs that were made, or show one of them.
+    /// List the runs that were made, the newest first, or show one of them. Times are in UTC.
     Runs(RunsArgs),
     /// Make a run again, from nothing, and compare: the first step that differs is named.
     Verify(VerifyArgs),
@@ -162,7 +172,7 @@ pub struct NumericsArgs {
     /// The device: `cpu`, `cuda`, `cuda:1` or `metal` (the last three when built with that feature).
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: String,
-    /// The type that weights are held in: half of the memory with `f16` and `bf16`. On the CPU all is computed in float32.
+    /// The type that weights are held in: `f16` and `bf16` take half of the memory, and change the last digits of results.
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
     pub dtype: String,
 }
@@ -390,7 +400,7 @@ pub struct FetchArgs {
 pub struct RunArgs {
     /// The workflow file, or a bundle.
     pub file: PathBuf,
-    /// Outputs or nodes to make, with what they need, instead of all outputs.
+    /// Outputs or nodes to make, with what they need, instead of all outputs. A node's picture is saved as WORKFLOW/NODE.png.
     #[arg(value_name = "NODE")]
     pub targets: Vec<String>,
     /// What sets its params.
@@ -549,7 +559,7 @@ pub struct FollowArgs {
 /// `retouch sweep`.
 #[derive(Args, Debug)]
 pub struct SweepArgs {
-    /// A workflow with a `sweep:`, or a file of its own that says a sweep of one; with `--over` any workflow.
+    /// A workflow with a `sweep:`, or a file of its own that says a sweep of one, or a bundle; with `--over` any workflow.
     pub file: PathBuf,
     /// Outputs to make in every cell instead of all; `sheet` is the contact sheet.
     #[arg(value_name = "OUTPUT")]
@@ -557,9 +567,13 @@ pub struct SweepArgs {
     /// What sets its params in all cells.
     #[command(flatten)]
     pub params: ParamArgs,
-    /// Varies a param, besides what the file says or in place of it: `--over seed=1..5 --over steps=10,20`.
+    /// Varies a param, besides what the file says or in place of it: `--over seed=1..5 --over steps=10,20`. A range leaves
+    /// its end out (1..5: four cells, 1 to 4); `1..=5` has it.
     #[arg(long, value_name = "PARAM=VALUES")]
     pub over: Vec<String>,
+    /// Draw a contact sheet of all cells and save it there, below the output folder: `--sheet sheet.png`.
+    #[arg(long, value_name = "FILE")]
+    pub sheet: Option<String>,
     /// The folder that outputs are saved below.
     #[arg(long, value_name = "DIR", default_value = "out")]
     pub out: PathBuf,
@@ -567,7 +581,7 @@ pub struct SweepArgs {
     #[arg(long, value_enum, default_value_t = ExistsArg::Number)]
     pub exists: ExistsArg,
     /// Go on with the last sweep of this file in this output folder: what it saved and is still there is not made again,
-    /// and seeds that it drew stay.
+    /// and seeds that it drew stay. What of OUTPUT, `--over`, `--set`, `--params` and `--sheet` is not given is as it was.
     #[arg(long)]
     pub resume: bool,
     /// Make what can be made when a node fails, and report the failures at the end.
@@ -615,7 +629,7 @@ pub enum ExistsArg {
 /// `retouch check`.
 #[derive(Args, Debug)]
 pub struct CheckArgs {
-    /// The workflow files.
+    /// The workflow files, sweeps or bundles.
     #[arg(required = true)]
     pub files: Vec<PathBuf>,
     /// What sets their params.
@@ -635,7 +649,7 @@ pub struct CheckArgs {
 /// `retouch plan`.
 #[derive(Args, Debug)]
 pub struct PlanArgs {
-    /// The workflow file, or a bundle.
+    /// The workflow file, a sweep in a file of its own, or a bundle.
     pub file: PathBuf,
     /// Outputs or nodes to make, with what they need, instead of all outputs.
     #[arg(value_name = "NODE")]
@@ -709,14 +723,14 @@ pub enum GraphFormat {
 /// `retouch explain`.
 #[derive(Args, Debug)]
 pub struct ExplainArgs {
-    /// The code, as an error shows it. Without one: all codes.
+    /// The code, as an error shows it, or `exit-codes`. Without one: all codes.
     pub code: Option<String>,
 }
 
 /// `retouch lock`.
 #[derive(Args, Debug)]
 pub struct LockArgs {
-    /// The workflow file.
+    /// The workflow file, or a sweep in a file of its own.
     pub file: PathBuf,
     /// What sets its params.
     #[command(flatten)]
@@ -735,7 +749,7 @@ pub struct LockArgs {
 /// `retouch bundle`.
 #[derive(Args, Debug)]
 pub struct BundleArgs {
-    /// The workflow file.
+    /// The workflow file, or a sweep in a file of its own.
     pub file: PathBuf,
     /// The bundle to write. Default: the workflow's name with `.tar.zst`, in the current folder.
     #[arg(long, short, value_name = "FILE")]

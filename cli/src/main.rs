@@ -5,6 +5,7 @@ mod bundle;
 mod clock;
 mod commands;
 mod compare;
+mod exit;
 mod hub;
 mod journal;
 mod lines;
@@ -18,38 +19,26 @@ mod report;
 mod runs;
 mod session;
 mod sharing;
+mod signals;
 mod store;
 mod table;
 #[cfg(feature = "view")]
 mod view;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
 use args::{Cli, Command, SchemaOf};
+pub use exit::Exit;
 use lines::Line;
-use retouch_graph::{Code, RunError};
+use retouch_graph::{Code, RunError, interrupt};
 use retouch_nodes::kernels::Arena;
 
 /// The memory of tensors; it keeps at most this much that is free.
 #[global_allocator]
 static ARENA: Arena = Arena::new(512 << 20);
-
-/// How the program ends; documented in `--help` and the README.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// All was done.
-    Done = 0,
-    /// A node failed, or a file could not be read or written.
-    Failed = 1,
-    /// The arguments make no sense.
-    Usage = 2,
-    /// The workflow has faults.
-    Faults = 3,
-    /// Ctrl-C.
-    Interrupted = 130,
-}
 
 /// Why a command did not do what it was asked, with what to do about it.
 #[derive(Debug)]
@@ -71,7 +60,7 @@ impl Failure {
         }
     }
 
-    /// The arguments make no sense.
+    /// The command line is wrong.
     pub fn usage(message: impl Into<String>) -> Self {
         Self {
             exit: Exit::Usage,
@@ -88,6 +77,16 @@ impl Failure {
     /// Something cannot be read.
     pub fn unreadable(message: impl Into<String>) -> Self {
         Self::failed(message).code(Code::Unreadable)
+    }
+
+    /// A file that the command line names cannot be read: the argument is wrong.
+    #[must_use]
+    pub fn unreadable_argument(path: &Path, why: impl std::fmt::Display) -> Self {
+        Self {
+            exit: Exit::Usage,
+            ..Self::unreadable(format!("{} cannot be read: {why}", path.display()))
+                .help("check the path")
+        }
     }
 
     /// Something cannot be written.
@@ -227,8 +226,14 @@ fn main() -> ExitCode {
     let cli = parse();
     let json = cli.command.json();
     let exit = run(cli).unwrap_or_else(|failure| {
+        // What could not be read because of Ctrl-C is not missing.
+        let cut_short = interrupt::is_requested() && failure.exit != Exit::Interrupted;
+        let failure = match cut_short {
+            true => hub::interrupted(),
+            false => failure,
+        };
         tell(&failure, json);
         failure.exit
     });
-    ExitCode::from(exit as u8)
+    ExitCode::from(exit.number())
 }

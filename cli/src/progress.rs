@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use retouch_graph::event::{Event, Listener, RunStatus};
+use retouch_graph::{Engine, How, Plan, ResolvedParam, Status};
+
+use crate::journal;
+use crate::store::{Store, size};
 
 /// Prints every event as a JSON line on standard output.
 #[derive(Debug, Default)]
@@ -22,28 +26,209 @@ impl Listener for JsonLines {
     }
 }
 
-/// Tells people one line a node: reused, resumed at k, ran.
+/// What a run is foretold to do.
+#[derive(Clone, Debug, Default)]
+pub struct Outlook {
+    /// The calls of the U-Net that are left to make, by node.
+    calls: BTreeMap<String, u64>,
+    /// The nodes that run, and all that there are.
+    runs: (usize, usize),
+    /// The seconds that all of it takes, from the journal of earlier runs; `None` when it knows too little.
+    seconds: Option<f64>,
+}
+
+impl Outlook {
+    /// Foretells a run of this plan.
+    #[must_use]
+    pub fn of(engine: &Engine, store: &Store, plan: &Plan) -> Self {
+        let forecast = engine.forecast(plan);
+        let costs = journal::costs(store.file("journal.jsonl").as_deref(), plan, &forecast);
+        let calls = plan.tasks().zip(&forecast.calls);
+        let runs = (forecast.statuses.iter()).filter(|status| matches!(status, Status::Run(_)));
+        Self {
+            calls: calls
+                .filter(|(_, calls)| **calls > 0)
+                .map(|(task, calls)| (task.name().to_owned(), *calls))
+                .collect(),
+            runs: (runs.count(), plan.len()),
+            seconds: costs.iter().map(|cost| cost.seconds).sum(),
+        }
+    }
+
+    /// `, about 12 s`, when it takes long enough to be worth a word.
+    fn about(&self) -> String {
+        match self.seconds {
+            Some(seconds) if seconds >= 0.5 => format!(", about {}", duration(seconds)),
+            _ => String::new(),
+        }
+    }
+
+    /// The line with which a long node begins where no bar shows it; `None` for the others.
+    fn begins(&self, node: &str) -> Option<String> {
+        let calls = self.calls.get(node)?;
+        Some(format!("{node}: begins, {calls} U-Net calls"))
+    }
+}
+
+/// A node that runs.
+#[derive(Debug)]
+struct Running {
+    /// What its lines begin with: its name, maybe with its number.
+    prefix: String,
+    since: Instant,
+    last_line: Instant,
+}
+
+impl Running {
+    fn new(prefix: String) -> Self {
+        let now = Instant::now();
+        Self {
+            prefix,
+            since: now,
+            last_line: now,
+        }
+    }
+}
+
+/// How often a node's progress becomes a line where there is no terminal.
+const PLAIN_EVERY: Duration = Duration::from_secs(5);
+
+/// Standard error: a bar that moves below the lines on a terminal, lines alone elsewhere.
+#[derive(Debug)]
+struct Screen(Option<ProgressBar>);
+
+impl Screen {
+    fn new(quiet: bool) -> Self {
+        Self((!quiet && std::io::stderr().is_terminal()).then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+            bar.set_style(style(false));
+            bar
+        }))
+    }
+
+    fn line(&self, text: &str) {
+        match &self.0 {
+            Some(bar) => bar.suspend(|| crate::output::tell(text)),
+            None => crate::output::tell(text),
+        }
+    }
+
+    /// Shows that a node begins.
+    fn begins(&self, running: &Running) {
+        if let Some(bar) = &self.0 {
+            bar.set_style(style(false));
+            bar.set_prefix(running.prefix.clone());
+            bar.enable_steady_tick(Duration::from_millis(120));
+        }
+    }
+
+    /// Shows how far a node is; gives the line to tell instead where there is no bar, every so often.
+    fn goes_on(&self, running: &mut Running, done: usize, total: usize) -> Option<String> {
+        if let Some(bar) = &self.0 {
+            if done == 0 || bar.length() != Some(total as u64) {
+                bar.reset();
+                bar.set_style(style(true));
+                bar.set_length(total as u64);
+            }
+            bar.set_prefix(running.prefix.clone());
+            bar.set_position(done as u64);
+            return None;
+        }
+        if done == 0 || done >= total || running.last_line.elapsed() < PLAIN_EVERY {
+            return None;
+        }
+        running.last_line = Instant::now();
+        let rate = done as f64 / running.since.elapsed().as_secs_f64().max(1e-3);
+        let left = (total - done) as f64 / rate.max(1e-9);
+        Some(format!(
+            "{}: step {done} of {total}, {rate:.1}/s, {} left",
+            running.prefix,
+            duration(left)
+        ))
+    }
+
+    fn clear(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 #[derive(Debug, Default)]
+struct LinesState {
+    resumed: BTreeMap<String, (usize, usize)>,
+    running: BTreeMap<String, Running>,
+}
+
+/// Tells people one line a node: reused, resumed at k, ran.
+#[derive(Debug)]
 pub struct Lines {
-    resumed: Mutex<BTreeMap<String, (usize, usize)>>,
+    screen: Screen,
+    outlook: Outlook,
+    state: Mutex<LinesState>,
+}
+
+impl Lines {
+    /// Tells of a run of which this is foretold.
+    #[must_use]
+    pub fn new(outlook: Outlook) -> Self {
+        Self {
+            screen: Screen::new(false),
+            outlook,
+            state: Mutex::default(),
+        }
+    }
 }
 
 impl Listener for Lines {
     fn event(&self, event: &Event) {
-        let mut resumed = self.resumed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
+            Event::RunStarted {
+                workflow, params, ..
+            } => {
+                let drawn: String = (params.iter().filter(|param| param.from == How::Drawn))
+                    .map(|param| format!("; {}", shown(param)))
+                    .collect();
+                let (runs, nodes) = self.outlook.runs;
+                if runs > 0 {
+                    self.screen.line(&format!(
+                        "{workflow}: {runs} of {nodes} nodes run{}{drawn}",
+                        self.outlook.about()
+                    ));
+                }
+            }
             Event::NodeReused { node, from, .. } if *from != "not needed" => {
-                crate::output::tell(&format!("  {node}: reused ({from})"));
+                self.screen.line(&format!("  {node}: reused ({from})"));
+            }
+            Event::NodeStarted { node, .. } => {
+                let running = Running::new(format!("  {node}"));
+                self.screen.begins(&running);
+                if self.screen.0.is_none()
+                    && let Some(text) = self.outlook.begins(node)
+                {
+                    self.screen.line(&format!("  {text}"));
+                }
+                state.running.insert(node.clone(), running);
+            }
+            Event::NodeProgress { node, done, total } => {
+                if let Some(running) = state.running.get_mut(node)
+                    && let Some(text) = self.screen.goes_on(running, *done, *total)
+                {
+                    self.screen.line(&text);
+                }
             }
             Event::NodeResumed { node, step, of } => {
-                resumed.insert(node.clone(), (*step, *of));
+                state.resumed.insert(node.clone(), (*step, *of));
             }
             Event::NodeFinished { node, seconds, .. } => {
-                let how = resumed.remove(node).map_or_else(
+                state.running.remove(node);
+                let how = state.resumed.remove(node).map_or_else(
                     || "ran".to_owned(),
                     |(step, of)| format!("resumed at {step} of {of}"),
                 );
-                crate::output::tell(&format!("  {node}: {how}, {}", duration(*seconds)));
+                self.screen
+                    .line(&format!("  {node}: {how}, {}", duration(*seconds)));
             }
             Event::NodeFailed {
                 node,
@@ -51,21 +236,23 @@ impl Listener for Lines {
                 help,
                 ..
             } => {
-                crate::output::tell(&format!("error: {node}: {message}"));
+                state.running.remove(node);
+                self.screen.line(&format!("error: {node}: {message}"));
                 if let Some(help) = help {
-                    crate::output::tell(&format!("  help: {help}"));
+                    self.screen.line(&format!("  help: {help}"));
                 }
             }
             Event::NodeWarning { node, message } => {
-                crate::output::tell(&format!("warning: {node}: {message}"))
+                self.screen.line(&format!("warning: {node}: {message}"));
             }
-            Event::CacheWarning { message } => crate::output::tell(&format!("warning: {message}")),
+            Event::CacheWarning { message } => self.screen.line(&format!("warning: {message}")),
             Event::RunFinished {
                 status,
                 seconds,
                 counters,
                 ..
             } => {
+                self.screen.clear();
                 let calls = counters.get("unet_calls").copied().unwrap_or(0);
                 let how = match status {
                     RunStatus::Ok => "done",
@@ -85,17 +272,6 @@ impl Listener for Lines {
 /// So many warnings of the cache are told; of more than that the number.
 const MOST_WARNINGS: usize = 5;
 
-/// How often a node's progress becomes a line where there is no terminal.
-const PLAIN_EVERY: Duration = Duration::from_secs(5);
-
-#[derive(Debug)]
-struct Running {
-    index: usize,
-    of: usize,
-    since: Instant,
-    last_line: Instant,
-}
-
 #[derive(Debug, Default)]
 struct State {
     running: BTreeMap<String, Running>,
@@ -108,8 +284,9 @@ struct State {
 /// Tells people, on standard error.
 #[derive(Debug)]
 pub struct Progress {
-    bar: Option<ProgressBar>,
+    screen: Screen,
     quiet: bool,
+    outlook: Outlook,
     state: Mutex<State>,
 }
 
@@ -117,23 +294,22 @@ impl Progress {
     /// A bar on a terminal, plain lines elsewhere; with `quiet` warnings and errors alone.
     #[must_use]
     pub fn new(quiet: bool) -> Self {
-        let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
-            bar.set_style(style(false));
-            bar
-        });
         Self {
-            bar,
+            screen: Screen::new(quiet),
             quiet,
+            outlook: Outlook::default(),
             state: Mutex::default(),
         }
     }
 
+    /// Tells what is foretold of the run, too.
+    #[must_use]
+    pub fn with(self, outlook: Outlook) -> Self {
+        Self { outlook, ..self }
+    }
+
     fn line(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| crate::output::tell(text)),
-            None => crate::output::tell(text),
-        }
+        self.screen.line(text);
     }
 
     fn told(&self, text: &str) {
@@ -180,12 +356,16 @@ impl Listener for Progress {
             } => {
                 let values: Vec<String> = params
                     .iter()
-                    .filter(|param| !param.name.contains('/'))
-                    .map(|param| format!("{}={}", param.name, plain(&param.value)))
+                    .filter(|param| !param.name.contains('/') || param.from == How::Drawn)
+                    .map(shown)
                     .collect();
+                let values = match values.is_empty() {
+                    true => String::new(),
+                    false => format!(" ({})", values.join(", ")),
+                };
                 self.told(&format!(
-                    "{workflow}: {nodes} nodes ({})",
-                    values.join(", ")
+                    "{workflow}: {nodes} nodes{values}{}",
+                    self.outlook.about()
                 ));
             }
             Event::NodeReused { node, from, .. } => {
@@ -195,43 +375,19 @@ impl Listener for Progress {
             Event::NodeStarted {
                 node, index, of, ..
             } => {
-                let now = Instant::now();
-                let running = Running {
-                    index: *index,
-                    of: *of,
-                    since: now,
-                    last_line: now,
-                };
-                if let Some(bar) = &self.bar {
-                    bar.set_style(style(false));
-                    bar.set_prefix(format!("  [{index}/{of}] {node}"));
-                    bar.enable_steady_tick(Duration::from_millis(120));
+                let running = Running::new(format!("  [{index}/{of}] {node}"));
+                self.screen.begins(&running);
+                if self.screen.0.is_none()
+                    && let Some(text) = self.outlook.begins(node)
+                {
+                    self.told(&format!("  [{index}/{of}] {text}"));
                 }
                 state.running.insert(node.clone(), running);
             }
             Event::NodeProgress { node, done, total } => {
-                let Some(running) = state.running.get_mut(node) else {
-                    return;
-                };
-                if let Some(bar) = &self.bar {
-                    if *done == 0 || bar.length() != Some(*total as u64) {
-                        bar.reset();
-                        bar.set_style(style(true));
-                        bar.set_length(*total as u64);
-                    }
-                    bar.set_prefix(format!("  [{}/{}] {node}", running.index, running.of));
-                    bar.set_position(*done as u64);
-                } else if *done > 0 && *done < *total && running.last_line.elapsed() >= PLAIN_EVERY
+                if let Some(running) = state.running.get_mut(node)
+                    && let Some(text) = self.screen.goes_on(running, *done, *total)
                 {
-                    running.last_line = Instant::now();
-                    let rate = *done as f64 / running.since.elapsed().as_secs_f64().max(1e-3);
-                    let left = (*total - *done) as f64 / rate.max(1e-9);
-                    let text = format!(
-                        "  [{}/{}] {node}: step {done} of {total}, {rate:.1}/s, {} left",
-                        running.index,
-                        running.of,
-                        duration(left)
-                    );
                     self.told(&text);
                 }
             }
@@ -269,9 +425,8 @@ impl Listener for Progress {
                     .get("unet_calls")
                     .map_or_else(String::new, |calls| format!(", {calls} U-Net calls"));
                 self.told(&format!(
-                    "  [{}/{}] {node}: {}{calls}",
-                    running.index,
-                    running.of,
+                    "{}: {}{calls}",
+                    running.prefix,
                     duration(*seconds)
                 ));
             }
@@ -294,9 +449,7 @@ impl Listener for Progress {
                 reused,
                 ..
             } => {
-                if let Some(bar) = &self.bar {
-                    bar.finish_and_clear();
-                }
+                self.screen.clear();
                 let more = state.cache_warnings.saturating_sub(MOST_WARNINGS);
                 if more > 0 {
                     self.line(&format!(
@@ -317,11 +470,95 @@ impl Listener for Progress {
     }
 }
 
+/// A param as people write it, `seed=7`; with a word where the program chose the value.
+fn shown(param: &ResolvedParam) -> String {
+    let drawn = match param.from {
+        How::Drawn => " (drawn)",
+        _ => "",
+    };
+    format!("{}={}{drawn}", param.name, plain(&param.value))
+}
+
 /// A param's value as people write it.
 fn plain(value: &serde_json::Value) -> String {
     match value {
         serde_json::Value::String(text) => text.clone(),
         other => other.to_string(),
+    }
+}
+
+/// Tells people how the writing of a large file gets on: a bar on a terminal, a line every so often elsewhere.
+#[derive(Debug)]
+pub struct Bytes {
+    what: String,
+    bar: Option<ProgressBar>,
+    /// The bytes that are done, and when they were last told.
+    state: Mutex<(u64, Option<Instant>)>,
+    /// When the first were done.
+    since: OnceLock<Instant>,
+}
+
+impl Bytes {
+    /// Begins; `what` is being done, in a word or two: `packing`.
+    #[must_use]
+    pub fn new(what: impl Into<String>) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+            let form =
+                "  {prefix} [{bar:24}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+            let form = ProgressStyle::with_template(form);
+            bar.set_style(
+                form.unwrap_or_else(|_| ProgressStyle::default_bar())
+                    .progress_chars("=> "),
+            );
+            bar
+        });
+        let what = what.into();
+        if let Some(bar) = &bar {
+            bar.set_prefix(what.clone());
+        }
+        Self {
+            what,
+            bar,
+            state: Mutex::default(),
+            since: OnceLock::new(),
+        }
+    }
+
+    /// So many bytes more are done, of `total`.
+    pub fn add(&self, bytes: u64, total: u64) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0 += bytes;
+        let done = state.0;
+        if let Some(bar) = &self.bar {
+            bar.set_length(total);
+            bar.set_position(done);
+            if done >= total {
+                bar.finish_and_clear();
+            }
+            return;
+        }
+        let since = *self.since.get_or_init(Instant::now);
+        if state.1.unwrap_or(since).elapsed() >= PLAIN_EVERY {
+            state.1 = Some(Instant::now());
+            let rate = done as f64 / since.elapsed().as_secs_f64().max(1e-3);
+            let left = total.saturating_sub(done) as f64 / rate.max(1.0);
+            crate::output::tell(&format!(
+                "  {}: {} of {}, {} left",
+                self.what,
+                size(done),
+                size(total),
+                duration(left)
+            ));
+        }
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
     }
 }
 

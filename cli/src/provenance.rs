@@ -97,6 +97,10 @@ impl Stamps {
             return known.clone();
         }
         let made = match &self.made {
+            // A node that was asked for by name is no output of the workflow, and a recipe is one's.
+            Made::Workflow(checked) if !checked.outputs.iter().any(|one| one.name == output) => {
+                return None;
+            }
             Made::Workflow(checked) => self.origin.output(&self.engine, checked, output),
             Made::Sweep(sweep, names) => match names.get(output) {
                 Some((Some(cell), name)) => {
@@ -242,9 +246,7 @@ pub fn read_picture(path: &Path) -> std::io::Result<Vec<u8>> {
 /// When the file cannot be read, is no PNG, or carries none that this program reads.
 pub fn read(path: &Path) -> Result<Provenance, Failure> {
     let shown = path.display();
-    let bytes = read_picture(path).map_err(|e| {
-        Failure::unreadable(format!("{shown} cannot be read: {e}")).help("check the path")
-    })?;
+    let bytes = read_picture(path).map_err(|e| Failure::unreadable_argument(path, e))?;
     let none = |what: &str| {
         Failure::failed(format!("{shown} {what}"))
             .code(Code::NoRecipe)

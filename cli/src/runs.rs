@@ -93,6 +93,9 @@ pub struct Asked {
     pub params: Vec<PathBuf>,
     /// Each `--over` of a sweep.
     pub over: Vec<String>,
+    /// `--sheet` of a sweep.
+    #[serde(default)]
+    pub sheet: Option<String>,
     /// What seeds called `random` were drawn from.
     pub draw: u64,
     /// The outputs and nodes that were asked for; empty: all outputs.
@@ -126,6 +129,7 @@ impl Asked {
             set: params.set.clone(),
             params: params.params.iter().map(|path| absolute(path)).collect(),
             over: Vec::new(),
+            sheet: None,
             draw: 0,
             targets: targets.to_vec(),
             out: absolute(out),

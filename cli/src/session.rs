@@ -162,9 +162,9 @@ pub fn say_faults<'a>(problems: impl IntoIterator<Item = &'a Problem>) -> Result
     (problems.into_iter()).try_for_each(|problem| Line::fault(problem).say())
 }
 
-/// Prints faults.
+/// Prints faults, and says how the command ends with them.
 #[must_use]
 pub fn faults(problems: &Problems) -> Exit {
     report::print_problems(problems);
-    Exit::Faults
+    Exit::of(problems)
 }

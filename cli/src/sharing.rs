@@ -7,15 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use retouch_graph::problem::{Code, Problem, Source, Span};
 use retouch_graph::{
-    Checked, Difference, Digest, Engine, Files, FolderEntry, Lock, Problems, Redirect,
-    RedirectedFiles, Settings, Sweep, Withheld, lock, remote,
+    Checked, Difference, Digest, Engine, Files, FolderEntry, Lock, LockedKind, Problems, Redirect,
+    RedirectedFiles, Settings, Sweep, Withheld, interrupt, lock, remote,
 };
 
 use crate::args::{ParamArgs, SharingArgs};
 use crate::bundle::{self, unpack};
 use crate::hub::{self, HubFiles, Mode};
 use crate::output::tell;
-use crate::store::Store;
+use crate::store::{Store, size};
 use crate::{Exit, Failure, session};
 
 /// A workflow to be loaded: where it is, what it is locked to, and what its models and assets are read through.
@@ -30,6 +30,8 @@ pub struct Input {
     bundle: Option<(PathBuf, unpack::Unpacked, Arc<Confined>)>,
     lock: Mutex<Option<Lock>>,
     told: Mutex<BTreeSet<(PathBuf, PathBuf)>>,
+    /// The folders that models are looked for in.
+    places: Vec<PathBuf>,
 }
 
 /// Why there is nothing to load.
@@ -61,9 +63,11 @@ impl Stop {
     pub fn tell(self, json: bool) -> Result<Exit, Failure> {
         match self {
             Self::Failure(failure) => Err(failure),
+            // What could not be read because of Ctrl-C is no fault.
+            Self::Faults(_) if interrupt::is_requested() => Err(hub::interrupted()),
             Self::Faults(problems) if json => {
                 session::say_faults(&problems)?;
-                Ok(Exit::Faults)
+                Ok(Exit::of(&problems))
             }
             Self::Faults(problems) => Ok(session::faults(&problems)),
         }
@@ -136,9 +140,10 @@ impl Input {
         let mut workflow = file.to_owned();
         let mut unpacked = None;
         if bundle::is_bundle(file) {
-            let digest = engine.files().digest(file).map_err(|error| {
-                Failure::unreadable(format!("{} cannot be read: {error}", file.display()))
-            })?;
+            let digest = engine
+                .files()
+                .digest(file)
+                .map_err(|error| Failure::unreadable_argument(file, error))?;
             let cache = store.folder.as_deref();
             let most = args.max_unpacked.unwrap_or(bundle::MAX_UNPACKED);
             let there = match unpack::to_cache(file, &digest, most, cache) {
@@ -172,6 +177,7 @@ impl Input {
             bundle: unpacked,
             lock: Mutex::default(),
             told: Mutex::default(),
+            places: models(args),
         };
         input.look()?;
         Ok((input, engine))
@@ -283,12 +289,65 @@ impl Input {
                 self.as_locked(engine, &checked, settings)?;
                 Ok(checked)
             }
-            Err(problems) if self.locked => Err(self.with_absent(problems)),
-            Err(problems) => Err(problems),
+            Err(problems) => Err(self.explained(problems)),
         }
     }
 
-    /// Loads and checks a sweep; its faults, or that it reaches out of its bundle.
+    /// The faults of a workflow that cannot be loaded, with those first that the others come from.
+    fn explained(&self, problems: Problems) -> Problems {
+        let needed = self.needed();
+        if !needed.is_empty() {
+            // The path of a model in an unpacked bundle says nothing to anybody.
+            let rest = problems.into_iter();
+            let rest = rest.filter(|one| one.code() != Code::NodeFile || one.is_of_arguments());
+            return Problems::new(needed.into_iter().chain(rest).collect());
+        }
+        match self.locked {
+            true => self.with_absent(problems),
+            false => problems,
+        }
+    }
+
+    /// A fault for each model that the bundle was packed without and that was not found anywhere.
+    fn needed(&self) -> Vec<Problem> {
+        let there = lock_of(&self.lock);
+        let (Some((bundle, unpacked, _)), Some(there)) = (&self.bundle, there.as_ref()) else {
+            return Vec::new();
+        };
+        let mut models: BTreeMap<PathBuf, (usize, u64, bool)> = BTreeMap::new();
+        for file in &there.files {
+            if file.kind != LockedKind::Model || remote::is_remote(Path::new(&file.path)) {
+                continue;
+            }
+            let model = file.model.as_ref().unwrap_or(&file.path);
+            let model = retouch_graph::check::normal(&self.folder().join(model));
+            let (files, bytes, missing) = models.entry(model).or_default();
+            *files += 1;
+            *bytes += file.size;
+            *missing |= !self.files.is_file(&self.folder().join(&file.path));
+        }
+        let source = Source::new(bundle.display().to_string(), "");
+        let places = models_help(&self.places);
+        (models.iter())
+            .filter(|(_, (.., missing))| *missing)
+            .map(|(model, (files, bytes, _))| {
+                let root = retouch_graph::check::normal(&unpacked.folder);
+                let message = format!(
+                    "the bundle needs {} ({files} file{}, {}), which was not packed with it",
+                    model.strip_prefix(&root).unwrap_or(model).display(),
+                    if *files == 1 { "" } else { "s" },
+                    size(*bytes)
+                );
+                let help = format!(
+                    "{places}; or get a bundle that was packed with `retouch bundle --with-models`"
+                );
+                Problem::new(Code::NodeFile, &source, Span::default(), message).help(help)
+            })
+            .collect()
+    }
+
+    /// Loads and checks a sweep; its faults, that it reaches out of its bundle, or with `--locked` that it reads what the lock
+    /// does not say.
     ///
     /// # Errors
     /// All faults of one of these kinds.
@@ -296,10 +355,19 @@ impl Input {
         self.allow(settings);
         let loaded = engine.load_sweep(&self.file, settings);
         self.tell_found();
-        match self.stray() {
-            Some(stray) => Err(stray.into()),
-            None => loaded,
+        if let Some(stray) = self.stray() {
+            return Err(stray.into());
         }
+        let sweep = loaded.map_err(|problems| self.explained(problems))?;
+        self.as_locked(engine, sweep.all_cells(), settings)?;
+        Ok(sweep)
+    }
+
+    /// Whether the file says a sweep of another workflow, and has no nodes of its own.
+    #[must_use]
+    pub fn is_sweep(&self, engine: &Engine) -> bool {
+        let written = engine.read(&self.file).ok();
+        (written.and_then(|workflow| workflow.sweep)).is_some_and(|sweep| sweep.workflow.is_some())
     }
 
     /// A workflow from a bundle is somebody else's: it reads the bundle, models and assets that were found in search
@@ -391,6 +459,23 @@ impl Input {
             })
             .collect()
     }
+}
+
+/// Where to say that the models of a bundle are.
+fn models_help(places: &[PathBuf]) -> String {
+    let name =
+        "name a folder that has it, under whatever name, with `--models DIR` or RETOUCH_MODELS";
+    if places.is_empty() {
+        return name.to_owned();
+    }
+    let places: Vec<String> = places
+        .iter()
+        .map(|place| place.display().to_string())
+        .collect();
+    format!(
+        "nothing below {} holds what the lock in the bundle says; {name}",
+        places.join(", ")
+    )
 }
 
 fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -11,8 +11,8 @@ use retouch_graph::params::{How, ParamType};
 use retouch_graph::problem::Code;
 use retouch_graph::yaml::{self, Node};
 use retouch_graph::{
-    Checked, Digest, Engine, Files, FolderEntry, Lock, LockedFile, LockedKind, Plan, Problems,
-    Settings, Withheld, lock, remote,
+    Checked, Digest, Engine, Files, FolderEntry, Key, Lock, LockedFile, LockedKind, Problems,
+    Settings, Sweep, Withheld, interrupt, lock, remote,
 };
 use ruzstd::encoding::{CompressionLevel, FrameCompressor};
 use sha2::{Digest as _, Sha256};
@@ -24,7 +24,7 @@ use crate::Failure;
 use crate::store::size;
 
 /// What is asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Request<'a> {
     /// The workflow.
     pub workflow: &'a Path,
@@ -36,6 +36,55 @@ pub struct Request<'a> {
     pub models: bool,
     /// The largest asset that is packed, in bytes.
     pub most: u64,
+    /// Is told how many bytes more are packed, and of how many.
+    pub packed: &'a dyn Fn(u64, u64),
+    /// Likewise when what was packed is read back.
+    pub read_back: &'a dyn Fn(u64, u64),
+}
+
+/// What is packed.
+#[derive(Debug)]
+pub enum Subject {
+    /// A workflow; a sweep that it says comes along.
+    Workflow(Box<Checked>),
+    /// A sweep in a file of its own, with the workflow that it names.
+    Sweep(Box<Sweep>),
+}
+
+impl Subject {
+    /// Everything that is read.
+    #[must_use]
+    pub fn checked(&self) -> &Checked {
+        match self {
+            Self::Workflow(checked) => checked,
+            Self::Sweep(sweep) => sweep.all_cells(),
+        }
+    }
+
+    /// The file that declares the params.
+    fn declares<'a>(&'a self, file: &'a Path) -> &'a Path {
+        match self {
+            Self::Workflow(_) => file,
+            Self::Sweep(sweep) => &sweep.workflow,
+        }
+    }
+
+    /// The keys of what is computed.
+    fn keys(&self, engine: &Engine) -> Result<Vec<Key>, Problems> {
+        let plan = match self {
+            Self::Workflow(checked) => engine.plan(checked, &[])?,
+            Self::Sweep(sweep) => engine.plan_sweep(sweep, &[], &BTreeSet::new())?.plan,
+        };
+        Ok(plan.tasks().map(|task| task.key()).collect())
+    }
+
+    /// The same from another place.
+    fn again(&self, engine: &Engine, file: &Path, settings: &Settings) -> Result<Self, Problems> {
+        Ok(match self {
+            Self::Workflow(_) => Self::Workflow(Box::new(engine.load(file, settings)?)),
+            Self::Sweep(_) => Self::Sweep(Box::new(engine.load_sweep(file, settings)?)),
+        })
+    }
 }
 
 /// What was made.
@@ -283,13 +332,13 @@ fn params(
     engine: &Engine,
     workflow: &Path,
     settings: &Settings,
-    checked: &Checked,
+    subject: &Subject,
 ) -> Result<Option<String>, Stop> {
-    let declared = engine.read(workflow)?;
+    let declared = engine.read(subject.declares(workflow))?;
     let here = workflow.parent().unwrap_or(Path::new(""));
     let mut text = String::from("# What `retouch bundle` was given with `--set` and `--params`.\n");
     let mut any = false;
-    for param in &checked.params {
+    for param in &subject.checked().params {
         let Some(decl) = declared.params.get(&param.name) else {
             continue;
         };
@@ -344,15 +393,15 @@ fn setting_file<'a>(engine: &Engine, settings: &'a Settings, name: &str) -> Opti
 /// # Errors
 /// When the workflow has faults, reads what cannot be packed, or the bundle cannot be written; the output is then as
 /// it was.
-pub fn pack(engine: &Engine, request: &Request<'_>, checked: &Checked) -> Result<Made, Stop> {
+pub fn pack(engine: &Engine, request: &Request<'_>, subject: &Subject) -> Result<Made, Stop> {
     let Request {
         workflow, settings, ..
     } = *request;
     let tool = env!("CARGO_PKG_VERSION");
-    let plan = engine.plan(checked, &[])?;
+    let keys = subject.keys(engine)?;
     let files = engine.files();
-    let read = Lock::of(checked, workflow, settings, &**files, tool)?;
-    let given = params(engine, workflow, settings, checked)?;
+    let read = Lock::of(subject.checked(), workflow, settings, &**files, tool)?;
+    let given = params(engine, workflow, settings, subject)?;
     let needed: Vec<LockedFile> = read
         .files
         .into_iter()
@@ -388,7 +437,7 @@ pub fn pack(engine: &Engine, request: &Request<'_>, checked: &Checked) -> Result
         own.params.push(path.clone());
         params_place = Some(path);
     }
-    let (members, lock) = trial(engine, content, &entry, &own, &plan, tool)?;
+    let (members, lock) = trial(engine, content, &entry, &own, (subject, &keys), tool)?;
     let mut content = members;
     content.insert(
         lock::file_of(&entry),
@@ -459,7 +508,7 @@ pub fn pack(engine: &Engine, request: &Request<'_>, checked: &Checked) -> Result
         params,
         files: packed.iter().map(|(file, _)| file.clone()).collect(),
     };
-    let bytes = write(request.output, &manifest, packed, &**files)?;
+    let bytes = write(request, &manifest, packed, &**files)?;
     Ok(Made {
         manifest,
         left_out,
@@ -474,7 +523,7 @@ fn trial(
     content: BTreeMap<PathBuf, Content>,
     entry: &Path,
     settings: &Settings,
-    plan: &Plan,
+    (subject, keys): (&Subject, &[Key]),
     tool: &str,
 ) -> Result<(BTreeMap<PathBuf, Content>, Lock), Stop> {
     let members = Arc::new(Members {
@@ -485,7 +534,7 @@ fn trial(
     let bundled = engine
         .clone()
         .with_files(Arc::clone(&members) as Arc<dyn Files>);
-    let loaded = bundled.load(entry, settings);
+    let loaded = subject.again(&bundled, entry, settings);
     let strays = std::mem::take(
         &mut *members
             .outside
@@ -495,23 +544,24 @@ fn trial(
     if let Some(stray) = strays.first() {
         return Err(outside(&stray.display().to_string()).into());
     }
-    let checked = loaded?;
-    let same = bundled.plan(&checked, &[])?;
-    let keys = |plan: &Plan| -> Vec<_> { plan.tasks().map(|task| task.key()).collect() };
-    if keys(&same) != keys(plan) {
+    let again = loaded?;
+    if again.keys(&bundled)? != keys {
         return Err(Error::Failed(
             Failure::failed("the workflow would compute something else from the bundle")
                 .help("this is a fault of the program: please report the workflow"),
         )
         .into());
     }
-    let lock = Lock::of(&checked, entry, settings, &*members, tool)?;
+    let lock = Lock::of(again.checked(), entry, settings, &*members, tool)?;
     Ok((members.content.clone(), lock))
 }
 
 /// The bytes of the archive, one part after another.
-struct Parts {
+struct Parts<'a> {
     left: VecDeque<Part>,
+    /// The bytes of all parts.
+    total: u64,
+    follow: &'a dyn Fn(u64, u64),
     /// What went wrong: the compressor knows no errors.
     error: Option<String>,
 }
@@ -523,7 +573,7 @@ enum Part {
     Open(PathBuf, File, u64),
 }
 
-impl Parts {
+impl Parts<'_> {
     fn next(&mut self, buffer: &mut [u8]) -> Result<usize, String> {
         while let Some(part) = self.left.pop_front() {
             let count = match part {
@@ -567,13 +617,17 @@ impl Parts {
     }
 }
 
-impl Read for Parts {
+impl Read for Parts<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.error.is_some() || buffer.is_empty() {
             return Ok(0);
         }
-        match self.next(buffer) {
-            Ok(count) => Ok(count),
+        let next = interrupt::check().map_err(|error| error.to_string());
+        match next.and_then(|()| self.next(buffer)) {
+            Ok(count) => {
+                (self.follow)(count as u64, self.total);
+                Ok(count)
+            }
             Err(error) => {
                 self.error = Some(error);
                 Ok(0)
@@ -613,11 +667,12 @@ impl Drop for Draft {
 }
 
 fn write(
-    output: &Path,
+    request: &Request<'_>,
     manifest: &Manifest,
     packed: Vec<(Packed, Content)>,
     files: &dyn Files,
 ) -> Result<u64, Error> {
+    let output = request.output;
     let cannot = |error: &io::Error| {
         Error::Failed(Failure::unwritable(format!(
             "{} cannot be written: {error}",
@@ -664,7 +719,13 @@ fn write(
     let path = unpack::fresh(folder, &name);
     let file = File::create_new(&path).map_err(|error| cannot(&error))?;
     let draft = Draft(path);
-    let mut parts = Parts { left, error: None };
+    let total = manifest.bytes();
+    let mut parts = Parts {
+        left,
+        total,
+        follow: request.packed,
+        error: None,
+    };
     let mut drain = Drain { file, error: None };
     let mut compressor = FrameCompressor::new(CompressionLevel::Fastest);
     compressor.set_source(&mut parts);
@@ -680,7 +741,9 @@ fn write(
     drain.file.sync_all().map_err(|error| cannot(&error))?;
     drop(drain);
     // What is handed on has been read back: a file that changed meanwhile is found here.
-    if unpack::read(&draft.0, u64::MAX, None)? != *manifest {
+    let follow = |bytes| (request.read_back)(bytes, total);
+    let read_back = unpack::read_following(&draft.0, u64::MAX, None, &follow)?;
+    if read_back != *manifest {
         return Err(Error::Failed(Failure::failed(
             "the bundle that was written does not read back",
         )));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use retouch_graph::problem::Code;
-use retouch_graph::{Digest, lock, yaml};
+use retouch_graph::{Digest, interrupt, lock, yaml};
 use ruzstd::decoding::StreamingDecoder;
 
 use super::manifest::Manifest;
@@ -21,16 +21,19 @@ const MOST_KEPT: usize = 16;
 /// What was used so shortly ago may be in use.
 const IN_USE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Counts what a stream gives, and ends it when that is too much.
-struct Capped<R> {
+/// Counts what a stream gives, and ends it when that is too much or nobody waits for it any more.
+struct Capped<'a, R> {
     inner: R,
     given: u64,
     most: u64,
+    follow: &'a dyn Fn(u64),
 }
 
-impl<R: Read> Read for Capped<R> {
+impl<R: Read> Read for Capped<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        interrupt::check()?;
         let count = self.inner.read(buffer)?;
+        (self.follow)(count as u64);
         self.given = self.given.saturating_add(count as u64);
         if self.given > self.most {
             return Err(io::ErrorKind::FileTooLarge.into());
@@ -56,6 +59,19 @@ fn too_large(what: String) -> Error {
 /// # Errors
 /// When anything about the bundle is not as it must be; the target then holds a part of it and is the caller's to remove.
 pub fn read(bundle: &Path, most: u64, target: Option<&Path>) -> Result<Manifest, Error> {
+    read_following(bundle, most, target, &|_| {})
+}
+
+/// [`read`], and tells `follow` of every piece how many bytes it has, unpacked.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_following(
+    bundle: &Path,
+    most: u64,
+    target: Option<&Path>,
+    follow: &dyn Fn(u64),
+) -> Result<Manifest, Error> {
     let unreadable = |error: &io::Error| {
         Error::Failed(Failure::unreadable(format!(
             "{} cannot be read: {error}",
@@ -78,6 +94,7 @@ pub fn read(bundle: &Path, most: u64, target: Option<&Path>) -> Result<Manifest,
         inner: decoder,
         given: 0,
         most: most.saturating_add(around).min(ratio),
+        follow,
     };
     let manifest = manifest(&mut stream, target)?;
     let bytes = manifest.bytes();
@@ -409,6 +426,7 @@ fn intact(folder: &Path) -> Option<Manifest> {
         let mut file_there = File::open(&path).ok()?;
         let mut buffer = vec![0; 1 << 16];
         loop {
+            interrupt::check().ok()?;
             match file_there.read(&mut buffer).ok()? {
                 0 => break,
                 count => hasher.update(&buffer[..count]),

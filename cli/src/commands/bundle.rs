@@ -1,15 +1,16 @@
 //! `retouch bundle` and `retouch unbundle`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use retouch_graph::Cancel;
 
 use crate::args::{BundleArgs, UnbundleArgs};
-use crate::bundle::pack::{Request, Stop};
+use crate::bundle::pack::{Request, Stop, Subject};
 use crate::bundle::{self, pack, unpack};
 use crate::commands::run;
 use crate::hub::{self, Mode};
 use crate::output::{say, tell};
+use crate::progress::Bytes;
 use crate::sharing::Input;
 use crate::store::{Store, size};
 use crate::{Exit, Failure, session};
@@ -55,27 +56,40 @@ pub fn bundle(args: &BundleArgs) -> Result<Exit, Failure> {
     let mut settings = input.settings(&args.params);
     // The workflow is checked twice, and is to be the same both times.
     settings.draw = Some(0);
-    let checked = match input.load(&engine, &settings) {
-        Ok(checked) => checked,
+    let is_sweep = input.is_sweep(&engine);
+    let loaded = if is_sweep {
+        (input.load_sweep(&engine, &settings)).map(|sweep| Subject::Sweep(Box::new(sweep)))
+    } else {
+        (input.load(&engine, &settings)).map(|checked| Subject::Workflow(Box::new(checked)))
+    };
+    let subject = match loaded {
+        Ok(subject) => subject,
         Err(_) if cancel.is_cancelled() => return Err(hub::interrupted()),
         Err(problems) => return Ok(session::faults(&problems)),
     };
-    session::warn(&checked, false)?;
+    session::warn(subject.checked(), false)?;
+    let (packing, reading) = (Bytes::new("packing"), Bytes::new("reading it back"));
     let request = Request {
         workflow: &args.file,
         settings: &settings,
         output: &output,
         models: args.with_models,
         most: args.max_asset.unwrap_or(bundle::MAX_ASSET),
+        packed: &|bytes, total| packing.add(bytes, total),
+        read_back: &|bytes, total| reading.add(bytes, total),
     };
-    let made = match pack::pack(&engine, &request, &checked) {
+    let made = match pack::pack(&engine, &request, &subject) {
         Ok(made) => made,
+        Err(_) if cancel.is_cancelled() => {
+            return Err(Failure::interrupted("nothing was written"));
+        }
         Err(Stop::Faults(problems)) => return Ok(session::faults(&problems)),
         Err(Stop::Error(error)) => {
             let problem = error.problem(&args.file)?;
             return Ok(session::faults(&problem.into()));
         }
     };
+    drop((packing, reading));
     engine.files().flush();
     for file in &made.manifest.files {
         tell(&format!("{:>10}  {}", size(file.size), file.path));
@@ -101,16 +115,22 @@ pub fn bundle(args: &BundleArgs) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+/// Whether a file says a sweep of another workflow.
+fn is_sweep(file: &Path) -> Result<bool, Failure> {
+    let written = session::engine("cpu")?.read(file).ok();
+    Ok((written.and_then(|workflow| workflow.sweep)).is_some_and(|sweep| sweep.workflow.is_some()))
+}
+
 /// Unpacks a bundle to a folder.
 ///
 /// # Errors
 /// When the folder is not empty or cannot be written, or standard output is closed.
 pub fn unbundle(args: &UnbundleArgs) -> Result<Exit, Failure> {
     if !args.file.is_file() {
-        return Err(Failure::unreadable(format!(
-            "there is no file {}",
-            args.file.display()
-        )));
+        return Err(Failure::unreadable_argument(
+            &args.file,
+            "there is no such file",
+        ));
     }
     let most = args.max_unpacked.unwrap_or(bundle::MAX_UNPACKED);
     let manifest = match unpack::to_folder(&args.file, most, &args.folder) {
@@ -122,13 +142,17 @@ pub fn unbundle(args: &UnbundleArgs) -> Result<Exit, Failure> {
     };
     let workflow = args.folder.join(&manifest.workflow);
     say(&workflow.display().to_string())?;
+    let command = match is_sweep(&workflow)? {
+        true => "sweep",
+        false => "run",
+    };
     let params = manifest
         .params
         .as_ref()
         .map(|params| format!(" --params {}", args.folder.join(params).display()))
         .unwrap_or_default();
     tell(&format!(
-        "{} files, {}; now: retouch run {}{params}",
+        "{} files, {}; now: retouch {command} {}{params}",
         manifest.files.len(),
         size(manifest.bytes()),
         workflow.display()

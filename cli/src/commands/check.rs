@@ -21,7 +21,7 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
         let (input, engine) = match Input::open(file, &args.sharing, false, &store, plain.clone()) {
             Ok(opened) => opened,
             Err(stop) => {
-                exit = stop.tell(args.json)?;
+                exit = exit.max(stop.tell(args.json)?);
                 continue;
             }
         };
@@ -52,7 +52,10 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
                 let problems: Vec<Problem> = own.chain(cells).cloned().collect();
                 (problems, Some((checked, sweep)))
             }
-            Err(problems) => (problems.iter().cloned().collect(), None),
+            Err(problems) => {
+                exit = exit.max(Exit::of(&problems));
+                (problems.iter().cloned().collect(), None)
+            }
         };
         if args.json {
             session::say_faults(&problems)?;
@@ -88,7 +91,6 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
                 })?;
             }
             None => {
-                exit = Exit::Faults;
                 if !args.json {
                     let faults = problems
                         .iter()

@@ -15,6 +15,7 @@ use super::run;
 use crate::args::{ConvertArgs, LayoutName, PrecisionName, PredictionName};
 use crate::bundle::unpack::fresh;
 use crate::output::{say, tell};
+use crate::progress::Bytes;
 use crate::store::size;
 use crate::{Exit, Failure};
 
@@ -80,7 +81,7 @@ pub fn convert(args: &ConvertArgs) -> Result<Exit, Failure> {
     let precision = args.dtype.map(Precision::from);
     let cancel = Cancel::new();
     run::interrupts(&cancel)?;
-    let cancelled = || cancel.is_cancelled();
+    let follow = Writing::new("writing", &cancel);
     let written = match layout {
         LayoutName::Folder => {
             draft.make_folder()?;
@@ -90,7 +91,7 @@ pub fn convert(args: &ConvertArgs) -> Result<Exit, Failure> {
                 precision,
                 draft.path(),
                 &there,
-                &cancelled,
+                &follow,
             )
         }
         LayoutName::Single => export::single(
@@ -99,10 +100,38 @@ pub fn convert(args: &ConvertArgs) -> Result<Exit, Failure> {
             precision,
             draft.path(),
             &there,
-            &cancelled,
+            &follow,
         ),
     };
+    drop(follow);
     finish(draft, out, written)
+}
+
+/// Shows how the writing of a model gets on, until it is cancelled.
+pub struct Writing<'a> {
+    cancel: &'a Cancel,
+    shown: Bytes,
+}
+
+impl<'a> Writing<'a> {
+    /// Begins; `what` is being done, in a word: `writing`.
+    #[must_use]
+    pub fn new(what: &str, cancel: &'a Cancel) -> Self {
+        Self {
+            cancel,
+            shown: Bytes::new(what),
+        }
+    }
+}
+
+impl export::Follow for Writing<'_> {
+    fn is_cancelled(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+
+    fn wrote(&self, bytes: u64, total: u64) {
+        self.shown.add(bytes, total);
+    }
 }
 
 /// Gives what was written its name, and says what it is.

@@ -4,7 +4,10 @@ use retouch_graph::problem;
 
 use crate::args::ExplainArgs;
 use crate::output::say;
-use crate::{Exit, Failure};
+use crate::{Exit, Failure, exit};
+
+/// What stands for the table of exit codes.
+const EXIT_CODES: &str = "exit-codes";
 
 /// Explains a code, or lists all of them.
 ///
@@ -15,8 +18,13 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Failure> {
         for (code, title) in problem::codes() {
             say(&format!("{code}  {title}"))?;
         }
+        say(&format!("{EXIT_CODES}  What the exit codes mean."))?;
         return Ok(Exit::Done);
     };
+    if code.trim().eq_ignore_ascii_case(EXIT_CODES) {
+        say(&exit::explanation())?;
+        return Ok(Exit::Done);
+    }
     let upper = code.to_uppercase();
     match problem::explain(&upper) {
         Some(text) => {

@@ -37,7 +37,7 @@ pub fn fetch(args: &FetchArgs) -> Result<Exit, Failure> {
         let (input, engine) = match opened {
             Ok(opened) => opened,
             Err(stop) => {
-                exit = stop.tell(args.json)?;
+                exit = exit.max(stop.tell(args.json)?);
                 continue;
             }
         };
@@ -46,7 +46,7 @@ pub fn fetch(args: &FetchArgs) -> Result<Exit, Failure> {
             Ok(fetched) => fetched,
             Err(_) if cancel.is_cancelled() => return Err(hub::interrupted()),
             Err(stop) => {
-                exit = stop.tell(args.json)?;
+                exit = exit.max(stop.tell(args.json)?);
                 continue;
             }
         };

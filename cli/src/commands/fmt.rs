@@ -23,7 +23,7 @@ pub fn fmt(args: &FmtArgs) -> Result<Exit, Failure> {
         } else {
             std::fs::read(file)
         }
-        .map_err(|e| Failure::unreadable(format!("{} cannot be read: {e}", file.display())))?;
+        .map_err(|e| Failure::unreadable_argument(file, e))?;
         let name = if stdin {
             "standard input".into()
         } else {
@@ -37,14 +37,14 @@ pub fn fmt(args: &FmtArgs) -> Result<Exit, Failure> {
                 crate::output::tell(
                     report::render([&problem], report::colour()).trim_end_matches('\n'),
                 );
-                exit = Exit::Faults;
+                exit = exit.max(Exit::Faults);
                 continue;
             }
         };
         if args.check {
             if formatted != text {
                 say(&file.display().to_string())?;
-                exit = Exit::Failed;
+                exit = exit.max(Exit::Failed);
             }
         } else if stdin {
             let mut out = std::io::stdout().lock();

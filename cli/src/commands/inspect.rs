@@ -51,7 +51,7 @@ pub fn files(place: &ModelsArgs, model: &Path) -> Result<RedirectedFiles, Failur
         offline: true,
     };
     if model.to_string_lossy().starts_with("hf://") {
-        return Err(Failure::unreadable(format!(
+        return Err(Failure::usage(format!(
             "{} is on a hub, and this command looks at what is here",
             model.display()
         ))
@@ -63,7 +63,7 @@ pub fn files(place: &ModelsArgs, model: &Path) -> Result<RedirectedFiles, Failur
     if files.is_dir(model) || files.is_file(model) {
         return Ok(files);
     }
-    Err(Failure::unreadable(format!("there is no {}", model.display())).help(sought.help()))
+    Err(Failure::unreadable_argument(model, "there is no such file or folder").help(sought.help()))
 }
 
 /// What is wrong with a model, as one failure.

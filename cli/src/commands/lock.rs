@@ -36,7 +36,13 @@ pub fn lock(args: &LockArgs) -> Result<Exit, Failure> {
         input.unpin();
     }
     let settings = input.settings(&args.params);
-    let checked = match input.load(&engine, &settings) {
+    // Of a sweep in a file of its own what all cells read is written down.
+    let loaded = if input.is_sweep(&engine) {
+        (input.load_sweep(&engine, &settings)).map(|sweep| sweep.all_cells().clone())
+    } else {
+        input.load(&engine, &settings)
+    };
+    let checked = match loaded {
         Ok(checked) => checked,
         Err(_) if cancel.is_cancelled() => return Err(hub::interrupted()),
         Err(problems) => return Ok(session::faults(&problems)),
@@ -45,6 +51,7 @@ pub fn lock(args: &LockArgs) -> Result<Exit, Failure> {
     let tool = env!("CARGO_PKG_VERSION");
     let now = match Lock::of(&checked, &args.file, &settings, &**engine.files(), tool) {
         Ok(now) => now,
+        Err(_) if cancel.is_cancelled() => return Err(hub::interrupted()),
         Err(problems) => return Ok(session::faults(&problems)),
     };
     engine.files().flush();

@@ -3,7 +3,7 @@
 use retouch_graph::Cancel;
 use retouch_nodes::diffusion::export::{self, Family};
 
-use super::convert::{Draft, finish};
+use super::convert::{Draft, Writing, finish};
 use super::run;
 use crate::args::{FamilyName, MakeRandomArgs};
 use crate::{Exit, Failure};
@@ -23,13 +23,8 @@ pub fn make_random(args: &MakeRandomArgs) -> Result<Exit, Failure> {
         FamilyName::Sdxl => Family::Sdxl,
         FamilyName::Tiny => Family::Tiny,
     };
-    let cancelled = || cancel.is_cancelled();
-    let made = export::make(
-        family,
-        args.seed,
-        args.dtype.into(),
-        draft.path(),
-        &cancelled,
-    );
+    let follow = Writing::new("making", &cancel);
+    let made = export::make(family, args.seed, args.dtype.into(), draft.path(), &follow);
+    drop(follow);
     finish(draft, &args.folder, made)
 }

@@ -1,15 +1,40 @@
 //! `retouch plan`.
 
-use retouch_graph::{Reason, Status};
+use std::collections::BTreeSet;
+
+use retouch_graph::{Engine, Reason, Status};
 use serde_json::json;
 
 use crate::args::PlanArgs;
+use crate::commands::sweep;
 use crate::journal;
 use crate::output::say;
 use crate::progress::duration;
 use crate::sharing::{Input, Stop};
 use crate::store::{Store, size};
 use crate::{Exit, Failure, records, session};
+
+/// The plan of a sweep in a file of its own: what `retouch sweep --dry-run` says.
+fn of_sweep(
+    args: &PlanArgs,
+    store: &Store,
+    engine: &Engine,
+    input: &Input,
+) -> Result<Exit, Failure> {
+    let loaded = input
+        .load_sweep(engine, &input.settings(&args.params))
+        .and_then(|sweep| {
+            let plan = engine.plan_sweep(&sweep, &args.targets, &BTreeSet::new())?;
+            Ok((sweep, plan))
+        });
+    let (sweep, plan) = match loaded {
+        Ok(loaded) => loaded,
+        Err(problems) => return Stop::from(problems).tell(args.json),
+    };
+    session::warn_all(sweep.warnings(), false)?;
+    engine.files().flush();
+    sweep::say_plan(args.json, engine, store, &sweep, &plan)
+}
 
 /// Says what a run would do, and what it would take.
 ///
@@ -23,13 +48,19 @@ pub fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
         Ok(opened) => opened,
         Err(stop) => return stop.tell(args.json),
     };
+    if input.is_sweep(&engine) {
+        return of_sweep(args, &store, &engine, &input);
+    }
     let checked = match input.load(&engine, &input.settings(&args.params)) {
         Ok(checked) => checked,
         Err(problems) => return Stop::from(problems).tell(args.json),
     };
     // What is only odd in a workflow is what stops its plan when a model is not fetched yet: it is told once.
     let plan = match engine.plan(&checked, &args.targets) {
-        Ok(plan) => plan,
+        Ok(mut plan) => {
+            plan.save_pictures();
+            plan
+        }
         Err(problems) => return Stop::from(problems).tell(args.json),
     };
     // The plan is one JSON document, which nothing else may stand before.

@@ -114,14 +114,18 @@ fn by_model(recipe: &Provenance) -> IndexMap<String, Vec<&retouch_graph::ReadEnt
 pub fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
     let recipe = provenance::read(&args.picture)?;
     let Some(folder) = &args.output else {
-        say(&plain(recipe.workflow.trim_end()))?;
         if !recipe.graphs.is_empty() {
             let names: Vec<&str> = recipe.graphs.keys().map(String::as_str).collect();
-            tell(&format!(
-                "it uses {}, which the picture carries too: `-o DIR` writes all of it",
-                names.join(", ")
-            ));
+            let incomplete = format!(
+                "not complete without {}, which the picture carries too: `retouch extract {} -o DIR` writes all of it",
+                names.join(", "),
+                args.picture.display()
+            );
+            // What is redirected to a file says so itself, to whoever runs it later.
+            say(&format!("# {}", plain(&incomplete).replace('\n', " ")))?;
+            tell(&format!("the workflow is {incomplete}"));
         }
+        say(&plain(recipe.workflow.trim_end()))?;
         return Ok(Exit::Done);
     };
     let cannot = |path: &Path, e: std::io::Error| {
@@ -249,9 +253,8 @@ fn load(
 /// When what it was made of is not there or has another content, or the device cannot be used.
 pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
     let recipe = provenance::read(&args.picture)?;
-    let original = provenance::read_picture(&args.picture).map_err(|e| {
-        Failure::unreadable(format!("{} cannot be read: {e}", args.picture.display()))
-    })?;
+    let original = provenance::read_picture(&args.picture)
+        .map_err(|e| Failure::unreadable_argument(&args.picture, e))?;
     let store = Store::of(&args.cache)?;
     session::threads(args.device.threads)?;
     let engine = session::caching_engine_for(&args.device, &store)?;

@@ -5,20 +5,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use retouch_graph::event::Listener;
-use retouch_graph::{Cancel, Code, Exists, RunError, RunOptions, SaveStatus, Saver, Settings};
+use retouch_graph::{Cancel, Exists, RunError, RunOptions, SaveStatus, Saver, Settings, interrupt};
 
 use crate::args::{ExistsArg, RunArgs};
 use crate::hub::{self, Mode};
 use crate::journal::Journal;
 use crate::output::say;
 use crate::preview::Preview;
-use crate::progress::{JsonLines, Progress};
+use crate::progress::{JsonLines, Outlook, Progress};
 use crate::provenance::{Made, Stamps};
 use crate::records;
 use crate::runs::{Asked, Kind, Noted};
 use crate::sharing::{Input, Stop};
 use crate::store::Store;
-use crate::{Exit, Failure, session};
+use crate::{Exit, Failure, session, signals};
 
 /// Runs a workflow and saves its outputs.
 ///
@@ -35,6 +35,7 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     let mode = Mode::fetching(&cancel, args.json, args.quiet);
     let (input, engine) = match Input::open_with(&args.file, places, locked, &store, engine, mode) {
         Ok(opened) => opened,
+        Err(_) if cancel.is_cancelled() => return Err(hub::interrupted()),
         Err(stop) => return stop.tell(args.json),
     };
     let draw = session::fresh_draw();
@@ -52,7 +53,11 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
         preview.spares(&checked)?;
     }
     let plan = match engine.plan(&checked, &args.targets) {
-        Ok(plan) => plan,
+        Ok(mut plan) => {
+            plan.save_pictures();
+            plan
+        }
+        Err(_) if cancel.is_cancelled() => return Err(hub::interrupted()),
         Err(problems) => return Stop::from(problems).tell(args.json),
     };
     if plan.outputs().iter().any(|output| output.save.is_some()) {
@@ -71,7 +76,7 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     let listener: Box<dyn Listener> = if args.json {
         Box::new(JsonLines)
     } else {
-        Box::new(Progress::new(args.quiet))
+        Box::new(Progress::new(args.quiet).with(Outlook::of(&engine, &store, &plan)))
     };
     let asked = Asked {
         draw,
@@ -104,7 +109,8 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
                         say(&result_line(&output.name, &saved.path, saved.status))?;
                     }
                     if output.saved.is_empty() {
-                        say(&format!("{}  {}", output.name, output.value.summary()))?;
+                        let summary = output.value.summary();
+                        say(&format!("{}  {summary}  (not saved)", output.name))?;
                     }
                 }
             }
@@ -163,22 +169,20 @@ fn tell(text: &str) {
     crate::output::tell(text);
 }
 
-/// The first Ctrl-C (or SIGTERM) cancels at the next step, the third ends the program at once.
+/// The first Ctrl-C (or SIGTERM, SIGHUP) cancels what this thread and its runs do, the third ends the program at once.
 ///
 /// # Errors
 /// When the system lets nobody listen.
 pub fn interrupts(cancel: &Cancel) -> Result<(), Failure> {
+    interrupt::attend(cancel);
     let cancel = cancel.clone();
     let count = AtomicU32::new(0);
-    ctrlc::set_handler(move || {
+    signals::listen(move || {
         cancel.cancel();
         match count.fetch_add(1, Ordering::SeqCst) {
-            0 => tell("stopping at the next step (twice more: at once)"),
+            0 => tell("stopping (twice more: at once)"),
             1 => {}
             _ => std::process::exit(Exit::Interrupted as i32),
         }
-    })
-    .map_err(|e| {
-        Failure::failed(format!("Ctrl-C cannot be handled: {e}")).code(Code::SystemRefused)
     })
 }

@@ -244,6 +244,9 @@ fn command(record: &Record) -> String {
     for over in &asked.over {
         add("--over", over.clone());
     }
+    if let Some(sheet) = &asked.sheet {
+        add("--sheet", sheet.clone());
+    }
     for path in &asked.models {
         add("--models", path.display().to_string());
     }

@@ -12,13 +12,13 @@ use retouch_graph::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::args::SweepArgs;
+use crate::args::{ParamArgs, SweepArgs};
 use crate::commands::run;
 use crate::hub::{self, Mode};
 use crate::journal::Journal;
 use crate::lines::{self, SweepOutputLine};
 use crate::output::{say, tell};
-use crate::progress::{JsonLines, Progress, duration};
+use crate::progress::{JsonLines, Outlook, Progress, duration};
 use crate::provenance::{Made, Stamps};
 use crate::runs::{Asked, Kind, Noted};
 use crate::sharing::Input;
@@ -52,6 +52,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     let opened = Input::open_with(&args.file, &args.sharing, false, &store, engine, mode);
     let (input, engine) = match opened {
         Ok(opened) => opened,
+        Err(_) if cancel.is_cancelled() => return Err(hub::interrupted()),
         Err(stop) => return stop.tell(args.json),
     };
     let log = Log::file(&args.out, &args.file);
@@ -71,12 +72,19 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     let draw = last
         .as_ref()
         .map_or_else(session::fresh_draw, |log| log.draw);
-    let settings = Settings {
-        over: args.over.clone(),
+    let asked = last
+        .as_ref()
+        .map_or_else(|| What::of(args), |last| What::of(args).or_else(&last.what));
+    let mut settings = Settings {
+        over: asked.over.clone(),
+        sheet: asked.sheet.clone(),
+        set: asked.set.clone(),
+        folder: asked.folder.clone().unwrap_or_default(),
         draw: Some(draw),
-        ..input.settings(&args.params)
+        ..input.settings(&ParamArgs::default())
     };
-    let (sweep, mut plan) = match loaded(&input, &engine, args, &settings) {
+    settings.params.extend(asked.params.iter().cloned());
+    let (sweep, mut plan) = match loaded(&input, &engine, &asked.targets, &settings) {
         Ok(loaded) => loaded,
         Err(_) if cancel.is_cancelled() => return Err(hub::interrupted()),
         Err(problems) => return faults(args, &problems),
@@ -86,7 +94,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     let mut rows = rows(&sweep);
     let kept = last.map_or_else(Vec::new, |log| log.take_over(&mut plan, &mut rows));
     if args.dry_run {
-        return dry_run(args, &engine, &store, &sweep, &plan);
+        return say_plan(args.json, &engine, &store, &sweep, &plan);
     }
     run::writable(&args.out)?;
     let saver = Saver::new(&args.out, run::exists(args.exists));
@@ -101,7 +109,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
             .flatten(),
         ..RunOptions::default()
     };
-    let mut log = Log::begin(log, draw, &kept)?;
+    let mut log = Log::begin(log, draw, &asked, &kept)?;
     if !args.json && !args.quiet {
         describe(&engine, &sweep, &plan);
     }
@@ -114,8 +122,11 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
         };
         started.say()?;
     }
-    let asked = Asked {
-        over: args.over.clone(),
+    let mut noted = Asked {
+        over: asked.over.clone(),
+        sheet: asked.sheet.clone(),
+        set: asked.set.clone(),
+        params: asked.params.clone(),
         draw,
         provenance: !args.provenance.no_provenance,
         ..Asked::new(
@@ -124,10 +135,13 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
             &args.sharing,
             &args.device.numerics.spec(),
             &args.out,
-            &args.targets,
+            &asked.targets,
         )
     };
-    let noted = Noted::begin(&store, Kind::Sweep, asked, &plan.plan).of_cells(sweep.cells.len());
+    if let Some(folder) = &asked.folder {
+        noted.folder.clone_from(folder);
+    }
+    let noted = Noted::begin(&store, Kind::Sweep, noted, &plan.plan).of_cells(sweep.cells.len());
     let (result, heard) = once(
         &engine, &store, args, &sweep, &plan, &cancel, &options, &log, &noted,
     );
@@ -145,7 +159,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     {
         let name = sweep.sheet_name();
         let sheet = sweep.has_sheet()
-            && (args.targets.is_empty() || args.targets.iter().any(|one| one == name));
+            && (asked.targets.is_empty() || asked.targets.iter().any(|one| one == name));
         if sheet && let Ok(plan) = engine.plan_sweep(&sweep, &[name.to_owned()], &failed) {
             // A sheet with blanks is not what the sweep says: it carries no recipe.
             let options = RunOptions {
@@ -193,8 +207,14 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     match result {
         Ok(()) => Ok(Exit::Done),
         Err(RunError::Cancelled) => {
-            let kept = "what was finished is saved, and `--resume` goes on from there";
-            Err(Failure::interrupted(kept))
+            let out = match args.out.as_os_str() == "out" {
+                true => String::new(),
+                false => format!(" --out {}", args.out.display()),
+            };
+            Err(Failure::interrupted(&format!(
+                "what was finished is saved, and `retouch sweep {}{out} --resume` goes on from there",
+                args.file.display()
+            )))
         }
         Err(error) => {
             let count = failed.len();
@@ -218,11 +238,11 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
 fn loaded(
     input: &Input,
     engine: &Engine,
-    args: &SweepArgs,
+    targets: &[String],
     settings: &Settings,
 ) -> Result<(Sweep, SweepPlan), Problems> {
     let sweep = input.load_sweep(engine, settings)?;
-    let plan = engine.plan_sweep(&sweep, &args.targets, &BTreeSet::new())?;
+    let plan = engine.plan_sweep(&sweep, targets, &BTreeSet::new())?;
     Ok((sweep, plan))
 }
 
@@ -231,7 +251,7 @@ fn faults(args: &SweepArgs, problems: &Problems) -> Result<Exit, Failure> {
         return Ok(session::faults(problems));
     }
     session::say_faults(problems)?;
-    Ok(Exit::Faults)
+    Ok(Exit::of(problems))
 }
 
 fn rows(sweep: &Sweep) -> Vec<Row> {
@@ -249,17 +269,45 @@ fn describe(engine: &Engine, sweep: &Sweep, plan: &SweepPlan) {
     let calls = forecast.total_calls();
     let cells = sweep.cells.len();
     tell(&format!(
-        "{}: {cells} cell{} of {}, {} nodes, {calls} U-Net calls",
+        "{}: {cells} cell{} ({}), {} nodes, {calls} U-Net calls",
         sweep.name(),
         if cells == 1 { "" } else { "s" },
-        sweep.varying.join(", "),
+        varying(sweep),
         plan.plan.len(),
     ));
 }
 
-/// Says what would be run.
-fn dry_run(
-    args: &SweepArgs,
+/// So many values of a param are listed; of more than that the first ones and the last.
+const LISTED: usize = 6;
+
+/// What varies, with its values: `blend_steps=10%, 20%; seed=1, 2, 3, ... 9`.
+fn varying(sweep: &Sweep) -> String {
+    let params: Vec<String> = (sweep.varying.iter())
+        .map(|name| {
+            let mut values: Vec<String> = Vec::new();
+            for value in sweep.cells.iter().filter_map(|cell| cell.values.get(name)) {
+                let value = retouch_graph::sweep::shown(value);
+                if !values.contains(&value) {
+                    values.push(value);
+                }
+            }
+            if values.len() > LISTED {
+                let last = values.pop().unwrap_or_default();
+                values.truncate(LISTED / 2);
+                values.push(format!("... {last}"));
+            }
+            format!("{name}={}", values.join(", "))
+        })
+        .collect();
+    params.join("; ")
+}
+
+/// Says what would be run, as JSON or for people.
+///
+/// # Errors
+/// When standard output is closed.
+pub fn say_plan(
+    json: bool,
     engine: &Engine,
     store: &Store,
     sweep: &Sweep,
@@ -272,7 +320,7 @@ fn dry_run(
         &forecast,
     );
     let seconds: Option<f64> = costs.iter().map(|cost| cost.seconds).sum();
-    if args.json {
+    if json {
         let outputs = (plan.plan.outputs().iter().zip(&plan.outputs))
             .map(|(output, (cell, name))| SweepOutputLine {
                 cell: cell.map(|cell| cell + 1),
@@ -335,7 +383,7 @@ fn once(
     let listener: Box<dyn Listener> = if args.json {
         Box::new(JsonLines)
     } else {
-        Box::new(Progress::new(args.quiet))
+        Box::new(Progress::new(args.quiet).with(Outlook::of(engine, store, &plan.plan)))
     };
     let listener = noted.beside(listener.as_ref());
     let journal = Journal::new(&listener, store.file("journal.jsonl"), &plan.plan);
@@ -657,6 +705,82 @@ struct Head {
     schema: String,
     /// What seeds called `random` were drawn from.
     draw: u64,
+    /// What the command line said.
+    #[serde(default, flatten)]
+    what: What,
+}
+
+/// What the command line says is swept, so that `--resume` need not be told again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct What {
+    /// The outputs to make.
+    targets: Vec<String>,
+    over: Vec<String>,
+    set: Vec<String>,
+    /// The folder that paths in `set` count from.
+    folder: Option<PathBuf>,
+    /// The files of `--params`, absolute.
+    params: Vec<PathBuf>,
+    sheet: Option<String>,
+}
+
+impl What {
+    fn of(args: &SweepArgs) -> Self {
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Self {
+            targets: args.targets.clone(),
+            over: args.over.clone(),
+            set: args.params.set.clone(),
+            folder: None,
+            params: args
+                .params
+                .params
+                .iter()
+                .map(|path| absolute(path))
+                .collect(),
+            sheet: args.sheet.clone(),
+        }
+    }
+
+    /// Takes what was not said from what was said before.
+    fn or_else(mut self, before: &Self) -> Self {
+        if self.targets.is_empty() {
+            self.targets.clone_from(&before.targets);
+        }
+        // A param that is given anew, in whichever way, is not what it was.
+        let name = |text: &str| text.split('=').next().unwrap_or("").trim().to_owned();
+        let given: Vec<String> = (self.over.iter().chain(&self.set))
+            .map(|text| name(text))
+            .collect();
+        let kept = |texts: &[String]| -> Vec<String> {
+            let texts = texts.iter().filter(|text| !given.contains(&name(text)));
+            texts.cloned().collect()
+        };
+        if self.over.is_empty() {
+            self.over = kept(&before.over);
+        }
+        if self.set.is_empty() {
+            self.set = kept(&before.set);
+            self.folder.clone_from(&before.folder);
+        }
+        if self.params.is_empty() {
+            self.params.clone_from(&before.params);
+        }
+        if self.sheet.is_none() {
+            self.sheet.clone_from(&before.sheet);
+        }
+        self
+    }
+
+    /// As it is written down: paths hold from any folder.
+    fn to_keep(&self) -> Self {
+        let mut kept = self.clone();
+        if kept.folder.is_none() && !kept.set.is_empty() {
+            kept.folder = std::path::absolute(".").ok();
+        }
+        kept
+    }
 }
 
 /// A file that was saved.
@@ -679,6 +803,7 @@ const LOG_SCHEMA: &str = "retouch-sweep/1";
 /// The log of an earlier run.
 struct Last {
     draw: u64,
+    what: What,
     lines: Vec<Line>,
 }
 
@@ -742,6 +867,7 @@ impl Log {
         let head: Head = serde_json::from_str(lines.next()?).ok()?;
         (head.schema == LOG_SCHEMA).then(|| Last {
             draw: head.draw,
+            what: head.what,
             // A line that was cut off by a crash is no line.
             lines: lines
                 .filter_map(|line| serde_json::from_str::<Line>(line).ok())
@@ -754,11 +880,12 @@ impl Log {
     }
 
     /// Begins a log with what is still as the last sweep left it.
-    fn begin(path: PathBuf, draw: u64, kept: &[Line]) -> Result<Self, Failure> {
+    fn begin(path: PathBuf, draw: u64, what: &What, kept: &[Line]) -> Result<Self, Failure> {
         let out = path.parent().unwrap_or(Path::new("")).to_owned();
         let head = Head {
             schema: LOG_SCHEMA.to_owned(),
             draw,
+            what: what.to_keep(),
         };
         let mut text = serde_json::to_string(&head).unwrap_or_default() + "\n";
         for line in kept {

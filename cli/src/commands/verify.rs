@@ -66,7 +66,8 @@ pub fn verify(args: &VerifyArgs) -> Result<Exit, Failure> {
                     record.id
                 ));
             }
-            return stop.tell(args.json);
+            // The command line names the run; what was given to that is a file of it now.
+            return Ok(stop.tell(args.json)?.max(Exit::Faults));
         }
     };
     same_made_of(&record, &loaded, args.json)?;
@@ -132,6 +133,7 @@ fn load(record: &Record, store: &Store, engine: Engine, mode: Mode) -> Result<Lo
     let mut settings = Settings {
         folder: asked.folder.clone(),
         over: asked.over.clone(),
+        sheet: asked.sheet.clone(),
         draw: Some(asked.draw),
         ..input.settings(&params)
     };
@@ -143,7 +145,10 @@ fn load(record: &Record, store: &Store, engine: Engine, mode: Mode) -> Result<Lo
         (plan.plan, made)
     } else {
         let checked = input.load(&engine, &settings)?;
-        let plan = engine.plan(&checked, &asked.targets)?;
+        let mut plan = engine.plan(&checked, &asked.targets)?;
+        if record.kind == Kind::Run {
+            plan.save_pictures();
+        }
         (plan, Made::Workflow(Box::new(checked)))
     };
     Ok(Loaded {

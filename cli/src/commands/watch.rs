@@ -11,7 +11,7 @@ use notify::{RecursiveMode, Watcher};
 use retouch_graph::event::{Event, Listener};
 use retouch_graph::{
     Cancel, Checked, Code, DiskFiles, Engine, Exists, Files, Plan, Problems, RunError, RunOptions,
-    RunReport, Saver, Settings, Stamp,
+    RunReport, Saver, Settings, Stamp, interrupt,
 };
 
 use crate::args::FollowArgs;
@@ -20,12 +20,12 @@ use crate::journal::Journal;
 use crate::lines::Line;
 use crate::output::say;
 use crate::preview::Preview;
-use crate::progress::{JsonLines, Lines};
+use crate::progress::{JsonLines, Lines, Outlook};
 use crate::provenance::{Made, Stamps};
 use crate::runs::{Asked, Kind, Noted};
 use crate::sharing::Input;
 use crate::store::Store;
-use crate::{Exit, Failure, bundle, records, session};
+use crate::{Exit, Failure, bundle, records, session, signals};
 
 /// After the last of a burst of changes it is quiet for so long.
 const QUIET: Duration = Duration::from_millis(60);
@@ -172,13 +172,14 @@ pub fn watch(args: &FollowArgs, looking: Option<Looking<'_>>) -> Result<Exit, Fa
     .map_err(|e| refused(&format!("files cannot be watched: {e}")))?;
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
+    // The digests of large models are given up too.
+    interrupt::attend(&fetching);
+    signals::listen(move || {
         fetching.cancel();
         if flag.swap(true, Ordering::SeqCst) {
             std::process::exit(Exit::Interrupted as i32);
         }
-    })
-    .map_err(|e| refused(&format!("Ctrl-C cannot be handled: {e}")))?;
+    })?;
     let engine = match &looking {
         Some(looking) => {
             let files = looking.onlooker.files(Arc::clone(engine.files()));
@@ -361,6 +362,9 @@ impl<W: Watcher> Loop<'_, W> {
     }
 
     fn tell_faults(&self, problems: &Problems) -> Result<(), Failure> {
+        if interrupt::is_requested() {
+            return Ok(()); // what could not be read was not to be read any more
+        }
         if let Some(looking) = &self.looking {
             looking.onlooker.faults(problems);
         }
@@ -490,7 +494,7 @@ impl<W: Watcher> Loop<'_, W> {
         let lines: Box<dyn Listener> = if self.args.json {
             Box::new(JsonLines)
         } else {
-            Box::new(Lines::default())
+            Box::new(Lines::new(Outlook::of(self.engine, self.store, plan)))
         };
         let mut asked = Asked {
             draw: self.draw,
@@ -573,7 +577,7 @@ impl<W: Watcher> Loop<'_, W> {
                     _ => (!same).then(|| Next::Plan(Box::new(edited))),
                 };
                 if next.is_some() {
-                    cancel.cancel();
+                    cancel.cancel_at_step(); // the run of the edit goes on from it
                 }
             }
         }

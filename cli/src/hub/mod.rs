@@ -189,5 +189,7 @@ impl Mode {
 /// How a command ends whose fetch was interrupted.
 #[must_use]
 pub fn interrupted() -> Failure {
-    Failure::interrupted("what was fetched is kept, and the same command goes on from there")
+    Failure::interrupted(
+        "nothing was run; what was fetched is kept, and the same command goes on from there",
+    )
 }

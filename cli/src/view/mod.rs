@@ -35,7 +35,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use eframe::egui::{Context, ViewportBuilder, vec2};
-use retouch_graph::Code;
+use retouch_graph::{Code, Problems};
 
 use crate::args::{FollowArgs, ViewArgs, ViewTab, ViewTheme};
 use crate::commands::watch::{self, Looking, Wish};
@@ -279,7 +279,8 @@ fn picture(args: &ViewArgs, file: &Path) -> Result<Exit, Failure> {
     }
     let ctx = Context::default();
     let options = Options::of(args);
-    let faults = !desk.model().faults.is_empty();
+    let found = Arc::clone(&desk.model().faults);
+    let faults = !found.is_empty();
     let (width, height) = args.size.unwrap_or(SIZE);
     // Nobody is there to drag it: steps and params take more room than pictures.
     let share = match options.tab {
@@ -315,7 +316,7 @@ fn picture(args: &ViewArgs, file: &Path) -> Result<Exit, Failure> {
         .iter()
         .any(|state| matches!(state, State::Failed { .. }));
     Ok(match (ended, faults, failed) {
-        (_, true, _) => Exit::Faults,
+        (_, true, _) => Exit::of(&Problems::new(found.to_vec())),
         (_, _, true) => Exit::Failed,
         (ended, ..) => ended,
     })
