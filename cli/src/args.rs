@@ -18,8 +18,9 @@ use clap_complete::Shell;
         3 the workflow has faults; 130 interrupted.\n\
         RETOUCH_MODELS names folders that models are looked for in, separated as in PATH. Models on a hub,\n\
         `hf://owner/name`, are fetched as HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE say.\n\
-        RETOUCH_LOG=debug logs what happens inside; NO_COLOR turns colours off; RETOUCH_CONFIG names a\n\
-        configuration file in place of the platform's retouch/config.yaml."
+        RETOUCH_LOG=debug logs what happens inside; NO_COLOR turns colours off, CLICOLOR_FORCE on\n\
+        where there is no terminal; RETOUCH_CONFIG names a configuration file in place of the platform's\n\
+        retouch/config.yaml."
 )]
 pub struct Cli {
     /// What to do.

@@ -16,6 +16,7 @@ mod provenance;
 mod records;
 mod report;
 mod runs;
+mod safe;
 mod session;
 mod sharing;
 mod store;
@@ -134,7 +135,8 @@ fn log() {
     if let Ok(filter) = EnvFilter::try_from_env("RETOUCH_LOG") {
         tracing_subscriber::fmt()
             .with_env_filter(filter)
-            .with_writer(std::io::stderr)
+            .with_writer(|| output::Log)
+            .with_ansi(output::colour())
             .init();
     }
 }
@@ -159,7 +161,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
             };
             let text = serde_json::to_string_pretty(&schema)
                 .map_err(|e| Failure::failed(e.to_string()))?;
-            output::say(&text)?;
+            output::say_json(&text)?;
             Ok(Exit::Done)
         }
         Command::Graph(args) => commands::graph::graph(&args),
@@ -184,7 +186,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "retouch", &mut script);
-            output::say(String::from_utf8_lossy(&script).trim_end())?;
+            output::say_raw(&String::from_utf8_lossy(&script))?;
             Ok(Exit::Done)
         }
     }
@@ -218,15 +220,21 @@ fn parse() -> Cli {
             let help = "`retouch COMMAND --help` lists what there is";
             let _ = Line::error(Code::Usage, message, Some(help)).say();
         }
-        error.exit()
+        output::clap(&error);
+        std::process::exit(error.exit_code())
     })
 }
 
 fn main() -> ExitCode {
+    output::report_panics();
     log();
     let cli = parse();
     let json = cli.command.json();
-    let exit = run(cli).unwrap_or_else(|failure| {
+    let done = run(cli).and_then(|exit| match output::lost() {
+        Some(failure) if exit == Exit::Done => Err(failure),
+        _ => Ok(exit),
+    });
+    let exit = done.unwrap_or_else(|failure| {
         tell(&failure, json);
         failure.exit
     });

@@ -1,12 +1,13 @@
 //! What a run tells people: a bar and lines on a terminal, plain lines elsewhere, JSON lines for programs.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use retouch_graph::event::{Event, Listener, RunStatus};
+
+use crate::safe::{VALUE, brief};
 
 /// Prints every event as a JSON line on standard output.
 #[derive(Debug, Default)]
@@ -14,10 +15,8 @@ pub struct JsonLines;
 
 impl Listener for JsonLines {
     fn event(&self, event: &Event) {
-        let mut out = std::io::stdout().lock();
-        // A reader that went away is no reason to end the run; its files are written all the same.
         if let Ok(line) = serde_json::to_string(event) {
-            let _ = writeln!(out, "{line}");
+            let _ = crate::output::say_line(&line); // what is lost is told at the end
         }
     }
 }
@@ -117,7 +116,7 @@ impl Progress {
     /// A bar on a terminal, plain lines elsewhere; with `quiet` warnings and errors alone.
     #[must_use]
     pub fn new(quiet: bool) -> Self {
-        let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
+        let bar = (!quiet && crate::output::terminal()).then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
             bar.set_style(style(false));
             bar
@@ -181,10 +180,11 @@ impl Listener for Progress {
                 let values: Vec<String> = params
                     .iter()
                     .filter(|param| !param.name.contains('/'))
-                    .map(|param| format!("{}={}", param.name, plain(&param.value)))
+                    .map(|param| format!("{}={}", param.name, brief(&plain(&param.value), VALUE)))
                     .collect();
                 self.told(&format!(
-                    "{workflow}: {nodes} nodes ({})",
+                    "{}: {nodes} nodes ({})",
+                    brief(workflow, VALUE),
                     values.join(", ")
                 ));
             }
@@ -204,7 +204,7 @@ impl Listener for Progress {
                 };
                 if let Some(bar) = &self.bar {
                     bar.set_style(style(false));
-                    bar.set_prefix(format!("  [{index}/{of}] {node}"));
+                    crate::output::name_bar(bar, &format!("  [{index}/{of}] "), node);
                     bar.enable_steady_tick(Duration::from_millis(120));
                 }
                 state.running.insert(node.clone(), running);
@@ -219,7 +219,8 @@ impl Listener for Progress {
                         bar.set_style(style(true));
                         bar.set_length(*total as u64);
                     }
-                    bar.set_prefix(format!("  [{}/{}] {node}", running.index, running.of));
+                    let place = format!("  [{}/{}] ", running.index, running.of);
+                    crate::output::name_bar(bar, &place, node);
                     bar.set_position(*done as u64);
                 } else if *done > 0 && *done < *total && running.last_line.elapsed() >= PLAIN_EVERY
                 {

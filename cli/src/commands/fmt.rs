@@ -1,13 +1,13 @@
 //! `retouch fmt`.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
 
 use retouch_graph::problem::Source;
 
 use crate::args::FmtArgs;
-use crate::output::say;
-use crate::{Exit, Failure, report};
+use crate::output::{say, say_raw};
+use crate::{Exit, Failure, session};
 
 /// Formats files in place, or says which are not in the standard form.
 ///
@@ -34,9 +34,7 @@ pub fn fmt(args: &FmtArgs) -> Result<Exit, Failure> {
         let formatted = match retouch_graph::format::format(&Source::new(name, text.clone())) {
             Ok(formatted) => formatted,
             Err(problem) => {
-                crate::output::tell(
-                    report::render([&problem], report::colour()).trim_end_matches('\n'),
-                );
+                session::tell_problems([&problem]);
                 exit = Exit::Faults;
                 continue;
             }
@@ -47,10 +45,7 @@ pub fn fmt(args: &FmtArgs) -> Result<Exit, Failure> {
                 exit = Exit::Failed;
             }
         } else if stdin {
-            let mut out = std::io::stdout().lock();
-            out.write_all(formatted.as_bytes()).map_err(|e| {
-                Failure::unwritable(format!("standard output cannot be written: {e}"))
-            })?;
+            say_raw(&formatted)?;
         } else if formatted != text {
             replace(file, formatted.as_bytes()).map_err(|e| {
                 Failure::unwritable(format!("{} cannot be written: {e}", file.display()))

@@ -24,6 +24,6 @@ pub fn lsp() -> Result<Exit, Failure> {
             }
         })
         .map_err(|e| Failure::failed(format!("a thread cannot be started: {e}")))?;
-    serve(&engine, &from, &mut io::stdout().lock())
+    serve(&engine, &from, &mut crate::output::protocol())
         .map_err(|e| Failure::failed(format!("standard output cannot be written: {e}")))
 }
