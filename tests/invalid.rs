@@ -7,6 +7,9 @@
 #[path = "../cli/src/report.rs"]
 #[allow(dead_code)]
 mod report;
+#[path = "../cli/src/safe.rs"]
+#[allow(dead_code)]
+mod safe;
 #[path = "support/mod.rs"]
 mod support;
 
@@ -87,7 +90,7 @@ fn every_broken_file_is_refused_with_each_fault_at_its_place_and_a_way_out() {
             }
         }
         let text = report::render(problems.iter(), false);
-        let text: Vec<&str> = text.lines().map(str::trim_end).collect();
+        let text: Vec<&str> = text.as_str().lines().map(str::trim_end).collect();
         insta::with_settings!({snapshot_path => "invalid/seen", prepend_module_to_snapshot => false, omit_expression => true}, {
             insta::assert_snapshot!(name.as_str(), text.join("\n"));
         });

@@ -308,3 +308,71 @@ fn an_edit_while_sampling_is_taken_up_at_the_next_step_and_no_step_is_drawn_twic
     let calls = |event: &Value| event["counters"]["unet_calls"].as_u64().unwrap_or(0);
     assert_eq!(finished.iter().map(|event| calls(event)).sum::<u64>(), 120);
 }
+
+#[test]
+fn every_broken_file_saved_over_the_workflow_is_told_and_survived() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("w.yaml");
+    let good = text("a sks teddy bear", 1, 0, 2);
+    std::fs::write(&file, &good).unwrap();
+    // For people: that is where texts are cut, wrapped and drawn.
+    let mut child = Command::new(env!("CARGO_BIN_EXE_retouch"))
+        .args(["watch", "w.yaml", "--cache-dir", "cache"])
+        .current_dir(folder.path())
+        .env("RETOUCH_CONFIG", "")
+        .env_remove("RETOUCH_NO_CACHE")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let told = BufReader::new(child.stderr.take().unwrap());
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        for line in told.lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    let (_, events) = channel();
+    let watched = Watched {
+        child,
+        events,
+        file,
+    };
+    let until = |what: &str, of: &str| {
+        loop {
+            match lines.recv_timeout(PATIENCE) {
+                Ok(line) if line.contains(what) => break,
+                Ok(_) => {}
+                Err(error) => panic!("{of}: {error}"),
+            }
+        }
+    };
+    until("done in", "the first run");
+    let mut broken: Vec<(String, String)> =
+        std::fs::read_dir(support::root().join("tests/invalid"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|ending| ending == "yaml"))
+            .map(|path| {
+                let text = std::fs::read_to_string(&path).unwrap();
+                (path.display().to_string(), text)
+            })
+            .collect();
+    broken.sort();
+    assert!(broken.len() > 100);
+    let long = format!(
+        "{{\"schema\": \"retouch/v1\", \"description\": \"{}\", \"nosuch\": 1}}",
+        "x".repeat(70_000)
+    );
+    broken.push(("a long line".to_owned(), long));
+    for (name, text) in &broken {
+        let beside = folder.path().join("beside");
+        std::fs::write(&beside, text).unwrap();
+        std::fs::rename(&beside, &watched.file).unwrap();
+        until("found; `retouch explain CODE`", name);
+    }
+    watched.save(&good.replace("scale: 2", "scale: 3"));
+    until("done in", "the workflow, mended");
+}

@@ -16,7 +16,7 @@ fn after_help() -> String {
         RETOUCH_CONFIG  a configuration file in place of the platform's retouch/config.yaml\n  \
         RETOUCH_CACHE   the folder of the cache; RETOUCH_NO_CACHE=1 turns it off\n  \
         RETOUCH_LOG     what is logged to standard error: `debug`, `retouch=info`\n  \
-        NO_COLOR        no colours\n  \
+        NO_COLOR        no colours; CLICOLOR_FORCE=1: also where there is no terminal\n  \
         HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE  how models on a hub (`hf://owner/name`) are fetched",
         crate::exit::table()
     )

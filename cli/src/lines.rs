@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Value as Json, json};
 
 use crate::Failure;
-use crate::output::say;
+use crate::output::say_line;
 
 /// A line that is no event of the engine. As JSON: `{"event": "fault", ...}`.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -294,12 +294,12 @@ impl Line {
         serde_json::to_string(self).map_err(|error| Failure::failed(error.to_string()))
     }
 
-    /// Prints it.
+    /// Prints it. A reader that went away does not stop what goes on.
     ///
     /// # Errors
-    /// When standard output is closed.
+    /// When standard output cannot be written for another reason.
     pub fn say(&self) -> Result<(), Failure> {
-        say(&self.text()?)
+        say_line(&self.text()?)
     }
 }
 

@@ -17,6 +17,7 @@ mod provenance;
 mod records;
 mod report;
 mod runs;
+mod safe;
 mod session;
 mod sharing;
 mod signals;
@@ -133,7 +134,8 @@ fn log() {
     if let Ok(filter) = EnvFilter::try_from_env("RETOUCH_LOG") {
         tracing_subscriber::fmt()
             .with_env_filter(filter)
-            .with_writer(std::io::stderr)
+            .with_writer(|| output::Log)
+            .with_ansi(output::colour())
             .init();
     }
 }
@@ -158,7 +160,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
             };
             let text = serde_json::to_string_pretty(&schema)
                 .map_err(|e| Failure::failed(e.to_string()))?;
-            output::say(&text)?;
+            output::say_json(&text)?;
             Ok(Exit::Done)
         }
         Command::Graph(args) => commands::graph::graph(&args),
@@ -183,7 +185,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "retouch", &mut script);
-            output::say(String::from_utf8_lossy(&script).trim_end())?;
+            output::say_raw(&String::from_utf8_lossy(&script))?;
             Ok(Exit::Done)
         }
     }
@@ -217,17 +219,23 @@ fn parse() -> Cli {
             let help = "`retouch COMMAND --help` lists what there is";
             let _ = Line::error(Code::Usage, message, Some(help)).say();
         }
-        error.exit()
+        output::clap(&error);
+        std::process::exit(error.exit_code())
     })
 }
 
 fn main() -> ExitCode {
+    output::report_panics();
     log();
     #[cfg(target_os = "linux")]
     retouch_nodes::kernels::exit_when_refused(Exit::OutOfMemory as i32);
     let cli = parse();
     let json = cli.command.json();
-    let exit = run(cli).unwrap_or_else(|failure| {
+    let done = run(cli).and_then(|exit| match output::lost() {
+        Some(failure) if exit == Exit::Done => Err(failure),
+        _ => Ok(exit),
+    });
+    let exit = done.unwrap_or_else(|failure| {
         // What could not be read because of Ctrl-C is not missing.
         let cut_short = interrupt::is_requested() && failure.exit != Exit::Interrupted;
         let failure = match cut_short {

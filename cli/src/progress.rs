@@ -1,7 +1,6 @@
 //! What a run tells people: a bar and lines on a terminal, plain lines elsewhere, JSON lines for programs.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,16 +11,16 @@ use retouch_graph::{Engine, How, Plan, ResolvedParam, Status};
 use crate::journal;
 use crate::store::{Store, size};
 
+use crate::safe::{VALUE, brief};
+
 /// Prints every event as a JSON line on standard output.
 #[derive(Debug, Default)]
 pub struct JsonLines;
 
 impl Listener for JsonLines {
     fn event(&self, event: &Event) {
-        let mut out = std::io::stdout().lock();
-        // A reader that went away is no reason to end the run; its files are written all the same.
         if let Ok(line) = serde_json::to_string(event) {
-            let _ = writeln!(out, "{line}");
+            let _ = crate::output::say_line(&line); // what is lost is told at the end
         }
     }
 }
@@ -99,7 +98,7 @@ struct Screen(Option<ProgressBar>);
 
 impl Screen {
     fn new(quiet: bool) -> Self {
-        Self((!quiet && std::io::stderr().is_terminal()).then(|| {
+        Self((!quiet && crate::output::terminal()).then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
             bar.set_style(style(false));
             bar
@@ -117,7 +116,7 @@ impl Screen {
     fn begins(&self, running: &Running) {
         if let Some(bar) = &self.0 {
             bar.set_style(style(false));
-            bar.set_prefix(running.prefix.clone());
+            crate::output::name_bar(bar, "", &running.prefix);
             bar.enable_steady_tick(Duration::from_millis(120));
         }
     }
@@ -130,7 +129,7 @@ impl Screen {
                 bar.set_style(style(true));
                 bar.set_length(total as u64);
             }
-            bar.set_prefix(running.prefix.clone());
+            crate::output::name_bar(bar, "", &running.prefix);
             bar.set_position(done as u64);
             return None;
         }
@@ -364,7 +363,8 @@ impl Listener for Progress {
                     false => format!(" ({})", values.join(", ")),
                 };
                 self.told(&format!(
-                    "{workflow}: {nodes} nodes{values}{}",
+                    "{}: {nodes} nodes{values}{}",
+                    brief(workflow, VALUE),
                     self.outlook.about()
                 ));
             }
@@ -476,7 +476,11 @@ fn shown(param: &ResolvedParam) -> String {
         How::Drawn => " (drawn)",
         _ => "",
     };
-    format!("{}={}{drawn}", param.name, plain(&param.value))
+    format!(
+        "{}={}{drawn}",
+        param.name,
+        brief(&plain(&param.value), VALUE)
+    )
 }
 
 /// A param's value as people write it.
@@ -502,7 +506,7 @@ impl Bytes {
     /// Begins; `what` is being done, in a word or two: `packing`.
     #[must_use]
     pub fn new(what: impl Into<String>) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = crate::output::terminal().then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
             let form =
                 "  {prefix} [{bar:24}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";

@@ -38,6 +38,8 @@ pub enum Kind {
     Run,
     /// `retouch watch`, which makes a run of each change.
     Watch,
+    /// `retouch view`, the same with a window or for a picture of it.
+    View,
     /// `retouch sweep`.
     Sweep,
 }
@@ -49,6 +51,7 @@ impl Kind {
         match self {
             Self::Run => "run",
             Self::Watch => "watch",
+            Self::View => "view",
             Self::Sweep => "sweep",
         }
     }

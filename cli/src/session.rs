@@ -161,7 +161,7 @@ pub fn warn_all(warnings: &[Problem], json: bool) -> Result<(), Failure> {
     if json {
         return warnings.try_for_each(|problem| Line::fault(problem).say());
     }
-    crate::output::tell(report::render(warnings, report::colour()).trim_end_matches('\n'));
+    tell_problems(warnings);
     Ok(())
 }
 
@@ -173,9 +173,16 @@ pub fn say_faults<'a>(problems: impl IntoIterator<Item = &'a Problem>) -> Result
     (problems.into_iter()).try_for_each(|problem| Line::fault(problem).say())
 }
 
-/// Prints faults, and says how the command ends with them.
+/// Prints problems for people.
+pub fn tell_problems<'a>(problems: impl IntoIterator<Item = &'a Problem>) {
+    crate::output::tell_styled(&report::render(problems, crate::output::colour()));
+}
+
+/// Prints faults and how many there are, and says how the command ends with them.
 #[must_use]
 pub fn faults(problems: &Problems) -> Exit {
-    report::print_problems(problems);
+    tell_problems(problems.iter());
+    let faults = (problems.iter()).filter(|problem| problem.severity() != Severity::Warning);
+    crate::output::tell(&report::tally(faults.count()));
     Exit::of(problems)
 }

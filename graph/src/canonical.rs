@@ -544,8 +544,17 @@ fn scalar(value: &Json) -> String {
                 .collect();
             flow(&fields)
         }
-        // JSON is YAML.
-        other => other.to_string(),
+        // JSON is YAML, but for the control characters above U+007E, which JSON leaves as they are.
+        other => {
+            let mut text = String::new();
+            for c in other.to_string().chars() {
+                match yaml::is_control(c) {
+                    true => text.push_str(&format!("\\u{:04x}", u32::from(c))),
+                    false => text.push(c),
+                }
+            }
+            text
+        }
     }
 }
 

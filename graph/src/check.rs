@@ -3262,17 +3262,18 @@ pub(crate) fn random() -> u64 {
 
 /// A number that is too great is read as a text: that it is one is not another fault.
 fn one_for_each_number(problems: &mut Vec<Problem>) {
-    let numbers: Vec<(Source, Span)> = problems
-        .iter()
-        .filter(|problem| problem.code() == Code::NumberOutOfRange)
-        .map(|problem| (problem.source_text().clone(), problem.span()))
-        .collect();
+    let mut numbers: HashMap<Span, Vec<Source>> = HashMap::new();
+    for problem in problems.iter() {
+        if problem.code() == Code::NumberOutOfRange {
+            let sources = numbers.entry(problem.span()).or_default();
+            sources.push(problem.source_text().clone());
+        }
+    }
     if !numbers.is_empty() {
         problems.retain(|problem| {
             problem.code() == Code::NumberOutOfRange
-                || !numbers.iter().any(|(source, span)| {
-                    *span == problem.span() && source.same(problem.source_text())
-                })
+                || !(numbers.get(&problem.span()).into_iter().flatten())
+                    .any(|source| source.same(problem.source_text()))
         });
     }
 }

@@ -22,6 +22,22 @@ pub fn format(source: &Source) -> Result<String, Problem> {
         .text()
         .trim_start_matches(['\u{feff}', '\r', '\n'])
         .replace("\r\n", "\n");
+    // A last line that does not end is a line like others; whether blanks that stand there alone are one, the block text
+    // before them decides.
+    if let Some(last) = text.rsplit('\n').next()
+        && !last.is_empty()
+    {
+        let ended = format!("{text}\n");
+        let blank = last.trim_matches(' ').is_empty();
+        let same = |text: &str| {
+            let parsed = yaml::parse(&Source::new("", text), &mut Vec::new());
+            parsed.is_some_and(|parsed| parsed.same_value(&before))
+        };
+        text = match blank && !same(&ended) {
+            true => text.trim_end_matches(' ').to_owned(),
+            false => ended,
+        };
+    }
     // Moving one thing may free another to move; in practice the second round changes nothing.
     for _ in 0..4 {
         let next = pass(&text).ok_or_else(|| refused(source))?;
@@ -75,8 +91,15 @@ struct Line<'a> {
 }
 
 impl Line<'_> {
+    /// Its column. A tab counts as one, and in a block text as a letter.
     fn indent(&self) -> usize {
-        self.text.len() - self.text.trim_start_matches(' ').len()
+        let blank = |c: char| c == ' ' || c == '\t' && self.inside != Inside::Block;
+        self.text.len() - self.text.trim_start_matches(blank).len()
+    }
+
+    /// Whether it is blank in a block text, where a tab is a letter.
+    fn is_spaces(&self) -> bool {
+        self.indent() == self.text.len()
     }
 
     fn is_blank(&self) -> bool {
@@ -95,6 +118,21 @@ fn pass(text: &str) -> Option<String> {
         .iter()
         .map(|line| value_column(line, &layout))
         .collect();
+    // For each line the next one that is neither blank nor a comment.
+    let mut following = vec![None; lines.len()];
+    for index in (1..lines.len()).rev() {
+        let passed = lines[index].is_blank() || lines[index].is_comment();
+        following[index - 1] = if passed {
+            following[index]
+        } else {
+            Some(index)
+        };
+    }
+    // What would begin or end a document in the first column keeps all from it.
+    let marked = |line: &Line<'_>| {
+        line.inside != Inside::Block && line.indent() > 0 && is_marker(line.text.trim_start())
+    };
+    let root = usize::from(lines.iter().any(marked));
     let mut levels: Vec<Level> = Vec::new();
     let mut out = String::with_capacity(text.len());
     // How far the last line that begins something moved, for the lines that go on with it.
@@ -106,7 +144,7 @@ fn pass(text: &str) -> Option<String> {
     for (index, line) in lines.iter().enumerate() {
         match line.inside {
             Inside::Block => {
-                let new = block_line(line, &lines, index, &levels, delta, &mut block, &layout);
+                let new = block_line(line, &lines, index, &levels, &mut block, &layout);
                 out.push_str(&new);
                 out.push('\n');
                 blank = false;
@@ -116,7 +154,7 @@ fn pass(text: &str) -> Option<String> {
                 if line.is_blank() {
                     out.push('\n');
                 } else {
-                    let indent = shifted(line.indent(), delta);
+                    let indent = continued(&levels, line.indent(), delta).max(root);
                     out.push_str(&" ".repeat(indent));
                     out.push_str(&tail(line, line.indent(), indent, &layout));
                     out.push('\n');
@@ -137,7 +175,7 @@ fn pass(text: &str) -> Option<String> {
         }
         blank = false;
         if line.inside == Inside::Brackets {
-            let indent = shifted(line.indent(), delta);
+            let indent = continued(&levels, line.indent(), delta).max(root);
             out.push_str(&" ".repeat(indent));
             out.push_str(&tail(line, line.indent(), indent, &layout));
             out.push('\n');
@@ -153,12 +191,9 @@ fn pass(text: &str) -> Option<String> {
                 out.push('\n');
                 continue;
             }
-            let next = lines[index + 1..]
-                .iter()
-                .find(|line| !line.is_blank() && !line.is_comment());
-            let new = match next {
+            let new = match following[index].map(|next| &lines[next]) {
                 Some(next) if next.inside == Inside::Nothing && next.indent() == old => {
-                    enter(&mut levels.clone(), next)
+                    enter(&mut levels.clone(), next, root)
                 }
                 Some(next) if next.inside != Inside::Nothing => shifted(old, delta),
                 _ => levels
@@ -172,7 +207,16 @@ fn pass(text: &str) -> Option<String> {
             out.push('\n');
             continue;
         }
-        let mut new = enter(&mut levels, line);
+        if is_marker(line.text) {
+            // A document begins or ends here.
+            levels.clear();
+            delta = 0;
+            trailing = None;
+            out.push_str(line.text);
+            out.push('\n');
+            continue;
+        }
+        let mut new = enter(&mut levels, line, root);
         let mut old = line.indent();
         out.push_str(&" ".repeat(new));
         // `- key: value`: the key begins a level of its own.
@@ -180,18 +224,18 @@ fn pass(text: &str) -> Option<String> {
             let rest = &line.text[old..];
             let Some(after) = rest
                 .strip_prefix('-')
-                .filter(|after| after.starts_with(' '))
+                .filter(|after| after.starts_with([' ', '\t']))
             else {
                 break;
             };
-            let item = after.trim_start_matches(' ');
+            let item = after.trim_start_matches([' ', '\t']);
             if item.is_empty() || item.starts_with('#') {
                 break;
             }
             out.push_str("- ");
             old += rest.len() - item.len();
             new += 2;
-            let list = item == "-" || item.starts_with("- ");
+            let list = is_item(item);
             levels.push(Level { old, new, list });
         }
         delta = new as isize - old as isize;
@@ -237,11 +281,28 @@ fn shifted(indent: usize, delta: isize) -> usize {
     indent.saturating_add_signed(delta)
 }
 
+/// The new column of a line that goes on with the one before: it moves with that one, and stays within what holds both.
+fn continued(levels: &[Level], old: usize, delta: isize) -> usize {
+    let holds = levels.iter().rev().find(|level| level.old < old);
+    shifted(old, delta).max(holds.map_or(0, |level| level.new + 1))
+}
+
+/// Whether a line that begins in the first column so begins or ends a document.
+fn is_marker(text: &str) -> bool {
+    (text.strip_prefix("---").or(text.strip_prefix("...")))
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t']))
+}
+
+/// Whether a line begins an item of a list.
+fn is_item(text: &str) -> bool {
+    (text.strip_prefix('-')).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t']))
+}
+
 /// Finds the level of a line, opens or closes levels for it, and gives its new column.
-fn enter(levels: &mut Vec<Level>, line: &Line<'_>) -> usize {
+fn enter(levels: &mut Vec<Level>, line: &Line<'_>, root: usize) -> usize {
     let old = line.indent();
     let content = &line.text[old..];
-    let item = content == "-" || content.starts_with("- ");
+    let item = is_item(content);
     while levels
         .last()
         .is_some_and(|level| level.old > old || (level.old == old && level.list && !item))
@@ -262,10 +323,10 @@ fn enter(levels: &mut Vec<Level>, line: &Line<'_>) -> usize {
         None => {
             levels.push(Level {
                 old,
-                new: 0,
+                new: root,
                 list: item,
             });
-            0
+            root
         }
     }
 }
@@ -275,7 +336,6 @@ fn block_line(
     lines: &[Line<'_>],
     index: usize,
     levels: &[Level],
-    delta: isize,
     block: &mut Option<(usize, usize)>,
     layout: &Layout,
 ) -> String {
@@ -283,39 +343,34 @@ fn block_line(
         let first = lines[index..]
             .iter()
             .take_while(|line| line.inside == Inside::Block)
-            .find(|line| !line.is_blank())
-            .map_or(0, Line::indent);
-        // With an indicator (`|2`) the text's own column is counted from its key's.
-        let header = lines[..index].last().map_or("", |line| {
-            let end = layout
-                .comments
-                .iter()
-                .find(|comment| {
-                    comment.start >= line.start && comment.start < line.start + line.text.len()
-                })
-                .map_or(line.text.len(), |comment| comment.start - line.start);
-            line.text.get(..end).unwrap_or("").trim_end()
-        });
-        let indicator = header
-            .rsplit(['|', '>'])
-            .next()
-            .is_some_and(|mark| mark.contains(|c: char| c.is_ascii_digit()));
-        let new = if indicator {
-            shifted(first, delta)
-        } else {
-            levels.last().map_or(0, |level| level.new) + 2
+            .find(|line| !line.is_spaces())
+            .map_or(usize::MAX, Line::indent); // there are blank lines alone
+        let Some(header) = index.checked_sub(1).map(|above| &lines[above]) else {
+            return (first, first);
         };
-        (first, new)
+        let end = header.start + header.text.len();
+        let from = layout.scalars.partition_point(|s| s.sign < header.start);
+        let here = layout.scalars[from..].iter().take_while(|s| s.sign < end);
+        let sign = here.clone().find(|s| s.style == Style::Block);
+        let mark = sign.map_or("", |s| &header.text[s.sign - header.start..]);
+        let mark = mark.split([' ', '\t', '#']).next().unwrap_or("");
+        let Some(indicated) = mark.chars().find_map(|c| c.to_digit(10)) else {
+            return (first, levels.last().map_or(0, |level| level.new) + 2);
+        };
+        // With an indicator (`|2`) the text's own column is counted from that of what holds it: the map of its key, or
+        // the list. What is right of that is the text's.
+        let has_key = here.clone().next().is_some_and(|s| s.style != Style::Block);
+        let holds = match has_key {
+            true => levels.last(),
+            false => levels.len().checked_sub(2).and_then(|at| levels.get(at)),
+        };
+        let (old, new) = holds.map_or((0, 0), |level| (level.old, level.new));
+        (old + indicated as usize, new + indicated as usize)
     });
-    if line.is_blank() && line.text.len() <= old {
+    if line.is_spaces() && line.text.len() <= old {
         return String::new();
     }
-    let indent = line.indent().min(line.text.len());
-    let kept = if line.is_blank() {
-        line.text.len()
-    } else {
-        indent
-    };
+    let kept = line.indent();
     format!(
         "{}{}",
         " ".repeat(shifted(kept, new as isize - old as isize)),
@@ -370,15 +425,6 @@ fn lines<'a>(text: &'a str, layout: &Layout) -> Vec<Line<'a>> {
     let mut lines = Vec::new();
     let mut start = 0;
     let mut scalar = 0;
-    let mut flow: Vec<Span> = layout.flow.clone();
-    flow.sort_by_key(|span| (span.start, std::cmp::Reverse(span.end)));
-    // Of nested brackets only the outermost count.
-    let mut outer: Vec<Span> = Vec::new();
-    for span in flow {
-        if outer.last().is_none_or(|last| span.start >= last.end) {
-            outer.push(span);
-        }
-    }
     let mut bracket = 0;
     for piece in text.split_inclusive('\n') {
         let line = piece.trim_end_matches('\n');
@@ -389,21 +435,34 @@ fn lines<'a>(text: &'a str, layout: &Layout) -> Vec<Line<'a>> {
         {
             scalar += 1;
         }
-        while outer.get(bracket).is_some_and(|span| span.end <= start) {
+        while layout
+            .flow
+            .get(bracket)
+            .is_some_and(|span| span.end <= start)
+        {
             bracket += 1;
         }
         let mut inside = Inside::Nothing;
-        if outer.get(bracket).is_some_and(|span| span.start < start) {
+        if layout
+            .flow
+            .get(bracket)
+            .is_some_and(|span| span.start < start)
+        {
             inside = Inside::Brackets;
         }
         if let Some(at) = layout.scalars.get(scalar) {
             match at.style {
                 Style::Block => {
-                    // The span of a block text begins with its first letter; its line may begin before.
-                    let first = text[..at.span.start].rfind('\n').map_or(0, |n| n + 1);
+                    // Its lines are those after its sign, blank ones before its first letter among them.
+                    // The span may go on to the next value, whose indentation is none of the text's.
                     let body = text[at.span.start..at.span.end].trim_end_matches(' ');
-                    let end = at.span.start + body.len();
-                    if first <= start && start < end {
+                    let end = match at.span.end < text.len() {
+                        true => at.span.start + body.len(),
+                        false => text.len(),
+                    };
+                    // The span of one without letters may begin with its sign, or end before the next value.
+                    let empty = at.span.start == at.sign || body.trim().is_empty();
+                    if at.sign < start && start < end && !(empty && !line.trim().is_empty()) {
                         inside = Inside::Block;
                     }
                 }
@@ -452,7 +511,8 @@ fn tail(line: &Line<'_>, from: usize, column: usize, layout: &Layout) -> String 
         let delta = column as isize - from as isize;
         let wanted = shifted(old_column, delta);
         let here = column + out.chars().count();
-        out.push_str(&" ".repeat(wanted.saturating_sub(here).max(1)));
+        let least = usize::from(!out.is_empty());
+        out.push_str(&" ".repeat(wanted.saturating_sub(here).max(least)));
         out.push_str(text[at..].trim_end());
     }
     out
@@ -462,7 +522,10 @@ fn tail(line: &Line<'_>, from: usize, column: usize, layout: &Layout) -> String 
 fn spaced(body: &str, offset: usize, layout: &Layout) -> String {
     let mut out = String::with_capacity(body.len());
     let mut at = 0;
+    // Whether the last sign was one of a key, and the key has not come.
+    let mut asked = false;
     let mut scalar = layout.scalars.partition_point(|s| s.span.end <= offset);
+    let mut bracket = layout.flow.partition_point(|span| span.end <= offset);
     while at < body.len() {
         let place = offset + at;
         while layout
@@ -478,6 +541,7 @@ fn spaced(body: &str, offset: usize, layout: &Layout) -> String {
             && found.style != Style::Block
         {
             let length = (found.span.end - place).min(body.len() - at);
+            asked = false;
             out.push_str(&body[at..at + length]);
             at += length;
             continue;
@@ -486,11 +550,14 @@ fn spaced(body: &str, offset: usize, layout: &Layout) -> String {
             break;
         };
         at += c.len_utf8();
-        let in_flow = layout
+        while layout
             .flow
-            .iter()
-            .any(|span| span.start <= place && place < span.end);
-        if !in_flow {
+            .get(bracket)
+            .is_some_and(|span| span.end <= place)
+        {
+            bracket += 1;
+        }
+        if (layout.flow.get(bracket)).is_none_or(|span| span.start > place) {
             out.push(c);
             continue;
         }
@@ -500,7 +567,9 @@ fn spaced(body: &str, offset: usize, layout: &Layout) -> String {
                 at = body.len() - body[at..].trim_start_matches([' ', '\t']).len();
                 let opened = out.ends_with(['{', '[']);
                 let closes = matches!(next, Some('}' | ']' | ',') | None);
-                if !out.is_empty() && !opened && !closes && !out.ends_with(' ') {
+                // A key that is not there needs its space: `[? ]`.
+                let keeps = !closes || std::mem::take(&mut asked) && next.is_some();
+                if !out.is_empty() && !opened && keeps && !out.ends_with(' ') {
                     out.push(' ');
                 }
             }
@@ -511,7 +580,10 @@ fn spaced(body: &str, offset: usize, layout: &Layout) -> String {
                     at = body.len() - body[at..].trim_start_matches([' ', '\t']).len();
                 }
             }
-            c => out.push(c),
+            c => {
+                asked = c == '?';
+                out.push(c);
+            }
         }
     }
     out
@@ -566,13 +638,68 @@ mod tests {
         assert_eq!(fault.code(), Code::Syntax);
     }
 
+    #[test]
+    fn all_that_is_read_is_formatted() {
+        for (text, expected) in [
+            ("-  d\n y", "- d\n y\n"),
+            ("a:   b\n  c\n", "a: b\n  c\n"),
+            // Blank lines before the first letter of a block text are its own, and those at its end that are kept.
+            ("a: >\n\n\n  x\n", "a: >\n\n\n  x\n"),
+            ("a: |+\n  x\n\n\n", "a: |+\n  x\n\n\n"),
+            ("a: |+\n \n", "a: |+\n\n"),
+            ("- |\n   \n   x\n  \n", "- |\n\n    x\n"),
+            // One without letters.
+            ("- >\n-   |\n- x", "- >\n- |\n- x\n"),
+            ("a: |\n# c\nb: 1\n", "a: |\n# c\nb: 1\n"),
+            ("a: |\n  \tx\n", "a: |\n  \tx\n"),
+            // What an indicator counts from is what holds the text.
+            ("-   |2\n   x\n", "- |2\n   x\n"),
+            ("-    a: |1\n       x\n", "- a: |1\n    x\n"),
+            (
+                "a:\n    b: |2\n          x\n        \n",
+                "a:\n  b: |2\n        x\n      \n",
+            ),
+            ("a: [\n# c\n1]\n", "a: [\n # c\n 1]\n"),
+            ("{? , a: 1}", "{? , a: 1}\n"),
+            ("a: b\n ---\n", " a: b\n  ---\n"),
+            ("---\n-  a\n", "---\n- a\n"),
+            ("-\ta\n-\tb\n", "- a\n- b\n"),
+        ] {
+            let source = Source::new("t.yaml", text);
+            match format(&source) {
+                Ok(found) => assert_eq!(found, expected, "{text:?}"),
+                Err(problem) => panic!("{text:?}: {problem}"),
+            }
+        }
+    }
+
     fn piece() -> impl Strategy<Value = String> {
         prop::sample::select(vec![
             "a:", "b: 1", "- x", "-", " ", "    ", "\n", "\n  ", "\n    ", "\n- ", "# c", "{", "}",
             "[", "]", ",", "\"q\"", "'s'", "|", ">-", "\r\n", "k: v", ": ", "é", "$a", "\t", "&a ",
-            "*a", "---", "\n\n\n", "|2", "|+",
+            "*a", "---", "\n\n\n", "|2", "|+", "\n ", "-  ", "|-", ">", "d",
         ])
         .prop_map(str::to_owned)
+    }
+
+    /// Whether a text is one that the language reads: a map or a list, with no fault.
+    fn is_read(text: &str) -> bool {
+        let mut faults = Vec::new();
+        let tree = yaml::parse(&Source::new("t.yaml", text), &mut faults);
+        let root =
+            tree.is_some_and(|tree| matches!(tree.node, yaml::Node::Map(_) | yaml::Node::Seq(_)));
+        root && faults.is_empty()
+    }
+
+    proptest! {
+        // Tabs between tokens, and signs of documents in texts, are read in ways that no rule here follows to the end.
+        #![proptest_config(ProptestConfig { max_global_rejects: 100_000, ..ProptestConfig::with_cases(2000) })]
+        #[test]
+        fn what_is_read_without_a_fault_is_formatted(pieces in prop::collection::vec(piece(), 1..12)) {
+            let text = pieces.concat();
+            prop_assume!(!text.contains('\t') && !text.contains("---") && is_read(&text));
+            prop_assert!(format(&Source::new("t.yaml", text)).is_ok());
+        }
     }
 
     proptest! {

@@ -394,6 +394,13 @@ impl Record {
         })
     }
 
+    /// The parameters of a node, their values as JSON.
+    pub fn params(&self, node: &str) -> impl Iterator<Item = (&str, &str)> {
+        (self.nodes.get(node).into_iter())
+            .flat_map(|node| &node.params)
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// The nodes that both have, whose steps are not all the same, and from which step on.
     #[must_use]
     pub fn partings(&self, old: &Self) -> Vec<Parting> {

@@ -37,7 +37,52 @@ struct SourceText {
     text: String,
     /// Whether the command line says it, itself or in a file of `--params`.
     argument: bool,
-    lines: OnceLock<Vec<usize>>,
+    index: OnceLock<Index>,
+}
+
+/// How many bytes lie between two marks of an [`Index`].
+const MARK: usize = 256;
+
+/// What lines and columns are found by, in a time that depends neither on the length of the text nor on that of a line.
+struct Index {
+    /// The first byte of each line.
+    lines: Vec<usize>,
+    /// The number of characters that begin before each `MARK`th byte.
+    marks: Vec<usize>,
+}
+
+impl Index {
+    fn of(text: &str) -> Self {
+        let mut marks = Vec::with_capacity(text.len() / MARK + 1);
+        let mut characters = 0;
+        for piece in text.as_bytes().chunks(MARK) {
+            marks.push(characters);
+            characters += piece.iter().filter(|byte| !is_inside(**byte)).count();
+        }
+        marks.push(characters);
+        let breaks = text.match_indices('\n').map(|(at, _)| at + 1);
+        Self {
+            lines: std::iter::once(0).chain(breaks).collect(),
+            marks,
+        }
+    }
+
+    /// The number of characters before a byte.
+    fn characters(&self, text: &str, offset: usize) -> usize {
+        let piece = offset / MARK;
+        let rest = &text.as_bytes()[piece * MARK..offset];
+        self.marks[piece] + rest.iter().filter(|byte| !is_inside(**byte)).count()
+    }
+
+    /// The line of a byte, from 0.
+    fn line(&self, offset: usize) -> usize {
+        self.lines.partition_point(|&start| start <= offset).max(1) - 1
+    }
+}
+
+/// Whether a byte of UTF-8 goes on with a character.
+fn is_inside(byte: u8) -> bool {
+    byte & 0b1100_0000 == 0b1000_0000
 }
 
 /// A text with a name: a workflow file, or what was given to `--set`. Cloning shares it.
@@ -72,7 +117,7 @@ impl Source {
             name,
             text,
             argument,
-            lines: OnceLock::new(),
+            index: OnceLock::new(),
         }))
     }
 
@@ -101,24 +146,43 @@ impl Source {
             || (self.0.name == other.0.name && self.0.text == other.0.text)
     }
 
+    fn index(&self) -> &Index {
+        self.0.index.get_or_init(|| Index::of(&self.0.text))
+    }
+
     /// The line and column of a byte, both from 1, the column in characters.
     #[must_use]
     pub fn line_column(&self, offset: usize) -> (usize, usize) {
         let text = &self.0.text;
-        let lines = self.0.lines.get_or_init(|| {
-            std::iter::once(0)
-                .chain(text.match_indices('\n').map(|(at, _)| at + 1))
-                .collect()
-        });
+        let index = self.index();
         let offset = floor_boundary(text, offset);
-        let line = lines.partition_point(|&start| start <= offset).max(1);
-        let start = lines.get(line - 1).copied().unwrap_or(0);
-        let before = text.get(start..offset).unwrap_or("");
+        let line = index.line(offset);
+        let mut start = index.lines[line];
         // An editor does not show the byte order mark, so it is not a column.
-        (
-            line,
-            before.trim_start_matches('\u{feff}').chars().count() + 1,
-        )
+        while text[start..offset].starts_with('\u{feff}') {
+            start += '\u{feff}'.len_utf8();
+        }
+        let column = index.characters(text, offset) - index.characters(text, start);
+        (line + 1, column + 1)
+    }
+
+    /// How many lines there are; at least one.
+    #[must_use]
+    pub fn lines(&self) -> usize {
+        self.index().lines.len()
+    }
+
+    /// The bytes of a line, from 1, without its line break; empty beyond the last.
+    #[must_use]
+    pub fn line_span(&self, line: usize) -> Span {
+        let lines = &self.index().lines;
+        let end = self.0.text.len();
+        let Some(&start) = line.checked_sub(1).and_then(|line| lines.get(line)) else {
+            return Span::new(end, end);
+        };
+        let end = lines.get(line).map_or(end, |next| next - 1);
+        let end = start + self.0.text[start..end].trim_end_matches('\r').len();
+        Span { start, end }
     }
 
     fn clamp(&self, span: Span) -> Span {
@@ -866,5 +930,24 @@ mod tests {
         assert_eq!(source.line_column(5), (1, 2));
         assert_eq!(source.line_column(10), (2, 1));
         assert_eq!(source.line_column(999), (2, 5));
+        assert_eq!(source.lines(), 2);
+        assert_eq!(source.slice(source.line_span(1)), "\u{feff}é: x");
+        assert_eq!(source.slice(source.line_span(2)), "b: y");
+        assert_eq!(source.slice(source.line_span(3)), "");
+    }
+
+    #[test]
+    fn columns_of_long_lines_are_those_that_counting_gives() {
+        let text = "é☃a🐻".repeat(400) + "\n" + &"x".repeat(700);
+        let source = Source::new("a", text.as_str());
+        let (mut line, mut column) = (1, 1);
+        for (at, c) in text.char_indices() {
+            assert_eq!(source.line_column(at), (line, column));
+            column += 1;
+            if c == '\n' {
+                (line, column) = (line + 1, 1);
+            }
+        }
+        assert_eq!(source.line_column(text.len()), (2, 701));
     }
 }

@@ -788,7 +788,9 @@ fn join(
     let mut problems: Vec<Problem> = Vec::new();
     let mut warnings: Vec<Problem> = Vec::new();
     let mut whole: Option<Checked> = None;
-    let mut done = Vec::with_capacity(cells.len());
+    let mut done: Vec<Cell> = Vec::with_capacity(cells.len());
+    let mut said: HashSet<String> = HashSet::new();
+    let mut known: HashSet<PathBuf> = read.iter().cloned().collect();
     for (index, values) in cells.into_iter().enumerate() {
         let given: Vec<Setting> = values.values().map(|value| value.setting.clone()).collect();
         let world = World {
@@ -812,7 +814,7 @@ fn join(
             problem::sort(&mut warnings);
         }
         for file in &checked.files {
-            if !read.contains(file) {
+            if known.insert(file.clone()) {
                 read.push(file.clone());
             }
         }
@@ -823,13 +825,15 @@ fn join(
             })
             .collect();
         // What two ways of saying come to one is one cell.
-        let twice = done.iter().any(|cell: &Cell| {
-            cell.values.len() == cell_values.len()
-                && (cell.values.iter())
-                    .all(|(name, value)| cell_values.get(name).is_some_and(|own| same(own, value)))
-        });
-        if included && twice {
-            continue;
+        if included {
+            let mut text = String::new();
+            for (name, value) in &cell_values {
+                text.push_str(&Json::from(name.as_str()).to_string());
+                identity(value, &mut text);
+            }
+            if !said.insert(text) {
+                continue;
+            }
         }
         let display: IndexMap<String, Json> = (cell_values.iter())
             .map(|(name, value)| {
@@ -881,7 +885,23 @@ fn join(
             .help("sweep fewer values at a time");
             return Err(problem.into());
         }
-        for mut node in checked.nodes {
+        // What a node of the first cell is, and what is known of its inputs, is held once for all cells that have it too.
+        let mut shared: Vec<bool> = Vec::with_capacity(checked.nodes.len());
+        for (at, mut node) in checked.nodes.into_iter().enumerate() {
+            let first = whole.nodes.get(at).filter(|_| offset > 0);
+            let twin = first.filter(|first| {
+                Arc::ptr_eq(&first.entry, &node.entry)
+                    && first.params == node.params
+                    && first.reads == node.reads
+                    && first.links == node.links
+                    && (node.links.iter().flatten())
+                        .all(|link| shared.get(link.node).copied().unwrap_or(false))
+            });
+            if let Some(twin) = twin {
+                node.params = Arc::clone(&twin.params);
+                node.known = Arc::clone(&twin.known);
+            }
+            shared.push(twin.is_some());
             node.name = format!("{index}/{}", node.name);
             for link in node.links.iter_mut().flatten() {
                 link.node += offset;
@@ -917,12 +937,13 @@ fn join(
     };
     // Long values may be shortened to one and the same label.
     let mut taken: HashSet<String> = HashSet::new();
+    let mut numbers: HashMap<String, usize> = HashMap::new();
     for cell in &mut done {
         let mut label = cell.label.clone();
-        let mut number = 2;
+        let number = numbers.entry(label.clone()).or_insert(2);
         while !taken.insert(label.clone()) {
             label = format!("{} #{number}", cell.label).trim_start().to_owned();
-            number += 1;
+            *number += 1;
         }
         cell.label = label;
     }
@@ -1535,11 +1556,11 @@ impl Reader<'_> {
             );
         }
         // A value that is said twice is one.
-        let mut seen: Vec<Json> = Vec::new();
+        let mut seen: HashSet<String> = HashSet::new();
         values.retain(|value| {
-            let new = !seen.iter().any(|known| same(known, &value.json));
-            seen.push(value.json.clone());
-            new
+            let mut text = String::new();
+            identity(&value.json, &mut text);
+            seen.insert(text)
         });
         (self.problems.len() == before).then_some(values)
     }
@@ -1824,6 +1845,15 @@ fn same(a: &Json, b: &Json) -> bool {
     match (a.as_f64(), b.as_f64()) {
         (Some(a), Some(b)) => a == b,
         _ => a == b,
+    }
+}
+
+/// A value as a text that is equal for values that are the same.
+fn identity(value: &Json, text: &mut String) {
+    match value.as_f64() {
+        // Both zeros are one number.
+        Some(number) => text.push_str(&format!("#{:x};", (number + 0.0).to_bits())),
+        None => crate::key::canonical(value, text),
     }
 }
 

@@ -354,6 +354,12 @@ impl Reader<'_> {
                 }
                 "nodes" => {
                     workflow.nodes_unread = !matches!(tree.node, Node::Map(_) | Node::Null);
+                    // Keys that were not read, in order: what such a node has is not known.
+                    let unread = (self.problems.iter()).filter(|problem| {
+                        matches!(problem.code(), Code::MergeKey | Code::KeyNotText)
+                    });
+                    let mut unread: Vec<Span> = unread.map(Problem::span).collect();
+                    unread.sort_unstable();
                     for (key, tree) in self.section(tree, "nodes", "base: {op: load_model}") {
                         if !self.name(&key, "a node") {
                             continue;
@@ -368,11 +374,8 @@ impl Reader<'_> {
                             continue;
                         }
                         let whole = tree.span;
-                        let tainted = self.problems.iter().any(|problem| {
-                            matches!(problem.code(), Code::MergeKey | Code::KeyNotText)
-                                && problem.span().start >= whole.start
-                                && problem.span().end <= whole.end
-                        });
+                        let at = unread.partition_point(|span| span.start < whole.start);
+                        let tainted = unread.get(at).is_some_and(|span| span.end <= whole.end);
                         let body = self.node(&key, tree, tainted);
                         workflow.nodes.insert(
                             key.text,

@@ -222,6 +222,10 @@ pub fn parse(source: &Source, problems: &mut Vec<Problem>) -> Option<Tree> {
         problems.push(too_large(source));
         return None;
     }
+    if let Some(problem) = control_characters(source) {
+        problems.push(problem);
+        return None;
+    }
     let mut builder = Builder {
         source,
         problems,
@@ -274,6 +278,34 @@ fn aliased_anchors(text: &str) -> HashSet<usize> {
         .collect()
 }
 
+/// Whether a character may not stand in a file: a control character, but for tabs and line breaks. YAML 1.2 leaves out
+/// nearly all of them, too; none can be seen in an editor, and a terminal that shows the file obeys them.
+#[must_use]
+pub fn is_control(c: char) -> bool {
+    c.is_control() && !matches!(c, '\t' | '\n' | '\r')
+}
+
+/// The fault of the control characters in a text, at the first of them.
+fn control_characters(source: &Source) -> Option<Problem> {
+    let mut found = (source.text().char_indices()).filter(|(_, c)| is_control(*c));
+    let (at, c) = found.next()?;
+    let code = u32::from(c);
+    let more = match found.count() {
+        0 => String::new(),
+        1 => "; there is one more".to_owned(),
+        n => format!("; there are {n} more"),
+    };
+    let help =
+        format!("remove it; a text in double quotes may have it as an escape: `\"\\x{code:02x}\"`");
+    let problem = Problem::new(
+        Code::Syntax,
+        source,
+        Span::new(at, at + c.len_utf8()),
+        format!("the control character U+{code:04X} stands in the file{more}"),
+    );
+    Some(problem.help(help))
+}
+
 /// The comments of a text in order, without what surrounds them; `None` when it is not YAML.
 #[must_use]
 pub fn comments(text: &str) -> Option<Vec<String>> {
@@ -292,6 +324,8 @@ pub fn comments(text: &str) -> Option<Vec<String>> {
 pub(crate) struct Scalar {
     pub(crate) span: Span,
     pub(crate) style: Style,
+    /// Where it begins; of a block text its sign (`|`, `>`), which stands on the line before.
+    pub(crate) sign: usize,
 }
 
 /// How a scalar is written.
@@ -308,7 +342,7 @@ pub(crate) struct Layout {
     pub(crate) scalars: Vec<Scalar>,
     /// The spans of the comments.
     pub(crate) comments: Vec<Span>,
-    /// The spans of lists and maps in brackets.
+    /// The spans of lists and maps in brackets, of nested ones the outermost, in order.
     pub(crate) flow: Vec<Span>,
 }
 
@@ -318,12 +352,30 @@ pub(crate) fn layout(text: &str) -> Option<Layout> {
     options.max_buffered_comment_events = usize::MAX;
     let mut layout = Layout::default();
     let mut open: Vec<(bool, usize)> = Vec::new();
+    let mut brackets = 0;
+    // Where the last value, or part of one, ended.
+    let mut before = 0;
     for event in Parser::new_from_str_with_options(text, options) {
         let (event, span) = event.ok()?;
         let span = Span::new(span.start.byte_offset()?, span.end.byte_offset()?);
+        let from = match event {
+            Event::Scalar(..)
+            | Event::Alias(..)
+            | Event::SequenceStart(..)
+            | Event::SequenceEnd
+            | Event::MappingStart(..)
+            | Event::MappingEnd => std::mem::replace(&mut before, span.end),
+            _ => before,
+        };
         match event {
             Event::Comment(..) => layout.comments.push(span),
             Event::Scalar(_, style, ..) => layout.scalars.push(Scalar {
+                sign: match style {
+                    ScalarStyle::Literal | ScalarStyle::Folded => {
+                        block_sign(text, from, text.len())?
+                    }
+                    _ => span.start,
+                },
                 span,
                 style: match style {
                     ScalarStyle::Plain => Style::Plain,
@@ -332,14 +384,16 @@ pub(crate) fn layout(text: &str) -> Option<Layout> {
                 },
             }),
             Event::SequenceStart(style, ..) | Event::MappingStart(style, ..) => {
-                open.push((
-                    style == granit_parser::StructureStyle::Flow && !span_is_empty(span),
-                    span.start,
-                ));
+                let flow = style == granit_parser::StructureStyle::Flow && !span_is_empty(span);
+                brackets += usize::from(flow);
+                open.push((flow, span.start));
             }
             Event::SequenceEnd | Event::MappingEnd => {
                 if let Some((true, start)) = open.pop() {
-                    layout.flow.push(Span::new(start, span.end));
+                    brackets -= 1;
+                    if brackets == 0 {
+                        layout.flow.push(Span::new(start, span.end));
+                    }
                 }
             }
             _ => {}
@@ -1407,6 +1461,33 @@ mod tests {
         // As many as the budget has room for; what is beyond is refused at its alias, whatever the order.
         assert_eq!(kept(&nested("[*a49, *a48, *a47]")), (80_003, 1));
         assert_eq!(kept(&nested("[*a47, *a48, *a49]")), (80_003, 1));
+    }
+
+    #[test]
+    fn control_characters_are_a_fault_wherever_they_stand() {
+        for text in [
+            "a: 1\nb: 2 # \u{1b}[2J",
+            "a: 1\nb: x\u{9d}y",
+            "a: 1\nb: '\u{7f}'",
+            "a: 1\nb: \"\u{85}\"",
+            "a: 1\nb: |\n  \0",
+            "a: 1\n\u{7}: x",
+        ] {
+            let (tree, problems) = read(text);
+            assert!(tree.is_none() && problems.len() == 1, "{text:?}");
+            assert_eq!(problems[0].code(), Code::Syntax);
+            assert_eq!(
+                problems[0].line_column().0,
+                if text.contains('|') { 3 } else { 2 }
+            );
+            assert!(problems[0].hint().unwrap().contains("\\x"), "{text:?}");
+        }
+        let (_, problems) = read("\u{1b}\u{1b}\u{9b}");
+        assert_eq!(
+            problems[0].message(),
+            "the control character U+001B stands in the file; there are 2 more"
+        );
+        assert_eq!(value("\"\\e\\x9b\"\r\n"), "\"\\u{1b}\\u{9b}\"");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::args::{CacheCommand, CacheToolArgs};
-use crate::output::say;
+use crate::output::{say, say_json};
 use crate::store::{Store, ago, size, unix};
 use crate::{Exit, Failure};
 
@@ -37,7 +37,7 @@ pub fn cache(args: &CacheToolArgs) -> Result<Exit, Failure> {
             entries.sort_by_key(|entry| std::cmp::Reverse(entry.used));
             for entry in entries {
                 if json {
-                    say(&json!({"key": entry.key.to_string(), "bytes": entry.bytes, "seconds": entry.seconds,
+                    say_json(&json!({"key": entry.key.to_string(), "bytes": entry.bytes, "seconds": entry.seconds,
                                 "types": entry.types, "used": unix(entry.used)})
                         .to_string())?;
                 } else {
@@ -67,7 +67,7 @@ pub fn cache(args: &CacheToolArgs) -> Result<Exit, Failure> {
                     .iter()
                     .map(|(name, (count, bytes))| json!({"types": name, "entries": count, "bytes": bytes}))
                     .collect();
-                say(&json!({"folder": folder, "entries": entries.len(), "bytes": bytes, "budget": disk.budget(),
+                say_json(&json!({"folder": folder, "entries": entries.len(), "bytes": bytes, "budget": disk.budget(),
                             "seconds": seconds, "by_type": types})
                     .to_string())?;
             } else {

@@ -7,7 +7,7 @@ use crate::args::CheckArgs;
 use crate::output::say;
 use crate::sharing::Input;
 use crate::store::Store;
-use crate::{Exit, Failure, report, session};
+use crate::{Exit, Failure, session};
 
 /// Reports every fault of the files.
 ///
@@ -60,7 +60,7 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
         if args.json {
             session::say_faults(&problems)?;
         } else {
-            crate::output::tell(report::render(&problems, report::colour()).trim_end_matches('\n'));
+            session::tell_problems(&problems);
         }
         match checked {
             Some(_) if args.json => {}

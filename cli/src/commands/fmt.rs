@@ -1,13 +1,14 @@
 //! `retouch fmt`.
 
+use std::io::Read;
+
 use retouch_graph::problem::Source;
 use retouch_graph::write::rewrite;
 use retouch_graph::{files, yaml};
-use std::io::{Read, Write};
 
 use crate::args::FmtArgs;
-use crate::output::say;
-use crate::{Exit, Failure, report};
+use crate::output::{say, say_raw};
+use crate::{Exit, Failure, session};
 
 /// Formats files in place, or says which are not in the standard form.
 ///
@@ -42,9 +43,7 @@ pub fn fmt(args: &FmtArgs) -> Result<Exit, Failure> {
         let (text, formatted) = match formatted {
             Ok(formatted) => formatted,
             Err(problem) => {
-                crate::output::tell(
-                    report::render([&problem], report::colour()).trim_end_matches('\n'),
-                );
+                session::tell_problems([&problem]);
                 exit = exit.max(Exit::Faults);
                 continue;
             }
@@ -55,10 +54,7 @@ pub fn fmt(args: &FmtArgs) -> Result<Exit, Failure> {
                 exit = exit.max(Exit::Failed);
             }
         } else if stdin {
-            let mut out = std::io::stdout().lock();
-            out.write_all(formatted.as_bytes()).map_err(|e| {
-                Failure::unwritable(format!("standard output cannot be written: {e}"))
-            })?;
+            say_raw(&formatted)?;
         } else if formatted != text {
             let cannot = |why: &dyn std::fmt::Display| {
                 Failure::unwritable(format!("{} cannot be written: {why}", file.display()))

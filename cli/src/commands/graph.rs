@@ -1,7 +1,7 @@
 //! `retouch graph`.
 
 use crate::args::{GraphArgs, GraphFormat};
-use crate::output::say;
+use crate::output::say_raw;
 use crate::sharing::Input;
 use crate::store::Store;
 use crate::{Exit, Failure, session};
@@ -30,6 +30,6 @@ pub fn graph(args: &GraphArgs) -> Result<Exit, Failure> {
         GraphFormat::Dot => plan.to_dot(),
         GraphFormat::Mermaid => plan.to_mermaid(),
     };
-    say(text.trim_end())?;
+    say_raw(&format!("{}\n", text.trim_end()))?;
     Ok(Exit::Done)
 }

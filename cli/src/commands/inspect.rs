@@ -11,8 +11,12 @@ use retouch_nodes::diffusion::inspect::{self, Kind, PartReport, Report, Request}
 use crate::args::{InspectArgs, ModelsArgs, SharingArgs};
 use crate::lines::Line;
 use crate::output::say;
+use crate::safe::{NAME, brief};
 use crate::store::size;
 use crate::{Exit, Failure, sharing};
+
+/// Longer lines of the report are cut; `--json` has them whole.
+const LONGEST_LINE: usize = 500;
 
 /// Says what a path is.
 ///
@@ -95,7 +99,7 @@ fn count(number: u64) -> String {
     }
 }
 
-fn part_lines(part: &PartReport, width: usize, lines: &mut Vec<String>) {
+fn part_lines(part: &PartReport, name: &str, width: usize, lines: &mut Vec<String>) {
     let dtypes: Vec<String> = match part.dtypes.iter().collect::<Vec<_>>().as_slice() {
         [(dtype, _)] => vec![(*dtype).clone()],
         all => all
@@ -104,8 +108,7 @@ fn part_lines(part: &PartReport, width: usize, lines: &mut Vec<String>) {
             .collect(),
     };
     lines.push(format!(
-        "  {:width$}  {:>5} tensors  {:>15} numbers  {:>10}  {}",
-        part.name,
+        "  {name:width$}  {:>5} tensors  {:>15} numbers  {:>10}  {}",
         part.tensors,
         count(part.parameters),
         size(part.bytes),
@@ -181,11 +184,14 @@ fn page(path: &Path, report: &Report) -> String {
     for tokenizer in &report.tokenizers {
         lines.push(format!("tokenizer  {tokenizer}"));
     }
-    let width = report.parts.iter().map(|part| part.name.len()).max();
+    let names: Vec<String> = (report.parts.iter())
+        .map(|part| brief(&part.name, NAME))
+        .collect();
+    let width = names.iter().map(|name| name.chars().count()).max();
     if matches!(report.kind, Kind::Model | Kind::Tensors) {
         lines.push(String::new());
-        for part in &report.parts {
-            part_lines(part, width.unwrap_or(0), &mut lines);
+        for (part, name) in report.parts.iter().zip(&names) {
+            part_lines(part, name, width.unwrap_or(0), &mut lines);
         }
     }
     let files: std::collections::BTreeSet<&String> =
@@ -221,10 +227,10 @@ fn page(path: &Path, report: &Report) -> String {
         lines.push(String::new());
         lines.extend(report.notes.iter().map(|note| format!("note: {note}")));
     }
-    // What files say of themselves may hold anything, also what moves a terminal's cursor.
+    // What files say of themselves may be of any length, and a line break in it begins no line of ours.
     lines
         .iter()
-        .map(|line| line.replace(char::is_control, "?"))
+        .map(|line| brief(line, LONGEST_LINE))
         .collect::<Vec<_>>()
         .join("\n")
 }

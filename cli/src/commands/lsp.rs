@@ -26,6 +26,6 @@ pub fn lsp() -> Result<Exit, Failure> {
             let _ = to.send(wire::Incoming::End); // the session may be over
         })
         .map_err(|e| Failure::failed(format!("a thread cannot be started: {e}")))?;
-    serve(&engine, &from, Some(aside), &mut io::stdout().lock())
+    serve(&engine, &from, Some(aside), &mut crate::output::protocol())
         .map_err(|e| Failure::failed(format!("standard output cannot be written: {e}")))
 }

@@ -7,7 +7,7 @@ use retouch_graph::registry::{Entry, ParamInfo, Registry};
 use serde_json::json;
 
 use crate::args::NodesArgs;
-use crate::output::say;
+use crate::output::{say, say_json};
 use crate::{Exit, Failure};
 
 /// Prints the list of ops, or the page of one.
@@ -20,14 +20,14 @@ pub fn nodes(args: &NodesArgs) -> Result<Exit, Failure> {
         Some(op) => {
             let entry = registry.entry(op).ok_or_else(|| unknown(op, &registry))?;
             if args.json {
-                say(&pretty(&as_json(entry))?)?;
+                say_json(&pretty(&as_json(entry))?)?;
             } else {
                 say(page(entry).trim_end())?;
             }
         }
         None if args.json => {
             let all: Vec<_> = registry.iter().map(|entry| as_json(entry)).collect();
-            say(&pretty(&json!(all))?)?;
+            say_json(&pretty(&json!(all))?)?;
         }
         None => {
             let width = registry.iter().map(|e| e.op().len()).max().unwrap_or(0);

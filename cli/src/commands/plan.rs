@@ -8,8 +8,9 @@ use serde_json::json;
 use crate::args::PlanArgs;
 use crate::commands::sweep;
 use crate::journal;
-use crate::output::say;
+use crate::output::{say, say_json};
 use crate::progress::duration;
+use crate::safe::{NAME, VALUE, brief};
 use crate::sharing::{Input, Stop};
 use crate::store::{Store, size};
 use crate::{Exit, Failure, records, session};
@@ -110,10 +111,12 @@ pub fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
             "kept_bytes": forecast.kept_bytes(),
         }))
         .map_err(|e| Failure::failed(e.to_string()))?;
-        say(&text)?;
+        say_json(&text)?;
         return Ok(Exit::Done);
     }
-    let names: Vec<String> = plan.tasks().map(|task| task.names().join(" = ")).collect();
+    let names: Vec<String> = (plan.tasks())
+        .map(|task| brief(&task.names().join(" = "), NAME))
+        .collect();
     let width = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or(0);
     let name_width = width(&mut names.iter().map(|name| name.chars().count()));
     let op_width = width(&mut plan.tasks().map(|task| task.op().len()));
@@ -125,7 +128,7 @@ pub fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
             forecast.describe(index)
         );
         if let Some(reason) = reason(index, task.names()) {
-            line.push_str(&format!(" ({reason})"));
+            line.push_str(&format!(" ({})", brief(&reason, 2 * VALUE)));
         }
         if forecast.calls[index] > 0 {
             line.push_str(&format!("; {} U-Net calls", forecast.calls[index]));

@@ -19,9 +19,10 @@ use crate::args::{DiffArgs, ExtractArgs, ReplayArgs, ShowArgs};
 use crate::commands::run;
 use crate::hub::{Foreign, Mode};
 use crate::lines::{Line, Replay};
-use crate::output::{say, tell};
+use crate::output::{say, say_json, say_raw, tell};
 use crate::progress::{JsonLines, Progress};
 use crate::provenance::{self, Made, Stamps};
+use crate::safe::{NAME, VALUE, brief, safe};
 use crate::sharing::{Input, Stop, check_models, hubs, models};
 use crate::store::{Store, size, total};
 use crate::{Exit, Failure, session};
@@ -35,36 +36,36 @@ pub fn show(args: &ShowArgs) -> Result<Exit, Failure> {
     if args.json {
         let text =
             serde_json::to_string_pretty(&recipe).map_err(|e| Failure::failed(e.to_string()))?;
-        say(&text)?;
+        say_json(&text)?;
         return Ok(Exit::Done);
     }
-    say(&plain(&format!(
+    say(&format!(
         "output `{}`, made by {}, numbers of {}",
         recipe.output,
         recipe.tool,
         recipe.record.numerics()
-    )))?;
+    ))?;
     say("params:")?;
     for (name, value) in &recipe.params {
-        say(&plain(&format!("  {name}: {}", shown(value))))?;
+        say(&format!(
+            "  {}: {}",
+            brief(name, NAME),
+            brief(&shown(value), VALUE)
+        ))?;
     }
     say("files:")?;
     for (name, files) in by_model(&recipe) {
         match files.as_slice() {
             [file] if file.path == name => {
-                say(&plain(&format!(
+                say(&format!(
                     "  {name}  {}  {}",
                     size(file.size),
                     short(&file.blake3)
-                )))?;
+                ))?;
             }
             files => {
                 let bytes = total(files.iter().map(|file| file.size));
-                say(&plain(&format!(
-                    "  {name}  {} files, {}",
-                    files.len(),
-                    size(bytes)
-                )))?;
+                say(&format!("  {name}  {} files, {}", files.len(), size(bytes)))?;
             }
         }
     }
@@ -74,23 +75,25 @@ pub fn show(args: &ShowArgs) -> Result<Exit, Failure> {
             0 => String::new(),
             steps => format!(", {steps} steps"),
         };
-        say(&plain(&format!("  {name}  {op}{steps}")))?;
+        say(&format!(
+            "  {}  {}{steps}",
+            brief(name, NAME),
+            brief(&op, NAME)
+        ))?;
+        // What was asked for is what people look for first.
+        for (param, value) in recipe.record.params(name) {
+            let prompt = param == "prompt" || param.ends_with("_prompt");
+            if prompt && value.starts_with('"') && value != "\"\"" {
+                say(&format!(
+                    "    {}: {}",
+                    brief(param, NAME),
+                    brief(value, VALUE)
+                ))?;
+            }
+        }
     }
     tell("`retouch extract` prints the workflow, `retouch replay` draws the picture again");
     Ok(Exit::Done)
-}
-
-/// A text for a terminal: what could steer it is written out.
-fn plain(text: &str) -> String {
-    let mut plain = String::new();
-    for letter in text.chars() {
-        if letter.is_control() && letter != '\n' {
-            plain.extend(letter.escape_default());
-        } else {
-            plain.push(letter);
-        }
-    }
-    plain
 }
 
 fn short(digest: &str) -> &str {
@@ -122,10 +125,10 @@ pub fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
                 args.picture.display()
             );
             // What is redirected to a file says so itself, to whoever runs it later.
-            say(&format!("# {}", plain(&incomplete).replace('\n', " ")))?;
+            say_raw(&format!("# {}\n", safe(&incomplete).replace('\n', " ")))?;
             tell(&format!("the workflow is {incomplete}"));
         }
-        say(&plain(recipe.workflow.trim_end()))?;
+        say_raw(&format!("{}\n", recipe.workflow.trim_end()))?;
         return Ok(Exit::Done);
     };
     let cannot = |path: &Path, e: std::io::Error| {
@@ -579,7 +582,7 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Failure> {
     let params = params(a, b);
     let same = changes.is_empty() && partings.is_empty();
     if args.json {
-        say(&as_json(&params, &changes, &partings, same).to_string())?;
+        say_json(&as_json(&params, &changes, &partings, same).to_string())?;
     } else {
         print(&params, &changes, &partings, same)?;
     }
@@ -653,7 +656,7 @@ fn print(
     if !params.is_empty() {
         say("params:")?;
         for (name, from, to) in params {
-            say(&plain(&format!("  {name}: {} -> {}", one(from), one(to))))?;
+            say(&format!("  {name}: {} -> {}", one(from), one(to)))?;
         }
     }
     if same {
@@ -662,7 +665,7 @@ fn print(
     if !changes.is_empty() {
         say("nodes:")?;
         for change in changes {
-            say(&plain(&format!("  {change}")))?;
+            say(&format!("  {change}"))?;
         }
     }
     if !partings.is_empty() {
@@ -673,7 +676,7 @@ fn print(
                 step if step >= of => format!("  {node}: the same as far as it goes, {of} steps"),
                 step => format!("  {node}: from step {step} of {of} on; before it the same"),
             };
-            say(&plain(&text))?;
+            say(&text)?;
         }
     }
     Ok(())

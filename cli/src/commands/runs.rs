@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::args::{RunsArgs, RunsCommand};
-use crate::output::{say, tell};
+use crate::output::{say, say_json, tell};
 use crate::progress::duration;
 use crate::runs::{NodeEntry, Outcome, Record, Runs, Since, Status};
+use crate::safe::{NAME, VALUE, brief};
 use crate::store::Store;
 use crate::{Exit, Failure};
 
@@ -57,10 +58,10 @@ fn list(args: &RunsArgs, runs: &Runs) -> Result<Exit, Failure> {
         }
     }
     for record in &shown {
-        say(&match args.json {
-            true => summary(record).to_string(),
-            false => line(record),
-        })?;
+        match args.json {
+            true => say_json(&summary(record).to_string())?,
+            false => say(&line(record))?,
+        }
     }
     if unreadable > 0 {
         tell(&format!(
@@ -118,7 +119,7 @@ fn show(record: &Record, json: bool) -> Result<Exit, Failure> {
         }
         let text =
             serde_json::to_string_pretty(&whole).map_err(|e| Failure::failed(e.to_string()))?;
-        say(&text)?;
+        say_json(&text)?;
         return Ok(Exit::Done);
     }
     let asked = &record.asked;
@@ -166,22 +167,23 @@ fn show(record: &Record, json: bool) -> Result<Exit, Failure> {
     for param in &record.params {
         say(&format!(
             "  {} = {}  ({})",
-            param.name, param.value, param.from
+            param.name,
+            brief(&param.value.to_string(), VALUE),
+            param.from
         ))?;
     }
     say("nodes")?;
     let width = |texts: &mut dyn Iterator<Item = &str>| {
         texts.map(|text| text.chars().count()).max().unwrap_or(0)
     };
-    let names = width(&mut record.nodes.iter().map(|node| node.node.as_str()));
-    let ops = width(&mut record.nodes.iter().map(|node| node.op.as_str()));
-    for node in &record.nodes {
-        say(&format!(
-            "  {:names$}  {:ops$}  {}",
-            node.node,
-            node.op,
-            became(node)
-        ))?;
+    // A record is a file like any other: its names may be of any length.
+    let nodes: Vec<(String, String)> = (record.nodes.iter())
+        .map(|node| (brief(&node.node, NAME), brief(&node.op, NAME)))
+        .collect();
+    let names = width(&mut nodes.iter().map(|(name, _)| name.as_str()));
+    let ops = width(&mut nodes.iter().map(|(_, op)| op.as_str()));
+    for (node, (name, op)) in record.nodes.iter().zip(&nodes) {
+        say(&format!("  {name:names$}  {op:ops$}  {}", became(node)))?;
     }
     if !record.outputs.is_empty() {
         say("outputs")?;

@@ -685,8 +685,7 @@ impl Cells<'_> {
                 params: of.values.clone(),
             };
             if let Ok(line) = line.text() {
-                // A reader that went away is no reason to end the run.
-                let _ = writeln!(io::stdout().lock(), "{line}");
+                let _ = crate::output::say_line(&line); // what is lost is told at the end
             }
         }
     }

@@ -103,6 +103,12 @@ pub trait Onlooker: Listener {
     /// tried params of the workflow as `name=value`, for the record of the run.
     fn trying(&self, file: &Path, settings: &mut Settings) -> Vec<String>;
 
+    /// Whether what it wants to show is in the plan, asked before anything runs.
+    ///
+    /// # Errors
+    /// When it is not; nothing runs then.
+    fn accepts(&self, planned: &Planned<'_>) -> Result<(), Failure>;
+
     /// The workflow was read, and a run of it begins, unless nothing is to run.
     fn planned(&self, planned: &Planned<'_>);
 
@@ -133,6 +139,8 @@ pub struct Looking<'a> {
     pub onlooker: &'a dyn Onlooker,
     /// Whether what is planned is run; else the loop ends once it is planned.
     pub runs: bool,
+    /// What its runs are written down as.
+    pub kind: Kind,
 }
 
 /// What was read, and what it held: `None` where there was no file.
@@ -263,7 +271,7 @@ impl<W: Watcher> Loop<'_, W> {
             };
             // A run, and while it goes on, what changes.
             loop {
-                self.show(&loaded, false);
+                self.show(&loaded, false)?;
                 if self.looking.is_some_and(|looking| !looking.runs) {
                     return Ok(Exit::Done);
                 }
@@ -299,7 +307,7 @@ impl<W: Watcher> Loop<'_, W> {
     }
 
     /// Tells whoever looks on what is about to run; `again`: what runs already.
-    fn show(&self, loaded: &Loaded, again: bool) {
+    fn show(&self, loaded: &Loaded, again: bool) -> Result<(), Failure> {
         if let (Some(looking), Some((checked, settings))) = (&self.looking, &loaded.shown) {
             let planned = Planned {
                 plan: &loaded.plan,
@@ -312,9 +320,11 @@ impl<W: Watcher> Loop<'_, W> {
             if again {
                 looking.onlooker.again(&planned);
             } else {
+                looking.onlooker.accepts(&planned)?;
                 looking.onlooker.planned(&planned);
             }
         }
+        Ok(())
     }
 
     /// Reads, checks and plans; notes what was read. A workflow with faults is told and waited for.
@@ -526,7 +536,8 @@ impl<W: Watcher> Loop<'_, W> {
             )
         };
         asked.set.extend(self.tried.iter().cloned());
-        let noted = Noted::begin(self.store, Kind::Watch, asked, plan);
+        let kind = self.looking.map_or(Kind::Watch, |looking| looking.kind);
+        let noted = Noted::begin(self.store, kind, asked, plan);
         let both = Beside(lines.as_ref(), self.looking.map(|looking| looking.onlooker));
         let lines = noted.beside(&both);
         let journal = Journal::new(&lines, self.store.file("journal.jsonl"), plan);
@@ -586,7 +597,7 @@ impl<W: Watcher> Loop<'_, W> {
                 let same = edited.plan.record() == plan.record()
                     && edited.plan.outputs() == plan.outputs();
                 if same {
-                    self.show(&edited, true);
+                    self.show(&edited, true)?;
                 }
                 // A run that is being stopped does not come back for an edit that it has undone.
                 next = match next {

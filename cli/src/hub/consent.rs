@@ -28,7 +28,7 @@ impl Permit {
     /// Whether there is somebody to ask.
     #[must_use]
     pub fn can_ask(json: bool, quiet: bool) -> bool {
-        !json && !quiet && std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+        !json && !quiet && std::io::stdin().is_terminal() && crate::output::terminal()
     }
 }
 

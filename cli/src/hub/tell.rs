@@ -1,6 +1,5 @@
 //! How fetching gets on, for people and for programs.
 
-use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -64,7 +63,7 @@ impl Teller {
     }
 
     pub(super) fn start(&self, file: &str, total: u64, from: u64) {
-        let bar = (!self.json && !self.quiet && std::io::stderr().is_terminal()).then(|| {
+        let bar = (!self.json && !self.quiet && output::terminal()).then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
             let form =
                 "  {prefix} [{bar:24}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
@@ -73,7 +72,7 @@ impl Teller {
                     .unwrap_or_else(|_| ProgressStyle::default_bar())
                     .progress_chars("=> "),
             );
-            bar.set_prefix(file.to_owned());
+            output::name_bar(&bar, "", file);
             bar.set_position(from);
             bar.reset_eta();
             bar

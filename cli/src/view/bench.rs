@@ -10,7 +10,7 @@ use retouch_graph::{Cancel, Engine, Key, Plan, RunOptions, Silent};
 use serde_json::json;
 
 use crate::Failure;
-use crate::output::say;
+use crate::output::{say, say_json};
 use crate::view::app::{App, Start};
 use crate::view::feed::{Desk, Feed};
 use crate::view::memory::{Colours, Memory};
@@ -206,7 +206,7 @@ pub fn bench(engine: &Engine, plan: &Plan, runs: u16, json: bool) -> Result<(), 
             .collect();
         let line = json!({"nodes": NODES, "first_frame_ms": first * 1e3, "frames": views,
             "sampler": {"alone": loss.alone, "watched": loss.watched, "ratio": loss.watched / loss.alone, "frames": loss.frames}});
-        return say(&line.to_string());
+        return say_json(&line.to_string());
     }
     say(&format!(
         "a graph of {NODES} nodes in a window of 1280 x 800 points, layout kept:"

@@ -1,7 +1,7 @@
 //! Opens the user's editor at a line: `$VISUAL`, `$EDITOR`, else one that is there.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// A place in a file: line and column from 1.
@@ -116,34 +116,21 @@ const TERMINALS: &[(&str, &[&str])] = &[
 /// A command: its program, then its arguments.
 pub type Words = Vec<OsString>;
 
-/// What `$VISUAL` or `$EDITOR` says, split at spaces as a shell would, quotes kept together.
+/// Editors that take `--` as the end of their options.
+const DASHES: &[&str] = &["vi", "vim", "nvim", "gvim", "mvim", "kak"];
+
+/// What `$VISUAL` or `$EDITOR` says, split into words as a shell does; `None` when a quote is not closed.
 #[must_use]
-pub fn split(text: &str) -> Vec<String> {
-    let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut quote = None;
-    let mut letters = text.chars();
-    while let Some(letter) = letters.next() {
-        match (letter, quote) {
-            (letter, Some(open)) if letter == open => quote = None,
-            ('\\', None | Some('"')) if !cfg!(windows) => {
-                let next = letters.next().unwrap_or('\\');
-                word.get_or_insert_default().push(next);
-            }
-            (letter, Some(_)) => word.get_or_insert_default().push(letter),
-            ('"' | '\'', None) => {
-                quote = Some(letter);
-                word.get_or_insert_default();
-            }
-            (letter, None) if letter.is_whitespace() => words.extend(word.take()),
-            (letter, None) => word.get_or_insert_default().push(letter),
-        }
+pub fn split(text: &str) -> Option<Vec<String>> {
+    // On Windows a backslash stands in paths.
+    match cfg!(windows) {
+        true => shlex::split(&text.replace('\\', "\\\\")),
+        false => shlex::split(text),
     }
-    words.extend(word);
-    words
 }
 
-/// The command that opens a file at a place, and whether it needs a terminal.
+/// The command that opens a file at a place, and whether it needs a terminal. A workflow may name any file, also one that an
+/// editor would take for an option (`-c…`) or a command (`+!…`): it is given by its absolute path.
 #[must_use]
 pub fn command(editor: &[String], spot: &Spot) -> Option<(Words, bool)> {
     let program = editor.first()?;
@@ -159,23 +146,30 @@ pub fn command(editor: &[String], spot: &Spot) -> Option<(Words, bool)> {
     if name.starts_with("emacs") && (has("-nw") || has("-t") || has("-tty")) {
         terminal = true;
     }
+    let file = std::path::absolute(&spot.file).ok()?;
     // A file whose name ends like a place would be misread.
-    if goto == Goto::Suffix && spot.file.to_string_lossy().contains(':') {
+    let mut parts = file.components().filter_map(|part| match part {
+        Component::Normal(part) => Some(part.to_string_lossy()),
+        _ => None,
+    });
+    if goto == Goto::Suffix && parts.any(|part| part.contains(':')) {
         goto = Goto::None;
     }
     let mut words: Words = editor.iter().map(OsString::from).collect();
-    let mut with_place = spot.file.clone().into_os_string();
+    let mut with_place = file.clone().into_os_string();
     with_place.push(format!(":{}:{}", spot.line, spot.column));
     match goto {
         Goto::Flag => words.extend(["--goto".into(), with_place]),
-        Goto::Plus => words.extend([format!("+{}", spot.line).into(), spot.file.clone().into()]),
+        Goto::Plus => {
+            words.push(format!("+{}", spot.line).into());
+            if DASHES.contains(&name.as_str()) {
+                words.push("--".into());
+            }
+            words.push(file.into());
+        }
         Goto::Suffix => words.push(with_place),
-        Goto::Line => words.extend([
-            "--line".into(),
-            spot.line.to_string().into(),
-            spot.file.clone().into(),
-        ]),
-        Goto::None => words.push(spot.file.clone().into()),
+        Goto::Line => words.extend(["--line".into(), spot.line.to_string().into(), file.into()]),
+        Goto::None => words.push(file.into()),
     }
     Some((words, terminal))
 }
@@ -191,18 +185,28 @@ fn on_path(program: &str) -> bool {
     })
 }
 
+/// The words of a variable that names a command; `None` when it is not set or empty.
+fn named(variable: &str) -> Option<Result<Vec<String>, String>> {
+    let text = std::env::var(variable).ok()?;
+    match split(&text) {
+        Some(words) if words.is_empty() => None,
+        Some(words) => Some(Ok(words)),
+        None => Some(Err(format!(
+            "{variable} cannot be read: a quote in it is not closed"
+        ))),
+    }
+}
+
 /// The editor that the environment names, or one that is there.
-fn editor() -> Option<Vec<String>> {
-    let named = ["VISUAL", "EDITOR"]
-        .into_iter()
-        .filter_map(|name| std::env::var(name).ok());
-    let mut named = named
-        .map(|text| split(&text))
-        .filter(|words| !words.is_empty());
-    named.next().or_else(|| {
-        let there = TRIED.iter().find(|program| on_path(program));
-        there.map(|program| vec![(*program).to_owned()])
-    })
+fn editor() -> Result<Vec<String>, String> {
+    if let Some(words) = named("VISUAL").or_else(|| named("EDITOR")) {
+        return words;
+    }
+    let there = TRIED.iter().find(|program| on_path(program));
+    there.map_or_else(
+        || Err("no editor is known: set VISUAL, for example `VISUAL=code`".to_owned()),
+        |program| Ok(vec![(*program).to_owned()]),
+    )
 }
 
 /// Opens the editor at a place.
@@ -210,13 +214,10 @@ fn editor() -> Option<Vec<String>> {
 /// # Errors
 /// What to say when there is none, or it does not start.
 pub fn open(spot: &Spot) -> Result<String, String> {
-    let editor = editor().ok_or("no editor is known: set VISUAL, for example `VISUAL=code`")?;
+    let editor = editor()?;
     let (mut words, terminal) = command(&editor, spot).ok_or("VISUAL names no program")?;
     if terminal {
-        let own = std::env::var("TERMINAL")
-            .ok()
-            .map(|text| split(&text))
-            .filter(|own| !own.is_empty());
+        let own = named("TERMINAL").transpose()?;
         let before: Option<Words> =
             match own {
                 Some(own) => Some(
@@ -272,50 +273,72 @@ mod tests {
     }
 
     fn words(editor: &str, file: &str) -> (Vec<String>, bool) {
-        let (words, terminal) = command(&split(editor), &spot(file)).unwrap();
+        let (words, terminal) = command(&split(editor).unwrap(), &spot(file)).unwrap();
         let words = words.iter().map(|word| word.to_string_lossy().into_owned());
         (words.collect(), terminal)
     }
 
+    /// The file as the editor is given it.
+    fn at(file: &str) -> String {
+        std::path::absolute(file).unwrap().display().to_string()
+    }
+
     #[test]
     fn each_kind_of_editor_is_told_the_place_in_its_own_way() {
+        let w = at("w.yaml");
         assert_eq!(
             words("code --wait", "a b.yaml").0,
-            ["code", "--wait", "--goto", "a b.yaml:12:7"]
+            [
+                "code",
+                "--wait",
+                "--goto",
+                &format!("{}:12:7", at("a b.yaml"))
+            ]
         );
         assert_eq!(
             words("/usr/bin/nvim", "w.yaml"),
             (
-                vec!["/usr/bin/nvim".into(), "+12".into(), "w.yaml".into()],
+                vec!["/usr/bin/nvim".into(), "+12".into(), "--".into(), w.clone()],
                 true
             )
         );
         assert_eq!(
             words("emacs", "w.yaml"),
-            (vec!["emacs".into(), "+12".into(), "w.yaml".into()], false)
+            (vec!["emacs".into(), "+12".into(), w.clone()], false)
         );
         assert!(words("emacs -nw", "w.yaml").1);
-        assert_eq!(words("hx", "w.yaml").0, ["hx", "w.yaml:12:7"]);
-        assert_eq!(words("hx", "c:w.yaml").0, ["hx", "c:w.yaml"]);
-        assert_eq!(
-            words("kate", "w.yaml").0,
-            ["kate", "--line", "12", "w.yaml"]
-        );
-        assert_eq!(
-            words("something-new", "w.yaml").0,
-            ["something-new", "w.yaml"]
-        );
+        assert_eq!(words("hx", "w.yaml").0, ["hx", &format!("{w}:12:7")]);
+        assert_eq!(words("hx", "c:w.yaml").0, ["hx", &at("c:w.yaml")]);
+        assert_eq!(words("kate", "w.yaml").0, ["kate", "--line", "12", &w]);
+        assert_eq!(words("something-new", "w.yaml").0, ["something-new", &w]);
         assert!(command(&[], &spot("w.yaml")).is_none());
     }
 
     #[test]
+    fn no_file_name_becomes_an_option_or_a_command_of_the_editor() {
+        for file in ["-c:!touch x", "+!touch x.yaml", "--cmd", "-"] {
+            for editor in KNOWN
+                .iter()
+                .flat_map(|(names, ..)| *names)
+                .chain(&["other"])
+            {
+                let (words, _) = words(editor, file);
+                let (given, before) = words.split_last().unwrap();
+                assert!(given.starts_with(&at(file)), "{words:?}");
+                assert!(before.iter().all(|word| word != file), "{words:?}");
+            }
+        }
+    }
+
+    #[test]
     fn the_words_of_an_editor_are_split_as_a_shell_does() {
-        assert_eq!(split("  code   --wait "), ["code", "--wait"]);
+        assert_eq!(split("  code   --wait ").unwrap(), ["code", "--wait"]);
         assert_eq!(
-            split("'/my apps/ed' \"a b\"c d"),
+            split("'/my apps/ed' \"a b\"c d").unwrap(),
             ["/my apps/ed", "a bc", "d"]
         );
-        assert_eq!(split("''"), [""]);
-        assert!(split(" \t").is_empty());
+        assert_eq!(split("''").unwrap(), [""]);
+        assert!(split(" \t").unwrap().is_empty());
+        assert!(split("code '--wait").is_none());
     }
 }

@@ -16,7 +16,7 @@ use crate::commands::watch::{Onlooker, Planned, Wish, Wishes};
 use crate::view::edit::{Overlay, Place, Trying};
 use crate::view::model::{Edge, Graph, Model, News, Node, Output, Param, Port, Sheet, foretold};
 use crate::view::params::Told;
-use crate::{journal, records};
+use crate::{Failure, journal, records};
 
 /// The window is drawn anew at most so often because of events.
 const PACE: Duration = Duration::from_millis(100);
@@ -76,6 +76,55 @@ pub struct Feed {
     files: OnceLock<(Arc<Overlay>, Arc<dyn Files>)>,
     /// Whether the loop is to end after its first run.
     once: bool,
+    /// What is to be shown of what is planned.
+    wanted: Wanted,
+}
+
+/// What a picture of the view is to show.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// The node or group that is selected.
+    pub select: Option<String>,
+    /// The step of the sampler.
+    pub step: Option<usize>,
+}
+
+impl Wanted {
+    /// Whether it is there.
+    ///
+    /// # Errors
+    /// When it is not: what there is instead.
+    fn check(&self, graph: &Graph) -> Result<(), Failure> {
+        let mut selected = None;
+        if let Some(name) = &self.select {
+            selected = graph.node(name).map(|index| &graph.nodes[index]);
+            if selected.is_none() && graph.group(name).is_none() {
+                let names = graph.nodes.iter().map(Node::name);
+                let near = retouch_graph::suggest::nearest(name, names);
+                let failure = Failure::usage(format!("there is no node `{name}` in the plan"));
+                return Err(match near {
+                    Some(near) => failure.help(format!("did you mean `{near}`?")),
+                    None => failure,
+                });
+            }
+        }
+        let Some(step) = self.step else {
+            return Ok(());
+        };
+        // The sampler that is looked at: the selected node, else the last one.
+        let of = |node: &Node| Some((node.name().to_owned(), node.steps?));
+        let last = || graph.nodes.iter().rev().find_map(of);
+        let Some((name, (first, end))) = selected.and_then(of).or_else(last) else {
+            return Err(Failure::usage(format!(
+                "there is no step {step}: no node of the plan has steps"
+            )));
+        };
+        if (first..=end).contains(&step) {
+            return Ok(());
+        }
+        Err(Failure::usage(format!("`{name}` has no step {step}"))
+            .help(format!("it has the steps {first} to {end}")))
+    }
 }
 
 impl Feed {
@@ -93,8 +142,15 @@ impl Feed {
             desk: Arc::clone(&desk),
             files: OnceLock::new(),
             once,
+            wanted: Wanted::default(),
         };
         (feed, desk, beginning, thread)
+    }
+
+    /// Refuses a plan that does not have this.
+    #[must_use]
+    pub fn wanting(self, wanted: Wanted) -> Self {
+        Self { wanted, ..self }
     }
 
     /// Says that the loop is over, and what went wrong.
@@ -209,6 +265,13 @@ impl Onlooker for Feed {
                 _ => None,
             });
         tried.collect()
+    }
+
+    fn accepts(&self, planned: &Planned<'_>) -> Result<(), Failure> {
+        if self.wanted.select.is_none() && self.wanted.step.is_none() {
+            return Ok(());
+        }
+        self.wanted.check(&self.graph_of(planned))
     }
 
     fn planned(&self, planned: &Planned<'_>) {

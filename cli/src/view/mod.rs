@@ -40,8 +40,9 @@ use retouch_graph::{Code, Problems};
 use crate::args::{FollowArgs, ViewArgs, ViewTab, ViewTheme};
 use crate::commands::watch::{self, Looking, Wish};
 use crate::output::{say, tell};
+use crate::runs::Kind;
 use crate::view::app::{App, Start, Tab};
-use crate::view::feed::{Begun, Feed};
+use crate::view::feed::{Begun, Feed, Wanted};
 use crate::view::memory::{Colours, Memory};
 use crate::view::model::{Phase, State};
 use crate::{Exit, Failure};
@@ -115,8 +116,9 @@ pub fn watch(args: &FollowArgs) -> Result<Exit, Failure> {
 fn window(args: &FollowArgs, options: Options, ends: bool) -> Result<Exit, Failure> {
     screen()?;
     let (feed, desk, beginning, _) = Feed::new(false);
+    let kind = if ends { Kind::View } else { Kind::Watch };
     std::thread::scope(|scope| {
-        let looping = scope.spawn(move || loop_(args, feed, true));
+        let looping = scope.spawn(move || loop_(args, feed, true, kind));
         let joined = |looping: std::thread::ScopedJoinHandle<'_, _>| {
             looping
                 .join()
@@ -158,10 +160,11 @@ fn window(args: &FollowArgs, options: Options, ends: bool) -> Result<Exit, Failu
 }
 
 /// The loop, told to the feed; the feed ends with it.
-fn loop_(args: &FollowArgs, feed: Feed, runs: bool) -> Result<Exit, Failure> {
+fn loop_(args: &FollowArgs, feed: Feed, runs: bool, kind: Kind) -> Result<Exit, Failure> {
     let looking = Looking {
         onlooker: &feed,
         runs,
+        kind,
     };
     let ended = watch::watch(args, Some(looking));
     feed.over(
@@ -253,7 +256,11 @@ fn picture(args: &ViewArgs, file: &Path) -> Result<Exit, Failure> {
     screenshot::ask_no_screen();
     let canvas = screenshot::Canvas::new()?;
     let (feed, desk, beginning, making) = Feed::new(true);
-    let ended = loop_(&args.follow, feed, !args.no_run)?;
+    let feed = feed.wanting(Wanted {
+        select: args.select.clone(),
+        step: args.step,
+    });
+    let ended = loop_(&args.follow, feed, !args.no_run, Kind::View)?;
     if ended == Exit::Interrupted {
         return Ok(ended); // what would be drawn is not what was asked for
     }
@@ -261,22 +268,6 @@ fn picture(args: &ViewArgs, file: &Path) -> Result<Exit, Failure> {
     let Ok(begun) = beginning.recv() else {
         return Ok(ended);
     };
-    {
-        let model = desk.model();
-        if let Some(name) = &args.select
-            && model.plans > 0
-            && model.graph.node(name).is_none()
-            && model.graph.group(name).is_none()
-        {
-            let names = model.graph.nodes.iter().map(|node| node.name());
-            let near = retouch_graph::suggest::nearest(name, names);
-            let failure = Failure::usage(format!("there is no node `{name}` in the plan"));
-            return Err(match near {
-                Some(near) => failure.help(format!("did you mean `{near}`?")),
-                None => failure,
-            });
-        }
-    }
     let ctx = Context::default();
     let options = Options::of(args);
     let found = Arc::clone(&desk.model().faults);

@@ -46,13 +46,17 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Keeps Mesa's layer that chooses between GPUs from asking Wayland for the screen's one, where there is neither: its
-/// client library prints an error each time.
+/// Keeps Mesa's layer that chooses between GPUs, and GL on its way to a driver, from asking Wayland where there is neither a
+/// screen nor its runtime folder: its client library prints an error each time.
 pub fn ask_no_screen() {
     let set = |name: &str| std::env::var_os(name).is_some();
     if cfg!(target_os = "linux") && !set("XDG_RUNTIME_DIR") && !set("WAYLAND_DISPLAY") {
         // SAFETY: the command has begun no threads yet, so nobody reads the environment meanwhile.
-        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
+        unsafe {
+            std::env::set_var("NODEVICE_SELECT", "1");
+            // No socket can be below it, so the library finds none, silently.
+            std::env::set_var("XDG_RUNTIME_DIR", "/dev/null");
+        }
     }
 }
 

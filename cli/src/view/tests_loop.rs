@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::args::{Cli, Command};
 use crate::commands::watch::Wish;
+use crate::runs::Kind;
 use crate::view::app::{App, Start, Tab};
 use crate::view::edit::Place;
 use crate::view::feed::{Desk, Feed};
@@ -79,7 +80,7 @@ fn edits_and_tries_run_at_once_and_a_broken_one_leaves_what_was() {
         panic!("another command")
     };
     let (feed, desk, beginning, making) = Feed::new(false);
-    let looping = std::thread::spawn(move || super::loop_(&args.follow, feed, true));
+    let looping = std::thread::spawn(move || super::loop_(&args.follow, feed, true, Kind::View));
     let begun = beginning.recv_timeout(PATIENCE).unwrap();
     let wishes = begun.wishes.clone();
     let waits = |desk: &Desk, what: &str, runs: usize| {

@@ -8,7 +8,7 @@ use retouch_nodes::kernels::{Padding, Terms, Weight, Window};
 use serde_json::json;
 
 use crate::args::BenchArgs;
-use crate::output::say;
+use crate::output::{say, say_json};
 use crate::{Exit, Failure, session};
 
 /// Images in a batch: one, both halves of guidance.
@@ -253,7 +253,7 @@ pub fn bench(args: &BenchArgs) -> std::result::Result<Exit, Failure> {
                 json!({"kernel": kernel, "gflops": best, "gflops_median": median, "share": best / peak})
             })
             .collect();
-        say(
+        say_json(
             &json!({"kernels": runtime.kernel.name(), "dtype": dtype, "threads": threads, "runs": args.runs,
                     "batch": BATCH, "peak_gflops": peak, "rows": rows})
             .to_string(),

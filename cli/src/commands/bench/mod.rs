@@ -27,7 +27,7 @@ use serde_json::json;
 
 use crate::args::{BenchArgs, NewArgs};
 use crate::lsp::{Workspace, uri_of};
-use crate::output::say;
+use crate::output::{say, say_json};
 use crate::{Exit, Failure, session};
 
 /// Nodes of the graph that the engine is measured on.
@@ -156,7 +156,7 @@ pub fn bench(args: &BenchArgs) -> Result<Exit, Failure> {
             .iter()
             .map(|edit| json!({"edit": edit.what, "unet_calls": edit.calls, "seconds": edit.median(), "ratio": edit.ratio}))
             .collect();
-        say(
+        say_json(
             &json!({"threads": rayon::current_num_threads(), "runs": args.runs, "rows": rows, "edits": edits})
                 .to_string(),
         )?;

@@ -16,7 +16,7 @@ use retouch_nodes::diffusion::{Error, Result as Computed};
 use serde_json::{Value, json};
 
 use crate::args::{BenchArgs, BenchPart};
-use crate::output::say;
+use crate::output::{say, say_json};
 use crate::{Exit, Failure, session};
 
 /// What the text encoders are given.
@@ -348,7 +348,7 @@ pub fn bench(args: &BenchArgs, path: &Path) -> Result<Exit, Failure> {
             .collect();
         let scales = scales
             .map(|(one, all)| json!({"one_thread": one, "all_threads": all, "ratio": one / all}));
-        say(
+        say_json(
             &json!({"model": path, "device": args.device.numerics.device, "dtype": args.device.numerics.dtype,
                     "kernels": kernel.name(), "threads": rayon::current_num_threads(), "runs": args.runs,
                     "size": side, "batch": args.batch, "parts": parts, "scaling": scales, "peak_memory": peak})
