@@ -508,6 +508,9 @@ fn a_profile_takes_no_more_memory_than_profiles_do() {
     let files = MemoryFiles::new().with(path, &png);
     // The vector that it is unpacked to grows by copying.
     let (checked, most) = measured(|| load.check(&retouch_graph::Types::unknown(), &files).is_ok());
-    assert!(checked, "no profile is applied, so it does not matter that it is too large");
+    assert!(
+        checked,
+        "no profile is applied, so it does not matter that it is too large"
+    );
     assert!(most < 256 << 20, "{most} bytes");
 }
