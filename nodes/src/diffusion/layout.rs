@@ -551,7 +551,9 @@ impl Layout {
             Settings::Published(..) => {
                 format!("the published configuration, {path}: the file does not say it")
             }
-            Settings::File(_) if SchedulerConfig::names_prediction(&self.scheduler.text(files)?) => {
+            Settings::File(_)
+                if SchedulerConfig::names_prediction(&self.scheduler.text(files)?) =>
+            {
                 path.to_string()
             }
             Settings::File(_) => format!("the default: {path} does not say it"),
@@ -629,7 +631,8 @@ impl Layout {
         // A scheduler that is named for this model goes before what the file says, if it says anything.
         let scheduler = sources.scheduler.as_ref().map(|_| {
             let path = scheduler_of(sources, &sources.path);
-            let says = read_text(files, &path).is_ok_and(|text| SchedulerConfig::names_prediction(&text));
+            let says =
+                read_text(files, &path).is_ok_and(|text| SchedulerConfig::names_prediction(&text));
             (path, says)
         });
         let by_scheduler = scheduler.as_ref().is_some_and(|(_, says)| *says);

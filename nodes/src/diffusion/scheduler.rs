@@ -204,10 +204,18 @@ impl SchedulerConfig {
         serde_json::from_str(&without_infinities(text))
     }
 
+    /// The same text as it stands, without what is no JSON in it.
+    ///
+    /// # Errors
+    /// When it is none otherwise.
+    pub fn json(text: &str) -> serde_json::Result<serde_json::Value> {
+        serde_json::from_str(&without_infinities(text))
+    }
+
     /// Whether the text of a `scheduler_config.json` says what is predicted.
     #[must_use]
     pub fn names_prediction(text: &str) -> bool {
-        serde_json::from_str::<serde_json::Value>(&without_infinities(text))
+        Self::json(text)
             .is_ok_and(|config| config.get("prediction_type").is_some_and(|p| !p.is_null()))
     }
 
@@ -572,7 +580,9 @@ mod tests {
         assert_eq!(config.sigmas.use_karras_sigmas, Some(true));
         assert!(SchedulerConfig::parse("{").is_err());
         let says = SchedulerConfig::names_prediction;
-        assert!(says(r#"{"sigma_max": -Infinity, "prediction_type": "epsilon"}"#));
+        assert!(says(
+            r#"{"sigma_max": -Infinity, "prediction_type": "epsilon"}"#
+        ));
         assert!(!says(r#"{"prediction_type": null}"#) && !says("{}"));
     }
 
