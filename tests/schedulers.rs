@@ -223,13 +223,18 @@ fn a_mask_beyond_0_and_1_is_refused_with_what_to_do_also_in_inpainting() {
         let mask = Tensor::new(&numbers, &Device::Cpu).unwrap();
         let mask = mask.reshape((2, 2)).unwrap();
         candle_core::safetensors::save(&HashMap::from([("mask", mask)]), &file).unwrap();
-        let given = format!("  ours: {{op: load_latent, path: '{}'}}\n  draw:", file.display());
+        let given = format!(
+            "  ours: {{op: load_latent, path: '{}'}}\n  draw:",
+            file.display()
+        );
         let extra = ", steps: 2, latent: $photo, strength: 100%, mask: $ours.mask";
         let yaml = workflow("tiny-sd1", "", extra).replace("  draw:", &given);
         let checked = bench.engine.load_str("x.yaml", &yaml, &Settings::default());
         let plan = bench.engine.plan(&checked.unwrap(), &[]).unwrap();
         let options = RunOptions::default();
-        let run = bench.engine.run(&plan, &Recorder::new(), &Cancel::new(), &options);
+        let run = bench
+            .engine
+            .run(&plan, &Recorder::new(), &Cancel::new(), &options);
         run.map(drop).map_err(|error| format!("{error:?}"))
     };
     assert_eq!(drawn([0.0, 1.0, 0.25, 1.00001]), Ok(()));
@@ -239,7 +244,10 @@ fn a_mask_beyond_0_and_1_is_refused_with_what_to_do_also_in_inpainting() {
         ([0.0, 3.5, 0.0, 0.0], "scale it to 0"),
     ] {
         let error = drawn(numbers).unwrap_err();
-        assert!(error.contains("a mask has them from 0 to 1") && error.contains(hint), "{error}");
+        assert!(
+            error.contains("a mask has them from 0 to 1") && error.contains(hint),
+            "{error}"
+        );
     }
 }
 

@@ -1099,7 +1099,10 @@ mod tests {
     #[test]
     fn a_drive_in_double_quotes_has_a_hint_of_its_own() {
         let (_, problems) = read(r#"path: "C:\models\sd15""#);
-        assert!(problems[0].hint().unwrap().contains("single quotes"), "{problems:?}");
+        assert!(
+            problems[0].hint().unwrap().contains("single quotes"),
+            "{problems:?}"
+        );
         assert_eq!(value(r"path: 'C:\models'"), r#"{path:"C:\\models"}"#);
     }
 
