@@ -15,7 +15,7 @@ use super::adapters::textual_inversion::{self, LearnedToken};
 use super::checkpoint::Description;
 use super::layout::{Layout, MARKERS, Part, Settings, Sources, Vocabulary, WeightFiles};
 use super::sampling::auto_sites;
-use super::scheduler::Prediction;
+use super::scheduler::{Prediction, SchedulerConfig};
 use super::unet::{self, PerLevel, grid_at};
 use super::weights::{Header, Stored, Table, foreign, is_torch};
 use super::{Error, Result, ldm};
@@ -397,7 +397,7 @@ fn model(layout: &Layout, request: &Request, files: &dyn Files) -> Result<Report
     notes.extend(layout.assumed.clone());
     if layout.zero_snr {
         notes.push(
-            "the marker tensor `ztsnr`: the schedule is rescaled to zero terminal SNR, its timesteps are trailing where nothing else is said"
+            "the marker tensor `ztsnr` says that the schedule is rescaled to zero terminal SNR"
                 .to_owned(),
         );
     }
@@ -417,7 +417,7 @@ fn model(layout: &Layout, request: &Request, files: &dyn Files) -> Result<Report
         parts,
         sites,
         size: Some(size),
-        scheduler: Some(scheduler(&layout.scheduler, files).map_err(one)?),
+        scheduler: Some(scheduler(layout, files).map_err(one)?),
         prediction: Some(
             match description.scheduler.prediction_type {
                 Prediction::Epsilon => "epsilon",
@@ -524,8 +524,10 @@ fn in_short(name: &str, description: &Description) -> String {
     }
 }
 
-fn scheduler(settings: &Settings, files: &dyn Files) -> Result<String> {
-    let config: Json = serde_json::from_str(&settings.text(files)?).map_err(|e| Error::Config {
+fn scheduler(layout: &Layout, files: &dyn Files) -> Result<String> {
+    let settings = &layout.scheduler;
+    let read = layout.scheduler_config(files)?;
+    let config = SchedulerConfig::json(&settings.text(files)?).map_err(|e| Error::Config {
         file: settings.path().to_owned(),
         message: e.to_string(),
     })?;
@@ -543,8 +545,11 @@ fn scheduler(settings: &Settings, files: &dyn Files) -> Result<String> {
     {
         words.push(format!("{schedule} betas {start} to {end}"));
     }
-    if let Some(spacing) = text("timestep_spacing") {
-        words.push(format!("{spacing} spacing"));
+    if read.rescale_betas_zero_snr {
+        words.push("rescaled to zero terminal SNR".to_owned());
+    }
+    if let Some(spacing) = read.timestep_spacing {
+        words.push(format!("{} spacing", spacing.name()));
     }
     Ok(words.join(", "))
 }
@@ -778,12 +783,20 @@ fn adapter(path: &Path, table: &Table, files: &dyn Files) -> Report {
             ];
             let near = |name: &String| marks.iter().any(|mark| name.contains(mark));
             if table.tensors.keys().any(near) {
+                report.parts = all;
                 report.notes.push(e.to_string());
                 return report;
             }
         }
     }
     if let Some((dialect, tokens, widths)) = inversion(path, table) {
+        // CLIP has 77 positions in every model, two of which are begin and end.
+        const ROOM: usize = 75;
+        for (token, vectors) in tokens.iter().filter(|(_, vectors)| *vectors > ROOM) {
+            report.notes.push(format!(
+                "{token:?} has {vectors} vectors, and a prompt has room for {ROOM}: it cannot be applied"
+            ));
+        }
         report.kind = Kind::TextualInversion;
         report.parts = all;
         report.family = Some(match widths.as_slice() {

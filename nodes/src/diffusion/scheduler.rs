@@ -204,10 +204,18 @@ impl SchedulerConfig {
         serde_json::from_str(&without_infinities(text))
     }
 
+    /// The same text as it stands, without what is no JSON in it.
+    ///
+    /// # Errors
+    /// When it is none otherwise.
+    pub fn json(text: &str) -> serde_json::Result<serde_json::Value> {
+        serde_json::from_str(&without_infinities(text))
+    }
+
     /// Whether the text of a `scheduler_config.json` says what is predicted.
     #[must_use]
     pub fn names_prediction(text: &str) -> bool {
-        serde_json::from_str::<serde_json::Value>(&without_infinities(text))
+        Self::json(text)
             .is_ok_and(|config| config.get("prediction_type").is_some_and(|p| !p.is_null()))
     }
 

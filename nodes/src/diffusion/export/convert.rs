@@ -15,7 +15,7 @@ use crate::diffusion::clip::Activation;
 use crate::diffusion::layout::{
     Layout, MARKERS, MODELSPEC_PREDICTION, TOKENIZER_FILES, Vocabulary, read_text,
 };
-use crate::diffusion::scheduler::Prediction;
+use crate::diffusion::scheduler::{Prediction, SchedulerConfig};
 use crate::diffusion::tokenizer::{PadToken, TokenizerFiles};
 use crate::diffusion::weights::{Stored, bare};
 use crate::diffusion::{Error, Result, ldm};
@@ -396,9 +396,12 @@ pub fn single(
     }
     done.tensors = all.len();
     let prediction = description.scheduler.prediction_type;
-    // Programs that do not read the metadata go by these, where the family alone would mean epsilon.
+    // Programs that do not read the metadata go by these, where the family alone would mean epsilon; of Stable Diffusion 2,
+    // whose one text encoder is OpenCLIP's, both kinds are known.
+    let text = description.texts.first();
+    let sd2 = !two && text.is_some_and(|text| text.config.hidden_act != Activation::QuickGelu);
     let marked = [
-        prediction == Prediction::VPrediction && description.unet.context_width() != 1024,
+        prediction == Prediction::VPrediction && !sd2,
         description.scheduler.rescale_betas_zero_snr,
     ];
     for (name, _) in MARKERS.into_iter().zip(marked).filter(|(_, is)| *is) {
@@ -593,7 +596,7 @@ fn written_index(
         index.insert("_class_name".into(), json!(pipeline));
     }
     let mut gone = Vec::new();
-    let scheduler: Option<Json> = serde_json::from_str(scheduler).ok();
+    let scheduler = SchedulerConfig::json(scheduler).ok();
     let scheduler = scheduler
         .as_ref()
         .and_then(|config| config.get("_class_name"));
@@ -644,8 +647,9 @@ fn scheduler(layout: &Layout, files: &dyn Files) -> Result<String> {
         return Ok(text);
     }
     let read = layout.scheduler_config(files)?;
-    let mut config: serde_json::Map<String, Json> =
-        serde_json::from_str(&text).map_err(|e| Error::Config {
+    let mut config: serde_json::Map<String, Json> = SchedulerConfig::json(&text)
+        .and_then(serde_json::from_value)
+        .map_err(|e| Error::Config {
             file: layout.scheduler.path().to_owned(),
             message: format!("is not the configuration that was expected: {e}"),
         })?;
