@@ -519,7 +519,7 @@ impl Bytes {
         });
         let what = what.into();
         if let Some(bar) = &bar {
-            bar.set_prefix(what.clone());
+            crate::output::name_bar(bar, "", &what);
         }
         Self {
             what,
