@@ -297,7 +297,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write::replace(path, bytes, Access::Usual)
 }
 
-/// The same for a file in the cache's folder `cache`: for this user alone, and on a full disk the cache makes room for it.
+/// The same for a file in the cache's folder `cache`: private, and on a full disk entries of the cache are evicted for it.
 ///
 /// # Errors
 /// As [`write_whole`].
@@ -307,8 +307,8 @@ pub fn write_private(cache: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> 
     })
 }
 
-/// Writes something of about so many bytes; if the disk is full, gives up entries of the cache in the folder `cache`, and
-/// tries it once more.
+/// Writes something of about `bytes` bytes; if the disk is full, evicts entries of the cache in the folder `cache` and
+/// tries once more.
 ///
 /// # Errors
 /// As `write` gives them.

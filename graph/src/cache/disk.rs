@@ -59,7 +59,7 @@ const MOST_TRIES: u32 = 3;
 /// week without use. The budget bounds what this cache writes: when other processes write to the folder at the same
 /// time, it may be exceeded by what they wrote since the folder was last looked through.
 ///
-/// When the disk is full before the budget is reached, entries are given up in the same order until the new one fits.
+/// When the disk is full before the budget is reached, entries are evicted in the same order until the new one fits.
 ///
 /// Nothing is flushed to the device: an entry that a loss of power leaves incomplete is found by its digest.
 #[derive(Debug)]
@@ -84,11 +84,11 @@ struct State {
     reserved: u64,
     /// The bytes that were written since the last scan.
     written: u64,
-    /// A write failed, not for want of room: no other is tried.
+    /// A write failed for another reason than a full disk: no other is tried.
     unwritable: bool,
-    /// The disk is full, and it was said.
+    /// The disk is full, and the user was warned.
     full: bool,
-    /// The disk stays full whatever is given up: nothing more is.
+    /// The disk stayed full although entries were evicted: no more are.
     stays_full: bool,
     /// A read failed, and it was said.
     unreadable: bool,
@@ -479,11 +479,11 @@ impl DiskCache {
             let taken = state.bytes.saturating_add(state.reserved);
             taken.saturating_add(bytes).saturating_add(spare) <= self.budget
         };
-        Ok(self.give_up_until(state, ends)? || fits(state))
+        Ok(self.evict_until(state, ends)? || fits(state))
     }
 
-    /// Gives up entries, the cheapest for their bytes first, until `ends`; `false` when all are gone before that.
-    fn give_up_until(&self, state: &mut State, ends: impl Fn(&State) -> bool) -> io::Result<bool> {
+    /// Evicts entries, the lowest recompute cost per byte first, until `ends`; `false` when all are gone before that.
+    fn evict_until(&self, state: &mut State, ends: impl Fn(&State) -> bool) -> io::Result<bool> {
         let now = SystemTime::now();
         let mut order = BTreeSet::new();
         for (key, known) in &mut state.index {
@@ -522,8 +522,9 @@ impl DiskCache {
         Ok(true)
     }
 
-    /// Gives up entries of at least so many bytes, the cheapest first, whatever the budget: the disk is full. Gives the bytes
-    /// that were freed. Where all entries together have fewer, none is given up: nothing would come of it.
+    /// Evicts entries of at least `bytes` bytes in all, the lowest recompute cost per byte first, whatever the budget: the
+    /// disk is full. Returns the bytes that were freed. If all entries together have fewer, none is evicted, as that would
+    /// not help.
     ///
     /// # Errors
     /// When the folder cannot be read.
@@ -536,7 +537,7 @@ impl DiskCache {
             return Ok(0);
         }
         let freed = |state: &State| before.saturating_sub(state.bytes);
-        self.give_up_until(&mut state, |state| freed(state) >= bytes)?;
+        self.evict_until(&mut state, |state| freed(state) >= bytes)?;
         Ok(freed(&state))
     }
 
@@ -552,7 +553,7 @@ impl DiskCache {
         Ok(removed)
     }
 
-    /// Writes an entry beside the others and moves it to its place. Where the disk is full, others are given up for it.
+    /// Writes an entry beside the others and moves it to its place. If the disk is full, others are evicted for it.
     fn store(&self, key: &Key, entry: &Encoded) -> io::Result<()> {
         if !self.reserve(entry.bytes)? {
             return Ok(());
@@ -608,7 +609,7 @@ impl DiskCache {
         }
     }
 
-    /// On failure also gives the bytes that were written before it: the room that there was, if the disk is full.
+    /// On failure also returns the bytes that were written before it: on a full disk, the space that was free.
     fn write(&self, key: &Key, entry: &Encoded) -> Result<SystemTime, (io::Error, u64)> {
         let none = |error| (error, 0);
         let folder = self.temporary_folder();
