@@ -262,25 +262,23 @@ impl Engine {
     }
 
     /// Compares the files behind a task, those of the models that it uses included, with what they were when it was planned:
-    /// for those who use its inputs outside of a run. What a cache holds of models is dropped where a file changed.
+    /// for those who use its inputs outside of a run. `false`: one of them was written in the meantime and has the same
+    /// content again, so that what was made of it may be shown and must not be kept. Unless all are the same, what the cache
+    /// holds of models is dropped; the caller drops its own.
     ///
     /// # Errors
-    /// When one of them was written, replaced or removed since; it names the file.
-    pub fn unchanged(&self, plan: &Plan, task: usize) -> Result<(), NodeError> {
+    /// When one of them has another content, or is not there any more; it names the file.
+    pub fn unchanged(&self, plan: &Plan, task: usize) -> Result<bool, NodeError> {
         let Some(task) = plan.task(task) else {
-            return Ok(());
+            return Ok(true);
         };
-        let error = match task.guard.verdict(&*self.files) {
-            Verdict::Same => return Ok(()),
-            Verdict::Touched(path) => NodeError::failed(format!(
-                "`{}` was written while it was being used",
-                path.display()
-            ))
-            .help("try again"),
-            Verdict::Changed(error) => error,
+        let result = match task.guard.verdict(&*self.files) {
+            Verdict::Same => return Ok(true),
+            Verdict::Touched(_) => Ok(false),
+            Verdict::Changed(error) => Err(error),
         };
         self.cache.forget_lazy();
-        Err(error)
+        result
     }
 
     /// Runs a plan. Outputs are saved as soon as they are ready.

@@ -505,11 +505,12 @@ impl Reader {
         let context = Context::new(&host);
         let done = interrupt::within(cancel, || then(&Reports(&context)));
         drop(permit);
-        if effort == Effort::Calls
-            && let Err(error) = self.engine.unchanged(&self.plan, self.task)
-        {
-            self.release(); // the models may hold what the file has now
-            return Err(error.into());
+        if effort == Effort::Calls {
+            let same = self.engine.unchanged(&self.plan, self.task);
+            if !matches!(same, Ok(true)) {
+                self.release(); // the models may hold what the file had in between
+            }
+            same?;
         }
         // A call that ended early says that it was cancelled whoever ended it.
         if cancel.is_cancelled() {
@@ -1141,7 +1142,7 @@ impl Host for Glass<'_> {
         let Reader {
             engine, plan, task, ..
         } = self.reader;
-        if engine.unchanged(plan, *task).is_ok() {
+        if matches!(engine.unchanged(plan, *task), Ok(true)) {
             engine.cache().put(key, &outputs, seconds);
         }
     }

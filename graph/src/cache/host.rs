@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn what_is_greater_than_the_budget_is_not_stored_and_pushes_nothing_out() {
-        let cache = HostCache::new(2000);
+        let cache = HostCache::new(2000 + OVERHEAD - 1);
         cache.put(key(1), &block(1000), 1.0);
         cache.put(key(2), &block(2000), 100.0);
         assert!(cache.place(&key(1)).is_some());
