@@ -367,7 +367,10 @@ fn a_recipe_is_written_whatever_the_params_hold() {
     let extracted = run(folder, &["extract", "out/b.png"]);
     let text = String::from_utf8(extracted.stdout).unwrap();
     // The language takes no control characters, so what the program writes has them as escapes.
-    assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
+    assert!(
+        !text.contains(|c: char| c.is_control() && c != '\n'),
+        "{text:?}"
+    );
     assert!(text.contains("\\u009b"), "{text}");
     fs::write(folder.join("again.yaml"), text).unwrap();
     let checked = run(folder, &["check", "again.yaml"]);
@@ -377,11 +380,12 @@ fn a_recipe_is_written_whatever_the_params_hold() {
 #[test]
 fn the_log_has_colours_on_a_terminal_alone() {
     let folder = hostile();
-    let logged = command(folder.path(), &["check", "wf.yaml"])
+    let logged = command(folder.path(), &["run", "wf.yaml"])
         .env("RETOUCH_LOG", "trace")
         .output()
         .unwrap();
     is_clean(&said(&logged), "RETOUCH_LOG");
+    assert!(said(&logged).contains("DEBUG"), "something is logged");
 }
 
 /// A fault far right in a long line, and names and messages of that length.

@@ -462,7 +462,7 @@ fn lines<'a>(text: &'a str, layout: &Layout) -> Vec<Line<'a>> {
                     };
                     // The span of one without letters may begin with its sign, or end before the next value.
                     let empty = at.span.start == at.sign || body.trim().is_empty();
-                    if at.sign < start && start < end && !(empty && !line.trim().is_empty()) {
+                    if at.sign < start && start < end && (!empty || line.trim().is_empty()) {
                         inside = Inside::Block;
                     }
                 }
