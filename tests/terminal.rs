@@ -155,7 +155,10 @@ fn hostile() -> tempfile::TempDir {
         quoted(&format!("{NAME}.png")),
     );
     fs::write(path(&format!("{NAME}.yaml")), &workflow).unwrap();
-    fs::write(path("wf.yaml"), &workflow).unwrap();
+    // Recipes name no such path.
+    fs::write(path("p.png"), picture()).unwrap();
+    let shareable = workflow.replace(&quoted(&format!("{NAME}.png")), "p.png");
+    fs::write(path("wf.yaml"), shareable).unwrap();
     fs::write(
         path("faults.yaml"),
         format!(
@@ -363,7 +366,12 @@ fn a_recipe_is_written_whatever_the_params_hold() {
     assert!(made.status.success(), "{}", said(&made));
     let extracted = run(folder, &["extract", "out/b.png"]);
     let text = String::from_utf8(extracted.stdout).unwrap();
-    is_clean(&text, "a workflow that the program writes");
+    // The language takes no control characters, so what the program writes has them as escapes.
+    assert!(
+        !text.contains(|c: char| c.is_control() && c != '\n'),
+        "{text:?}"
+    );
+    assert!(text.contains("\\u009b"), "{text}");
     fs::write(folder.join("again.yaml"), text).unwrap();
     let checked = run(folder, &["check", "again.yaml"]);
     assert!(checked.status.success(), "{}", said(&checked));
@@ -372,11 +380,12 @@ fn a_recipe_is_written_whatever_the_params_hold() {
 #[test]
 fn the_log_has_colours_on_a_terminal_alone() {
     let folder = hostile();
-    let logged = command(folder.path(), &["check", "wf.yaml"])
+    let logged = command(folder.path(), &["run", "wf.yaml"])
         .env("RETOUCH_LOG", "trace")
         .output()
         .unwrap();
     is_clean(&said(&logged), "RETOUCH_LOG");
+    assert!(said(&logged).contains("DEBUG"), "something is logged");
 }
 
 /// A fault far right in a long line, and names and messages of that length.
@@ -521,4 +530,46 @@ fn a_reader_that_goes_away_does_not_end_the_run() {
         assert_eq!(output.status.code(), Some(1), "{}", said(&output));
         assert!(said(&output).contains("be written: "), "{}", said(&output));
     }
+}
+
+/// What a picture of the view cannot show is refused before anything runs.
+#[test]
+#[cfg(feature = "view")]
+fn a_view_of_what_is_not_there_runs_nothing() {
+    let folder = hostile();
+    let folder = folder.path();
+    for wanted in [["--select", "nosuch"], ["--step", "500"]] {
+        let arguments = [
+            &["view", "wf.yaml", "--screenshot", "view.png"],
+            &wanted[..],
+        ]
+        .concat();
+        let output = command(folder, &arguments)
+            .env_remove("XDG_RUNTIME_DIR")
+            .env_remove("WAYLAND_DISPLAY")
+            .output()
+            .unwrap();
+        let told = said(&output);
+        if told.contains("there is no graphics adapter") {
+            return; // the view's own tests say so
+        }
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(!told.contains("XDG_RUNTIME_DIR"), "{told}");
+        assert!(!folder.join("out").exists() && !folder.join("view.png").exists());
+    }
+    let drawn = run(
+        folder,
+        &[
+            "view",
+            "wf.yaml",
+            "--screenshot",
+            "view.png",
+            "--select",
+            "a",
+        ],
+    );
+    assert!(drawn.status.success(), "{}", said(&drawn));
+    let listed = run(folder, &["runs", "--json"]);
+    let line: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!(line["kind"], "view");
 }

@@ -647,7 +647,7 @@ mod tests {
             ("a: >\n\n\n  x\n", "a: >\n\n\n  x\n"),
             ("a: |+\n  x\n\n\n", "a: |+\n  x\n\n\n"),
             ("a: |+\n \n", "a: |+\n\n"),
-            ("- |\n   \n   x\n  \n", "- |\n\n    x\n"),
+            ("- |\n   \n   x\n  \n", "- |\n\n    x\n\n"),
             // One without letters.
             ("- >\n-   |\n- x", "- >\n- |\n- x\n"),
             ("a: |\n# c\nb: 1\n", "a: |\n# c\nb: 1\n"),

@@ -603,6 +603,41 @@ mod tests {
     }
 
     #[test]
+    fn what_a_picture_is_to_show_is_looked_for_in_the_plan() {
+        let mut graph = crate::view::tests::graph();
+        graph.nodes[1].steps = Some((0, 50));
+        graph.nodes[3].steps = Some((10, 20));
+        let check = |select: Option<&str>, step| {
+            let select = select.map(str::to_owned);
+            let refused = Wanted { select, step }.check(&graph).err();
+            refused.map(|failure| failure.message().to_owned())
+        };
+        for name in ["layout", "retouch", "retouch/inner", "large"] {
+            assert_eq!(check(Some(name), None), None, "{name}");
+        }
+        assert!(check(Some("layoud"), None).unwrap().contains("`layoud`"));
+        // The selected sampler, else the last one.
+        assert_eq!(check(Some("layout"), Some(50)), None);
+        assert!(
+            check(Some("layout"), Some(51))
+                .unwrap()
+                .contains("`layout`")
+        );
+        assert_eq!(check(None, Some(10)), None);
+        for step in [0, 9, 21, 500] {
+            let refused = check(Some("large"), Some(step)).unwrap();
+            assert!(refused.contains("`retouch/inner/draw`"), "{refused}");
+        }
+        graph.nodes[1].steps = None;
+        graph.nodes[3].steps = None;
+        let none = Wanted {
+            select: None,
+            step: Some(0),
+        };
+        assert!(none.check(&graph).is_err());
+    }
+
+    #[test]
     fn a_run_becomes_the_states_of_its_nodes() {
         let (feed, desk, _, making) = Feed::new(false);
         run(&feed, &engine(), [1.0, 2.0, 3.0]);
