@@ -301,3 +301,40 @@ fn a_workflow_behind_a_linked_folder_keeps_its_recipe() {
     let (code, said) = run(place, &["run", "other/link/wf.yaml", "--locked"]);
     assert_eq!(code, Some(0), "{said}");
 }
+
+/// An archive of one file, as a bundle is packed.
+fn bundle(name: &str, content: &[u8]) -> Vec<u8> {
+    let mut header = [0; 512];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    header[100..108].copy_from_slice(b"0000644\0");
+    header[124..136].copy_from_slice(format!("{:011o}\0", content.len()).as_bytes());
+    header[136..148].copy_from_slice(b"00000000000\0");
+    header[148..156].copy_from_slice(b"        ");
+    header[156] = b'0';
+    header[257..265].copy_from_slice(b"ustar\x0000");
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut tar = header.to_vec();
+    tar.extend(content);
+    tar.resize(tar.len().next_multiple_of(512) + 1024, 0);
+    let level = ruzstd::encoding::CompressionLevel::Fastest;
+    ruzstd::encoding::compress_to_vec(tar.as_slice(), level)
+}
+
+#[test]
+fn a_bundle_whose_manifest_expands_without_end_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = laughs("schema: retouch-bundle/1\n");
+    let packed = bundle("retouch-bundle.yaml", manifest.as_bytes());
+    assert!(packed.len() < 10_000, "{} bytes", packed.len());
+    write(&folder.path().join("b.tar.zst"), packed);
+    for arguments in [&["unbundle", "b.tar.zst", "out"][..], &["run", "b.tar.zst"]] {
+        let (code, said) = run(folder.path(), arguments);
+        assert_eq!(code, Some(3), "{arguments:?}: {said}");
+        assert!(
+            said.contains("aliases expand to more than"),
+            "{arguments:?}: {said}"
+        );
+    }
+    assert!(!folder.path().join("out").exists());
+}

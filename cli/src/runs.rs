@@ -755,7 +755,7 @@ impl Runs {
 
     /// Whether the process of a run is there: it holds the lock of a file.
     fn goes_on(&self, id: &str) -> bool {
-        let Ok(file) = File::open(self.alive(id)) else {
+        let Ok(file) = files::open(&self.alive(id)) else {
             return false;
         };
         matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))

@@ -421,7 +421,9 @@ fn split<T>(values: &[T], channels: usize, of: impl Fn(&T) -> f32) -> (Vec<f32>,
     for index in 0..3 {
         colours.extend(channel(if channels < 3 { 0 } else { index }));
     }
-    let alpha = channels.is_multiple_of(2).then(|| channel(channels - 1).collect());
+    let alpha = channels
+        .is_multiple_of(2)
+        .then(|| channel(channels - 1).collect());
     (colours, alpha)
 }
 

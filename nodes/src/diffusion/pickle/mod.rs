@@ -12,6 +12,8 @@
 //! - `REDUCE` and `NEWOBJ` of the globals that torch and numpy describe data with (tensors, parameters, storages,
 //!   `torch.Size`, `torch.device`, `collections.OrderedDict`, sets, `ParameterDict`, `argparse.Namespace`, numpy's
 //!   scalars, types and arrays); every other global that is to be *called* is refused by its name;
+//! - `BUILD` of a dictionary with a dictionary, of a numpy array with a tuple; any other state is for an object's own
+//!   `__setstate__`, and refused by that name;
 //! - a global that is unknown and only *held* (Lightning checkpoints name the class of a callback as a key, old files
 //!   the class of a module) is an opaque value with that name. It is a name and no more, nothing is looked up, and no
 //!   tensor can depend on it: whatever is done with it (called, built, used as a storage) is refused.
