@@ -254,11 +254,11 @@ fn a_jpeg_whose_data_is_cut_before_its_end_marker_is_refused() {
     for name in ["exif.jpg", "progressive.jpg"] {
         let whole = std::fs::read(data(name)).unwrap();
         assert!(load_bytes(&whole).is_ok(), "{name}");
-        let start = whole
-            .windows(2)
-            .rposition(|pair| pair == [0xff, 0xda])
-            .unwrap();
-        let cut = [&whole[..start + 16], &[0xff, 0xd9]].concat();
+        let scan = whole.windows(2).position(|pair| pair == [0xff, 0xda]);
+        let scan = scan.unwrap();
+        // Four bytes of the first scan's data.
+        let begin = scan + 2 + usize::from(whole[scan + 3]);
+        let cut = [&whole[..begin + 4], &[0xff, 0xd9]].concat();
         let error = format!("{:?}", load_bytes(&cut).unwrap_err());
         assert!(error.contains("is a damaged JPEG"), "{name}: {error}");
     }

@@ -84,9 +84,9 @@ pub struct LoadModel {
     pub sha256: Option<Sha256Pins>,
 }
 
-/// The address on a hub that a path may have been meant as: `owner/name`, or the link of a web page. The path has the
-/// workflow's folder before it.
-fn on_hub(path: &Path, files: &dyn Files) -> Option<String> {
+/// The address on a hub that a path may have been meant as, `owner/name`, or is, the link of a web page; and which of both.
+/// The path has the workflow's folder before it.
+fn on_hub(path: &Path, files: &dyn Files) -> Option<(String, bool)> {
     let parts: Vec<String> = path
         .iter()
         .map(|part| part.to_string_lossy().into_owned())
@@ -98,7 +98,7 @@ fn on_hub(path: &Path, files: &dyn Files) -> Option<String> {
         let [owner, name, rest @ ..] = parts.get(at + 2..)? else {
             return None;
         };
-        return Some(match rest {
+        let address = match rest {
             [kind, revision, file @ ..] if ["resolve", "blob", "tree"].contains(&kind.as_str()) => {
                 let revision = match revision.as_str() {
                     "main" => String::new(),
@@ -108,7 +108,8 @@ fn on_hub(path: &Path, files: &dyn Files) -> Option<String> {
                 format!("hf://{owner}/{name}{revision}{file}")
             }
             _ => format!("hf://{owner}/{name}"),
-        });
+        };
+        return Some((address, true));
     }
     let [.., owner, name] = parts.as_slice() else {
         return None;
@@ -122,7 +123,7 @@ fn on_hub(path: &Path, files: &dyn Files) -> Option<String> {
         .any(|ending| path.extension().is_some_and(|own| own == *ending));
     let elsewhere = path.parent().is_some_and(|folder| !files.is_dir(folder));
     (elsewhere && !is_file && is_name(owner) && is_name(name))
-        .then(|| format!("hf://{owner}/{name}"))
+        .then(|| (format!("hf://{owner}/{name}"), false))
 }
 
 /// What a U-Net predicts.
@@ -303,10 +304,15 @@ impl Node for LoadModel {
                     format!("the model {} does not exist", path.display()),
                 )
                 .help(match on_hub(path, files) {
-                    Some(address) => format!("is it a model on a hub? then write `{address}`"),
-                    None => format!(
-                        "relative paths count from the folder of the file that writes them; {}",
-                        self.seek(files).help()
+                    Some((address, true)) => {
+                        format!("the address of a model on a hub is written `{address}`")
+                    }
+                    maybe => format!(
+                        "relative paths count from the folder of the file that writes them; {}{}",
+                        self.seek(files).help(),
+                        maybe.map_or_else(String::new, |(address, _)| format!(
+                            "; a model on a hub is written `{address}`"
+                        ))
                     ),
                 }),
             ]);
