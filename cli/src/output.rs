@@ -111,7 +111,6 @@ pub fn lost() -> Option<Failure> {
 }
 
 /// Standard output as the language server's stream of messages.
-#[must_use]
 pub fn protocol() -> StdoutLock<'static> {
     io::stdout().lock()
 }
