@@ -11,8 +11,8 @@ use retouch_graph::files::{self, piece};
 use retouch_graph::provenance::{self, Origin, Provenance, ReadEntry};
 use retouch_graph::remote::Address;
 use retouch_graph::{
-    Checked, Code, Digest, Engine, Files, Lock, LockedFile, LockedKind, Settings, Stamp, Sweep,
-    SweepPlan, lock, remote,
+    Checked, Code, Digest, Engine, FileStamp, Files, Lock, LockedFile, LockedKind, Settings, Stamp,
+    Sweep, SweepPlan, lock, remote,
 };
 
 use sha2::{Digest as _, Sha256};
@@ -432,6 +432,13 @@ impl Files for Found {
 
     fn doubt(&self) {
         self.inner.0.doubt();
+    }
+
+    fn stamp(&self, path: &Path) -> Option<FileStamp> {
+        match self.texts.contains_key(&normal(path)) {
+            true => None, // it cannot change
+            false => self.inner.0.stamp(self.place_of(path).ok()?),
+        }
     }
 
     fn commit(&self, path: &Path) -> Option<String> {

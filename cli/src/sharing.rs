@@ -9,8 +9,8 @@ use retouch_graph::check::normal;
 use retouch_graph::problem::{Code, Problem, Source, Span};
 use retouch_graph::remote::Address;
 use retouch_graph::{
-    Cancel, Checked, Difference, Digest, Engine, Files, FolderEntry, Lock, LockedKind, Problems,
-    Redirect, RedirectedFiles, Settings, Sweep, Withheld, interrupt, lock, remote,
+    Cancel, Checked, Difference, Digest, Engine, FileStamp, Files, FolderEntry, Lock, LockedKind,
+    Problems, Redirect, RedirectedFiles, Settings, Sweep, Withheld, interrupt, lock, remote,
 };
 
 use crate::args::{ParamArgs, SharingArgs};
@@ -580,6 +580,10 @@ impl Files for Confined {
 
     fn doubt(&self) {
         self.inner.doubt();
+    }
+
+    fn stamp(&self, path: &Path) -> Option<FileStamp> {
+        self.allowed(path).ok()?.stamp(path)
     }
 
     fn withheld(&self, path: &Path) -> Option<Withheld> {

@@ -167,6 +167,10 @@ impl Files for Noting<'_> {
         self.files.doubt();
     }
 
+    fn stamp(&self, path: &Path) -> Option<FileStamp> {
+        self.files.stamp(path)
+    }
+
     fn withheld(&self, path: &Path) -> Option<Withheld> {
         self.files.withheld(path)
     }

@@ -102,10 +102,7 @@ pub trait Files: Send + Sync {
     fn doubt(&self);
 
     /// What tells whether a file or folder is still the one that it was; `None` when these files cannot tell.
-    fn stamp(&self, path: &Path) -> Option<FileStamp> {
-        let _ = path;
-        None
-    }
+    fn stamp(&self, path: &Path) -> Option<FileStamp>;
 
     /// Writes down what is to be known in the next process, if anything is; nobody misses it when that fails.
     fn flush(&self) {}
@@ -796,6 +793,10 @@ impl Files for MemoryFiles {
 
     fn doubt(&self) {}
 
+    fn stamp(&self, _: &Path) -> Option<FileStamp> {
+        None // a digest costs nothing here
+    }
+
     fn is_file(&self, path: &Path) -> bool {
         self.read(path).is_ok()
     }
@@ -969,6 +970,10 @@ impl Files for RedirectedFiles {
         self.inner.doubt();
     }
 
+    fn stamp(&self, path: &Path) -> Option<FileStamp> {
+        self.inner.stamp(&self.found(path))
+    }
+
     fn withheld(&self, path: &Path) -> Option<Withheld> {
         self.inner.withheld(path)
     }
@@ -1077,6 +1082,14 @@ mod tests {
         }
         // What was read so is watched.
         assert!(disk.read_so_far().contains(&there));
+        // A change is seen where the file is, and a file that comes to its own path.
+        let stamp = redirected.stamp(&here);
+        assert!(stamp.is_some() && stamp == disk.stamp(&there));
+        fs::write(&there, "longer or shorter").unwrap();
+        assert_ne!(redirected.stamp(&here), stamp);
+        fs::write(&here, &content).unwrap();
+        assert_eq!(redirected.stamp(&here), disk.stamp(&here));
+        fs::remove_file(&here).unwrap();
         assert!(disk.read_at(&here, 0, 1).is_err());
     }
 

@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex};
 
 use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageFormat};
 use retouch_graph::{
-    Context, Digest, DiskFiles, Fault, FaultKind, Files, Host, Known, Node, NodeError, Payload,
-    Types,
+    Context, Digest, DiskFiles, Fault, FaultKind, FileStamp, Files, Host, Known, Node, NodeError,
+    Payload, Types,
 };
 use retouch_nodes::image::grid::{self, Grid};
 use retouch_nodes::image::mask::{self, MakeMask};
@@ -48,6 +48,9 @@ impl Files for Disk {
         DiskFiles::new().sha256(path)
     }
     fn doubt(&self) {}
+    fn stamp(&self, _: &Path) -> Option<FileStamp> {
+        None
+    }
     fn is_file(&self, path: &Path) -> bool {
         path.is_file()
     }

@@ -12,8 +12,8 @@ use retouch_graph::problem::Code;
 use retouch_graph::write::{Access, Draft};
 use retouch_graph::yaml::{self, Node};
 use retouch_graph::{
-    Cancel, Checked, Digest, Engine, Files, FolderEntry, Key, Lock, LockedFile, LockedKind,
-    Problems, Settings, Sweep, Withheld, interrupt, lock, remote,
+    Cancel, Checked, Digest, Engine, FileStamp, Files, FolderEntry, Key, Lock, LockedFile,
+    LockedKind, Problems, Settings, Sweep, Withheld, interrupt, lock, remote,
 };
 use ruzstd::encoding::{CompressionLevel, FrameCompressor};
 use sha2::{Digest as _, Sha256};
@@ -225,6 +225,16 @@ impl Files for Members {
 
     fn doubt(&self) {
         self.inner.doubt();
+    }
+
+    fn stamp(&self, path: &Path) -> Option<FileStamp> {
+        if remote::is_remote(path) {
+            return self.inner.stamp(path);
+        }
+        match self.find(path).ok()? {
+            Content::Disk(path) => self.inner.stamp(path),
+            Content::Text(_) => None,
+        }
     }
 
     fn withheld(&self, path: &Path) -> Option<Withheld> {

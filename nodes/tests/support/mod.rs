@@ -71,7 +71,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use retouch_graph::{Cancel, Context, Digest, DiskFiles, Files, Host, Node, NodeError};
+use retouch_graph::{Cancel, Context, Digest, DiskFiles, FileStamp, Files, Host, Node, NodeError};
 use retouch_nodes::Runtime;
 use retouch_nodes::attention::SwapAttention;
 use retouch_nodes::kernels::{Attended, Cpu, GroupNormSpec, Kernel, Layout, Terms, Weight, Window};
@@ -102,6 +102,9 @@ impl Files for Disk {
         DiskFiles::new().sha256(path)
     }
     fn doubt(&self) {}
+    fn stamp(&self, _: &Path) -> Option<FileStamp> {
+        None
+    }
     fn is_file(&self, path: &Path) -> bool {
         path.is_file()
     }

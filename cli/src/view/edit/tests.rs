@@ -807,6 +807,9 @@ impl Files for Swapped {
         Ok(Sha256::digest(&*self.read(path)?).into())
     }
     fn doubt(&self) {}
+    fn stamp(&self, _: &Path) -> Option<FileStamp> {
+        None
+    }
     fn is_file(&self, _: &Path) -> bool {
         true
     }
