@@ -142,7 +142,7 @@ fn truncated_weights_are_refused_with_both_lengths() {
         "<!DOCTYPE html> this is what a failed download looks like",
     )
     .unwrap();
-    copy.fault(UNET, &["not a safetensors file"]);
+    copy.fault(UNET, &["is an HTML page"]);
 }
 
 #[test]

@@ -191,7 +191,7 @@ fn until(reader: &mut Reader, lines: &mut dyn Iterator<Item = String>, event: &s
 
 fn interrupt(id: u32) {
     let sent = Command::new("kill")
-        .args(["-INT", &id.to_string()])
+        .args(["-TERM", &id.to_string()])
         .status();
     assert!(sent.unwrap().success());
 }

@@ -862,7 +862,11 @@ fn nothing_is_fetched_unasked_for_a_bundle_or_a_picture_and_no_token_is_sent() {
             3,
             &["R0324"],
         ),
-        (&["sweep", "wf.tar.zst", "--over", "steps=1,2"], 3, &[]),
+        (
+            &["sweep", "wf.tar.zst", "--over", "steps=1,2"],
+            2,
+            &["R0501"],
+        ),
         (&["plan", "wf.tar.zst"], 3, &["R0324"]),
         (&["check", "wf.tar.zst"], 0, &["R0324"]),
         (&["diff", "picture.png", "wf.tar.zst"], 3, &["R0324"]),
@@ -1048,10 +1052,11 @@ fn authorities_that_the_system_trusts_are_trusted_and_no_others() {
     refused(&trusting(Path::new("/nothing.pem")), 3, &["R0325"]);
     assert!(hub.asked().is_empty(), "nothing was sent to a stranger");
     refused(&trusting(&tls.join("authority.pem")), 3, &["R0322"]);
+    let asked = hub.asked();
     assert_eq!(
-        hub.asked().len(),
+        asked.len(),
         1,
-        "the list was fetched, and lacks the weights"
+        "the list was fetched, and lacks the weights: {asked:?}"
     );
 }
 
@@ -1597,7 +1602,7 @@ fn ctrl_c_while_fetching_leaves_what_the_next_run_goes_on_from() {
     let id = child.id().to_string();
     assert!(
         Command::new("kill")
-            .args(["-INT", &id])
+            .args(["-TERM", &id])
             .status()
             .unwrap()
             .success()

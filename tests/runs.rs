@@ -205,7 +205,7 @@ fn a_run_that_fails_or_is_cancelled_or_killed_is_written_down_as_such() {
     // A fault is no run.
     bad(folder, 2, &["run", "wf.yaml", "--set", "no=1"]);
     assert_eq!(list(folder, &[]).len(), 2);
-    for (signal, status) in [("-INT", "cancelled"), ("-KILL", "killed")] {
+    for (signal, status) in [("-TERM", "cancelled"), ("-KILL", "killed")] {
         let mut child = command(folder, &["run", "wf.yaml", "--json", "--set", "steps=999"])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -1245,7 +1245,7 @@ fn an_interrupted_unbundle_leaves_nothing_and_what_a_killed_one_left_is_removed(
         assert!(sent.unwrap().success());
         child.wait().unwrap().code()
     };
-    assert_eq!(stopped("-INT"), Some(130));
+    assert_eq!(stopped("-TERM"), Some(130));
     assert_eq!(names(), ["x.tar.zst"]);
     assert_eq!(stopped("-KILL"), None);
     let left = project.at("else").join(draft().unwrap());

@@ -605,6 +605,9 @@ mod tests {
     #[test]
     fn what_a_picture_is_to_show_is_looked_for_in_the_plan() {
         let mut graph = crate::view::tests::graph();
+        for node in &mut graph.nodes {
+            node.steps = None;
+        }
         graph.nodes[1].steps = Some((0, 50));
         graph.nodes[3].steps = Some((10, 20));
         let check = |select: Option<&str>, step| {
