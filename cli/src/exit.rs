@@ -15,18 +15,21 @@ pub enum Exit {
     Faults = 3,
     /// The system refused memory; where it is not noticed the process aborts instead.
     OutOfMemory = 4,
+    /// A picture that was drawn again is equal up to rounding, not to the byte.
+    Rounded = 5,
     /// Ctrl-C.
     Interrupted = 130,
 }
 
 impl Exit {
     /// All of them, by number.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Done,
         Self::Failed,
         Self::Usage,
         Self::Faults,
         Self::OutOfMemory,
+        Self::Rounded,
         Self::Interrupted,
     ];
 
@@ -51,6 +54,7 @@ impl Exit {
             Self::OutOfMemory => {
                 "out of memory: the system refused it, and the process ended at once"
             }
+            Self::Rounded => "`replay`: drawn again, equal up to rounding and not to the byte",
             Self::Interrupted => "interrupted by Ctrl-C, SIGTERM or SIGHUP",
         }
     }
@@ -66,6 +70,7 @@ impl Exit {
             Self::OutOfMemory => {
                 "none; standard error says how much was asked for, which nodes ran, and what to change"
             }
+            Self::Rounded => "`replayed`",
             Self::Interrupted => "`error`, R1007",
         }
     }
@@ -93,7 +98,8 @@ pub fn table() -> String {
 pub fn explanation() -> String {
     format!(
         "The exit codes of all commands:\n\n{}\n\nWhere both the command line and a file are at fault it is 3. A command that takes several files ends with the \
-         highest code of any of them, and goes on to the others first.",
+         highest code of any of them, and goes on to the others first. \
+         4 is Linux alone: elsewhere the process aborts. `watch` and `view` are ended by Ctrl-C and the like, and end with 0 then.",
         table()
     )
 }

@@ -165,6 +165,8 @@ impl Input {
             let most = args.max_unpacked.unwrap_or(bundle::MAX_UNPACKED);
             let there = match unpack::to_cache(file, &digest, most, cache, &cancel) {
                 Ok(there) => there,
+                // A stream that was cut short looks damaged.
+                Err(_) if cancel.is_cancelled() => return Err(hub::interrupted().into()),
                 Err(error) => return Err(Stop::Faults(error.problem(file)?.into())),
             };
             workflow = there.folder.join(&there.manifest.workflow);

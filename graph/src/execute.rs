@@ -1283,8 +1283,9 @@ impl<'a> NodeHost<'a> {
         }
         let changed = lock(&self.changed).take();
         match (changed, result) {
-            (Some(_), Err((code, NodeError::Cancelled))) if self.job().cancel.is_cancelled() => {
-                Err((code, NodeError::Cancelled))
+            // A comparison that was cut short says nothing of the file.
+            (Some(_), _) if self.job().cancel.is_cancelled() => {
+                Err((Code::NodeFailed, NodeError::Cancelled))
             }
             (Some(changed), _) => Err((Code::FileChanged, changed)),
             (None, result) => result,

@@ -891,7 +891,8 @@ impl RedirectedFiles {
     }
 
     /// Finds what a lock has and is not at its path ([`locate`](crate::lock::locate)), and reads it there from now on,
-    /// in place of all redirections so far; without a lock there are then none. `folder` is the workflow's.
+    /// in place of what an earlier lock had. Models that were found by their name stay where they were found, unless
+    /// they are gone or the lock says what they hold: a run that goes on reads them there. `folder` is the workflow's.
     pub fn locate(&self, lock: Option<&crate::lock::Lock>, folder: &Path) -> crate::lock::Located {
         let located = lock
             .map(|lock| crate::lock::locate(lock, folder, &self.models, &*self.inner))
@@ -904,7 +905,11 @@ impl RedirectedFiles {
         let lost = located.lost.iter();
         table.strict = lost.map(|path| crate::check::normal(path)).collect();
         table.news.clone_from(&located.found);
-        *self::lock(&self.table) = table;
+        let is_there = |path: &Path| self.inner.is_dir(path) || self.inner.is_file(path);
+        let mut current = self::lock(&self.table);
+        table.folders = std::mem::take(&mut current.folders);
+        (table.folders).retain(|found| !table.strict.contains(&found.from) && is_there(&found.to));
+        *current = table;
         located
     }
 
@@ -1032,6 +1037,7 @@ impl Files for RedirectedFiles {
                         let redirect = Redirect { from, to };
                         let mut table = lock(&self.table);
                         table.news.push(redirect.clone());
+                        table.folders.retain(|found| found.from != redirect.from);
                         table.folders.push(redirect);
                         return Sought::default();
                     }

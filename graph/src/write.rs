@@ -20,6 +20,10 @@ use crate::files;
 
 const PREFIX: &str = ".retouch-";
 const SUFFIX: &str = ".part";
+/// What the name of a [`WorkFolder`] begins with; no temporary name of a draft does.
+const WORK: &str = ".retouch-work-";
+/// The file in a [`WorkFolder`] whose lock its process holds.
+const HELD: &str = "held.lock";
 /// Random letters and digits in a temporary name.
 const RANDOM: usize = 12;
 /// The bytes of a temporary name.
@@ -339,14 +343,6 @@ impl DraftFolder {
         Ok(Self(Some(path)))
     }
 
-    /// Makes an empty folder of this user alone in the system's folder for temporary files.
-    ///
-    /// # Errors
-    /// When the file system refuses.
-    pub fn temporary() -> io::Result<Self> {
-        Self::within(&std::env::temp_dir(), Access::Private)
-    }
-
     /// The temporary name.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -389,6 +385,87 @@ impl Drop for DraftFolder {
         if let Some(path) = &self.0 {
             let _ = fs::remove_dir_all(path); // removed later when it is stale
         }
+    }
+}
+
+/// A folder of this user alone, in the system's folder for temporary files, that is used for as long as this lives: a
+/// bundle that runs without a cache, say. It is removed with this.
+///
+/// Nothing may be written to it for hours, so its age does not tell whether its process died: a lock that the process
+/// holds does. Folders without a holder are removed when the next one is made.
+#[derive(Debug)]
+pub struct WorkFolder {
+    path: PathBuf,
+    /// `None`: this file system has no locks; the folder is then never taken for one that was left behind.
+    _held: Option<File>,
+    root: PathBuf,
+}
+
+impl WorkFolder {
+    /// Makes an empty folder.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn new() -> io::Result<Self> {
+        Self::within(&std::env::temp_dir())
+    }
+
+    fn within(folder: &Path) -> io::Result<Self> {
+        Self::remove_left(folder);
+        let (root, guard) = tempfile::Builder::new()
+            .prefix(WORK)
+            .rand_bytes(RANDOM)
+            .make_in(folder, |path| {
+                Access::Private.builder().create(path)?;
+                Ok(path.to_owned())
+            })?
+            .into_parts();
+        // The guard would remove a file.
+        let _ = guard.keep();
+        let mut work = Self {
+            path: root.join("files"),
+            _held: None,
+            root,
+        };
+        // The lock is held before it gets the name that others look for.
+        let mut draft = Draft::within(&work.root, Access::Private)?;
+        if draft.file()?.try_lock().is_ok() {
+            work._held = Some(draft.file()?.try_clone()?);
+            draft.replace(&work.root.join(HELD))?;
+        }
+        Access::Private.builder().create(&work.path)?;
+        Ok(work)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes the folders whose process is gone.
+    fn remove_left(folder: &Path) {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if !name.to_str().is_some_and(|name| name.starts_with(WORK)) {
+                continue;
+            }
+            let root = entry.path();
+            // A link is not followed to somebody's folder.
+            if !fs::symlink_metadata(&root).is_ok_and(|metadata| metadata.is_dir()) {
+                continue;
+            }
+            // Without a lock it is being made, or there are none here.
+            if files::open(&root.join(HELD)).is_ok_and(|held| held.try_lock().is_ok()) {
+                let _ = fs::remove_dir_all(&root); // it may be another user's
+            }
+        }
+    }
+}
+
+impl Drop for WorkFolder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.root); // the next one that is made removes it
     }
 }
 
@@ -601,6 +678,27 @@ mod tests {
         );
         drop(fill());
         assert_eq!(names(folder.path()), ["c", "empty", "full", "new"]);
+    }
+
+    #[test]
+    fn a_folder_in_use_stays_however_old_and_one_without_a_process_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let work = WorkFolder::within(folder.path()).unwrap();
+        fs::write(work.path().join("weights"), "").unwrap();
+        let old = SystemTime::now() - 2 * STALE;
+        for path in [&work.root, &work.path, &work.path.join("weights")] {
+            File::open(path).unwrap().set_modified(old).unwrap();
+        }
+        // A process that was killed holds no lock.
+        let left = folder.path().join(".retouch-work-abcdefABCDEF");
+        fs::create_dir_all(left.join("files")).unwrap();
+        fs::write(left.join(HELD), "").unwrap();
+        let other = WorkFolder::within(folder.path()).unwrap();
+        drop(Draft::within(folder.path(), Access::Usual).unwrap());
+        assert!(work.path().join("weights").is_file() && other.path().is_dir());
+        assert!(!left.exists());
+        drop((work, other));
+        assert_eq!(names(folder.path()), [""; 0]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use retouch_graph::problem::Code;
-use retouch_graph::write::{self, Access, DraftFolder};
+use retouch_graph::write::{self, Access, DraftFolder, WorkFolder};
 use retouch_graph::{Cancel, Digest, files, interrupt, lock, yaml};
 use ruzstd::decoding::StreamingDecoder;
 
@@ -296,7 +296,7 @@ pub struct Unpacked {
     pub folder: PathBuf,
     /// What is in it.
     pub manifest: Manifest,
-    _temporary: Option<DraftFolder>,
+    _temporary: Option<WorkFolder>,
 }
 
 /// Unpacks a bundle below the cache's folder, under its digest, unless it is there already. Without a cache's folder, or
@@ -340,12 +340,14 @@ pub fn to_cache(
             Err(error) => tracing::debug!(%error, "the bundle is unpacked to a temporary folder"),
         }
     }
-    let draft = DraftFolder::temporary().map_err(|error| cannot(&std::env::temp_dir(), error))?;
-    let manifest = read(bundle, most, Some(draft.path()), cancel)?;
+    // As above: all of it is checked before anything is written.
+    read(bundle, most, None, cancel)?;
+    let work = WorkFolder::new().map_err(|error| cannot(&std::env::temp_dir(), error))?;
+    let manifest = read(bundle, most, Some(work.path()), cancel)?;
     Ok(Unpacked {
-        folder: draft.path().to_owned(),
+        folder: work.path().to_owned(),
         manifest,
-        _temporary: Some(draft),
+        _temporary: Some(work),
     })
 }
 

@@ -138,6 +138,10 @@ pub fn unbundle(args: &UnbundleArgs) -> Result<Exit, Failure> {
     run::interrupts(&cancel)?;
     let manifest = match unpack::to_folder(&args.file, most, &args.folder, &cancel) {
         Ok(manifest) => manifest,
+        // A stream that was cut short looks damaged.
+        Err(_) if cancel.is_cancelled() => {
+            return Err(Failure::interrupted("nothing was written"));
+        }
         Err(error) => {
             let problem = error.problem(&args.file)?;
             return Ok(session::faults(&problem.into()));

@@ -341,7 +341,11 @@ pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
             found.describe(&recipe)
         ))?;
     }
-    Ok(if another { Exit::Failed } else { Exit::Done })
+    Ok(match found.result {
+        _ if another => Exit::Failed,
+        Replay::EqualUpToRounding => Exit::Rounded,
+        _ => Exit::Done,
+    })
 }
 
 /// The most that values may differ by, of 255, where a picture is equal up to rounding.

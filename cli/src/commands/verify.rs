@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use retouch_graph::event::{EVENT_SCHEMA, Listener, Silent};
-use retouch_graph::write::DraftFolder;
+use retouch_graph::write::WorkFolder;
 use retouch_graph::{
     Cancel, Change, Code, Drawn, Engine, Exists, Plan, RunError, RunOptions, RunReport, Saver,
     Settings, TieredCache, What,
@@ -75,7 +75,7 @@ pub fn verify(args: &VerifyArgs) -> Result<Exit, Failure> {
     let stamp = (record.asked.provenance)
         .then(|| Stamps::of(&loaded.engine, &loaded.input.file, loaded.made))
         .flatten();
-    let folder = DraftFolder::temporary().map_err(|error| {
+    let folder = WorkFolder::new().map_err(|error| {
         Failure::unwritable(format!(
             "{} cannot be written: {error}",
             std::env::temp_dir().display()
@@ -156,9 +156,7 @@ fn load(record: &Record, store: &Store, engine: Engine, mode: Mode) -> Result<Lo
     } else {
         let checked = input.load(&engine, &settings)?;
         let mut plan = engine.plan(&checked, &asked.targets)?;
-        if record.kind == Kind::Run {
-            plan.save_pictures();
-        }
+        plan.save_pictures();
         (plan, Made::Workflow(Box::new(checked)))
     };
     Ok(Loaded {

@@ -341,7 +341,8 @@ impl<W: Watcher> Loop<'_, W> {
         let loaded = looked
             .and_then(|()| self.input.load(engine, &settings))
             .and_then(|checked| {
-                let plan = engine.plan(&checked, &self.args.targets)?;
+                let mut plan = engine.plan(&checked, &self.args.targets)?;
+                plan.save_pictures();
                 Ok((checked, plan))
             });
         self.snapshot = self.look(&self.read());

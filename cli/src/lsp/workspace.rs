@@ -98,8 +98,7 @@ impl Workspace {
         // Models on hubs are read as far as they are in the cache: nothing is fetched while somebody types.
         let settings = crate::hub::Settings::of_environment(false);
         files = Arc::new(HubFiles::new(files, settings, Mode::Look, None));
-        // Models that lie elsewhere are found as `retouch check` finds them; files that may do so have no stamps, so
-        // what models say of themselves is then read at every check.
+        // Models that lie elsewhere are found as `retouch check` finds them.
         let models = crate::sharing::models(&SharingArgs::default());
         if !models.is_empty() {
             files = Arc::new(RedirectedFiles::new(files, models));

@@ -888,6 +888,16 @@ fn remove(path: &Path) -> io::Result<bool> {
     }
 }
 
+/// Whether the entry that is there, by its header, has fewer ports than these.
+fn lacks(path: &Path, key: &Key, outputs: &Outputs) -> bool {
+    let Ok(Opened { header, .. }) = open_entry(path, key) else {
+        return false; // reading it says more
+    };
+    let has = |port: &str| header.values.iter().any(|stored| stored.port == port);
+    // What has no form on disk is in no entry.
+    header.values.len() < outputs.len() && !outputs.keys().all(|port| has(port))
+}
+
 impl Cache for DiskCache {
     fn get(&self, key: &Key) -> Option<Outputs> {
         self.get_with_seconds(key).map(|(outputs, _)| outputs)
@@ -902,7 +912,8 @@ impl Cache for DiskCache {
 
     fn put(&self, key: Key, outputs: &Outputs, seconds: f64) {
         let path = self.path(&key);
-        if path.is_file() {
+        // An entry of a run that did not need all of these ports makes room for one that has them.
+        if path.is_file() && !lacks(&path, &key, outputs) {
             if lock(&self.state).sound.contains(&key) {
                 self.mark_used(&key, &path);
                 return;

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use retouch_graph::event::Listener;
-use retouch_graph::write::DraftFolder;
+use retouch_graph::write::WorkFolder;
 use retouch_graph::{
     Cache, Cancel, Checked, Context, DiskCache, Engine, HostCache, Key, NoCache, Node, NodeError,
     Outputs, Payload, Registry, RunOptions, Settings, Silent, TieredCache, Value, ports,
@@ -193,8 +193,8 @@ pub fn bench(args: &BenchArgs) -> Result<Exit, Failure> {
 }
 
 /// A folder that is removed when it is done with.
-fn temporary() -> Result<DraftFolder, Failure> {
-    DraftFolder::temporary().map_err(|error| {
+fn temporary() -> Result<WorkFolder, Failure> {
+    WorkFolder::new().map_err(|error| {
         Failure::unwritable(format!(
             "{} cannot be written: {error}",
             std::env::temp_dir().display()
