@@ -59,9 +59,14 @@ outputs:
 
 impl Watched {
     fn start(folder: &Path) -> Self {
+        Self::start_with(folder, &[])
+    }
+
+    fn start_with(folder: &Path, more: &[&str]) -> Self {
         let file = folder.join("w.yaml");
         let mut child = Command::new(env!("CARGO_BIN_EXE_retouch"))
             .args(["watch", "w.yaml", "--json", "--cache-dir", "cache"])
+            .args(more)
             .current_dir(folder)
             .env("RETOUCH_CONFIG", "")
             .env_remove("RETOUCH_NO_CACHE")
@@ -186,6 +191,21 @@ fn a_seed_that_was_drawn_stays_until_the_line_that_asks_for_it_changes() {
     watched.save(&random);
     assert_eq!(watched.ran(), ["draw", "picture", "large"]);
     assert!(png() != first);
+}
+
+#[test]
+fn a_broken_edit_does_not_end_a_run_whose_models_were_found_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = support::root().join("models").display().to_string();
+    let text = text("a sks teddy bear", 80, 1, 2).replace(&models, "gone");
+    std::fs::write(folder.path().join("w.yaml"), text).unwrap();
+    let watched = Watched::start_with(folder.path(), &["--models", &models]);
+    watched.until("node_progress");
+    watched.save("schema: retouch/v1\nnodes: [\n");
+    let events = watched.until("run_finished");
+    assert_eq!(count(&events, "fault"), 1, "{events:?}");
+    assert_eq!(count(&events, "node_failed"), 0, "{events:?}");
+    assert_eq!(events[events.len() - 1]["status"], "ok");
 }
 
 #[test]

@@ -1016,6 +1016,30 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_makes_room_for_one_with_more_ports_and_for_no_other() {
+        let folder = folder();
+        let values = |ports: &[&'static str], content: &[u8]| -> Outputs {
+            let value =
+                |port: &&'static str| ((*port).into(), Value::new(Bytes::new(content, false)));
+            Arc::new(ports.iter().map(value).collect())
+        };
+        let ports = |outputs: &Outputs| outputs.keys().map(ToString::to_string).collect::<Vec<_>>();
+        open(&folder, 1 << 20).put(key(1), &values(&["a"], b"one"), 1.0);
+        // Another process looks, finds the port missing, and makes it.
+        let cache = open(&folder, 1 << 20);
+        assert_eq!(ports(&cache.get(&key(1)).unwrap()), ["a"]);
+        cache.put(key(1), &values(&["a", "b"], b"two"), 1.0);
+        let cache = open(&folder, 1 << 20);
+        assert_eq!(ports(&cache.get(&key(1)).unwrap()), ["a", "b"]);
+        cache.put(key(1), &values(&["b"], b"three"), 1.0);
+        let there = cache.get(&key(1)).unwrap();
+        assert_eq!(ports(&there), ["a", "b"]);
+        assert_eq!(there["b"].downcast::<Bytes>().unwrap().content, b"two");
+        assert_eq!(cache.files().unwrap().len(), 1);
+        assert!(cache.warnings().is_empty());
+    }
+
+    #[test]
     fn outputs_come_back_in_another_process() {
         let folder = folder();
         let two = Arc::new(BTreeMap::from([
