@@ -577,6 +577,32 @@ fn a_large_file_that_is_pinned_is_read_aside_and_its_fault_comes_without_an_edit
 }
 
 #[test]
+fn a_prompt_that_does_not_fit_is_a_warning_in_its_line_until_it_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().canonicalize().unwrap().join("w.yaml");
+    let text = |words: usize| {
+        format!(
+            "schema: retouch/v1\nnodes:\n  m: {{op: load_model, path: '{}'}}\n  d:\n    op: sample\n    model: $m\n    prompt: '{}'\n    seed: 1\noutputs:\n  o: {{value: $d}}\n",
+            root().join("tests/oracle/data/tiny-sd1").display(),
+            "a ".repeat(words)
+        )
+    };
+    let mut editor = Editor::start(file.parent().unwrap());
+    editor.open(&file, &text(76));
+    let told = editor.diagnostics(&file);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0]["severity"], 2);
+    let shown = show(&told[0]);
+    assert!(
+        shown.starts_with("R0703 6:12 the last 1 token of the prompt does not fit"),
+        "{shown}"
+    );
+    editor.change(&file, &text(75));
+    assert_eq!(editor.faults(&file), Vec::<String>::new());
+    assert_eq!(editor.end(), 0);
+}
+
+#[test]
 fn a_used_graph_counts_as_its_buffer_has_it_and_its_faults_are_told_in_it() {
     let (_folder, whole, part) = two_files();
     let mut editor = Editor::start(whole.parent().unwrap());

@@ -208,3 +208,161 @@ fn a_weight_that_is_no_number_is_reported_where_it_stands_before_anything_runs()
     let output = support::retouch(folder.path(), &["check", "x.yaml"]);
     assert!(output.status.success());
 }
+
+/// A model, and a node that reads prompts, each param on a line of its own: the first of the node on line 9.
+fn reading(more: &str, node: &str) -> String {
+    let data = support::root().join("tests/oracle/data/tiny-sd1");
+    format!(
+        "schema: retouch/v1\nname: x\nnodes:\n  model: {{op: load_model, path: '{}'{more}}}\n\
+         \x20 picture: {{op: load_image, path: '{}.png'}}\n\
+         \x20 latent: {{op: encode_reference, model: $model, image: $picture}}\n\
+         \x20 draw:\n    steps: 2\n{node}outputs:\n  out: {{value: $draw}}\n  latent: {{value: $latent}}\n",
+        data.display(),
+        data.display()
+    )
+}
+
+/// What a command says of a workflow that is sound, in one line.
+fn told(command: &str, yaml: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("x.yaml"), yaml).unwrap();
+    let output = support::retouch(folder.path(), &[command, "x.yaml"]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{text}");
+    text.split_whitespace()
+        .filter(|word| !["│", "|"].contains(word))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[test]
+fn a_prompt_that_does_not_fit_is_a_warning_where_it_is_written_before_anything_runs() {
+    let (fits, long) = ("a ".repeat(75), "a ".repeat(75) + "b c");
+    let sample = |prompt: &str, negative: &str| {
+        format!(
+            "    prompt: '{prompt}'\n    negative: '{negative}'\n    op: sample\n    model: $model\n    seed: 1\n"
+        )
+    };
+    let cut = "the last 2 tokens of the prompt do not fit the text encoder, which takes 75, and are left out: \"b c\"";
+    for (node, places) in [
+        (sample(&long, ""), vec!["x.yaml:9:"]),
+        (sample("", &long), vec!["x.yaml:10:"]),
+        (sample(&long, &long), vec!["x.yaml:9:", "x.yaml:10:"]),
+        (
+            format!(
+                "    prompt: '{long}'\n    op: invert\n    model: $model\n    latent: $latent\n"
+            ),
+            vec!["x.yaml:9:"],
+        ),
+        (
+            format!(
+                "    vanilla_prompt: '{long}'\n    personalized_prompt: '{long}'\n    negative: '{long}'\n    op: step_blend_sample\n\
+                 \x20   blend_steps: 1\n    vanilla: $model\n    personalized: $model\n    seed: 1\n"
+            ),
+            vec!["x.yaml:9:", "x.yaml:10:", "x.yaml:11:"],
+        ),
+        (
+            // The vanilla model draws nothing, and so reads nothing.
+            format!(
+                "    vanilla_prompt: '{long}'\n    personalized_prompt: '{long}'\n    op: step_blend_sample\n\
+                 \x20   blend_steps: 0\n    vanilla: $model\n    personalized: $model\n    seed: 1\n"
+            ),
+            vec!["x.yaml:10:"],
+        ),
+    ] {
+        let yaml = reading("", &node);
+        let text = told("check", &yaml);
+        assert_eq!(text.matches("R0703").count(), places.len(), "{text}");
+        assert_eq!(text.matches(cut).count(), places.len(), "{text}");
+        assert!(text.contains("long_prompts: chunks"), "{text}");
+        for place in places {
+            assert!(text.contains(place), "{place} is not in {text}");
+        }
+        assert_eq!(
+            told("plan", &yaml).matches(cut).count(),
+            text.matches(cut).count()
+        );
+    }
+    // All of it is read in these.
+    for (more, prompt) in [
+        ("", &fits),
+        (A1111, &long),
+        (CHUNKS, &long),
+        (A1111, &long.repeat(9)),
+    ] {
+        let text = told("check", &reading(more, &sample(prompt, prompt)));
+        assert!(!text.contains("R0703"), "{text}");
+    }
+    // A bracket is no token, and what follows a break is cut.
+    let first = ", syntax: a1111, long_prompts: truncate";
+    let text = told(
+        "check",
+        &reading(first, &sample("a (b) BREAK c d e", &fits)),
+    );
+    assert!(text.contains("the last 3 tokens of the prompt"), "{text}");
+    assert_eq!(text.matches("R0703").count(), 1, "{text}");
+}
+
+#[test]
+fn what_is_read_as_text_is_a_warning_where_it_is_written_before_anything_runs() {
+    let node = "    prompt: 'a (red:1.4) cat'\n    negative: '<lora:style:0.8>'\n    op: sample\n    model: $model\n    seed: 1\n";
+    let text = told("check", &reading("", node));
+    assert_eq!(text.matches("R0703").count(), 2, "{text}");
+    for part in [
+        "x.yaml:9:",
+        "\"(red:1.4)\" is read as text",
+        "x.yaml:10:",
+        "`op: apply_lora` with `weight: 0.8`",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    // There weights are read, and tags are text all the same.
+    let text = told("check", &reading(A1111, node));
+    assert_eq!(text.matches("R0703").count(), 1, "{text}");
+    assert!(text.contains("x.yaml:10:"), "{text}");
+}
+
+#[test]
+fn the_prompts_of_a_control_are_counted_by_the_model_that_reads_them() {
+    let long = "a ".repeat(74) + "teddy bear";
+    let yaml = job(1)
+        .replace(", syntax: a1111", "")
+        .replace("a photo of a sks (teddy:1.1) bear", &long)
+        .replace("(teddy:1.2)", "teddy")
+        .replace("a [teddy] bear", "a teddy bear")
+        .replace(&("a ".repeat(74) + "teddy bear', b"), "a teddy bear', b")
+        .replace(
+            &format!("prompt: '{long}', control"),
+            "prompt: 'a teddy bear', control",
+        );
+    let text = told("check", &yaml);
+    assert_eq!(text.matches("R0703").count(), 1, "{text}");
+    assert!(
+        text.contains("`reference_prompt` of the control: the last"),
+        "{text}"
+    );
+    assert!(text.contains("x.yaml:11:"), "{text}");
+}
+
+#[test]
+fn a_learned_token_counts_as_its_vectors() {
+    let data = support::root().join("tests/oracle/data/micro");
+    let yaml = |words: usize| {
+        format!(
+            "schema: retouch/v1\nname: x\nnodes:\n  base: {{op: load_model, path: '{data}/sd1'}}\n\
+             \x20 model: {{op: apply_textual_inversion, model: $base, path: '{data}/adapters/sd1-ti-three.safetensors', token: <cat>}}\n\
+             \x20 draw: {{op: sample, model: $model, prompt: '{}<cat>', steps: 2, seed: 1}}\n\
+             outputs:\n  out: {{value: $draw}}\n",
+            "a ".repeat(words),
+            data = data.display(),
+        )
+    };
+    let text = told("check", &yaml(72));
+    assert!(!text.contains("R0703"), "{text}");
+    let text = told("check", &yaml(73));
+    assert!(
+        text.contains("the last 1 token of the prompt does not fit"),
+        "{text}"
+    );
+    assert!(text.contains("is left out: \"<cat>\""), "{text}");
+}

@@ -419,6 +419,7 @@ pub(crate) fn check(
         targets: HashMap::new(),
         open: None,
         held: Vec::new(),
+        told: Vec::new(),
         overfull: false,
         overlong: false,
         draws: 0,
@@ -441,6 +442,8 @@ struct Checker<'a> {
     open: Option<Problem>,
     /// Warnings about models that are not fetched yet.
     held: Vec<Problem>,
+    /// Warnings of the nodes themselves.
+    told: Vec<Problem>,
     overfull: bool,
     /// Whether it was told that there is too much text.
     overlong: bool,
@@ -3008,7 +3011,13 @@ impl Checker<'_> {
                 node.check(inputs, files)
             };
             match checked {
-                Ok(outputs) => known[index] = outputs,
+                Ok((outputs, warnings)) => {
+                    known[index] = outputs;
+                    for warning in warnings {
+                        let problem = self.problem(index, Code::NodeWarning, warning);
+                        self.told.extend(problem.map(Problem::warning));
+                    }
+                }
                 Err(faults) => {
                     if !self.is_withheld(index) {
                         for fault in faults {
@@ -3186,6 +3195,7 @@ impl Checker<'_> {
 
     fn warnings(&self, outputs: &[(CheckedOutput, Span)]) -> Vec<Problem> {
         let mut warnings = self.held.clone();
+        warnings.extend(self.told.iter().cloned());
         let workflow = &self.scopes[0].workflow;
         for (name, decl) in &workflow.params {
             if !self.used.contains(name) {

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::files::{Digest, FileStamp, Files, FolderEntry, Sought, Withheld, lock};
 use crate::node::Fault;
-use crate::registry::{ErasedNode, KnownPorts};
+use crate::registry::{ErasedNode, Findings, KnownPorts};
 
 /// Nodes that are remembered at most; then all are forgotten.
 const MOST: usize = 1024;
@@ -28,6 +28,7 @@ struct Look {
 struct Entry {
     looks: Vec<Look>,
     known: KnownPorts,
+    warnings: Vec<Fault>,
 }
 
 /// What nodes without inputs found in files.
@@ -36,12 +37,7 @@ pub(crate) struct Facts(Mutex<HashMap<Digest, Arc<Entry>>>);
 
 impl Facts {
     /// The facts of a node without inputs: from memory while its files are the same, else from its check.
-    pub(crate) fn of(
-        &self,
-        op: &str,
-        node: &dyn ErasedNode,
-        files: &dyn Files,
-    ) -> Result<KnownPorts, Vec<Fault>> {
+    pub(crate) fn of(&self, op: &str, node: &dyn ErasedNode, files: &dyn Files) -> Findings {
         let check = |files: &dyn Files| node.check(KnownPorts::new(), files);
         let Ok(params) = node.params() else {
             return check(files);
@@ -62,22 +58,26 @@ impl Facts {
             for look in entry.looks.iter().filter(|look| look.file) {
                 files.is_file(&look.path);
             }
-            return Ok(entry.known.clone());
+            return Ok((entry.known.clone(), entry.warnings.clone()));
         }
         let noting = Noting {
             files,
             looks: Mutex::new(Some(Vec::new())),
         };
-        let known = check(&noting)?;
+        let (known, warnings) = check(&noting)?;
         if let Some(looks) = lock(&noting.looks).take() {
             let mut entries = lock(&self.0);
             if entries.len() >= MOST {
                 entries.clear();
             }
-            let known = known.clone();
-            entries.insert(key, Arc::new(Entry { looks, known }));
+            let entry = Entry {
+                looks,
+                known: known.clone(),
+                warnings: warnings.clone(),
+            };
+            entries.insert(key, Arc::new(entry));
         }
-        Ok(known)
+        Ok((known, warnings))
     }
 }
 
@@ -206,6 +206,7 @@ mod tests {
     use crate::files::{DiskFiles, MemoryFiles};
     use crate::node::{Context, Node, NodeError};
     use crate::port::Types;
+    use crate::problem::Severity;
     use crate::value::Payload;
     use crate::{Engine, Registry, Settings};
 
@@ -234,7 +235,7 @@ mod tests {
         }
     }
 
-    /// Refuses files of an odd length, and counts how often it looked.
+    /// Refuses files of an odd length, warns of those of ten bytes and more, and counts how often it looked.
     #[derive(Serialize, Deserialize, JsonSchema)]
     struct Even {
         /// The file.
@@ -256,7 +257,10 @@ mod tests {
         ) -> Result<Types<Outputs>, Vec<Fault>> {
             CHECKS.fetch_add(1, Ordering::SeqCst);
             match files.read(&self.path) {
-                Ok(bytes) if bytes.len() % 2 == 0 => Ok(Types::unknown()),
+                Ok(bytes) if bytes.len() % 2 == 0 => {
+                    let long = (bytes.len() > 9).then(|| Fault::content("path", "long"));
+                    Ok(Types::unknown().warn(long))
+                }
                 _ => Err(vec![Fault::content("path", "odd")]),
             }
         }
@@ -295,6 +299,13 @@ mod tests {
         std::fs::write(&file, "even again").unwrap();
         checks(1, true);
         checks(0, true);
+        // What it warned of is told from memory too, where it is written.
+        let checked = engine.load(&workflow, &Settings::default()).unwrap();
+        let told: Vec<String> = (checked.warnings.iter())
+            .map(|w| format!("{} {:?} {w}", w.code(), w.line_column()))
+            .collect();
+        assert_eq!(told, ["R0703 (3, 23) long"]);
+        assert_eq!(checked.warnings[0].severity(), Severity::Warning);
         std::fs::remove_file(&file).unwrap();
         checks(1, false);
 

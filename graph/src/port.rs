@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::node::NodeError;
+use crate::node::{Fault, NodeError};
 use crate::value::{Payload, Value};
 
 /// How many links a port takes.
@@ -207,6 +207,7 @@ pub enum Known {
 #[derive(Debug)]
 pub struct Types<P> {
     ports: BTreeMap<&'static str, Vec<Known>>,
+    warnings: Vec<Fault>,
     marker: PhantomData<fn() -> P>,
 }
 
@@ -216,6 +217,7 @@ impl<P: Ports> Types<P> {
     pub fn unknown() -> Self {
         Self {
             ports: BTreeMap::new(),
+            warnings: Vec::new(),
             marker: PhantomData,
         }
     }
@@ -225,6 +227,7 @@ impl<P: Ports> Types<P> {
     pub fn from_known(ports: BTreeMap<&'static str, Vec<Known>>) -> Self {
         Self {
             ports,
+            warnings: Vec::new(),
             marker: PhantomData,
         }
     }
@@ -233,6 +236,17 @@ impl<P: Ports> Types<P> {
     #[must_use]
     pub fn into_known(self) -> BTreeMap<&'static str, Vec<Known>> {
         self.ports
+    }
+
+    /// The engine's side: everything that is known, and the warnings.
+    pub(crate) fn into_parts(self) -> (BTreeMap<&'static str, Vec<Known>>, Vec<Fault>) {
+        (self.ports, self.warnings)
+    }
+
+    /// The warnings given so far.
+    #[must_use]
+    pub fn warnings(&self) -> &[Fault] {
+        &self.warnings
     }
 
     /// Whether anything is linked to the input port `name`.
@@ -274,6 +288,14 @@ impl<P: Ports> Types<P> {
     #[must_use]
     pub fn without(mut self, name: &'static str, reason: impl Into<String>) -> Self {
         self.ports.insert(name, vec![Known::Absent(reason.into())]);
+        self
+    }
+
+    /// Adds warnings of the node's check: the node runs, but something in a parameter is not as it seems. They are reported
+    /// where the parameter is written, with the code R0703 whatever their kind.
+    #[must_use]
+    pub fn warn(mut self, warnings: impl IntoIterator<Item = Fault>) -> Self {
+        self.warnings.extend(warnings);
         self
     }
 }

@@ -406,6 +406,8 @@ codes! {
     UnusedParam = "R0701", "A warning: nothing refers to the param, so changing it changes nothing.";
     /// A node is not used.
     UnusedNode = "R0702", "A warning: no output depends on the node, so it does not run.";
+    /// A parameter does not have the effect that it seems to have.
+    NodeWarning = "R0703", "A warning: the node runs, but part of what the parameter says has no effect. Of a prompt:\n\n- What is beyond the tokens that the text encoder takes (75 of words) is left out. Shorten the prompt, or give `long_prompts: chunks` to `load_model` to have all of it read.\n- `<lora:name:0.8>` is text. Apply the file with `op: apply_lora`.\n- `(word:1.4)` is text unless `load_model` has `syntax: a1111`.";
     /// The formatter would have changed the meaning.
     FormatRefused = "R0801", "The formatter checks that the text means the same before and after, comments too. Here it would not, so the text is left as it is. Please report the file.";
     /// A lock file cannot be read.

@@ -24,10 +24,13 @@ use crate::yaml::{Node as YamlNode, Tree};
 /// What is known of each link of each port.
 pub(crate) type KnownPorts = BTreeMap<&'static str, Vec<Known>>;
 
+/// What a node's check says of its outputs, and its warnings; or its faults.
+pub(crate) type Findings = Result<(KnownPorts, Vec<Fault>), Vec<Fault>>;
+
 /// The engine's side of a node: without its type.
 pub(crate) trait ErasedNode: Send + Sync {
     fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>>;
-    fn check(&self, inputs: KnownPorts, files: &dyn Files) -> Result<KnownPorts, Vec<Fault>>;
+    fn check(&self, inputs: KnownPorts, files: &dyn Files) -> Findings;
     fn run(
         &self,
         inputs: PortValues,
@@ -43,8 +46,8 @@ impl<N: Node> ErasedNode for N {
         Node::reads(self, files)
     }
 
-    fn check(&self, inputs: KnownPorts, files: &dyn Files) -> Result<KnownPorts, Vec<Fault>> {
-        Node::check(self, &Types::from_known(inputs), files).map(Types::into_known)
+    fn check(&self, inputs: KnownPorts, files: &dyn Files) -> Findings {
+        Node::check(self, &Types::from_known(inputs), files).map(Types::into_parts)
     }
 
     fn run(

@@ -455,7 +455,7 @@ impl Sweep {
             };
             let node = &self.whole.nodes[output.link.node];
             let facts = (node.node.check((*node.known).clone(), files).ok())
-                .and_then(|made| made.get(output.link.port)?.first().cloned());
+                .and_then(|(made, _)| made.get(output.link.port)?.first().cloned());
             links.push(output.link);
             known.push(facts.unwrap_or(Known::Unknown));
         }

@@ -11,6 +11,7 @@ use super::{Inputs, Outputs};
 use crate::diffusion::adapters::check_finite;
 use crate::diffusion::adapters::textual_inversion::{self, LearnedToken};
 use crate::diffusion::checkpoint::ModelFacts;
+use crate::diffusion::tokenizer::Added;
 use crate::fields::{AssetPath, Sha256Pins};
 
 /// Teaches a model new tokens (textual inversion), which prompts then name: `a <cat> on a beach`.
@@ -107,7 +108,7 @@ impl Node for ApplyTextualInversion {
             let same = facts
                 .added_tokens
                 .iter()
-                .any(|other| other.to_lowercase() == token.token.to_lowercase());
+                .any(|other| other.token.to_lowercase() == token.token.to_lowercase());
             if same {
                 return Err(vec![
                     Fault::value(
@@ -121,7 +122,10 @@ impl Node for ApplyTextualInversion {
                     .help("give it another name: `token: \"<another>\"`"),
                 ]);
             }
-            facts.added_tokens.push(token.token);
+            facts.added_tokens.push(Added {
+                vectors: token.vectors(),
+                token: token.token,
+            });
         }
         Ok(Types::unknown().with("model", &facts))
     }

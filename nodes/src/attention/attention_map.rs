@@ -16,7 +16,7 @@ use crate::diffusion::unet::grid_at;
 use crate::fields::{Steps, Template};
 use crate::payload::{Image, Mask, Model, Trajectory, TrajectoryFacts};
 use crate::runtime::{Reports, tensor_error};
-use crate::sample::prompt_faults;
+use crate::sample::{prompt_faults, prompt_warnings};
 
 /// Shows where the words of a prompt are looked for: the subject's cross-attention at one step of a trajectory.
 ///
@@ -90,7 +90,11 @@ impl Node for AttentionMap {
     type Inputs = Inputs;
     type Outputs = Outputs;
 
-    fn check(&self, inputs: &Types<Inputs>, _: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
+    fn check(
+        &self,
+        inputs: &Types<Inputs>,
+        files: &dyn Files,
+    ) -> Result<Types<Outputs>, Vec<Fault>> {
         let mut faults = Vec::new();
         let model: Option<ModelFacts> = inputs.facts("model");
         let trajectory: Option<TrajectoryFacts> = inputs.facts("trajectory");
@@ -127,7 +131,9 @@ impl Node for AttentionMap {
             }
         }
         if faults.is_empty() {
-            Ok(Types::unknown())
+            let prompt = self.prompt.iter().map(|prompt| ("prompt", prompt.as_str()));
+            let prompt: Vec<_> = prompt.collect();
+            Ok(Types::unknown().warn(prompt_warnings(model.as_ref(), &prompt, files)))
         } else {
             Err(faults)
         }

@@ -16,9 +16,9 @@ use super::layout::{
 };
 use super::memory::Memory;
 use super::preview::LinearMap;
-use super::prompt::{Encoded, Prompt, Reader, Reading, encode};
+use super::prompt::{BREAK, Encoded, LongPrompts, Prompt, Reader, Reading, Syntax, encode};
 use super::scheduler::{SchedulerConfig, Spacing};
-use super::tokenizer::{Added, Tokenizer, TokenizerFiles};
+use super::tokenizer::{self, Added, Recipe, Tokenizer, TokenizerFiles};
 use super::unet::{SiteInfo, Unet, UnetConfig};
 use super::vae::{Vae, VaeConfig};
 use super::weights::{Changes, LowRank, Maps, Shared, Stored, Table, Tensors, Weights};
@@ -42,6 +42,8 @@ pub struct TextDescription {
     tokenizer: TokenizerFiles,
     /// Where these are, for messages.
     folder: PathBuf,
+    /// Where they come from.
+    vocabulary: Vocabulary,
     table: Arc<Table>,
 }
 
@@ -111,7 +113,10 @@ pub struct ModelFacts {
     pub reading: Reading,
     /// The tokens that textual inversion added.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub added_tokens: Vec<String>,
+    pub added_tokens: Vec<Added>,
+    /// The vocabulary of each text encoder. Empty: not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vocabularies: Vec<VocabularyFacts>,
     /// The U-Net's configuration, which adapters are checked against.
     pub unet_config: UnetConfig,
     /// Those of the text encoders.
@@ -126,7 +131,100 @@ pub struct ModelFacts {
     pub distilled: Option<String>,
 }
 
+/// What is known of a text encoder's vocabulary before anything runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VocabularyFacts {
+    /// Where it comes from.
+    pub source: Vocabulary,
+    /// The digest of its texts.
+    pub digest: String,
+    /// The number of tokens of every prompt, begin and end among them.
+    pub length: usize,
+}
+
+/// Something in a prompt that is not read as it seems.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PromptWarning {
+    /// What is not.
+    pub message: String,
+    /// What to do about it.
+    pub help: Option<String>,
+}
+
 impl ModelFacts {
+    /// What in a prompt is not read as it seems: tokens that do not fit, and what means something in other programs.
+    /// Files are read only for a prompt that may be too long, and only if none like them were read last.
+    #[must_use]
+    pub fn prompt_warnings(&self, prompt: &str, files: &dyn Files) -> Vec<PromptWarning> {
+        let as_text = self.reading.syntax.read_as_text(prompt).into_iter();
+        let as_text = as_text.map(|message| PromptWarning {
+            message,
+            help: None,
+        });
+        let encoders = 0..self.vocabularies.len();
+        // As a run has it: the text encoder that leaves out most counts.
+        let cut = encoders
+            .filter_map(|index| {
+                let reader = self.reader_for(index, prompt, files)?;
+                let (cut, tail) = reader.left_out(prompt).ok()??;
+                Some((cut, tail, reader.room()))
+            })
+            .reduce(|most, next| if next.0 > most.0 { next } else { most });
+        let cut = cut.map(|(cut, tail, room)| {
+            let (s, do_not, are) = match cut {
+                1 => ("", "does not", "is"),
+                _ => ("s", "do not", "are"),
+            };
+            let tail = tail.map_or_else(String::new, |tail| format!(": {}", super::quoted(tail)));
+            PromptWarning {
+                message: format!(
+                    "the last {cut} token{s} of the prompt {do_not} fit the text encoder, which takes {room}, and {are} left out{tail}"
+                ),
+                help: Some(
+                    "shorten the prompt, or give `long_prompts: chunks` to load_model to have all of it read"
+                        .to_owned(),
+                ),
+            }
+        });
+        as_text.chain(cut).collect()
+    }
+
+    /// Reads a prompt as text encoder `index` does; `None` for one that fits whatever its tokens are, and where the
+    /// vocabulary cannot be had.
+    fn reader_for(&self, index: usize, prompt: &str, files: &dyn Files) -> Option<Reader> {
+        let (vocabulary, config) = (self.vocabularies.get(index)?, self.text_configs.get(index)?);
+        // A token stands for a byte or more, and normalisation makes at most three of one.
+        let bytes = prompt.len() * if prompt.is_ascii() { 1 } else { 3 };
+        let vectors = self.added_tokens.iter().map(|token| token.vectors).max();
+        let most = bytes.saturating_mul(vectors.unwrap_or(1).max(1));
+        let fits = most <= vocabulary.length.saturating_sub(2);
+        // What follows a break does not fit, however short it is.
+        let breaks = self.reading.syntax == Syntax::A1111 && prompt.contains(BREAK);
+        if self.reading.long_prompts == LongPrompts::Chunks || fits && !breaks {
+            return None;
+        }
+        let recipe = Recipe {
+            digest: vocabulary.digest.clone(),
+            positions: config.max_position_embeddings,
+            first: u32::try_from(config.vocab_size).ok()?,
+            added: self.added_tokens.clone(),
+        };
+        let read = || {
+            let mut faults = Vec::new();
+            let (texts, _) = read_vocabulary(&vocabulary.source, files, &mut faults);
+            match faults.pop() {
+                Some(fault) => Err(fault),
+                // The files changed since: whoever asks next gets other facts.
+                None if texts.digest() != vocabulary.digest => {
+                    Err(Error::request("the vocabulary changed"))
+                }
+                None => Ok(texts),
+            }
+        };
+        let tokenizer = tokenizer::shared(recipe, read, Path::new("tokenizer")).ok()?;
+        Some(Reader::new(tokenizer, self.reading))
+    }
+
     /// Gives the model another VAE.
     pub fn set_vae(&mut self, vae: &VaeConfig) {
         self.latent_channels = vae.latent_channels;
@@ -406,6 +504,7 @@ impl Description {
                     config,
                     tokenizer,
                     folder,
+                    vocabulary: layout.texts[i].1.clone(),
                 })
             })
             .collect::<Result<_>>()
@@ -444,6 +543,23 @@ impl Description {
         }));
     }
 
+    /// What the checks need to count tokens; empty where a path cannot be a part of facts, which are Unicode.
+    fn vocabularies(&self) -> Vec<VocabularyFacts> {
+        let unicode = |vocabulary: &Vocabulary| match vocabulary {
+            Vocabulary::Folder(folder) => folder.to_str().is_some(),
+            Vocabulary::Clip(_) => true,
+        };
+        if !self.texts.iter().all(|text| unicode(&text.vocabulary)) {
+            return Vec::new();
+        }
+        let facts = self.texts.iter().map(|text| VocabularyFacts {
+            source: text.vocabulary.clone(),
+            digest: text.tokenizer.digest(),
+            length: text.tokenizer.length(text.config.max_position_embeddings),
+        });
+        facts.collect()
+    }
+
     /// What the nodes' checks need to know.
     #[must_use]
     pub fn facts(&self) -> ModelFacts {
@@ -465,6 +581,7 @@ impl Description {
             scheduler: self.scheduler.clone(),
             reading: Reading::default(),
             added_tokens: Vec::new(),
+            vocabularies: self.vocabularies(),
             unet_config: unet.clone(),
             text_configs: self.texts.iter().map(|text| text.config.clone()).collect(),
             vae_config: self.vae.clone(),
@@ -640,6 +757,11 @@ impl<T> Default for Lazy<T> {
 
 impl<T> Lazy<T> {
     fn get(&self, load: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+        self.get_shared(|| load().map(Arc::new))
+    }
+
+    /// The same of a part that others may have too.
+    fn get_shared(&self, load: impl FnOnce() -> Result<Arc<T>>) -> Result<Arc<T>> {
         let mut slot = self
             .0
             .lock()
@@ -647,7 +769,7 @@ impl<T> Lazy<T> {
         if let Some(part) = &*slot {
             return Ok(part.clone());
         }
-        let part = Arc::new(load()?);
+        let part = load()?;
         *slot = Some(part.clone());
         Ok(part)
     }
@@ -1103,13 +1225,8 @@ impl Checkpoint {
     /// When its files are not what they should be, or there is no such encoder.
     pub fn tokenizer(&self, index: usize) -> Result<Arc<Tokenizer>> {
         let text = self.text(index)?;
-        self.tokenizers[index].get(|| {
+        self.tokenizers[index].get_shared(|| {
             let config = &text.config;
-            let tokenizer = Tokenizer::new(
-                &text.tokenizer,
-                &text.folder,
-                config.max_position_embeddings,
-            )?;
             let added: Vec<Added> = self
                 .added
                 .iter()
@@ -1120,7 +1237,13 @@ impl Checkpoint {
                 .collect();
             let first = u32::try_from(config.vocab_size)
                 .map_err(|_| Error::request("the vocabulary is too large"))?;
-            tokenizer.with_added(first, &added)
+            let recipe = Recipe {
+                digest: text.tokenizer.digest(),
+                positions: config.max_position_embeddings,
+                first,
+                added,
+            };
+            tokenizer::shared(recipe, || Ok(text.tokenizer.clone()), &text.folder)
         })
     }
 

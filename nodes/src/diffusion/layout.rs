@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use retouch_graph::Files;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::published::Published;
 use super::scheduler::{Prediction, SchedulerConfig, Spacing};
@@ -157,7 +157,7 @@ impl Part {
 }
 
 /// Where a text encoder's tokenizer comes from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Vocabulary {
     /// A folder of files.
     Folder(PathBuf),

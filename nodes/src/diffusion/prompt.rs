@@ -106,9 +106,11 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
+/// What begins the next chunk, in the UI's syntax.
+pub(super) const BREAK: &str = "BREAK";
+
 /// Adds text of weight 1, split at every `BREAK` that stands alone; the spaces around it go with it.
 fn push_text(pieces: &mut Vec<Piece>, text: &str) {
-    const BREAK: &str = "BREAK";
     let mut rest = text;
     let mut from = 0;
     while let Some(at) = rest[from..].find(BREAK).map(|at| from + at) {
@@ -446,8 +448,9 @@ impl Reader {
         self.reading
     }
 
-    /// Words that fit a chunk.
-    fn room(&self) -> usize {
+    /// Tokens of words that fit a chunk.
+    #[must_use]
+    pub fn room(&self) -> usize {
         self.tokenizer.length().saturating_sub(2)
     }
 
@@ -478,6 +481,33 @@ impl Reader {
         };
         let chunks = fillings.into_iter().map(|f| self.chunk(f)).collect();
         Ok(Prompt { chunks, cut })
+    }
+
+    /// What of a prompt does not fit: how many tokens, and the text from the first of them on where every character of the
+    /// prompt is text. `None`: all of it fits.
+    ///
+    /// # Errors
+    /// As [`Reader::read`].
+    pub fn left_out<'p>(&self, prompt: &'p str) -> Result<Option<(usize, Option<&'p str>)>> {
+        if self.reading.long_prompts == LongPrompts::Chunks {
+            return Ok(None);
+        }
+        let (_, cut) = self.truncated(&self.words(prompt)?);
+        if cut == 0 {
+            return Ok(None);
+        }
+        let mut tail = None;
+        if self.reading.syntax == Syntax::Plain {
+            let mut used = 0;
+            for (word, start) in self.tokenizer.places(prompt)? {
+                used += word.count;
+                if used > self.room() {
+                    tail = prompt.get(start..);
+                    break;
+                }
+            }
+        }
+        Ok(Some((cut, tail)))
     }
 
     /// The one chunk of a prompt without words.
@@ -751,5 +781,46 @@ mod tests {
         ] {
             assert_eq!(told(Syntax::Plain, text), Vec::<String>::new(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_left_out_is_what_reading_cuts_and_begins_where_it_stands() {
+        use crate::diffusion::tokenizer::{Added, PadToken, TokenizerFiles};
+        let files = TokenizerFiles::built_in(PadToken::End).unwrap();
+        let tokenizer = Tokenizer::new(&files, std::path::Path::new(""), 77).unwrap();
+        let added = [Added {
+            token: "<toy>".into(),
+            vectors: 3,
+        }];
+        let tokenizer = Arc::new(tokenizer.with_added(49408, &added).unwrap());
+        let plain = Reader::new(Arc::clone(&tokenizer), Reading::default());
+        let fifteen = "a photo of a teddy, ".repeat(15); // of 6 tokens each
+        for (prompt, cut, tail) in [
+            ("a ".repeat(75), 0, ""),
+            ("a ".repeat(74) + "  bär, ", 3, "är, "),
+            ("a ".repeat(74) + "<TOY>", 2, "<TOY>"),
+            ("É ".repeat(75) + "cat", 1, "cat"),
+            (
+                fifteen.clone(),
+                15,
+                "a teddy, a photo of a teddy, a photo of a teddy, ",
+            ),
+        ] {
+            let found = plain.left_out(&prompt).unwrap();
+            assert_eq!(
+                found.map_or(0, |(cut, _)| cut),
+                plain.read(&prompt).unwrap().cut
+            );
+            let expected = (cut > 0).then_some((cut, Some(tail)));
+            assert_eq!(found, expected, "{prompt}");
+        }
+        let chunks = Reading {
+            long_prompts: LongPrompts::Chunks,
+            ..Reading::default()
+        };
+        assert_eq!(
+            Reader::new(tokenizer, chunks).left_out(&fifteen).unwrap(),
+            None
+        );
     }
 }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -25,7 +26,7 @@ static CLIP_MERGES: &[u8] = include_bytes!("../../data/clip-merges.txt.gz");
 const LONGEST_MERGES: u64 = 1 << 20;
 
 /// What fills a prompt up to its length, in the published families.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PadToken {
     /// The end token: Stable Diffusion 1, SDXL's first text encoder.
     End,
@@ -58,6 +59,17 @@ struct SpecialTokens {
     model_max_length: Option<f64>,
 }
 
+impl SpecialTokens {
+    /// The number of tokens of every prompt.
+    fn length(&self, positions: usize) -> usize {
+        // A tokenizer without a limit of its own says 1e30.
+        self.model_max_length
+            .filter(|&length| (2.0..1e6).contains(&length))
+            .map_or(positions, |length| length as usize)
+            .min(positions)
+    }
+}
+
 /// The texts of the files in a checkpoint's `tokenizer` folder.
 #[derive(Clone, Debug, Default)]
 pub struct TokenizerFiles {
@@ -74,11 +86,41 @@ pub struct TokenizerFiles {
 }
 
 impl TokenizerFiles {
+    /// The number of tokens of every prompt, begin and end among them, for a text encoder of so many positions.
+    #[must_use]
+    pub fn length(&self, positions: usize) -> usize {
+        let config = self.config.as_deref().map(serde_json::from_str);
+        let config: SpecialTokens = config.and_then(Result::ok).unwrap_or_default();
+        config.length(positions)
+    }
+
     /// CLIP's own vocabulary, which every Stable Diffusion model and SDXL have: for checkpoints that bring none.
     ///
     /// # Errors
     /// When the data in the program is damaged.
     pub fn built_in(pad: PadToken) -> Result<Self> {
+        static TEXTS: OnceLock<(String, String)> = OnceLock::new();
+        let (vocab, merges) = match TEXTS.get() {
+            Some(texts) => texts,
+            None => {
+                let texts = Self::unpacked()?;
+                TEXTS.get_or_init(|| texts)
+            }
+        };
+        Ok(Self {
+            tokenizer: None,
+            vocab: Some(vocab.clone()),
+            merges: Some(merges.clone()),
+            config: None,
+            special_tokens: match pad {
+                PadToken::End => None,
+                PadToken::Exclamation => Some(r#"{"pad_token": "!"}"#.to_owned()),
+            },
+        })
+    }
+
+    /// The vocabulary and the merges that are in the program.
+    fn unpacked() -> Result<(String, String)> {
         let mut merges = String::new();
         flate2::read::GzDecoder::new(CLIP_MERGES)
             .take(LONGEST_MERGES)
@@ -97,17 +139,69 @@ impl TokenizerFiles {
             .enumerate()
             .map(|(id, word)| (word, id.into()))
             .collect();
-        Ok(Self {
-            tokenizer: None,
-            vocab: Some(serde_json::Value::Object(vocabulary).to_string()),
-            merges: Some(merges),
-            config: None,
-            special_tokens: match pad {
-                PadToken::End => None,
-                PadToken::Exclamation => Some(r#"{"pad_token": "!"}"#.to_owned()),
-            },
-        })
+        Ok((serde_json::Value::Object(vocabulary).to_string(), merges))
     }
+
+    /// A digest of the texts: equal ones make equal tokenizers.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for text in [
+            &self.tokenizer,
+            &self.vocab,
+            &self.merges,
+            &self.config,
+            &self.special_tokens,
+        ] {
+            // No text is as long as the mark of one that is not there.
+            let length = text.as_ref().map_or(u64::MAX, |text| text.len() as u64);
+            hasher.update(&length.to_le_bytes());
+            hasher.update(text.as_deref().unwrap_or("").as_bytes());
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+}
+
+/// What a tokenizer is made of: equal recipes make equal tokenizers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recipe {
+    /// The [digest](TokenizerFiles::digest) of the texts.
+    pub digest: String,
+    /// The text encoder's longest sequence.
+    pub positions: usize,
+    /// The id of the first added token.
+    pub first: u32,
+    /// The added tokens.
+    pub added: Vec<Added>,
+}
+
+/// The tokenizers that were used last, so that neither every check nor the run after it parses a vocabulary again.
+static LAST: Mutex<Vec<(Recipe, Arc<Tokenizer>)>> = Mutex::new(Vec::new());
+/// How many of them are kept.
+const KEPT: usize = 4;
+
+/// The tokenizer of a recipe: one that was made before, or else a new one of the texts that `files` gives, whose folder is
+/// for messages.
+///
+/// # Errors
+/// As [`Tokenizer::new`] and [`Tokenizer::with_added`].
+pub fn shared(
+    recipe: Recipe,
+    files: impl FnOnce() -> Result<TokenizerFiles>,
+    folder: &Path,
+) -> Result<Arc<Tokenizer>> {
+    // A panic while one is made leaves the list as it was.
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    let made = match last.iter().position(|(known, _)| *known == recipe) {
+        Some(at) => last.remove(at).1,
+        None => {
+            let made = Tokenizer::new(&files()?, folder, recipe.positions)?;
+            Arc::new(made.with_added(recipe.first, &recipe.added)?)
+        }
+    };
+    last.truncate(KEPT - 1);
+    last.insert(0, (recipe, Arc::clone(&made)));
+    Ok(made)
 }
 
 /// The character that stands for each byte in the vocabulary, in the order of their ids: printable bytes for themselves,
@@ -133,7 +227,7 @@ pub struct Tokenizer {
 }
 
 /// A token that a vocabulary lacks, such as textual inversion learns: it stands for as many ids as it has vectors.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Added {
     /// The text that stands for it in prompts, such as `<cat>`; upper and lower case are one.
     pub token: String,
@@ -179,6 +273,7 @@ impl Tokenizer {
         };
         let config = parse(&files.config, "tokenizer_config.json")?;
         let map = parse(&files.special_tokens, "special_tokens_map.json")?;
+        let length = config.length(positions);
         let name = |map: Option<TokenName>, config: Option<TokenName>, default: &str| {
             map.or(config)
                 .map_or_else(|| default.to_owned(), TokenName::text)
@@ -209,12 +304,6 @@ impl Tokenizer {
                 config_error(folder, format!("the vocabulary has no token {token:?}"))
             })
         };
-        // A tokenizer without a limit of its own says 1e30.
-        let length = config
-            .model_max_length
-            .filter(|&length| (2.0..1e6).contains(&length))
-            .map_or(positions, |length| length as usize)
-            .min(positions);
         Ok(Self {
             bos: id(&bos)?,
             eos: id(&eos)?,
@@ -358,8 +447,25 @@ impl Tokenizer {
             .inner
             .encode_fast(text, false)
             .map_err(|e| Error::request(format!("the prompt {text:?} cannot be tokenized: {e}")))?;
-        let own = |&first: &u32| Word { first, count: 1 };
-        let word = |id: &u32| self.added.get(id).copied().unwrap_or_else(|| own(id));
-        Ok(encoding.get_ids().iter().map(word).collect())
+        Ok(encoding.get_ids().iter().map(|id| self.word(*id)).collect())
+    }
+
+    /// The tokens of a text with the byte at which each begins.
+    pub(super) fn places(&self, text: &str) -> Result<Vec<(Word, usize)>> {
+        let encoding = self
+            .inner
+            .encode(text, false)
+            .map_err(|e| Error::request(format!("the prompt {text:?} cannot be tokenized: {e}")))?;
+        let ids = encoding.get_ids().iter().map(|id| self.word(*id));
+        let starts = encoding.get_offsets().iter().map(|(start, _)| *start);
+        Ok(ids.zip(starts).collect())
+    }
+
+    fn word(&self, id: u32) -> Word {
+        let own = Word {
+            first: id,
+            count: 1,
+        };
+        self.added.get(&id).copied().unwrap_or(own)
     }
 }

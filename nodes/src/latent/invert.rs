@@ -20,7 +20,7 @@ use crate::diffusion::tiles::Tiled;
 use crate::fields::Template;
 use crate::payload::{Latent, LatentFacts, Model, Table, Trajectory, TrajectoryFacts};
 use crate::runtime::{Reports, tensor_error};
-use crate::sample::{prompt_faults, steps_fault};
+use crate::sample::{prompt_faults, prompt_warnings, steps_fault};
 
 /// Inverts a latent: finds, by running DDIM (eta 0) backwards, the noise that it could have come from, and every latent between.
 ///
@@ -148,7 +148,11 @@ impl Node for Invert {
     type Inputs = Inputs;
     type Outputs = Outputs;
 
-    fn check(&self, inputs: &Types<Inputs>, _: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
+    fn check(
+        &self,
+        inputs: &Types<Inputs>,
+        files: &dyn Files,
+    ) -> Result<Types<Outputs>, Vec<Fault>> {
         let mut faults = Vec::new();
         let model: Option<ModelFacts> = inputs.facts("model");
         let latent: Option<LatentFacts> = inputs.facts("latent");
@@ -162,7 +166,8 @@ impl Node for Invert {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let mut types = Types::unknown();
+        let prompts = [("prompt", self.prompt.as_str())];
+        let mut types = Types::unknown().warn(prompt_warnings(model.as_ref(), &prompts, files));
         if let Some(latent) = latent {
             let facts = TrajectoryFacts::of(latent, self.steps);
             types = types.with("trajectory", &facts).with("noise", &latent);

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use retouch_graph::{Chain, Chained, Fault, NodeError, Upstream};
+use retouch_graph::{Chain, Chained, Fault, Files, NodeError, Upstream};
 
 use crate::chain::{self, Draw, Moves, SamplerNote, TrajectoryNote};
 use crate::diffusion::Error;
@@ -129,6 +129,28 @@ pub(crate) fn prompt_faults(
             other => Some(Fault::value(name, other.to_string())),
         })
         .collect()
+}
+
+/// Prompts, by their parameters, that the model is known not to read as they seem to be read.
+pub(crate) fn prompt_warnings(
+    model: Option<&ModelFacts>,
+    prompts: &[(&'static str, &str)],
+    files: &dyn Files,
+) -> Vec<Fault> {
+    let Some(model) = model else {
+        return Vec::new();
+    };
+    let warnings = prompts.iter().flat_map(|(name, prompt)| {
+        let own = model.prompt_warnings(prompt, files).into_iter();
+        own.map(|warning| {
+            let fault = Fault::value(name, warning.message);
+            match warning.help {
+                Some(help) => fault.help(help),
+                None => fault,
+            }
+        })
+    });
+    warnings.collect()
 }
 
 /// Guidance that makes no sense.

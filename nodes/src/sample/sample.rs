@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use super::fields::{SchedulerField, Strength, is_zero};
 use super::{
-    Scheduling, Start, failed, guidance_fault, mask_batch_fault, prompt_faults, rescale_fault,
-    steps_fault,
+    Scheduling, Start, failed, guidance_fault, mask_batch_fault, prompt_faults, prompt_warnings,
+    rescale_fault, steps_fault,
 };
 use crate::attention::{ControlNote, SwapAttention, Texts, schedule_fault};
 use crate::chain::{
@@ -176,6 +176,33 @@ impl Sample {
 
     fn steps(&self) -> usize {
         self.steps.unwrap_or(DEFAULT_STEPS)
+    }
+
+    /// Warnings of the prompts of a control, which are read by the model of this node and not known to be where they are
+    /// written.
+    fn control_warnings(&self, inputs: &Types<Inputs>, files: &dyn Files) -> Vec<Fault> {
+        let (Some(model), Some(control)) = (
+            inputs.facts::<ModelFacts>("model"),
+            inputs.facts::<ControlFacts>("control"),
+        ) else {
+            return Vec::new();
+        };
+        let settings = &control.settings;
+        let references = settings.reference_prompt.iter();
+        let prompts = references.map(|prompt| ("reference_prompt", prompt)).chain(
+            settings
+                .context_prompt
+                .iter()
+                .map(|prompt| ("context_prompt", prompt)),
+        );
+        let warnings = prompts.flat_map(|(name, prompt)| {
+            let own = prompt_warnings(Some(&model), &[("control", prompt)], files);
+            own.into_iter().map(move |mut warning| {
+                warning.message = format!("`{name}` of the control: {}", warning.message);
+                warning
+            })
+        });
+        warnings.collect()
     }
 
     /// Faults of a sampler with a control.
@@ -1092,13 +1119,19 @@ impl Node for Sample {
     type Inputs = Inputs;
     type Outputs = Outputs;
 
-    fn check(&self, inputs: &Types<Inputs>, _: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
+    fn check(
+        &self,
+        inputs: &Types<Inputs>,
+        files: &dyn Files,
+    ) -> Result<Types<Outputs>, Vec<Fault>> {
         let model: Option<ModelFacts> = inputs.facts("model");
         let controlled = inputs.is_linked("control");
-        let mut faults = prompt_faults(
-            model.as_ref(),
-            &[("prompt", &self.prompt), ("negative", &self.negative)],
-        );
+        let prompts = [
+            ("prompt", self.prompt.as_str()),
+            ("negative", self.negative.as_str()),
+        ];
+        let mut faults = prompt_faults(model.as_ref(), &prompts);
+        let warnings = prompt_warnings(model.as_ref(), &prompts, files);
         if controlled {
             faults.extend(guidance_fault(self.guidance));
             faults.extend(rescale_fault(self.guidance_rescale, self.guidance));
@@ -1106,7 +1139,9 @@ impl Node for Sample {
             if !faults.is_empty() {
                 return Err(faults);
             }
-            let mut types = Types::unknown();
+            let mut types = Types::unknown()
+                .warn(warnings)
+                .warn(self.control_warnings(inputs, files));
             if let Some((facts, context)) = inputs
                 .facts::<ControlFacts>("control")
                 .and_then(|facts| Some((facts.context?, facts)))
@@ -1156,7 +1191,7 @@ impl Node for Sample {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let types = Types::unknown().without(
+        let types = Types::unknown().warn(warnings).without(
             "masks",
             "`sample` makes `masks` only with a `control` that swaps attention",
         );

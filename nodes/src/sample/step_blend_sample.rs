@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::fields::{SchedulerField, is_zero};
-use super::{Scheduling, Start, prompt_faults};
+use super::{Scheduling, Start, prompt_faults, prompt_warnings};
 use crate::chain::{self, Remembers};
 use crate::diffusion::checkpoint::ModelFacts;
 use crate::diffusion::sampling::{Drawn, Prompted, step_blend_sample};
@@ -157,7 +157,11 @@ impl Node for StepBlendSample {
     type Inputs = Inputs;
     type Outputs = Outputs;
 
-    fn check(&self, inputs: &Types<Inputs>, _: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
+    fn check(
+        &self,
+        inputs: &Types<Inputs>,
+        files: &dyn Files,
+    ) -> Result<Types<Outputs>, Vec<Fault>> {
         let vanilla: Option<ModelFacts> = inputs.facts("vanilla");
         let personalized: Option<ModelFacts> = inputs.facts("personalized");
         let latent: Option<LatentFacts> = inputs.facts("latent");
@@ -207,7 +211,29 @@ impl Node for StepBlendSample {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let types = Types::unknown();
+        // A model that draws no step encodes nothing.
+        let blend_steps = self.blend_steps.resolve(self.steps);
+        let vanilla = vanilla.filter(|_| blend_steps > 0);
+        let drawing = personalized.as_ref().filter(|_| blend_steps < self.steps);
+        let mut warnings = prompt_warnings(
+            vanilla.as_ref(),
+            &[("vanilla_prompt", &self.vanilla_prompt)],
+            files,
+        );
+        warnings.extend(prompt_warnings(
+            drawing,
+            &[("personalized_prompt", &self.personalized_prompt)],
+            files,
+        ));
+        // Both read it; what either leaves out is told once.
+        let negative = [("negative", self.negative.as_str())];
+        let by_vanilla = prompt_warnings(vanilla.as_ref(), &negative, files);
+        let by_both = prompt_warnings(drawing, &negative, files)
+            .into_iter()
+            .filter(|warning| !by_vanilla.contains(warning));
+        warnings.extend(by_both.collect::<Vec<_>>());
+        warnings.extend(by_vanilla);
+        let types = Types::unknown().warn(warnings);
         Ok(
             match self.start().trajectory(personalized.as_ref(), latent) {
                 Some(facts) => types
