@@ -1052,12 +1052,14 @@ fn authorities_that_the_system_trusts_are_trusted_and_no_others() {
     refused(&trusting(Path::new("/nothing.pem")), 3, &["R0325"]);
     assert!(hub.asked().is_empty(), "nothing was sent to a stranger");
     refused(&trusting(&tls.join("authority.pem")), 3, &["R0322"]);
+    // The list lacks the weights; the index says what kind of model it is.
     let asked = hub.asked();
-    assert_eq!(
-        asked.len(),
-        1,
-        "the list was fetched, and lacks the weights: {asked:?}"
+    assert!(
+        asked[0].path.starts_with("/api/models/tiny/sd1/"),
+        "{asked:?}"
     );
+    let index = format!("/tiny/sd1/resolve/{COMMIT}/model_index.json");
+    assert_eq!(contents(&asked), [index]);
 }
 
 #[test]
