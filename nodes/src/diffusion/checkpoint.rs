@@ -203,12 +203,8 @@ impl ModelFacts {
         if self.reading.long_prompts == LongPrompts::Chunks || fits && !breaks {
             return None;
         }
-        let recipe = Recipe {
-            digest: vocabulary.digest.clone(),
-            positions: config.max_position_embeddings,
-            first: u32::try_from(config.vocab_size).ok()?,
-            added: self.added_tokens.clone(),
-        };
+        let added = self.added_tokens.clone();
+        let recipe = recipe(vocabulary.digest.clone(), config, added).ok()?;
         let read = || {
             let mut faults = Vec::new();
             let (texts, _) = read_vocabulary(&vocabulary.source, files, &mut faults);
@@ -308,6 +304,18 @@ fn not_expected(settings: &Settings, e: &serde_json::Error) -> Error {
         file: settings.path().to_owned(),
         message: format!("is not the configuration that was expected: {e}"),
     }
+}
+
+/// What a text encoder's tokenizer is made of: the digest of its texts, and what is added to them.
+fn recipe(digest: String, config: &ClipTextConfig, added: Vec<Added>) -> Result<Recipe> {
+    let first = u32::try_from(config.vocab_size)
+        .map_err(|_| Error::request("the vocabulary is too large"))?;
+    Ok(Recipe {
+        digest,
+        positions: config.max_position_embeddings,
+        first,
+        added,
+    })
 }
 
 /// The texts of a tokenizer's files, and where they are.
@@ -468,7 +476,9 @@ impl Description {
         for ((config, (files, folder)), (part, _)) in
             configs.iter().zip(&vocabularies).zip(&layout.texts)
         {
-            match Tokenizer::new(files, folder, config.max_position_embeddings) {
+            let made = recipe(files.digest(), config, Vec::new());
+            let made = made.and_then(|r| tokenizer::shared(r, || Ok(files.clone()), folder));
+            match made {
                 Ok(tokenizer) => {
                     let highest = tokenizer.highest_id() as usize;
                     if highest >= config.vocab_size {
@@ -1235,14 +1245,7 @@ impl Checkpoint {
                     vectors: token.vectors(),
                 })
                 .collect();
-            let first = u32::try_from(config.vocab_size)
-                .map_err(|_| Error::request("the vocabulary is too large"))?;
-            let recipe = Recipe {
-                digest: text.tokenizer.digest(),
-                positions: config.max_position_embeddings,
-                first,
-                added,
-            };
+            let recipe = recipe(text.tokenizer.digest(), config, added)?;
             tokenizer::shared(recipe, || Ok(text.tokenizer.clone()), &text.folder)
         })
     }
