@@ -470,7 +470,7 @@ impl SlowAtFailure {
             .changed
             .wait_timeout_while(seen, most, |seen| !for_what(seen));
         if waited.unwrap().1.timed_out() {
-            self.stuck.store(true, std::sync::atomic::Ordering::Relaxed);
+            self.stuck.store(true, Ordering::Relaxed);
         }
     }
 }
