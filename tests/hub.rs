@@ -986,6 +986,90 @@ fn a_bundle_cannot_make_anybody_fetch_more_than_it_says() {
     assert!(!got.iter().any(|path| path.ends_with(UNET)), "{got:?}");
 }
 
+/// Starts a command on a terminal of its own and waits until it asks; the terminal's other end.
+#[cfg(unix)]
+fn asked_on_a_terminal(user: &User, arguments: &[&str]) -> (std::process::Child, std::fs::File) {
+    use std::os::fd::FromRawFd;
+    use std::ptr::null_mut;
+    let (mut ours, mut theirs) = (-1, -1);
+    // SAFETY: both descriptors are written; name, settings and size may be left out.
+    let opened = unsafe {
+        libc::openpty(
+            &raw mut ours,
+            &raw mut theirs,
+            null_mut(),
+            null_mut(),
+            null_mut(),
+        )
+    };
+    assert_eq!(opened, 0);
+    // SAFETY: they were just opened, and nothing else owns them.
+    let (ours, theirs) = unsafe {
+        (
+            std::fs::File::from_raw_fd(ours),
+            std::fs::File::from_raw_fd(theirs),
+        )
+    };
+    let terminal = || Stdio::from(theirs.try_clone().unwrap());
+    let mut command = user.command(arguments);
+    command.stdin(terminal()).stderr(terminal());
+    let child = command.stdout(Stdio::null()).spawn().unwrap();
+    let (to, pieces) = std::sync::mpsc::channel();
+    let mut screen = ours.try_clone().unwrap();
+    std::thread::spawn(move || {
+        let mut piece = [0; 1024];
+        // To the end, so that the command never waits for the terminal.
+        while let Ok(count @ 1..) = screen.read(&mut piece) {
+            let _ = to.send(String::from_utf8_lossy(&piece[..count]).into_owned());
+        }
+    });
+    let mut text = String::new();
+    while !text.contains("[y/N]") {
+        text += &pieces
+            .recv_timeout(Duration::from_secs(60))
+            .unwrap_or_else(|_| panic!("it does not ask: {text}"));
+    }
+    (child, ours)
+}
+
+#[cfg(unix)]
+#[test]
+fn the_question_whether_to_fetch_is_answered_on_the_terminal_or_interrupted() {
+    let hub = Hub::new();
+    let maker = User::new(&hub);
+    done(&maker.retouch(&["bundle", "wf.yaml"]));
+    let guest = User::new(&hub);
+    std::fs::copy(maker.path("wf.tar.zst"), guest.path("wf.tar.zst")).unwrap();
+    hub.asked();
+    for (answer, exit) in [
+        (None, 130),
+        (Some("n\n"), 3),
+        (Some("\u{4}"), 3),
+        (Some("y\n"), 0),
+    ] {
+        let (mut child, mut terminal) = asked_on_a_terminal(&guest, &["run", "wf.tar.zst"]);
+        assert!(hub.asked().is_empty());
+        match answer {
+            Some(answer) => terminal.write_all(answer.as_bytes()).unwrap(),
+            None => {
+                let id = libc::pid_t::try_from(child.id()).unwrap();
+                // SAFETY: it has no preconditions; the process is not waited for yet, so its number is its own.
+                assert_eq!(unsafe { libc::kill(id, libc::SIGINT) }, 0);
+            }
+        }
+        let ended = (0..1200).find_map(|_| {
+            std::thread::sleep(Duration::from_millis(50));
+            child.try_wait().unwrap()
+        });
+        let Some(ended) = ended else {
+            child.kill().unwrap();
+            panic!("{answer:?}: it goes on waiting");
+        };
+        assert_eq!(ended.code(), Some(exit), "{answer:?}");
+        assert_eq!(hub.asked().is_empty(), exit != 0, "{answer:?}");
+    }
+}
+
 /// Speaks TLS with the certificate of `tests/tls` in front of a hub; the port.
 fn behind_tls(hub: &Hub) -> u16 {
     use rustls::pki_types::pem::PemObject;

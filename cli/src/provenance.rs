@@ -10,6 +10,7 @@ use retouch_graph::check::normal;
 use retouch_graph::files::{self, piece};
 use retouch_graph::provenance::{self, Origin, Provenance, ReadEntry};
 use retouch_graph::remote::Address;
+use retouch_graph::text::shortened;
 use retouch_graph::{
     Checked, Code, Digest, Engine, FileStamp, Files, Lock, LockedFile, LockedKind, Settings, Stamp,
     Sweep, SweepPlan, lock, remote,
@@ -292,8 +293,8 @@ pub fn read(path: &Path) -> Result<Provenance, Failure> {
     let strange = |path: &str| {
         // The beginning tells which one it is.
         let text = format!(
-            "carries a recipe with the path `{:.100}`",
-            path.escape_debug().to_string()
+            "carries a recipe with the path `{}`",
+            shortened(&path.escape_debug().to_string(), 100)
         );
         Err(none(&text))
     };

@@ -7,6 +7,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use retouch_graph::text::start;
+
 /// The visible character for one that is not printed as it is; `None` where it may stay.
 fn visible(c: char) -> Option<char> {
     match c {
@@ -59,17 +61,13 @@ pub const NAME: usize = 60;
 /// stay.
 #[must_use]
 pub fn cut(text: &str, most: usize) -> Cow<'_, str> {
-    if text.len() <= most || text.char_indices().nth(most).is_none() {
+    if start(text, most).is_none() {
         return Cow::Borrowed(text);
     }
     let end = most / 4;
-    let head = most - end - 1;
-    let head = text
-        .char_indices()
-        .nth(head)
-        .map_or(text.len(), |(at, _)| at);
+    let head = start(text, most - end - 1).unwrap_or(text);
     let tail = (text.char_indices().rev().take(end).last()).map_or(text.len(), |(at, _)| at);
-    Cow::Owned(format!("{}…{}", &text[..head], &text[tail..]))
+    Cow::Owned(format!("{head}…{}", &text[tail..]))
 }
 
 /// A name, a prompt or a value on one line of at most `most` characters: line breaks are visible, a long one is cut.

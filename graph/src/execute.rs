@@ -572,8 +572,10 @@ impl Job<'_> {
 }
 
 impl Run<'_> {
-    /// Queues the outputs of a task that ran; one that the node did not give is a failure.
-    fn queue_outputs(&self, state: &mut State, task: usize, values: &Outputs) {
+    /// Queues the outputs of a task that ran; one that the node did not give is a failure. What listeners are to hear of it
+    /// comes back: they are told without the lock.
+    fn queue_outputs(&self, state: &mut State, task: usize, values: &Outputs) -> Vec<Event> {
+        let mut untold = Vec::new();
         for &index in &self.outputs[task] {
             if std::mem::replace(&mut state.queued[index], true) {
                 continue;
@@ -585,45 +587,41 @@ impl Run<'_> {
                 state.deliveries.push_back(index);
             }
             if !given {
-                self.output_not_given(state, index);
+                untold.extend(self.output_not_given(state, index));
             }
             if self.job.options.drop_outputs && !saved {
                 state.uses[task] -= 1;
             }
         }
+        untold
     }
 
-    /// Notes that a node did not give an output, which is a failure where the output is required.
-    fn output_not_given(&self, state: &mut State, index: usize) {
+    /// Notes that a node did not give an output, which is a failure where the output is required. Listeners are to hear the
+    /// event once the lock is free.
+    fn output_not_given(&self, state: &mut State, index: usize) -> Option<Event> {
         let output = &self.job.plan.outputs()[index];
-        if output.required && state.error.is_none() {
-            let task = self.job.plan.task(output.task);
-            let error = not_given(
-                task.map_or("", |task| task.name()),
-                task.map_or("", |task| task.op()),
-                output.port,
-            );
-            self.tell_failure(&error);
-            self.fail(state, error, None);
+        if !output.required || state.error.is_some() {
+            return None;
         }
+        let task = self.job.plan.task(output.task);
+        let error = not_given(
+            task.map_or("", |task| task.name()),
+            task.map_or("", |task| task.op()),
+            output.port,
+        );
+        let event = node_failed(&error);
+        self.fail(state, error, None);
+        event
     }
 
-    /// Tells listeners that a node failed, if that is what it is.
+    /// Tells listeners that a node failed, if that is what it is. A listener may take its time: never under the lock.
     fn tell_failure(&self, error: &RunError) {
-        if let RunError::NodeFailed {
-            node,
-            code,
-            message,
-            help,
-            ..
-        } = error
-        {
-            self.job.listener.event(&Event::NodeFailed {
-                node: node.clone(),
-                code: *code,
-                message: message.clone(),
-                help: help.clone(),
-            });
+        self.tell_all(node_failed(error));
+    }
+
+    fn tell_all(&self, events: impl IntoIterator<Item = Event>) {
+        for event in events {
+            self.job.listener.event(&event);
         }
     }
 
@@ -801,7 +799,7 @@ impl Run<'_> {
                 state.phases[index] = Phase::Done;
                 state.left -= 1;
                 state.asked[index].clone_from(&ports);
-                self.queue_outputs(&mut state, index, &values);
+                let mut untold = self.queue_outputs(&mut state, index, &values);
                 dropped.extend(state.values[index].take());
                 if state.uses[index] > 0 {
                     state.values[index] = Some(values);
@@ -827,9 +825,11 @@ impl Run<'_> {
                     }
                 }
                 if let Some(error) = panicked {
-                    self.tell_failure(&error);
+                    untold.extend(node_failed(&error));
                     dropped.extend(self.fail(&mut state, error, None));
                 }
+                drop(state);
+                self.tell_all(untold);
             }
             Attempt::Lacks(lacks) => {
                 let mut state = lock(&self.state);
@@ -1022,7 +1022,8 @@ impl Run<'_> {
         let value = match found {
             Ok(Found::Value(value)) => Some(value),
             Ok(Found::NotGiven) => {
-                self.output_not_given(&mut lock(&self.state), index);
+                let untold = self.output_not_given(&mut lock(&self.state), index);
+                self.tell_all(untold);
                 None
             }
             Ok(Found::Gone) => {
@@ -1174,6 +1175,26 @@ impl Run<'_> {
             reused,
         })
     }
+}
+
+/// What listeners hear of an error, if it is a node's.
+fn node_failed(error: &RunError) -> Option<Event> {
+    let RunError::NodeFailed {
+        node,
+        code,
+        message,
+        help,
+        ..
+    } = error
+    else {
+        return None;
+    };
+    Some(Event::NodeFailed {
+        node: node.clone(),
+        code: *code,
+        message: message.clone(),
+        help: help.clone(),
+    })
 }
 
 /// A node's failure as the run's.

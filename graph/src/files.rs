@@ -194,13 +194,15 @@ fn kind_of(metadata: &Metadata) -> &'static str {
     }
     if kind.is_dir() {
         "a folder"
+    } else if kind.is_symlink() {
+        "a link"
     } else {
         "something else"
     }
 }
 
 /// Whether what is there is a regular file, which alone can be read without waiting for anybody.
-fn regular(metadata: &Metadata) -> io::Result<()> {
+pub(crate) fn regular(metadata: &Metadata) -> io::Result<()> {
     if metadata.is_file() {
         return Ok(());
     }

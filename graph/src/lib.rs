@@ -34,6 +34,7 @@ mod shape;
 pub mod suggest;
 pub mod sweep;
 pub mod template;
+pub mod text;
 pub mod value;
 pub mod workflow;
 pub mod write;

@@ -543,11 +543,7 @@ pub fn shown(value: &Json) -> String {
 
 fn shortened(text: &str) -> String {
     let text = text.replace(['\n', '\r', '\t'], " ");
-    if text.chars().count() <= SHOWN {
-        return text;
-    }
-    let start: String = text.chars().take(SHOWN - 1).collect();
-    format!("{}…", start.trim_end())
+    crate::text::shortened(&text, SHOWN).into_owned()
 }
 
 /// A value in a file's name: what no path may have is left out, and of a long one the rest.

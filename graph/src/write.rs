@@ -89,20 +89,51 @@ pub fn private_folder(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Opens a file, or makes it, under a name that others can foresee. A link in its place is not followed, and a named pipe
+/// is not waited for: what was opened is looked at, so nothing can take the place of what was checked.
+///
+/// # Errors
+/// When it is a link or no regular file, or the file system refuses.
+pub fn open_known(options: &OpenOptions, path: &Path) -> io::Result<File> {
+    let why = |error| {
+        // The system's words for a link ("too many levels") and for a pipe ("no such device") say little.
+        let there = fs::symlink_metadata(path).and_then(|metadata| files::regular(&metadata));
+        there.err().unwrap_or(error)
+    };
+    #[allow(unused_mut, reason = "there are no such flags on other systems")]
+    let mut options = options.clone();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(
+        &mut options,
+        libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY,
+    );
+    #[cfg(not(unix))]
+    if let Ok(metadata) = fs::symlink_metadata(path) {
+        files::regular(&metadata)?;
+    }
+    let file = options.open(path).map_err(why)?;
+    files::regular(&file.metadata()?)?;
+    Ok(file)
+}
+
 /// Opens a file of this user alone to append to it. Its name is known beforehand, so a link in its place is refused.
 ///
 /// # Errors
 /// When it is a link or no file, or the file system refuses.
 pub fn append_private(path: &Path) -> io::Result<File> {
-    if fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
-        return Err(io::Error::other("it is not a regular file"));
-    }
     let mut options = OpenOptions::new();
     options.create(true).append(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let file = options.open(path)?;
-    close(path, 0o600);
+    let file = open_known(&options, path)?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        if file.metadata()?.permissions().mode() & 0o077 != 0 {
+            // It fails for what belongs to another user, whose concern it is.
+            let _ = file.set_permissions(fs::Permissions::from_mode(0o600));
+        }
+    }
     Ok(file)
 }
 
@@ -632,6 +663,41 @@ mod tests {
         assert_eq!(fs::read(at("lines")).unwrap(), b"a\nb\n");
         std::os::unix::fs::symlink(at("usual"), at("link")).unwrap();
         assert!(append_private(&at("link")).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_or_a_pipe_under_a_known_name_is_refused_by_the_opening_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("file"), "mine").unwrap();
+        std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
+        std::os::unix::fs::symlink(at("nothing"), at("loose")).unwrap();
+        let made = std::process::Command::new("mkfifo")
+            .arg(at("pipe"))
+            .status();
+        assert!(made.unwrap().success());
+        let mut append = OpenOptions::new();
+        append.create(true).append(true);
+        let mut both = OpenOptions::new();
+        both.create(true).truncate(false).read(true).write(true);
+        for options in [append, both] {
+            for (name, kind) in [
+                ("link", "a link"),
+                ("loose", "a link"),
+                // With a reader or none, it is not waited for.
+                ("pipe", "a named pipe"),
+            ] {
+                let error = open_known(&options, &at(name)).unwrap_err();
+                let expected = format!("it is {kind}, not a regular file");
+                assert_eq!(error.to_string(), expected);
+            }
+            open_known(&options, &at("file")).unwrap();
+        }
+        assert_eq!(fs::read(at("file")).unwrap(), b"mine");
+        assert_eq!(names(folder.path()), ["file", "link", "loose", "pipe"]);
+        let error = open_known(&OpenOptions::new().append(true), &at("missing"));
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[cfg(unix)]

@@ -452,6 +452,75 @@ outputs:
     assert_eq!(told.count(), 1, "a listener hears of it too");
 }
 
+/// Takes its time over a failure: it waits until another thread of the run has done all of its work.
+#[derive(Default)]
+struct SlowAtFailure {
+    /// Whether the failure is being told, and whether `sum` is made.
+    seen: std::sync::Mutex<(bool, bool)>,
+    changed: std::sync::Condvar,
+    /// Whether it waited in vain.
+    stuck: std::sync::atomic::AtomicBool,
+}
+
+impl SlowAtFailure {
+    fn wait(&self, for_what: impl Fn(&(bool, bool)) -> bool) {
+        let most = std::time::Duration::from_secs(20);
+        let seen = self.seen.lock().unwrap();
+        let waited = self
+            .changed
+            .wait_timeout_while(seen, most, |seen| !for_what(seen));
+        if waited.unwrap().1.timed_out() {
+            self.stuck.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Listener for SlowAtFailure {
+    fn event(&self, event: &Event) {
+        match event {
+            Event::NodeStarted { node, .. } if node == "one" => self.wait(|seen| seen.0),
+            Event::NodeFinished { node, .. } if node == "sum" => {
+                self.seen.lock().unwrap().1 = true;
+                self.changed.notify_all();
+            }
+            Event::NodeFailed { .. } => {
+                self.seen.lock().unwrap().0 = true;
+                self.changed.notify_all();
+                self.wait(|seen| seen.1);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_listener_that_hears_of_an_output_that_is_not_given_holds_up_no_other_node() {
+    let engine = engine();
+    let text = "nodes:
+  bad: {op: trouble, how: nothing}
+  one: {op: number, value: 1}
+  sum: {op: add, a: $one}
+outputs:
+  bad: {value: $bad}
+  sum: {value: $sum}
+";
+    let listener = SlowAtFailure::default();
+    let options = RunOptions {
+        threads: 2,
+        keep_going: true,
+        ..RunOptions::default()
+    };
+    let error = engine
+        .run(&plan(&engine, text), &listener, &Cancel::new(), &options)
+        .unwrap_err();
+    assert_eq!(error.code(), Code::NotGiven);
+    assert_eq!(*listener.seen.lock().unwrap(), (true, true));
+    assert!(
+        !listener.stuck.into_inner(),
+        "the run waited for a listener"
+    );
+}
+
 struct CancelAtProgress(Cancel, Recorder);
 
 impl Listener for CancelAtProgress {

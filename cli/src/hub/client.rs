@@ -8,6 +8,7 @@ use std::time::Duration;
 use retouch_graph::Withheld;
 use retouch_graph::problem::Code;
 use retouch_graph::remote::{self, Address};
+use retouch_graph::text::shortened;
 use serde::{Deserialize, Serialize};
 use ureq::http::header::HeaderMap;
 use ureq::http::{Response, Uri};
@@ -356,8 +357,8 @@ impl Client {
                 && other != commit
             {
                 let what = format!(
-                    "the commit {commit} was asked for, and {:.40} came",
-                    other.escape_debug().to_string()
+                    "the commit {commit} was asked for, and {} came",
+                    shortened(&other.escape_debug().to_string(), 40)
                 );
                 return Err(Refused::Lasting(self.strange(what)));
             }

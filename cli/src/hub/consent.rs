@@ -2,11 +2,14 @@
 //! user has not. Nothing is fetched for it unless the user says so, and the user's token is not sent for it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, IsTerminal};
+use std::io::{self, BufRead, IsTerminal};
+#[cfg(unix)]
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use retouch_graph::check::normal;
+use retouch_graph::interrupt;
 use retouch_graph::remote::Address;
 
 use super::client::Listing;
@@ -28,7 +31,7 @@ impl Permit {
     /// Whether there is somebody to ask.
     #[must_use]
     pub fn can_ask(json: bool, quiet: bool) -> bool {
-        !json && !quiet && std::io::stdin().is_terminal() && crate::output::terminal()
+        !json && !quiet && io::stdin().is_terminal() && crate::output::terminal()
     }
 }
 
@@ -87,12 +90,68 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Asks on the terminal. No answer is no.
+/// Asks on the terminal. No answer is no, and so is an interruption, after which the command ends.
 fn on_terminal(question: &str) -> bool {
     tell(&format!("{question} [y/N]"));
-    let mut answer = String::new();
-    let read = std::io::stdin().lock().read_line(&mut answer);
-    read.is_ok() && matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
+    let mut input = io::stdin().lock();
+    #[cfg(unix)]
+    let answer = {
+        let stdin = io::stdin();
+        line(&mut input, stdin.as_fd(), interrupt::is_requested)
+    };
+    #[cfg(not(unix))]
+    let answer = {
+        let mut answer = String::new();
+        input.read_line(&mut answer).map(|_| answer)
+    };
+    answer.is_ok_and(|answer| {
+        matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
+            && !interrupt::is_requested()
+    })
+}
+
+/// Reads a line, and looks ten times a second whether that is over: reading alone goes on when a signal is handled.
+/// `input` reads from `source` and has nothing buffered; a terminal hands out one line at a time.
+#[cfg(unix)]
+fn line(
+    input: &mut impl BufRead,
+    source: BorrowedFd<'_>,
+    is_over: impl Fn() -> bool,
+) -> io::Result<String> {
+    let mut line = Vec::new();
+    while !line.contains(&b'\n') {
+        if is_over() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let mut poll = libc::pollfd {
+            fd: source.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: it is one entry, and its descriptor is open as long as `source` is borrowed.
+        match unsafe { libc::poll(&raw mut poll, 1, 100) } {
+            0 => continue,
+            -1 => {
+                let error = io::Error::last_os_error();
+                if error.kind() == io::ErrorKind::Interrupted {
+                    continue;
+                }
+                return Err(error);
+            }
+            _ => {}
+        }
+        let piece = match input.fill_buf() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            piece => piece?,
+        };
+        let length = piece.len();
+        if length == 0 {
+            break; // the end of the input, Ctrl-D
+        }
+        line.extend_from_slice(piece);
+        input.consume(length);
+    }
+    String::from_utf8(line).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 impl Consent {
@@ -270,6 +329,39 @@ mod tests {
             answers[log.len() - 1]
         }));
         (consent, questions)
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn an_answer_is_waited_for_until_it_comes_or_the_user_interrupts() {
+        use std::cell::Cell;
+        use std::io::{BufReader, Write};
+        let (reader, mut writer) = io::pipe().unwrap();
+        let mut input = BufReader::new(reader.try_clone().unwrap());
+        // Nothing comes: it ends when it is over, not before.
+        let looks = Cell::new(0);
+        let is_over = || {
+            looks.set(looks.get() + 1);
+            looks.get() == 3
+        };
+        let error = line(&mut input, reader.as_fd(), is_over).unwrap_err();
+        assert_eq!((error.kind(), looks.get()), (io::ErrorKind::Interrupted, 3));
+        let mut read = || line(&mut input, reader.as_fd(), || false);
+        writer.write_all(b"yes\n").unwrap();
+        assert_eq!(read().unwrap(), "yes\n");
+        // In two pieces, the second while it waits.
+        writer.write_all(b"y").unwrap();
+        let later = std::thread::spawn(move || {
+            writer.write_all(b"e\n").unwrap();
+            writer
+        });
+        assert_eq!(read().unwrap(), "ye\n");
+        let mut writer = later.join().unwrap();
+        // What the input's end cuts off counts as it is.
+        writer.write_all(b"n").unwrap();
+        drop(writer);
+        assert_eq!(read().unwrap(), "n");
+        assert_eq!(read().unwrap(), "");
     }
 
     #[test]

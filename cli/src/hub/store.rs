@@ -185,11 +185,9 @@ impl Shelf {
     fn lock(&self, etag: &str, named: &str, watch: &Watch<'_>) -> Result<File, Withheld> {
         let path = self.locks.join(format!("{etag}.lock"));
         let opened = fs::create_dir_all(&self.locks).and_then(|()| {
-            OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(&path)
+            let mut options = OpenOptions::new();
+            options.create(true).truncate(false).write(true);
+            write::open_known(&options, &path)
         });
         let file = opened.map_err(|e| unwritable(&path, &e))?;
         let mut told = false;
@@ -337,20 +335,16 @@ impl Shelf {
 /// Opens what came of a file so far, or begins it. The name is the one of the hub's own programs, so anybody who may write
 /// to the folder can foresee it: a link under it is not followed but removed.
 fn open_partial(partial: &Path) -> io::Result<File> {
-    let is_link = || fs::symlink_metadata(partial).is_ok_and(|there| there.is_symlink());
-    if is_link() {
-        fs::remove_file(partial)?;
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).read(true).write(true);
+    match write::open_known(&options, partial) {
+        Err(_) if fs::symlink_metadata(partial).is_ok_and(|there| there.is_symlink()) => {
+            fs::remove_file(partial)?;
+            // Another link by now is somebody's intent, and an error.
+            write::open_known(&options, partial)
+        }
+        opened => opened,
     }
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(partial)?;
-    if is_link() {
-        return Err(io::Error::other("somebody puts a link in its place"));
-    }
-    Ok(file)
 }
 
 /// How a file is told: with the commit, which is what is fetched.
@@ -363,7 +357,7 @@ fn at_commit(address: &Address, commit: &str) -> String {
 
 /// What git calls the content of a file: the SHA-1 digest of `blob LENGTH`, a zero byte, and the content.
 fn git_name(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
+    let mut file = files::open(path)?;
     let mut hasher = Sha1::new();
     hasher.update(format!("blob {}\0", file.metadata()?.len()));
     let mut piece = vec![0; 256 << 10];
@@ -445,7 +439,7 @@ fn link(blob: &Path, place: &Path, depth: usize) -> io::Result<()> {
                 fs::hard_link(blob, temporary).or_else(|_| {
                     let mut copy = Access::Usual.create_new(temporary)?;
                     let copied =
-                        File::open(blob).and_then(|mut blob| io::copy(&mut blob, &mut copy));
+                        files::open(blob).and_then(|mut blob| io::copy(&mut blob, &mut copy));
                     copied.map(drop).inspect_err(|_| {
                         let _ = fs::remove_file(temporary);
                     })
@@ -461,6 +455,17 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn what_is_no_file_under_a_known_name_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("etag.incomplete");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        let expected = "it is a named pipe, not a regular file";
+        assert_eq!(open_partial(&pipe).unwrap_err().to_string(), expected);
+        assert_eq!(git_name(&pipe).unwrap_err().to_string(), expected);
+    }
 
     #[test]
     fn links_under_known_names_are_not_written_through() {

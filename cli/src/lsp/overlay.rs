@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
@@ -50,6 +51,13 @@ impl Overlay {
     /// # Errors
     /// When the thread cannot be started.
     pub fn reading_aside(done: impl Fn(PathBuf) + Send + 'static) -> io::Result<Self> {
+        Self::reading_with(DiskFiles::sha256, done)
+    }
+
+    fn reading_with(
+        read: impl Fn(&DiskFiles, &Path) -> io::Result<Digest> + Send + 'static,
+        done: impl Fn(PathBuf) + Send + 'static,
+    ) -> io::Result<Self> {
         let (sender, files) = mpsc::channel::<ToRead>();
         let overlay = Self {
             reader: Some(Mutex::new(sender)),
@@ -60,8 +68,12 @@ impl Overlay {
             .name("digests".to_owned())
             .spawn(move || {
                 for ToRead { path, stamp } in files {
-                    let digest = disk.sha256(&path);
-                    let digest = digest.map_err(|error| (error.kind(), error.to_string()));
+                    // What panics must not leave the file as one that is being read, nor end the thread.
+                    let digest = catch_unwind(AssertUnwindSafe(|| read(&disk, &path)));
+                    let digest = match digest {
+                        Ok(digest) => digest.map_err(|error| (error.kind(), error.to_string())),
+                        Err(_) => Err((io::ErrorKind::Other, "reading it panicked".to_owned())),
+                    };
                     lock(&pinned).insert(path.clone(), Pinned::Read(stamp, digest));
                     done(path);
                 }
@@ -107,8 +119,11 @@ impl Overlay {
         };
         match lock(reader).send(to_read) {
             Ok(()) => later(),
-            // The thread is gone, which a panic in it alone explains.
-            Err(_) => self.disk.sha256(path),
+            // The thread is gone, which a panic of `done` alone explains.
+            Err(_) => {
+                lock(&self.pinned).remove(path);
+                self.disk.sha256(path)
+            }
         }
     }
 
@@ -194,6 +209,56 @@ impl Files for Overlay {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_whose_reading_panics_has_an_error_and_the_next_one_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let (bad, good) = (folder.path().join("bad"), folder.path().join("good"));
+        for file in [&bad, &good] {
+            std::fs::write(file, vec![1; LARGE as usize]).unwrap();
+        }
+        let (to, done) = mpsc::channel();
+        let panics = bad.clone();
+        let overlay = Overlay::reading_with(
+            move |disk, path| {
+                assert!(path != panics, "the reading");
+                disk.sha256(path)
+            },
+            move |path| to.send(path).unwrap(),
+        )
+        .unwrap();
+        for file in [&bad, &good] {
+            let error = overlay.sha256(file).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            assert_eq!(done.recv().unwrap(), *file);
+        }
+        let error = overlay.sha256(&bad).unwrap_err();
+        assert_eq!(error.to_string(), "reading it panicked");
+        let expected = DiskFiles::new().sha256(&good).unwrap();
+        assert_eq!(overlay.sha256(&good).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_file_is_read_at_once_when_the_thread_that_would_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = ["one", "two"].map(|name| folder.path().join(name));
+        for file in &files {
+            std::fs::write(file, vec![1; LARGE as usize]).unwrap();
+        }
+        let (to, gone) = mpsc::channel::<()>();
+        let overlay = Overlay::reading_aside(move |_| {
+            let _ = &to; // dropped when the thread ends
+            panic!("the server is gone")
+        })
+        .unwrap();
+        assert!(overlay.sha256(&files[0]).is_err());
+        assert!(gone.recv().is_err());
+        let expected = DiskFiles::new().sha256(&files[1]).unwrap();
+        // Not only once: it does not stay as one that is being read.
+        let first = overlay.sha256(&files[1]);
+        assert!(first.is_ok_and(|digest| digest == expected));
+        assert_eq!(overlay.sha256(&files[1]).unwrap(), expected);
+    }
 
     #[test]
     fn a_large_file_is_read_for_its_digest_once_and_aside() {

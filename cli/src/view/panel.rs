@@ -5,6 +5,7 @@ use eframe::egui::{
     Stroke, Ui, WidgetInfo, WidgetType, vec2,
 };
 use retouch_graph::event::RunStatus;
+use retouch_graph::text;
 
 use crate::progress::duration;
 use crate::store::size;
@@ -58,11 +59,7 @@ fn shortened(text: &str) -> String {
     if text.is_empty() {
         return "\"\"".to_owned();
     }
-    if text.chars().count() <= LONGEST {
-        return text.to_owned();
-    }
-    let start: String = text.chars().take(LONGEST).collect();
-    format!("{start}…")
+    text::shortened(text, LONGEST + 1).into_owned()
 }
 
 impl Panel<'_> {

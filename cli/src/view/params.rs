@@ -800,12 +800,7 @@ fn equal(a: &Json, b: &Json) -> bool {
 
 /// A value in a few letters.
 fn brief(value: &Json) -> String {
-    let text = edit::line(value, false);
-    if text.chars().count() <= 24 {
-        return text;
-    }
-    let start: String = text.chars().take(23).collect();
-    format!("{start}…")
+    retouch_graph::text::shortened(&edit::line(value, false), 24).into_owned()
 }
 
 /// The number as a value: one that is due as an integer is one.

@@ -98,11 +98,11 @@ impl Error {
 /// A prompt in a message: in quotes, and cut when it is long.
 pub(crate) fn quoted(text: &str) -> String {
     const LONGEST: usize = 120;
-    if text.chars().count() <= LONGEST {
-        return format!("{text:?}");
+    // The mark stands outside of the quotes, where it is no part of the prompt.
+    match retouch_graph::text::start(text, LONGEST) {
+        None => format!("{text:?}"),
+        Some(start) => format!("{start:?}..."),
     }
-    let start: String = text.chars().take(LONGEST).collect();
-    format!("{start:?}...")
 }
 
 /// Before a layer is computed or a tensor is read: whether the result is still wanted.

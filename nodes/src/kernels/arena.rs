@@ -187,12 +187,10 @@ unsafe fn give_back(block: *mut u8, size: usize) {
     }
 }
 
-/// The block, noted as refused if there is none.
+/// The block; whether there is one is noted.
 fn noted(block: *mut u8, bytes: usize) -> *mut u8 {
     #[cfg(target_os = "linux")]
-    if block.is_null() {
-        super::refused::note(bytes);
-    }
+    super::refused::note(if block.is_null() { bytes } else { 0 });
     #[cfg(not(target_os = "linux"))]
     let _ = bytes;
     block
@@ -207,11 +205,8 @@ unsafe impl GlobalAlloc for Arena {
             Some((class, size)) if layout.align() <= ALIGN => {
                 self.note(class);
                 let kept = self.take(class, size);
-                if kept.is_null() {
-                    noted(fresh(size), layout.size())
-                } else {
-                    kept
-                }
+                let block = if kept.is_null() { fresh(size) } else { kept };
+                noted(block, layout.size())
             }
             // SAFETY: the caller's promise.
             _ => noted(unsafe { System.alloc(layout) }, layout.size()),
@@ -228,7 +223,7 @@ unsafe impl GlobalAlloc for Arena {
                 }
                 // SAFETY: a block of its class has at least the bytes that were asked for.
                 unsafe { kept.write_bytes(0, layout.size()) };
-                kept
+                noted(kept, layout.size())
             }
             // SAFETY: the caller's promise.
             _ => noted(unsafe { System.alloc_zeroed(layout) }, layout.size()),
@@ -240,7 +235,7 @@ unsafe impl GlobalAlloc for Arena {
         match (ours(layout.size()), ours(new_size)) {
             // SAFETY: the caller's promise; before and after it is a block of the system's.
             (None, None) => noted(unsafe { System.realloc(block, layout, new_size) }, new_size),
-            (Some(before), Some(after)) if before == after => block,
+            (Some(before), Some(after)) if before == after => noted(block, new_size),
             _ => {
                 // SAFETY: new_size is not zero and does not overflow with the alignment, by the caller's promise, who gives the
                 // block up with its layout; both blocks have the bytes that are copied.

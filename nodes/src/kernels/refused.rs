@@ -4,24 +4,29 @@
 //! hook that it has for this case is not stable, so the abort itself is caught, and only after a refusal on the same
 //! thread. Who asks in a way that can fail (`try_reserve`) goes on as before.
 
+use std::cell::Cell;
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 
-/// The bytes of the request that was refused last, and the thread that made it.
-static REFUSED: AtomicUsize = AtomicUsize::new(0);
-static THREAD: AtomicUsize = AtomicUsize::new(0);
+thread_local! {
+    /// The bytes of this thread's last request if it was refused, else 0. It needs no memory and has no end to run, so the
+    /// allocator and a signal handler may use it.
+    static REFUSED: Cell<usize> = const { Cell::new(0) };
+}
 static CODE: AtomicI32 = AtomicI32::new(0);
 
-/// Notes that the system refused so many bytes.
-#[cold]
+/// Notes that the system refused so many bytes to this thread, or with 0 that it gave some: whoever was refused before
+/// has handled it, and what aborts from now on has another cause.
 pub(super) fn note(bytes: usize) {
-    REFUSED.store(bytes, Ordering::Relaxed);
-    THREAD.store(this_thread(), Ordering::Relaxed);
+    REFUSED.with(|refused| {
+        if refused.get() != bytes {
+            refused.set(bytes);
+        }
+    });
 }
 
-fn this_thread() -> usize {
-    // SAFETY: it has no preconditions.
-    unsafe { libc::pthread_self() as usize }
+fn refused() -> usize {
+    REFUSED.with(Cell::get)
 }
 
 /// Has the process end with `code`, and say what was being made and what to change, where it would abort as the system
@@ -38,10 +43,10 @@ pub fn exit_when_refused(code: i32) {
 }
 
 extern "C" fn aborted(_: libc::c_int) {
-    let bytes = REFUSED.load(Ordering::Relaxed);
+    let bytes = refused();
     // SAFETY: these may be called in a handler; the text lies on the stack.
     unsafe {
-        if bytes == 0 || THREAD.load(Ordering::Relaxed) != this_thread() {
+        if bytes == 0 {
             // Another cause: the process ends as it would have without this.
             libc::signal(libc::SIGABRT, libc::SIG_DFL);
             libc::raise(libc::SIGABRT);
@@ -117,7 +122,52 @@ impl std::fmt::Display for Size {
 
 #[cfg(test)]
 mod tests {
+    use std::alloc::{GlobalAlloc, Layout};
+
+    use super::super::Arena;
     use super::*;
+
+    #[test]
+    fn a_refusal_that_was_handled_is_forgotten_with_the_next_memory_of_its_thread() {
+        static ARENA: Arena = Arena::new(1 << 30);
+        // More than any system maps, and below and above what the arena keeps.
+        let too_much = Layout::from_size_align(isize::MAX as usize - (1 << 21), 64).unwrap();
+        for size in [16, 3 << 20] {
+            let layout = Layout::from_size_align(size, 16).unwrap();
+            // SAFETY: the sizes are not zero, and what was given is given back with its layout.
+            unsafe {
+                let refuse = || {
+                    assert!(ARENA.alloc(too_much).is_null());
+                    assert_eq!(refused(), too_much.size());
+                };
+                let given = |block: *mut u8| {
+                    assert!(!block.is_null());
+                    assert_eq!(refused(), 0, "{size}");
+                    block
+                };
+                refuse();
+                // Another thread's memory says nothing about this one.
+                std::thread::scope(|scope| {
+                    let other = scope.spawn(|| {
+                        assert_eq!(refused(), 0);
+                        ARENA.dealloc(ARENA.alloc(layout), layout);
+                    });
+                    other.join().unwrap();
+                });
+                assert_eq!(refused(), too_much.size());
+                let block = given(ARENA.alloc(layout));
+                assert!(ARENA.realloc(block, layout, too_much.size()).is_null());
+                assert_eq!(refused(), too_much.size());
+                let block = given(ARENA.realloc(block, layout, size + 16));
+                let layout = Layout::from_size_align(size + 16, 16).unwrap();
+                ARENA.dealloc(block, layout);
+                // A block that was kept counts too.
+                refuse();
+                let block = given(ARENA.alloc_zeroed(layout));
+                ARENA.dealloc(block, layout);
+            }
+        }
+    }
 
     #[test]
     fn the_message_says_how_much_was_refused_and_is_cut_where_it_does_not_fit() {

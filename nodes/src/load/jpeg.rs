@@ -1,15 +1,29 @@
 //! Whether the coded data of a JPEG is whole. Decoders draw what they can of damaged files, and pass over it in silence;
 //! here the Huffman codes of all blocks are read (baseline, extended and progressive: ISO/IEC 10918-1), without their
 //! pixels.
+//!
+//! The time that this takes is bounded: a file has a limited number of scans and of Huffman tables, and the reading ends
+//! when the work of this thread is cancelled.
 
-/// What is wrong with the data of a JPEG, in words; `None` where nothing is, and of kinds of JPEG that are not looked at
-/// (arithmetic coding, lossless, hierarchical).
+use retouch_graph::interrupt;
+
+/// The scans of a file: the decoder's own limit for progressive pictures. Encoders write about ten.
+const MOST_SCANS: usize = 100;
+/// The Huffman tables that a file defines: four for each scan.
+const MOST_TABLES: usize = 4 * MOST_SCANS;
+/// The components of a scan, by the standard.
+const MOST_PARTS: u8 = 4;
+
+/// What is wrong with the data of a JPEG, in words; `None` where nothing is, of kinds of JPEG that are not looked at
+/// (arithmetic coding, lossless, hierarchical), and when the work of this thread [was cancelled](interrupt).
 pub(crate) fn damage(bytes: &[u8]) -> Option<&'static str> {
     match Walk::new(bytes).run() {
-        Ok(()) | Err(Stop::Unknown) => None,
+        Ok(()) | Err(Stop::Unknown | Stop::Cancelled) => None,
         Err(Stop::Short) => Some("its data ends before its last block"),
         Err(Stop::Code) => Some("its data has a code that means nothing"),
         Err(Stop::Long) => Some("its blocks end long before its data does"),
+        Err(Stop::Scans) => Some("it has more than 100 scans"),
+        Err(Stop::Tables) => Some("it has more than 400 Huffman tables"),
     }
 }
 
@@ -22,6 +36,12 @@ enum Stop {
     Code,
     /// Much data is left when all blocks are read.
     Long,
+    /// There are more than [`MOST_SCANS`].
+    Scans,
+    /// There are more than [`MOST_TABLES`].
+    Tables,
+    /// The work of this thread was cancelled.
+    Cancelled,
     /// It is not known how to read it, or its segments are not what they should be: the decoder's to say.
     Unknown,
 }
@@ -181,6 +201,9 @@ struct Walk<'a> {
     units: (usize, usize),
     tables: [[Option<Table>; 4]; 2],
     interval: usize,
+    /// Tables and scans so far.
+    defined: usize,
+    scans: usize,
 }
 
 impl<'a> Walk<'a> {
@@ -193,6 +216,8 @@ impl<'a> Walk<'a> {
             units: (0, 0),
             tables: Default::default(),
             interval: 0,
+            defined: 0,
+            scans: 0,
         }
     }
 
@@ -292,6 +317,10 @@ impl<'a> Walk<'a> {
 
     fn tables(&mut self, mut segment: &[u8]) -> Read<()> {
         while let Some((&head, rest)) = segment.split_first() {
+            self.defined += 1;
+            if self.defined > MOST_TABLES {
+                return Err(Stop::Tables);
+            }
             let (counts, rest) = rest.split_at_checked(16).ok_or(Stop::Unknown)?;
             let total = counts.iter().map(|count| usize::from(*count)).sum();
             let (symbols, rest) = rest.split_at_checked(total).ok_or(Stop::Unknown)?;
@@ -304,7 +333,14 @@ impl<'a> Walk<'a> {
     }
 
     fn scan(&mut self, segment: &[u8]) -> Read<()> {
+        self.scans += 1;
+        if self.scans > MOST_SCANS {
+            return Err(Stop::Scans);
+        }
         let (&count, rest) = segment.split_first().ok_or(Stop::Unknown)?;
+        if count > MOST_PARTS {
+            return Err(Stop::Unknown);
+        }
         let (parts, rest) = rest
             .split_at_checked(2 * usize::from(count))
             .ok_or(Stop::Unknown)?;
@@ -353,6 +389,9 @@ impl<'a> Walk<'a> {
                 run = 0;
             }
             let (x, y) = (unit % across, unit / across);
+            if x == 0 && interrupt::is_requested() {
+                return Err(Stop::Cancelled);
+            }
             for part in &parts {
                 let component = &self.components[part.component];
                 let (columns, rows) = match one {
@@ -570,6 +609,52 @@ mod tests {
         let start = data(whole);
         let cut = [&whole[..start + 4], &[0xff, 0xd9]].concat();
         assert!(damage(&cut).is_some());
+    }
+
+    #[test]
+    fn a_jpeg_has_a_limited_number_of_scans_and_tables() {
+        let whole = picture(75);
+        let end = whole.len() - 2;
+        let header = whole.windows(2).position(|pair| pair == [0xff, 0xda]);
+        let scan = &whole[header.unwrap()..end];
+        let of_scans = |count| [&whole[..end], &scan.repeat(count - 1), &whole[end..]].concat();
+        assert_eq!(damage(&of_scans(MOST_SCANS)), None);
+        let expected = format!("it has more than {MOST_SCANS} scans");
+        assert_eq!(damage(&of_scans(MOST_SCANS + 1)), Some(&*expected));
+        // Tables by the hundred, in segments of their own and in one.
+        let count = |bytes: &[u8]| {
+            let mut walk = Walk::new(bytes);
+            walk.run().unwrap();
+            walk.defined
+        };
+        let table = [&[0x00, 1], &[0; 15][..], &[0]].concat();
+        let with = |segments: &[u8]| [&whole[..2], segments, &whole[2..]].concat();
+        let segment = [&[0xff, 0xc4, 0, 20][..], &table].concat();
+        let left = MOST_TABLES - count(&whole);
+        let length = u16::try_from(2 + table.len() * (left + 1)).unwrap();
+        let one = [
+            &[0xff, 0xc4][..],
+            &length.to_be_bytes(),
+            &table.repeat(left + 1),
+        ]
+        .concat();
+        assert_eq!(damage(&with(&segment.repeat(left))), None);
+        let expected = format!("it has more than {MOST_TABLES} Huffman tables");
+        for segments in [&segment.repeat(left + 1), &one] {
+            assert_eq!(damage(&with(segments)), Some(&*expected));
+        }
+    }
+
+    #[test]
+    fn the_reading_ends_when_it_is_cancelled() {
+        let whole = picture(75);
+        let cut = [&whole[..data(&whole) + 4], &[0xff, 0xd9]].concat();
+        let cancel = retouch_graph::Cancel::new();
+        interrupt::within(&cancel, || {
+            assert!(damage(&cut).is_some());
+            cancel.cancel();
+            assert_eq!(damage(&cut), None, "it is not read so far");
+        });
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 use retouch_graph::files::no_file;
-use retouch_graph::{Context, Fault, Files, Node, NodeError, ReadFile, Types, ports};
+use retouch_graph::{Context, Fault, Files, Node, NodeError, ReadFile, Types, interrupt, ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +33,8 @@ const MAX_BESIDE: u64 = 64 * 1024 * 1024;
 /// channel is kept beside them for `mask` and for saving. Of an animation the first picture is read.
 ///
 /// Colours are taken as sRGB: an embedded ICC profile or PNG gamma is not applied. A picture has at most 8192 pixels a
-/// side and 64 megapixels; reading the largest takes about 1.5 GB. A file that is damaged or cut short is refused.
+/// side and 64 megapixels; reading the largest takes about 1.5 GB. A file that is damaged or cut short is refused, and a
+/// JPEG with more than 100 scans or 400 Huffman tables, which are far more than encoders write.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadImage {
@@ -168,7 +169,10 @@ pub(crate) fn inspect(path: &Path, files: &dyn Files) -> Result<Option<Header>, 
 pub(crate) fn load(path: &Path, files: &dyn Files) -> Result<Picture, NodeError> {
     read(path, files)
         .and_then(|bytes| Opened::new(&bytes)?.decode())
-        .map_err(|problem| problem.into_error(path))
+        .map_err(|problem| match interrupt::is_requested() {
+            true => NodeError::Cancelled,
+            false => problem.into_error(path),
+        })
 }
 
 /// Why a file is not a picture that can be read.
@@ -365,6 +369,7 @@ impl<D: ImageDecoder> Opened<'_, D> {
                 SAVE_AGAIN,
             ));
         }
+        interrupt::check().map_err(|error| Problem::Unreadable(error.to_string()))?;
         let mut picture = DynamicImage::from_decoder(self.decoder)
             .map_err(|error| broken("picture", self.name, &error))?;
         picture.apply_orientation(self.orientation);
