@@ -467,6 +467,8 @@ fn an_interrupt_ends_within_a_step_with_130_and_leaves_nothing_half_written() {
             "--json",
         ])
         .current_dir(out.path())
+        .env("RETOUCH_NO_CACHE", "1")
+        .env("RETOUCH_CONFIG", "")
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
