@@ -988,7 +988,14 @@ fn a_bundle_cannot_make_anybody_fetch_more_than_it_says() {
 
 /// Starts a command on a terminal of its own and waits until it asks; the terminal's other end.
 #[cfg(unix)]
-fn asked_on_a_terminal(user: &User, arguments: &[&str]) -> (std::process::Child, std::fs::File) {
+fn asked_on_a_terminal(
+    user: &User,
+    arguments: &[&str],
+) -> (
+    std::process::Child,
+    std::fs::File,
+    std::sync::mpsc::Receiver<String>,
+) {
     use std::os::fd::FromRawFd;
     use std::ptr::null_mut;
     let (mut ours, mut theirs) = (-1, -1);
@@ -1029,7 +1036,7 @@ fn asked_on_a_terminal(user: &User, arguments: &[&str]) -> (std::process::Child,
             .recv_timeout(Duration::from_secs(60))
             .unwrap_or_else(|_| panic!("it does not ask: {text}"));
     }
-    (child, ours)
+    (child, ours, pieces)
 }
 
 #[cfg(unix)]
@@ -1041,13 +1048,14 @@ fn the_question_whether_to_fetch_is_answered_on_the_terminal_or_interrupted() {
     let guest = User::new(&hub);
     std::fs::copy(maker.path("wf.tar.zst"), guest.path("wf.tar.zst")).unwrap();
     hub.asked();
+    // The bundle declares no sizes: it is asked whether to list the files, then whether to fetch them.
     for (answer, exit) in [
         (None, 130),
         (Some("n\n"), 3),
         (Some("\u{4}"), 3),
-        (Some("y\n"), 0),
+        (Some("y\ny\n"), 0),
     ] {
-        let (mut child, mut terminal) = asked_on_a_terminal(&guest, &["run", "wf.tar.zst"]);
+        let (mut child, mut terminal, screen) = asked_on_a_terminal(&guest, &["run", "wf.tar.zst"]);
         assert!(hub.asked().is_empty());
         match answer {
             Some(answer) => terminal.write_all(answer.as_bytes()).unwrap(),
@@ -1057,13 +1065,14 @@ fn the_question_whether_to_fetch_is_answered_on_the_terminal_or_interrupted() {
                 assert_eq!(unsafe { libc::kill(id, libc::SIGINT) }, 0);
             }
         }
-        let ended = (0..1200).find_map(|_| {
+        let ended = (0..400).find_map(|_| {
             std::thread::sleep(Duration::from_millis(50));
             child.try_wait().unwrap()
         });
         let Some(ended) = ended else {
             child.kill().unwrap();
-            panic!("{answer:?}: it goes on waiting");
+            let screen: String = screen.try_iter().collect();
+            panic!("{answer:?}: it goes on waiting: {screen}");
         };
         assert_eq!(ended.code(), Some(exit), "{answer:?}");
         assert_eq!(hub.asked().is_empty(), exit != 0, "{answer:?}");
