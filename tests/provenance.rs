@@ -201,6 +201,48 @@ fn unpacked(path: &Path) -> (png::OutputInfo, Vec<u8>, Vec<u8>) {
 }
 
 #[test]
+fn each_picture_of_a_batch_says_which_it_is_and_its_seed() {
+    let place = Place::new();
+    let batch = "schema: retouch/v1\nname: batch\nnodes:\n  base: {op: load_model, path: ../models/world}\n  \
+         draw: {op: sample, model: $base, prompt: a cat, steps: 2, seed: 7, batch: 3}\n  \
+         picture: {op: decode, model: $base, latent: $draw}\noutputs:\n  p: {value: $picture, save: p.png}\n";
+    std::fs::write(place.path().join("box/workflows/batch.yaml"), batch).unwrap();
+    place.done(&["run", "box/workflows/batch.yaml", "-q"]);
+    for (index, seed) in [(0, "7 (7 + 0)"), (2, "9 (7 + 2)")] {
+        let picture = format!("out/p_{index}.png");
+        let shown = place.done(&["show", &picture]);
+        assert!(
+            shown.contains(&format!("image {} of a batch of 3\n", index + 1))
+                && shown.contains(&format!("    seed: {seed}\n")),
+            "{shown}"
+        );
+        let shown: Json = serde_json::from_str(&place.done(&["show", &picture, "--json"])).unwrap();
+        assert_eq!(
+            shown["image"],
+            serde_json::json!({"number": index + 1, "of": 3})
+        );
+        let replayed = place.done(&["replay", &picture, "-q"]);
+        assert!(replayed.contains("the same bytes"), "{replayed}");
+    }
+    // One picture is no batch.
+    place.done(&[
+        "run",
+        "box/workflows/vanilla.yaml",
+        "-q",
+        "--set",
+        "steps=2",
+        "--set",
+        "seed=5",
+    ]);
+    let one = pictures(&place.path().join("out/vanilla"));
+    let shown = place.done(&["show", one[0].to_str().unwrap()]);
+    assert!(
+        shown.contains("    seed: 5\n") && !shown.contains("of a batch"),
+        "{shown}"
+    );
+}
+
+#[test]
 fn replay_draws_and_tells_the_same_from_rounding_and_from_another_picture() {
     let place = Place::new();
     std::fs::write(place.path().join("box/workflows/small.yaml"), SMALL).unwrap();

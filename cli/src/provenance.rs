@@ -24,8 +24,12 @@ use crate::output::tell;
 
 /// The keyword of the text chunk.
 const KEYWORD: &str = "retouch";
+/// The keyword of the text that says which image of a batch a picture is: `2/4`.
+const IMAGE: &str = "retouch-image";
 /// A recipe is a few kilobytes; what unpacks to more than this is none.
 const MOST: usize = 16 << 20;
+/// The text of [`IMAGE`] is two numbers.
+const MOST_IMAGE: usize = 64;
 /// The files of a recipe and the bytes of a path in it: more is none of ours, and would be looked for in many places.
 const MOST_FILES: usize = 10_000;
 const MOST_PATH: usize = 4096;
@@ -200,24 +204,32 @@ fn private(recipe: &Provenance) -> Option<PathBuf> {
 }
 
 impl Stamp for Stamps {
-    fn stamp(&self, output: &str, format: &str, bytes: Vec<u8>) -> Vec<u8> {
+    fn stamp(&self, output: &str, format: &str, image: (usize, usize), bytes: Vec<u8>) -> Vec<u8> {
         if !matches!(format, "png" | "apng") {
             return bytes;
         }
-        let stamped = self.recipe(output).and_then(|text| embed(&bytes, &text));
+        let recipe = self.recipe(output);
+        let stamped = recipe.and_then(|text| {
+            let (index, count) = image;
+            let image = match count {
+                0 | 1 => None,
+                _ => embed(&bytes, IMAGE, &format!("{}/{count}", index + 1)),
+            };
+            embed(image.as_deref().unwrap_or(&bytes), KEYWORD, &text)
+        });
         stamped.unwrap_or(bytes)
     }
 }
 
 /// Puts a text into a PNG, in front of its picture; `None` when it is no PNG.
-fn embed(png: &[u8], text: &str) -> Option<Vec<u8>> {
+fn embed(png: &[u8], keyword: &str, text: &str) -> Option<Vec<u8>> {
     if png.get(..8) != Some(b"\x89PNG\r\n\x1a\n") || png.get(12..16) != Some(b"IHDR") {
         return None;
     }
     let (head, rest) = png.split_at_checked(HEAD)?;
     // iTXt (PNG specification, 11.3.4.5): keyword, compressed, zlib, no language, no translated keyword, text.
     let mut chunk = b"iTXt".to_vec();
-    chunk.extend(KEYWORD.as_bytes());
+    chunk.extend(keyword.as_bytes());
     chunk.extend([0, 1, 0, 0, 0]);
     let mut zlib = flate2::write::ZlibEncoder::new(chunk, flate2::Compression::best());
     zlib.write_all(text.as_bytes()).ok()?;
@@ -251,6 +263,14 @@ struct Head {
 /// # Errors
 /// When the file cannot be read, is no PNG, or carries none that this program reads.
 pub fn read(path: &Path) -> Result<Provenance, Failure> {
+    read_with_image(path).map(|(recipe, _)| recipe)
+}
+
+/// The recipe that a picture carries, and which image of a batch it is: its number, from 1, and how many there are.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_with_image(path: &Path) -> Result<(Provenance, Option<(u64, u64)>), Failure> {
     let shown = path.display();
     let file = files::open(path).map_err(|e| Failure::unreadable_argument(path, e))?;
     let none = |what: &str| {
@@ -267,6 +287,15 @@ pub fn read(path: &Path) -> Result<Provenance, Failure> {
         .read_info()
         .map_err(|e| none(&format!("is no PNG: {e}")))?;
     let info = reader.info();
+    let image = info.utf8_text.iter().find(|chunk| chunk.keyword == IMAGE);
+    let image = image.and_then(|chunk| {
+        let mut chunk = chunk.clone();
+        chunk.decompress_text_with_limit(MOST_IMAGE).ok()?;
+        let text = chunk.get_text().ok()?;
+        let (number, count) = text.split_once('/')?;
+        let (number, count) = (number.parse().ok()?, count.parse().ok()?);
+        (1..=count).contains(&number).then_some((number, count))
+    });
     let text = info.utf8_text.iter().find(|chunk| chunk.keyword == KEYWORD);
     let mut chunk = text.ok_or_else(|| none("carries no recipe"))?.clone();
     let text = chunk
@@ -331,7 +360,7 @@ pub fn read(path: &Path) -> Result<Provenance, Failure> {
     if provenance.output.contains(char::is_control) {
         return Err(none("carries a recipe of an output that cannot be named"));
     }
-    Ok(provenance)
+    Ok((provenance, image))
 }
 
 /// Whether a path in a recipe leads to a hub, written in the one way that there is.
@@ -721,7 +750,7 @@ mod tests {
     #[test]
     fn a_text_in_a_png_is_read_back_and_leaves_the_picture_as_it_is() {
         let text = "{\"a\": \"Grüße \u{1f9f8}\"}".repeat(500);
-        let stamped = embed(&picture(), &text).unwrap();
+        let stamped = embed(&picture(), KEYWORD, &text).unwrap();
         assert!(stamped.len() < picture().len() + 300, "it is compressed");
         let mut reader = png::Decoder::new(std::io::Cursor::new(&stamped))
             .read_info()
@@ -734,7 +763,7 @@ mod tests {
         reader.next_frame(&mut pixels).unwrap();
         assert_eq!(pixels, [1, 2, 3, 4, 5, 6]);
         for none in [&b""[..], b"\x89PNG\r\n\x1a\n", b"GIF89a"] {
-            assert!(embed(none, "x").is_none());
+            assert!(embed(none, KEYWORD, "x").is_none());
         }
     }
 
@@ -750,21 +779,30 @@ mod tests {
         let mut cases = vec![
             (picture(), "no recipe"),
             (b"nothing".to_vec(), "no PNG"),
-            (embed(&picture(), "{").unwrap(), "damaged"),
+            (embed(&picture(), KEYWORD, "{").unwrap(), "damaged"),
             (
-                embed(&picture(), "{\"schema\": \"retouch-provenance/9\"}").unwrap(),
+                embed(
+                    &picture(),
+                    KEYWORD,
+                    "{\"schema\": \"retouch-provenance/9\"}",
+                )
+                .unwrap(),
                 "retouch-provenance/9",
             ),
             (
                 embed(
                     &picture(),
+                    KEYWORD,
                     &format!("{{\"schema\": \"{}\"}}", provenance::SCHEMA),
                 )
                 .unwrap(),
                 "damaged",
             ),
             // A bomb: 32 MiB of nothing.
-            (embed(&picture(), &" ".repeat(32 << 20)).unwrap(), "damaged"),
+            (
+                embed(&picture(), KEYWORD, &" ".repeat(32 << 20)).unwrap(),
+                "damaged",
+            ),
         ];
         for bad in ["/etc/passwd", "a/../../\\b", "C:/x", "", "a//b", "a/"] {
             let mut bad_path = good.clone();

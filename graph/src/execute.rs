@@ -1067,8 +1067,8 @@ impl Run<'_> {
             return;
         };
         let save = || match &self.job.options.stamp {
-            Some(stamp) => saver.save_stamped(path, value, &|format, bytes| {
-                stamp.stamp(&output.name, format, bytes)
+            Some(stamp) => saver.save_stamped(path, value, &|format, image, bytes| {
+                stamp.stamp(&output.name, format, image, bytes)
             }),
             None => saver.save(path, value),
         };

@@ -245,8 +245,8 @@ pub(crate) fn ending(path: &str) -> Option<String> {
 /// Writes into files of outputs where they come from.
 pub trait Stamp: std::fmt::Debug + Send + Sync {
     /// Gives the bytes to write for a file of an output, of a format (`png`); those that it was given where it has
-    /// nothing to say.
-    fn stamp(&self, output: &str, format: &str, bytes: Vec<u8>) -> Vec<u8>;
+    /// nothing to say. `image` is the file's index and the number of files: a batch has several.
+    fn stamp(&self, output: &str, format: &str, image: (usize, usize), bytes: Vec<u8>) -> Vec<u8>;
 }
 
 /// Writes the outputs of runs below one folder.
@@ -314,10 +314,11 @@ impl Saver {
     /// # Errors
     /// When the path leaves the folder, the value cannot be written in that format, or the file system refuses.
     pub fn save(&self, path: &str, value: &Value) -> Result<Vec<Saved>, SaveError> {
-        self.save_stamped(path, value, &|_, bytes| bytes)
+        self.save_stamped(path, value, &|_, _, bytes| bytes)
     }
 
-    /// The same; `stamp` is given the format and the bytes of each file, and gives those that are written.
+    /// The same; `stamp` is given the format, the index among how many files, and the bytes of each file, and gives those
+    /// that are written.
     ///
     /// # Errors
     /// As [`Saver::save`].
@@ -325,7 +326,7 @@ impl Saver {
         &self,
         path: &str,
         value: &Value,
-        stamp: &dyn Fn(&str, Vec<u8>) -> Vec<u8>,
+        stamp: &dyn Fn(&str, (usize, usize), Vec<u8>) -> Vec<u8>,
     ) -> Result<Vec<Saved>, SaveError> {
         check_path(path).map_err(|why| SaveError::Unsafe {
             path: path.to_owned(),
@@ -341,10 +342,11 @@ impl Saver {
             ))
         })?;
         let files = value.encode(&format).map_err(encode)?;
-        let files: Vec<Vec<u8>> = (files.into_iter())
-            .map(|bytes| stamp(&format, bytes))
+        let count = files.len();
+        let files: Vec<Vec<u8>> = (files.into_iter().enumerate())
+            .map(|(index, bytes)| stamp(&format, (index, count), bytes))
             .collect();
-        let several = files.len() > 1;
+        let several = count > 1;
         files
             .iter()
             .enumerate()

@@ -32,10 +32,15 @@ use crate::{Exit, Failure, session};
 /// # Errors
 /// When it carries no recipe, or standard output is closed.
 pub fn show(args: &ShowArgs) -> Result<Exit, Failure> {
-    let recipe = provenance::read(&args.picture)?;
+    let (recipe, image) = provenance::read_with_image(&args.picture)?;
     if args.json {
+        let mut document =
+            serde_json::to_value(&recipe).map_err(|e| Failure::failed(e.to_string()))?;
+        if let Some((number, of)) = image {
+            document["image"] = serde_json::json!({"number": number, "of": of});
+        }
         let text =
-            serde_json::to_string_pretty(&recipe).map_err(|e| Failure::failed(e.to_string()))?;
+            serde_json::to_string_pretty(&document).map_err(|e| Failure::failed(e.to_string()))?;
         say_json(&text)?;
         return Ok(Exit::Done);
     }
@@ -45,6 +50,9 @@ pub fn show(args: &ShowArgs) -> Result<Exit, Failure> {
         recipe.tool,
         recipe.record.numerics()
     ))?;
+    if let Some((number, of)) = image {
+        say(&format!("image {number} of a batch of {of}"))?;
+    }
     say("params:")?;
     for (name, value) in &recipe.params {
         say(&format!(
@@ -91,9 +99,29 @@ pub fn show(args: &ShowArgs) -> Result<Exit, Failure> {
                 ))?;
             }
         }
+        if let Some(seed) = seed(&recipe.record, name, image) {
+            say(&format!("    seed: {seed}"))?;
+        }
     }
     tell("`retouch extract` prints the workflow, `retouch replay` draws the picture again");
     Ok(Exit::Done)
+}
+
+/// The seed that a node drew a picture with: image i of a batch, from 0, has the node's seed + i.
+fn seed(record: &Record, node: &str, image: Option<(u64, u64)>) -> Option<String> {
+    let number = |name: &str| {
+        let mut params = record.params(node);
+        let (_, value) = params.find(|(param, _)| *param == name)?;
+        value.parse::<u64>().ok()
+    };
+    let seed = number("seed")?;
+    // A node that draws one picture drew it for the whole batch.
+    Some(match image {
+        Some((image, of)) if number("batch") == Some(of) => {
+            format!("{} ({seed} + {})", seed.checked_add(image - 1)?, image - 1)
+        }
+        _ => seed.to_string(),
+    })
 }
 
 fn short(digest: &str) -> &str {
@@ -457,8 +485,10 @@ fn compare(
         .value
         .encode("png")
         .map_err(|e| Failure::failed(e.to_string()))?;
-    let stamped = files.into_iter().map(|file| match stamp {
-        Some(stamp) => stamp.stamp(&output.name, "png", file),
+    let count = files.len();
+    let files = files.into_iter().enumerate();
+    let stamped = files.map(|(index, file)| match stamp {
+        Some(stamp) => stamp.stamp(&output.name, "png", (index, count), file),
         None => file,
     });
     Ok(nearest(original, stamped))
