@@ -619,7 +619,7 @@ mod tests {
         }
         assert_eq!(fs::read(at("file")).unwrap(), b"mine");
         assert_eq!(names(folder.path()), ["file", "link", "loose", "pipe"]);
-        let error = open_known(&OpenOptions::new().append(true), &at("missing"));
+        let error = open_known(OpenOptions::new().append(true), &at("missing"));
         assert_eq!(error.unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
