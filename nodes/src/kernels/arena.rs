@@ -190,7 +190,11 @@ unsafe fn give_back(block: *mut u8, size: usize) {
 /// The block; whether there is one is noted.
 fn noted(block: *mut u8, bytes: usize) -> *mut u8 {
     #[cfg(target_os = "linux")]
-    super::refused::note(if block.is_null() { bytes } else { 0 });
+    if block.is_null() {
+        super::refused::note(bytes);
+    } else {
+        super::refused::given();
+    }
     #[cfg(not(target_os = "linux"))]
     let _ = bytes;
     block

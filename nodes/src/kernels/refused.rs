@@ -9,24 +9,41 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 thread_local! {
-    /// The bytes of this thread's last request if it was refused, else 0. It needs no memory and has no end to run, so the
-    /// allocator and a signal handler may use it.
-    static REFUSED: Cell<usize> = const { Cell::new(0) };
+    /// The bytes of this thread's last request that was refused, else 0, and where its stack was. It needs no memory and has
+    /// no end to run, so the allocator and a signal handler may use it.
+    static REFUSED: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
 }
 static CODE: AtomicI32 = AtomicI32::new(0);
 
-/// Notes that the system refused so many bytes to this thread, or with 0 that it gave some: whoever was refused before
-/// has handled it, and what aborts from now on has another cause.
+/// The stack that the allocating functions take between whoever asks for memory and [`note`], and more.
+const ALLOCATING: usize = 4096;
+
+/// An address in the frame of whoever calls; the stack grows downwards.
+#[inline(always)]
+fn here() -> usize {
+    let local = 0u8;
+    (&raw const local).addr()
+}
+
+/// Notes that the system refused so many bytes to this thread.
+#[cold]
 pub(super) fn note(bytes: usize) {
-    REFUSED.with(|refused| {
-        if refused.get() != bytes {
-            refused.set(bytes);
-        }
-    });
+    REFUSED.set((bytes, here()));
+}
+
+/// Notes that this thread was given memory. If whoever was refused before has returned, the refusal was handled, and an
+/// abort from now on has another cause. The standard library asks for memory too before it aborts, for the backtrace:
+/// that is below whoever was refused.
+#[inline]
+pub(super) fn given() {
+    let (bytes, at) = REFUSED.get();
+    if bytes > 0 && here() > at + ALLOCATING {
+        REFUSED.set((0, 0));
+    }
 }
 
 fn refused() -> usize {
-    REFUSED.with(Cell::get)
+    REFUSED.get().0
 }
 
 /// Has the process end with `code`, and say what was being made and what to change, where it would abort as the system
@@ -127,44 +144,66 @@ mod tests {
     use super::super::Arena;
     use super::*;
 
+    static ARENA: Arena = Arena::new(1 << 30);
+    /// More than any system maps.
+    const TOO_MUCH: usize = isize::MAX as usize - (1 << 21);
+
+    fn layout(size: usize) -> Layout {
+        Layout::from_size_align(size, 16).unwrap()
+    }
+
+    /// Does something well below its caller on the stack.
+    #[inline(never)]
+    fn below(work: impl FnOnce()) {
+        let room = std::hint::black_box([0u8; 4 * ALLOCATING]);
+        work();
+        std::hint::black_box(room);
+    }
+
+    fn refuse() {
+        // SAFETY: the size is not zero.
+        assert!(unsafe { ARENA.alloc(layout(TOO_MUCH)) }.is_null());
+        assert_eq!(refused(), TOO_MUCH);
+    }
+
     #[test]
-    fn a_refusal_that_was_handled_is_forgotten_with_the_next_memory_of_its_thread() {
-        static ARENA: Arena = Arena::new(1 << 30);
-        // More than any system maps, and below and above what the arena keeps.
-        let too_much = Layout::from_size_align(isize::MAX as usize - (1 << 21), 64).unwrap();
+    fn a_refusal_is_forgotten_when_whoever_was_refused_has_returned_and_memory_is_given() {
+        // Below and above the sizes that the arena keeps.
         for size in [16, 3 << 20] {
-            let layout = Layout::from_size_align(size, 16).unwrap();
             // SAFETY: the sizes are not zero, and what was given is given back with its layout.
-            unsafe {
-                let refuse = || {
-                    assert!(ARENA.alloc(too_much).is_null());
-                    assert_eq!(refused(), too_much.size());
-                };
-                let given = |block: *mut u8| {
-                    assert!(!block.is_null());
-                    assert_eq!(refused(), 0, "{size}");
-                    block
-                };
+            let give = || unsafe {
+                let block = ARENA.alloc(layout(size));
+                assert!(!block.is_null());
+                ARENA.dealloc(block, layout(size));
+            };
+            below(|| {
                 refuse();
-                // Another thread's memory says nothing about this one.
+                // The abort's own requests, and those of other threads, leave it.
+                below(give);
                 std::thread::scope(|scope| {
-                    let other = scope.spawn(|| {
+                    scope.spawn(|| {
                         assert_eq!(refused(), 0);
-                        ARENA.dealloc(ARENA.alloc(layout), layout);
+                        give();
                     });
-                    other.join().unwrap();
                 });
-                assert_eq!(refused(), too_much.size());
-                let block = given(ARENA.alloc(layout));
-                assert!(ARENA.realloc(block, layout, too_much.size()).is_null());
-                assert_eq!(refused(), too_much.size());
-                let block = given(ARENA.realloc(block, layout, size + 16));
-                let layout = Layout::from_size_align(size + 16, 16).unwrap();
-                ARENA.dealloc(block, layout);
-                // A block that was kept counts too.
-                refuse();
-                let block = given(ARENA.alloc_zeroed(layout));
-                ARENA.dealloc(block, layout);
+                assert_eq!(refused(), TOO_MUCH);
+            });
+            assert_eq!(refused(), TOO_MUCH);
+            give();
+            assert_eq!(refused(), 0, "{size}");
+            // In each way that memory is given: anew, from what was kept, of zeros, and of another size.
+            // SAFETY: as above.
+            unsafe {
+                below(refuse);
+                let block = ARENA.alloc_zeroed(layout(size));
+                assert_eq!(refused(), 0);
+                below(|| {
+                    assert!(ARENA.realloc(block, layout(size), TOO_MUCH).is_null());
+                    assert_eq!(refused(), TOO_MUCH);
+                });
+                let block = ARENA.realloc(block, layout(size), size + 16);
+                assert_eq!(refused(), 0);
+                ARENA.dealloc(block, layout(size + 16));
             }
         }
     }
