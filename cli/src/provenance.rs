@@ -808,23 +808,26 @@ mod tests {
             let mut bad_path = good.clone();
             bad_path["files"][0]["path"] = bad.into();
             cases.push((
-                embed(&picture(), &bad_path.to_string()).unwrap(),
+                embed(&picture(), KEYWORD, &bad_path.to_string()).unwrap(),
                 "with the path",
             ));
         }
         let mut long = good.clone();
         long["files"][0]["path"] = "../".repeat(2_000_000).into();
         cases.push((
-            embed(&picture(), &long.to_string()).unwrap(),
+            embed(&picture(), KEYWORD, &long.to_string()).unwrap(),
             "with the path",
         ));
         let mut many = good.clone();
         many["files"] = vec![good["files"][0].clone(); MOST_FILES + 1].into();
-        cases.push((embed(&picture(), &many.to_string()).unwrap(), "10001 files"));
+        cases.push((
+            embed(&picture(), KEYWORD, &many.to_string()).unwrap(),
+            "10001 files",
+        ));
         let mut odd = good.clone();
         odd["files"][0]["blake3"] = "a€€€€€".into();
         cases.push((
-            embed(&picture(), &odd.to_string()).unwrap(),
+            embed(&picture(), KEYWORD, &odd.to_string()).unwrap(),
             "a digest that is none",
         ));
         for bad in [
@@ -837,7 +840,7 @@ mod tests {
             let mut graph = good.clone();
             graph["graphs"] = serde_json::json!({ bad: "" });
             cases.push((
-                embed(&picture(), &graph.to_string()).unwrap(),
+                embed(&picture(), KEYWORD, &graph.to_string()).unwrap(),
                 "with the path",
             ));
         }
@@ -850,7 +853,11 @@ mod tests {
                 assert!(read(&path).is_err());
             }
         }
-        std::fs::write(&path, embed(&picture(), &good.to_string()).unwrap()).unwrap();
+        std::fs::write(
+            &path,
+            embed(&picture(), KEYWORD, &good.to_string()).unwrap(),
+        )
+        .unwrap();
         assert_eq!(read(&path).unwrap().files[0].path, "a.png");
     }
 }

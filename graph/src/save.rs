@@ -249,6 +249,9 @@ pub trait Stamp: std::fmt::Debug + Send + Sync {
     fn stamp(&self, output: &str, format: &str, image: (usize, usize), bytes: Vec<u8>) -> Vec<u8>;
 }
 
+/// [`Stamp::stamp`] of one output.
+pub type Stamping<'a> = dyn Fn(&str, (usize, usize), Vec<u8>) -> Vec<u8> + 'a;
+
 /// Writes the outputs of runs below one folder.
 #[derive(Debug)]
 pub struct Saver {
@@ -326,7 +329,7 @@ impl Saver {
         &self,
         path: &str,
         value: &Value,
-        stamp: &dyn Fn(&str, (usize, usize), Vec<u8>) -> Vec<u8>,
+        stamp: &Stamping<'_>,
     ) -> Result<Vec<Saved>, SaveError> {
         check_path(path).map_err(|why| SaveError::Unsafe {
             path: path.to_owned(),
