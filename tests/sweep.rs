@@ -493,6 +493,8 @@ fn over_alone_says_its_cells_draws_a_sheet_where_it_is_asked_for_and_is_remember
         "guidance=3",
         "--sheet",
         "all/sheet.png",
+        "--table",
+        "all.csv",
     ];
     let (said, heard) = run(&first);
     assert!(heard.contains("9 cells (seed=1, 2, 3, ... 9)"), "{heard}");
@@ -505,6 +507,7 @@ fn over_alone_says_its_cells_draws_a_sheet_where_it_is_asked_for_and_is_remember
     let gone = out.join("vanilla/4-raw.png");
     std::fs::remove_file(&gone).unwrap();
     std::fs::remove_file(out.join("all/sheet.png")).unwrap();
+    std::fs::remove_file(folder.path().join("all.csv")).unwrap();
     std::fs::create_dir(folder.path().join("elsewhere")).unwrap();
     let elsewhere = folder.path().join("elsewhere");
     let output = command(
@@ -523,6 +526,15 @@ fn over_alone_says_its_cells_draws_a_sheet_where_it_is_asked_for_and_is_remember
     assert_eq!(saved.len(), 2, "{saved:?}");
     assert_eq!(pictures(&out.join("vanilla")), made);
     assert_eq!(std::fs::read(out.join("all/sheet.png")).unwrap(), sheet);
+    assert!(folder.path().join("all.csv").is_file());
+    // Cells of other numbers are not mixed in.
+    let other = retouch(
+        folder.path(),
+        &["sweep", &file, "--resume", "--dtype", "bf16"],
+    );
+    let heard = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert_eq!(other.status.code(), Some(2), "{heard}");
+    assert!(heard.contains("--device cpu --dtype f32"), "{heard}");
     // What is said again counts.
     let other = run(&[
         "sweep",

@@ -618,7 +618,7 @@ pub struct SweepArgs {
     #[arg(long, value_enum, default_value_t = ExistsArg::Number)]
     pub exists: ExistsArg,
     /// Go on with the last sweep of this file in this output folder: what it saved and is still there is not made again,
-    /// and seeds that it drew stay. What of OUTPUT, `--over`, `--set`, `--params` and `--sheet` is not given is as it was.
+    /// and seeds that it drew stay. What of OUTPUT, `--over`, `--set`, `--params`, `--sheet` and `--table` is not given is as it was.
     #[arg(long)]
     pub resume: bool,
     /// Make what can be made when a node fails, and report the failures at the end.

@@ -45,7 +45,7 @@ impl Exit {
         match self {
             Self::Done => "done",
             Self::Failed => {
-                "a node failed, a file could not be written, or what was compared differs"
+                "a node failed, a file could not be read or written, what was compared differs, or the reader of standard output went away"
             }
             Self::Usage => {
                 "the command line is wrong: an option, a missing file, an unknown node, output or param, a value of `--set`, `--over` or `--params`"

@@ -54,6 +54,8 @@ pub fn safe_char(c: char) -> char {
 
 /// Values and prompts in lists are shown with so many characters.
 pub const VALUE: usize = 120;
+/// No system has longer paths.
+const LONGEST_PATH: usize = 4096;
 /// Names in the columns of lists are shown with so many characters.
 pub const NAME: usize = 60;
 
@@ -74,6 +76,12 @@ pub fn cut(text: &str, most: usize) -> Cow<'_, str> {
 #[must_use]
 pub fn brief(text: &str, most: usize) -> String {
     cut(text, most).chars().map(safe_char).collect()
+}
+
+/// A path on one line: line breaks in it are visible.
+#[must_use]
+pub fn path(path: &std::path::Path) -> String {
+    brief(&path.display().to_string(), LONGEST_PATH)
 }
 
 /// JSON without raw control characters: `serde_json` leaves those above U+007E as they are. All such characters of a JSON
@@ -146,6 +154,12 @@ fn colour_length(text: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_stays_on_its_line() {
+        let file = std::path::Path::new("z\nok: no faults\u{1b}[31m.yaml");
+        assert_eq!(path(file), "z␊ok: no faults␛[31m.yaml");
+    }
 
     #[test]
     fn control_characters_become_visible_in_the_same_columns() {

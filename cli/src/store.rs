@@ -43,7 +43,7 @@ pub struct Store {
 /// # Errors
 /// What is due, in words.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let wrong = || format!("`{text}` is no size: write `512MiB`, `2GiB`, `10GB` or `0`");
+    let wrong = || format!("`{text}` is not a size: write `512MiB`, `2GiB`, `10GB` or `0`");
     let text = text.trim();
     let digits = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')

@@ -393,7 +393,7 @@ codes! {
     /// A param has no value.
     MissingParam = "R0503", "The param has no default: give it a value with `--set name=value`, with `--params FILE`, or a `default`.";
     /// A file would be written outside of the output folder.
-    UnsafePath = "R0601", "What a run writes stays below `--out`, under names that every system takes: no absolute path, no `..`, no `\\`, none of `< > : \" | ? *`, no control characters, no name that ends in a point or a space or that Windows has a device by (`con`, `nul`, `com1`), no name of more than 240 bytes or path of more than 1000, and no value with a `/` in it in place of a `{name}`. A folder below `--out` that is a link is not written through; `--out` itself may be one.";
+    UnsafePath = "R0601", "What a run writes stays below `--out`, under names that every system takes: no absolute path, no `..`, no `\\`, none of `< > : \" | ? *`, no control characters, no name that ends in a point or a space or is a Windows device name (`con`, `nul`, `com1`), no name of more than 240 bytes or path of more than 1000, and no value with a `/` in it in place of a `{name}`. A folder below `--out` that is a link is not written through; `--out` itself may be one.";
     /// An output cannot be saved in that format.
     SaveFormat = "R0602", "The ending of `save` chooses the format, and the value cannot be written as that one. The message names the endings that it can.";
     /// Two outputs are saved to one file.

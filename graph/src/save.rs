@@ -432,7 +432,8 @@ impl Saver {
             Exists::Replace | Exists::Keep if taken_now => Exists::Number,
             exists => exists,
         };
-        let saved = self.place(&path, relative, bytes, exists)?;
+        let mine = |path: &Path| self.replace_own && own.contains(path) && !run.contains(path);
+        let saved = self.place(&path, relative, bytes, exists, &mine)?;
         run.insert(saved.path.clone());
         if matches!(
             saved.status,
@@ -451,6 +452,7 @@ impl Saver {
         relative: &str,
         bytes: &[u8],
         exists: Exists,
+        mine: &dyn Fn(&Path) -> bool,
     ) -> Result<Saved, SaveError> {
         let saved = |path: &Path, status| {
             Ok(Saved {
@@ -485,15 +487,16 @@ impl Saver {
                 There::Other => match exists {
                     Exists::Keep => return saved(&candidate, SaveStatus::Kept),
                     Exists::Fail => return Err(SaveError::Exists { path: candidate }),
-                    Exists::Replace => {
+                    // A numbered file that this one wrote in an earlier run is replaced too, as the first would be.
+                    Exists::Number if number == 1 || !mine(&candidate) => {
+                        number += 1;
+                        candidate = self.out.join(suffixed(relative, &format!("-{number}")));
+                    }
+                    Exists::Replace | Exists::Number => {
                         draft(&candidate, bytes)
                             .and_then(|draft| draft.replace(&candidate))
                             .map_err(error)?;
                         return saved(&candidate, SaveStatus::Replaced);
-                    }
-                    Exists::Number => {
-                        number += 1;
-                        candidate = self.out.join(suffixed(relative, &format!("-{number}")));
                     }
                 },
             }
@@ -616,6 +619,28 @@ mod tests {
             "{said}"
         );
         assert_eq!(fs::read(out.path().join("a")).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn a_numbered_file_of_an_earlier_run_is_replaced_as_the_first_would_be() {
+        let out = tempfile::tempdir().unwrap();
+        fs::write(out.path().join("a.csv"), "another's").unwrap();
+        let saver = Saver::new(out.path(), Exists::Number).replacing_own();
+        for (text, status) in [
+            ("one", SaveStatus::Numbered),
+            ("two", SaveStatus::Replaced),
+            ("three", SaveStatus::Replaced),
+        ] {
+            saver.begin();
+            let saved = saver.write_file("a.csv", text.as_bytes()).unwrap();
+            assert_eq!(saved.path, out.path().join("a-2.csv"));
+            assert_eq!(saved.status, status);
+            assert_eq!(fs::read_to_string(saved.path).unwrap(), text);
+        }
+        // Two outputs of one run never overwrite each other.
+        let beside = saver.write_file("a.csv", b"four").unwrap();
+        assert_eq!(beside.path, out.path().join("a-3.csv"));
+        assert_eq!(fs::read(out.path().join("a.csv")).unwrap(), b"another's");
     }
 
     #[test]

@@ -85,7 +85,7 @@ impl Error {
             ))),
             Self::Refused(refused) => {
                 let help = refused.help.unwrap_or_else(|| {
-                    "ask for it anew where it came from; if it was made by hand, make it with `retouch bundle`"
+                    "get it again from its source; if it was made by hand, pack it with `retouch bundle`"
                         .to_owned()
                 });
                 let source = Source::new(name.display().to_string(), "");

@@ -5,6 +5,7 @@ use retouch_graph::problem::{Problem, Severity};
 
 use crate::args::CheckArgs;
 use crate::output::say;
+use crate::safe::path;
 use crate::sharing::Input;
 use crate::store::Store;
 use crate::{Exit, Failure, session};
@@ -73,18 +74,18 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
                     let count = sweep.cells.len();
                     let s = if count == 1 { "" } else { "s" };
                     match only {
-                        true => format!("{count} cell{s} of {}", sweep.workflow.display()),
+                        true => format!("{count} cell{s} of {}", path(&sweep.workflow)),
                         false => format!(", a sweep of {count} cell{s}"),
                     }
                 });
                 say(&match checked {
-                    None => format!("{}: a sweep, {cells}, no faults", file.display()),
+                    None => format!("{}: a sweep, {cells}, no faults", path(file)),
                     Some(_) if part => {
-                        format!("{}: a graph for use in others, no faults", file.display())
+                        format!("{}: a graph for use in others, no faults", path(file))
                     }
                     Some(checked) => format!(
                         "{}: {} nodes, {} outputs{cells}, no faults",
-                        file.display(),
+                        path(file),
                         checked.nodes.len(),
                         checked.outputs.len()
                     ),
@@ -97,7 +98,7 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
                         .filter(|p| p.severity() != Severity::Warning);
                     let faults = faults.count();
                     let s = if faults == 1 { "" } else { "s" };
-                    crate::output::tell(&format!("{}: {faults} fault{s}", file.display()));
+                    crate::output::tell(&format!("{}: {faults} fault{s}", path(file)));
                 }
             }
         }

@@ -117,7 +117,7 @@ fn check(
                 say(&difference.to_string())?;
             }
             if differences.is_empty() {
-                say(&format!("{}: as it is", path.display()))?;
+                say(&format!("{}: up to date", path.display()))?;
                 return Ok(Exit::Done);
             }
             Err(Failure::failed(format!("{} is stale", path.display())).help(help))

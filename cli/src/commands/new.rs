@@ -22,7 +22,7 @@ pub fn new(args: &NewArgs) -> Result<Exit, Failure> {
     write(args)?;
     let folder = &args.folder;
     let first = folder.join("workflows").join("layout-and-retouch.yaml");
-    say(&first.display().to_string())?;
+    say(&crate::safe::path(&first))?;
     {
         crate::output::tell(&format!(
             "made {}; now: retouch run {}",

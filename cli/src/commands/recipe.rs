@@ -45,7 +45,7 @@ pub fn show(args: &ShowArgs) -> Result<Exit, Failure> {
         return Ok(Exit::Done);
     }
     say(&format!(
-        "output `{}`, made by {}, numbers of {}",
+        "output `{}`, made by {}, computed with {}",
         recipe.output,
         recipe.tool,
         recipe.record.numerics()
@@ -314,7 +314,7 @@ pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
     };
     if plan.numerics() != recipe.record.numerics() {
         tell(&format!(
-            "warning: it was made with numbers of {}, and here they are of {}: it may differ a little",
+            "warning: it was computed with {}, and here with {}: last digits may differ",
             recipe.record.numerics(),
             plan.numerics()
         ));
@@ -365,7 +365,7 @@ pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
     } else {
         say(&format!(
             "{}: {}",
-            args.picture.display(),
+            crate::safe::path(&args.picture),
             found.describe(&recipe)
         ))?;
     }
@@ -466,9 +466,9 @@ impl Found {
                     .to_owned()
             }
             Replay::EqualUpToRounding => format!("drawn again, equal up to rounding: {differ}"),
-            Replay::Differs => format!("drawn again, ANOTHER picture: {differ}"),
+            Replay::Differs => format!("drawn again, a different picture: {differ}"),
             Replay::OtherSize => {
-                "drawn again, ANOTHER picture: the file has another size or other colours, or is damaged"
+                "drawn again, a different picture: the file has another size or colour type, or is damaged"
                     .to_owned()
             }
         }

@@ -137,9 +137,9 @@ pub fn result_line(output: &str, path: &Path, status: SaveStatus) -> String {
         SaveStatus::Replaced => "replaced",
         SaveStatus::Unchanged => "unchanged",
         SaveStatus::Kept => "kept",
-        SaveStatus::Numbered => "another was there",
+        SaveStatus::Numbered => "numbered: the name was taken",
     };
-    format!("{output}  {}  ({note})", path.display())
+    format!("{output}  {}  ({note})", crate::safe::path(path))
 }
 
 /// What to do with files that exist, as the engine takes it.
@@ -203,7 +203,7 @@ pub fn interrupts(cancel: &Cancel) -> Result<(), Failure> {
     signals::listen(move || {
         cancel.cancel();
         match count.fetch_add(1, Ordering::SeqCst) {
-            0 => tell("stopping (twice more: at once)"),
+            0 => tell("stopping; press Ctrl-C twice more to stop at once"),
             1 => {}
             _ => std::process::exit(Exit::Interrupted as i32),
         }

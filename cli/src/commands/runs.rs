@@ -8,7 +8,7 @@ use crate::args::{RunsArgs, RunsCommand};
 use crate::output::{say, say_json, tell};
 use crate::progress::duration;
 use crate::runs::{NodeEntry, Outcome, Record, Runs, Since, Status};
-use crate::safe::{NAME, VALUE, brief};
+use crate::safe::{NAME, VALUE, brief, path};
 use crate::store::Store;
 use crate::{Exit, Failure};
 
@@ -104,7 +104,7 @@ fn line(record: &Record) -> String {
         record.calls(),
         record.reused,
         record.nodes.len(),
-        file.to_string_lossy(),
+        path(Path::new(file)),
     )
 }
 
@@ -143,7 +143,7 @@ fn show(record: &Record, json: bool) -> Result<Exit, Failure> {
     }
     say(&format!(
         "  workflow  {} ({})",
-        asked.file.display(),
+        path(&asked.file),
         record.workflow
     ))?;
     let took = record.seconds.map_or_else(String::new, |seconds| {
@@ -192,7 +192,7 @@ fn show(record: &Record, json: bool) -> Result<Exit, Failure> {
         say(&format!(
             "  {}  {}  ({}; {})",
             output.output,
-            output.path.display(),
+            path(&output.path),
             output.status,
             match since {
                 Since::Same => "as it was",

@@ -13,7 +13,7 @@ use retouch_graph::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::args::{ParamArgs, SweepArgs};
+use crate::args::{ExistsArg, ParamArgs, SweepArgs};
 use crate::commands::run;
 use crate::hub::{self, Mode};
 use crate::journal::Journal;
@@ -69,7 +69,10 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
         .collect();
     let last = known.filter(|_| args.resume);
     if args.resume && last.is_none() {
-        tell("there is nothing to resume: all cells are made");
+        tell(&format!(
+            "there is no sweep of this file below {} to resume: all cells are made",
+            args.out.display()
+        ));
     }
     let draw = last
         .as_ref()
@@ -77,6 +80,17 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     let asked = last
         .as_ref()
         .map_or_else(|| What::of(args), |last| What::of(args).or_else(&last.what));
+    if let Some(last) = &last
+        && ![String::new(), asked.numerics.clone()].contains(&last.what.numerics)
+    {
+        // Cells of two kinds on one sheet could not be told apart.
+        return Err(Failure::usage(format!(
+            "the sweep was begun with `{}`, and this command computes with `{}`",
+            numerics_options(&last.what.numerics),
+            numerics_options(&asked.numerics)
+        ))
+        .help("give it the same `--device` and `--dtype`, or begin anew without `--resume`"));
+    }
     let mut settings = Settings {
         over: asked.over.clone(),
         sheet: asked.sheet.clone(),
@@ -189,7 +203,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
         }
         tables.push(saved.path);
     }
-    if let Some(path) = &args.table {
+    if let Some(path) = &asked.table {
         table::write(path, &rows)?;
         tables.push(path.clone());
     }
@@ -210,12 +224,23 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     match result {
         Ok(()) => Ok(Exit::Done),
         Err(RunError::Cancelled) => {
-            let out = match args.out.as_os_str() == "out" {
-                true => String::new(),
-                false => format!(" --out {}", args.out.display()),
-            };
+            let mut more = String::new();
+            if args.out.as_os_str() != "out" {
+                more.push_str(&format!(" --out {}", args.out.display()));
+            }
+            if asked.numerics != "cpu" {
+                more.push_str(&format!(" {}", numerics_options(&asked.numerics)));
+            }
+            if let Some(exists) = clap::ValueEnum::to_possible_value(&args.exists)
+                && args.exists != ExistsArg::Number
+            {
+                more.push_str(&format!(" --exists {}", exists.get_name()));
+            }
+            if args.keep_going {
+                more.push_str(" --keep-going");
+            }
             Err(Failure::interrupted(&format!(
-                "what was finished is saved, and `retouch sweep {}{out} --resume` goes on from there",
+                "what was finished is saved, and `retouch sweep {}{more} --resume` goes on from there",
                 args.file.display()
             )))
         }
@@ -712,6 +737,12 @@ struct Head {
     what: What,
 }
 
+/// The options that give a [`NumericsArgs::spec`](crate::args::NumericsArgs::spec).
+fn numerics_options(spec: &str) -> String {
+    let (device, dtype) = spec.split_once('/').unwrap_or((spec, "f32"));
+    format!("--device {device} --dtype {dtype}")
+}
+
 /// What the command line says is swept, so that `--resume` need not be told again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -725,6 +756,10 @@ struct What {
     /// The files of `--params`, absolute.
     params: Vec<PathBuf>,
     sheet: Option<String>,
+    /// The table that is written besides the file's own, absolute.
+    table: Option<PathBuf>,
+    /// What it is computed with, `cpu/bf16`; empty in logs of the first version.
+    numerics: String,
 }
 
 impl What {
@@ -742,6 +777,8 @@ impl What {
                 .map(|path| absolute(path))
                 .collect(),
             sheet: args.sheet.clone(),
+            table: args.table.as_deref().map(absolute),
+            numerics: args.device.numerics.spec(),
         }
     }
 
@@ -771,6 +808,9 @@ impl What {
         }
         if self.sheet.is_none() {
             self.sheet.clone_from(&before.sheet);
+        }
+        if self.table.is_none() {
+            self.table.clone_from(&before.table);
         }
         self
     }
