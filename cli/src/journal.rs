@@ -1,7 +1,7 @@
 //! The journal of earlier runs: what a call, or an op, took. The plan foretells seconds and memory from it.
 
 use std::collections::HashMap;
-use std::io::Write;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -77,9 +77,7 @@ impl<'a> Journal<'a> {
         let cache = file.parent().unwrap_or(Path::new(""));
         let written = crate::store::making_room(cache, text.len() as u64, || {
             let mut journal = write::append_private(file)?;
-            if files::read(file, u64::MAX)
-                .is_ok_and(|there| there.last().is_some_and(|&last| last != b'\n'))
-            {
+            if last_byte(file).is_ok_and(|last| last.is_some_and(|last| last != b'\n')) {
                 // A full disk cut off the last line: it must not take the next one with it.
                 journal.write_all(b"\n")?;
             }
@@ -89,6 +87,18 @@ impl<'a> Journal<'a> {
             cut(file);
         }
     }
+}
+
+/// The last byte of a file; `None`: it is empty.
+fn last_byte(file: &Path) -> io::Result<Option<u8>> {
+    let mut file = files::open(file)?;
+    if file.metadata()?.len() == 0 {
+        return Ok(None);
+    }
+    file.seek(SeekFrom::End(-1))?;
+    let mut last = [0];
+    file.read_exact(&mut last)?;
+    Ok(Some(last[0]))
 }
 
 impl Listener for Journal<'_> {
@@ -225,4 +235,20 @@ mod memory {
 
     #[cfg(not(target_os = "linux"))]
     pub(super) fn forget_peak() {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_was_cut_off_is_seen_by_the_last_byte() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("journal.jsonl");
+        for (text, last) in [("", None), ("{}\n", Some(b'\n')), ("{}\n{\"no", Some(b'o'))] {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(last_byte(&file).unwrap(), last, "{text:?}");
+        }
+        assert!(last_byte(&folder.path().join("none")).is_err());
+    }
 }
