@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use retouch_diffusion::sampling::noise::{starting_noise, step_noise};
+use retouch_diffusion::sampling::scheduler::{FinalSigma, SchedulerConfig, Spacing};
+use retouch_diffusion::sampling::solver::{Sampler, Schedule, Solver};
 use retouch_graph::TieredCache;
 use retouch_graph::{Cancel, DiskCache, Engine, Event, NoCache, Recorder, RunOptions, Settings};
-use retouch_nodes::diffusion::noise::{starting_noise, step_noise};
-use retouch_nodes::diffusion::scheduler::{FinalSigma, SchedulerConfig, Spacing};
-use retouch_nodes::diffusion::solver::{Sampler, Schedule, Solver};
 use retouch_nodes::payload::{Latent, Trajectory, decoders};
 use support::Bench;
 

@@ -604,9 +604,13 @@ fn zstd(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn line(path: &str, content: &[u8]) -> String {
-    let mut hasher = lock::Hasher::default();
+    let mut hasher = retouch_graph::digest::Hasher::default();
     hasher.update(content);
-    line_of(path, content.len() as u64, &lock::hex(&hasher.finish()))
+    line_of(
+        path,
+        content.len() as u64,
+        &retouch_graph::digest::hex(&hasher.finish()),
+    )
 }
 
 fn line_of(path: &str, size: u64, digest: &str) -> String {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use cargo_metadata::{CargoOpt, MetadataCommand};
 
 #[test]
-fn the_arrows_are_cli_to_nodes_to_graph_and_cli_to_graph_and_no_other() {
+fn the_arrows_between_the_crates_are_these_and_no_other() {
     let metadata = MetadataCommand::new()
         .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
         .features(CargoOpt::AllFeatures)
@@ -31,9 +31,25 @@ fn the_arrows_are_cli_to_nodes_to_graph_and_cli_to_graph_and_no_other() {
         })
         .collect();
     let expected = [
-        ("retouch-cli", vec!["retouch-graph", "retouch-nodes"]),
+        (
+            "retouch-cli",
+            vec![
+                "retouch-diffusion",
+                "retouch-graph",
+                "retouch-kernels",
+                "retouch-nodes",
+            ],
+        ),
+        (
+            "retouch-diffusion",
+            vec!["retouch-graph", "retouch-kernels"],
+        ),
         ("retouch-graph", vec![]),
-        ("retouch-nodes", vec!["retouch-graph"]),
+        ("retouch-kernels", vec![]),
+        (
+            "retouch-nodes",
+            vec!["retouch-diffusion", "retouch-graph", "retouch-kernels"],
+        ),
     ];
     let expected = expected
         .into_iter()
@@ -57,9 +73,15 @@ fn the_arrows_are_cli_to_nodes_to_graph_and_cli_to_graph_and_no_other() {
 #[test]
 fn temporary_names_are_made_in_one_place() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut folders: Vec<_> = ["graph/src", "nodes/src", "cli/src"]
-        .map(|folder| root.join(folder))
-        .into();
+    let mut folders: Vec<_> = [
+        "graph/src",
+        "nodes/kernels/src",
+        "nodes/diffusion/src",
+        "nodes/src",
+        "cli/src",
+    ]
+    .map(|folder| root.join(folder))
+    .into();
     let (mut read, mut found) = (0, Vec::new());
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
@@ -88,9 +110,9 @@ fn temporary_names_are_made_in_one_place() {
     let expected = [
         // What another program began is gone on with, under the name that both know.
         ("cli/src/hub/store.rs", "fs::rename("),
-        ("graph/src/write.rs", "\".part\""),
-        ("graph/src/write.rs", "\".tmp\""),
-        ("graph/src/write.rs", "fs::rename("),
+        ("graph/src/files/write.rs", "\".part\""),
+        ("graph/src/files/write.rs", "\".tmp\""),
+        ("graph/src/files/write.rs", "fs::rename("),
     ];
     let expected = expected.map(|(file, what)| (file.to_owned(), what));
     assert_eq!(found, expected, "write with `retouch_graph::write`");

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use indexmap::IndexMap;
+use retouch_diffusion::checkpoint::inspect::Report;
 use retouch_graph::event::{EVENT_SCHEMA, Event};
 use retouch_graph::problem::{Problem, Severity};
 use retouch_graph::{Code, Key, Sweep};
-use retouch_nodes::diffusion::inspect::Report;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde::{Serialize, Serializer};
 use serde_json::{Value as Json, json};

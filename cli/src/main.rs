@@ -35,7 +35,7 @@ use args::{Cli, Command, SchemaOf};
 pub use exit::Exit;
 use lines::Line;
 use retouch_graph::{Code, RunError, interrupt};
-use retouch_nodes::kernels::Arena;
+use retouch_kernels::Arena;
 
 /// The memory of tensors; it keeps at most this much that is free.
 #[global_allocator]
@@ -228,7 +228,9 @@ fn main() -> ExitCode {
     output::report_panics();
     log();
     #[cfg(target_os = "linux")]
-    retouch_nodes::kernels::exit_when_refused(Exit::OutOfMemory as i32);
+    retouch_kernels::exit_when_refused(Exit::OutOfMemory as i32, |each| {
+        retouch_graph::each_running(each);
+    });
     let cli = parse();
     let json = cli.command.json();
     let done = run(cli).and_then(|exit| match output::lost() {

@@ -6,8 +6,8 @@ use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use retouch_graph::check::normal;
 use retouch_graph::files::{self, piece};
+use retouch_graph::paths::normal;
 use retouch_graph::provenance::{self, Origin, Provenance, ReadEntry};
 use retouch_graph::remote::Address;
 use retouch_graph::text::shortened;
@@ -588,7 +588,7 @@ pub fn open(
         let digest = file.blake3.get(..8).unwrap_or(&file.blake3);
         if let Some(place) = changed.get(file.path.as_str()) {
             let now = found.inner.0.digest(place);
-            let now = now.map_or_else(|_| "?".to_owned(), |now| lock::short(&now));
+            let now = now.map_or_else(|_| "?".to_owned(), |now| retouch_graph::digest::short(&now));
             let place = place.display();
             lines.push(format!(
                 "{}: changed ({digest} -> {now}, {place})",

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use retouch_graph::check::normal;
+use retouch_graph::paths::normal;
 use retouch_graph::problem::{Code, Problem, Source, Span};
 use retouch_graph::remote::Address;
 use retouch_graph::{

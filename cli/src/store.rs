@@ -1,6 +1,6 @@
 //! Where the cache of this user is, how large it may be, and the engine on it.
 
-pub use retouch_nodes::diffusion::memory::size;
+pub use retouch_diffusion::checkpoint::memory::size;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -7,21 +7,24 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use crate::base::error::Environment;
+use crate::base::error::NodeError;
+use crate::base::interrupt::Cancel;
+use crate::base::paths::folder_of;
+use crate::base::problem::{Problems, Source};
+use crate::cache::in_flight::InFlight;
 use crate::cache::{Cache, HostCache};
-use crate::chain::InFlight;
+use crate::check::facts::Facts;
 use crate::check::{self, Checked, Settings, TextBudget, World};
-use crate::device::{Device, DevicePermit};
-use crate::event::{Event, Listener};
-use crate::execute::{Cancel, Job, RunError, RunOptions, RunReport};
-use crate::facts::Facts;
 use crate::files::{DiskFiles, Files};
-use crate::guard::{Lazies, Verdict};
-use crate::node::{Environment, NodeError};
-use crate::plan::{Forecast, Plan};
-use crate::problem::{Problems, Source};
-use crate::registry::Registry;
+use crate::op::registry::Registry;
+use crate::plan::guard::{Lazies, Verdict};
+use crate::plan::plan::{Forecast, Plan};
+use crate::run::device::{Device, DevicePermit};
+use crate::run::event::{Event, Listener};
+use crate::run::execute::{Job, RunError, RunOptions, RunReport};
 use crate::sweep::{self, Sweep, SweepPlan};
-use crate::workflow::{self, Workflow};
+use crate::syntax::workflow::{self, Workflow};
 
 /// The memory that the cache of a new engine may take, in bytes.
 pub const DEFAULT_CACHE: usize = 1 << 30;
@@ -156,7 +159,7 @@ impl Engine {
         let name = path.display().to_string();
         let source = check::read_argument(&*self.files, &name, path)?;
         let mut problems = Vec::new();
-        let workflow = workflow::parse(&source, &check::folder_of(path), &mut problems);
+        let workflow = workflow::parse(&source, &folder_of(path), &mut problems);
         match workflow {
             Some(workflow) if problems.is_empty() => Ok(workflow),
             _ => Err(Problems::new(problems)),
@@ -193,7 +196,7 @@ impl Engine {
         path: Option<&Path>,
         settings: &Settings,
     ) -> Result<Checked, Problems> {
-        let folder = path.map(check::folder_of).unwrap_or_default();
+        let folder = path.map(folder_of).unwrap_or_default();
         let mut problems = Vec::new();
         let Some(workflow) = workflow::parse(source, &folder, &mut problems) else {
             return Err(Problems::new(problems));
@@ -206,7 +209,8 @@ impl Engine {
             facts: &self.facts,
             text: &TextBudget::new(),
         };
-        check::check(&world, Arc::new(workflow), path, problems)
+        let read = sweep::check_values(&world, &workflow, &mut problems);
+        check::check(&world, Arc::new(workflow), path, read, problems)
     }
 
     /// Reads and checks a sweep: the file says it, or [`Settings::over`] does.

@@ -3,67 +3,55 @@
 //! [`Engine::load`] reads and checks a workflow, [`Engine::plan`] finds what its outputs need and what is there already,
 //! [`Engine::run`] does the rest. A [`Registry`] says which ops there are; a [`Node`] is one.
 
+mod base;
 pub mod cache;
-mod canonical;
-pub mod chain;
 pub mod check;
-mod device;
 pub mod engine;
-pub mod event;
-pub mod execute;
-mod facts;
-pub mod fields;
 pub mod files;
-pub mod format;
-mod guard;
-pub mod interrupt;
-pub mod key;
 pub mod lock;
-pub mod node;
-pub mod params;
-pub mod plan;
-pub mod port;
-pub mod preview;
-pub mod problem;
+mod op;
+mod plan;
 pub mod provenance;
-pub mod registry;
-pub mod remote;
-mod running;
-pub mod save;
-mod shape;
-pub mod suggest;
+mod run;
 pub mod sweep;
-pub mod template;
-pub mod text;
-pub mod value;
-pub mod workflow;
-pub mod write;
-pub mod yaml;
+mod syntax;
+mod value;
 
+pub use base::{digest, interrupt, key, paths, problem, remote, suggest, text};
+pub use files::{output_path, write};
+pub use op::registry;
+pub use run::{event, save};
+pub use syntax::{format, params, template, workflow, yaml};
+pub use value::{fields, port};
+
+pub use base::digest::Digest;
+pub use base::error::{Environment, Fault, FaultKind, NodeError};
+pub use base::interrupt::Cancel;
+pub use base::key::Key;
+pub use base::problem::{Code, Problem, Problems, Severity, Source, Span};
+pub use cache::in_flight::Claim;
 pub use cache::{Cache, DiskCache, DiskEntry, HostCache, NoCache, Outputs, TieredCache, Verified};
-pub use chain::{Chain, Chained, Claim, Item, Need, Note, Step, UpLink, Upstream};
 pub use check::{Checked, CheckedNode, CheckedOutput, Drawn, Link, ResolvedParam, Settings};
-pub use device::DevicePermit;
 pub use engine::Engine;
-pub use event::{Counters, Event, Listener, Recorder, RunStatus, Silent};
-pub use execute::{Cancel, NodeOutcome, NodeReport, OutputValue, RunError, RunOptions, RunReport};
-pub use files::{
-    Digest, DiskFiles, FileStamp, Files, FolderEntry, MemoryFiles, Redirect, RedirectedFiles,
-    Sought, Withheld,
-};
-pub use key::Key;
+pub use files::{DiskFiles, FileStamp, Files, FolderEntry, MemoryFiles, Sought, Withheld};
+pub use lock::redirect::{Redirect, RedirectedFiles};
 pub use lock::{Difference, Located, Lock, LockedFile, LockedKind, locate};
-pub use node::{Context, Environment, Fault, FaultKind, Host, Node, NodeError, ReadFile};
-pub use params::{How, ParamType};
-pub use plan::{
+pub use op::chain::{Chain, Chained, Item, Need, Note, Step, UpLink, Upstream};
+pub use op::node::{Context, Host, Node, ReadFile};
+pub use op::registry::{Entry, ParamInfo, Registry};
+pub use plan::plan::{
     Change, Forecast, Parting, Plan, PlannedOutput, Reason, Record, Resume, Status, Task, What,
 };
-pub use port::{Added, Arity, FromValue, Known, PortField, PortSpec, PortValues, Ports, Types};
-pub use preview::{Previewer, Quality};
-pub use problem::{Code, Problem, Problems, Severity, Source, Span};
 pub use provenance::{Origin, Provenance, ReadEntry};
-pub use registry::{Entry, ParamInfo, Registry};
-pub use running::each_running;
-pub use save::{Exists, SaveError, SaveStatus, Saved, Saver, Stamp};
+pub use run::device::DevicePermit;
+pub use run::event::{Counters, Event, Listener, Recorder, RunStatus, Silent};
+pub use run::execute::{NodeOutcome, NodeReport, OutputValue, RunError, RunOptions, RunReport};
+pub use run::running::each_running;
+pub use run::save::{Exists, SaveError, SaveStatus, Saved, Saver, Stamp};
 pub use sweep::{Cell, Sweep, SweepPlan};
-pub use value::{Decoders, Payload, Value};
+pub use syntax::params::{How, ParamType};
+pub use value::port::{
+    Added, Arity, FromValue, Known, PortField, PortSpec, PortValues, Ports, Types,
+};
+pub use value::preview::{Previewer, Quality};
+pub use value::value::{Decoders, Payload, Value};

@@ -243,8 +243,8 @@ fn ten_thousand_nodes_are_checked_and_planned_quickly() {
 #[cfg(unix)]
 #[test]
 fn paths_through_links_are_those_of_the_file_system() {
-    use retouch_graph::check::normal;
     use retouch_graph::lock::shareable;
+    use retouch_graph::paths::normal;
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().canonicalize().unwrap();
     for sub in ["real/sub/deep", "other", "deep/a/b/sub"] {

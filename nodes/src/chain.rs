@@ -41,15 +41,15 @@ use candle_core::Tensor;
 use retouch_graph::key::KeyHasher;
 use retouch_graph::{Context, Digest, Item, Key, Need, Step, UpLink, Upstream};
 
-use crate::diffusion::checkpoint::ModelFacts;
-use crate::diffusion::control::{Branch, Given, Half, Part};
-use crate::diffusion::prompt::reads_chunks;
-use crate::diffusion::sampling::{Drawn, Held, Memory, RetouchSettings, of_half};
-use crate::diffusion::scheduler::Ddim;
-use crate::diffusion::solver::{Sampler, Solver};
-use crate::diffusion::unet::grid_at;
-use crate::diffusion::{Error, Result};
 use crate::payload::{Attention, Latent, Past, TrajectoryFacts};
+use retouch_diffusion::checkpoint::model::ModelFacts;
+use retouch_diffusion::networks::unet::grid_at;
+use retouch_diffusion::prompt::conditioning::reads_chunks;
+use retouch_diffusion::sampling::control::{Branch, Given, Half, Part};
+use retouch_diffusion::sampling::sampler::{Drawn, Held, Memory, RetouchSettings, of_half};
+use retouch_diffusion::sampling::scheduler::Ddim;
+use retouch_diffusion::sampling::solver::{Sampler, Solver};
+use retouch_diffusion::{Error, Result};
 
 /// The name of the one value under a state's key; the port of a sampler's last state has it too.
 pub(crate) const LATENT: &str = "latent";
@@ -518,7 +518,10 @@ fn is_finite(t: &Tensor) -> bool {
         .is_ok_and(f32::is_finite)
 }
 
-impl Held for retouch_graph::Claim<'_> {}
+/// The engine's lock on a step that is being made, released when it is dropped.
+struct StepLock<'a>(#[expect(dead_code, reason = "held, never read")] retouch_graph::Claim<'a>);
+
+impl Held for StepLock<'_> {}
 
 /// The engine's cache as the memory of a sampler.
 pub(crate) struct Remembers<'a> {
@@ -611,7 +614,7 @@ impl Memory for Remembers<'_> {
             return Ok(None);
         };
         let claim = self.context.claim(key).map_err(|_| Error::Cancelled)?;
-        Ok(claim.map(|claim| Box::new(claim) as Box<dyn Held + '_>))
+        Ok(claim.map(|claim| Box::new(StepLock(claim)) as Box<dyn Held + '_>))
     }
 
     fn call(&self, branch: Branch, half: Half, k: usize) -> Option<Key> {
@@ -649,7 +652,7 @@ impl Memory for Remembers<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::diffusion::prompt::{LongPrompts, Reading, Syntax};
+    use retouch_diffusion::prompt::conditioning::{LongPrompts, Reading, Syntax};
 
     #[test]
     fn the_prompt_beside_a_call_counts_only_where_both_are_given_equally_many_tokens() {

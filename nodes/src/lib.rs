@@ -1,4 +1,4 @@
-//! The nodes of Retouch, and under them the diffusion networks and kernels.
+//! The nodes of Retouch: ops over `retouch-diffusion`.
 //!
 //! A node is one file: a struct of parameters with a [`retouch_graph::Node`] implementation. Adding one takes two
 //! steps: the file, and a line in [`registry`].
@@ -6,10 +6,8 @@
 pub mod adapt;
 pub mod attention;
 mod chain;
-pub mod diffusion;
 pub mod fields;
 pub mod image;
-pub mod kernels;
 pub mod latent;
 pub mod load;
 pub mod look;

@@ -20,25 +20,25 @@ use retouch_graph::{
 
 use crate::attention::SwapAttention;
 use crate::chain::{LATENT, Remembers, SamplerNote, SwapNote};
-use crate::diffusion::checkpoint::Parts;
-use crate::diffusion::control::{Branch, Given, Half, Part as CallPart};
-use crate::diffusion::masks::subject_maps;
-use crate::diffusion::sampling::{
-    Draws, Found, MaskGrid, Memory, Prompted, Sought, look, mask_level,
-};
-use crate::diffusion::solver::Sampler;
-use crate::diffusion::unet::grid_at;
 use crate::latent::Invert;
 use crate::latent::invert;
 use crate::payload::{Control, Image, Latent, Masks, Model, Trajectory};
 use crate::preview::{By, known_map, pictures};
 use crate::runtime::{Reports, Runtime, tensor_error};
 use crate::sample::{Sample, StepBlendSample, sample, step_blend_sample};
+use retouch_diffusion::checkpoint::model::Parts;
+use retouch_diffusion::networks::unet::grid_at;
+use retouch_diffusion::sampling::control::{Branch, Given, Half, Part as CallPart};
+use retouch_diffusion::sampling::masks::subject_maps;
+use retouch_diffusion::sampling::sampler::{
+    Draws, Found, MaskGrid, Memory, Prompted, Sought, look, mask_level,
+};
+use retouch_diffusion::sampling::solver::Sampler;
 
-pub use crate::diffusion::gaze::{Gaze, GazeRow, Heads, QueriesOf, Whose, outlines};
-pub use crate::diffusion::masks::Plane;
-pub use crate::diffusion::sampling::StepMasks;
-pub use crate::diffusion::unet::Part;
+pub use retouch_diffusion::networks::unet::Part;
+pub use retouch_diffusion::sampling::gaze::{Gaze, GazeRow, Heads, QueriesOf, Whose, outlines};
+pub use retouch_diffusion::sampling::masks::Plane;
+pub use retouch_diffusion::sampling::sampler::StepMasks;
 
 /// The most bytes of queries and keys that are held for whoever moves a pointer over a picture.
 const GAZES: usize = 128 << 20;
@@ -88,8 +88,8 @@ impl From<NodeError> for LookError {
     }
 }
 
-impl From<crate::diffusion::Error> for LookError {
-    fn from(error: crate::diffusion::Error) -> Self {
+impl From<retouch_diffusion::Error> for LookError {
+    fn from(error: retouch_diffusion::Error) -> Self {
         NodeError::from(error).into()
     }
 }
@@ -725,7 +725,7 @@ impl Reader {
         cancel: &Cancel,
         then: impl FnOnce(
             &Sample,
-            &crate::diffusion::checkpoint::Checkpoint,
+            &retouch_diffusion::checkpoint::model::Checkpoint,
             &Control,
             &Reports<'_>,
         ) -> Result<T, NodeError>,
@@ -790,8 +790,8 @@ impl Reader {
     fn plain_call(&self, k: usize, effort: Effort, cancel: &Cancel) -> Result<PlainCall> {
         let scheduler = &self.note.model.scheduler;
         let schedule = self.note.trajectory.facts.schedule;
-        let schedule =
-            schedule.unwrap_or_else(|| crate::diffusion::solver::Schedule::plain(self.steps()));
+        let schedule = schedule
+            .unwrap_or_else(|| retouch_diffusion::sampling::solver::Schedule::plain(self.steps()));
         let timestep = Sampler::new(scheduler, schedule)?.timestep(k);
         let at = match self.kind()? {
             Kind::Invert(_) => k + 1,

@@ -9,16 +9,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::chain::linear_map_key;
-use crate::diffusion::Result as NetworkResult;
-use crate::diffusion::checkpoint::Checkpoint;
-use crate::diffusion::preview::LinearMap;
-use crate::diffusion::sampling::Monitor;
-use crate::diffusion::tiles::Tiled;
 use crate::image::resample::{Filter, resize};
 use crate::latent::decode;
 use crate::payload::image::MAX_PIXELS;
 use crate::payload::{ColourMap, Image};
 use crate::runtime::{Reports, Runtime, tensor_error};
+use retouch_diffusion::Result as NetworkResult;
+use retouch_diffusion::checkpoint::model::Checkpoint;
+use retouch_diffusion::networks::preview::LinearMap;
+use retouch_diffusion::networks::tiles::Tiled;
+use retouch_diffusion::sampling::sampler::Monitor;
 
 /// The name of the one value under a linear map's key.
 const MAP: &str = "map";

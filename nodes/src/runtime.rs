@@ -5,10 +5,11 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use retouch_graph::{Context, NodeError};
 
-use crate::diffusion::memory::Memory;
-use crate::diffusion::sampling::Monitor;
-use crate::diffusion::{Error, Result};
-use crate::kernels::{Kernel, for_device};
+use retouch_diffusion::checkpoint::memory::Memory;
+use retouch_diffusion::sampling::sampler::Monitor;
+pub(crate) use retouch_diffusion::tensor_error;
+use retouch_diffusion::{Error, Result};
+use retouch_kernels::{Kernel, for_device};
 
 /// The compute device and its kernels: the environment that whoever makes an engine gives the nodes.
 #[derive(Clone, Debug)]
@@ -152,31 +153,6 @@ impl Monitor for Reports<'_> {
     fn goes_on(&self) -> Result<()> {
         self.0.check_cancelled().map_err(|_| Error::Cancelled)
     }
-}
-
-impl From<Error> for NodeError {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::Cancelled => Self::Cancelled,
-            Error::Request { message, help } => Self::Failed { message, help },
-            Error::Tensor(error) => tensor_error(error),
-            other => Self::failed(other.to_string()),
-        }
-    }
-}
-
-/// A tensor operation's failure as the node's.
-pub(crate) fn tensor_error(error: candle_core::Error) -> NodeError {
-    // candle adds a backtrace when RUST_BACKTRACE is set: the first line is what a user can read.
-    let text = error.to_string();
-    let first = text.lines().next().unwrap_or("no reason given").to_owned();
-    let lower = text.to_lowercase();
-    if lower.contains("out of memory") || lower.contains("out_of_memory") {
-        return NodeError::failed(format!("the device is out of memory: {first}")).help(
-            "try `--dtype f16` or `bf16`, `--offload`, `--device-cache 0`, a smaller batch or size; `--device cpu` has the machine's own memory",
-        );
-    }
-    NodeError::failed(format!("a tensor operation failed: {first}"))
 }
 
 /// Refuses a result that is not made of numbers.

@@ -10,15 +10,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use retouch_nodes::diffusion::adapters::Networks;
-use retouch_nodes::diffusion::adapters::custom_diffusion::CustomDiffusion;
-use retouch_nodes::diffusion::adapters::lora::{Lora, low_rank};
-use retouch_nodes::diffusion::checkpoint::{Checkpoint, Description, Parts};
-use retouch_nodes::diffusion::control::{Branch, Rows, Untouched};
-use retouch_nodes::diffusion::layout::Sources;
-use retouch_nodes::diffusion::memory::Memory;
-use retouch_nodes::diffusion::unet::{Call, Text};
-use retouch_nodes::kernels::{Cpu, Plain};
+use retouch_diffusion::checkpoint::adapters::Networks;
+use retouch_diffusion::checkpoint::adapters::custom_diffusion::CustomDiffusion;
+use retouch_diffusion::checkpoint::adapters::lora::{Lora, low_rank};
+use retouch_diffusion::checkpoint::layout::Sources;
+use retouch_diffusion::checkpoint::memory::Memory;
+use retouch_diffusion::checkpoint::model::{Checkpoint, Description, Parts};
+use retouch_diffusion::networks::unet::{Call, Text};
+use retouch_diffusion::sampling::control::{Branch, Rows, Untouched};
+use retouch_kernels::{Cpu, Plain};
 use support::{Disk, MODULE, assert_close, data};
 
 fn micro(name: &str) -> PathBuf {

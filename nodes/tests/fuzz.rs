@@ -13,11 +13,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use fuzz::{EDGES, Random, Tally, change, measured, times};
+use retouch_diffusion::checkpoint::layout::Sources;
+use retouch_diffusion::checkpoint::model::Description;
+use retouch_diffusion::checkpoint::pickle;
+use retouch_diffusion::checkpoint::weights::{Header, Table};
 use retouch_graph::{Context, Files, Host, MemoryFiles, Node};
-use retouch_nodes::diffusion::checkpoint::Description;
-use retouch_nodes::diffusion::layout::Sources;
-use retouch_nodes::diffusion::pickle;
-use retouch_nodes::diffusion::weights::{Header, Table};
 use retouch_nodes::load::load_image::{self, LoadImage};
 
 fn oracle(path: &str) -> PathBuf {

@@ -11,18 +11,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use candle_core::Tensor;
+use retouch_diffusion::networks::unet::{Call, Text};
+use retouch_diffusion::sampling::control::{
+    AttentionControl, AttentionKind, Branch, Half, Qkv, Rows, Site,
+};
+use retouch_diffusion::sampling::sampler::{self, Conditions, Draws, Monitor, Prompted, Sought};
+use retouch_diffusion::sampling::scheduler::Ddim;
 use retouch_graph::{
     Cache, Cancel, Engine, HostCache, Key, NodeError, Outputs, Plan, Previewer, Quality,
     RunOptions, RunReport, Settings, Silent, Value,
 };
+use retouch_kernels::Kernel;
 use retouch_nodes::Runtime;
-use retouch_nodes::diffusion::control::{
-    AttentionControl, AttentionKind, Branch, Half, Qkv, Rows, Site,
-};
-use retouch_nodes::diffusion::sampling::{self, Conditions, Draws, Monitor, Prompted, Sought};
-use retouch_nodes::diffusion::scheduler::Ddim;
-use retouch_nodes::diffusion::unet::{Call, Text};
-use retouch_nodes::kernels::Kernel;
 use retouch_nodes::look::{
     Effort, Gaze, LookError, Place, Plane, QueriesOf, Reader, StepMasks, Whose,
 };
@@ -264,7 +264,7 @@ fn masks_that_no_output_gave_are_made_of_what_is_kept_of_the_calls() {
 struct Quiet;
 
 impl Monitor for Quiet {
-    fn step(&self, _: usize, _: usize) -> retouch_nodes::diffusion::Result<()> {
+    fn step(&self, _: usize, _: usize) -> retouch_diffusion::Result<()> {
         Ok(())
     }
     fn unet_calls(&self, _: usize) {}
@@ -280,7 +280,7 @@ impl AttentionControl for Note {
         site: Site,
         qkv: &Qkv,
         kernel: &dyn Kernel,
-    ) -> retouch_nodes::diffusion::Result<Tensor> {
+    ) -> retouch_diffusion::Result<Tensor> {
         if site.kind == AttentionKind::SelfAttention && site.index == self.0 {
             assert!(site.rows.half(Half::Prompt).is_some());
             self.1 = Some((qkv.q.clone(), qkv.k.clone(), qkv.heads));
@@ -598,7 +598,7 @@ struct MovesOn {
 }
 
 impl Monitor for MovesOn {
-    fn step(&self, _: usize, _: usize) -> retouch_nodes::diffusion::Result<()> {
+    fn step(&self, _: usize, _: usize) -> retouch_diffusion::Result<()> {
         Ok(())
     }
     fn unet_calls(&self, images: usize) {
@@ -607,10 +607,10 @@ impl Monitor for MovesOn {
     fn warn(&self, message: &str) {
         panic!("{message}");
     }
-    fn goes_on(&self) -> retouch_nodes::diffusion::Result<()> {
+    fn goes_on(&self) -> retouch_diffusion::Result<()> {
         match self.asked.fetch_add(1, Ordering::Relaxed) {
             asked if asked < self.after => Ok(()),
-            _ => Err(retouch_nodes::diffusion::Error::Cancelled),
+            _ => Err(retouch_diffusion::Error::Cancelled),
         }
     }
 }
@@ -643,7 +643,7 @@ fn a_call_that_is_looked_at_ends_at_the_layer_where_the_looker_moves_on() {
         let (found, asked, calls) = look(after);
         let error = found.unwrap_err();
         assert!(
-            matches!(error, retouch_nodes::diffusion::Error::Cancelled),
+            matches!(error, retouch_diffusion::Error::Cancelled),
             "{error}"
         );
         assert_eq!((asked, calls), (after + 1, 0));

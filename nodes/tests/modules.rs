@@ -11,19 +11,21 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor};
-use retouch_graph::{Cancel, interrupt};
-use retouch_nodes::diffusion::checkpoint::{Checkpoint, Description};
-use retouch_nodes::diffusion::control::{
+use retouch_diffusion::checkpoint::export;
+use retouch_diffusion::checkpoint::layout::Sources;
+use retouch_diffusion::checkpoint::model::{Checkpoint, Description};
+use retouch_diffusion::networks::tiles::Tiling;
+use retouch_diffusion::networks::unet::{Call, Text, grid_at};
+use retouch_diffusion::sampling::control::{
     AttentionControl, AttentionKind, Branch, Qkv, Rows, Site, Untouched,
 };
-use retouch_nodes::diffusion::layout::Sources;
-use retouch_nodes::diffusion::noise::starting_noise;
-use retouch_nodes::diffusion::sampling::{Drawing, Forgets, Monitor, Prompted};
-use retouch_nodes::diffusion::solver::{Sampler, Schedule};
-use retouch_nodes::diffusion::tiles::Tiling;
-use retouch_nodes::diffusion::unet::{Call, Text, grid_at};
-use retouch_nodes::diffusion::{Error, Result, export, sampling};
-use retouch_nodes::kernels::{Cpu, Kernel, Plain};
+use retouch_diffusion::sampling::noise::starting_noise;
+use retouch_diffusion::sampling::sampler;
+use retouch_diffusion::sampling::sampler::{Drawing, Forgets, Monitor, Prompted};
+use retouch_diffusion::sampling::solver::{Sampler, Schedule};
+use retouch_diffusion::{Error, Result};
+use retouch_graph::{Cancel, interrupt};
+use retouch_kernels::{Cpu, Kernel, Plain};
 use retouch_nodes::latent::{Decode, EncodeReference, decode, encode_reference};
 use retouch_nodes::payload::Image;
 use serde_json::{Value as Json, json};

@@ -8,8 +8,8 @@
 
 use std::path::{Path, PathBuf};
 
+use retouch_diffusion::checkpoint::pickle::{self, TorchTensor, Value};
 use retouch_graph::{DiskFiles, MemoryFiles};
-use retouch_nodes::diffusion::pickle::{self, TorchTensor, Value};
 use safetensors::SafeTensors;
 
 fn folder() -> PathBuf {

@@ -9,15 +9,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use retouch_nodes::diffusion::checkpoint::{Checkpoint, Description};
-use retouch_nodes::diffusion::layout::Sources;
-use retouch_nodes::diffusion::noise::starting_noise;
-use retouch_nodes::diffusion::preview::{LinearMap, area_mean, decode_scaled};
-use retouch_nodes::diffusion::sampling::{Drawing, Forgets, Monitor, Prompted, step_blend_sample};
-use retouch_nodes::diffusion::solver::{Sampler, Schedule};
-use retouch_nodes::diffusion::tiles::Tiled;
-use retouch_nodes::diffusion::{Error, Result};
-use retouch_nodes::kernels::Cpu;
+use retouch_diffusion::checkpoint::layout::Sources;
+use retouch_diffusion::checkpoint::model::{Checkpoint, Description};
+use retouch_diffusion::networks::preview::{LinearMap, area_mean, decode_scaled};
+use retouch_diffusion::networks::tiles::Tiled;
+use retouch_diffusion::sampling::noise::starting_noise;
+use retouch_diffusion::sampling::sampler::{
+    Drawing, Forgets, Monitor, Prompted, step_blend_sample,
+};
+use retouch_diffusion::sampling::solver::{Sampler, Schedule};
+use retouch_diffusion::{Error, Result};
+use retouch_kernels::Cpu;
 use support::{Disk, FAMILIES, data};
 
 fn model(folder: &Path) -> Checkpoint {

@@ -9,13 +9,13 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 use candle_core::{DType, Device, Tensor};
-use retouch_nodes::diffusion::checkpoint::{Checkpoint, Description};
-use retouch_nodes::diffusion::clip::ClipText;
-use retouch_nodes::diffusion::layout::{Layout, Sources};
-use retouch_nodes::diffusion::prompt::{LongPrompts, Reader, Reading, Span, Syntax};
-use retouch_nodes::diffusion::tokenizer::{Added, PadToken, Tokenizer, TokenizerFiles};
-use retouch_nodes::diffusion::weights::{Tensors, Weights};
-use retouch_nodes::kernels::Cpu;
+use retouch_diffusion::checkpoint::layout::{Layout, Sources};
+use retouch_diffusion::checkpoint::model::{Checkpoint, Description};
+use retouch_diffusion::checkpoint::weights::{Tensors, Weights};
+use retouch_diffusion::networks::clip::ClipText;
+use retouch_diffusion::prompt::conditioning::{LongPrompts, Reader, Reading, Span, Syntax};
+use retouch_diffusion::prompt::tokenizer::{Added, PadToken, Tokenizer, TokenizerFiles};
+use retouch_kernels::Cpu;
 use serde::Deserialize;
 use support::{Disk, MODULE, assert_close, bits, data};
 

@@ -10,12 +10,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use retouch_nodes::diffusion::checkpoint::{Checkpoint, Description};
-use retouch_nodes::diffusion::control::{Branch, Rows, Untouched};
-use retouch_nodes::diffusion::layout::Sources;
-use retouch_nodes::diffusion::prompt::{LongPrompts, Reading, Syntax};
-use retouch_nodes::diffusion::unet::{Addition, Call, Text};
-use retouch_nodes::kernels::{Cpu, Kernel, Plain};
+use retouch_diffusion::checkpoint::layout::Sources;
+use retouch_diffusion::checkpoint::model::{Checkpoint, Description};
+use retouch_diffusion::networks::unet::{Addition, Call, Text};
+use retouch_diffusion::prompt::conditioning::{LongPrompts, Reading, Syntax};
+use retouch_diffusion::sampling::control::{Branch, Rows, Untouched};
+use retouch_kernels::{Cpu, Kernel, Plain};
 use support::{Disk, MODULE, assert_close, bits, data};
 
 const VANILLA: &str = "a teddy bear on a beach";
@@ -115,7 +115,8 @@ fn a_pad_token_is_a_token_of_its_own_inside_prompts_as_in_transformers() {
     let model = model(Arc::new(Cpu::default()));
     for (index, name) in ["tokenizer", "tokenizer_2"].into_iter().enumerate() {
         let tokenizer = model.tokenizer(index).unwrap();
-        let reader = retouch_nodes::diffusion::prompt::Reader::new(tokenizer, Reading::default());
+        let reader =
+            retouch_diffusion::prompt::conditioning::Reader::new(tokenizer, Reading::default());
         let read = reader.read(case["prompt"].as_str().unwrap()).unwrap();
         let chunk = &read.chunks[0];
         let expected: Vec<u32> = serde_json::from_value(case[name].clone()).unwrap();

@@ -10,19 +10,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{Device, Tensor};
-use retouch_graph::Key;
-use retouch_nodes::diffusion::Result;
-use retouch_nodes::diffusion::checkpoint::{Checkpoint, Description};
-use retouch_nodes::diffusion::control::{Branch, Capture, Given, Half, Part, Rows, Store};
-use retouch_nodes::diffusion::layout::Sources;
-use retouch_nodes::diffusion::masks::{Plane, Threshold};
-use retouch_nodes::diffusion::noise::starting_noise;
-use retouch_nodes::diffusion::sampling::{
+use retouch_diffusion::Result;
+use retouch_diffusion::checkpoint::layout::Sources;
+use retouch_diffusion::checkpoint::model::{Checkpoint, Description};
+use retouch_diffusion::networks::unet::{Call, Text, grid_at};
+use retouch_diffusion::sampling::control::{Branch, Capture, Given, Half, Part, Rows, Store};
+use retouch_diffusion::sampling::masks::{Plane, Threshold};
+use retouch_diffusion::sampling::noise::starting_noise;
+use retouch_diffusion::sampling::sampler::{
     Blend, Forgets, GivenMasks, Memory, Monitor, Prompted, Retouch, RetouchSettings, Source,
     SourceStep, auto_sites,
 };
-use retouch_nodes::diffusion::scheduler::Ddim;
-use retouch_nodes::diffusion::unet::{Call, Text, grid_at};
+use retouch_diffusion::sampling::scheduler::Ddim;
+use retouch_graph::Key;
 use support::{Disk, Noting, bits, data};
 
 const STEPS: usize = 5;

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use std::sync::Arc;
 
-use retouch_nodes::diffusion::prompt::{Reader, Reading};
-use retouch_nodes::diffusion::tokenizer::{PadToken, Tokenizer, TokenizerFiles};
+use retouch_diffusion::prompt::conditioning::{Reader, Reading};
+use retouch_diffusion::prompt::tokenizer::{PadToken, Tokenizer, TokenizerFiles};
 
 fn clip(pad: PadToken) -> Tokenizer {
     Tokenizer::new(

@@ -4,7 +4,7 @@
 transformers 4 (which has a tokenizer in Python, "slow", and one in Rust, "fast") it writes nothing: it compares both with
 the file and says where they differ.
 
-CLIP's vocabulary comes from nodes/data, so nothing is downloaded.
+CLIP's vocabulary comes from nodes/diffusion/data, so nothing is downloaded.
 """
 import gzip
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 import transformers
 
 HERE = Path(__file__).resolve().parent
-MERGES = HERE.parent.parent / "nodes" / "data" / "clip-merges.txt.gz"
+MERGES = HERE.parent.parent / "nodes" / "diffusion" / "data" / "clip-merges.txt.gz"
 SEED = 6
 COUNT = 10_000
 

@@ -60,7 +60,7 @@ impl Manifest {
                 "  - {{path: {}, size: {}, blake3: \"{}\"}}",
                 quoted(&file.path),
                 file.size,
-                lock::hex(&file.blake3)
+                retouch_graph::digest::hex(&file.blake3)
             );
         }
         text

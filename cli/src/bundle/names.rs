@@ -38,7 +38,7 @@ fn fault_of_name(name: &str) -> Option<&'static str> {
     if name.contains(|c: char| c.is_control() || hidden(c)) {
         return Some("characters that cannot be seen are not allowed");
     }
-    retouch_graph::save::fault_of_name(name)
+    retouch_graph::output_path::fault_of_name(name)
 }
 
 /// What is wrong with a path, if anything.

@@ -278,7 +278,7 @@ impl Files for Members {
 }
 
 fn digest(bytes: &[u8]) -> Digest {
-    let mut hasher = lock::Hasher::default();
+    let mut hasher = retouch_graph::digest::Hasher::default();
     hasher.update(bytes);
     hasher.finish()
 }

@@ -146,8 +146,8 @@ pub fn read_following(
             let message = format!(
                 "`{}` is not what its manifest says ({} instead of {})",
                 member.path,
-                lock::short(&digest),
-                lock::short(&packed.blake3)
+                retouch_graph::digest::short(&digest),
+                retouch_graph::digest::short(&packed.blake3)
             );
             return Err(Error::refused(Code::BundleContent, message));
         }
@@ -224,7 +224,7 @@ fn take(
         true => Err(Error::Failed(Failure::interrupted("nothing was written"))),
         false => Ok(()),
     };
-    let mut hasher = lock::Hasher::default();
+    let mut hasher = retouch_graph::digest::Hasher::default();
     let Some(target) = target else {
         tar::content(stream, member.size, |piece| {
             hasher.update(piece);
@@ -314,7 +314,7 @@ pub fn to_cache(
     if let Some(cache) = cache {
         let bundles = cache.join("bundles");
         // 160 bits: long names of folders make long lines of faults.
-        let folder = bundles.join(&lock::hex(digest)[..40]);
+        let folder = bundles.join(&retouch_graph::digest::hex(digest)[..40]);
         if let Some(manifest) = intact(&folder) {
             return Ok(Unpacked {
                 folder,
@@ -388,7 +388,7 @@ fn intact(folder: &Path) -> Option<Manifest> {
         if !metadata.is_file() || metadata.len() != file.size {
             return None;
         }
-        let mut hasher = lock::Hasher::default();
+        let mut hasher = retouch_graph::digest::Hasher::default();
         let mut file_there = files::open(&path).ok()?;
         let mut buffer = vec![0; 1 << 16];
         loop {

@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use retouch_diffusion::Error;
+use retouch_diffusion::checkpoint::export::{self, Converted, Precision};
+use retouch_diffusion::checkpoint::layout::{Layout, Sources};
+use retouch_diffusion::checkpoint::model::Description;
+use retouch_diffusion::sampling::scheduler::Prediction;
 use retouch_graph::write::{Access, DraftFolder, is_empty};
 use retouch_graph::{Cancel, Files};
-use retouch_nodes::diffusion::Error;
-use retouch_nodes::diffusion::checkpoint::Description;
-use retouch_nodes::diffusion::export::{self, Converted, Precision};
-use retouch_nodes::diffusion::layout::{Layout, Sources};
-use retouch_nodes::diffusion::scheduler::Prediction;
 
 use super::inspect::{failed, files, listed};
 use super::run;

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use retouch_diffusion::Error;
+use retouch_diffusion::checkpoint::inspect::{self, Kind, PartReport, Report, Request};
 use retouch_graph::event::EVENT_SCHEMA;
 use retouch_graph::{DiskFiles, Files, RedirectedFiles};
-use retouch_nodes::diffusion::Error;
-use retouch_nodes::diffusion::inspect::{self, Kind, PartReport, Report, Request};
 
 use crate::args::{InspectArgs, ModelsArgs, SharingArgs};
 use crate::lines::Line;

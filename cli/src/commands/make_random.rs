@@ -1,7 +1,7 @@
 //! `retouch make-random`.
 
+use retouch_diffusion::checkpoint::export::{self, Family};
 use retouch_graph::Cancel;
-use retouch_nodes::diffusion::export::{self, Family};
 
 use super::convert::{Draft, Writing, finish, free};
 use super::run;

@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use retouch_graph::check::normal;
 use retouch_graph::interrupt;
+use retouch_graph::paths::normal;
 use retouch_graph::remote::Address;
 
 use super::client::Listing;

@@ -63,7 +63,7 @@ fn other(why: &Withheld) -> io::Error {
 
 /// A path that is known to lead to a hub, without its end slashes.
 fn normal(path: &Path) -> PathBuf {
-    retouch_graph::check::normal(path)
+    retouch_graph::paths::normal(path)
 }
 
 impl HubFiles {

@@ -7,8 +7,8 @@ use lsp_types::{
     CompletionItem, CompletionItemKind, CompletionList, CompletionTextEdit, Documentation,
     MarkupContent, MarkupKind, Position, TextEdit, Uri,
 };
-use retouch_graph::check::normal;
 use retouch_graph::params::ParamType;
+use retouch_graph::paths::normal;
 use retouch_graph::registry::{Entry, ParamInfo};
 use retouch_graph::yaml::{Key, Node, Tree};
 use retouch_graph::{Arity, Span, workflow};

@@ -7,7 +7,7 @@ use lsp_types::{
     Diagnostic, DiagnosticRelatedInformation, DiagnosticSeverity, DiagnosticTag, Location,
     NumberOrString, PublishDiagnosticsParams, Range, Uri,
 };
-use retouch_graph::check::normal;
+use retouch_graph::paths::normal;
 use retouch_graph::problem::{Code, Severity};
 use retouch_graph::{Problem, Settings, Source, Span};
 

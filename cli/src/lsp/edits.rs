@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use lsp_types::{CodeAction, CodeActionKind, Range, TextEdit, Uri, WorkspaceEdit};
-use retouch_graph::check::normal;
+use retouch_graph::paths::normal;
 use retouch_graph::problem::{Code, Severity};
 use retouch_graph::{Problem, Span, format};
 

@@ -6,8 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
-use retouch_graph::check::normal;
 use retouch_graph::files::piece;
+use retouch_graph::paths::normal;
 use retouch_graph::{Digest, DiskFiles, FileStamp, Files, MemoryFiles};
 
 /// Open documents over the disk; what is looked at is written down, so that it is known what a change concerns.

@@ -14,7 +14,7 @@ use lsp_types::{
     RenameParams, TextDocumentPositionParams,
 };
 use retouch_graph::Engine;
-use retouch_graph::check::normal;
+use retouch_graph::paths::normal;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value as Json, json};

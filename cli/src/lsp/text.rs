@@ -105,7 +105,7 @@ pub fn path_of(uri: &Uri) -> Option<PathBuf> {
     } else {
         &path
     };
-    Some(retouch_graph::check::normal(Path::new(path)))
+    Some(retouch_graph::paths::normal(Path::new(path)))
 }
 
 fn decoded(text: &str) -> Option<String> {

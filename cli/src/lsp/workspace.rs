@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use lsp_types::{Position, Range, TextDocumentContentChangeEvent, Uri};
-use retouch_graph::check::normal;
+use retouch_graph::paths::normal;
 use retouch_graph::registry::Registry;
 use retouch_graph::{Arity, Engine, Files, Problem, RedirectedFiles, Source, Span, yaml};
 

@@ -11,8 +11,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use retouch_graph::check::normal;
 use retouch_graph::files::{self, piece};
+use retouch_graph::paths::normal;
 use retouch_graph::write::rewrite;
 use retouch_graph::yaml::{self, Form, Key, Node, Tree, Written};
 use retouch_graph::{

@@ -3,7 +3,7 @@
 //! # Format
 //! The entry of a key lies in `v1/xx/<key>` below the cache's folder, where `<key>` is its 64 hexadecimal digits and
 //! `xx` the first two of them. What is being written lies in `v1/tmp` under a random name until it is whole (see
-//! [`crate::write`]). Folders and files are for their user alone: values of a run may be private. An entry is
+//! [`crate::files::write`]). Folders and files are for their user alone: values of a run may be private. An entry is
 //!
 //! ```text
 //! magic: "retouch1" | length of header: u32, little endian | header: JSON | values | digest: 32 bytes
@@ -30,12 +30,13 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::host::Worth;
+use crate::base::error::NodeError;
+use crate::base::key::Key;
+use crate::base::sync::lock;
 use crate::cache::{Cache, Outputs};
-use crate::files::{self, lock};
-use crate::key::Key;
-use crate::node::NodeError;
-use crate::value::Decoders;
-use crate::write::{self, Access, Draft, STALE};
+use crate::files;
+use crate::files::write::{self, Access, Draft, STALE};
+use crate::value::value::Decoders;
 
 const VERSION: &str = "v1";
 const MAGIC: &[u8; 8] = b"retouch1";
@@ -968,7 +969,7 @@ impl Cache for DiskCache {
 mod tests {
     use super::*;
     use crate::cache::fake::{Bytes, Device, Fickle, key, on_host, outputs};
-    use crate::value::Value;
+    use crate::value::value::Value;
     use proptest::prelude::*;
     use std::sync::atomic::AtomicUsize;
     use tempfile::TempDir;

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::base::error::Environment;
+use crate::base::error::NodeError;
+use crate::base::key::Key;
 use crate::cache::Outputs;
-use crate::key::Key;
-use crate::node::{Environment, NodeError};
-use crate::value::{Payload, Value};
+use crate::value::value::{Payload, Value};
 
 /// Bytes in the memory of the host or of a device.
 #[derive(Clone)]

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 
+use crate::base::key::Key;
+use crate::base::sync::lock;
 use crate::cache::{Cache, Outputs};
-use crate::files::lock;
-use crate::key::Key;
-use crate::value::Value;
+use crate::value::value::Value;
 
 /// What an entry takes beside its values: the maps that it is in, the pointers and headers of its values. So a budget also
 /// bounds the number of small ones.
@@ -215,7 +215,7 @@ impl Cache for HostCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::value::Payload;
+    use crate::value::value::Payload;
     use proptest::prelude::*;
     use std::sync::Arc;
 

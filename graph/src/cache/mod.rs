@@ -5,6 +5,7 @@ pub mod disk;
 #[cfg(test)]
 mod fake;
 mod host;
+pub mod in_flight;
 mod tiered;
 
 use std::borrow::Cow;
@@ -15,8 +16,8 @@ pub use disk::{DiskCache, DiskEntry, Verified};
 pub use host::HostCache;
 pub use tiered::TieredCache;
 
-use crate::key::Key;
-use crate::value::Value;
+use crate::base::key::Key;
+use crate::value::value::Value;
 
 /// Named values under one key (the outputs of a node by port); cloning shares them.
 pub type Outputs = Arc<BTreeMap<Cow<'static, str>, Value>>;

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
 
+use crate::base::error::Environment;
+use crate::base::error::NodeError;
+use crate::base::key::Key;
+use crate::base::sync::lock;
 use crate::cache::{Cache, DiskCache, HostCache, Outputs};
-use crate::files::lock;
-use crate::key::Key;
-use crate::node::{Environment, NodeError};
-use crate::value::Value;
+use crate::value::value::Value;
 
 /// Keeps outputs in tiers, each with its budget: what one gives up moves to the one below, what is used moves up.
 ///
@@ -213,7 +214,7 @@ impl Cache for TieredCache {
 mod tests {
     use super::*;
     use crate::cache::fake::{self, Bytes, Device, key, on_host, outputs};
-    use crate::value::Decoders;
+    use crate::value::value::Decoders;
     use std::sync::atomic::{AtomicBool, Ordering};
     use tempfile::TempDir;
 

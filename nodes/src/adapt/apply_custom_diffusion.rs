@@ -7,10 +7,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Inputs, Outputs};
-use crate::diffusion::adapters::custom_diffusion::CustomDiffusion;
-use crate::diffusion::adapters::{Networks, check_finite, some_of};
-use crate::diffusion::checkpoint::ModelFacts;
 use crate::fields::{AssetPath, Sha256Pins};
+use retouch_diffusion::checkpoint::adapters::custom_diffusion::CustomDiffusion;
+use retouch_diffusion::checkpoint::adapters::{Networks, check_finite, some_of};
+use retouch_diffusion::checkpoint::model::ModelFacts;
 
 /// Puts a subject's keys and values of cross-attention (Custom Diffusion) in place of a model's own.
 ///

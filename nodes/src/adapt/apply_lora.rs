@@ -7,10 +7,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Inputs, Outputs};
-use crate::diffusion::adapters::lora::{CONFIG, Lora, low_rank};
-use crate::diffusion::adapters::{Networks, check_finite, some_of};
-use crate::diffusion::checkpoint::ModelFacts;
 use crate::fields::{AssetPath, Sha256Pins};
+use retouch_diffusion::checkpoint::adapters::lora::{CONFIG, Lora, low_rank};
+use retouch_diffusion::checkpoint::adapters::{Networks, check_finite, some_of};
+use retouch_diffusion::checkpoint::model::ModelFacts;
 
 /// Adds a LoRA to a model: low-rank changes of layers of its U-Net and of its text encoders.
 ///

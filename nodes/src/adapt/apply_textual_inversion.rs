@@ -8,11 +8,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Inputs, Outputs};
-use crate::diffusion::adapters::check_finite;
-use crate::diffusion::adapters::textual_inversion::{self, LearnedToken};
-use crate::diffusion::checkpoint::ModelFacts;
-use crate::diffusion::tokenizer::Added;
 use crate::fields::{AssetPath, Sha256Pins};
+use retouch_diffusion::checkpoint::adapters::check_finite;
+use retouch_diffusion::checkpoint::adapters::textual_inversion::{self, LearnedToken};
+use retouch_diffusion::checkpoint::model::ModelFacts;
+use retouch_diffusion::prompt::tokenizer::Added;
 
 /// Teaches a model new tokens (textual inversion), which prompts then name: `a <cat> on a beach`.
 ///

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Inputs, Outputs};
 use crate::chain::{self, ModelNote, vae_id};
-use crate::diffusion::checkpoint::{ModelFacts, VaeDescription};
-use crate::diffusion::layout::vae_part;
 use crate::fields::AssetPath;
+use retouch_diffusion::checkpoint::layout::vae_part;
+use retouch_diffusion::checkpoint::model::{ModelFacts, VaeDescription};
 
 /// Gives a model another VAE, such as one that was published alone.
 ///

@@ -17,13 +17,13 @@ use retouch_graph::key::KeyHasher;
 use retouch_graph::{Chained, Context, Digest, Fault, Files, NodeError, ReadFile, Upstream, ports};
 
 use crate::chain::{self, ModelNote};
-use crate::diffusion::Error;
-use crate::diffusion::adapters::Networks;
-use crate::diffusion::checkpoint::ModelFacts;
-use crate::diffusion::prompt::suffix_of;
-use crate::diffusion::weights::NO_SUCH_FILE;
 use crate::fields::Sha256Pins;
 use crate::payload::Model;
+use retouch_diffusion::Error;
+use retouch_diffusion::checkpoint::adapters::Networks;
+use retouch_diffusion::checkpoint::model::ModelFacts;
+use retouch_diffusion::checkpoint::weights::NO_SUCH_FILE;
+use retouch_diffusion::prompt::conditioning::suffix_of;
 
 ports! {
     /// What an adapter takes.
@@ -140,7 +140,7 @@ fn fault(path: &Path, error: &Error, kind: &str, files: &dyn Files) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::diffusion::prompt::reads_chunks;
+    use retouch_diffusion::prompt::conditioning::reads_chunks;
 
     #[test]
     fn what_is_made_of_a_model_reads_prompts_as_it_does_by_its_id_too() {

@@ -8,15 +8,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::MaskGridField;
-use crate::diffusion::checkpoint::ModelFacts;
-use crate::diffusion::masks::{Plane, subject_maps};
-use crate::diffusion::sampling::{Conditions, Drawer, cross_attention, mask_level};
-use crate::diffusion::solver::{Sampler, Schedule};
-use crate::diffusion::unet::grid_at;
 use crate::fields::{Steps, Template};
 use crate::payload::{Image, Mask, Model, Trajectory, TrajectoryFacts};
 use crate::runtime::{Reports, tensor_error};
 use crate::sample::{prompt_faults, prompt_warnings};
+use retouch_diffusion::checkpoint::model::ModelFacts;
+use retouch_diffusion::networks::unet::grid_at;
+use retouch_diffusion::sampling::masks::{Plane, subject_maps};
+use retouch_diffusion::sampling::sampler::{Conditions, Drawer, cross_attention, mask_level};
+use retouch_diffusion::sampling::solver::{Sampler, Schedule};
 
 /// Shows where the words of a prompt are looked for: the subject's cross-attention at one step of a trajectory.
 ///

@@ -8,10 +8,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::diffusion::masks::Threshold;
-use crate::diffusion::sampling::{MaskGrid, auto_sites};
-use crate::diffusion::unet::SiteInfo;
 use crate::fields::Template;
+use retouch_diffusion::networks::unet::SiteInfo;
+use retouch_diffusion::sampling::masks::Threshold;
+use retouch_diffusion::sampling::sampler::{MaskGrid, auto_sites};
 
 /// Which self-attention sites: `auto`, `all`, `none`, a range `10..16` (half-open), or a list of numbers and ranges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

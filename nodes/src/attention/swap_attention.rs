@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{MaskGridField, Sites, Texts, ThresholdField};
 use crate::chain::{ModelNote, TrajectoryNote, is_ones, state_of};
-use crate::diffusion::checkpoint::ModelFacts;
-use crate::diffusion::prompt::Syntax;
-use crate::diffusion::sampling::Blend;
-use crate::diffusion::solver::Schedule;
 use crate::fields::{Steps, Template};
 use crate::payload::{Control, ControlFacts, MaskOrMasks, Model, Trajectory, TrajectoryFacts};
+use retouch_diffusion::checkpoint::model::ModelFacts;
+use retouch_diffusion::prompt::conditioning::Syntax;
+use retouch_diffusion::sampling::sampler::Blend;
+use retouch_diffusion::sampling::solver::Schedule;
 
 /// Says what stage 2 attends to: inside the subject's mask the reference's keys and values, outside the context's.
 ///

@@ -7,13 +7,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::channel_fault;
-use crate::diffusion::checkpoint::ModelFacts;
 use crate::image::resample::{Filter, resize};
 use crate::payload::animation::Animator;
 use crate::payload::image::{MAX_PIXELS, MAX_SIDE};
 use crate::payload::{Animation, Model, Trajectory, TrajectoryFacts};
 use crate::preview::{By, pictures};
 use crate::runtime::{check_finite, tensor_error};
+use retouch_diffusion::checkpoint::model::ModelFacts;
 
 /// Makes an animated PNG of a trajectory: how a picture comes out of the noise.
 ///

@@ -6,12 +6,12 @@ use retouch_graph::{Context, Fault, Files, Node, NodeError, Types, ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::diffusion::Result as NetworkResult;
-use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
-use crate::diffusion::preview::decode_scaled;
-use crate::diffusion::tiles::Tiled;
 use crate::payload::{Image, ImageFacts, Latent, LatentFacts, Model};
 use crate::runtime::{check_finite, tensor_error};
+use retouch_diffusion::Result as NetworkResult;
+use retouch_diffusion::checkpoint::model::{Checkpoint, ModelFacts};
+use retouch_diffusion::networks::preview::decode_scaled;
+use retouch_diffusion::networks::tiles::Tiled;
 
 /// Turns latents into pictures with the model's VAE.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

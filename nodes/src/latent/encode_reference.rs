@@ -7,13 +7,13 @@ use retouch_graph::{Context, Fault, Files, Node, NodeError, Types, ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::diffusion::Result as NetworkResult;
-use crate::diffusion::checkpoint::ModelFacts;
-use crate::diffusion::tiles::Tiled;
 use crate::image::resample;
 use crate::payload::{Image, ImageFacts, Latent, LatentFacts, Model};
 use crate::runtime::{Runtime, tensor_error};
 use crate::sample::{Size, size_faults};
+use retouch_diffusion::Result as NetworkResult;
+use retouch_diffusion::checkpoint::model::ModelFacts;
+use retouch_diffusion::networks::tiles::Tiled;
 
 /// Turns a photo into a latent: cropped to the wanted aspect around its centre, resized, and encoded to the *mean* of
 /// the VAE's distribution.

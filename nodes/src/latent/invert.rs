@@ -12,15 +12,17 @@ use serde::{Deserialize, Serialize};
 
 use super::decode::{channel_fault, decode};
 use crate::chain::{self, Draw, Remembers, SamplerNote, TrajectoryNote};
-use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
-use crate::diffusion::sampling::{Drawing, Drawn, Forgets, Prompted, invert, step_blend_sample};
-use crate::diffusion::scheduler::Ddim;
-use crate::diffusion::solver::{Sampler, Schedule};
-use crate::diffusion::tiles::Tiled;
 use crate::fields::Template;
 use crate::payload::{Latent, LatentFacts, Model, Table, Trajectory, TrajectoryFacts};
 use crate::runtime::{Reports, tensor_error};
 use crate::sample::{prompt_faults, prompt_warnings, steps_fault};
+use retouch_diffusion::checkpoint::model::{Checkpoint, ModelFacts};
+use retouch_diffusion::networks::tiles::Tiled;
+use retouch_diffusion::sampling::sampler::{
+    Drawing, Drawn, Forgets, Prompted, invert, step_blend_sample,
+};
+use retouch_diffusion::sampling::scheduler::Ddim;
+use retouch_diffusion::sampling::solver::{Sampler, Schedule};
 
 /// Inverts a latent: finds, by running DDIM (eta 0) backwards, the noise that it could have come from, and every latent between.
 ///

@@ -9,14 +9,14 @@ use retouch_graph::{Context, Fault, Files, Node, NodeError, ReadFile, Types, por
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::diffusion::sampling::Drawn;
-use crate::diffusion::solver::Schedule;
-use crate::diffusion::weights::Header;
 use crate::fields::AssetPath;
 use crate::payload::{
     Latent, LatentFacts, Mask, Masks, MasksFacts, READ_AS, Trajectory, TrajectoryFacts,
 };
 use crate::runtime::{Runtime, tensor_error};
+use retouch_diffusion::checkpoint::weights::Header;
+use retouch_diffusion::sampling::sampler::Drawn;
+use retouch_diffusion::sampling::solver::Schedule;
 
 /// Loads a latent, a trajectory or masks from a safetensors file.
 ///
@@ -90,7 +90,7 @@ impl LoadLatent {
             }
             _ => Fault::file("path", format!("{} cannot be read: {e}", path.display())),
         };
-        let damaged = |e: crate::diffusion::Error| Fault::content("path", e.to_string());
+        let damaged = |e: retouch_diffusion::Error| Fault::content("path", e.to_string());
         let (head, length) = files.read_head(path, 1 << 16).map_err(unreadable)?;
         let needed = Header::length(path, &head, length).map_err(damaged)?;
         let (head, length) = if needed > head.len() {

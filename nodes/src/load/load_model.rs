@@ -11,15 +11,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::chain::{ModelNote, model_id, vae_id};
-use crate::diffusion::Error;
-use crate::diffusion::checkpoint::{Checkpoint, Description, ModelFacts};
-use crate::diffusion::layout::{Layout, Sources};
-use crate::diffusion::prompt::{LongPrompts, Reading, Syntax};
-use crate::diffusion::scheduler::Prediction;
-use crate::diffusion::weights::NO_SUCH_FILE;
 use crate::fields::{AssetPath, Sha256Pins};
 use crate::payload::Model;
 use crate::runtime::Runtime;
+use retouch_diffusion::Error;
+use retouch_diffusion::checkpoint::layout::{Layout, Sources};
+use retouch_diffusion::checkpoint::model::{Checkpoint, Description, ModelFacts};
+use retouch_diffusion::checkpoint::weights::NO_SUCH_FILE;
+use retouch_diffusion::prompt::conditioning::{LongPrompts, Reading, Syntax};
+use retouch_diffusion::sampling::scheduler::Prediction;
 
 /// Loads a Stable Diffusion checkpoint: a folder in the diffusers layout, or a single file.
 ///

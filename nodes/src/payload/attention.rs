@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use retouch_graph::{Environment, NodeError, Payload};
 
 use super::tensors::{self, Packed};
-use crate::diffusion::control::Given;
+use retouch_diffusion::sampling::control::Given;
 
 /// A part of a call, kept in the cache and never on a port.
 #[derive(Debug)]

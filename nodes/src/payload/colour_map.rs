@@ -6,8 +6,8 @@ use candle_core::{Device, Tensor};
 use retouch_graph::{NodeError, Payload};
 
 use super::tensors::{Packed, pack};
-use crate::diffusion::preview::LinearMap;
 use crate::runtime::tensor_error;
+use retouch_diffusion::networks::preview::LinearMap;
 
 /// What stands for a VAE in quick previews.
 #[derive(Debug)]

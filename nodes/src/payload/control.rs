@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::TrajectoryFacts;
 use super::{MaskOrMasks, Model, Trajectory};
 use crate::attention::SwapAttention;
-use crate::diffusion::checkpoint::ModelFacts;
+use retouch_diffusion::checkpoint::model::ModelFacts;
 
 /// What stage 2 attends to: plain data, from which the sampler builds the state of each step.
 #[derive(Debug)]

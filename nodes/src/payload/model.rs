@@ -2,7 +2,7 @@
 
 use retouch_graph::Payload;
 
-use crate::diffusion::checkpoint::{Checkpoint, Parts};
+use retouch_diffusion::checkpoint::model::{Checkpoint, Parts};
 
 /// A model: U-Net, text encoder, tokenizer, VAE and schedule.
 #[derive(Debug)]

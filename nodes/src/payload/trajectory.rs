@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::LatentFacts;
 use super::tensors::{self, Packed, READ_AS, encode_safetensors};
-use crate::diffusion::sampling::Drawn;
-use crate::diffusion::solver::Schedule;
 use crate::runtime::tensor_error;
+use retouch_diffusion::sampling::sampler::Drawn;
+use retouch_diffusion::sampling::solver::Schedule;
 
 /// The latents z_0 .. z_T of a run, noisiest first.
 #[derive(Debug)]

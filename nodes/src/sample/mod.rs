@@ -16,17 +16,17 @@ use candle_core::Tensor;
 use retouch_graph::{Chain, Chained, Fault, Files, NodeError, Upstream};
 
 use crate::chain::{self, Draw, Moves, SamplerNote, TrajectoryNote};
-use crate::diffusion::Error;
-use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
-use crate::diffusion::control::Branch;
-use crate::diffusion::noise::starting_noise;
-use crate::diffusion::prompt::Syntax;
-use crate::diffusion::sampling::{Drawing, Drawn, Inpaint};
-use crate::diffusion::scheduler::{Ddim, Spacing};
-use crate::diffusion::solver::{Sampler, Schedule, Solver};
 use crate::fields::Seed;
 use crate::payload::{Latent, LatentFacts, Mask, TrajectoryFacts};
 use crate::runtime::{Reports, tensor_error};
+use retouch_diffusion::Error;
+use retouch_diffusion::checkpoint::model::{Checkpoint, ModelFacts};
+use retouch_diffusion::prompt::conditioning::Syntax;
+use retouch_diffusion::sampling::control::Branch;
+use retouch_diffusion::sampling::noise::starting_noise;
+use retouch_diffusion::sampling::sampler::{Drawing, Drawn, Inpaint};
+use retouch_diffusion::sampling::scheduler::{Ddim, Spacing};
+use retouch_diffusion::sampling::solver::{Sampler, Schedule, Solver};
 
 /// A fault that only the run can see.
 pub(crate) fn failed(fault: Fault) -> NodeError {
@@ -196,7 +196,7 @@ pub(crate) struct Scheduling {
 
 impl Scheduling {
     /// The schedule for a model, all of its steps.
-    fn of(&self, model: &ModelFacts) -> crate::diffusion::Result<Schedule> {
+    fn of(&self, model: &ModelFacts) -> retouch_diffusion::Result<Schedule> {
         let schedule = Schedule::choose(
             &model.scheduler,
             self.scheduler.solver(),
@@ -366,7 +366,7 @@ impl Begun {
 
 impl Start {
     /// The schedule for a model: the steps that are made.
-    pub(crate) fn schedule(&self, model: &ModelFacts) -> crate::diffusion::Result<Schedule> {
+    pub(crate) fn schedule(&self, model: &ModelFacts) -> retouch_diffusion::Result<Schedule> {
         let mut schedule = self.scheduling.of(model)?;
         if let Some(strength) = self.strength {
             schedule.first = strength.first(schedule.steps);

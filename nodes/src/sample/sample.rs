@@ -22,17 +22,6 @@ use crate::attention::{ControlNote, SwapAttention, Texts, schedule_fault};
 use crate::chain::{
     self, Draw, Remembers, SamplerNote, SwapNote, TrajectoryNote, empty_prompt_field,
 };
-use crate::diffusion::checkpoint::{Checkpoint, ModelFacts};
-use crate::diffusion::control::{Branch, Half};
-use crate::diffusion::masks::Plane;
-use crate::diffusion::prompt::{Span, reads_chunks};
-use crate::diffusion::sampling::{
-    Blend, Drawn, GivenMasks, Givens, MaskGrid, Prompted, Retouch, RetouchSettings, Retouched,
-    Source, SourceStep, maps_alone, mask_level, step_blend_sample,
-};
-use crate::diffusion::scheduler::{Ddim, Spacing};
-use crate::diffusion::solver::Schedule;
-use crate::diffusion::unet::grid_at;
 use crate::fields::{Seed, Template};
 use crate::latent::channel_fault;
 use crate::payload::{
@@ -41,6 +30,17 @@ use crate::payload::{
 };
 use crate::preview::Previews;
 use crate::runtime::{Reports, check_finite, tensor_error};
+use retouch_diffusion::checkpoint::model::{Checkpoint, ModelFacts};
+use retouch_diffusion::networks::unet::grid_at;
+use retouch_diffusion::prompt::conditioning::{Span, reads_chunks};
+use retouch_diffusion::sampling::control::{Branch, Half};
+use retouch_diffusion::sampling::masks::Plane;
+use retouch_diffusion::sampling::sampler::{
+    Blend, Drawn, GivenMasks, Givens, MaskGrid, Prompted, Retouch, RetouchSettings, Retouched,
+    Source, SourceStep, maps_alone, mask_level, step_blend_sample,
+};
+use retouch_diffusion::sampling::scheduler::{Ddim, Spacing};
+use retouch_diffusion::sampling::solver::Schedule;
 
 /// Draws a picture's latent from noise by a scheduler (DDIM); with a `control`, stage 2: the retouch.
 ///

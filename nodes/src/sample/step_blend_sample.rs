@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 use super::fields::{SchedulerField, is_zero};
 use super::{Scheduling, Start, prompt_faults, prompt_warnings};
 use crate::chain::{self, Remembers};
-use crate::diffusion::checkpoint::ModelFacts;
-use crate::diffusion::sampling::{Drawn, Prompted, step_blend_sample};
-use crate::diffusion::scheduler::Spacing;
 use crate::fields::{Seed, Steps, Template};
 use crate::latent::channel_fault;
 use crate::payload::{Latent, LatentFacts, Model, Trajectory};
 use crate::preview::Previews;
 use crate::runtime::Reports;
+use retouch_diffusion::checkpoint::model::ModelFacts;
+use retouch_diffusion::sampling::sampler::{Drawn, Prompted, step_blend_sample};
+use retouch_diffusion::sampling::scheduler::Spacing;
 
 /// Draws the layout, stage 1: the vanilla model the first steps, and with them the layout, the personalised model the rest.
 ///

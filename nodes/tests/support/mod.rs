@@ -72,9 +72,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use retouch_graph::{Cancel, Context, Digest, DiskFiles, FileStamp, Files, Host, Node, NodeError};
+use retouch_kernels::{Attended, Cpu, GroupNormSpec, Kernel, Layout, Terms, Weight, Window};
 use retouch_nodes::Runtime;
 use retouch_nodes::attention::SwapAttention;
-use retouch_nodes::kernels::{Attended, Cpu, GroupNormSpec, Kernel, Layout, Terms, Weight, Window};
 use retouch_nodes::load::LoadModel;
 use retouch_nodes::payload::{Control, Latent, Mask, MaskOrMasks, Masks, Model, Trajectory};
 use retouch_nodes::sample::{Sample, StepBlendSample};

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use candle_core::{DType, Device, Result, Tensor};
+use retouch_kernels::{Padding, Terms, Weight, Window};
 use retouch_nodes::Runtime;
-use retouch_nodes::kernels::{Padding, Terms, Weight, Window};
 use serde_json::json;
 
 use crate::args::BenchArgs;

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
+use retouch_diffusion::networks::unet::{Call, Text};
+use retouch_diffusion::sampling::control::{Branch, Rows, Untouched};
 use retouch_graph::event::Listener;
 use retouch_graph::write::WorkFolder;
 use retouch_graph::{
@@ -18,8 +20,6 @@ use retouch_graph::{
     Outputs, Payload, Registry, RunOptions, Settings, Silent, TieredCache, Value, ports,
 };
 use retouch_nodes::Runtime;
-use retouch_nodes::diffusion::control::{Branch, Rows, Untouched};
-use retouch_nodes::diffusion::unet::{Call, Text};
 use retouch_nodes::payload::Model;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -739,7 +739,7 @@ fn load_model(engine: &Engine, checked: &Checked) -> Result<Arc<Model>, Failure>
 }
 
 fn unet_call(model: &Model, device: &Device) -> Result<f64, Failure> {
-    let call = || -> Result<f64, retouch_nodes::diffusion::Error> {
+    let call = || -> Result<f64, retouch_diffusion::Error> {
         let checkpoint = &model.checkpoint;
         let unet = checkpoint.unet()?;
         let config = unet.config();

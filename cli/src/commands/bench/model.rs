@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
+use retouch_diffusion::checkpoint::model::Checkpoint;
+use retouch_diffusion::networks::unet::{Addition, Call, Text};
+use retouch_diffusion::prompt::conditioning::Encoded;
+use retouch_diffusion::sampling::control::{Branch, Rows, Untouched};
+use retouch_diffusion::sampling::noise::starting_noise;
+use retouch_diffusion::{Error, Result as Computed};
 use retouch_graph::{NoCache, Settings};
-use retouch_nodes::diffusion::checkpoint::Checkpoint;
-use retouch_nodes::diffusion::control::{Branch, Rows, Untouched};
-use retouch_nodes::diffusion::noise::starting_noise;
-use retouch_nodes::diffusion::prompt::Encoded;
-use retouch_nodes::diffusion::unet::{Addition, Call, Text};
-use retouch_nodes::diffusion::{Error, Result as Computed};
 use serde_json::{Value, json};
 
 use crate::args::{BenchArgs, BenchPart};

@@ -1,0 +1,67 @@
+//! Paths as a workflow means them: without `.` and `..`, seen from a folder.
+
+use std::path::{Component, Path, PathBuf};
+
+use crate::base::remote;
+
+/// The folder of a file.
+pub(crate) fn folder_of(file: &Path) -> PathBuf {
+    file.parent().map_or_else(PathBuf::new, Path::to_owned)
+}
+
+/// A path without `.` and `..`, so that a file has one name. What `..` stands behind is followed when it is a link, as
+/// the file system does it: `link/../a` lies beside what the link leads to. All else is left as it is written, links that
+/// are passed on the way down too.
+#[must_use]
+pub fn normal(path: &Path) -> PathBuf {
+    if remote::is_remote(path) {
+        return remote::tidy(path);
+    }
+    cleaned(path, MAX_LINKS)
+}
+
+/// Links that are followed one after another; the system's own limit is as large.
+pub(crate) const MAX_LINKS: usize = 40;
+
+fn cleaned(path: &Path, links: usize) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                let mut left = links;
+                while let Some(target) = leads_to(&clean).filter(|_| left > 0) {
+                    left -= 1;
+                    clean = cleaned(&target, left);
+                }
+                match clean.components().next_back() {
+                    Some(Component::Normal(_)) => {
+                        clean.pop();
+                    }
+                    // Nothing is above the root.
+                    Some(Component::RootDir) => {}
+                    _ => clean.push(part),
+                }
+            }
+            other => clean.push(other),
+        }
+    }
+    clean
+}
+
+/// Where a link leads, seen from where the link's own path is seen from; `None` of what is no link.
+pub(crate) fn leads_to(path: &Path) -> Option<PathBuf> {
+    if !matches!(path.components().next_back(), Some(Component::Normal(_))) {
+        return None;
+    }
+    let target = std::fs::read_link(path).ok()?;
+    Some(match path.parent() {
+        Some(folder) => folder.join(target),
+        None => target,
+    })
+}
+
+/// A path for people.
+pub(crate) fn display(path: &Path) -> String {
+    normal(path).display().to_string()
+}

@@ -1,0 +1,6 @@
+//! What an op is: the trait of a node, its parameters' shapes, the registry and its JSON Schema.
+
+pub mod chain;
+pub mod node;
+pub mod registry;
+pub mod shape;

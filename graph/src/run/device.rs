@@ -1,0 +1,46 @@
+//! The right to use the compute device: one at a time, whoever of an engine's runs and looks has it.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use crate::base::interrupt::{Cancel, LOOK};
+use crate::base::sync::lock;
+
+/// The one permit of an engine's compute device.
+#[derive(Debug, Default)]
+pub(crate) struct Device {
+    taken: Mutex<bool>,
+    freed: Condvar,
+}
+
+/// The right to use the compute device, until it is dropped.
+#[derive(Debug)]
+pub struct DevicePermit(Arc<Device>);
+
+impl Device {
+    /// Takes the device if nobody has it.
+    pub(crate) fn try_take(self: &Arc<Self>) -> Option<DevicePermit> {
+        let mut taken = lock(&self.taken);
+        (!std::mem::replace(&mut *taken, true)).then(|| DevicePermit(Arc::clone(self)))
+    }
+
+    /// Takes the device once nobody has it; `None` when it was cancelled before that.
+    pub(crate) fn take(self: &Arc<Self>, cancel: &Cancel) -> Option<DevicePermit> {
+        let mut taken = lock(&self.taken);
+        while *taken {
+            if cancel.is_cancelled() {
+                return None;
+            }
+            let waited = self.freed.wait_timeout(taken, LOOK);
+            taken = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *taken = true;
+        Some(DevicePermit(Arc::clone(self)))
+    }
+}
+
+impl Drop for DevicePermit {
+    fn drop(&mut self) {
+        *lock(&self.0.taken) = false;
+        self.0.freed.notify_all();
+    }
+}

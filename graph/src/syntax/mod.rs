@@ -1,0 +1,7 @@
+//! From the text of a workflow to declarations with byte spans, and back.
+
+pub mod format;
+pub mod params;
+pub mod template;
+pub mod workflow;
+pub mod yaml;

@@ -1,0 +1,1029 @@
+//! Where the parts of a model lie: a folder in the diffusers layout, or one file with everything in it, each part
+//! replaceable by another folder or file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use retouch_graph::Files;
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::ldm;
+use crate::checkpoint::published::Published;
+use crate::checkpoint::weights::{NO_SUCH_FILE, Table, Weights};
+use crate::networks::unet::{Unet, UnetConfig};
+use crate::networks::vae::{Vae, VaeConfig};
+use crate::prompt::tokenizer::PadToken;
+use crate::sampling::scheduler::{Prediction, SchedulerConfig, Spacing};
+use crate::{Error, Result};
+
+/// What a model is loaded from, as `load_model` names it.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// A folder in the diffusers layout, or a single file.
+    pub path: PathBuf,
+    /// For a single file: a folder in the diffusers layout whose configurations (and tokenizers) are its own.
+    pub config: Option<PathBuf>,
+    /// The variant of the weight files: `fp16` in `model.fp16.safetensors`.
+    pub variant: Option<String>,
+    /// In place of the folder's `unet`: a folder or a file of weights.
+    pub unet: Option<PathBuf>,
+    /// In place of `text_encoder`.
+    pub text_encoder: Option<PathBuf>,
+    /// In place of `text_encoder_2`.
+    pub text_encoder_2: Option<PathBuf>,
+    /// In place of `tokenizer`.
+    pub tokenizer: Option<PathBuf>,
+    /// In place of `tokenizer_2`.
+    pub tokenizer_2: Option<PathBuf>,
+    /// In place of `vae`: a folder or a file of weights.
+    pub vae: Option<PathBuf>,
+    /// In place of `scheduler`.
+    pub scheduler: Option<PathBuf>,
+    /// What the network predicts, where the files do not say it or say it wrongly.
+    pub prediction: Option<Prediction>,
+}
+
+impl Sources {
+    /// A folder or single file, as it is.
+    #[must_use]
+    pub fn of(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
+/// A configuration: a file, or what was published for the family of a single file.
+#[derive(Clone, Debug)]
+pub enum Settings {
+    /// The file.
+    File(PathBuf),
+    /// The published text; the path says whose, for messages.
+    Published(PathBuf, &'static str),
+}
+
+impl Settings {
+    /// The file, or what stands for it in messages.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::File(path) | Self::Published(path, _) => path,
+        }
+    }
+
+    /// Its text.
+    ///
+    /// # Errors
+    /// When there is no such file, or it is no text.
+    pub fn text(&self, files: &dyn Files) -> Result<String> {
+        match self {
+            Self::File(path) => read_text(files, path),
+            Self::Published(_, text) => Ok((*text).to_owned()),
+        }
+    }
+}
+
+/// The longest text of a model: the vocabularies of large language models have a third of it.
+const LONGEST_TEXT: usize = 64 << 20;
+
+/// The text of a file.
+///
+/// # Errors
+/// [`Error::Config`], with the message [`NO_SUCH_FILE`] when there is none.
+pub fn read_text(files: &dyn Files, path: &Path) -> Result<String> {
+    let bad = |message: String| Error::Config {
+        file: path.to_owned(),
+        message,
+    };
+    let (bytes, length) = files
+        .read_head(path, LONGEST_TEXT)
+        .map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => bad(NO_SUCH_FILE.into()),
+            _ => bad(e.to_string()),
+        })?;
+    if length > bytes.len() as u64 {
+        return Err(bad(format!(
+            "has {length} bytes; a text of a model has at most {LONGEST_TEXT}"
+        )));
+    }
+    String::from_utf8(bytes).map_err(|_| bad("is not text".into()))
+}
+
+/// Where the weights of a part are.
+#[derive(Clone, Debug)]
+pub enum WeightFiles {
+    /// Files of this part alone; the first path is what messages speak of (the index of several).
+    Own(PathBuf, Vec<PathBuf>),
+    /// The file that holds all parts.
+    Whole(Arc<Table>),
+}
+
+/// A network of a model.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Its folder's name in the diffusers layout.
+    pub name: &'static str,
+    /// Its configuration.
+    pub config: Settings,
+    /// Its weights.
+    pub weights: WeightFiles,
+}
+
+impl Part {
+    /// Its files, in a fixed order; none of a part of a single file with a published configuration.
+    #[must_use]
+    pub fn files(&self) -> Vec<PartFile> {
+        let mut all = Vec::new();
+        if let Settings::File(path) = &self.config {
+            all.push(PartFile {
+                role: format!("{}/config.json", self.name),
+                path: path.clone(),
+                optional: false,
+            });
+        }
+        if let WeightFiles::Own(_, paths) = &self.weights {
+            for path in paths {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                all.push(PartFile {
+                    role: format!("{}/{name}", self.name),
+                    path: path.clone(),
+                    optional: false,
+                });
+            }
+        }
+        all
+    }
+}
+
+/// Where a text encoder's tokenizer comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Vocabulary {
+    /// A folder of files.
+    Folder(PathBuf),
+    /// CLIP's own, which is in the program.
+    Clip(PadToken),
+}
+
+/// The parts of a model.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// The U-Net.
+    pub unet: Part,
+    /// The text encoders, each with its tokenizer.
+    pub texts: Vec<(Part, Vocabulary)>,
+    /// The VAE.
+    pub vae: Part,
+    /// The scheduler's configuration.
+    pub scheduler: Settings,
+    /// `model_index.json`, where anything depends on it: of models with two text encoders.
+    pub index: Option<Settings>,
+    /// The single file.
+    pub single: Option<PathBuf>,
+    /// Overrides what the scheduler's configuration says.
+    pub prediction: Option<Prediction>,
+    /// Where that is from, in words.
+    pub prediction_from: Option<String>,
+    /// Whether a single file says that its schedule is rescaled to zero terminal SNR.
+    pub zero_snr: bool,
+    /// What was assumed because the files do not say it.
+    pub assumed: Option<String>,
+    /// The kind of few-step model (`Turbo`, ...) that the name of the file or folder suggests.
+    pub distilled: Option<&'static str>,
+}
+
+/// One file of a checkpoint.
+#[derive(Clone, Debug)]
+pub struct PartFile {
+    /// Its name in the diffusers layout, `unet/config.json`; `model` is a single file.
+    pub role: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether a checkpoint may lack it.
+    pub optional: bool,
+}
+
+/// The tokenizer's files.
+pub(crate) const TOKENIZER_FILES: [&str; 5] = [
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+];
+
+/// The names of the folders of text encoders and tokenizers.
+const TEXTS: [(&str, &str); 2] = [
+    ("text_encoder", "tokenizer"),
+    ("text_encoder_2", "tokenizer_2"),
+];
+
+/// Which network a part is, for the names of its files and tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Unet,
+    Text,
+    Vae,
+}
+
+impl Kind {
+    /// The names of weight files without their endings, as safetensors and as torch files.
+    fn stems(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Unet | Self::Vae => ("diffusion_pytorch_model", "diffusion_pytorch_model"),
+            Self::Text => ("model", "pytorch_model"),
+        }
+    }
+}
+
+/// `*.index.json`: which file each tensor is in.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// The weight files in a folder. `variant`, if given, comes first, and is the only one if `required`; without one the plain
+/// files come first, then half-precision variants.
+fn weights_in(
+    folder: &Path,
+    kind: Kind,
+    variant: Option<&str>,
+    required: bool,
+    files: &dyn Files,
+) -> Result<WeightFiles> {
+    let (safetensors, torch) = kind.stems();
+    let mut variants = vec![variant.unwrap_or("")];
+    for other in ["", "fp16", "bf16"] {
+        // A variant that is asked for may be missing from the small parts, as in published folders.
+        let may_be = variant.is_none() || !required && other.is_empty();
+        if !variants.contains(&other) && may_be {
+            variants.push(other);
+        }
+    }
+    for (stem, ending) in [(safetensors, "safetensors"), (torch, "bin")] {
+        for variant in &variants {
+            let dotted = if variant.is_empty() {
+                String::new()
+            } else {
+                format!(".{variant}")
+            };
+            let one = folder.join(format!("{stem}{dotted}.{ending}"));
+            if files.is_file(&one) {
+                return Ok(WeightFiles::Own(one.clone(), vec![one]));
+            }
+            let index = folder.join(format!("{stem}.{ending}.index{dotted}.json"));
+            if files.is_file(&index) {
+                return sharded(&index, folder, files);
+            }
+        }
+    }
+    let dotted = variant.map_or_else(String::new, |variant| format!(".{variant}"));
+    Err(Error::Weights {
+        file: folder.join(format!("{safetensors}{dotted}.safetensors")),
+        message: NO_SUCH_FILE.into(),
+    })
+}
+
+/// The files that an index names.
+fn sharded(index: &Path, folder: &Path, files: &dyn Files) -> Result<WeightFiles> {
+    let bad = |message: String| Error::Config {
+        file: index.to_owned(),
+        message,
+    };
+    let read: Index = serde_json::from_str(&read_text(files, index)?)
+        .map_err(|e| bad(format!("is not the index of several weight files: {e}")))?;
+    let names: BTreeSet<&String> = read.weight_map.values().collect();
+    if names.is_empty() {
+        return Err(bad("names no weight files".into()));
+    }
+    for name in &names {
+        let plain = !name.contains(['/', '\\']) && !name.starts_with('.');
+        if !plain {
+            return Err(bad(format!(
+                "names the file {name:?}; expected names of files beside it"
+            )));
+        }
+        if !files.is_file(&folder.join(name)) {
+            return Err(Error::Weights {
+                file: folder.join(name),
+                message: NO_SUCH_FILE.into(),
+            });
+        }
+    }
+    let mut all = vec![index.to_owned()];
+    all.extend(names.into_iter().map(|name| folder.join(name)));
+    Ok(WeightFiles::Own(index.to_owned(), all))
+}
+
+/// The family that a single file belongs to, by its names and shapes.
+fn family(table: &Table) -> Result<Published> {
+    let bad = |message: &str| Error::Weights {
+        file: table.file.clone(),
+        message: message.into(),
+    };
+    let has = |prefix: &str| table.tensors.keys().any(|name| name.starts_with(prefix));
+    let context = table
+        .tensors
+        .iter()
+        .find(|(name, _)| {
+            name.starts_with(ldm::UNET) && name.ends_with("transformer_blocks.0.attn2.to_k.weight")
+        })
+        .and_then(|(_, stored)| stored.shape.get(1).copied());
+    match context {
+        Some(768) => Ok(Published::Sd1),
+        Some(1024) => Ok(Published::Sd2),
+        Some(2048) => Ok(Published::Sdxl),
+        Some(1280) => Err(bad(
+            "is a refiner of Stable Diffusion XL, which is not built here; expected a base model",
+        )),
+        Some(_) => Err(bad(
+            "is a single file of no known family: its cross-attention has another width; say what it is by `config`",
+        )),
+        None if has("model.diffusion_model.joint_blocks.") => Err(bad(
+            "is a Stable Diffusion 3 checkpoint, which is not built here",
+        )),
+        None if has("double_blocks.") || has("model.diffusion_model.double_blocks.") => {
+            Err(bad("is a Flux checkpoint, which is not built here"))
+        }
+        None if has("lora_") || has("unet.") => Err(bad(
+            "holds no U-Net; it looks like an adapter: apply it with `apply_lora` to a model",
+        )),
+        None => Err(bad(
+            "is not a single-file checkpoint: it has no tensors `model.diffusion_model.*`",
+        )),
+    }
+}
+
+/// The training step at which `stable-diffusion-2-base` was published: a torch file with it predicts the noise.
+const SD2_BASE_STEP: &str = "875000";
+
+/// The key of the Stability AI model specification for what a model predicts.
+pub(crate) const MODELSPEC_PREDICTION: &str = "modelspec.prediction_type";
+/// Tensors without content that mark a model as one that predicts v, and as one of a schedule of zero terminal SNR: a
+/// convention of ComfyUI and of who publishes for it.
+pub(crate) const MARKERS: [&str; 2] = ["v_pred", "ztsnr"];
+
+/// What a single file says of its prediction.
+#[derive(Debug, Default)]
+struct Said {
+    prediction: Option<(Prediction, String)>,
+    zero_snr: bool,
+}
+
+impl Said {
+    /// # Errors
+    /// When the file says that it is of a kind that is not built.
+    fn of(table: &Table) -> Result<Self> {
+        let bad = |message: String| Error::Weights {
+            file: table.file.clone(),
+            message,
+        };
+        // CosXL, and Playground 2.5.
+        for (marker, kind) in [
+            ("edm_vpred.", "predicts v on EDM's schedule, as CosXL does"),
+            ("edm_mean", "is of EDM's schedule, as Playground 2.5 is"),
+        ] {
+            if let Some(name) = table.tensors.keys().find(|name| name.starts_with(marker)) {
+                return Err(bad(format!(
+                    "{kind} (`{name}`), which is not built here; expected a model that predicts epsilon or v"
+                )));
+            }
+        }
+        let [v_pred, ztsnr] = MARKERS;
+        let by_metadata = table.metadata.get(MODELSPEC_PREDICTION).and_then(|said| {
+            let prediction = match said.trim().to_lowercase().as_str() {
+                "epsilon" | "eps" => Prediction::Epsilon,
+                "v" | "v_prediction" | "v-prediction" | "v_pred" => Prediction::VPrediction,
+                _ => return None,
+            };
+            Some((
+                prediction,
+                format!("the file's metadata, `{MODELSPEC_PREDICTION}: {said}`"),
+            ))
+        });
+        let by_marker = table.contains(v_pred).then(|| {
+            (
+                Prediction::VPrediction,
+                format!("the file's marker tensor `{v_pred}`"),
+            )
+        });
+        let by_step = table
+            .metadata
+            .get("global_step")
+            .filter(|step| *step == SD2_BASE_STEP && matches!(family(table), Ok(Published::Sd2)))
+            .map(|step| {
+                (
+                    Prediction::Epsilon,
+                    format!("the file's training step {step}, that of stable-diffusion-2-base"),
+                )
+            });
+        Ok(Self {
+            prediction: by_metadata.or(by_marker).or(by_step),
+            zero_snr: table.contains(ztsnr),
+        })
+    }
+}
+
+/// Parts that a single file does not hold and that nothing else is named for.
+fn missing_parts(table: &Table, sources: &Sources) -> Vec<Error> {
+    let has = |prefix: &str| table.tensors.keys().any(|name| name.starts_with(prefix));
+    let texts = ["cond_stage_model.", "conditioner.embedders."];
+    [
+        ("VAE", "vae", sources.vae.is_some() || has(ldm::VAE)),
+        (
+            "text encoder",
+            "text_encoder",
+            sources.text_encoder.is_some() || texts.iter().any(|prefix| has(prefix)),
+        ),
+    ]
+    .into_iter()
+    .filter(|(_, _, there)| !there)
+    .map(|(part, param, _)| Error::Weights {
+        file: table.file.clone(),
+        message: format!(
+            "holds no {part}: name one by `{param}: FOLDER` (or a file) of load_model, such as that of another model of its family"
+        ),
+    })
+    .collect()
+}
+
+/// Refuses folders of pipelines that are not built here, by the class in `model_index.json`.
+fn other_pipeline(folder: &Path, files: &dyn Files) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Class {
+        #[serde(rename = "_class_name")]
+        name: String,
+    }
+    let index = folder.join("model_index.json");
+    let class = files
+        .is_file(&index)
+        .then(|| read_text(files, &index).ok())
+        .flatten()
+        .and_then(|text| serde_json::from_str::<Class>(&text).ok());
+    let Some(Class { name }) = class else {
+        return Ok(());
+    };
+    let known = [
+        ("StableDiffusion3", "Stable Diffusion 3"),
+        ("Flux", "Flux"),
+        ("Kolors", "Kolors"),
+        ("PixArt", "PixArt"),
+        ("StableCascade", "Stable Cascade"),
+        ("Wuerstchen", "Wuerstchen"),
+        ("HunyuanDiT", "Hunyuan-DiT"),
+        ("AuraFlow", "AuraFlow"),
+        ("Sana", "Sana"),
+        ("Kandinsky", "Kandinsky"),
+        ("IFPipeline", "DeepFloyd IF"),
+        ("StableDiffusionUpscale", "the x4 upscaler"),
+        ("StableDiffusionLatentUpscale", "the latent upscaler"),
+        ("StableVideoDiffusion", "Stable Video Diffusion"),
+    ];
+    match known.iter().find(|(class, _)| name.starts_with(class)) {
+        Some((_, what)) => Err(Error::Config {
+            file: index,
+            message: format!(
+                "is of {what} ({name}), which is not built here; expected Stable Diffusion 1, 2 or XL"
+            ),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// The kind of few-step model that a name suggests: they have the tensors of their base, and nothing in a single file says
+/// how they are to be sampled.
+fn distilled(path: &Path) -> Option<&'static str> {
+    // In a cache of a hub the repository is named by a folder above.
+    let hub = path.iter().find(|part| {
+        let part = part.to_string_lossy();
+        part.starts_with("models--")
+    });
+    [path.file_name(), hub]
+        .into_iter()
+        .flatten()
+        .find_map(|name| {
+            let name = name.to_string_lossy().to_lowercase();
+            let mut words = name.split(|c: char| !c.is_ascii_alphanumeric());
+            if name.contains("turbo") {
+                Some("Turbo")
+            } else if name.contains("lightning") {
+                Some("Lightning")
+            } else if words.any(|word| word.starts_with("lcm") || word.ends_with("lcm")) {
+                Some("LCM")
+            } else {
+                None
+            }
+        })
+}
+
+/// Where a prediction is from that `load_model` or `convert` is told.
+const BY_PARAMETER: &str = "`prediction`, as given";
+
+impl Layout {
+    /// The scheduler's configuration, with what a parameter or the single file says in its place.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn scheduler_config(&self, files: &dyn Files) -> Result<SchedulerConfig> {
+        let text = self.scheduler.text(files)?;
+        let mut config = SchedulerConfig::parse(&text).map_err(|e| Error::Config {
+            file: self.scheduler.path().to_owned(),
+            message: format!("is not the configuration that was expected: {e}"),
+        })?;
+        if let Some(prediction) = self.prediction {
+            config.prediction_type = prediction;
+        }
+        if self.zero_snr {
+            config.rescale_betas_zero_snr = true;
+            // The last timestep is what the rescaling is for (Lin et al. 2023, section 3.3).
+            if matches!(self.scheduler, Settings::Published(..)) {
+                config.timestep_spacing = Some(Spacing::Trailing);
+            }
+        }
+        Ok(config)
+    }
+
+    /// What says what the network predicts, in words.
+    ///
+    /// # Errors
+    /// When the scheduler's configuration cannot be read.
+    pub fn prediction_from(&self, files: &dyn Files) -> Result<String> {
+        if let Some(from) = &self.prediction_from {
+            return Ok(from.clone());
+        }
+        if self.assumed.is_some() {
+            return Ok("assumed: the file does not say it".to_owned());
+        }
+        let path = self.scheduler.path().display();
+        Ok(match &self.scheduler {
+            Settings::Published(..) => {
+                format!("the published configuration, {path}: the file does not say it")
+            }
+            Settings::File(_)
+                if SchedulerConfig::names_prediction(&self.scheduler.text(files)?) =>
+            {
+                path.to_string()
+            }
+            Settings::File(_) => format!("the default: {path} does not say it"),
+        })
+    }
+
+    /// Finds the parts of a model.
+    ///
+    /// # Errors
+    /// Everything that is missing; a single file of a family that is not known.
+    pub fn find(sources: &Sources, files: &dyn Files) -> Result<Self, Vec<Error>> {
+        if files.is_file(&sources.path) {
+            Self::single(sources, files)
+        } else {
+            Self::folder(sources, files)
+        }
+    }
+
+    fn folder(sources: &Sources, files: &dyn Files) -> Result<Self, Vec<Error>> {
+        other_pipeline(&sources.path, files).map_err(|e| vec![e])?;
+        let mut faults = Vec::new();
+        let variant = sources.variant.as_deref();
+        let mut part = |name: &'static str, kind, given: &Option<PathBuf>| {
+            own_part(name, kind, given, &sources.path, variant, files)
+                .map_err(|e| faults.push(e))
+                .ok()
+        };
+        let unet = part("unet", Kind::Unet, &sources.unet);
+        let mut texts = Vec::new();
+        for (i, (name, tokenizer)) in TEXTS.into_iter().enumerate() {
+            let (given, own_tokenizer) = match i {
+                0 => (&sources.text_encoder, &sources.tokenizer),
+                _ => (&sources.text_encoder_2, &sources.tokenizer_2),
+            };
+            let there = i == 0
+                || given.is_some()
+                || files.is_file(&sources.path.join(name).join("config.json"));
+            if there {
+                let folder = own_tokenizer
+                    .clone()
+                    .unwrap_or_else(|| sources.path.join(tokenizer));
+                texts.push(
+                    part(name, Kind::Text, given).map(|part| (part, Vocabulary::Folder(folder))),
+                );
+            }
+        }
+        let vae = part("vae", Kind::Vae, &sources.vae);
+        let index = (texts.len() > 1).then(|| sources.path.join("model_index.json"));
+        let (Some(unet), Some(texts), Some(vae)) =
+            (unet, texts.into_iter().collect::<Option<Vec<_>>>(), vae)
+        else {
+            return Err(faults);
+        };
+        Ok(Self {
+            unet,
+            texts,
+            vae,
+            scheduler: Settings::File(scheduler_of(sources, &sources.path)),
+            index: index
+                .filter(|index| files.is_file(index))
+                .map(Settings::File),
+            single: None,
+            prediction: sources.prediction,
+            prediction_from: sources.prediction.map(|_| BY_PARAMETER.to_owned()),
+            zero_snr: false,
+            assumed: None,
+            distilled: distilled(&sources.path),
+        })
+    }
+
+    fn single(sources: &Sources, files: &dyn Files) -> Result<Self, Vec<Error>> {
+        let table = Table::read(&sources.path, files).map_err(|e| vec![e])?;
+        let table = Arc::new(table);
+        let said = Said::of(&table).map_err(|e| vec![e])?;
+        // A scheduler that is named for this model goes before what the file says, if it says anything.
+        let scheduler = sources.scheduler.as_ref().map(|_| {
+            let path = scheduler_of(sources, &sources.path);
+            let says =
+                read_text(files, &path).is_ok_and(|text| SchedulerConfig::names_prediction(&text));
+            (path, says)
+        });
+        let by_scheduler = scheduler.as_ref().is_some_and(|(_, says)| *says);
+        let given = sources.prediction.map(|p| (p, BY_PARAMETER.to_owned()));
+        let told = given.or(said.prediction.filter(|_| !by_scheduler));
+        let mut assumed = None;
+        let published = match &sources.config {
+            Some(_) => None,
+            None => {
+                let family = family(&table).map_err(|e| vec![e])?;
+                if family == Published::Sd2 && told.is_none() && !by_scheduler {
+                    assumed = Some(
+                        "this file of Stable Diffusion 2 does not say what it predicts, and its tensors cannot tell: v prediction is assumed (768 pixels); give `prediction: epsilon` if it is a base model (512 pixels)"
+                            .to_owned(),
+                    );
+                }
+                Some(told.as_ref().map_or(family, |(p, _)| family.predicting(*p)))
+            }
+        };
+        let missing = missing_parts(&table, sources);
+        if !missing.is_empty() {
+            return Err(missing);
+        }
+        let settings =
+            |part: &str, name: &str, text: Option<&'static str>| match (&sources.config, text) {
+                (Some(folder), _) => Settings::File(folder.join(part).join(name)),
+                (None, Some(text)) => {
+                    let whose = published.map_or("", Published::name);
+                    Settings::Published(Path::new(whose).join(part).join(name), text)
+                }
+                // Only with a folder of configurations is no family known.
+                (None, None) => Settings::File(sources.path.join(part).join(name)),
+            };
+        let mut faults = Vec::new();
+        let variant = sources.variant.as_deref();
+        let mut part = |name: &'static str, kind, given: &Option<PathBuf>, text| {
+            let whole = Part {
+                name,
+                config: settings(name, "config.json", text),
+                weights: WeightFiles::Whole(table.clone()),
+            };
+            match given {
+                None => Some(whole),
+                Some(_) => own_part(name, kind, given, &sources.path, variant, files)
+                    .map(|mut part| {
+                        // A file of weights alone is read by the configuration of the part that it replaces.
+                        if !files.is_file(part.config.path()) {
+                            part.config = whole.config;
+                        }
+                        part
+                    })
+                    .map_err(|e| faults.push(e))
+                    .ok(),
+            }
+        };
+        let unet = part(
+            "unet",
+            Kind::Unet,
+            &sources.unet,
+            published.map(Published::unet),
+        );
+        let vae = part(
+            "vae",
+            Kind::Vae,
+            &sources.vae,
+            published.map(Published::vae),
+        );
+        let configs = published.map_or(&[][..], Published::text_encoders);
+        let second = sources.text_encoder_2.is_some()
+            || configs.len() > 1
+            || sources
+                .config
+                .as_ref()
+                .is_some_and(|folder| files.is_file(&folder.join(TEXTS[1].0).join("config.json")));
+        let mut texts = Vec::new();
+        for (i, (name, tokenizer)) in TEXTS.into_iter().enumerate().take(1 + usize::from(second)) {
+            let (given, own_tokenizer) = match i {
+                0 => (&sources.text_encoder, &sources.tokenizer),
+                _ => (&sources.text_encoder_2, &sources.tokenizer_2),
+            };
+            let beside = sources.config.as_ref().map(|folder| folder.join(tokenizer));
+            let vocabulary = match (own_tokenizer, beside) {
+                (Some(folder), _) => Vocabulary::Folder(folder.clone()),
+                (None, Some(folder))
+                    if TOKENIZER_FILES
+                        .iter()
+                        .any(|name| files.is_file(&folder.join(name))) =>
+                {
+                    Vocabulary::Folder(folder)
+                }
+                _ => Vocabulary::Clip(
+                    published
+                        .and_then(|family| family.pads().get(i).copied())
+                        .unwrap_or(if i == 0 {
+                            PadToken::End
+                        } else {
+                            PadToken::Exclamation
+                        }),
+                ),
+            };
+            texts.push(
+                part(name, Kind::Text, given, configs.get(i).copied())
+                    .map(|part| (part, vocabulary)),
+            );
+        }
+        let (Some(unet), Some(texts), Some(vae)) =
+            (unet, texts.into_iter().collect::<Option<Vec<_>>>(), vae)
+        else {
+            return Err(faults);
+        };
+        let scheduler = match scheduler {
+            Some((path, _)) => Settings::File(path),
+            None => settings(
+                "scheduler",
+                "scheduler_config.json",
+                published.map(Published::scheduler),
+            ),
+        };
+        let index = match &sources.config {
+            Some(folder) => Some(folder.join("model_index.json"))
+                .filter(|index| files.is_file(index))
+                .map(Settings::File),
+            None => published
+                .map(|family| Settings::Published(family.name().into(), family.model_index())),
+        };
+        Ok(Self {
+            index: index.filter(|_| texts.len() > 1),
+            unet,
+            texts,
+            vae,
+            scheduler,
+            single: Some(sources.path.clone()),
+            prediction: told.as_ref().map(|(prediction, _)| *prediction),
+            prediction_from: told.map(|(_, from)| from),
+            zero_snr: said.zero_snr && sources.scheduler.is_none(),
+            assumed,
+            distilled: distilled(&sources.path),
+        })
+    }
+
+    /// The files that make up the checkpoint, in a fixed order. Those of the tokenizers are optional.
+    #[must_use]
+    pub fn files(&self) -> Vec<PartFile> {
+        let mut all = Vec::new();
+        let file = |role: String, path: &Path, optional| PartFile {
+            role,
+            path: path.to_owned(),
+            optional,
+        };
+        if let Some(single) = &self.single {
+            all.push(file("model".into(), single, false));
+        }
+        all.extend(self.unet.files());
+        for (part, _) in self.texts.iter().take(1) {
+            all.extend(part.files());
+        }
+        all.extend(self.vae.files());
+        if let Settings::File(path) = &self.scheduler {
+            all.push(file("scheduler/scheduler_config.json".into(), path, false));
+        }
+        for (i, (part, vocabulary)) in self.texts.iter().enumerate() {
+            if i > 0 {
+                all.extend(part.files());
+            }
+            if let Vocabulary::Folder(folder) = vocabulary {
+                for name in TOKENIZER_FILES {
+                    let role = format!("{}/{name}", TEXTS[i].1);
+                    all.push(file(role, &folder.join(name), true));
+                }
+            }
+        }
+        if let Some(Settings::File(path)) = &self.index {
+            all.push(file("model_index.json".into(), path, true));
+        }
+        all
+    }
+}
+
+/// A VAE that is named alone: a folder, or a file of weights.
+///
+/// # Errors
+/// When there is none.
+pub fn vae_part(path: &Path, files: &dyn Files) -> Result<Part> {
+    own_part("vae", Kind::Vae, &Some(path.to_owned()), path, None, files)
+}
+
+/// A part in a folder or file of its own: that which is given, or the one of the model's folder.
+fn own_part(
+    name: &'static str,
+    kind: Kind,
+    given: &Option<PathBuf>,
+    model: &Path,
+    variant: Option<&str>,
+    files: &dyn Files,
+) -> Result<Part> {
+    let folder = given.clone().unwrap_or_else(|| model.join(name));
+    if given.is_some() && files.is_file(&folder) {
+        // A file of weights alone: its configuration lies beside it, or is that of the part that it replaces.
+        let beside = folder.with_file_name("config.json");
+        let config = if files.is_file(&beside) {
+            beside
+        } else {
+            model.join(name).join("config.json")
+        };
+        return Ok(Part {
+            name,
+            config: Settings::File(config),
+            weights: WeightFiles::Own(folder.clone(), vec![folder]),
+        });
+    }
+    Ok(Part {
+        name,
+        config: Settings::File(folder.join("config.json")),
+        weights: weights_in(
+            &folder,
+            kind,
+            variant,
+            given.is_none() && kind == Kind::Unet,
+            files,
+        )?,
+    })
+}
+
+fn scheduler_of(sources: &Sources, model: &Path) -> PathBuf {
+    let folder = sources
+        .scheduler
+        .clone()
+        .unwrap_or_else(|| model.join("scheduler"));
+    // The file itself may be named too.
+    if folder.extension().is_some_and(|ending| ending == "json") {
+        folder
+    } else {
+        folder.join("scheduler_config.json")
+    }
+}
+
+impl WeightFiles {
+    /// All tensors of the files, under the names that they have there.
+    ///
+    /// # Errors
+    /// When a file cannot be read or is none of weights.
+    pub fn table(&self, files: &dyn Files) -> Result<Arc<Table>> {
+        match self {
+            Self::Whole(table) => Ok(table.clone()),
+            Self::Own(named, paths) => {
+                let weights: Vec<_> = paths
+                    .iter()
+                    .filter(|path| path.extension().is_none_or(|ending| ending != "json"))
+                    .collect();
+                if let [one] = weights.as_slice() {
+                    return Ok(Arc::new(Table::read(one, files)?));
+                }
+                let parts: Vec<Table> = weights
+                    .into_iter()
+                    .map(|path| Table::read(path, files))
+                    .collect::<Result<_>>()?;
+                Ok(Arc::new(Table::join(named, parts)?))
+            }
+        }
+    }
+}
+
+/// A table by other names: for each that `asked` lists, the tensor that `find` finds for it. What else the file has
+/// below `prefix` is kept under its own name, so that it is seen that nobody asked for it, unless `spare` says so.
+fn renamed(
+    table: &Table,
+    prefix: &str,
+    asked: &[(String, Vec<usize>)],
+    find: impl Fn(&str) -> Option<(String, ldm::Cut)>,
+    spare: impl Fn(&str) -> bool,
+) -> Table {
+    let mut used = BTreeSet::new();
+    let mut tensors = BTreeMap::new();
+    for (name, _) in asked {
+        let Some((theirs, cut)) = find(name) else {
+            continue;
+        };
+        let theirs = format!("{prefix}{theirs}");
+        if let Some(whole) = table.tensors.get(&theirs)
+            && let Some(stored) = cut.of(whole)
+        {
+            used.insert(theirs);
+            tensors.insert(name.clone(), stored);
+        }
+    }
+    for (name, stored) in &table.tensors {
+        if let Some(rest) = name.strip_prefix(prefix)
+            && !used.contains(name)
+            && !spare(rest)
+        {
+            tensors.insert(name.clone(), stored.clone());
+        }
+    }
+    Table {
+        file: table.file.clone(),
+        tensors,
+        metadata: table.metadata.clone(),
+    }
+}
+
+/// The U-Net's tensors by diffusers' names, whichever the file has.
+///
+/// # Errors
+/// When the configuration describes no network.
+pub fn unet_table(table: &Arc<Table>, config: &UnetConfig) -> Result<Arc<Table>> {
+    for prefix in [ldm::UNET, "diffusion_model.", ""] {
+        if table.contains(&format!("{prefix}input_blocks.0.0.weight")) {
+            let asked = Weights::asked(|w| Unet::load(config, w).map(drop))?;
+            let find = |name: &str| Some((ldm::unet(name, config)?, ldm::Cut::Whole));
+            let spare = |rest: &str| prefix.is_empty() && !is_unet(rest);
+            return Ok(Arc::new(renamed(table, prefix, &asked, find, spare)));
+        }
+    }
+    Ok(table.clone())
+}
+
+/// Whether a name without prefix is one of an LDM U-Net.
+fn is_unet(name: &str) -> bool {
+    [
+        "input_blocks.",
+        "middle_block.",
+        "output_blocks.",
+        "time_embed.",
+        "label_emb.",
+        "out.",
+    ]
+    .iter()
+    .any(|first| name.starts_with(first))
+}
+
+/// The VAE's tensors by diffusers' names, whichever the file has.
+///
+/// # Errors
+/// When the configuration describes no network.
+pub fn vae_table(table: &Arc<Table>, config: &VaeConfig) -> Result<Arc<Table>> {
+    for prefix in [ldm::VAE, ""] {
+        if table.contains(&format!("{prefix}encoder.down.0.block.0.norm1.weight")) {
+            let asked = Weights::asked(|w| Vae::load(config, w).map(drop))?;
+            let find = |name: &str| Some((ldm::vae(name, config)?, ldm::Cut::Whole));
+            // A VAE that is published alone has the parts of its training beside it.
+            let spare = |rest: &str| {
+                !["encoder.", "decoder.", "quant_conv.", "post_quant_conv."]
+                    .iter()
+                    .any(|first| rest.starts_with(first))
+            };
+            return Ok(Arc::new(renamed(table, prefix, &asked, find, spare)));
+        }
+    }
+    Ok(table.clone())
+}
+
+/// The tensors of text encoder `index` by transformers' names, whichever the file has; `asked` are the network's.
+#[must_use]
+pub fn text_table(table: &Arc<Table>, index: usize, asked: &[(String, Vec<usize>)]) -> Arc<Table> {
+    let mut prefixes = vec![(
+        format!("conditioner.embedders.{index}.transformer."),
+        format!("conditioner.embedders.{index}.model."),
+    )];
+    if index == 0 {
+        prefixes.push((ldm::CLIP.to_owned(), ldm::OPEN_CLIP.to_owned()));
+    }
+    for (own, open) in prefixes {
+        if table.tensors.keys().any(|name| name.starts_with(&own)) {
+            let bare = !table.contains(&format!(
+                "{own}text_model.embeddings.token_embedding.weight"
+            ));
+            let find = |name: &str| {
+                let name = if bare {
+                    crate::checkpoint::weights::bare(name)
+                } else {
+                    name
+                };
+                Some((name.to_owned(), ldm::Cut::Whole))
+            };
+            let spare = |_: &str| true;
+            return Arc::new(renamed(table, &own, asked, find, spare));
+        }
+        if table.contains(&format!("{open}token_embedding.weight")) {
+            // The layers above those that the configuration has are Stable Diffusion 2's last one.
+            let spare = |_: &str| true;
+            return Arc::new(renamed(table, &open, asked, ldm::open_clip, spare));
+        }
+    }
+    table.clone()
+}

@@ -1,0 +1,13 @@
+//! What people have on their disks: layouts of checkpoints, original names, published configurations, weight files, adapters;
+//! and what is written for others to read.
+
+pub mod adapters;
+pub mod export;
+pub mod inspect;
+pub mod layout;
+pub mod ldm;
+pub mod memory;
+pub mod model;
+pub mod pickle;
+pub mod published;
+pub mod weights;

@@ -1,0 +1,462 @@
+//! Weights: checked against what the configuration implies before a byte of data is read, then mapped from their files.
+
+mod data;
+mod foreign;
+mod header;
+mod table;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use candle_core::{DType, Device, Shape, Tensor};
+
+pub use data::{Maps, is_readable};
+pub use foreign::foreign;
+pub use header::{Header, NO_SUCH_FILE, TensorInfo};
+pub use table::{Stored, Table, dense_strides, is_torch};
+
+use crate::checkpoint::memory::Claim;
+use crate::{Error, Result, goes_on};
+use retouch_kernels::{Kernel, Weight};
+
+/// Low-rank factors of one adapter for one layer (Hu et al. 2021, LoRA): the layer's weight counts as
+/// `W + scale up down`.
+#[derive(Clone, Debug)]
+pub struct LowRank {
+    /// `[R, in]`, or `[R, in, k, k]` of a convolution.
+    pub down: Stored,
+    /// `[out, R]`, or `[out, R, 1, 1]`.
+    pub up: Stored,
+    /// alpha / R times the weight that the adapter was applied with.
+    pub scale: f64,
+}
+
+/// What adapters change in one network; the base's tensors stay what and where they are.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// Low-rank factors by layer (`mid_block.attentions.0.proj_in`), in the order in which they were applied.
+    pub low_rank: BTreeMap<String, Vec<LowRank>>,
+    /// Tensors in place of the network's own, by name (`mid_block.attentions.0.proj_in.weight`).
+    pub replaced: BTreeMap<String, Stored>,
+}
+
+impl Changes {
+    /// Bytes of all of it, with elements of `size` bytes.
+    #[must_use]
+    pub fn bytes(&self, size: usize) -> usize {
+        let factors = self.low_rank.values().flatten();
+        let factors = factors.map(|factor| factor.down.elements() + factor.up.elements());
+        let replaced = self.replaced.values().map(Stored::elements);
+        factors.chain(replaced).sum::<usize>().saturating_mul(size)
+    }
+}
+
+/// The name of a layer without the prefix that text encoders have in some files and not in others.
+#[must_use]
+pub fn bare(name: &str) -> &str {
+    name.strip_prefix("text_model.").unwrap_or(name)
+}
+
+/// The loaded tensors of one network, by name: what the networks of one base have in common is held once.
+#[derive(Debug)]
+pub struct Tensors {
+    by_name: Mutex<HashMap<String, Tensor>>,
+    /// The room that they take.
+    _claim: Option<Claim>,
+}
+
+impl Tensors {
+    /// Nothing so far, in room that was taken for it.
+    #[must_use]
+    pub fn new(claim: Option<Claim>) -> Self {
+        Self {
+            by_name: Mutex::default(),
+            _claim: claim,
+        }
+    }
+}
+
+/// The loaded tensors of a network as long as anybody holds them.
+#[derive(Debug, Default)]
+pub struct Shared(Mutex<Weak<Tensors>>);
+
+impl Shared {
+    /// Those that are loaded, to be added to; if there are none, in the room that `claim` takes.
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub fn tensors(&self, claim: impl FnOnce() -> Result<Claim>) -> Result<Arc<Tensors>> {
+        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tensors) = slot.upgrade() {
+            return Ok(tensors);
+        }
+        let tensors = Arc::new(Tensors::new(Some(claim()?)));
+        *slot = Arc::downgrade(&tensors);
+        Ok(tensors)
+    }
+}
+
+/// Where loaded tensors go.
+#[derive(Debug)]
+struct Target {
+    kernel: Arc<dyn Kernel>,
+    maps: Maps,
+    device: Device,
+    dtype: DType,
+    shared: Arc<Tensors>,
+}
+
+/// Where the tensors of one network come from: the data of its files, or their headers alone.
+///
+/// In the second case ("checking") every tensor is a zero that takes no memory, and what is missing or of another
+/// shape is noted, so that building a network against headers lists all its faults.
+pub struct Weights {
+    table: Arc<Table>,
+    changes: Option<Arc<Changes>>,
+    target: Option<Target>,
+    faults: RefCell<Vec<String>>,
+    used: RefCell<BTreeSet<String>>,
+    asked: RefCell<Vec<(String, Vec<usize>)>>,
+    found: RefCell<Vec<(String, Stored)>>,
+}
+
+impl Weights {
+    /// The weights of a table, to be put on `device` in `dtype` and packed for `kernel`, those that are in `shared` already
+    /// taken from there.
+    #[must_use]
+    pub fn open(
+        table: Arc<Table>,
+        device: &Device,
+        dtype: DType,
+        shared: Arc<Tensors>,
+        kernel: Arc<dyn Kernel>,
+    ) -> Self {
+        let mut weights = Self::checking(table);
+        weights.target = Some(Target {
+            kernel,
+            maps: Maps::default(),
+            device: device.clone(),
+            dtype,
+            shared,
+        });
+        weights
+    }
+
+    /// The table alone, to check a network against.
+    #[must_use]
+    pub fn checking(table: Arc<Table>) -> Self {
+        Self {
+            table,
+            changes: None,
+            target: None,
+            faults: RefCell::default(),
+            used: RefCell::default(),
+            asked: RefCell::default(),
+            found: RefCell::default(),
+        }
+    }
+
+    /// The names and shapes of all tensors that a network asks for when `build` builds it; where a layer has had
+    /// several names, the present one.
+    ///
+    /// # Errors
+    /// What `build` gives.
+    pub fn asked(build: impl FnOnce(&Self) -> Result<()>) -> Result<Vec<(String, Vec<usize>)>> {
+        let nothing = Table {
+            file: "config.json".into(),
+            tensors: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+        };
+        let weights = Self::checking(Arc::new(nothing));
+        build(&weights)?;
+        Ok(weights.asked.into_inner())
+    }
+
+    /// The tensors of a table that a network is built of when `build` builds it, by their present names and as they are
+    /// stored, in the order in which they are asked for.
+    ///
+    /// # Errors
+    /// What `build` gives, or that a tensor is missing or does not fit.
+    pub fn found(
+        table: Arc<Table>,
+        build: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<Vec<(String, Stored)>> {
+        let file = table.file.clone();
+        let weights = Self::checking(table);
+        build(&weights)?;
+        match weights.faults.into_inner().into_iter().next() {
+            Some(message) => Err(Error::Weights { file, message }),
+            None => Ok(weights.found.into_inner()),
+        }
+    }
+
+    /// Adds what adapters change.
+    #[must_use]
+    pub fn with(mut self, changes: Arc<Changes>) -> Self {
+        self.changes = Some(changes);
+        self
+    }
+
+    /// The root of the names.
+    #[must_use]
+    pub fn root(&self) -> Scope<'_> {
+        Scope {
+            weights: self,
+            prefix: String::new(),
+        }
+    }
+
+    /// What did not fit so far.
+    #[must_use]
+    pub fn faults(&self) -> Vec<String> {
+        self.faults.borrow().clone()
+    }
+
+    /// The tensors of the table that nothing has asked for.
+    #[must_use]
+    pub fn unused(&self) -> Vec<String> {
+        let used = self.used.borrow();
+        let names = self.table.tensors.iter();
+        names
+            .filter(|(name, _)| !used.contains(*name))
+            .map(|(_, stored)| stored.name.clone())
+            .collect()
+    }
+
+    /// Whether there is a tensor of this name.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.table.contains(name)
+    }
+
+    fn get(&self, names: &[String], shape: &Shape, packed: bool) -> Result<Tensor> {
+        if let Some(name) = names.first() {
+            let asked = (name.clone(), shape.dims().to_vec());
+            self.asked.borrow_mut().push(asked);
+        }
+        let found = names
+            .iter()
+            .find_map(|name| Some((name, self.table.tensors.get(name)?)));
+        let problem = match found {
+            None => format!(
+                "has no tensor `{}` (expected {:?})",
+                names.join("` or `"),
+                shape.dims()
+            ),
+            Some((name, own)) => {
+                self.used.borrow_mut().insert(name.clone());
+                if self.target.is_none()
+                    && let Some(present) = names.first()
+                {
+                    let found = (present.clone(), own.clone());
+                    self.found.borrow_mut().push(found);
+                }
+                let replaced = self
+                    .changes
+                    .as_ref()
+                    .and_then(|changes| changes.replaced.get(bare(name)));
+                let stored = trimmed(replaced.unwrap_or(own), shape.rank());
+                if stored.shape != shape.dims() {
+                    format!(
+                        "the tensor `{}` is {:?}; its configuration asks for {:?}",
+                        own.name,
+                        own.shape,
+                        shape.dims()
+                    )
+                } else if !is_readable(&stored) {
+                    format!(
+                        "the tensor `{}` is of type {}; expected F16, BF16 or F32",
+                        own.name, own.dtype
+                    )
+                } else if let Some(target) = &self.target {
+                    return target.load(name, &stored, replaced.is_some(), packed);
+                } else {
+                    return Ok(Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape)?);
+                }
+            }
+        };
+        if self.target.is_some() {
+            return Err(Error::Weights {
+                file: self.table.file.clone(),
+                message: problem,
+            });
+        }
+        self.faults.borrow_mut().push(problem);
+        Ok(Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape)?)
+    }
+
+    /// The low-rank factors for the layer `name` whose weight has this shape, all adapters' side by side:
+    /// `[R, in, ..]` and `[out, R, ..]`, the scales multiplied in.
+    fn low_rank(&self, name: &str, shape: &[usize]) -> Result<Option<(Weight, Weight)>> {
+        let Some((target, factors)) = self
+            .target
+            .as_ref()
+            .zip(self.changes.as_ref())
+            .and_then(|(target, changes)| Some((target, changes.low_rank.get(bare(name))?)))
+        else {
+            return Ok(None);
+        };
+        let (mut downs, mut ups) = (Vec::new(), Vec::new());
+        for factor in factors {
+            let down = trimmed(&factor.down, shape.len());
+            let up = trimmed(&factor.up, shape.len());
+            let rank = down.shape.first().copied().unwrap_or(0);
+            let fits = rank > 0
+                && down.shape[1..] == shape[1..]
+                && up.shape[..2] == [shape[0], rank]
+                && up.shape[2..].iter().all(|&side| side == 1);
+            if !fits {
+                return Err(Error::Weights {
+                    file: factor.down.file.to_path_buf(),
+                    message: format!(
+                        "the factors for `{name}` are {:?} and {:?}; the layer's weight is {shape:?}",
+                        factor.down.shape, factor.up.shape
+                    ),
+                });
+            }
+            let (down, up) = (
+                target.maps.load(&down, DType::F32, &Device::Cpu)?,
+                target.maps.load(&up, DType::F32, &Device::Cpu)?,
+            );
+            downs.push(down);
+            ups.push((up * factor.scale)?);
+        }
+        let place = |t: Tensor| {
+            let t = t.to_dtype(target.dtype)?.to_device(&target.device)?;
+            Weight::new(&t, &*target.kernel)
+        };
+        Ok(Some((
+            place(Tensor::cat(&downs, 0)?)?,
+            place(Tensor::cat(&ups, 1)?)?,
+        )))
+    }
+}
+
+impl Target {
+    /// A tensor of the files, `packed` for the kernels if it is a weight of a product.
+    fn load(&self, name: &str, stored: &Stored, own: bool, packed: bool) -> Result<Tensor> {
+        goes_on()?;
+        // Biases and scales are few, and sums go through them: they stay float32.
+        let dtype = if stored.shape.len() > 1 {
+            self.dtype
+        } else {
+            DType::F32
+        };
+        let load = || {
+            let tensor = self.maps.load(stored, dtype, &self.device)?;
+            if packed {
+                Ok(self.kernel.pack(&tensor)?)
+            } else {
+                Ok(tensor)
+            }
+        };
+        if own {
+            return load();
+        }
+        let lock = || {
+            self.shared
+                .by_name
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        if let Some(tensor) = lock().get(name) {
+            if tensor.rank() == 1 {
+                return Ok(tensor.clone()); // packed, or a bias
+            }
+            // One network may ask for a 1x1 convolution as a matrix, as all of them do or none.
+            return Ok(tensor.reshape(stored.shape.as_slice())?);
+        }
+        let tensor = load()?;
+        lock().insert(name.to_owned(), tensor.clone());
+        Ok(tensor)
+    }
+}
+
+/// A 1x1 convolution as the matrix that it is, where a matrix is asked for: old VAEs keep the attention's projections
+/// so, Stable Diffusion 1 those of its transformers.
+fn trimmed(stored: &Stored, rank: usize) -> Stored {
+    let mut trimmed = stored.clone();
+    if stored.shape.len() == rank + 2 && stored.shape.ends_with(&[1, 1]) {
+        trimmed.shape.truncate(rank);
+        trimmed.strides.truncate(rank);
+    }
+    trimmed
+}
+
+/// A place in the names of a weight file: `down_blocks.0.resnets.1`.
+#[derive(Clone)]
+pub struct Scope<'a> {
+    weights: &'a Weights,
+    prefix: String,
+}
+
+impl<'a> Scope<'a> {
+    /// The place below this one.
+    #[must_use]
+    pub fn at(&self, name: impl std::fmt::Display) -> Scope<'a> {
+        Scope {
+            weights: self.weights,
+            prefix: self.name(&name.to_string()),
+        }
+    }
+
+    fn name(&self, name: &str) -> String {
+        if self.prefix.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{}.{name}", self.prefix)
+        }
+    }
+
+    /// The tensor `name`.
+    ///
+    /// # Errors
+    /// When it is missing or of another shape; while checking the fault is noted instead.
+    pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
+        self.weights.get(&[self.name(name)], &shape.into(), false)
+    }
+
+    /// The weight `name` of a product, packed.
+    ///
+    /// # Errors
+    /// As [`Scope::get`].
+    pub fn weight(&self, name: &str, shape: impl Into<Shape>) -> Result<Weight> {
+        self.weight_any(&[name], shape)
+    }
+
+    /// The first of several names of a weight of a product, packed.
+    ///
+    /// # Errors
+    /// As [`Scope::get`].
+    pub fn weight_any(&self, names: &[impl AsRef<str>], shape: impl Into<Shape>) -> Result<Weight> {
+        let names: Vec<_> = names.iter().map(|name| self.name(name.as_ref())).collect();
+        let shape = shape.into();
+        let data = self.weights.get(&names, &shape, true)?;
+        Ok(Weight::of_packed(data, shape.dims())?)
+    }
+
+    /// The first of several names (a layer's present and former ones) that the file has.
+    ///
+    /// # Errors
+    /// As [`Scope::get`].
+    pub fn get_any(&self, names: &[impl AsRef<str>], shape: impl Into<Shape>) -> Result<Tensor> {
+        let names: Vec<_> = names.iter().map(|name| self.name(name.as_ref())).collect();
+        self.weights.get(&names, &shape.into(), false)
+    }
+
+    /// Whether the file has a tensor of this name.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.weights.contains(&self.name(name))
+    }
+
+    /// The low-rank factors that adapters add to this layer, whose weight has this shape: `[R, in, ..]` and
+    /// `[out, R, ..]`, scales multiplied in.
+    ///
+    /// # Errors
+    /// When they do not fit the shape, or cannot be read.
+    pub fn low_rank(&self, shape: &[usize]) -> Result<Option<(Weight, Weight)>> {
+        self.weights.low_rank(&self.prefix, shape)
+    }
+}

@@ -1,0 +1,233 @@
+//! The tensors of a network by the names that diffusers and transformers give them, wherever they lie: in one file or
+//! in several, under these names or others, as they are or as a part of a larger one.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use retouch_graph::Files;
+
+use super::foreign::foreign;
+use super::header::{Header, dtype_bytes};
+use crate::checkpoint::pickle;
+use crate::{Error, Result};
+
+/// A tensor as it lies in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The file, where it really is.
+    pub file: Arc<Path>,
+    /// Its name there.
+    pub name: String,
+    /// The type of its elements, as safetensors names it: `F16`, `BF16`, `F32`, ...
+    pub dtype: String,
+    /// The dimensions.
+    pub shape: Vec<usize>,
+    /// From an element to the next one along each dimension, in elements.
+    pub strides: Vec<usize>,
+    /// The byte of the file that its first element begins at.
+    pub offset: u64,
+}
+
+/// Row-major strides of a shape, in elements.
+#[must_use]
+pub fn dense_strides(shape: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1usize; shape.len()];
+    for i in (1..shape.len()).rev() {
+        strides[i - 1] = strides[i].saturating_mul(shape[i]);
+    }
+    strides
+}
+
+impl Stored {
+    /// Number of elements.
+    #[must_use]
+    pub fn elements(&self) -> usize {
+        self.shape
+            .iter()
+            .fold(1, |n: usize, &side| n.saturating_mul(side))
+    }
+
+    /// Bytes of an element, if its type is known.
+    #[must_use]
+    pub fn element_bytes(&self) -> Option<usize> {
+        dtype_bytes(&self.dtype).and_then(|n| usize::try_from(n).ok())
+    }
+
+    /// Whether its elements follow one another.
+    #[must_use]
+    pub fn is_dense(&self) -> bool {
+        let dense = dense_strides(&self.shape);
+        let sides = self.shape.iter();
+        sides
+            .zip(self.strides.iter().zip(&dense))
+            .all(|(&side, (stride, dense))| side == 1 || stride == dense)
+    }
+
+    /// Rows `first .. first + count` of it; `None` when it has no such rows.
+    #[must_use]
+    pub fn rows(&self, first: usize, count: usize) -> Option<Self> {
+        let (rows, stride) = (*self.shape.first()?, *self.strides.first()?);
+        if first.checked_add(count)? > rows {
+            return None;
+        }
+        let skipped = first
+            .checked_mul(stride)?
+            .checked_mul(self.element_bytes()?)?;
+        let mut part = self.clone();
+        part.shape[0] = count;
+        part.offset = self.offset.checked_add(skipped as u64)?;
+        Some(part)
+    }
+
+    /// It with its two dimensions exchanged; `None` when it has not two.
+    #[must_use]
+    pub fn transposed(&self) -> Option<Self> {
+        if self.shape.len() != 2 {
+            return None;
+        }
+        let mut other = self.clone();
+        other.shape.reverse();
+        other.strides.reverse();
+        Some(other)
+    }
+}
+
+/// Whether a file is torch's. The length of a safetensors header may begin as a pickle does; its brace tells.
+#[must_use]
+pub fn is_torch(path: &Path, files: &dyn Files) -> bool {
+    const BEGINNING: usize = 9;
+    files.read_head(path, BEGINNING).is_ok_and(|(head, _)| {
+        pickle::is_torch(&head) && !(head.get(8) == Some(&b'{') && head.get(4..8) == Some(&[0; 4]))
+    })
+}
+
+/// The tensors of a network, or of a file.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// The file that messages speak of.
+    pub file: PathBuf,
+    /// The tensors by name.
+    pub tensors: BTreeMap<String, Stored>,
+    /// What the file says beside its tensors.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl Table {
+    /// The tensors of a safetensors file. `place` is where the file really is.
+    #[must_use]
+    pub fn of_header(header: &Header, place: &Path) -> Self {
+        let file: Arc<Path> = place.into();
+        let tensors = header.tensors.iter().map(|(name, info)| {
+            let stored = Stored {
+                file: file.clone(),
+                name: name.clone(),
+                dtype: info.dtype.clone(),
+                shape: info.shape.clone(),
+                strides: dense_strides(&info.shape),
+                offset: header.data_start + info.data_offsets.0,
+            };
+            (name.clone(), stored)
+        });
+        Self {
+            file: header.file.clone(),
+            tensors: tensors.collect(),
+            metadata: header.metadata.clone(),
+        }
+    }
+
+    /// The tensors of a weight file, safetensors or torch's, without their numbers.
+    ///
+    /// # Errors
+    /// When there is no such file or it is not one of weights; a torch file that is more than data.
+    pub fn read(path: &Path, files: &dyn Files) -> Result<Self> {
+        // The weights are mapped from the file itself, so its real place must be known.
+        let place = files.place(path);
+        if let Some((what, help)) = foreign(path, files) {
+            return Err(Error::Weights {
+                file: path.to_owned(),
+                message: format!("{what}; {help}"),
+            });
+        }
+        if is_torch(path, files) {
+            Ok(Self::of_torch(path, &place, &pickle::read(path, files)?))
+        } else {
+            Ok(Self::of_header(&Header::read(path, files)?, &place))
+        }
+    }
+
+    /// The tensors of what a torch file holds. `place` is where the file really is.
+    #[must_use]
+    pub fn of_torch(path: &Path, place: &Path, value: &pickle::Value) -> Self {
+        let file: Arc<Path> = place.into();
+        let tensors = pickle::tensors(value)
+            .into_iter()
+            .map(|(name, tensor)| {
+                let stored = Stored {
+                    file: file.clone(),
+                    name: name.clone(),
+                    dtype: tensor.dtype.clone(),
+                    shape: tensor.shape.clone(),
+                    strides: tensor.strides.clone(),
+                    offset: tensor.offset,
+                };
+                (name, stored)
+            })
+            .collect();
+        // The training step tells checkpoints of one shape apart, an embedding has a name.
+        let said = ["global_step", "name"].into_iter().filter_map(|name| {
+            let text = match value.get(name)? {
+                pickle::Value::Int(number) => number.to_string(),
+                pickle::Value::Text(text) => text.to_string(),
+                _ => return None,
+            };
+            Some((name.to_owned(), text))
+        });
+        Self {
+            file: path.to_owned(),
+            tensors,
+            metadata: said.collect(),
+        }
+    }
+
+    /// The tensors of several files as one; `file` is what messages speak of.
+    ///
+    /// # Errors
+    /// When two files have a tensor of one name.
+    pub fn join(file: &Path, parts: Vec<Self>) -> Result<Self> {
+        let mut all = Self {
+            file: file.to_owned(),
+            tensors: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+        };
+        for part in parts {
+            for (name, stored) in part.tensors {
+                if let Some(other) = all.tensors.insert(name, stored) {
+                    return Err(Error::Weights {
+                        file: part.file,
+                        message: format!(
+                            "has the tensor `{}`, and so has {}",
+                            other.name,
+                            other.file.display()
+                        ),
+                    });
+                }
+            }
+            all.metadata.extend(part.metadata);
+        }
+        Ok(all)
+    }
+
+    /// Whether a tensor of this name is there.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Bytes of its tensors with elements of `size` bytes.
+    #[must_use]
+    pub fn bytes(&self, size: usize) -> usize {
+        let elements = self.tensors.values().map(Stored::elements);
+        elements.sum::<usize>().saturating_mul(size)
+    }
+}
