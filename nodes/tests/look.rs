@@ -15,8 +15,8 @@ use retouch_diffusion::networks::unet::{Call, Text};
 use retouch_diffusion::sampling::control::{
     AttentionControl, AttentionKind, Branch, Half, Qkv, Rows, Site,
 };
-use retouch_diffusion::sampling::sampler::{self, Conditions, Draws, Monitor, Prompted, Sought};
 use retouch_diffusion::sampling::scheduler::Ddim;
+use retouch_diffusion::sampling::{self, Conditions, Draws, Monitor, Prompted, Sought};
 use retouch_graph::{
     Cache, Cancel, Engine, HostCache, Key, NodeError, Outputs, Plan, Previewer, Quality,
     RunOptions, RunReport, Settings, Silent, Value,

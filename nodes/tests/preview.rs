@@ -14,10 +14,8 @@ use retouch_diffusion::checkpoint::model::{Checkpoint, Description};
 use retouch_diffusion::networks::preview::{LinearMap, area_mean, decode_scaled};
 use retouch_diffusion::networks::tiles::Tiled;
 use retouch_diffusion::sampling::noise::starting_noise;
-use retouch_diffusion::sampling::sampler::{
-    Drawing, Forgets, Monitor, Prompted, step_blend_sample,
-};
 use retouch_diffusion::sampling::solver::{Sampler, Schedule};
+use retouch_diffusion::sampling::{Drawing, Forgets, Monitor, Prompted, step_blend_sample};
 use retouch_diffusion::{Error, Result};
 use retouch_kernels::Cpu;
 use support::{Disk, FAMILIES, data};

@@ -17,11 +17,11 @@ use retouch_diffusion::networks::unet::{Call, Text, grid_at};
 use retouch_diffusion::sampling::control::{Branch, Capture, Given, Half, Part, Rows, Store};
 use retouch_diffusion::sampling::masks::{Plane, Threshold};
 use retouch_diffusion::sampling::noise::starting_noise;
-use retouch_diffusion::sampling::sampler::{
-    Blend, Forgets, GivenMasks, Memory, Monitor, Prompted, Retouch, RetouchSettings, Source,
-    SourceStep, auto_sites,
-};
 use retouch_diffusion::sampling::scheduler::Ddim;
+use retouch_diffusion::sampling::swap::{
+    Blend, GivenMasks, Givens, Retouch, RetouchSettings, Source, SourceStep, auto_sites,
+};
+use retouch_diffusion::sampling::{Forgets, Memory, Monitor, Prompted};
 use retouch_graph::Key;
 use support::{Disk, Noting, bits, data};
 
@@ -139,6 +139,27 @@ fn retouch(side: usize, memory: impl Fn(&Checkpoint, &Ddim) -> Knows) -> (Vec<u3
         }
     };
     let steps = |draws| vec![SourceStep { draws, span: None }; STEPS];
+    let settings = RetouchSettings {
+        sites: auto_sites(&sites),
+        start_step: 0,
+        from_step: 1,
+        until_step: STEPS,
+        structure_until: 3,
+        lock: true,
+        blend: Blend::Context,
+        threshold: Threshold::Otsu,
+        smooth: 0,
+        mask_levels: (0, vec![0]),
+        guidance: 4.0,
+        rescale: 0.0,
+    };
+    let given = Givens {
+        reference: true,
+        context: false,
+        blend: true,
+        fills: false,
+        context_subject: false,
+    };
     let retouch = Retouch {
         target: &own,
         target_span: None,
@@ -153,21 +174,10 @@ fn retouch(side: usize, memory: impl Fn(&Checkpoint, &Ddim) -> Knows) -> (Vec<u3
             mask: Some(half(1.0, 0.0)),
         }],
         blend_mask: Some(half(0.0, 1.0)),
-        fills: Some(false),
-        settings: RetouchSettings {
-            sites: auto_sites(&sites),
-            start_step: 0,
-            from_step: 1,
-            until_step: STEPS,
-            structure_until: 3,
-            lock: true,
-            blend: Blend::Context,
-            threshold: Threshold::Otsu,
-            smooth: 0,
-            mask_levels: (0, vec![0]),
-            guidance: 4.0,
-            rescale: 0.0,
-        },
+        needs: (0..STEPS)
+            .map(|k| settings.needs(k, STEPS, given))
+            .collect(),
+        settings,
     };
     let drawn = match known.0.is_empty() {
         true => retouch.run(&ddim, &calls, &Forgets),
