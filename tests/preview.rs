@@ -1,10 +1,5 @@
 //! What is shown of a run while it draws.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::path::Path;
@@ -18,7 +13,8 @@ use retouch_graph::{
     RunOptions, RunReport, Settings, Value,
 };
 use retouch_nodes::Runtime;
-use support::{Bench, retouch, root};
+
+use crate::support::{Bench, retouch, root, unchanged};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -415,11 +411,7 @@ fn by_the_vae_the_last_preview_is_the_saved_picture_and_previews_change_no_saved
     let saved = std::fs::read(out.path().join("out/vanilla/43-raw.png")).unwrap();
     assert_eq!(std::fs::read(out.path().join("p.PNG")).unwrap(), saved);
     let plain = retouch(out.path(), &with[..5]);
-    assert!(
-        text(&plain.stdout)
-            .lines()
-            .all(|line| line.ends_with("(unchanged)"))
-    );
+    unchanged(&plain.stdout);
 }
 
 #[test]
