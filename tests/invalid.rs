@@ -4,17 +4,12 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
 
-#[path = "../cli/src/report.rs"]
-#[allow(dead_code)]
-mod report;
-#[path = "../cli/src/safe.rs"]
-#[allow(dead_code)]
-mod safe;
 #[path = "support/mod.rs"]
 mod support;
 
 use std::collections::BTreeMap;
 
+use retouch_cli::report;
 use retouch_graph::Settings;
 use support::Bench;
 

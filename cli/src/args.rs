@@ -196,7 +196,7 @@ pub struct DeviceArgs {
     #[command(flatten)]
     pub numerics: NumericsArgs,
     /// Memory that weights may take. Default: what the machine has free.
-    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = crate::parse_size)]
     pub memory: Option<u64>,
     /// Drops each part of a model as soon as what it was used for is done: less memory, more loading.
     #[arg(long)]
@@ -216,7 +216,7 @@ pub struct SharingArgs {
     #[arg(long, help_heading = "Sharing")]
     pub offline: bool,
     /// The bytes that a bundle may unpack to. Default: 1GiB.
-    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, help_heading = "Sharing")]
+    #[arg(long, value_name = "SIZE", value_parser = crate::parse_size, help_heading = "Sharing")]
     pub max_unpacked: Option<u64>,
 }
 
@@ -277,16 +277,16 @@ pub struct CacheArgs {
     #[arg(long, global = true, help_heading = "Cache", env = "RETOUCH_NO_CACHE", value_parser = clap::builder::FalseyValueParser::new())]
     pub no_cache: bool,
     /// Disk that the cache may take. Default: 10GiB; 0: none.
-    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, global = true, help_heading = "Cache")]
+    #[arg(long, value_name = "SIZE", value_parser = crate::parse_size, global = true, help_heading = "Cache")]
     pub disk_cache: Option<u64>,
     /// Memory that the cache may take. Default: 2GiB.
-    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, global = true, help_heading = "Cache")]
+    #[arg(long, value_name = "SIZE", value_parser = crate::parse_size, global = true, help_heading = "Cache")]
     pub ram_cache: Option<u64>,
     /// Memory of a GPU that the cache may take. Default: 2GiB.
-    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, global = true, help_heading = "Cache")]
+    #[arg(long, value_name = "SIZE", value_parser = crate::parse_size, global = true, help_heading = "Cache")]
     pub device_cache: Option<u64>,
     /// Keys and values of attention that a run may keep for later ones. Default: 6GiB; 0: they are recomputed.
-    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, global = true, help_heading = "Cache")]
+    #[arg(long, value_name = "SIZE", value_parser = crate::parse_size, global = true, help_heading = "Cache")]
     pub source_store: Option<u64>,
 }
 
@@ -801,7 +801,7 @@ pub struct BundleArgs {
     #[arg(long)]
     pub with_models: bool,
     /// The largest asset that is packed. Default: 64MiB.
-    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = crate::parse_size)]
     pub max_asset: Option<u64>,
     /// Where its models are.
     #[command(flatten)]
@@ -819,7 +819,7 @@ pub struct UnbundleArgs {
     /// The folder to make; it must not exist, or be empty.
     pub folder: PathBuf,
     /// The bytes that it may unpack to. Default: 1GiB.
-    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = crate::parse_size)]
     pub max_unpacked: Option<u64>,
 }
 

@@ -8,10 +8,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use retouch_graph::event::{Event, Listener, RunStatus};
 use retouch_graph::{Engine, How, Plan, ResolvedParam, Status};
 
-use crate::journal;
-use crate::store::{Store, size};
-
 use crate::safe::{VALUE, brief};
+use crate::store::{Store, size};
+use crate::{duration, journal};
 
 /// Prints every event as a JSON line on standard output.
 #[derive(Debug, Default)]
@@ -89,6 +88,15 @@ impl Running {
     }
 }
 
+/// Names on progress bars are cut to so many characters.
+const LONGEST_NAME: usize = 60;
+
+/// Names what a bar is about.
+#[allow(clippy::disallowed_methods)] // it is the one place that may
+pub fn name_bar(bar: &ProgressBar, before: &str, name: &str) {
+    bar.set_prefix(format!("{before}{}", brief(name, LONGEST_NAME)));
+}
+
 /// How often a node's progress becomes a line where there is no terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
@@ -116,7 +124,7 @@ impl Screen {
     fn begins(&self, running: &Running) {
         if let Some(bar) = &self.0 {
             bar.set_style(style(false));
-            crate::output::name_bar(bar, "", &running.prefix);
+            name_bar(bar, "", &running.prefix);
             bar.enable_steady_tick(Duration::from_millis(120));
         }
     }
@@ -129,7 +137,7 @@ impl Screen {
                 bar.set_style(style(true));
                 bar.set_length(total as u64);
             }
-            crate::output::name_bar(bar, "", &running.prefix);
+            name_bar(bar, "", &running.prefix);
             bar.set_position(done as u64);
             return None;
         }
@@ -330,19 +338,6 @@ fn style(steps: bool) -> ProgressStyle {
         .progress_chars("=> ")
 }
 
-/// `0.8 s`, `1 min 20 s`.
-#[must_use]
-pub fn duration(seconds: f64) -> String {
-    if seconds < 9.95 {
-        format!("{seconds:.1} s")
-    } else if seconds < 59.5 {
-        format!("{seconds:.0} s")
-    } else {
-        let whole = seconds.round() as u64;
-        format!("{} min {} s", whole / 60, whole % 60)
-    }
-}
-
 impl Listener for Progress {
     fn event(&self, event: &Event) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -519,7 +514,7 @@ impl Bytes {
         });
         let what = what.into();
         if let Some(bar) = &bar {
-            crate::output::name_bar(bar, "", &what);
+            name_bar(bar, "", &what);
         }
         Self {
             what,
@@ -563,17 +558,5 @@ impl Drop for Bytes {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::duration;
-
-    #[test]
-    fn durations_are_written_for_people() {
-        assert_eq!(duration(0.84), "0.8 s");
-        assert_eq!(duration(12.4), "12 s");
-        assert_eq!(duration(80.2), "1 min 20 s");
     }
 }

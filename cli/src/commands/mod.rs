@@ -21,4 +21,6 @@ pub mod run;
 pub mod runs;
 pub mod sweep;
 pub mod verify;
+#[cfg(feature = "view")]
+pub mod view;
 pub mod watch;

@@ -9,11 +9,10 @@ use crate::args::PlanArgs;
 use crate::commands::sweep;
 use crate::journal;
 use crate::output::{say, say_json};
-use crate::progress::duration;
 use crate::safe::{NAME, VALUE, brief};
 use crate::sharing::{Input, Stop};
 use crate::store::{Store, size};
-use crate::{Exit, Failure, records, session};
+use crate::{Exit, Failure, duration, records, session};
 
 /// The plan of a sweep in a file of its own: what `retouch sweep --dry-run` says.
 fn of_sweep(

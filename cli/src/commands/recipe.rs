@@ -24,8 +24,8 @@ use crate::progress::{JsonLines, Progress};
 use crate::provenance::{self, Made, Stamps};
 use crate::safe::{NAME, VALUE, brief, safe};
 use crate::sharing::{Input, Stop, check_models, hubs, models};
-use crate::store::{Store, size, total};
-use crate::{Exit, Failure, session};
+use crate::store::{Store, size};
+use crate::{Exit, Failure, session, total};
 
 /// Says what a picture was made of.
 ///

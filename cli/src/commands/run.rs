@@ -21,7 +21,7 @@ use crate::records;
 use crate::runs::{Asked, Kind, Noted};
 use crate::sharing::{Input, Stop};
 use crate::store::Store;
-use crate::{Exit, Failure, session, signals};
+use crate::{Exit, Failure, fresh_draw, session, signals};
 
 /// Runs a workflow and saves its outputs.
 ///
@@ -42,7 +42,7 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
         Err(_) if cancel.is_cancelled() => return Err(hub::interrupted()),
         Err(stop) => return stop.tell(args.json),
     };
-    let draw = session::fresh_draw();
+    let draw = fresh_draw();
     let settings = Settings {
         draw: Some(draw),
         ..input.settings(&args.params)

@@ -6,11 +6,10 @@ use serde_json::json;
 
 use crate::args::{RunsArgs, RunsCommand};
 use crate::output::{say, say_json, tell};
-use crate::progress::duration;
 use crate::runs::{NodeEntry, Outcome, Record, Runs, Since, Status};
 use crate::safe::{NAME, VALUE, brief, path};
 use crate::store::Store;
-use crate::{Exit, Failure};
+use crate::{Exit, Failure, duration};
 
 /// Lists the runs, or shows one of them.
 ///

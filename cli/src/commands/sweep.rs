@@ -19,13 +19,13 @@ use crate::hub::{self, Mode};
 use crate::journal::Journal;
 use crate::lines::{self, SweepOutputLine};
 use crate::output::{say, tell};
-use crate::progress::{JsonLines, Outlook, Progress, duration};
+use crate::progress::{JsonLines, Outlook, Progress};
 use crate::provenance::{Made, Stamps};
 use crate::runs::{Asked, Kind, Noted};
 use crate::sharing::Input;
 use crate::store::Store;
 use crate::table::{self, CellStatus, Row};
-use crate::{Exit, Failure, journal, session};
+use crate::{Exit, Failure, duration, fresh_draw, journal, session};
 
 /// Runs all cells of a sweep as one graph.
 ///
@@ -74,9 +74,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
             args.out.display()
         ));
     }
-    let draw = last
-        .as_ref()
-        .map_or_else(session::fresh_draw, |log| log.draw);
+    let draw = last.as_ref().map_or_else(fresh_draw, |log| log.draw);
     let asked = last
         .as_ref()
         .map_or_else(|| What::of(args), |last| What::of(args).or_else(&last.what));

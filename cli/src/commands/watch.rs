@@ -11,8 +11,8 @@ use notify::{RecursiveMode, Watcher};
 use retouch_graph::event::{Event, Listener};
 use retouch_graph::params::How;
 use retouch_graph::{
-    Cancel, Checked, Code, DiskFiles, Drawn, Engine, Exists, Files, Plan, Problems, RunError,
-    RunOptions, RunReport, Saver, Settings, Stamp, interrupt,
+    Cancel, Checked, Code, DiskFiles, Drawn, Engine, Exists, Files, Forecast, Plan, Problems,
+    RunError, RunOptions, RunReport, Saver, Settings, Stamp, interrupt,
 };
 
 use crate::args::FollowArgs;
@@ -26,7 +26,8 @@ use crate::provenance::{Made, Stamps};
 use crate::runs::{Asked, Kind, Noted};
 use crate::sharing::Input;
 use crate::store::Store;
-use crate::{Exit, Failure, bundle, records, session, signals};
+use crate::watching::{Onlooker, Planned, TaskHistory, Wish, Wishes};
+use crate::{Exit, Failure, bundle, fresh_draw, journal, records, session, signals};
 
 /// After the last of a burst of changes it is quiet for so long.
 const QUIET: Duration = Duration::from_millis(60);
@@ -45,78 +46,6 @@ enum Signal {
     Done(Box<Result<RunReport, RunError>>),
     /// Whoever looks on wishes for something.
     Wish(Wish),
-}
-
-/// What somebody who looks on may wish for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(not(feature = "view"), allow(dead_code))]
-pub enum Wish {
-    /// What is tried has changed, see [`Onlooker::trying`]: read everything again and run what differs.
-    Tried,
-    /// Read everything again and run.
-    Run,
-    /// End the run; what comes next is an edit, or another wish.
-    Stop,
-    /// End, after the run that goes on.
-    Close,
-}
-
-/// Where wishes are sent.
-#[derive(Clone)]
-#[cfg_attr(not(feature = "view"), allow(dead_code))]
-pub struct Wishes(Sender<Signal>);
-
-impl Wishes {
-    /// Wishes for something; a loop that has ended does not hear it.
-    #[cfg_attr(not(feature = "view"), allow(dead_code))]
-    pub fn send(&self, wish: Wish) {
-        let _ = self.0.send(Signal::Wish(wish));
-    }
-}
-
-/// What is about to run.
-#[cfg_attr(not(feature = "view"), allow(dead_code))]
-pub struct Planned<'a> {
-    /// What would run.
-    pub plan: &'a Arc<Plan>,
-    /// What it came from.
-    pub checked: &'a Checked,
-    /// What it was loaded with.
-    pub settings: &'a Settings,
-    /// The engine that will run it.
-    pub engine: &'a Engine,
-    /// The cache's settings.
-    pub store: &'a Store,
-    /// The workflow's file.
-    pub file: &'a Path,
-}
-
-/// Looks on while the loop works. It is told what happens, and must not keep it waiting.
-pub trait Onlooker: Listener {
-    /// The loop has begun: the engine that it runs on, and where wishes are sent.
-    fn begun(&self, engine: &Engine, wishes: Wishes);
-
-    /// What the engine is to read through in place of `inner`: there, files may say what is tried.
-    fn files(&self, inner: Arc<dyn Files>) -> Arc<dyn Files>;
-
-    /// The workflow in `file` is about to be loaded: what is tried from here on counts, in files and in `settings`. Gives the
-    /// tried params of the workflow as `name=value`, for the record of the run.
-    fn trying(&self, file: &Path, settings: &mut Settings) -> Vec<String>;
-
-    /// Whether what it wants to show is in the plan, asked before anything runs.
-    ///
-    /// # Errors
-    /// When it is not; nothing runs then.
-    fn accepts(&self, planned: &Planned<'_>) -> Result<(), Failure>;
-
-    /// The workflow was read, and a run of it begins, unless nothing is to run.
-    fn planned(&self, planned: &Planned<'_>);
-
-    /// The workflow was read again during a run, and what runs is still what it says.
-    fn again(&self, planned: &Planned<'_>);
-
-    /// The workflow, or what was tried, has faults. What was planned before stays.
-    fn faults(&self, problems: &Problems);
 }
 
 /// A listener, and whoever looks on.
@@ -197,7 +126,11 @@ pub fn watch(args: &FollowArgs, looking: Option<Looking<'_>>) -> Result<Exit, Fa
         None => engine,
     };
     if let Some(looking) = &looking {
-        (looking.onlooker).begun(&engine, Wishes(sender.clone()));
+        let wishes = sender.clone();
+        let wishes = Wishes::new(move |wish| {
+            let _ = wishes.send(Signal::Wish(wish));
+        });
+        looking.onlooker.begun(&engine, wishes);
     }
     let loop_ = Loop {
         args,
@@ -309,12 +242,14 @@ impl<W: Watcher> Loop<'_, W> {
     /// Tells whoever looks on what is about to run; `again`: what runs already.
     fn show(&self, loaded: &Loaded, again: bool) -> Result<(), Failure> {
         if let (Some(looking), Some((checked, settings))) = (&self.looking, &loaded.shown) {
+            let forecast = self.engine.forecast(&loaded.plan);
             let planned = Planned {
                 plan: &loaded.plan,
                 checked,
                 settings,
                 engine: self.engine,
-                store: self.store,
+                forecast: &forecast,
+                history: &self.history(&loaded.plan, &forecast),
                 file: &self.input.file,
             };
             if again {
@@ -327,6 +262,20 @@ impl<W: Watcher> Loop<'_, W> {
         Ok(())
     }
 
+    /// What earlier runs tell of the tasks of a plan.
+    fn history(&self, plan: &Plan, forecast: &Forecast) -> Vec<TaskHistory> {
+        let journal = self.store.file("journal.jsonl");
+        let costs = journal::costs(journal.as_deref(), plan, forecast);
+        let changes = records::changes(self.store, &self.input.file, plan).unwrap_or_default();
+        (plan.tasks().zip(costs))
+            .map(|(task, cost)| TaskHistory {
+                changed: records::reason(&changes, task.names()),
+                seconds: cost.seconds,
+                peak: cost.peak,
+            })
+            .collect()
+    }
+
     /// Reads, checks and plans; notes what was read. A workflow with faults is told and waited for.
     fn load(&mut self) -> Result<Option<Loaded>, Failure> {
         // What files hold is looked at before they are read: a save in between is then a change that is still to come.
@@ -336,7 +285,7 @@ impl<W: Watcher> Loop<'_, W> {
         // What is looked at while something that moved is searched is not what is read.
         let looked = self.input.look();
         self.files.forget_reads();
-        self.draw = session::fresh_draw();
+        self.draw = fresh_draw();
         let (engine, settings) = (self.engine, self.settings());
         let loaded = looked
             .and_then(|()| self.input.load(engine, &settings))

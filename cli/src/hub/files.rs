@@ -13,7 +13,8 @@ use super::client::{Client, Listing, Refused};
 use super::consent::Consent;
 use super::store::{Shelf, Watch};
 use super::{Mode, Settings, withheld};
-use crate::store::{size, total};
+use crate::store::size;
+use crate::total;
 
 /// Files that are named in a message at most.
 const MOST_NAMED: usize = 8;

@@ -17,6 +17,7 @@ use retouch_graph::{
     Cache, Cancel, Checked, Context, DiskCache, Engine, HostCache, Key, NoCache, Node, NodeError,
     Outputs, Payload, Registry, RunOptions, Settings, Silent, TieredCache, Value, ports,
 };
+use retouch_lsp::{Workspace, uri_of};
 use retouch_nodes::Runtime;
 use retouch_nodes::diffusion::control::{Branch, Rows, Untouched};
 use retouch_nodes::diffusion::unet::{Call, Text};
@@ -26,7 +27,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::args::{BenchArgs, NewArgs};
-use crate::lsp::{Workspace, uri_of};
 use crate::output::{say, say_json};
 use crate::{Exit, Failure, session};
 
@@ -217,7 +217,7 @@ fn view(args: &BenchArgs) -> Result<Exit, Failure> {
             .load(&file, &Settings::default())
             .map_err(broken("vanilla.yaml"))?;
         let plan = engine.plan(&checked, &[]).map_err(broken("vanilla.yaml"))?;
-        crate::view::bench::bench(&engine, &plan, args.runs, args.json)
+        retouch_view::bench::bench(&engine, &plan, args.runs, args.json)
     })
     .map(|()| Exit::Done)
 }
@@ -365,7 +365,7 @@ fn editor(args: &BenchArgs, engine: &Engine, file: &Path) -> Result<Vec<Row>, Fa
     use lsp_types::{Position, Range, TextDocumentContentChangeEvent};
     let text = long_file(EDITED_NODES);
     let uri = uri_of(file).ok_or_else(|| Failure::failed("the temporary folder has no URI"))?;
-    let mut workspace = Workspace::new(engine);
+    let mut workspace = Workspace::new(engine, &super::lsp::wrapped);
     workspace.open(uri.clone(), "yaml", 0, text.clone());
     let faults = |workspace: &mut Workspace| -> usize {
         let told = workspace.diagnose();
