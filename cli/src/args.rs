@@ -86,7 +86,7 @@ pub enum Command {
     Diff(DiffArgs),
     /// Make a folder with the workflows, the demo model and the reference photos of this program.
     New(NewArgs),
-    /// List the runs that were made, the newest first, or show one of them. Times are in UTC.
+    /// List the runs that were made, the newest first, or show one of them. Times are local, with `--json` in UTC.
     Runs(RunsArgs),
     /// Make a run again, from nothing, and compare: the first step that differs is named.
     Verify(VerifyArgs),

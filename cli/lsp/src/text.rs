@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use line_index::{LineIndex, TextSize, WideEncoding, WideLineCol};
 use lsp_types::{Position, Range, Uri};
 use retouch_graph::Span;
+use url::Url;
 
 /// What a column counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,67 +17,64 @@ pub enum Encoding {
     Utf16,
 }
 
-/// Where the lines of a text begin.
+/// Where the lines of a text begin, and which characters are wide.
 #[derive(Clone, Debug)]
-pub struct Lines(Vec<usize>);
+pub struct Lines(LineIndex);
 
 impl Lines {
     /// Finds the lines; they end in LF, CR LF or CR, as the protocol has it.
     #[must_use]
     pub fn of(text: &str) -> Self {
         let bytes = text.as_bytes();
-        let mut starts = vec![0];
-        for (at, byte) in bytes.iter().enumerate() {
-            if *byte == b'\n' || (*byte == b'\r' && bytes.get(at + 1) != Some(&b'\n')) {
-                starts.push(at + 1);
-            }
+        let alone = |at: usize| bytes[at] == b'\r' && bytes.get(at + 1) != Some(&b'\n');
+        if !(0..bytes.len()).any(alone) {
+            return Self(LineIndex::new(text));
         }
-        Self(starts)
+        // The crate ends no line at a CR alone: it is given as many bytes with LF in its place.
+        let mut unified = String::with_capacity(text.len());
+        for (at, c) in text.char_indices() {
+            unified.push(if c == '\r' && alone(at) { '\n' } else { c });
+        }
+        Self(LineIndex::new(&unified))
     }
 
     /// The position of a byte of the text.
     #[must_use]
     pub fn position(&self, text: &str, offset: usize, encoding: Encoding) -> Position {
-        let mut offset = offset.min(text.len());
-        while !text.is_char_boundary(offset) {
-            offset -= 1;
-        }
-        let line = self.0.partition_point(|&start| start <= offset).max(1) - 1;
-        let start = self.0.get(line).copied().unwrap_or(0);
-        let before = text.get(start..offset).unwrap_or("");
-        let column = match encoding {
-            Encoding::Utf8 => before.len(),
-            Encoding::Utf16 => before.chars().map(char::len_utf16).sum(),
+        let at = self.0.line_col(narrow(floor(text, offset)));
+        let wide = match encoding {
+            Encoding::Utf8 => None,
+            Encoding::Utf16 => self.0.to_wide(WideEncoding::Utf16, at),
         };
-        Position::new(narrow(line), narrow(column))
+        match wide {
+            Some(wide) => Position::new(wide.line, wide.col),
+            None => Position::new(at.line, at.col),
+        }
     }
 
     /// The byte of a position; a column behind the line's end is its end, a line behind the text's end the text's.
     #[must_use]
     pub fn offset(&self, text: &str, position: Position, encoding: Encoding) -> usize {
-        let line = position.line as usize;
-        let Some(&start) = self.0.get(line) else {
+        let Some(line) = self.0.line(position.line) else {
             return text.len();
         };
-        let end = self.0.get(line + 1).copied().unwrap_or(text.len());
-        let content = text
-            .get(start..end)
-            .unwrap_or("")
-            .trim_end_matches(['\r', '\n']);
-        let mut left = position.character as usize;
-        let mut at = start;
-        for c in content.chars() {
-            let width = match encoding {
-                Encoding::Utf8 => c.len_utf8(),
-                Encoding::Utf16 => c.len_utf16(),
-            };
-            if left < width {
-                break;
+        let (start, end) = (usize::from(line.start()), usize::from(line.end()));
+        let content = text.get(start..end).unwrap_or("");
+        let end = start + content.trim_end_matches(['\r', '\n']).len();
+        let column = match encoding {
+            Encoding::Utf8 => Some(position.character),
+            Encoding::Utf16 => {
+                let wide = WideLineCol {
+                    line: position.line,
+                    col: position.character,
+                };
+                self.0.to_utf8(WideEncoding::Utf16, wide).map(|at| at.col)
             }
-            left -= width;
-            at += c.len_utf8();
-        }
-        at
+        };
+        let column = column.and_then(|column| usize::try_from(column).ok());
+        let offset = column.and_then(|column| start.checked_add(column));
+        // Half of a character, or of a surrogate pair, is its beginning.
+        floor(text, offset.map_or(end, |offset| offset.min(end)))
     }
 
     /// The range of a span.
@@ -88,57 +87,38 @@ impl Lines {
     }
 }
 
-fn narrow(number: usize) -> u32 {
-    u32::try_from(number).unwrap_or(u32::MAX)
+/// The beginning of the character that a byte is in; the text's end for one behind it.
+fn floor(text: &str, offset: usize) -> usize {
+    let mut offset = offset.min(text.len());
+    while !text.is_char_boundary(offset) {
+        offset -= 1;
+    }
+    offset
 }
 
-/// The path of a `file:` URI; `None` for other schemes.
+/// An offset as the index has it; texts have at most 64 MiB.
+fn narrow(offset: usize) -> TextSize {
+    TextSize::new(u32::try_from(offset).unwrap_or(u32::MAX))
+}
+
+/// The path of a `file:` URI; `None` for other schemes, and for hosts where the system has none in paths.
 #[must_use]
 pub fn path_of(uri: &Uri) -> Option<PathBuf> {
-    let rest = uri.as_str().strip_prefix("file://")?;
-    // What stands before the path is a host, which only shares of Windows have.
-    let path = &rest[rest.find('/')?..];
-    let path = decoded(path)?;
-    let drive = path.as_bytes().get(2) == Some(&b':');
-    let path = if cfg!(windows) && drive {
-        &path[1..]
-    } else {
-        &path
-    };
-    Some(retouch_graph::check::normal(Path::new(path)))
-}
-
-fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        rest = tail;
-        if first == b'%' {
-            let digits = std::str::from_utf8(rest.get(..2)?).ok()?;
-            bytes.push(u8::from_str_radix(digits, 16).ok()?);
-            rest = &rest[2..];
-        } else {
-            bytes.push(first);
-        }
-    }
-    String::from_utf8(bytes).ok()
+    let url = Url::parse(uri.as_str()).ok()?;
+    let path = (url.scheme() == "file").then(|| url.to_file_path().ok())??;
+    Some(retouch_graph::check::normal(&path))
 }
 
 /// The URI of an absolute path; `None` when it is not Unicode.
 #[must_use]
 pub fn uri_of(path: &Path) -> Option<Uri> {
-    let text = path.to_str()?;
-    let text = if cfg!(windows) {
-        format!("/{}", text.replace('\\', "/"))
-    } else {
-        text.to_owned()
-    };
-    let mut uri = String::from("file://");
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'-' | b'_' | b'.' | b'~') {
-            uri.push(char::from(byte));
-        } else {
-            uri.push_str(&format!("%{byte:02X}"));
+    path.to_str()?;
+    let mut uri = String::new();
+    // RFC 3986, which editors and `Uri` go by, lets fewer characters stand in a path than the URL standard does.
+    for c in Url::from_file_path(path).ok()?.as_str().chars() {
+        match c {
+            '[' | ']' | '|' | '^' | '\\' | '`' => uri.push_str(&format!("%{:02X}", u32::from(c))),
+            c => uri.push(c),
         }
     }
     Uri::from_str(&uri).ok()
@@ -185,6 +165,14 @@ mod tests {
         let uri = uri_of(path).unwrap();
         assert_eq!(uri.as_str(), "file:///tmp/a%20b/b%C3%A4r%20%231%25.yaml");
         assert_eq!(path_of(&uri).unwrap(), path);
+        // As VS Code writes it, and names that only some systems refuse.
+        for name in ["a[1]|{2}^`3`.yaml", "c\\d?e.yaml", "100%.yaml", "tab\tand space .yaml"] {
+            let path = Path::new("/tmp").join(name);
+            let uri = uri_of(&path).unwrap();
+            assert_eq!(path_of(&uri).unwrap(), path, "{uri:?}");
+        }
+        let coded = Uri::from_str("file:///tmp/%61%20%5B1%5D.yaml").unwrap();
+        assert_eq!(path_of(&coded).unwrap(), Path::new("/tmp/a [1].yaml"));
         let other = Uri::from_str("untitled:Untitled-1").unwrap();
         assert_eq!(path_of(&other), None);
     }

@@ -1,7 +1,9 @@
 //! Models on a hub: `hf://owner/name[@revision][/path]`, fetched into the cache that the hub's own programs use.
 //!
-//! The crate `hf-hub` knows the layout of that cache. Its transport is not used, as it verifies nothing: here a file gets its
-//! name only after its digest was compared with the one that the hub announced.
+//! Written here, as the crate `hf-hub` does not fit: version 1 is asynchronous and brings an HTTP stack and a runtime; the
+//! blocking client of version 0.5 does not compare a download with its digest, appends whole files to partial ones, takes
+//! paths from the server unchecked, and has no offline mode. Here a file gets its name only after its digest was compared
+//! with the one that the hub announced. HTTP and TLS are `ureq`'s and `rustls`'s.
 
 mod client;
 mod consent;

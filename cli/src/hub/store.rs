@@ -9,7 +9,6 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hf_hub::{Cache, Repo, RepoType};
 use retouch_graph::problem::Code;
 use retouch_graph::remote::{self, Address};
 use retouch_graph::write::{self, Access};
@@ -37,8 +36,6 @@ const PATIENCE: Duration = Duration::from_millis(200);
 pub struct Shelf {
     folder: PathBuf,
     locks: PathBuf,
-    repo: Repo,
-    cache: Cache,
 }
 
 /// Who hears how a fetch gets on, and may end it.
@@ -58,14 +55,10 @@ fn unwritable(path: &Path, error: &io::Error) -> Withheld {
 impl Shelf {
     /// The part of a cache that is a repository's.
     pub fn new(cache: &Path, address: &Address) -> Self {
-        let repo =
-            Repo::with_revision(address.repo(), RepoType::Model, address.wanted().to_owned());
-        let name = repo.folder_name();
+        let name = format!("models--{}--{}", address.owner, address.name);
         Self {
             folder: cache.join(&name),
             locks: cache.join(".locks").join(name),
-            repo,
-            cache: Cache::new(cache.to_owned()),
         }
     }
 
@@ -78,7 +71,7 @@ impl Shelf {
 
     /// The folder of a commit.
     pub fn snapshot(&self, commit: &str) -> PathBuf {
-        self.cache.repo(self.repo.clone()).pointer_path(commit)
+        self.folder.join("snapshots").join(commit)
     }
 
     fn listing_file(&self, commit: &str) -> PathBuf {
@@ -489,5 +482,23 @@ mod tests {
         assert_eq!(fs::read(at("snapshots/unet")).unwrap(), b"weights");
         assert_eq!(fs::read(at("mine")).unwrap(), b"mine");
         assert_eq!(fs::read_dir(at("snapshots")).unwrap().count(), 2);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_layout_is_that_of_the_hubs_python_library() {
+        let address = Address::parse(Path::new("hf://stabilityai/sd-turbo@v1.1/vae/a.bin"));
+        let shelf = Shelf::new(Path::new("/cache"), &address.unwrap());
+        // As `huggingface_hub.file_download` has it: `repo_folder_name`, `_get_pointer_path`, and `.locks` beside it.
+        let repo = Path::new("/cache/models--stabilityai--sd-turbo");
+        let commit = "b261bac6fd2cf515557d5d0707481eafa0485ec2";
+        assert_eq!(shelf.folder, repo);
+        assert_eq!(shelf.snapshot(commit), repo.join("snapshots").join(commit));
+        let locks = Path::new("/cache/.locks/models--stabilityai--sd-turbo");
+        assert_eq!(shelf.locks, locks);
     }
 }
