@@ -44,6 +44,17 @@ fn the_arrows_are_those_of_the_architecture_and_no_other() {
             ],
         ),
         ("retouch-common", vec!["retouch-graph"]),
+        (
+            "retouch-dev",
+            vec![
+                "retouch-cli",
+                "retouch-common",
+                "retouch-graph",
+                "retouch-lsp",
+                "retouch-nodes",
+                "retouch-view",
+            ],
+        ),
         ("retouch-graph", vec![]),
         ("retouch-lsp", vec!["retouch-graph"]),
         ("retouch-nodes", vec!["retouch-graph"]),
@@ -79,6 +90,7 @@ fn temporary_names_are_made_in_one_place() {
         "nodes/src",
         "cli/src",
         "cli/common/src",
+        "cli/dev/src",
         "cli/lsp/src",
         "cli/view/src",
     ]

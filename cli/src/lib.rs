@@ -1,9 +1,9 @@
 //! The command line of Retouch: `retouch` is [`main`] alone.
 
-mod args;
+pub mod args;
 mod bundle;
 mod clock;
-mod commands;
+pub mod commands;
 mod compare;
 mod hub;
 mod journal;
@@ -14,7 +14,7 @@ mod provenance;
 mod records;
 pub mod report;
 mod runs;
-mod session;
+pub mod session;
 mod sharing;
 mod signals;
 mod store;
@@ -86,9 +86,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Verify(args) => commands::verify::verify(&args),
         Command::Inspect(args) => commands::inspect::inspect(&args),
         Command::Convert(args) => commands::convert::convert(&args),
-        Command::MakeRandom(args) => commands::make_random::make_random(&args),
         Command::Cache(args) => commands::cache::cache(&args),
-        Command::Bench(args) => commands::bench::bench(&args),
         Command::Lsp { stdio: _ } => commands::lsp::lsp(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -139,30 +137,31 @@ fn print_clap(error: &clap::Error) {
 }
 
 /// What the command line says. What is wrong with it is said as clap does, and to programs as a line.
-fn parse() -> Cli {
-    Cli::try_parse().unwrap_or_else(|error| {
+#[must_use]
+pub fn parse<C: Parser>() -> C {
+    output::report_panics();
+    C::try_parse().unwrap_or_else(|error| {
         if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
             let text = error.render().to_string();
             let first = text.split("\n\n").next().unwrap_or_default().trim();
             let message = first.strip_prefix("error: ").unwrap_or(first);
-            let help = "`retouch COMMAND --help` lists what there is";
-            let _ = Line::error(Code::Usage, message, Some(help)).say();
+            let help = format!(
+                "`{} COMMAND --help` lists what there is",
+                C::command().get_name()
+            );
+            let _ = Line::error(Code::Usage, message, Some(&help)).say();
         }
         print_clap(&error);
         std::process::exit(error.exit_code())
     })
 }
 
-/// The program: reads its arguments, runs the command, and says how it ended.
-#[must_use]
-pub fn main() -> ExitCode {
-    output::report_panics();
+/// Runs a command, and says how the program ends with it; `json`: to programs too.
+pub fn finish(json: bool, command: impl FnOnce() -> Result<Exit, Failure>) -> ExitCode {
     log();
     #[cfg(target_os = "linux")]
     retouch_nodes::kernels::exit_when_refused(Exit::OutOfMemory as i32);
-    let cli = parse();
-    let json = cli.command.json();
-    let done = run(cli).and_then(|exit| match output::lost() {
+    let done = command().and_then(|exit| match output::lost() {
         Some(failure) if exit == Exit::Done => Err(failure),
         _ => Ok(exit),
     });
@@ -177,4 +176,11 @@ pub fn main() -> ExitCode {
         failure.exit
     });
     ExitCode::from(exit.number())
+}
+
+/// `retouch`: reads its arguments, runs the command, and says how it ended.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli: Cli = parse();
+    finish(cli.command.json(), || run(cli))
 }

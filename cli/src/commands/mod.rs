@@ -1,6 +1,5 @@
 //! The commands, one file each.
 
-pub mod bench;
 pub mod bundle;
 pub mod cache;
 pub mod check;
@@ -12,7 +11,6 @@ pub mod graph;
 pub mod inspect;
 pub mod lock;
 pub mod lsp;
-pub mod make_random;
 pub mod new;
 pub mod nodes;
 pub mod plan;

@@ -1,12 +1,12 @@
-//! `retouch make-random`.
+//! `retouch-dev make-random`.
 
+use retouch_cli::commands::convert::{Draft, Writing, finish, free};
+use retouch_cli::commands::run;
+use retouch_common::{Exit, Failure};
 use retouch_graph::Cancel;
 use retouch_nodes::diffusion::export::{self, Family};
 
-use super::convert::{Draft, Writing, finish, free};
-use super::run;
 use crate::args::{FamilyName, MakeRandomArgs};
-use crate::{Exit, Failure};
 
 /// Writes a model of random weights.
 ///

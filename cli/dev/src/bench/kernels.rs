@@ -1,15 +1,16 @@
-//! `retouch bench --kernels`: the kernels on the shapes of Stable Diffusion 1.5, against a large product of matrices.
+//! `retouch-dev bench --kernels`: the kernels on the shapes of Stable Diffusion 1.5, against a large product of matrices.
 
 use std::time::Instant;
 
 use candle_core::{DType, Device, Result, Tensor};
+use retouch_cli::session;
+use retouch_common::output::{say, say_json};
+use retouch_common::{Exit, Failure};
 use retouch_nodes::Runtime;
 use retouch_nodes::kernels::{Padding, Terms, Weight, Window};
 use serde_json::json;
 
 use crate::args::BenchArgs;
-use crate::output::{say, say_json};
-use crate::{Exit, Failure, session};
 
 /// Images in a batch: one, both halves of guidance.
 const BATCH: usize = 2;

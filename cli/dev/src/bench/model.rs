@@ -1,4 +1,4 @@
-//! `retouch bench --model`: the networks of a model, call by call, on inputs that are the same in every process.
+//! `retouch-dev bench --model`: the networks of a model, call by call, on inputs that are the same in every process.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
+use retouch_cli::session;
+use retouch_common::output::{say, say_json};
+use retouch_common::{Exit, Failure};
 use retouch_graph::{NoCache, Settings};
 use retouch_nodes::diffusion::checkpoint::Checkpoint;
 use retouch_nodes::diffusion::control::{Branch, Rows, Untouched};
@@ -16,8 +19,6 @@ use retouch_nodes::diffusion::{Error, Result as Computed};
 use serde_json::{Value, json};
 
 use crate::args::{BenchArgs, BenchPart};
-use crate::output::{say, say_json};
-use crate::{Exit, Failure, session};
 
 /// What the text encoders are given.
 const PROMPT: &str = "a photo of a teddy bear on a beach";

@@ -1,4 +1,4 @@
-//! `retouch bench`: the demo model, the main workflow and the engine, on this machine; a model's networks; the kernels.
+//! `retouch-dev bench`: the demo model, the main workflow and the engine, on this machine; a model's networks; the kernels.
 
 mod kernels;
 mod model;
@@ -11,6 +11,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
+use retouch_cli::args::NewArgs;
+use retouch_cli::commands::{lsp, new};
+use retouch_cli::session;
+use retouch_common::output::{say, say_json};
+use retouch_common::{Exit, Failure};
 use retouch_graph::event::Listener;
 use retouch_graph::write::WorkFolder;
 use retouch_graph::{
@@ -26,9 +31,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::args::{BenchArgs, NewArgs};
-use crate::output::{say, say_json};
-use crate::{Exit, Failure, session};
+use crate::args::BenchArgs;
 
 /// Nodes of the graph that the engine is measured on.
 const NODES: usize = 10_000;
@@ -134,7 +137,7 @@ pub fn bench(args: &BenchArgs) -> Result<Exit, Failure> {
     let draft = temporary()?;
     let folder = draft.path().to_owned();
     let result = if args.workflow {
-        let written = super::new::write(&NewArgs {
+        let written = new::write(&NewArgs {
             folder: folder.clone(),
         });
         written.and_then(|()| Ok((vec![loaded(args, &engine, &folder)?], Vec::new())))
@@ -208,7 +211,7 @@ fn view(args: &BenchArgs) -> Result<Exit, Failure> {
     let engine = session::engine_for(&args.device)?.with_cache(Arc::new(NoCache));
     let draft = temporary()?;
     let folder = draft.path().to_owned();
-    super::new::write(&NewArgs {
+    new::write(&NewArgs {
         folder: folder.clone(),
     })
     .and_then(|()| {
@@ -228,7 +231,7 @@ fn measure_all(
     runtime: &Runtime,
     folder: &Path,
 ) -> Result<Vec<Row>, Failure> {
-    super::new::write(&NewArgs {
+    new::write(&NewArgs {
         folder: folder.to_owned(),
     })?;
     let mut rows = Vec::new();
@@ -365,7 +368,7 @@ fn editor(args: &BenchArgs, engine: &Engine, file: &Path) -> Result<Vec<Row>, Fa
     use lsp_types::{Position, Range, TextDocumentContentChangeEvent};
     let text = long_file(EDITED_NODES);
     let uri = uri_of(file).ok_or_else(|| Failure::failed("the temporary folder has no URI"))?;
-    let mut workspace = Workspace::new(engine, &super::lsp::wrapped);
+    let mut workspace = Workspace::new(engine, &lsp::wrapped);
     workspace.open(uri.clone(), "yaml", 0, text.clone());
     let faults = |workspace: &mut Workspace| -> usize {
         let told = workspace.diagnose();
@@ -518,7 +521,18 @@ fn keys(args: &BenchArgs, engine: &Engine, file: &Path) -> Result<Row, Failure> 
 
 /// A process that finds everything in the disk cache.
 fn cached_process(args: &BenchArgs, folder: &Path) -> Result<Row, Failure> {
-    let program = std::env::current_exe().map_err(|e| Failure::failed(e.to_string()))?;
+    let program = match &args.retouch {
+        Some(program) => program.clone(),
+        None => std::env::current_exe()
+            .map_err(|e| Failure::failed(e.to_string()))?
+            .with_file_name(format!("retouch{}", std::env::consts::EXE_SUFFIX)),
+    };
+    if !program.is_file() {
+        return Err(
+            Failure::usage(format!("there is no program {}", program.display()))
+                .help("build it, or name it with `--retouch FILE`"),
+        );
+    }
     let run = || -> Result<f64, Failure> {
         let start = Instant::now();
         let status = Command::new(&program)
