@@ -1,9 +1,14 @@
+use std::io;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
+use retouch_graph::files::piece;
+use retouch_graph::{Digest, FileStamp, Files, Settings};
 use serde_json::{Value as Json, json};
 use sha2::{Digest as _, Sha256};
 
+use super::scalars::{is_plain, single};
 use super::*;
 
 /// A change of an awkward file: the place, the value, and the bytes before and after, or why it is refused.

@@ -2,6 +2,7 @@ use egui_kittest::kittest::Queryable;
 use egui_kittest::{Harness, HarnessBuilder};
 use serde_json::json;
 
+use super::widgets::{read_sites, sites_of, sites_value};
 use super::*;
 
 fn entry(name: &str, kind: Kind, written: Json) -> Entry {
