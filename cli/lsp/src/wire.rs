@@ -1,4 +1,7 @@
 //! Messages on a pipe: `Content-Length`, a blank line, JSON. What is no message is reported and does not end the session.
+//!
+//! The messages are those of `lsp-server`, the reading of them is not: its transport ends the session at the first body that
+//! is not JSON, and makes room for as many bytes as a header says.
 
 use std::io::{self, BufRead, Read, Write};
 use std::path::PathBuf;

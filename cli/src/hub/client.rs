@@ -1,4 +1,4 @@
-//! What is asked of a hub, and what of its answers is believed.
+//! What is asked of a hub, and what of its answers is believed; why it is not the crate `hf-hub` is said in [`super`].
 
 use std::collections::BTreeMap;
 use std::io::Read;

@@ -1,5 +1,8 @@
 //! Where the nodes of a graph go: in layers from left to right, few crossings, short links (Sugiyama, Tagawa and Toda
 //! 1981). The nodes of an open group are laid out by themselves; in the graph around it the group is one large box.
+//!
+//! Cycles and order are `petgraph`'s. Layers and places are computed here, as the crates that do it (`rust-sugiyama`,
+//! `layout-rs`) have no groups: here a group is one box in the graph around it and a graph of its own when it is open.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
