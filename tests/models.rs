@@ -595,7 +595,7 @@ fn inspect_tells_adapters_and_other_files_apart() {
     );
     // What holds no tensors, or more than them.
     for (path, code, said) in [
-        (micro("reference.png"), 1, "PNG picture"),
+        (micro("reference.png"), 1, "carries no recipe"),
         (
             root()
                 .join("tests/oracle/data/pickles/evil.pt")

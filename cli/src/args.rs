@@ -76,8 +76,6 @@ pub enum Command {
     Bundle(BundleArgs),
     /// Unpack a bundle to a folder.
     Unbundle(UnbundleArgs),
-    /// Say what a picture was made of.
-    Show(ShowArgs),
     /// Print the workflow that a picture carries.
     Extract(ExtractArgs),
     /// Draw a picture again from what it carries, and compare.
@@ -90,7 +88,8 @@ pub enum Command {
     Runs(RunsArgs),
     /// Make a run again, from nothing, and compare: the first step that differs is named.
     Verify(VerifyArgs),
-    /// Say what a model, an adapter or any other file of tensors is, from its headers alone.
+    /// Say what a picture was made of, or what a model, an adapter or any other file of tensors is, from its headers alone.
+    #[command(visible_alias = "show")]
     Inspect(InspectArgs),
     /// Write a model as a folder in the diffusers layout, or as a single file; always as safetensors.
     Convert(ConvertArgs),
@@ -101,6 +100,12 @@ pub enum Command {
         /// Talk on standard input and output, which is the only way there is; some clients say so.
         #[arg(long)]
         stdio: bool,
+    },
+    /// Print the manual page, or write all of them to a folder: `retouch.1`, `retouch-run.1`, ...
+    Man {
+        /// The folder; it is made if it is not there.
+        #[arg(value_name = "DIR")]
+        folder: Option<PathBuf>,
     },
     /// Print a completion script for a shell.
     Completions {
@@ -114,16 +119,15 @@ impl Command {
     #[must_use]
     pub fn json(&self) -> bool {
         match self {
-            Self::Run(args) => args.json,
-            Self::Watch(args) => args.follow.json,
+            Self::Run(args) => args.drawing.json,
+            Self::Watch(args) => args.follow.drawing.json,
             #[cfg(feature = "view")]
-            Self::View(args) => args.follow.json,
-            Self::Sweep(args) => args.json,
+            Self::View(args) => args.follow.drawing.json,
+            Self::Sweep(args) => args.drawing.json,
             Self::Check(args) => args.json,
             Self::Fetch(args) => args.json,
             Self::Plan(args) => args.json,
             Self::Nodes(args) => args.json,
-            Self::Show(args) => args.json,
             Self::Replay(args) => args.json,
             Self::Diff(args) => args.json,
             Self::Verify(args) => args.json,
@@ -201,12 +205,20 @@ pub struct DeviceArgs {
     pub threads: Option<u16>,
 }
 
-/// Where a workflow, its models and assets come from.
+/// Where models are looked for.
 #[derive(Args, Clone, Debug, Default)]
-pub struct SharingArgs {
+pub struct ModelsArgs {
     /// A folder that models which are not at their paths are looked for in, before those of RETOUCH_MODELS.
     #[arg(long, value_name = "DIR", help_heading = "Sharing")]
     pub models: Vec<PathBuf>,
+}
+
+/// Where a workflow, its models and assets come from.
+#[derive(Args, Clone, Debug, Default)]
+pub struct SharingArgs {
+    /// Where its models are.
+    #[command(flatten)]
+    pub place: ModelsArgs,
     /// Fetch nothing from hubs; models under `hf://` are read from the cache of the hub's programs. As HF_HUB_OFFLINE=1.
     #[arg(long, help_heading = "Sharing")]
     pub offline: bool,
@@ -387,15 +399,21 @@ pub struct VerifyArgs {
     /// Threads for computing. Default: one for each core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// Where its models are, besides where the run found them.
+    #[command(flatten)]
+    pub place: ModelsArgs,
+    /// Fetch nothing from hubs; models under `hf://` are read from the cache of the hub's programs. As HF_HUB_OFFLINE=1.
+    #[arg(long, help_heading = "Sharing")]
+    pub offline: bool,
     /// Which journal and cache.
     #[command(flatten)]
     pub cache: CacheArgs,
     /// Print the result as a JSON line on standard output.
     #[arg(long)]
     pub json: bool,
-    /// Print nothing but results, warnings and errors.
-    #[arg(long, short)]
-    pub quiet: bool,
+    /// How much is told.
+    #[command(flatten)]
+    pub telling: TellingArgs,
 }
 
 /// `retouch fetch`.
@@ -410,18 +428,72 @@ pub struct FetchArgs {
     /// Send your token for this repository though a bundle names it.
     #[arg(long, value_name = "OWNER/NAME", value_parser = repository, help_heading = "Sharing")]
     pub token_for: Vec<String>,
-    /// Where they come from.
+    /// Where they come from, and what of a lock is demanded.
     #[command(flatten)]
-    pub sharing: SharingArgs,
+    pub locked: LockedArgs,
     /// Which cache.
     #[command(flatten)]
     pub cache: CacheArgs,
     /// Print what happens as JSON lines on standard output.
     #[arg(long)]
     pub json: bool,
+    /// How much is told.
+    #[command(flatten)]
+    pub telling: TellingArgs,
+}
+
+/// How much is told beside the results.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct TellingArgs {
     /// Print nothing but results, warnings and errors.
     #[arg(long, short)]
     pub quiet: bool,
+}
+
+/// What to do with files that are there.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct ExistsArgs {
+    /// What to do when a file is there already with another content.
+    #[arg(long, value_enum, default_value_t = ExistsArg::Number)]
+    pub exists: ExistsArg,
+}
+
+/// What `run`, `sweep`, `watch` and `view` have in common.
+#[derive(Args, Clone, Debug)]
+pub struct DrawingArgs {
+    /// What sets the workflow's params.
+    #[command(flatten)]
+    pub params: ParamArgs,
+    /// The folder that outputs are saved below.
+    #[arg(long, value_name = "DIR", default_value = "out")]
+    pub out: PathBuf,
+    /// What to do with files that are there.
+    #[command(flatten)]
+    pub existing: ExistsArgs,
+    /// Make what can be made when a node fails, and report the failures at the end.
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Where and how to compute.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Whether what is being drawn is shown.
+    #[command(flatten)]
+    pub preview: PreviewArgs,
+    /// Where it comes from, and what of a lock is demanded.
+    #[command(flatten)]
+    pub locked: LockedArgs,
+    /// What is kept.
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// What pictures carry.
+    #[command(flatten)]
+    pub provenance: ProvenanceArgs,
+    /// Print events as JSON lines on standard output.
+    #[arg(long)]
+    pub json: bool,
+    /// How much is told.
+    #[command(flatten)]
+    pub telling: TellingArgs,
 }
 
 /// `retouch run`.
@@ -432,39 +504,12 @@ pub struct RunArgs {
     /// Outputs or nodes to make, with what they need, instead of all outputs. A node's picture is saved as WORKFLOW/NODE.png.
     #[arg(value_name = "NODE")]
     pub targets: Vec<String>,
-    /// What sets its params.
+    /// How it is drawn.
     #[command(flatten)]
-    pub params: ParamArgs,
-    /// The folder that outputs are saved below.
-    #[arg(long, value_name = "DIR", default_value = "out")]
-    pub out: PathBuf,
-    /// What to do when a file is there already with another content.
-    #[arg(long, value_enum, default_value_t = ExistsArg::Number)]
-    pub exists: ExistsArg,
-    /// Where and how to compute.
-    #[command(flatten)]
-    pub device: DeviceArgs,
-    /// Whether what is being drawn is shown.
-    #[command(flatten)]
-    pub preview: PreviewArgs,
-    /// Where it comes from, and what of a lock is demanded.
-    #[command(flatten)]
-    pub locked: LockedArgs,
+    pub drawing: DrawingArgs,
     /// What is fetched for a bundle.
     #[command(flatten)]
     pub fetching: FetchingArgs,
-    /// What is kept.
-    #[command(flatten)]
-    pub cache: CacheArgs,
-    /// What pictures carry.
-    #[command(flatten)]
-    pub provenance: ProvenanceArgs,
-    /// Print events as JSON lines on standard output.
-    #[arg(long)]
-    pub json: bool,
-    /// Print nothing but results, warnings and errors.
-    #[arg(long, short)]
-    pub quiet: bool,
 }
 
 /// `retouch watch`.
@@ -562,30 +607,9 @@ pub struct FollowArgs {
     /// Outputs or nodes to make, with what they need, instead of all outputs.
     #[arg(value_name = "NODE")]
     pub targets: Vec<String>,
-    /// What sets its params.
+    /// How it is drawn. What this session saved it replaces, whatever `--exists` says.
     #[command(flatten)]
-    pub params: ParamArgs,
-    /// The folder that outputs are saved below; what this session wrote it replaces.
-    #[arg(long, value_name = "DIR", default_value = "out")]
-    pub out: PathBuf,
-    /// Where and how to compute.
-    #[command(flatten)]
-    pub device: DeviceArgs,
-    /// Whether what is being drawn is shown.
-    #[command(flatten)]
-    pub preview: PreviewArgs,
-    /// Where it comes from, and what of a lock is demanded.
-    #[command(flatten)]
-    pub locked: LockedArgs,
-    /// What is kept.
-    #[command(flatten)]
-    pub cache: CacheArgs,
-    /// What pictures carry.
-    #[command(flatten)]
-    pub provenance: ProvenanceArgs,
-    /// Print events as JSON lines on standard output.
-    #[arg(long)]
-    pub json: bool,
+    pub drawing: DrawingArgs,
 }
 
 /// `retouch sweep`.
@@ -596,9 +620,6 @@ pub struct SweepArgs {
     /// Outputs to make in every cell instead of all; `sheet` is the contact sheet.
     #[arg(value_name = "OUTPUT")]
     pub targets: Vec<String>,
-    /// What sets its params in all cells.
-    #[command(flatten)]
-    pub params: ParamArgs,
     /// Varies a param, besides what the file says or in place of it: `--over seed=1..5 --over steps=10,20`. A range leaves
     /// its end out (1..5: four cells, 1 to 4); `1..=5` has it.
     #[arg(long, value_name = "PARAM=VALUES")]
@@ -606,46 +627,22 @@ pub struct SweepArgs {
     /// Draw a contact sheet of all cells and save it there, below the output folder: `--sheet sheet.png`.
     #[arg(long, value_name = "FILE")]
     pub sheet: Option<String>,
-    /// The folder that outputs are saved below.
-    #[arg(long, value_name = "DIR", default_value = "out")]
-    pub out: PathBuf,
-    /// What to do when a file is there already with another content.
-    #[arg(long, value_enum, default_value_t = ExistsArg::Number)]
-    pub exists: ExistsArg,
     /// Go on with the last sweep of this file in this output folder: what it saved and is still there is not made again,
     /// and seeds that it drew stay. What of OUTPUT, `--over`, `--set`, `--params`, `--sheet` and `--table` is not given is as it was.
     #[arg(long)]
     pub resume: bool,
-    /// Make what can be made when a node fails, and report the failures at the end.
-    #[arg(long)]
-    pub keep_going: bool,
     /// Write the table of results there, as .csv or .json.
     #[arg(long, value_name = "FILE")]
     pub table: Option<PathBuf>,
     /// Say what would be run, and make nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// Where and how to compute.
+    /// How its cells are drawn.
     #[command(flatten)]
-    pub device: DeviceArgs,
-    /// Where it comes from.
-    #[command(flatten)]
-    pub sharing: SharingArgs,
+    pub drawing: DrawingArgs,
     /// What is fetched for a bundle.
     #[command(flatten)]
     pub fetching: FetchingArgs,
-    /// What is kept.
-    #[command(flatten)]
-    pub cache: CacheArgs,
-    /// What pictures carry.
-    #[command(flatten)]
-    pub provenance: ProvenanceArgs,
-    /// Print events as JSON lines on standard output.
-    #[arg(long)]
-    pub json: bool,
-    /// Print nothing but results, warnings and errors.
-    #[arg(long, short)]
-    pub quiet: bool,
 }
 
 /// What to do when a file is there already with another content.
@@ -670,9 +667,9 @@ pub struct CheckArgs {
     /// What sets their params.
     #[command(flatten)]
     pub params: ParamArgs,
-    /// Where they come from.
+    /// Where they come from, and what of a lock is demanded.
     #[command(flatten)]
-    pub sharing: SharingArgs,
+    pub locked: LockedArgs,
     /// What is kept.
     #[command(flatten)]
     pub cache: CacheArgs,
@@ -735,9 +732,9 @@ pub struct GraphArgs {
     /// What sets its params.
     #[command(flatten)]
     pub params: ParamArgs,
-    /// Where it comes from.
+    /// Where it comes from, and what of a lock is demanded.
     #[command(flatten)]
-    pub sharing: SharingArgs,
+    pub locked: LockedArgs,
     /// What is kept.
     #[command(flatten)]
     pub cache: CacheArgs,
@@ -779,6 +776,9 @@ pub struct LockArgs {
     /// What is kept.
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// How much is told.
+    #[command(flatten)]
+    pub telling: TellingArgs,
 }
 
 /// `retouch bundle`.
@@ -804,6 +804,9 @@ pub struct BundleArgs {
     /// What is kept.
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// How much is told.
+    #[command(flatten)]
+    pub telling: TellingArgs,
 }
 
 /// `retouch unbundle`.
@@ -816,6 +819,9 @@ pub struct UnbundleArgs {
     /// The bytes that it may unpack to. Default: 1GiB.
     #[arg(long, value_name = "SIZE", value_parser = crate::parse_size)]
     pub max_unpacked: Option<u64>,
+    /// How much is told.
+    #[command(flatten)]
+    pub telling: TellingArgs,
 }
 
 /// What pictures carry.
@@ -824,16 +830,6 @@ pub struct ProvenanceArgs {
     /// Write pictures without the recipe that they otherwise carry (workflow, params, digests of what was read).
     #[arg(long, env = "RETOUCH_NO_PROVENANCE", value_parser = clap::builder::FalseyValueParser::new())]
     pub no_provenance: bool,
-}
-
-/// `retouch show`.
-#[derive(Args, Debug)]
-pub struct ShowArgs {
-    /// The picture, a PNG that `retouch` saved.
-    pub picture: PathBuf,
-    /// Print all of it as JSON.
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// `retouch extract`.
@@ -854,12 +850,15 @@ pub struct ReplayArgs {
     /// Save it again below this folder; without it, it is only compared.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// What to do when a file is there already with another content.
-    #[arg(long, value_enum, default_value_t = ExistsArg::Number)]
-    pub exists: ExistsArg,
+    /// What to do with files that are there.
+    #[command(flatten)]
+    pub existing: ExistsArgs,
     /// Where and how to compute.
     #[command(flatten)]
     pub device: DeviceArgs,
+    /// Whether what is being drawn is shown.
+    #[command(flatten)]
+    pub preview: PreviewArgs,
     /// Where what it was made of is.
     #[command(flatten)]
     pub sharing: SharingArgs,
@@ -872,9 +871,9 @@ pub struct ReplayArgs {
     /// Print events as JSON lines on standard output.
     #[arg(long)]
     pub json: bool,
-    /// Print nothing but results, warnings and errors.
-    #[arg(long, short)]
-    pub quiet: bool,
+    /// How much is told.
+    #[command(flatten)]
+    pub telling: TellingArgs,
 }
 
 /// `retouch diff`.
@@ -904,7 +903,8 @@ pub struct DiffArgs {
 /// `retouch inspect`.
 #[derive(Args, Debug)]
 pub struct InspectArgs {
-    /// A model (a folder, or a single file), an adapter, or any other safetensors or torch file.
+    /// A PNG that `retouch` saved, a model (a folder, or a single file), an adapter, or any other safetensors or torch file.
+    #[arg(value_name = "FILE")]
     pub model: PathBuf,
     /// For a single file: a folder in the diffusers layout whose configurations it has.
     #[arg(long, value_name = "DIR")]
@@ -915,17 +915,9 @@ pub struct InspectArgs {
     /// Where models are.
     #[command(flatten)]
     pub place: ModelsArgs,
-    /// Print a JSON line.
+    /// Print a JSON line; of a picture its recipe, as one document.
     #[arg(long)]
     pub json: bool,
-}
-
-/// Where models are looked for.
-#[derive(Args, Clone, Debug, Default)]
-pub struct ModelsArgs {
-    /// A folder that a model which is not at its path is looked for in, before those of RETOUCH_MODELS.
-    #[arg(long, value_name = "DIR", help_heading = "Sharing")]
-    pub models: Vec<PathBuf>,
 }
 
 /// Two sides, as they are written: `768x512`.
@@ -959,6 +951,9 @@ pub struct ConvertArgs {
     /// Where models are.
     #[command(flatten)]
     pub place: ModelsArgs,
+    /// How much is told.
+    #[command(flatten)]
+    pub telling: TellingArgs,
 }
 
 /// The layouts that models are written in.

@@ -2,8 +2,8 @@
 
 use std::time::SystemTime;
 
-use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use jiff::{Timestamp, ZonedDateTime};
 
 /// The time as a timestamp; one that the calendar does not have becomes 1970.
 fn timestamp(time: SystemTime) -> Timestamp {
@@ -42,7 +42,9 @@ fn local_in(text: &str, offset: bool, zone: TimeZone) -> String {
         true => "%Y-%m-%d %H:%M:%S %:z",
         false => "%Y-%m-%d %H:%M:%S",
     };
-    timestamp.to_zoned(zone).strftime(format).to_string()
+    ZonedDateTime::new(timestamp, zone)
+        .strftime(format)
+        .to_string()
 }
 
 #[cfg(test)]

@@ -77,7 +77,6 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Lock(args) => commands::lock::lock(&args),
         Command::Bundle(args) => commands::bundle::bundle(&args),
         Command::Unbundle(args) => commands::bundle::unbundle(&args),
-        Command::Show(args) => commands::recipe::show(&args),
         Command::Extract(args) => commands::recipe::extract(&args),
         Command::Replay(args) => commands::recipe::replay(&args),
         Command::Diff(args) => commands::recipe::diff(&args),
@@ -88,6 +87,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Convert(args) => commands::convert::convert(&args),
         Command::Cache(args) => commands::cache::cache(&args),
         Command::Lsp { stdio: _ } => commands::lsp::lsp(),
+        Command::Man { folder } => commands::man::man(folder.as_deref()),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "retouch", &mut script);

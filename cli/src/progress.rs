@@ -490,6 +490,7 @@ fn plain(value: &serde_json::Value) -> String {
 #[derive(Debug)]
 pub struct Bytes {
     what: String,
+    quiet: bool,
     bar: Option<ProgressBar>,
     /// The bytes that are done, and when they were last told.
     state: Mutex<(u64, Option<Instant>)>,
@@ -498,10 +499,10 @@ pub struct Bytes {
 }
 
 impl Bytes {
-    /// Begins; `what` is being done, in a word or two: `packing`.
+    /// Begins; `what` is being done, in a word or two: `packing`. With `quiet` nothing is told of it.
     #[must_use]
-    pub fn new(what: impl Into<String>) -> Self {
-        let bar = crate::output::terminal().then(|| {
+    pub fn new(what: impl Into<String>, quiet: bool) -> Self {
+        let bar = (!quiet && crate::output::terminal()).then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
             let form =
                 "  {prefix} [{bar:24}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
@@ -518,6 +519,7 @@ impl Bytes {
         }
         Self {
             what,
+            quiet,
             bar,
             state: Mutex::default(),
             since: OnceLock::new(),
@@ -538,7 +540,7 @@ impl Bytes {
             return;
         }
         let since = *self.since.get_or_init(Instant::now);
-        if state.1.unwrap_or(since).elapsed() >= PLAIN_EVERY {
+        if !self.quiet && state.1.unwrap_or(since).elapsed() >= PLAIN_EVERY {
             state.1 = Some(Instant::now());
             let rate = done as f64 / since.elapsed().as_secs_f64().max(1e-3);
             let left = total.saturating_sub(done) as f64 / rate.max(1.0);

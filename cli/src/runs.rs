@@ -140,7 +140,7 @@ impl Asked {
             targets: targets.to_vec(),
             out: absolute(out),
             device: device.to_owned(),
-            models: (crate::sharing::models(sharing).iter())
+            models: (crate::sharing::models(&sharing.place).iter())
                 .map(|path| absolute(path))
                 .collect(),
             max_unpacked: sharing.max_unpacked,

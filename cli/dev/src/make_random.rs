@@ -23,8 +23,8 @@ pub fn make_random(args: &MakeRandomArgs) -> Result<Exit, Failure> {
         FamilyName::Sdxl => Family::Sdxl,
         FamilyName::Tiny => Family::Tiny,
     };
-    let follow = Writing::new("making", &cancel);
+    let follow = Writing::new("making", false, &cancel);
     let made = export::make(family, args.seed, args.dtype.into(), &draft.path(), &follow);
     drop(follow);
-    finish(draft, &args.folder, made)
+    finish(draft, &args.folder, false, made)
 }

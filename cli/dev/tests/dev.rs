@@ -178,9 +178,7 @@ fn the_networks_of_a_model_are_measured_on_the_same_inputs_by_any_number_of_thre
         folder,
         &["--model", &model, "--parts", "unet", "--batch", "4"],
     );
-    let row = |of: &Dumped, at: usize| {
-        of["unet.output"].1[at * 1024..(at + 1) * 1024].to_vec()
-    };
+    let row = |of: &Dumped, at: usize| of["unet.output"].1[at * 1024..(at + 1) * 1024].to_vec();
     assert!(row(&four, 0) == row(&two, 0) && row(&four, 2) == row(&two, 1));
     assert!(row(&four, 1) != row(&four, 0));
 

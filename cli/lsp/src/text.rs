@@ -166,7 +166,12 @@ mod tests {
         assert_eq!(uri.as_str(), "file:///tmp/a%20b/b%C3%A4r%20%231%25.yaml");
         assert_eq!(path_of(&uri).unwrap(), path);
         // As VS Code writes it, and names that only some systems refuse.
-        for name in ["a[1]|{2}^`3`.yaml", "c\\d?e.yaml", "100%.yaml", "tab\tand space .yaml"] {
+        for name in [
+            "a[1]|{2}^`3`.yaml",
+            "c\\d?e.yaml",
+            "100%.yaml",
+            "tab\tand space .yaml",
+        ] {
             let path = Path::new("/tmp").join(name);
             let uri = uri_of(&path).unwrap();
             assert_eq!(path_of(&uri).unwrap(), path, "{uri:?}");

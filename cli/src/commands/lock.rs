@@ -26,7 +26,7 @@ pub fn lock(args: &LockArgs) -> Result<Exit, Failure> {
     let engine = session::caching_engine("cpu", &store)?;
     let cancel = Cancel::new();
     run::interrupts(&cancel)?;
-    let mode = Mode::fetching(&cancel, false, false);
+    let mode = Mode::fetching(&cancel, false, args.telling.quiet);
     let opened = Input::open_with(&args.file, &args.sharing, false, &store, engine, mode);
     let (input, engine) = match opened {
         Ok(opened) => opened,

@@ -6,7 +6,7 @@ use std::sync::{Arc, mpsc};
 use retouch_graph::{Files, RedirectedFiles};
 use retouch_lsp::{End, serve, wire};
 
-use crate::args::SharingArgs;
+use crate::args::ModelsArgs;
 use crate::hub::{HubFiles, Mode, Settings};
 use crate::{Exit, Failure, session, sharing};
 
@@ -16,7 +16,7 @@ pub fn wrapped(files: Arc<dyn Files>) -> Arc<dyn Files> {
     // Models on hubs are read as far as they are in the cache: nothing is fetched while somebody types.
     let settings = Settings::of_environment(false);
     let files: Arc<dyn Files> = Arc::new(HubFiles::new(files, settings, Mode::Look, None));
-    let models = sharing::models(&SharingArgs::default());
+    let models = sharing::models(&ModelsArgs::default());
     match models.is_empty() {
         true => files,
         false => Arc::new(RedirectedFiles::new(files, models)),

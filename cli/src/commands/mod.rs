@@ -11,6 +11,7 @@ pub mod graph;
 pub mod inspect;
 pub mod lock;
 pub mod lsp;
+pub mod man;
 pub mod new;
 pub mod nodes;
 pub mod plan;

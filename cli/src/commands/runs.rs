@@ -143,7 +143,8 @@ fn show(record: &Record, json: bool) -> Result<Exit, Failure> {
     let took = record.seconds.map_or_else(String::new, |seconds| {
         format!(", took {}", duration(seconds))
     });
-    say(&format!("  started   {}{took}",
+    say(&format!(
+        "  started   {}{took}",
         clock::local(&record.started, true)
     ))?;
     say(&format!("  with      {}", command(record)))?;

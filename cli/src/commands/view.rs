@@ -69,7 +69,7 @@ pub fn view(args: &ViewArgs) -> Result<Exit, Failure> {
             let screenshot = Screenshot {
                 file,
                 scale: args.scale,
-                named: !follow.json,
+                named: !follow.drawing.json,
             };
             retouch_view::picture(options(args), &screenshot, |onlooker| {
                 looked_at(follow, onlooker, !args.no_run, Kind::View)

@@ -483,11 +483,6 @@ mod tests {
         assert_eq!(fs::read(at("mine")).unwrap(), b"mine");
         assert_eq!(fs::read_dir(at("snapshots")).unwrap().count(), 2);
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[test]
     fn the_layout_is_that_of_the_hubs_python_library() {
