@@ -538,7 +538,7 @@ outputs:
     .unwrap();
     let run = draw(&[]);
     assert_eq!(run.status.code(), Some(1));
-    assert!(text(&run.stderr).contains("mine.png exists already, and is no preview"));
+    assert!(text(&run.stderr).contains("mine.png already exists and is not a preview"));
     assert!(draw(&["--exists", "replace"]).status.success());
     let first = image::open(out.path().join("mine.png")).unwrap();
     assert_eq!(first.width(), 64);

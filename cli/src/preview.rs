@@ -37,7 +37,7 @@ impl Preview {
             && !provenance::is_preview(file)
         {
             return Err(Failure::unwritable(format!(
-                "the preview {} exists already, and is no preview",
+                "the preview {} already exists and is not a preview",
                 file.display()
             ))
             .help("name another file, or replace it with `--exists replace`"));

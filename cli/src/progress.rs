@@ -394,7 +394,7 @@ impl Listener for Progress {
                 let text = if step == of {
                     format!("  {node}: all {of} steps are there")
                 } else {
-                    format!("  {node}: goes on at step {step} of {of}")
+                    format!("  {node}: resumes at step {step} of {of}")
                 };
                 self.told(&text);
             }

@@ -317,7 +317,7 @@ pub fn read_with_image(path: &Path) -> Result<(Provenance, Option<(u64, u64)>), 
     decoder.set_ignore_iccp_chunk(true);
     let reader = decoder
         .read_info()
-        .map_err(|e| none(&format!("is no PNG: {e}")))?;
+        .map_err(|e| none(&format!("is not a PNG: {e}")))?;
     let info = reader.info();
     let image = info.utf8_text.iter().find(|chunk| chunk.keyword == IMAGE);
     let image = image.and_then(|chunk| {
@@ -374,7 +374,7 @@ pub fn read_with_image(path: &Path) -> Result<(Provenance, Option<(u64, u64)>), 
             return strange(path);
         }
         if lock::parse_hex(&file.blake3).is_none() {
-            return Err(none("carries a recipe with a digest that is none"));
+            return Err(none("carries a recipe with an invalid digest"));
         }
     }
     for path in provenance.graphs.keys() {
@@ -681,7 +681,7 @@ fn lost(
         }
     }
     Failure::failed(format!(
-        "what the picture was made of is not there any more:\n  {}",
+        "inputs of the picture are missing or changed:\n  {}",
         lines.join("\n  ")
     ))
     .code(Code::RecipeLost)
@@ -887,7 +887,7 @@ mod tests {
         odd["files"][0]["blake3"] = "a€€€€€".into();
         cases.push((
             embed(&picture(), KEYWORD, &odd.to_string()).unwrap(),
-            "a digest that is none",
+            "an invalid digest",
         ));
         for bad in [
             ".git/hooks/post-checkout",

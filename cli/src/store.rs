@@ -135,7 +135,7 @@ fn read_config() -> Result<Config, Failure> {
             let text = match &value.node {
                 Node::String { text, .. } => text.clone(),
                 Node::Int(number) => number.to_string(),
-                _ => return Err(wrong(value.span, "a size or a folder is due")),
+                _ => return Err(wrong(value.span, "expected a size or a folder")),
             };
             if key.text == "folder" {
                 let base = file.parent().unwrap_or(Path::new(""));

@@ -85,7 +85,7 @@ pub fn say_line(text: &str) -> Result<(), Failure> {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => {
             if !GONE.swap(true, Ordering::Relaxed) {
                 tell(
-                    "warning: the reader of the JSON lines is gone; the command goes on without it",
+                    "warning: the reader of the JSON lines is gone; the command continues without it",
                 );
             }
             Ok(())

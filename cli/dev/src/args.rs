@@ -29,7 +29,7 @@ pub struct MakeRandomArgs {
     /// The family.
     #[arg(value_enum)]
     pub family: FamilyName,
-    /// The folder to make; it must not exist, or be empty.
+    /// The folder to create; it must not exist, or be empty.
     pub folder: PathBuf,
     /// The seed of the weights.
     #[arg(long, default_value_t = 0)]

@@ -272,7 +272,7 @@ impl Server<'_> {
         if self.shut_down {
             return Err(Refusal::new(
                 ErrorCode::InvalidRequest,
-                "the server is shut down: only `exit` is due",
+                "the server is shut down: only `exit` is accepted",
             ));
         }
         match request.method.as_str() {
@@ -358,7 +358,7 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
         Err(Refusal::new(
             ErrorCode::InternalError,
-            "the server made a mistake, which is a fault of the program: please report it with the file",
+            "internal error of the server, a bug of the program: please report it with the file",
         ))
     })
 }
@@ -438,7 +438,7 @@ fn answer(workspace: &Workspace, request: Request) -> Answer {
         }
         other => Err(Refusal::new(
             ErrorCode::MethodNotFound,
-            format!("there is no method `{other}` here"),
+            format!("unknown method `{other}`"),
         )),
     }
 }

@@ -104,7 +104,7 @@ pub fn write(output: &mut dyn Write, message: &Message) -> io::Result<()> {
 /// When nobody reads.
 pub fn refuse(output: &mut dyn Write, why: &str) -> io::Result<()> {
     let code = lsp_server::ErrorCode::ParseError as i32;
-    let error = json!({"code": code, "message": format!("this is no message: {why}")});
+    let error = json!({"code": code, "message": format!("invalid message: {why}")});
     frame(
         output,
         &json!({"jsonrpc": "2.0", "id": null, "error": error}),

@@ -38,7 +38,7 @@ pub fn bundle(args: &BundleArgs) -> Result<Exit, Failure> {
     }
     if output.exists() && !bundle::is_bundle(&output) {
         return Err(Failure::unwritable(format!(
-            "{} is there and is no bundle; it is left as it is",
+            "{} already exists and is not a bundle; it is kept",
             output.display()
         ))
         .help("name another file with `-o`"));

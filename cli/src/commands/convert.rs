@@ -217,7 +217,7 @@ pub fn free(out: &Path) -> Result<(), Failure> {
     match out.file_name() {
         Some(_) => Ok(()),
         None => Err(Failure::usage(format!(
-            "{} is no name of a file or folder",
+            "{} is not the name of a file or folder",
             out.display()
         ))),
     }

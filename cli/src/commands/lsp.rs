@@ -37,7 +37,7 @@ pub fn lsp() -> Result<Exit, Failure> {
         .spawn(move || {
             if let Err(error) = wire::read(&mut io::stdin().lock(), &to) {
                 crate::output::tell(&format!(
-                    "error: standard input is no stream of messages: {error}"
+                    "error: standard input is not a stream of messages: {error}"
                 ));
             }
             let _ = to.send(wire::Incoming::End); // the session may be over

@@ -122,7 +122,7 @@ fn show(record: &Record, json: bool) -> Result<Exit, Failure> {
         record.id,
         record.kind.name(),
         match record.status {
-            Status::Running => "goes on",
+            Status::Running => "running",
             Status::Ok => "ok",
             Status::Failed => "failed",
             Status::Cancelled => "cancelled",

@@ -169,7 +169,7 @@ impl Before {
         let last = known.filter(|_| args.resume);
         if args.resume && last.is_none() {
             tell(&format!(
-                "there is no sweep of this file below {} to resume: all cells are made",
+                "there is no sweep of this file below {} to resume: all cells are computed",
                 out.display()
             ));
         }
@@ -186,7 +186,7 @@ impl Before {
                 numerics_options(&last.what.numerics),
                 numerics_options(&asked.numerics)
             ))
-            .help("give it the same `--device` and `--dtype`, or begin anew without `--resume`"));
+            .help("give it the same `--device` and `--dtype`, or start over without `--resume`"));
         }
         Ok(Self {
             log,
@@ -298,7 +298,7 @@ fn ended(
     match result {
         Ok(()) => Ok(Exit::Done),
         Err(RunError::Cancelled) => Err(Failure::interrupted(&format!(
-            "what was finished is saved, and `retouch sweep {}{} --resume` goes on from there",
+            "what was finished is saved, and `retouch sweep {}{} --resume` continues from there",
             args.file.display(),
             resuming(drawing, asked)
         ))),

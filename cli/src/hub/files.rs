@@ -109,7 +109,7 @@ impl HubFiles {
         Address::parse(path).map_err(|why| {
             withheld(
                 Code::HubAddress,
-                format!("`{}` is no path to a model on a hub: {why}", path.display().to_string().escape_debug()),
+                format!("`{}` is not a path to a model on a hub: {why}", path.display().to_string().escape_debug()),
                 "write `hf://owner/name`, `hf://owner/name@revision` or `hf://owner/name@revision/path/in/it`",
             )
         })

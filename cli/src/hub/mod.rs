@@ -98,7 +98,7 @@ impl Settings {
             .or_else(|| Some(home.as_ref()?.join("hub")));
         let cache = cache.unwrap_or_else(|| {
             wrong(
-                "there is no place for models of hubs: this user has no home folder".to_owned(),
+                "there is no folder for models of hubs: this user has no home folder".to_owned(),
                 "name a folder in HF_HUB_CACHE",
             );
             PathBuf::new()
@@ -108,7 +108,7 @@ impl Settings {
         let endpoint = endpoint.trim_end_matches('/').to_owned();
         if client::origin(&endpoint).is_none() {
             wrong(
-                "HF_ENDPOINT is no address of a hub".to_owned(),
+                "HF_ENDPOINT is not a valid address".to_owned(),
                 "write `https://` and a host, without a name or password in it, or unset it",
             );
         }
@@ -125,7 +125,7 @@ impl Settings {
             let sound = token.bytes().all(|b| b.is_ascii_graphic());
             if !sound {
                 wrong(
-                    format!("the token in {from} is none: it has spaces or other characters that no token has"),
+                    format!("the token in {from} is invalid: it contains spaces or other characters that tokens cannot have"),
                     "put the token alone there, or take it away",
                 );
             }
@@ -221,6 +221,6 @@ impl Mode {
 #[must_use]
 pub fn interrupted() -> Failure {
     Failure::interrupted(
-        "nothing was run; what was fetched is kept, and the same command goes on from there",
+        "nothing was run; what was downloaded is kept, and the same command resumes from there",
     )
 }

@@ -370,7 +370,7 @@ fn gone(named: &str) -> Withheld {
     withheld(
         Code::Interrupted,
         format!("fetching {named} was interrupted"),
-        "what was fetched is kept; the same command goes on from there",
+        "what was downloaded is kept; the same command resumes from there",
     )
 }
 
@@ -380,8 +380,8 @@ fn broken(named: &str, done: u64, announced: &Announced, why: &str) -> Withheld 
         .map_or_else(String::new, |size| format!(" of {size}"));
     withheld(
         Code::HubUnreachable,
-        format!("fetching {named} broke off after {done}{of} bytes: {why}"),
-        "run the same command again: it goes on from there",
+        format!("fetching {named} failed after {done}{of} bytes: {why}"),
+        "run the same command again: it resumes from there",
     )
 }
 

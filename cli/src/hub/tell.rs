@@ -86,7 +86,7 @@ impl Teller {
             });
         } else if bar.is_none() && !self.quiet && from > 0 {
             output::tell(&format!(
-                "  {file}: goes on at {} of {}",
+                "  {file}: resumes at {} of {}",
                 size(from),
                 size(total)
             ));

@@ -134,7 +134,7 @@ const KEYS: &[(&str, &[(&str, &str)])] = &[
             ("T", "colours: the system's, dark, light"),
             ("Tab", "the next control"),
             ("Esc", "leave what is open, or what is selected"),
-            ("Ctrl + Q", "close the window; a run goes on to its end"),
+            ("Ctrl + Q", "close the window; a run continues to its end"),
             ("?", "this list"),
         ],
     ),

@@ -58,7 +58,7 @@ pub struct Options {
     pub tab: Option<Tab>,
     /// The width and height in points.
     pub size: Option<(u16, u16)>,
-    /// Dark or light, whatever the system has.
+    /// Dark or light, regardless of the system's theme.
     pub colours: Option<Colours>,
 }
 
@@ -90,7 +90,7 @@ pub fn window(
         let joined = |looping: std::thread::ScopedJoinHandle<'_, _>| {
             looping
                 .join()
-                .unwrap_or_else(|_| Err(Failure::failed("the watching broke off")))
+                .unwrap_or_else(|_| Err(Failure::failed("watching crashed")))
         };
         // A loop that does not begin has nothing to show, and says why.
         let Ok(begun) = beginning.recv() else {
@@ -111,17 +111,17 @@ pub fn window(
                 wishes.send(Wish::Close);
                 joined(looping)?;
                 return Err(Failure::failed(
-                    "the window broke off; this is a fault of the program",
+                    "the window crashed; this is a bug of the program",
                 ));
             }
         }
         if ends {
             if desk.model().phase == Phase::Running {
-                tell("the window is closed; the run goes on to its end, Ctrl-C stops it");
+                tell("the window is closed; the run continues, Ctrl-C stops it");
             }
             wishes.send(Wish::Close);
         } else if desk.model().phase != Phase::Over {
-            tell("the window is closed; watching goes on until Ctrl-C");
+            tell("the window is closed; watching continues until Ctrl-C");
         }
         joined(looping)
     })

@@ -425,7 +425,7 @@ pub(super) fn as_yaml(ui: &mut Ui, shown: &Json, typed: Option<String>, label: &
         match (tree, problems.first()) {
             (Some(tree), None) => Ok(tree.to_json()),
             (_, Some(problem)) => Err(problem.message().to_owned()),
-            (None, None) => Err("this is no YAML".to_owned()),
+            (None, None) => Err("invalid YAML".to_owned()),
         }
     })
 }
