@@ -11,7 +11,7 @@ use retouch_graph::{Checked, CheckedNode, NodeError, Previewer, Quality, Value};
 use crate::args::{ExistsArg, ExistsArgs, PreviewArgs, PreviewWith};
 use crate::{Failure, provenance};
 
-/// Writes every so many steps what is being drawn to one file.
+/// Writes the picture being drawn to one file, every `every` steps.
 #[derive(Debug)]
 pub struct Preview {
     file: PathBuf,

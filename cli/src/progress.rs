@@ -1,4 +1,4 @@
-//! What a run tells people: a bar and lines on a terminal, plain lines elsewhere, JSON lines for programs.
+//! Progress output of a run: a bar and lines on a terminal, plain lines elsewhere, JSON lines for programs.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -24,7 +24,7 @@ impl Listener for JsonLines {
     }
 }
 
-/// What a run is foretold to do.
+/// The forecast of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Outlook {
     /// The calls of the U-Net that are left to make, by node.
@@ -36,7 +36,7 @@ pub struct Outlook {
 }
 
 impl Outlook {
-    /// Foretells a run of this plan.
+    /// Forecasts a run of this plan.
     #[must_use]
     pub fn of(engine: &Engine, store: &Store, plan: &Plan) -> Self {
         let forecast = engine.forecast(plan);
@@ -88,7 +88,7 @@ impl Running {
     }
 }
 
-/// Names on progress bars are cut to so many characters.
+/// Longest name on a progress bar, in characters; longer ones are cut.
 const LONGEST_NAME: usize = 60;
 
 /// Names what a bar is about.
@@ -276,7 +276,7 @@ impl Listener for Lines {
     }
 }
 
-/// So many warnings of the cache are told; of more than that the number.
+/// Number of cache warnings printed one by one; further ones are counted.
 const MOST_WARNINGS: usize = 5;
 
 #[derive(Debug, Default)]
@@ -526,7 +526,7 @@ impl Bytes {
         }
     }
 
-    /// So many bytes more are done, of `total`.
+    /// Adds `bytes` to what is done, out of `total`.
     pub fn add(&self, bytes: u64, total: u64) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.0 += bytes;

@@ -41,9 +41,9 @@ const MOST_PICTURE: u64 = 2 << 30;
 const MOST_CHUNKS: usize = 64 << 20;
 /// The bytes of a PNG's signature and its first chunk, IHDR, behind which the recipe stands.
 const HEAD: usize = 8 + 4 + 4 + 13 + 4;
-/// So many folders above a picture are looked in for what it was made of.
+/// Number of folders above a picture that are searched for its inputs.
 const ABOVE: usize = 3;
-/// So many levels below those, and so many folders in all, may be where the workflow was.
+/// Depth below those, and number of folders in all, in which the workflow may have been.
 const BELOW: usize = 2;
 const MOST_BASES: usize = 200;
 

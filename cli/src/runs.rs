@@ -22,7 +22,7 @@ use crate::{Failure, clock};
 
 /// The form of a record; raised when a field goes or changes its meaning.
 const SCHEMA: &str = "retouch-run/1";
-/// So many runs are kept.
+/// Number of runs kept.
 const MOST: usize = 1000;
 /// A longer record is none.
 const MOST_RECORD: u64 = 256 << 20;

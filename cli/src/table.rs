@@ -73,7 +73,7 @@ pub fn save(saver: &Saver, table: &str, rows: &[Row]) -> Result<Saved, Failure> 
         .map_err(|e| failed(&path, &e.to_string()))
 }
 
-/// Tells that a table of so many rows is saved; `json`: to programs.
+/// Prints that a table of `rows` rows was saved; `json`: as a JSON line.
 ///
 /// # Errors
 /// When standard output is closed.

@@ -1,4 +1,4 @@
-//! How the program ends: one table, which `--help`, `retouch explain` and the documentation show.
+//! Exit codes: one table, shown by `--help`, `retouch explain` and the documentation.
 
 use retouch_graph::Problems;
 

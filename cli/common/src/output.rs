@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::Failure;
 use crate::safe::{Styled, cut, json, safe};
 
-/// Lines on standard error are cut to so many characters.
+/// Longest line on standard error, in characters; longer ones are cut.
 const LONGEST: usize = 4000;
 
 /// Whether the reader of the JSON lines went away.
@@ -111,7 +111,7 @@ pub fn protocol() -> StdoutLock<'static> {
     io::stdout().lock()
 }
 
-/// Prints a line that is no result, on standard error. When nobody reads it the work goes on all the same.
+/// Prints a line that is not a result, on standard error. Failures to write are ignored.
 pub fn tell(text: &str) {
     if !text.is_empty() {
         let lines: Vec<Cow<'_, str>> = text.split('\n').map(|line| cut(line, LONGEST)).collect();

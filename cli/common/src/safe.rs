@@ -52,11 +52,11 @@ pub fn safe_char(c: char) -> char {
     }
 }
 
-/// Values and prompts in lists are shown with so many characters.
+/// Longest value or prompt in a list, in characters.
 pub const VALUE: usize = 120;
 /// No system has longer paths.
 const LONGEST_PATH: usize = 4096;
-/// Names in the columns of lists are shown with so many characters.
+/// Longest name in a column of a list, in characters.
 pub const NAME: usize = 60;
 
 /// At most `most` characters of a text; what is left out of a longer one is `…`, most of the start and a little of the end

@@ -17,7 +17,7 @@ use crate::store::{making_room, size};
 
 /// The memory that a frame may ask for to be unpacked, in bytes; our own asks for far less.
 const MAX_WINDOW: u64 = 16 << 20;
-/// So many unpacked bundles are kept in the cache.
+/// Number of unpacked bundles kept in the cache.
 const MOST_KEPT: usize = 16;
 /// What was used so shortly ago may be in use.
 const IN_USE: Duration = Duration::from_secs(24 * 60 * 60);

@@ -380,7 +380,7 @@ fn describe(engine: &Engine, sweep: &Sweep, plan: &SweepPlan) {
     ));
 }
 
-/// So many values of a param are listed; of more than that the first ones and the last.
+/// Number of values of a param that are listed; of more, the first ones and the last.
 const LISTED: usize = 6;
 
 /// What varies, with its values: `blend_steps=10%, 20%; seed=1, 2, 3, ... 9`.

@@ -66,7 +66,7 @@ impl Announced {
     }
 }
 
-/// Whether a text is a digest of so many lower-case hexadecimal digits.
+/// Whether a text is a digest of that many lower-case hexadecimal digits.
 fn is_hex(text: &str, digits: usize) -> bool {
     let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
     text.len() == digits && text.bytes().all(hex)

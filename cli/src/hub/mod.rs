@@ -35,7 +35,7 @@ pub struct Settings {
     pub endpoint: String,
     /// The folder of the cache: `models--owner--name` and the like are in it.
     pub cache: PathBuf,
-    /// What is shown to the hub, and to nobody else.
+    /// The access token, sent to this hub only.
     pub token: Option<String>,
     /// Whether nothing is fetched, whatever is missing.
     pub offline: bool,
@@ -47,7 +47,7 @@ pub struct Settings {
 
 impl std::fmt::Debug for Settings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The token is nobody's business, a log's least of all.
+        // The token must not appear in logs.
         f.debug_struct("Settings")
             .field("endpoint", &self.endpoint)
             .field("cache", &self.cache)
@@ -156,10 +156,10 @@ impl Settings {
     }
 }
 
-/// Whether what is missing is fetched, and who hears of it.
+/// Whether missing files are downloaded, and where progress is reported.
 #[derive(Clone)]
 pub enum Mode {
-    /// Only what is in the cache is used; what is missing is told.
+    /// Only the cache is used; missing files are reported.
     Look,
     /// What is missing is fetched.
     Fetch {

@@ -23,13 +23,13 @@ use super::withheld;
 /// A listing of a hub's repository that was written down has no more bytes.
 const MOST_LISTING: u64 = 256 << 20;
 
-/// Fetches that may fail one after another before it is given up; one that brings a good piece does not count.
+/// Consecutive failures after which a download is abandoned; one that makes good progress does not count.
 const MOST_FAILURES: usize = 3;
-/// What a good piece is.
+/// Bytes of good progress.
 const GOOD_PIECE: u64 = 1 << 20;
-/// A file without an announced size may have at most so many bytes: only small ones come without.
+/// Size limit of a file without an announced size: only small ones come without.
 const MOST_UNANNOUNCED: u64 = 1 << 30;
-/// How often it is looked whether another process is done, and whether the user gave up.
+/// Polling interval for another process's lock and for cancellation.
 const PATIENCE: Duration = Duration::from_millis(200);
 
 /// A repository's part of the cache.
@@ -38,7 +38,7 @@ pub struct Shelf {
     locks: PathBuf,
 }
 
-/// Who hears how a fetch gets on, and may end it.
+/// Progress reporting and cancellation of a download.
 pub struct Watch<'a> {
     pub cancel: &'a Cancel,
     pub teller: &'a Teller,

@@ -18,7 +18,7 @@ use crate::edit::{Overlay, Place, Trying};
 use crate::model::{Edge, Graph, Model, News, Node, Output, Param, Port, Sheet, foretold};
 use crate::params::Told;
 
-/// The window is drawn anew at most so often because of events.
+/// Shortest time between two redraws caused by events.
 const PACE: Duration = Duration::from_millis(100);
 
 /// The sheet of a sweep of more cells is not looked at.

@@ -13,11 +13,11 @@ use crate::pictures::{self, Cell, Mode, Picture, Viewer};
 use crate::shelf::{self, Look, Shelf, Wanted};
 use crate::theme::Palette;
 
-/// So many pictures of a batch can be chosen.
+/// Number of pictures of a batch that can be chosen.
 const MOST_OF_BATCH: usize = 16;
-/// So many pictures can be chosen.
+/// Number of pictures that can be chosen.
 const MOST: usize = 96;
-/// So many pictures that were picked are kept.
+/// Number of picked pictures kept.
 const MOST_PICKED: usize = 8;
 
 /// The area.
@@ -36,9 +36,9 @@ pub struct Gallery {
     sizes: HashMap<Key, ImageFacts>,
 }
 
-/// So many pictures on a sheet are asked for at a time.
+/// Number of pictures of a sheet that are requested at a time.
 const AT_ONCE: usize = 16;
-/// The cells of so many sheets are kept.
+/// Number of sheets whose cells are kept.
 const MOST_SHEETS: usize = 16;
 
 /// What can be looked at: the value, its name, and what is on it if it is a sheet.

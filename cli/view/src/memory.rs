@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// A file that is larger than this is not ours.
 const LARGEST: u64 = 1 << 20;
-/// The open groups of so many workflows are kept.
+/// Number of workflows whose open groups are kept.
 const MOST_FILES: usize = 64;
 
 /// Which colours are on.

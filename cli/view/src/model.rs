@@ -14,13 +14,13 @@ use serde_json::Value as Json;
 
 use crate::params::Told;
 
-/// So many of the last remarks are kept.
+/// Number of recent notes kept.
 const MOST_SAID: usize = 200;
-/// So many of the last runs are kept.
+/// Number of recent runs kept.
 const MOST_RUNS: usize = 100;
-/// The outputs of so many runs can be looked at side by side.
+/// Number of runs whose outputs can be compared side by side.
 const MOST_MADE: usize = 8;
-/// So many files of one output are kept.
+/// Number of files kept of one output.
 const MOST_SAVED: usize = 64;
 
 /// A port of a node.
@@ -245,7 +245,7 @@ pub enum State {
     Kept(&'static str),
     /// Nothing needs it.
     NotNeeded,
-    /// It will run; from this step on of so many, if it resumes.
+    /// It will run; if it resumes, from the first of these steps, out of the second.
     Queued(Option<(usize, usize)>),
     /// It runs.
     Running {

@@ -27,7 +27,7 @@ use self::widgets::{
 };
 use super::edit::{self, Change, Place, Refused, Trying};
 
-/// While a widget is dragged its value is tried at most once in so many seconds.
+/// Shortest time between two tries of a value while a widget is dragged, in seconds.
 const EVERY: f64 = 0.3;
 /// The greatest seed.
 const MAX_SEED: u64 = (1 << 53) - 1;

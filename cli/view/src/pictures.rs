@@ -379,7 +379,7 @@ impl Viewer {
         self.centre = vec2(0.5, 0.5);
     }
 
-    /// Shows the picture with so many pixels of the screen for one of its own.
+    /// Shows the picture with that many screen pixels per picture pixel.
     pub fn zoom_to(&mut self, zoom: f32) {
         self.zoom = Some(zoom.clamp(ZOOM.0, ZOOM.1));
     }

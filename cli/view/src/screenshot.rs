@@ -12,9 +12,9 @@ use retouch_graph::Code;
 
 use crate::app::App;
 
-/// Frames are drawn until nothing is fetched and nothing moves, at most so many.
+/// Largest number of frames drawn while values are fetched or something moves.
 const FRAMES: usize = 400;
-/// So many at least: what is laid out in one frame is drawn in the next.
+/// Smallest number of frames: what is laid out in one frame is drawn in the next.
 const FIRST: usize = 4;
 /// So long is waited for what is fetched.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -257,7 +257,7 @@ impl Canvas {
     }
 }
 
-/// The size in pixels of so many points.
+/// The size in pixels of a size in points.
 fn pixels_of(size: Vec2, scale: f32) -> (u32, u32) {
     let side = |points: f32| (points * scale).round().clamp(1.0, 1e6) as u32;
     (side(size.x), side(size.y))

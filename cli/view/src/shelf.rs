@@ -10,7 +10,7 @@ use retouch_nodes::payload::{Image, Mask};
 
 /// The bytes of pixels that are kept.
 pub const BUDGET: usize = 192 << 20;
-/// So many values are kept at most, whatever they take.
+/// Largest number of values kept, whatever their size.
 const MOST: usize = 512;
 /// The longest side of a thumbnail in pixels.
 const LONGEST: usize = 512;
@@ -254,7 +254,7 @@ fn pixels(image: &Image, index: usize) -> Result<Pixels, NodeError> {
     Ok(([width, height], rgba.collect(), image.batch()))
 }
 
-/// The picture, every so many pixels of it where it is large.
+/// The picture, subsampled where it is large.
 fn thumbnail(size: [usize; 2], rgba: &[u8]) -> ColorImage {
     let step = size[0].max(size[1]).div_ceil(LONGEST).max(1);
     let small = size.map(|side| side.div_ceil(step));

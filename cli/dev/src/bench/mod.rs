@@ -461,7 +461,7 @@ fn editor(args: &BenchArgs, engine: &Engine, file: &Path) -> Result<Vec<Row>, Fa
         .collect())
 }
 
-/// A workflow of so many nodes of the real ops: two models, and samples that are decoded, enlarged and laid out.
+/// A workflow of that many nodes of the real ops: two models, and samples that are decoded, enlarged and laid out.
 fn long_file(nodes: usize) -> String {
     let mut text = String::from(
         "schema: retouch/v1\nparams:\n  seed: {type: seed, default: 1}\n  steps: {type: int, default: 4, min: 1, max: \

@@ -189,7 +189,7 @@ pub fn note(
     }
 }
 
-/// Hears what becomes of the cells, beside another listener.
+/// Tracks the state of the cells and forwards events to another listener.
 pub struct Cells<'a> {
     inner: &'a dyn Listener,
     json: bool,

@@ -107,7 +107,7 @@ pub(super) fn tell(ui: &mut Ui, notices: &[Notice]) {
     }
 }
 
-/// The side of each of so many pictures beside one another.
+/// The side of each of `count` pictures in a row.
 pub(super) fn side_of(ui: &Ui, count: usize) -> f32 {
     let gaps = ui.spacing().item_spacing.x * count as f32;
     ((ui.available_width() - gaps) / count as f32).clamp(SIDES.0, SIDES.1)
