@@ -339,6 +339,7 @@ fn style(steps: bool) -> ProgressStyle {
 }
 
 impl Listener for Progress {
+    // Long: one match over all events, each a line or two.
     fn event(&self, event: &Event) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match event {

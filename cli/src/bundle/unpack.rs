@@ -69,6 +69,7 @@ pub fn read(
 ///
 /// # Errors
 /// As [`read`].
+// Long: each check depends on what the ones before it let through.
 pub fn read_following(
     bundle: &Path,
     most: u64,

@@ -138,6 +138,7 @@ fn part_lines(part: &PartReport, name: &str, width: usize, lines: &mut Vec<Strin
 }
 
 /// The report for people.
+// Long: one page, printed from top to bottom.
 fn page(path: &Path, report: &Report) -> String {
     let what = match report.kind {
         Kind::Model => "a model",

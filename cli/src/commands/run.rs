@@ -28,6 +28,7 @@ use crate::{Exit, Failure, fresh_draw, session, signals};
 ///
 /// # Errors
 /// When the device cannot be used or standard output is closed.
+// Long: the order of the steps is the command: each has a function of its own.
 pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     let preview = Preview::of(&args.drawing.preview, args.drawing.existing)?;
     let store = Store::of(&args.drawing.cache)?;

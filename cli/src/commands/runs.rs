@@ -102,6 +102,7 @@ fn line(record: &Record) -> String {
     )
 }
 
+// Long: one page, printed from top to bottom.
 fn show(record: &Record, json: bool) -> Result<Exit, Failure> {
     let since: Vec<Since> = (record.outputs.iter())
         .map(|output| output.since())

@@ -33,6 +33,7 @@ use crate::{Exit, Failure, duration, fresh_draw, journal, session};
 ///
 /// # Errors
 /// When the device cannot be used, a file cannot be written, or standard output is closed.
+// Long: the order of the steps is the command: each has a function of its own.
 pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     if let Some(path) = &args.table
         && !table::is_known(path)

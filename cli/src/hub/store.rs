@@ -203,6 +203,7 @@ impl Shelf {
     }
 
     /// Fetches the content, goes on where an earlier fetch ended, and gives it its name when it is what was announced.
+    // Long: one loop of tries, whose state all of it reads and writes.
     fn bring(
         &self,
         client: &Client,

@@ -455,6 +455,7 @@ impl Canvas {
         }
     }
 
+    // Long: one box: what it answers to, then what it shows, from top to bottom.
     #[allow(clippy::too_many_arguments)] // what a box is drawn of
     fn card(
         &mut self,

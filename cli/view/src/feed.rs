@@ -288,6 +288,7 @@ impl Onlooker for Feed {
 }
 
 /// Everything about a plan that the window shows. `written` reads files as they are on disk.
+// Long: one translation of a plan, field by field.
 #[must_use]
 pub fn graph_of(planned: &Planned<'_>, written: &Engine) -> Graph {
     let Planned {

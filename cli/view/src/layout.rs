@@ -194,6 +194,7 @@ enum Block {
 }
 
 /// Lays out what is directly in a group, or in none, from (0, 0) on, and what is in there recursively; gives the size.
+// Long: one sweep of the algorithm over shared tables.
 fn level(
     graph: &Graph,
     shown: &[Item],

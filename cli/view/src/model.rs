@@ -584,6 +584,7 @@ impl Model {
         }
     }
 
+    // Long: one match over all events, each a line or two.
     fn event(&mut self, event: Event) {
         match event {
             Event::RunStarted { .. } => {

@@ -385,6 +385,7 @@ impl Viewer {
     }
 
     /// Shows the widget; gives back what is under the pointer.
+    // Long: one frame of the widget: each mode draws on the canvas that the first part laid out.
     pub fn show(&mut self, ui: &mut Ui, pictures: &[Picture]) -> Option<Pointed> {
         self.frame += 1;
         let known = |identity: Identity| pictures.iter().any(|one| one.identity() == identity);

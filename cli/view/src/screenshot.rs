@@ -142,6 +142,7 @@ impl Canvas {
     }
 
     /// Four bytes a pixel, row by row.
+    // Long: one frame on the GPU: each step needs the objects of those before it.
     fn render(
         &self,
         ctx: &Context,

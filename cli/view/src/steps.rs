@@ -509,6 +509,7 @@ impl Steps {
     }
 
     /// The picture with its layers, and beside it where the query looks.
+    // Long: one layout pass over the pictures of a step.
     fn pictures(
         &mut self,
         ui: &mut Ui,

@@ -264,6 +264,7 @@ fn name(part: BenchPart) -> &'static str {
 ///
 /// # Errors
 /// When the model cannot be loaded, a part fails, or the dump cannot be written.
+// Long: one measurement after the other, on the same model.
 pub fn bench(args: &BenchArgs, path: &Path) -> Result<Exit, Failure> {
     let engine = session::engine_for(&args.device)?.with_cache(Arc::new(NoCache));
     let folder = std::env::current_dir().map_err(|e| Failure::failed(e.to_string()))?;
