@@ -992,3 +992,47 @@ pub struct NewArgs {
     /// The folder to create; it must not exist, or be empty.
     pub folder: PathBuf,
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_of_all_commands_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_that_draw_share_their_options() {
+        let mut program = Cli::command();
+        program.build();
+        let has = |command: &str, option: &str| {
+            let command = program.find_subcommand(command).unwrap();
+            let mut options = command.get_arguments().filter_map(clap::Arg::get_long);
+            options.any(|one| one == option)
+        };
+        for option in [
+            "locked",
+            "preview",
+            "keep-going",
+            "exists",
+            "quiet",
+            "models",
+            "offline",
+        ] {
+            for command in ["run", "sweep", "watch"] {
+                assert!(has(command, option), "{command} --{option}");
+            }
+            #[cfg(feature = "view")]
+            assert!(has("view", option), "view --{option}");
+        }
+        for command in ["check", "plan", "graph", "fetch"] {
+            assert!(has(command, "locked"), "{command}");
+        }
+        // The old word is another for `inspect`.
+        assert!(program.find_subcommand("show").is_some());
+        assert!(program.find_subcommand("bench").is_none());
+    }
+}
