@@ -494,7 +494,6 @@ impl<W: Watcher> Loop<'_, W> {
             keep_going: self.args.drawing.keep_going,
             // The pictures of all cells may be more than memory holds.
             drop_outputs: sweep.is_some(),
-            ..RunOptions::default()
         };
         let lines: Box<dyn Listener> = if self.args.drawing.json {
             Box::new(JsonLines)
@@ -658,7 +657,7 @@ impl<W: Watcher> Loop<'_, W> {
             error,
             RunError::NodeFailed { .. } | RunError::Several { .. }
         );
-        if !told && !(self.args.drawing.keep_going && !self.args.drawing.json) {
+        if !told && (self.args.drawing.json || !self.args.drawing.keep_going) {
             crate::output::tell(&format!("error: {error}"));
             if let Some(hint) = error.hint() {
                 crate::output::tell(&format!("  help: {hint}"));

@@ -278,10 +278,8 @@ impl Cells<'_> {
                 };
                 let files = heard.saved.entry(index).or_default();
                 files.push((path.clone(), *status));
-                if *status != SaveStatus::Kept {
-                    if let Some(log) = self.log {
-                        log.saved(self.plan, index, path);
-                    }
+                if let (Some(log), false) = (self.log, *status == SaveStatus::Kept) {
+                    log.saved(self.plan, index, path);
                 }
             }
             Event::OutputFailed {
