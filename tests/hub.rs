@@ -681,7 +681,7 @@ fn an_interrupted_fetch_goes_on_in_the_next_run_where_it_ended() {
     let text = refused(
         &user.retouch(&["run", "wf.yaml"]),
         3,
-        &["R0325", "broke off", UNET, "goes on from there"],
+        &["R0325", "failed after", UNET, "resumes from there"],
     );
     assert!(!text.contains("no faults"), "{text}");
     let partial = user
@@ -1162,10 +1162,10 @@ fn a_repository_a_revision_and_a_file_that_are_not_there_are_told_apart() {
             "hf://tiny/sd1/none.safetensors",
             ["no `none.safetensors`", "R0326"],
         ),
-        ("hf://tiny", ["no path to a model on a hub", "R0329"]),
+        ("hf://tiny", ["not a path to a model on a hub", "R0329"]),
         (
             "hf://tiny/sd1/../../x",
-            ["no path to a model on a hub", "R0329"],
+            ["not a path to a model on a hub", "R0329"],
         ),
     ] {
         user.write("wf.yaml", &workflow(model));
@@ -1701,7 +1701,7 @@ fn ctrl_c_while_fetching_leaves_what_the_next_run_goes_on_from() {
     assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
     let last = rest.last().unwrap();
     assert!(
-        last.contains("R1007") && last.contains("goes on from there"),
+        last.contains("R1007") && last.contains("resumes from there"),
         "{last}"
     );
     let partial = user

@@ -4,9 +4,9 @@
 
 use std::collections::BTreeMap;
 
+use retouch_cli::report;
 use retouch_graph::Settings;
 
-use crate::report;
 use crate::support::{self, Bench};
 
 /// The faults' places by the name of the file.

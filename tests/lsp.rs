@@ -1357,7 +1357,7 @@ fn a_client_that_leaves_without_shutdown_is_a_failure() {
         .read_to_string(&mut said)
         .unwrap();
     assert!(
-        said.contains("no stream of messages: a header has no colon"),
+        said.contains("not a stream of messages: a header has no colon"),
         "{said}"
     );
 }

@@ -8,13 +8,6 @@
 #[path = "support/fuzz.rs"]
 mod fuzz_support;
 mod support;
-// What the program prints of faults, as it prints it.
-#[path = "../cli/src/report.rs"]
-#[allow(dead_code)]
-mod report;
-#[path = "../cli/src/safe.rs"]
-#[allow(dead_code)]
-mod safe;
 
 mod animation;
 mod checkpoints;

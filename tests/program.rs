@@ -1211,3 +1211,59 @@ fn the_example_of_the_events_is_what_the_program_prints() {
     let printed: Vec<_> = printed.lines().take(3).map(common).collect();
     assert_eq!(written, printed);
 }
+
+#[test]
+fn manual_pages_are_printed_and_written_for_every_command() {
+    let out = tempfile::tempdir().unwrap();
+    let page = done(&retouch(out.path(), &["man"]));
+    assert!(page.contains(".TH retouch 1"), "{page}");
+    assert!(page.contains("retouch\\-sweep(1)"), "{page}");
+    let written = done(&retouch(out.path(), &["man", "pages"]));
+    let names: Vec<String> = files_below(&out.path().join("pages"))
+        .iter()
+        .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+        .collect();
+    assert_eq!(names.len(), written.lines().count());
+    for name in [
+        "retouch.1",
+        "retouch-run.1",
+        "retouch-runs-show.1",
+        "retouch-cache-clear.1",
+    ] {
+        assert!(names.iter().any(|one| one == name), "{name} in {names:?}");
+    }
+    let run = std::fs::read_to_string(out.path().join("pages/retouch-run.1")).unwrap();
+    assert!(run.contains("keep\\-going"), "{run}");
+    assert!(
+        !names.iter().any(|name| name.contains("bench")),
+        "{names:?}"
+    );
+}
+
+#[test]
+fn with_keep_going_a_run_saves_what_it_can_and_fails() {
+    let out = tempfile::tempdir().unwrap();
+    let photo = std::fs::read(root().join("references/teddy/01.png")).unwrap();
+    std::fs::write(out.path().join("photo.png"), &photo).unwrap();
+    // Its head is sound, so that only reading all of it shows the damage.
+    std::fs::write(out.path().join("cut.png"), &photo[..photo.len() / 2]).unwrap();
+    let yaml = "schema: retouch/v1
+nodes:
+  cut: {op: load_image, path: cut.png}
+  photo: {op: load_image, path: photo.png}
+  small: {op: resize_image, image: $photo, scale: 0.5}
+outputs:
+  cut: {value: $cut, save: cut.png}
+  small: {value: $small, save: small.png}
+";
+    std::fs::write(out.path().join("job.yaml"), yaml).unwrap();
+    let run = retouch(out.path(), &["run", "job.yaml", "--keep-going"]);
+    let (said, told) = (text(&run.stdout), text(&run.stderr));
+    assert_eq!(run.status.code(), Some(1), "{told}");
+    assert!(
+        said.contains("small.png") && !said.contains("cut"),
+        "{said}"
+    );
+    assert!(told.contains("error: cut"), "{told}");
+    assert!(out.path().join("out/small.png").is_file());
+}

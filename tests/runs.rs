@@ -588,3 +588,30 @@ fn a_run_that_did_not_end_well_is_not_verified() {
             .contains("it is failed")
     );
 }
+
+#[test]
+fn people_read_local_times_and_programs_utc() {
+    let folder = project();
+    let folder = folder.path();
+    good(folder, &["run", "wf.yaml"]);
+    let started = show(folder, "last")["started"].as_str().unwrap().to_owned();
+    assert!(started.ends_with('Z'), "{started}");
+    let zone = |zone: &str, arguments: &[&str]| {
+        let output = command(folder, arguments).env("TZ", zone).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    // POSIX's form needs no time zone database; its sign is that of UTC minus local.
+    let utc = started.trim_end_matches('Z').replace('T', " ");
+    assert!(zone("UTC0", &["runs"]).contains(&utc));
+    let there = zone("AAA-3", &["runs", "show"]);
+    let line = there.lines().find(|line| line.contains("started")).unwrap();
+    assert!(line.contains("+03:00"), "{line}");
+    let hour = |text: &str| {
+        text.split([' ', 'T']).find_map(|part| {
+            part.split_once(':')
+                .and_then(|(hour, _)| hour.parse::<u32>().ok())
+        })
+    };
+    assert_eq!(hour(line), hour(&started).map(|hour| (hour + 3) % 24));
+    assert_eq!(list(folder, &[])[0]["started"], started);
+}

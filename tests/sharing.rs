@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use retouch_graph::lock;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
 use crate::support::{self, retouch};
@@ -512,7 +511,7 @@ fn what_cannot_be_shared_is_not_bundled_and_nothing_is_overwritten() {
     refused(&bundle(&[]), 3, &["R0913", "rename"]);
     workflow("references/teddy/01.png");
     let before = project.text("mine/wf.yaml");
-    refused(&bundle(&["-o", "wf.yaml"]), 1, &["is no bundle"]);
+    refused(&bundle(&["-o", "wf.yaml"]), 1, &["is not a bundle"]);
     refused(
         &bundle(&["-o", "no/such/folder.tar.zst"]),
         1,

@@ -9,5 +9,6 @@ mod common;
 mod engine;
 mod faults;
 mod keeps;
+mod layers;
 mod robust;
 mod sweep;

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::support::{Disk, FAMILIES, data};
 use candle_core::{Device, Tensor};
 use retouch_diffusion::checkpoint::layout::Sources;
 use retouch_diffusion::checkpoint::model::{Checkpoint, Description};
@@ -13,7 +14,6 @@ use retouch_diffusion::sampling::solver::{Sampler, Schedule};
 use retouch_diffusion::sampling::{Drawing, Forgets, Monitor, Prompted, step_blend_sample};
 use retouch_diffusion::{Error, Result};
 use retouch_kernels::Cpu;
-use crate::support::{Disk, FAMILIES, data};
 
 fn model(folder: &Path) -> Checkpoint {
     let description = Description::read(&Sources::of(folder), &Disk).unwrap();

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::support::{Disk, Noting, bits, data};
 use candle_core::{Device, Tensor};
 use retouch_diffusion::Result;
 use retouch_diffusion::checkpoint::layout::Sources;
@@ -18,7 +19,6 @@ use retouch_diffusion::sampling::swap::{
 };
 use retouch_diffusion::sampling::{Forgets, Memory, Monitor, Prompted};
 use retouch_graph::Key;
-use crate::support::{Disk, Noting, bits, data};
 
 const STEPS: usize = 5;
 const PROMPT: &str = "a sks teddy bear on a beach";
