@@ -132,7 +132,12 @@ fn values_are_lists_ranges_steps_shares_and_lines_of_a_file() {
     );
     // Each `random` is a draw of its own; the default's is the same in all cells.
     let drawn = labels("sweep: {matrix: {seed: [random, random]}}\n", &[], &[]);
-    assert_eq!(drawn.len(), 2);
+    let seeds: Vec<u64> = (drawn.iter())
+        .map(|label| label.strip_prefix("seed=").unwrap().parse().unwrap())
+        .collect();
+    assert_eq!(seeds.len(), 2);
+    let apart = seeds[0].abs_diff(seeds[1]);
+    assert!(apart > 1 << 20 && apart % (1 << 32) != 0, "{seeds:?}");
     assert_eq!(
         drawn,
         labels("sweep: {matrix: {seed: [random, random]}}\n", &[], &[])

@@ -1,6 +1,7 @@
 //! What every later phase uses: errors, paths, digests, keys, problems with their places.
 
 pub mod digest;
+pub mod draw;
 pub mod error;
 pub mod interrupt;
 pub mod key;

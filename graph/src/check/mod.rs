@@ -13,6 +13,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::Value as Json;
 
+use crate::base::draw;
 use crate::base::error::Fault;
 use crate::base::error::FaultKind;
 use crate::base::paths::{display, folder_of, normal};
@@ -613,7 +614,7 @@ impl Checker<'_> {
         let drawn = match before {
             Some(before) if before.line.as_ref().is_none_or(|known| *known == line) => before.seed,
             _ => (self.world.settings.draw)
-                .map_or_else(random, |draw| draw.wrapping_add(self.draws - 1)),
+                .map_or_else(random, |draw| draw::seed(draw, self.draws - 1)),
         };
         (drawn & MAX_INTEGER, line)
     }

@@ -9,6 +9,7 @@ use indexmap::IndexMap;
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
+use crate::base::draw;
 use crate::base::key::Key;
 use crate::base::paths::{folder_of, normal};
 use crate::base::problem::{self, Code, Problem, Problems, Source, Span};
@@ -1807,12 +1808,12 @@ impl Reader<'_> {
             }
         };
         if decl.kind == ParamType::Seed && json.as_str() == Some("random") {
-            self.draws += 1;
             let drawn = match self.world.settings.draw {
-                // A test's draws: apart from those of the workflow itself.
-                Some(draw) => draw.wrapping_add(self.draws << 32) & MAX_INTEGER,
-                None => check::random() & MAX_INTEGER,
+                Some(draw) => draw::seed(draw, draw::OF_SWEEP + self.draws),
+                None => check::random(),
             };
+            self.draws += 1;
+            let drawn = drawn & MAX_INTEGER;
             json = Json::from(drawn);
             tree.node = Node::Int(i64::try_from(drawn).unwrap_or_default());
         }
