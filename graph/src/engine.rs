@@ -14,8 +14,8 @@ use crate::base::paths::folder_of;
 use crate::base::problem::{Problems, Source};
 use crate::cache::in_flight::InFlight;
 use crate::cache::{Cache, HostCache};
-use crate::check::facts::Facts;
-use crate::check::{self, Checked, Settings, TextBudget, World};
+use crate::check::memo::FactsMemo;
+use crate::check::{self, CheckContext, Checked, Settings, TextBudget};
 use crate::files::{DiskFiles, Files};
 use crate::op::registry::Registry;
 use crate::plan::guard::{Lazies, Verdict};
@@ -56,7 +56,7 @@ pub struct Engine {
     flight: Arc<InFlight>,
     device: Arc<Device>,
     lazies: Arc<Lazies>,
-    facts: Arc<Facts>,
+    facts: Arc<FactsMemo>,
 }
 
 impl fmt::Debug for Engine {
@@ -201,7 +201,7 @@ impl Engine {
         let Some(workflow) = workflow::parse(source, &folder, &mut problems) else {
             return Err(Problems::new(problems));
         };
-        let world = World {
+        let context = CheckContext {
             registry: &self.registry,
             files: &*self.files,
             settings,
@@ -209,8 +209,8 @@ impl Engine {
             facts: &self.facts,
             text: &TextBudget::new(),
         };
-        let read = sweep::check_values(&world, &workflow, &mut problems);
-        check::check(&world, Arc::new(workflow), path, read, problems)
+        let read = sweep::check_values(&context, &workflow, &mut problems);
+        check::check(&context, Arc::new(workflow), path, read, problems)
     }
 
     /// Reads and checks a sweep: the file says it, or [`Settings::over`] does.
@@ -218,7 +218,7 @@ impl Engine {
     /// # Errors
     /// All faults of the sweep, of the workflow in any of its cells, and of those that it uses.
     pub fn load_sweep(&self, path: &Path, settings: &Settings) -> Result<Sweep, Problems> {
-        let world = World {
+        let context = CheckContext {
             registry: &self.registry,
             files: &*self.files,
             settings,
@@ -226,7 +226,7 @@ impl Engine {
             facts: &self.facts,
             text: &TextBudget::new(),
         };
-        sweep::load(&world, path)
+        sweep::load(&context, path)
     }
 
     /// Plans all cells of a sweep but those `without`: the outputs of these names, all when there are none.

@@ -5,7 +5,7 @@
 //! that opened it. All scalars are texts to it; what a value means is for the engine to say.
 
 use retouch_graph::Span;
-use retouch_graph::yaml::{Key, Node, Tree};
+use retouch_graph::yaml::{MapKey as Key, Node, Tree};
 
 /// Levels that are followed; what lies deeper is left out, as the engine would refuse it.
 const MAX_DEPTH: usize = 64;

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use retouch_graph::files::{self, piece};
 use retouch_graph::paths::normal;
 use retouch_graph::write::rewrite;
-use retouch_graph::yaml::{self, Form, Key, Node, Tree, Written};
+use retouch_graph::yaml::{self, Form, MapKey as Key, Node, Tree, Written};
 use retouch_graph::{
     Digest, FileStamp, Files, FolderEntry, MemoryFiles, Settings, Sought, Source, Span, Withheld,
 };

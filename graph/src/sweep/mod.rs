@@ -15,18 +15,20 @@ use crate::base::paths::{folder_of, normal};
 use crate::base::problem::{self, Code, Problem, Problems, Source, Span};
 use crate::base::remote;
 use crate::base::suggest;
+use crate::check::settings::{Setting, ValueOrigin, declared};
 use crate::check::{
-    self, Checked, CheckedNode, CheckedOutput, Link, MAX_NODES, ResolvedParam, Settings, World,
+    self, CheckContext, Checked, CheckedNode, CheckedOutput, Link, MAX_NODES, ResolvedParam,
+    Settings,
 };
 use crate::files::Files;
 use crate::files::output_path;
 use crate::lock;
 use crate::op::registry::Registry;
 use crate::plan::plan::Plan;
-use crate::syntax::params::{self, How, Origin, ParamType, Setting};
+use crate::syntax::params::{How, ParamType};
 use crate::syntax::template::{self, Piece};
 use crate::syntax::workflow::{self, SheetDecl, Spanned, SweepDecl, Workflow};
-use crate::syntax::yaml::{self, Key as Name, Node, Tree};
+use crate::syntax::yaml::{self, MapKey as Name, Node, Tree};
 use crate::value::fields::MAX_INTEGER;
 use crate::value::port::Known;
 
@@ -567,7 +569,7 @@ fn in_path(text: &str) -> String {
 
 /// What reading a sweep needs.
 struct Reader<'a> {
-    world: &'a World<'a>,
+    context: &'a CheckContext<'a>,
     /// The file that says the sweep.
     source: &'a Source,
     folder: Arc<PathBuf>,
@@ -581,7 +583,7 @@ struct Reader<'a> {
 /// What is wrong with the values of the sweep that a workflow has, found when the workflow is checked for anything; the files
 /// that were read.
 pub(crate) fn check_values(
-    world: &World<'_>,
+    context: &CheckContext<'_>,
     workflow: &Workflow,
     problems: &mut Vec<Problem>,
 ) -> Vec<PathBuf> {
@@ -590,7 +592,7 @@ pub(crate) fn check_values(
         return Vec::new();
     };
     let mut reader = Reader {
-        world,
+        context,
         source: &workflow.source,
         folder: Arc::clone(&workflow.folder),
         target: workflow,
@@ -625,10 +627,10 @@ impl AskedSheet {
 }
 
 /// Reads and checks a sweep: the file says it, or `Settings::over` does.
-pub(crate) fn load(world: &World<'_>, path: &Path) -> Result<Sweep, Problems> {
+pub(crate) fn load(context: &CheckContext<'_>, path: &Path) -> Result<Sweep, Problems> {
     let mut problems = Vec::new();
     let name = path.display().to_string();
-    let source = check::read_argument(world.files, &name, path)?;
+    let source = check::read_argument(context.files, &name, path)?;
     let folder = folder_of(path);
     let Some(mut workflow) = workflow::parse(&source, &folder, &mut problems) else {
         return Err(Problems::new(problems));
@@ -642,7 +644,7 @@ pub(crate) fn load(world: &World<'_>, path: &Path) -> Result<Sweep, Problems> {
         }
         target_path = normal(&folder.join(&other.value));
         let shown = target_path.display().to_string();
-        let text = check::read(world.files, &shown, &target_path).map_err(|problem| {
+        let text = check::read(context.files, &shown, &target_path).map_err(|problem| {
             Problem::new(Code::IncludeMissing, &source, other.span, problem.message())
                 .help("`workflow` is a path relative to this file")
         })?;
@@ -668,7 +670,7 @@ pub(crate) fn load(world: &World<'_>, path: &Path) -> Result<Sweep, Problems> {
         workflow = parsed;
         workflow.sweep = None;
     }
-    if decl.is_none() && world.settings.over.is_empty() {
+    if decl.is_none() && context.settings.over.is_empty() {
         // A `sweep:` that is there and at fault has been reported.
         if problems.is_empty() {
             problems.push(
@@ -695,7 +697,7 @@ pub(crate) fn load(world: &World<'_>, path: &Path) -> Result<Sweep, Problems> {
     }
     let workflow = Arc::new(workflow);
     let mut reader = Reader {
-        world,
+        context,
         source: &source,
         folder: Arc::new(folder),
         target: &workflow,
@@ -703,18 +705,18 @@ pub(crate) fn load(world: &World<'_>, path: &Path) -> Result<Sweep, Problems> {
         problems: &mut problems,
         draws: 0,
     };
-    let cells = reader.cells(decl.as_ref(), &world.settings.over);
+    let cells = reader.cells(decl.as_ref(), &context.settings.over);
     let read = reader.read;
     if !problems.is_empty() {
         return Err(Problems::new(problems));
     }
     let included = decl.as_ref().is_some_and(|decl| !decl.include.is_empty());
-    let mut sweep = join(world, &workflow, &target_path, cells, included, read)?;
+    let mut sweep = join(context, &workflow, &target_path, cells, included, read)?;
     let grid = decl.as_ref().and_then(|decl| decl.grid.as_ref());
-    let asked = world.settings.sheet.as_deref().map(AskedSheet::new);
+    let asked = context.settings.sheet.as_deref().map(AskedSheet::new);
     let table = decl.as_ref().and_then(|decl| decl.table.as_ref());
     if let Some(grid) = grid {
-        sweep.sheet = sweep.sheet_of(grid, world, &source, &mut problems);
+        sweep.sheet = sweep.sheet_of(grid, context, &source, &mut problems);
     } else if let Some(AskedSheet { source, save }) = &asked {
         let plain = SheetDecl {
             key_span: save.span,
@@ -724,7 +726,7 @@ pub(crate) fn load(world: &World<'_>, path: &Path) -> Result<Sweep, Problems> {
             save: Some(save.clone()),
             fields: Vec::new(),
         };
-        sweep.sheet = sweep.sheet_of(&plain, world, source, &mut problems);
+        sweep.sheet = sweep.sheet_of(&plain, context, source, &mut problems);
     }
     if let Some(AskedSheet { source, save }) = &asked {
         let picture = output_path::ending(&save.value)
@@ -761,14 +763,14 @@ pub(crate) fn load(world: &World<'_>, path: &Path) -> Result<Sweep, Problems> {
     }
     // What cannot be drawn is told now, not when all cells are.
     if let Some(sheet) = &sweep.sheet {
-        sweep.sheet_node(sheet, world.registry, world.files, &BTreeSet::new())?;
+        sweep.sheet_node(sheet, context.registry, context.files, &BTreeSet::new())?;
     }
     Ok(sweep)
 }
 
 /// Checks each cell and puts all of them side by side.
 fn join(
-    world: &World<'_>,
+    context: &CheckContext<'_>,
     workflow: &Arc<Workflow>,
     path: &Path,
     cells: Vec<Values>,
@@ -778,8 +780,8 @@ fn join(
     let path_of_workflow = path;
     // What the workflow itself draws is drawn once: the cells differ by what the sweep says, and by nothing else.
     let settings = Settings {
-        draw: Some(world.settings.draw.unwrap_or_else(check::random)),
-        ..world.settings.clone()
+        draw: Some(context.settings.draw.unwrap_or_else(check::random)),
+        ..context.settings.clone()
     };
     let mut varying: Vec<String> = Vec::new();
     for name in cells.iter().flat_map(IndexMap::keys) {
@@ -788,7 +790,7 @@ fn join(
         }
     }
     let mut problems: Vec<Problem> = Vec::new();
-    read.extend(check_values(world, workflow, &mut problems));
+    read.extend(check_values(context, workflow, &mut problems));
     let mut warnings: Vec<Problem> = Vec::new();
     let mut whole: Option<Checked> = None;
     let mut done: Vec<Cell> = Vec::with_capacity(cells.len());
@@ -796,13 +798,13 @@ fn join(
     let mut known: HashSet<PathBuf> = read.iter().cloned().collect();
     for (index, values) in cells.into_iter().enumerate() {
         let given: Vec<Setting> = values.values().map(|value| value.setting.clone()).collect();
-        let world = World {
+        let context = CheckContext {
             settings: &settings,
             cell: &given,
-            ..*world
+            ..*context
         };
         let checked = match check::check(
-            &world,
+            &context,
             Arc::clone(workflow),
             Some(path),
             Vec::new(),
@@ -869,7 +871,7 @@ fn join(
         let bytes: usize = (texts.chain(cell_values.values()).chain(display.values()))
             .map(check::text_bytes)
             .sum();
-        if !world.text.take(bytes) {
+        if !context.text.take(bytes) {
             return Err(check::too_much_text(&workflow.source, Span::default()).into());
         }
         let label = label(display.iter().map(|(name, value)| (name.as_str(), value)));
@@ -992,11 +994,11 @@ impl Sweep {
     fn sheet_of(
         &self,
         decl: &SheetDecl,
-        world: &World<'_>,
+        context: &CheckContext<'_>,
         source: &Source,
         problems: &mut Vec<Problem>,
     ) -> Option<Sheet> {
-        let registry = world.registry;
+        let registry = context.registry;
         let before = problems.len();
         let of = |texts: &[String]| -> HashSet<String> {
             (texts.iter())
@@ -1005,7 +1007,7 @@ impl Sweep {
                 .collect()
         };
         // What the command line changes about the cells is no fault of the sheet that the file says.
-        let (fixed, over) = (of(&world.settings.set), of(&world.settings.over));
+        let (fixed, over) = (of(&context.settings.set), of(&context.settings.over));
         let mut axis = |names: &Option<Vec<Spanned<String>>>| -> Option<Vec<String>> {
             let names = names.as_ref()?;
             for name in names {
@@ -1344,7 +1346,7 @@ impl Reader<'_> {
         }
         for text in over {
             let name = text.split('=').next().unwrap_or("").trim();
-            let set = (self.world.settings.set.iter()).any(|set| {
+            let set = (self.context.settings.set.iter()).any(|set| {
                 set.split('=')
                     .next()
                     .is_some_and(|known| known.trim() == name)
@@ -1360,7 +1362,7 @@ impl Reader<'_> {
             }
         }
         // What `--set` says holds for all cells.
-        let fixed: HashSet<String> = (self.world.settings.set.iter())
+        let fixed: HashSet<String> = (self.context.settings.set.iter())
             .filter_map(|text| text.split_once('='))
             .map(|(name, _)| name.trim().to_owned())
             .collect();
@@ -1471,7 +1473,7 @@ impl Reader<'_> {
             if fixed.contains(&key.text) {
                 continue;
             }
-            if params::known(self.target, key, self.source, self.problems).is_none() {
+            if declared(self.target, key, self.source, self.problems).is_none() {
                 continue;
             }
             if let Some(value) = self.value(key, tree.clone(), &source) {
@@ -1527,7 +1529,7 @@ impl Reader<'_> {
 
     /// The values of a param of the matrix.
     fn axis(&mut self, key: &Name, tree: &Tree, source: &Source) -> Option<Vec<Arc<Value>>> {
-        let decl = params::known(self.target, key, source, self.problems)?;
+        let decl = declared(self.target, key, source, self.problems)?;
         let kind = decl.kind;
         let before = self.problems.len();
         let mut values: Vec<Arc<Value>> = Vec::new();
@@ -1739,7 +1741,7 @@ impl Reader<'_> {
         };
         let path = normal(&self.folder.join(path));
         self.read.push(path.clone());
-        let text = match check::read(self.world.files, &path.display().to_string(), &path) {
+        let text = match check::read(self.context.files, &path.display().to_string(), &path) {
             Ok(text) => text,
             Err(problem) => {
                 self.problems.push(
@@ -1808,7 +1810,7 @@ impl Reader<'_> {
             }
         };
         if decl.kind == ParamType::Seed && json.as_str() == Some("random") {
-            let drawn = match self.world.settings.draw {
+            let drawn = match self.context.settings.draw {
                 Some(draw) => draw::seed(draw, draw::OF_SWEEP + self.draws),
                 None => check::random(),
             };
@@ -1818,14 +1820,14 @@ impl Reader<'_> {
             tree.node = Node::Int(i64::try_from(drawn).unwrap_or_default());
         }
         let folder = if source.is_argument() {
-            Arc::new(self.world.settings.folder.clone())
+            Arc::new(self.context.settings.folder.clone())
         } else {
             Arc::clone(&self.folder)
         };
         Some(Value {
             json,
             setting: Setting {
-                origin: Origin {
+                origin: ValueOrigin {
                     source: source.clone(),
                     span: tree.span,
                     folder,

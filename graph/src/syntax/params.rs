@@ -1,14 +1,9 @@
-//! The types of params, and the values that `--set` and `--params` give them.
-
-use std::path::PathBuf;
-use std::sync::Arc;
+//! The types of params.
 
 use serde_json::Value as Json;
 
 use crate::base::problem::{Code, Problem, Source, Span};
-use crate::base::suggest;
-use crate::syntax::workflow::{ParamDecl, Workflow};
-use crate::syntax::yaml::{self, Key, Node, Tree};
+use crate::syntax::yaml::{Node, Tree};
 use crate::value::fields::{MAX_INTEGER, Steps};
 
 /// The type of a param, or of an input that is a value.
@@ -79,6 +74,13 @@ impl Mismatch {
             Some(help) => format!("{}: {help}", self.message),
             None => self.message,
         }
+    }
+
+    /// The fault at a place on the command line, where a value is written `--set name=value` and not `name: value`.
+    pub(crate) fn at_option(self, name: &str, source: &Source, span: Span) -> Problem {
+        let help =
+            (self.help).map(|help| help.replace(&format!("{name}: "), &format!("--set {name}=")));
+        Problem::new(self.code, source, span, self.message).maybe_help(help)
     }
 
     pub(crate) fn at(self, source: &Source, span: Span) -> Problem {
@@ -319,16 +321,6 @@ fn unlike(name: &str, what: &str, tree: &Tree) -> Mismatch {
     }
 }
 
-/// What was written where, so that faults point at it and relative paths resolve from there.
-#[derive(Clone, Debug)]
-pub(crate) struct Origin {
-    pub(crate) source: Source,
-    pub(crate) span: Span,
-    pub(crate) folder: Arc<PathBuf>,
-    /// `file`, `--set`, `--params`: for the run's record.
-    pub(crate) how: How,
-}
-
 /// Where the value of a param comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -347,164 +339,8 @@ pub enum How {
     Drawn,
 }
 
-/// A value for a param of the workflow that is run.
-#[derive(Clone, Debug)]
-pub(crate) struct Setting {
-    pub(crate) tree: Tree,
-    pub(crate) origin: Origin,
-    pub(crate) name: Key,
-    /// The raw text of `--set`, which a text param takes as it is.
-    pub(crate) raw: Option<String>,
-}
-
-/// Splits the `name=value` of `--set`.
-pub(crate) fn read_set(
-    text: &str,
-    folder: &Arc<PathBuf>,
-    workflow: &Workflow,
-    problems: &mut Vec<Problem>,
-) -> Option<Setting> {
-    let prefix = "--set ";
-    let source = Source::command_line(format!("{prefix}{text}"));
-    let whole = Span::new(prefix.len(), prefix.len() + text.len());
-    let Some((name, value)) = text.split_once('=') else {
-        problems.push(
-            Problem::new(
-                Code::BadSetting,
-                &source,
-                whole,
-                format!("`{text}` has no `=`"),
-            )
-            .help("write `--set name=value`"),
-        );
-        return None;
-    };
-    let name_span = Span::new(prefix.len(), prefix.len() + name.trim_end().len());
-    let name = name.trim();
-    let value_span = Span::new(whole.end - value.len(), whole.end);
-    let key = Key {
-        text: name.to_owned(),
-        span: name_span,
-    };
-    let decl = known(workflow, &key, &source, problems)?;
-    let is_text = matches!(
-        decl.kind,
-        ParamType::String | ParamType::Path | ParamType::Choice
-    );
-    let tree = if is_text {
-        Tree {
-            node: Node::String {
-                text: value.to_owned(),
-                quoted: false,
-            },
-            span: value_span,
-        }
-    } else {
-        let mut faults = Vec::new();
-        let parsed = yaml::parse(&Source::command_line(value), &mut faults);
-        if let Some(fault) = faults.first() {
-            problems.push(
-                Problem::new(
-                    fault.code(),
-                    &source,
-                    value_span,
-                    format!("`{name}`: {}", fault.message()),
-                )
-                .maybe_help(fault.hint().map(str::to_owned)),
-            );
-            return None;
-        }
-        Tree {
-            node: parsed?.node,
-            span: value_span,
-        }
-    };
-    Some(Setting {
-        tree,
-        origin: Origin {
-            source,
-            span: value_span,
-            folder: Arc::clone(folder),
-            how: How::Set,
-        },
-        name: key,
-        raw: Some(value.to_owned()),
-    })
-}
-
-/// Reads the map of a `--params` file.
-pub(crate) fn read_file(
-    source: &Source,
-    folder: &Arc<PathBuf>,
-    workflow: &Workflow,
-    problems: &mut Vec<Problem>,
-) -> Vec<Setting> {
-    let Some(tree) = yaml::parse(source, problems) else {
-        return Vec::new();
-    };
-    let entries = match tree.node {
-        Node::Map(entries) => entries,
-        Node::Null => Vec::new(),
-        _ => {
-            problems.push(
-                Problem::new(
-                    Code::WrongShape,
-                    source,
-                    tree.span,
-                    format!("a file of params is a map, not {}", tree.describe()),
-                )
-                .help("write one `name: value` a line"),
-            );
-            Vec::new()
-        }
-    };
-    let mut settings = Vec::new();
-    for (key, tree) in entries {
-        if is_carried(&key.text) || known(workflow, &key, source, problems).is_none() {
-            continue;
-        }
-        settings.push(Setting {
-            origin: Origin {
-                source: source.clone(),
-                span: tree.span,
-                folder: Arc::clone(folder),
-                how: How::File,
-            },
-            tree,
-            name: key,
-            raw: None,
-        });
-    }
-    settings
-}
-
 /// Whether the key is carried and never looked at.
 #[must_use]
 pub fn is_carried(key: &str) -> bool {
     key == "ui" || key.starts_with("x-")
-}
-
-pub(crate) fn known<'w>(
-    workflow: &'w Workflow,
-    key: &Key,
-    source: &Source,
-    problems: &mut Vec<Problem>,
-) -> Option<&'w ParamDecl> {
-    let decl = workflow.params.get(&key.text);
-    if decl.is_none() {
-        problems.push(
-            Problem::new(
-                Code::UnknownSetting,
-                source,
-                key.span,
-                format!("the workflow has no param `{}`", key.text),
-            )
-            .maybe_help(suggest::hint(
-                &key.text,
-                "params",
-                workflow.params.keys().map(String::as_str),
-            )),
-        );
-    }
-    decl
 }

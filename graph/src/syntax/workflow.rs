@@ -10,7 +10,7 @@ use crate::base::problem::{Code, Problem, Source, Span};
 use crate::base::suggest;
 use crate::syntax::params::{ParamType, is_carried};
 use crate::syntax::template::is_name;
-use crate::syntax::yaml::{self, Key, Node, Tree};
+use crate::syntax::yaml::{self, MapKey, Node, Tree};
 
 /// The schema that this program reads.
 pub const SCHEMA: &str = "retouch/v1";
@@ -113,14 +113,14 @@ pub enum NodeBody {
         /// The op's name.
         op: Spanned<String>,
         /// All other keys.
-        fields: Vec<(Key, Tree)>,
+        fields: Vec<(MapKey, Tree)>,
     },
     /// Another workflow.
     Use {
         /// The path as it is written.
         path: Spanned<String>,
         /// What it is given.
-        with: Vec<(Key, Tree)>,
+        with: Vec<(MapKey, Tree)>,
     },
     /// At fault, and reported.
     Broken,
@@ -145,11 +145,11 @@ pub struct SweepDecl {
     /// The workflow that is run, in a file that says a sweep and nothing else.
     pub workflow: Option<Spanned<String>>,
     /// The values of each param; every combination of them is a cell.
-    pub matrix: Vec<(Key, Tree)>,
+    pub matrix: Vec<(MapKey, Tree)>,
     /// Cells beside those of the matrix.
-    pub include: Vec<Spanned<Vec<(Key, Tree)>>>,
+    pub include: Vec<Spanned<Vec<(MapKey, Tree)>>>,
     /// Cells of the matrix that are left out: those with all of these values.
-    pub exclude: Vec<Spanned<Vec<(Key, Tree)>>>,
+    pub exclude: Vec<Spanned<Vec<(MapKey, Tree)>>>,
     /// The contact sheet.
     pub grid: Option<SheetDecl>,
     /// Where the table of results is saved: a template of a path that ends in `.csv` or `.json`.
@@ -170,7 +170,7 @@ pub struct SheetDecl {
     /// The template of the path that it is saved to.
     pub save: Option<Spanned<String>>,
     /// What else is said goes to the op `grid`: `cell`, `filter`, `gap`, `background`.
-    pub fields: Vec<(Key, Tree)>,
+    pub fields: Vec<(MapKey, Tree)>,
 }
 
 /// Reads a text; `None` when a fault leaves nothing to go on with. `folder` is where its relative paths start.
@@ -204,7 +204,7 @@ impl Reader<'_> {
         *problem = problem.clone().help(help);
     }
 
-    fn unknown_key(&mut self, key: &Key, place: &str, known: &[&str]) {
+    fn unknown_key(&mut self, key: &MapKey, place: &str, known: &[&str]) {
         let help = suggest::nearest(&key.text, known.iter().copied()).map_or_else(
             || format!("the keys of {place} are {}", suggest::list(known)),
             |name| format!("did you mean `{name}`?"),
@@ -217,7 +217,7 @@ impl Reader<'_> {
         );
     }
 
-    fn map(&mut self, tree: Tree, what: &str, help: &str) -> Option<Vec<(Key, Tree)>> {
+    fn map(&mut self, tree: Tree, what: &str, help: &str) -> Option<Vec<(MapKey, Tree)>> {
         match tree.node {
             Node::Map(entries) => Some(entries),
             _ => {
@@ -232,7 +232,7 @@ impl Reader<'_> {
         }
     }
 
-    fn text(&mut self, key: &Key, tree: &Tree) -> Option<String> {
+    fn text(&mut self, key: &MapKey, tree: &Tree) -> Option<String> {
         match &tree.node {
             Node::String { text, .. } => Some(text.clone()),
             _ => {
@@ -251,7 +251,7 @@ impl Reader<'_> {
         }
     }
 
-    fn name(&mut self, key: &Key, what: &str) -> bool {
+    fn name(&mut self, key: &MapKey, what: &str) -> bool {
         if !is_name(&key.text) {
             self.fault(
                 Code::BadName,
@@ -418,7 +418,7 @@ impl Reader<'_> {
         Some(workflow)
     }
 
-    fn sweep(&mut self, key: &Key, tree: Tree) -> Option<SweepDecl> {
+    fn sweep(&mut self, key: &MapKey, tree: Tree) -> Option<SweepDecl> {
         const KEYS: &[&str] = &["workflow", "matrix", "include", "exclude", "grid", "table"];
         let example = "matrix: {seed: 1..5}";
         let mut sweep = SweepDecl {
@@ -455,7 +455,7 @@ impl Reader<'_> {
         Some(sweep)
     }
 
-    fn spanned(&mut self, key: &Key, tree: &Tree) -> Option<Spanned<String>> {
+    fn spanned(&mut self, key: &MapKey, tree: &Tree) -> Option<Spanned<String>> {
         self.text(key, tree).map(|value| Spanned {
             value,
             span: tree.span,
@@ -463,7 +463,7 @@ impl Reader<'_> {
     }
 
     /// The list of `include` or `exclude`.
-    fn cells(&mut self, key: &Key, tree: Tree) -> Vec<Spanned<Vec<(Key, Tree)>>> {
+    fn cells(&mut self, key: &MapKey, tree: Tree) -> Vec<Spanned<Vec<(MapKey, Tree)>>> {
         let help = format!("write `{}: [{{seed: 7, steps: 20}}]`", key.text);
         let Node::Seq(items) = tree.node else {
             self.fault(
@@ -481,7 +481,7 @@ impl Reader<'_> {
             let Some(entries) = self.map(item, &what, &help) else {
                 continue;
             };
-            let value: Vec<(Key, Tree)> = entries
+            let value: Vec<(MapKey, Tree)> = entries
                 .into_iter()
                 .filter(|(key, _)| !is_carried(&key.text))
                 .collect();
@@ -495,7 +495,7 @@ impl Reader<'_> {
         cells
     }
 
-    fn sheet(&mut self, key: &Key, tree: Tree) -> Option<SheetDecl> {
+    fn sheet(&mut self, key: &MapKey, tree: Tree) -> Option<SheetDecl> {
         let mut sheet = SheetDecl {
             key_span: key.span,
             rows: None,
@@ -522,7 +522,7 @@ impl Reader<'_> {
     }
 
     /// A param, or several.
-    fn axis(&mut self, key: &Key, tree: &Tree) -> Option<Vec<Spanned<String>>> {
+    fn axis(&mut self, key: &MapKey, tree: &Tree) -> Option<Vec<Spanned<String>>> {
         match &tree.node {
             Node::Seq(items) => items.iter().map(|item| self.spanned(key, item)).collect(),
             _ => self.spanned(key, tree).map(|one| vec![one]),
@@ -597,7 +597,7 @@ impl Reader<'_> {
         }
     }
 
-    fn section(&mut self, tree: Tree, name: &str, example: &str) -> Vec<(Key, Tree)> {
+    fn section(&mut self, tree: Tree, name: &str, example: &str) -> Vec<(MapKey, Tree)> {
         if matches!(tree.node, Node::Null) {
             return Vec::new(); // `params:` with everything below it commented out
         }
@@ -613,7 +613,7 @@ impl Reader<'_> {
     }
 
     /// A param, or an input that is a value; the second value is where the type is written.
-    fn param(&mut self, key: &Key, tree: Tree) -> Option<(ParamDecl, Span)> {
+    fn param(&mut self, key: &MapKey, tree: Tree) -> Option<(ParamDecl, Span)> {
         const KEYS: &[&str] = &["type", "default", "min", "max", "values", "help"];
         let entries = self.map(
             tree,
@@ -627,8 +627,8 @@ impl Reader<'_> {
 
     fn kind<T>(
         &mut self,
-        key: &Key,
-        entries: &[(Key, Tree)],
+        key: &MapKey,
+        entries: &[(MapKey, Tree)],
         what: &str,
         parse: impl Fn(&str) -> Option<T>,
     ) -> Option<(T, Span)> {
@@ -663,8 +663,8 @@ impl Reader<'_> {
 
     fn value_decl(
         &mut self,
-        name: &Key,
-        entries: Vec<(Key, Tree)>,
+        name: &MapKey,
+        entries: Vec<(MapKey, Tree)>,
         kind: ParamType,
         keys: &[&str],
     ) -> Option<ParamDecl> {
@@ -794,7 +794,7 @@ impl Reader<'_> {
         Some(decl)
     }
 
-    fn boolean(&mut self, key: &Key, tree: &Tree) -> bool {
+    fn boolean(&mut self, key: &MapKey, tree: &Tree) -> bool {
         match &tree.node {
             Node::Bool(value) => *value,
             _ => {
@@ -806,7 +806,7 @@ impl Reader<'_> {
         }
     }
 
-    fn input(&mut self, key: &Key, tree: Tree) -> Option<InputDecl> {
+    fn input(&mut self, key: &MapKey, tree: Tree) -> Option<InputDecl> {
         const VALUE_KEYS: &[&str] = &[
             "type", "default", "min", "max", "values", "help", "optional",
         ];
@@ -853,7 +853,7 @@ impl Reader<'_> {
         Some(decl)
     }
 
-    fn node(&mut self, name: &Key, tree: Tree, tainted: bool) -> NodeBody {
+    fn node(&mut self, name: &MapKey, tree: Tree, tainted: bool) -> NodeBody {
         let Some(entries) = self.map(
             tree,
             &format!("the node `{}`", name.text),
@@ -952,7 +952,7 @@ impl Reader<'_> {
         }
     }
 
-    fn output(&mut self, name: &Key, tree: Tree) -> OutputDecl {
+    fn output(&mut self, name: &MapKey, tree: Tree) -> OutputDecl {
         const KEYS: &[&str] = &["value", "save"];
         let mut decl = OutputDecl {
             name_span: name.span,
@@ -1024,7 +1024,7 @@ fn types() -> String {
 
 impl ParamDecl {
     /// A param that is known by its name alone, its declaration being at fault and reported.
-    fn broken(name: &Key) -> Self {
+    fn broken(name: &MapKey) -> Self {
         Self {
             name_span: name.span,
             kind: ParamType::String,

@@ -31,7 +31,7 @@ pub struct Tree {
 
 /// A key of a map and its place.
 #[derive(Clone, Debug)]
-pub struct Key {
+pub struct MapKey {
     /// The text of the key.
     pub text: String,
     /// Where it is written.
@@ -59,7 +59,7 @@ pub enum Node {
     /// A list.
     Seq(Vec<Tree>),
     /// A map in the order of the file, without duplicates.
-    Map(Vec<(Key, Tree)>),
+    Map(Vec<(MapKey, Tree)>),
 }
 
 impl Tree {
@@ -110,7 +110,7 @@ impl Tree {
             Json::Object(entries) => Node::Map(
                 (entries.iter())
                     .map(|(key, value)| {
-                        let key = Key {
+                        let key = MapKey {
                             text: key.clone(),
                             span,
                         };
@@ -781,7 +781,7 @@ impl Measure {
 enum Collection {
     Seq(Vec<Tree>),
     Map {
-        entries: Vec<(Key, Tree)>,
+        entries: Vec<(MapKey, Tree)>,
         /// The position of each key; kept only for larger maps, small ones are searched.
         index: HashMap<String, usize>,
         pending: Pending,
@@ -792,7 +792,7 @@ enum Pending {
     /// A key is next.
     Key,
     /// The value of this key is next.
-    Value(Key),
+    Value(MapKey),
     /// The value of a key that is at fault is next; it is dropped.
     Dropped,
 }
@@ -1056,7 +1056,7 @@ impl Builder<'_> {
                                         Some(first.span),
                                     )),
                                     None => {
-                                        *pending = Pending::Value(Key {
+                                        *pending = Pending::Value(MapKey {
                                             text,
                                             span: tree.span,
                                         });
