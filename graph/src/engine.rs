@@ -18,11 +18,13 @@ use crate::check::memo::FactsMemo;
 use crate::check::{self, CheckContext, Checked, Settings, TextBudget};
 use crate::files::{DiskFiles, Files};
 use crate::op::registry::Registry;
+use crate::plan::forecast::Forecast;
 use crate::plan::guard::{Lazies, Verdict};
-use crate::plan::plan::{Forecast, Plan};
+use crate::plan::plan::Plan;
 use crate::run::device::{Device, DevicePermit};
 use crate::run::event::{Event, Listener};
-use crate::run::execute::{Job, RunError, RunOptions, RunReport};
+use crate::run::job::{Job, RunOptions};
+use crate::run::report::{RunError, RunReport};
 use crate::sweep::{self, Sweep, SweepPlan};
 use crate::syntax::workflow::{self, Workflow};
 

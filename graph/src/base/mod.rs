@@ -5,6 +5,7 @@ pub mod draw;
 pub mod error;
 pub mod interrupt;
 pub mod key;
+pub mod order;
 pub mod paths;
 pub mod problem;
 pub mod remote;

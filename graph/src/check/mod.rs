@@ -172,6 +172,7 @@ impl Checker<'_> {
                 let links = if complete { flat.links } else { Vec::new() };
                 Some(CheckedNode {
                     name: format!("{}{name}", scope.prefix),
+                    cell: None,
                     entry: flat.entry,
                     node: flat.node?,
                     params: Arc::new(flat.params),

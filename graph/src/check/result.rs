@@ -25,6 +25,8 @@ pub struct Link {
 #[derive(Clone)]
 pub struct CheckedNode {
     pub(crate) name: String,
+    /// The cell of a sweep that it is part of, from 0.
+    pub(crate) cell: Option<usize>,
     pub(crate) entry: Arc<Entry>,
     pub(crate) node: Arc<dyn ErasedNode>,
     /// The parameters with defaults filled in and paths left out.
@@ -126,5 +128,11 @@ impl Checked {
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&CheckedNode> {
         self.nodes.iter().find(|node| node.name == name)
+    }
+
+    /// The links between the nodes, as pairs of their indices, `(from, to)`.
+    pub(crate) fn links(&self) -> impl Iterator<Item = (usize, usize)> {
+        (self.nodes.iter().enumerate())
+            .flat_map(|(to, node)| (node.links.iter().flatten()).map(move |link| (link.node, to)))
     }
 }

@@ -25,6 +25,7 @@ use crate::files::output_path;
 use crate::lock;
 use crate::op::registry::Registry;
 use crate::plan::plan::Plan;
+use crate::plan::task::Task;
 use crate::syntax::params::{How, ParamType};
 use crate::syntax::template::{self, Piece};
 use crate::syntax::workflow::{self, SheetDecl, Spanned, SweepDecl, Workflow};
@@ -85,7 +86,7 @@ pub struct Sweep {
     pub cells: Vec<Cell>,
     /// The path of the table of results below the output folder.
     pub table: Option<String>,
-    /// All cells side by side; nodes are named `3/layout`.
+    /// All cells side by side, each node with its cell.
     whole: Checked,
     sheet: Option<Sheet>,
     /// For each output of the workflow: the params that its template of a path names.
@@ -178,9 +179,7 @@ impl Sweep {
             open: None,
         };
         for node in &mut checked.nodes {
-            if let Some((_, name)) = node.name.split_once('/') {
-                node.name = name.to_owned();
-            }
+            node.cell = None;
             for link in node.links.iter_mut().flatten() {
                 link.node -= cell.nodes.start;
             }
@@ -212,8 +211,8 @@ impl Sweep {
         whole
     }
 
-    /// All cells as one workflow, with the files of all of them: for what is written down of a sweep as a whole. Its nodes
-    /// are named `3/layout`; its params are those that do not vary.
+    /// All cells as one workflow, with the files of all of them: for what is written down of a sweep as a whole. Nodes of
+    /// different cells share names; its params are those that do not vary.
     #[must_use]
     pub fn all_cells(&self) -> &Checked {
         &self.whole
@@ -268,7 +267,7 @@ impl Sweep {
                     format!("the workflow has no output `{target}`"),
                 )
                 .maybe_help(
-                    crate::plan::plan::forgotten_set(target)
+                    crate::plan::targets::forgotten_set(target)
                         .or_else(|| suggest::hint(target, "outputs", names.iter().copied())),
                 );
                 return Err(problem.into());
@@ -308,35 +307,9 @@ impl Sweep {
             outputs.push((None, self.sheet_name().to_owned()));
         }
         let mut plan = Plan::new(&whole, &[], files, numerics)?;
-        let mut cells = Vec::with_capacity(plan.len());
         let mut taken: HashSet<String> = HashSet::new();
-        for names in plan.names_mut() {
-            let mut of = BTreeSet::new();
-            let mut plain: IndexMap<String, BTreeSet<usize>> = IndexMap::new();
-            for name in names.iter() {
-                // The sheet's node is of no cell.
-                let (cell, name) = match name.split_once('/') {
-                    Some((cell, name)) => (cell.parse::<usize>().ok(), name),
-                    None => (None, name.as_str()),
-                };
-                of.extend(cell);
-                plain.entry(name.to_owned()).or_default().extend(cell);
-            }
-            let plain: Vec<String> = (plain.into_iter())
-                .map(|(name, of)| {
-                    let title = titled(&name, &label(self.shared(&of)));
-                    let mut unique = title.clone();
-                    let mut number = 2;
-                    while !taken.insert(unique.clone()) {
-                        unique = format!("{title} #{number}");
-                        number += 1;
-                    }
-                    unique
-                })
-                .collect();
-            *names = plain;
-            cells.push(of);
-        }
+        plan.rename(|task| self.names(task, &mut taken));
+        let cells: Vec<BTreeSet<usize>> = plan.tasks().map(Task::cells).collect();
         let saves = self.distinct(&mut plan, &outputs, &cells)?;
         Ok(SweepPlan {
             plan,
@@ -344,6 +317,26 @@ impl Sweep {
             saves,
             cells,
         })
+    }
+
+    /// What a task is called: each of its nodes once, with what sets the cells apart that have it; not as one in `taken`.
+    fn names(&self, task: &Task, taken: &mut HashSet<String>) -> Vec<String> {
+        let mut cells_of: IndexMap<&str, BTreeSet<usize>> = IndexMap::new();
+        for node in task.nodes() {
+            cells_of.entry(&node.name).or_default().extend(node.cell);
+        }
+        (cells_of.into_iter())
+            .map(|(name, of)| {
+                let title = titled(name, &label(self.shared(&of)));
+                let mut unique = title.clone();
+                let mut number = 2;
+                while !taken.insert(unique.clone()) {
+                    unique = format!("{title} #{number}");
+                    number += 1;
+                }
+                unique
+            })
+            .collect()
     }
 
     /// What sets these cells apart from the others: the values that all of them, and not all cells, have.
@@ -508,6 +501,7 @@ impl Sweep {
         let params = node.params().map_err(fault)?;
         Ok(Some(CheckedNode {
             name: SHEET.to_owned(),
+            cell: None,
             entry: Arc::clone(entry),
             node: Arc::from(node),
             params: Arc::new(params),
@@ -796,7 +790,7 @@ fn join(
     let mut done: Vec<Cell> = Vec::with_capacity(cells.len());
     let mut said: HashSet<String> = HashSet::new();
     let mut known: HashSet<PathBuf> = read.iter().cloned().collect();
-    for (index, values) in cells.into_iter().enumerate() {
+    for values in cells {
         let given: Vec<Setting> = values.values().map(|value| value.setting.clone()).collect();
         let context = CheckContext {
             settings: &settings,
@@ -913,7 +907,7 @@ fn join(
                 node.known = Arc::clone(&twin.known);
             }
             shared.push(twin.is_some());
-            node.name = format!("{index}/{}", node.name);
+            node.cell = Some(done.len());
             for link in node.links.iter_mut().flatten() {
                 link.node += offset;
             }
