@@ -12,7 +12,7 @@ use retouch_graph::{
 
 use crate::args::{ExistsArg, RunArgs};
 use crate::hub::{self, Mode};
-use crate::journal::Journal;
+use crate::journal::{self, Journal};
 use crate::output::say;
 use crate::preview::Preview;
 use crate::progress::{JsonLines, Outlook, Progress};
@@ -76,6 +76,7 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
         threads: usize::from(args.device.threads.unwrap_or(0)),
         saver: Some(Arc::new(saver)),
         previewer: preview.clone().map(|preview| preview as _),
+        expected: journal::expected(store.file("journal.jsonl").as_deref()),
         stamp,
         ..RunOptions::default()
     };

@@ -17,7 +17,7 @@ use retouch_graph::{
 
 use crate::args::FollowArgs;
 use crate::hub::Mode;
-use crate::journal::Journal;
+use crate::journal::{self, Journal};
 use crate::lines::Line;
 use crate::output::say;
 use crate::preview::Preview;
@@ -517,6 +517,7 @@ impl<W: Watcher> Loop<'_, W> {
             saver: Some(Arc::clone(&self.saver)),
             previewer: self.preview.clone().map(|preview| preview as _),
             stamp: self.stamp.clone(),
+            expected: journal::expected(self.store.file("journal.jsonl").as_deref()),
             ..RunOptions::default()
         };
         let lines: Box<dyn Listener> = if self.args.json {
