@@ -12,7 +12,7 @@ use crate::base::problem::{Code, Problem};
 use crate::base::remote;
 use crate::check::checker::{Binding, Checker};
 use crate::files::Withheld;
-use crate::op::registry::ErasedNode;
+use crate::op::erased::ErasedNode;
 use crate::syntax::workflow::NodeBody;
 use crate::value::port::{Known, KnownPorts};
 

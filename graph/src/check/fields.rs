@@ -12,7 +12,8 @@ use crate::check::budget::text_bytes;
 use crate::check::checker::{Binding, Checker};
 use crate::check::resolve::{Built, value_name};
 use crate::check::settings::ResolvedParam;
-use crate::op::registry::{Entry, ErasedNode, Field, Step};
+use crate::op::erased::{ErasedNode, PathStep};
+use crate::op::registry::{Entry, Field};
 use crate::op::shape::{Shape, Text, range, words};
 use crate::syntax::params::{EMPTY_PATH, How, Mismatch, expected};
 use crate::syntax::workflow::{NodeBody, NodeDecl, Workflow};
@@ -224,7 +225,7 @@ impl Checker<'_> {
                 Err(refusal) => refusal,
             };
             let first = match refusal.path.first() {
-                Some(Step::Key(key)) if params.get(key).is_some() => key.clone(),
+                Some(PathStep::Key(key)) if params.get(key).is_some() => key.clone(),
                 _ => {
                     // A parameter that was left out above may be what is missed here.
                     if !broken {
@@ -521,15 +522,15 @@ impl Checker<'_> {
 }
 
 /// The place of a value inside a tree, as far as the way leads.
-fn place(tree: &Tree, path: &[Step]) -> Span {
+fn place(tree: &Tree, path: &[PathStep]) -> Span {
     let mut at = tree;
     for step in path {
         let next = match (step, &at.node) {
-            (Step::Key(name), Node::Map(entries)) => entries
+            (PathStep::Key(name), Node::Map(entries)) => entries
                 .iter()
                 .find(|(key, _)| key.text == *name)
                 .map(|(_, value)| value),
-            (Step::Index(index), Node::Seq(items)) => items.get(*index),
+            (PathStep::Index(index), Node::Seq(items)) => items.get(*index),
             _ => None,
         };
         match next {

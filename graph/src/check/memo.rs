@@ -13,7 +13,7 @@ use crate::base::digest::Digest;
 use crate::base::error::Fault;
 use crate::base::sync::lock;
 use crate::files::{FileStamp, Files, FolderEntry, Sought, Withheld};
-use crate::op::registry::{ErasedNode, Findings};
+use crate::op::erased::{ErasedNode, Findings};
 use crate::value::port::KnownPorts;
 
 /// Nodes that are remembered at most; then all are forgotten.

@@ -8,8 +8,9 @@ use serde_json::Value as Json;
 
 use crate::base::problem::{Problem, Source, Span};
 use crate::check::settings::ResolvedParam;
+use crate::op::erased::ErasedNode;
 use crate::op::node::ReadFile;
-use crate::op::registry::{Entry, ErasedNode};
+use crate::op::registry::Entry;
 use crate::value::port::KnownPorts;
 
 /// A link from a node's output.

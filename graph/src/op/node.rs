@@ -101,7 +101,7 @@ pub trait Host: Sync {
     fn is_cancelled(&self) -> bool;
     /// The files: all reading goes through this.
     fn files(&self) -> &dyn Files;
-    /// What the nodes need beyond their inputs (the compute device), put there by whoever made the engine.
+    /// What the nodes need beyond their inputs (the compute device), given to the engine when it was made.
     fn any_environment(&self) -> Option<&(dyn Any + Send + Sync)>;
     /// The steps that the node said it has, if it is run by a plan.
     fn chain(&self) -> Option<&Chain> {

@@ -9,8 +9,9 @@ use serde_json::Value as Json;
 use crate::base::digest::Digest;
 use crate::base::key::{Key, KeyHasher};
 use crate::op::chain::{Chain, Note};
+use crate::op::erased::ErasedNode;
 use crate::op::node::Node;
-use crate::op::registry::{Entry, ErasedNode};
+use crate::op::registry::Entry;
 use crate::plan::guard::Guard;
 
 /// A node of a workflow, or of a cell of a sweep; displayed as `layout` or `3/layout`.
@@ -112,7 +113,7 @@ impl Task {
         own.map_or(self.key, |(_, key)| *key)
     }
 
-    /// Under which key it is noted that the node does not give a port that was asked for.
+    /// The key under which it is recorded that the node does not give a port that was requested.
     pub(crate) fn absent_key(&self, port: &str) -> Key {
         let mut hasher = KeyHasher::new("retouch/absent/1");
         hasher.field("node", &self.key.0);
@@ -178,7 +179,7 @@ pub struct Edge {
 /// An output that the plan makes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedOutput {
-    /// Its name; for a node that was asked for by name `layout.latent`.
+    /// Its name; for a node that was requested by name `layout.latent`.
     pub name: String,
     /// The index of the task that makes it.
     pub task: usize,
@@ -186,6 +187,6 @@ pub struct PlannedOutput {
     pub port: &'static str,
     /// The path below the output folder.
     pub save: Option<String>,
-    /// Whether the run fails when the node does not give it: not for all ports of a node that was asked for by name.
+    /// Whether the run fails when the node does not give it: not for all ports of a node that was requested by name.
     pub(crate) required: bool,
 }

@@ -9,7 +9,8 @@ use crate::base::problem::{Code, Problem, Problems, Source};
 use crate::base::suggest;
 use crate::check::{CheckContext, CheckedNode, CheckedOutput};
 use crate::files::{Files, output_path};
-use crate::op::registry::{Registry, Step};
+use crate::op::erased::PathStep;
+use crate::op::registry::Registry;
 use crate::sweep::label::{in_path, shown};
 use crate::sweep::sweep::{Cell, SHEET, Sheet, Sweep};
 use crate::sweep::values::MAX_CELLS;
@@ -118,7 +119,7 @@ fn axes(
             .map(|(name, _)| name.trim().to_owned())
             .collect()
     };
-    // What the command line changes about the cells is no fault of the sheet that the file says.
+    // What the command line changes about the cells is not a fault of the sheet that the file declares.
     let (fixed, over) = (of(&context.settings.set), of(&context.settings.over));
     let mut axis = |names: &Option<Vec<Spanned<String>>>| -> Option<Vec<String>> {
         let names = names.as_ref()?;
@@ -226,7 +227,7 @@ fn labels(sweep: &Sweep, names: &[String], places: &[Vec<Json>]) -> Vec<String> 
             let texts: Vec<String> = (names.iter())
                 .map(|name| one(name, &display(name)))
                 .collect();
-            // A template writes a brace with two, and this is none.
+            // Labels are templates, in which a brace is written twice.
             texts.join(", ").replace('{', "{{").replace('}', "}}")
         })
         .collect()
@@ -261,7 +262,7 @@ fn shown_output(
         }
         Some(name) if outputs().any(|output| output.name == name.value) => (
             name.span,
-            format!("the output `{}` is no picture", name.value),
+            format!("the output `{}` is not a picture", name.value),
             None,
         ),
         Some(name) => (
@@ -348,14 +349,14 @@ pub(super) fn node(
     };
     let node = entry.make(&given).map_err(|refusal| {
         let field = match refusal.path.first() {
-            Some(Step::Key(name)) => Some(name.as_str()),
+            Some(PathStep::Key(name)) => Some(name.as_str()),
             _ => None,
         };
         Problem::new(
             Code::BadSweep,
             &sheet.source,
             place(field),
-            format!("the sheet cannot be drawn so: {}", refusal.message),
+            format!("the sheet cannot be drawn: {}", refusal.message),
         )
         .help(format!("see `retouch nodes {SHEET_OP}`"))
     })?;
