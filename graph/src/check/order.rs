@@ -1,51 +1,31 @@
 //! The order of the nodes, and cycles among them.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-
+use crate::base::order;
 use crate::base::problem::{Code, Problem, Span};
 use crate::check::checker::Checker;
 
 impl Checker<'_> {
     /// The nodes so that each comes after what it needs, the file's order otherwise; those of a cycle are left out.
     pub(super) fn order(&mut self) -> Vec<usize> {
-        let count = self.flat.len();
-        let mut waits = vec![0usize; count];
-        let mut next: Vec<Vec<usize>> = vec![Vec::new(); count];
-        for (index, flat) in self.flat.iter().enumerate() {
-            for (link, _) in flat.links.iter().flatten() {
-                waits[index] += 1;
-                next[link.node].push(index);
-            }
-        }
-        let mut ready: BinaryHeap<Reverse<usize>> = waits
-            .iter()
-            .enumerate()
-            .filter(|(_, waits)| **waits == 0)
-            .map(|(index, _)| Reverse(index))
-            .collect();
-        let mut order = Vec::with_capacity(count);
-        while let Some(Reverse(index)) = ready.pop() {
-            order.push(index);
-            for &after in &next[index] {
-                waits[after] -= 1;
-                if waits[after] == 0 {
-                    ready.push(Reverse(after));
-                }
-            }
-        }
-        if order.len() < count {
+        let links = (self.flat.iter().enumerate()).flat_map(|(to, flat)| {
+            let links = flat.links.iter().flatten();
+            links.map(move |(link, _)| (link.node, to))
+        });
+        let order = order::topological(&order::graph(self.flat.len(), links));
+        if order.len() < self.flat.len() {
+            let mut waits = vec![true; self.flat.len()];
+            order.iter().for_each(|index| waits[*index] = false);
             self.cycles(&waits);
         }
         order
     }
 
     /// Reports each cycle among the nodes that still wait.
-    fn cycles(&mut self, waits: &[usize]) {
+    fn cycles(&mut self, waits: &[bool]) {
         let mut seen = vec![0usize; waits.len()];
         let mut round = 0;
         for start in 0..waits.len() {
-            if waits[start] == 0 || seen[start] != 0 {
+            if !waits[start] || seen[start] != 0 {
                 continue;
             }
             round += 1;
@@ -60,7 +40,7 @@ impl Checker<'_> {
                     .iter()
                     .flatten()
                     .map(|(link, _)| link.node)
-                    .find(|node| waits[*node] > 0);
+                    .find(|node| waits[*node]);
                 match before {
                     Some(before) => at = before,
                     None => break,
