@@ -31,7 +31,7 @@ use crate::syntax::workflow::{self, Workflow};
 /// The memory that the cache of a new engine may take, in bytes.
 pub const DEFAULT_CACHE: usize = 1 << 30;
 
-/// The bytes of keys and values of attention that one run keeps for others, unless it is said otherwise: room for the
+/// The bytes of keys and values of attention that one run keeps for others by default: room for the
 /// reference's of all swapped steps of Stable Diffusion at 512 px (about 4 GB).
 pub const DEFAULT_SOURCES: u64 = 6 << 30;
 
@@ -116,7 +116,7 @@ impl Engine {
         self
     }
 
-    /// Keeps at most so many bytes of what calls give besides their result (keys and values of attention) for others.
+    /// Keeps at most `bytes` bytes of what calls give besides their result (keys and values of attention) for others.
     #[must_use]
     pub fn with_sources(mut self, bytes: u64) -> Self {
         self.sources = bytes;
@@ -260,7 +260,7 @@ impl Engine {
     }
 
     /// Waits for the compute device, for those who call networks outside of a run: one of an engine's runs and such callers
-    /// has it at a time, its clones included. `None` when it was cancelled first. Whoever has it must not start a run, which
+    /// has it at a time, its clones included. `None` when it was cancelled first. Its holder must not start a run, which
     /// would wait for it.
     #[must_use]
     pub fn device(&self, cancel: &Cancel) -> Option<DevicePermit> {
@@ -318,13 +318,13 @@ impl Engine {
     }
 }
 
-/// A listener whose panic is its own affair: a worker that it took along would never give back what it holds.
+/// A listener whose panics are caught: a worker that panicked with it would never release what it holds.
 struct Guarded<'a>(&'a dyn Listener);
 
 impl Listener for Guarded<'_> {
     fn event(&self, event: &Event) {
-        let heard = catch_unwind(AssertUnwindSafe(|| self.0.event(event)));
-        if heard.is_err() {
+        let result = catch_unwind(AssertUnwindSafe(|| self.0.event(event)));
+        if result.is_err() {
             tracing::warn!("a listener panicked");
         }
     }

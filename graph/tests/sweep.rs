@@ -272,7 +272,7 @@ fn faults_are_told_at_their_place_once() {
             "R0208",
             21,
             25,
-            "is no range",
+            "is not a range",
         ),
         ("sweep: {matrix: {a: 5..2}}\n", "R0208", 21, 21, "empty"),
         (
@@ -301,7 +301,7 @@ fn faults_are_told_at_their_place_once() {
             "R0208",
             21,
             21,
-            "leads nowhere",
+            "has no values, or too many",
         ),
         (
             "sweep: {matrix: {b: {from: 0, to: 5, by: 1}}}\n",
@@ -444,7 +444,7 @@ fn faults_are_told_at_their_place_once() {
             .next()
             .unwrap()
             .message()
-            .contains("does not say a sweep")
+            .contains("has no sweep")
     );
     let settings = Settings {
         over: vec!["nothing".to_owned(), "a=[1".to_owned(), "zz=1".to_owned()],

@@ -116,7 +116,7 @@ impl Plan {
         &self.graph
     }
 
-    /// What is linked to the input ports of a task; none for an index that is no task's.
+    /// What is linked to the input ports of a task; none when there is no task of that index.
     #[must_use]
     pub fn inputs(&self, task: usize) -> Inputs {
         let specs = self.task(task).map_or(&[][..], |task| task.entry.inputs());

@@ -24,17 +24,17 @@ impl Expected {
         Self::default()
     }
 
-    /// Says how long a call of a network lasts in a chain of that class.
+    /// Sets how long a call of a network lasts in a chain of that class.
     pub fn call(&mut self, class: impl Into<String>, seconds: f64) {
         self.calls.insert(class.into(), seconds);
     }
 
-    /// Says how long a task of that class, which is no chain, runs.
+    /// Sets how long a task of that class that is not a chain runs.
     pub fn run(&mut self, class: impl Into<String>, seconds: f64) {
         self.runs.insert(class.into(), seconds);
     }
 
-    /// The seconds that a task takes which makes so many calls; `None` where nothing like it ran before.
+    /// The seconds that a task with `calls` calls takes; `None` where no task of its class ran before.
     #[must_use]
     pub fn seconds(&self, task: &Task, calls: u64) -> Option<f64> {
         if task.chain().is_none() {

@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(calls, [(0, 4), (0, 5)]);
         assert_eq!(to_keep[&key(51)].len(), 2);
         assert_eq!(to_keep[&key(60)].len(), 1);
-        // Without room the large ones are called for anew; small ones are kept all the same.
+        // Without room the large ones are made again; small ones are kept all the same.
         let Work {
             chains: calls,
             to_keep,

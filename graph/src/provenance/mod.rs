@@ -198,7 +198,7 @@ impl Origin {
         };
         let unsaid = || {
             self.unsaid(
-                "a seed was drawn inside of a graph that is used, or one lies elsewhere".to_owned(),
+                "a seed was drawn inside a graph that is used, or such a graph lies outside of the workflow's folder".to_owned(),
             )
         };
         let workflow =
@@ -266,7 +266,7 @@ impl Origin {
             Code::NoProvenance,
             &self.workflow.source,
             Span::default(),
-            format!("where the output comes from cannot be written down: {message}"),
+            format!("the recipe of the output cannot be written: {message}"),
         )
         .help("give the seed as a number, and keep what belongs together in one folder")
         .into()

@@ -17,7 +17,7 @@ pub(crate) struct Device {
 pub struct DevicePermit(Arc<Device>);
 
 impl Device {
-    /// Takes the device if nobody has it.
+    /// Takes the device if it is free.
     pub(crate) fn try_take(self: &Arc<Self>) -> Option<DevicePermit> {
         let mut taken = lock(&self.taken);
         (!std::mem::replace(&mut *taken, true)).then(|| DevicePermit(Arc::clone(self)))

@@ -38,7 +38,7 @@ pub struct RunOptions {
     pub expected: Expected,
     /// Writes into the files of outputs where they come from.
     pub stamp: Option<Arc<dyn Stamp>>,
-    /// Shows what nodes are drawing while they do.
+    /// Shows previews of what nodes draw.
     pub previewer: Option<Arc<dyn Previewer>>,
 }
 
@@ -59,9 +59,9 @@ pub(crate) struct Job<'a> {
     pub(crate) device: &'a Arc<Device>,
     /// From which files the lazy values in this engine's cache are read.
     pub(crate) lazies: &'a Lazies,
-    /// Whether it was said that a preview failed.
+    /// Whether a warning was given that a preview failed.
     pub(crate) preview_failed: AtomicBool,
-    /// Whether it was said that a file was touched.
+    /// Whether a warning was given that a file was touched.
     pub(crate) touched: AtomicBool,
 }
 
@@ -110,7 +110,7 @@ impl Job<'_> {
                 .or_default()
                 .insert(port.clone(), value.clone());
         }
-        // A port that was asked for and not made is known not to be: the next run need not try again.
+        // That a port was requested and not made is recorded: the next run need not try again.
         for port in ports {
             if task.port_key(port) == task.key() {
                 let own = by_key.entry(task.key()).or_default();
@@ -140,7 +140,7 @@ impl Job<'_> {
         }
     }
 
-    /// Says what the cache has to say.
+    /// Reports the warnings of the cache.
     pub(super) fn cache_warnings(&self) {
         for message in self.cache.warnings() {
             self.listener.event(&Event::CacheWarning { message });

@@ -145,7 +145,7 @@ impl Run<'_> {
         drop(released);
     }
 
-    /// Passes the outputs of a task on. Values that nothing needs any more come back, to be freed without the lock.
+    /// Passes the outputs of a task on. Returns the values that nothing needs any more, to be freed without the lock.
     fn finish(&self, host: &NodeHost<'_>, values: Outputs, outcome: NodeOutcome) -> Vec<Outputs> {
         let index = host.index;
         let mut released: Vec<Outputs> = Vec::new();

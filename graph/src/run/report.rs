@@ -82,7 +82,7 @@ impl miette::Diagnostic for RunError {
 /// An output of a run.
 #[derive(Clone, Debug)]
 pub struct OutputValue {
-    /// Its name; for a node that was asked for by name `layout.latent`.
+    /// Its name; for a node that was requested by name `layout.latent`.
     pub name: String,
     /// Its value.
     pub value: Value,

@@ -62,7 +62,7 @@ pub(super) struct State {
     /// For each task: the output ports that something needs.
     pub(super) ports: Vec<BTreeSet<&'static str>>,
     pub(super) values: Vec<Option<Outputs>>,
-    /// For each task: the ports that `values` were asked for. A port that is missing there is not given at all.
+    /// For each task: the ports that `values` were fetched for. A port of these without a value is not given by the node.
     pub(super) asked: Vec<BTreeSet<&'static str>>,
     /// For each task: whether what it makes must not be kept, as a file behind it was touched.
     pub(super) tainted: Vec<bool>,
@@ -242,7 +242,7 @@ impl<'a> Run<'a> {
                 }
             }
             if device_busy {
-                // Another run of this engine, or a viewer, may have it: they wake nobody here.
+                // Another run of this engine, or a viewer, may have it: its release does not notify `changed`.
                 let waited = self.changed.wait_timeout(state, POLL_INTERVAL);
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 continue;
@@ -257,7 +257,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Lets those go on that waited for a task which is done.
+    /// Marks a task as done; tasks that waited for it alone become ready.
     pub(super) fn advance(&self, state: &mut State, done: usize) {
         state.phases[done] = Phase::Done;
         state.left -= 1;
@@ -285,8 +285,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Has the tasks run whose outputs a task counted on and that are gone from the cache, and the task after them. Values
-    /// that nothing needs any more come back, to be freed without the lock.
+    /// Schedules again the tasks whose outputs a task needs and the cache has lost, and then the task itself. Returns the
+    /// values that nothing needs any more, to be freed without the lock.
     pub(super) fn retry(
         &self,
         state: &mut State,
@@ -313,7 +313,7 @@ impl<'a> Run<'a> {
         upstream.any(|before| state.phases[before] == Phase::Abandoned)
     }
 
-    /// Has a task run whose outputs were counted on to be in the cache and are not there any more: another process or run
+    /// Schedules a task whose outputs were expected in the cache and are not there any more: another process or run
     /// had them removed, an entry is damaged, or it lacks a port.
     pub(super) fn revive(&self, state: &mut State, index: usize) {
         if state.phases[index].is_due() || state.phases[index] == Phase::Abandoned {
@@ -327,7 +327,7 @@ impl<'a> Run<'a> {
             state.ports[from].insert(edge.from);
             state.uses[from] += 1;
         }
-        // Those that have not begun yet would find it missing too.
+        // Tasks that have not begun yet would find it missing too.
         for after in plan.downstream(index) {
             if state.phases[after] == Phase::Waiting {
                 state.ready.remove(&(self.priorities[after], after));
@@ -353,8 +353,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Notes a failure: the run stops, or goes on without what needs the task. Values that nothing needs any more come
-    /// back, to be freed without the lock.
+    /// Notes a failure: the run stops, or goes on without what needs the task. Returns the values that
+    /// nothing needs any more, to be freed without the lock.
     pub(super) fn fail(
         &self,
         state: &mut State,
@@ -399,7 +399,7 @@ impl<'a> Run<'a> {
         released
     }
 
-    /// Takes the uses of a task back that it had of others; the values that nothing else needs come back.
+    /// Drops the uses that a task has of others; returns the values that nothing else needs.
     fn release_inputs(&self, state: &mut State, index: usize) -> Vec<Outputs> {
         let mut released = Vec::new();
         for before in self.job.plan.upstream(index) {
@@ -420,8 +420,8 @@ impl<'a> Run<'a> {
             .collect()
     }
 
-    /// Queues the outputs of a task that ran; one that the node did not give is a failure. What listeners are to hear of it
-    /// comes back: they are told without the lock.
+    /// Queues the outputs of a task that ran; one that the node did not give is a failure. Returns the
+    /// events of it, to be sent without the lock.
     pub(super) fn queue_outputs(
         &self,
         state: &mut State,
@@ -449,8 +449,8 @@ impl<'a> Run<'a> {
         untold
     }
 
-    /// Notes that a node did not give an output, which is a failure where the output is required. Listeners are to hear the
-    /// event once the lock is free.
+    /// Notes that a node did not give an output, which is a failure where the output is required. The event
+    /// is to be sent without the lock.
     pub(super) fn output_not_given(&self, state: &mut State, index: usize) -> Option<Event> {
         let output = &self.job.plan.outputs()[index];
         if !output.required || state.error.is_some() {
@@ -467,7 +467,7 @@ impl<'a> Run<'a> {
         event
     }
 
-    /// Tells listeners that a node failed, if that is what it is. A listener may take its time: never under the lock.
+    /// Sends the event of a failed node, if the error is one. A listener may be slow, so this is not done under the lock.
     pub(super) fn tell_failure(&self, error: &RunError) {
         self.tell_all(node_failed(error));
     }

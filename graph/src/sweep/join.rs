@@ -20,7 +20,7 @@ use crate::syntax::params::ParamType;
 use crate::syntax::template::{self, Piece};
 use crate::syntax::workflow::Workflow;
 
-/// From so many faults on no more cells are checked.
+/// With more faults no further cells are checked.
 const MAX_FAULTS: usize = 200;
 
 /// Checks each cell and puts all of them side by side.
@@ -83,7 +83,7 @@ impl<'a> Joiner<'a> {
         for given in cells {
             let Some(checked) = self.check(&given) else {
                 if self.problems.len() > MAX_FAULTS {
-                    break; // nobody reads that far
+                    break; // more would not help
                 }
                 continue;
             };
@@ -283,7 +283,7 @@ fn add_nodes(all: &mut Vec<CheckedNode>, nodes: Vec<CheckedNode>, cell: usize) {
     }
 }
 
-/// Long values may be shortened to one and the same label.
+/// Numbers equal labels: long values may be shortened to the same text.
 fn number_equal_labels(cells: &mut [Cell]) {
     let mut taken: HashSet<String> = HashSet::new();
     let mut numbers: HashMap<String, usize> = HashMap::new();

@@ -6,7 +6,7 @@ use crate::base::key;
 use crate::base::text;
 use crate::value::fields::MAX_INTEGER;
 
-/// So many letters of a value stand in a label or a file's name.
+/// The most letters of a value in a label or a file's name.
 const SHOWN: usize = 40;
 
 pub(super) fn titled(name: &str, label: &str) -> String {

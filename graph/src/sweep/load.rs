@@ -148,7 +148,7 @@ fn parse(context: &CheckContext<'_>, path: &Path) -> Result<Parsed, Problems> {
                     Code::BadSweep,
                     &source,
                     Span::default(),
-                    "the workflow does not say a sweep",
+                    "the workflow has no sweep",
                 )
                 .help("add `sweep: {matrix: {seed: 1..5}}` to it, or give `--over seed=1..5`"),
             );
@@ -232,7 +232,7 @@ impl Sweep {
             let picture = output_path::ending(&save.value)
                 .is_some_and(|ending| SHEET_ENDINGS.contains(&ending.as_str()));
             if !picture {
-                let message = format!("the sheet `{}` has no ending of a picture", save.value);
+                let message = format!("the sheet `{}` does not end in an image format", save.value);
                 problems.push(
                     Problem::new(Code::SaveFormat, source, save.span, message)
                         .help("end it in `.png`"),

@@ -63,7 +63,7 @@ pub(super) struct Sheet {
     pub(super) column_labels: Vec<String>,
     pub(super) output: String,
     pub(super) save: Option<String>,
-    /// As it is written, with the axes that it has in this run.
+    /// Its declaration, with the axes that it has in this run.
     pub(super) decl: SheetDecl,
     pub(super) source: Source,
     pub(super) span: Span,
@@ -78,7 +78,7 @@ impl Sweep {
         &self.whole.name
     }
 
-    /// What is odd but no fault.
+    /// The warnings.
     #[must_use]
     pub fn warnings(&self) -> &[Problem] {
         &self.whole.warnings
@@ -153,7 +153,7 @@ impl Sweep {
         &self.whole.nodes
     }
 
-    /// The output that the contact sheet shows, and what is said of how it is laid out and drawn.
+    /// The output that the contact sheet shows, and its declaration.
     pub(crate) fn sheet_parts(&self) -> Option<(&str, &SheetDecl)> {
         let sheet = self.sheet.as_ref()?;
         Some((&sheet.output, &sheet.decl))

@@ -123,7 +123,7 @@ impl<'a> CellReader<'a> {
                 "exclude less",
             );
         }
-        // A cell that is said twice is one.
+        // A cell that is given twice is one.
         let mut seen = HashSet::new();
         cells.retain(|cell| {
             let mut values: Vec<String> = cell
@@ -320,7 +320,7 @@ impl<'a> CellReader<'a> {
                 .help(format!("give some, `{}: [...]`, or remove it", key.text)),
             );
         }
-        // A value that is said twice is one.
+        // A value that is given twice is one.
         let mut seen: HashSet<String> = HashSet::new();
         values.retain(|value| {
             let mut text = String::new();
@@ -349,7 +349,7 @@ impl<'a> CellReader<'a> {
         };
         let (Ok(from), Ok(to)) = (from.trim().parse::<i64>(), to.trim().parse::<i64>()) else {
             let message = format!(
-                "`{}` is no range",
+                "`{}` is not a range",
                 tree.as_text().unwrap_or("").escape_debug()
             );
             self.problems.push(
@@ -443,10 +443,7 @@ impl<'a> CellReader<'a> {
         // A hundredth of a step forgives what decimals lose in binary, so that the end is reached.
         let count = ((to - from) / step + 0.01).floor();
         if !(0.0..MAX_CELLS as f64).contains(&count) {
-            fault(
-                span,
-                "the range leads nowhere, or has too many values".to_owned(),
-            );
+            fault(span, "the range has no values, or too many".to_owned());
             return Vec::new();
         }
         (0..=count as usize)
@@ -545,7 +542,7 @@ impl<'a> CellReader<'a> {
             values.extend(self.value(key, Tree { node, span }, &text).map(Arc::new));
             self.folder = own;
             if values.len() > MAX_CELLS {
-                break; // the count of the cells is told as too great
+                break; // more cells than allowed, which is reported
             }
         }
         values
