@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 
 use crate::base::problem::{Code, Problem, Source, Span};
 use crate::base::suggest;
+use crate::syntax::mismatch::{Expected, Mismatch, nearest_inside};
 use crate::syntax::params::{ParamType, is_carried};
 use crate::syntax::template::is_name;
 use crate::syntax::yaml::{self, MapKey, Node, Tree};
@@ -236,16 +237,11 @@ impl Reader<'_> {
         match &tree.node {
             Node::String { text, .. } => Some(text.clone()),
             _ => {
-                let mismatch = crate::syntax::params::expected(&key.text, "a text", tree);
-                let code = if mismatch.code == Code::UnquotedTemplate {
-                    Code::UnquotedTemplate
-                } else {
-                    Code::WrongShape
-                };
-                self.problems.push(
-                    Problem::new(code, self.source, tree.span, mismatch.message)
-                        .maybe_help(mismatch.help),
-                );
+                let mut mismatch = Expected::text().mismatch(&key.text, tree);
+                if mismatch.code != Code::UnquotedTemplate {
+                    mismatch.code = Code::WrongShape;
+                }
+                self.problems.push(mismatch.at(self.source, tree.span));
                 None
             }
         }
@@ -691,8 +687,7 @@ impl Reader<'_> {
                         Node::Int(value) => *value as f64,
                         Node::Float(value) => *value,
                         _ => {
-                            let mismatch =
-                                crate::syntax::params::expected(&key.text, "a number", &tree);
+                            let mismatch = Expected::number().mismatch(&key.text, &tree);
                             self.problems.push(mismatch.at(self.source, tree.span));
                             continue;
                         }
@@ -777,15 +772,10 @@ impl Reader<'_> {
                         span: tree.span,
                     });
                 }
-                Err(mismatch) => {
-                    let problem = Problem::new(
-                        Code::BadDeclaration,
-                        self.source,
-                        tree.span,
-                        format!("the default does not fit: {}", mismatch.message),
-                    )
-                    .maybe_help(mismatch.help);
-                    self.problems.push(problem);
+                Err(mut mismatch) => {
+                    mismatch.code = Code::BadDeclaration;
+                    mismatch.message = format!("the default does not fit: {}", mismatch.message);
+                    self.problems.push(mismatch.at(self.source, tree.span));
                     // The param is known all the same, and what refers to it is not at fault.
                     decl.optional = true;
                 }
@@ -798,8 +788,7 @@ impl Reader<'_> {
         match &tree.node {
             Node::Bool(value) => *value,
             _ => {
-                let mismatch =
-                    crate::syntax::params::expected(&key.text, "`true` or `false`", tree);
+                let mismatch = Expected::boolean().mismatch(&key.text, tree);
                 self.problems.push(mismatch.at(self.source, tree.span));
                 false
             }
@@ -1049,23 +1038,14 @@ impl ParamDecl {
     }
 
     /// Reads a value by the declaration: its type, its range, its choices.
-    pub(crate) fn read(
-        &self,
-        name: &str,
-        tree: &Tree,
-    ) -> Result<Json, crate::syntax::params::Mismatch> {
+    pub(crate) fn read(&self, name: &str, tree: &Tree) -> Result<Json, Mismatch> {
         let value = self.kind.read(name, tree)?;
         self.limits(name, &value)?;
         Ok(value)
     }
 
     /// Whether a value of the right type is within the range and among the choices.
-    pub(crate) fn limits(
-        &self,
-        name: &str,
-        value: &Json,
-    ) -> Result<(), crate::syntax::params::Mismatch> {
-        use crate::syntax::params::Mismatch;
+    pub(crate) fn limits(&self, name: &str, value: &Json) -> Result<(), Mismatch> {
         if let Some(number) = value.as_f64() {
             let range = match (self.min, self.max) {
                 (Some(min), Some(max)) => format!("from {min} to {max}"),
@@ -1079,9 +1059,7 @@ impl ParamDecl {
                     Code::OutOfRange,
                     format!("`{name}` is {value}, and it must be {range}"),
                 )
-                .help(crate::syntax::params::nearest_inside(
-                    number, self.min, self.max,
-                )));
+                .help(nearest_inside(number, self.min, self.max)));
             }
         }
         if self.kind == ParamType::Choice
