@@ -34,8 +34,8 @@ pub use cache::{Cache, DiskCache, DiskEntry, HostCache, NoCache, Outputs, Tiered
 pub use check::{Checked, CheckedNode, CheckedOutput, Drawn, Link, ResolvedParam, Settings};
 pub use engine::Engine;
 pub use files::{DiskFiles, FileStamp, Files, FolderEntry, MemoryFiles, Sought, Withheld};
-pub use lock::redirect::{Redirect, RedirectedFiles};
-pub use lock::{Difference, Located, Lock, LockedFile, LockedKind, locate};
+pub use lock::redirect::RedirectedFiles;
+pub use lock::{Difference, Located, Lock, LockedFile, LockedKind, Redirect, locate};
 pub use op::chain::{Chain, Chained, Item, Need, Note, Step, UpLink, Upstream};
 pub use op::node::{Context, Host, Node, ReadFile};
 pub use op::registry::{Entry, ParamInfo, Registry};

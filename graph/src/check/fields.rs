@@ -15,7 +15,8 @@ use crate::check::settings::ResolvedParam;
 use crate::op::erased::{ErasedNode, PathStep};
 use crate::op::registry::{Entry, Field};
 use crate::op::shape::{Shape, Text, range, words};
-use crate::syntax::params::{EMPTY_PATH, How, Mismatch, expected};
+use crate::syntax::mismatch::{Mismatch, empty_path};
+use crate::syntax::params::How;
 use crate::syntax::workflow::{NodeBody, NodeDecl, Workflow};
 use crate::syntax::yaml::{MapKey, Node, Tree};
 use crate::value::port::Arity;
@@ -373,7 +374,7 @@ impl Checker<'_> {
                 }
             }
             Node::String { text, .. } => self.build_text(index, scope, name, text, tree, shape),
-            _ => self.mismatch(scope, tree.span, expected(name, &shape.due(), tree)),
+            _ => self.mismatch(scope, tree.span, shape.expected().mismatch(name, tree)),
         }
     }
 
@@ -404,7 +405,7 @@ impl Checker<'_> {
             return Built::Value(Json::from(drawn));
         }
         if !shape.string {
-            return self.mismatch(scope, tree.span, expected(name, &shape.due(), tree));
+            return self.mismatch(scope, tree.span, shape.expected().mismatch(name, tree));
         }
         // `$$` is a dollar.
         let text = match text.strip_prefix('$') {
@@ -416,13 +417,7 @@ impl Checker<'_> {
                 Some(text) => Built::Value(Json::from(text)),
                 None => Built::Broken,
             },
-            Text::Path if text.is_empty() => {
-                let mismatch = Mismatch::new(
-                    Code::ValueType,
-                    format!("`{name}` takes a path, and this text is empty"),
-                );
-                self.mismatch(scope, tree.span, mismatch.help(EMPTY_PATH))
-            }
+            Text::Path if text.is_empty() => self.mismatch(scope, tree.span, empty_path(name)),
             Text::Path if !self.has_room(scope, tree.span, text.len()) => Built::Broken,
             Text::Path => Built::Value(joined(&self.scopes[scope].workflow.folder, text)),
             Text::Plain => match words(name, text, tree, shape) {
@@ -489,7 +484,7 @@ impl Checker<'_> {
         let as_tree = Tree::of(&bound.value, tree.span);
         let mismatch = match &bound.value {
             Json::Number(number) if !shape.number && number.as_i64().is_none() => {
-                Some(expected(name, &shape.due(), &as_tree))
+                Some(shape.expected().mismatch(name, &as_tree))
             }
             Json::Number(_) => range(name, &bound.value, shape),
             Json::String(text) if shape.text == Text::Plain => words(name, text, &as_tree, shape),

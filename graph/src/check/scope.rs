@@ -63,7 +63,7 @@ impl Checker<'_> {
                 Err(mismatch) => {
                     let place = (&setting.origin.source, setting.origin.span);
                     let problem = if setting.raw.is_some() {
-                        mismatch.at_option(name, place.0, place.1)
+                        mismatch.at_option(place.0, place.1)
                     } else {
                         mismatch.at(place.0, place.1)
                     };

@@ -2,7 +2,8 @@
 
 use serde_json::Value as Json;
 
-use crate::base::problem::{Code, Problem, Source, Span};
+use crate::base::problem::Code;
+use crate::syntax::mismatch::{Accepts, Expected, Mismatch, empty_path};
 use crate::syntax::yaml::{Node, Tree};
 use crate::value::fields::{MAX_INTEGER, Steps};
 
@@ -31,62 +32,8 @@ pub enum ParamType {
     Threshold,
 }
 
-/// What to do about a path that is empty.
-pub(crate) const EMPTY_PATH: &str =
-    "name a file or a folder, relative to this one; or remove the key";
 /// What to do about a number of steps that is none.
 const STEPS_HELP: &str = "write `10` for ten steps, `20%` for a share of all of them";
-
-/// What to do about a number out of its range: the nearest that is inside, if the bounds themselves are.
-pub(crate) fn nearest_inside(number: f64, min: Option<f64>, max: Option<f64>) -> String {
-    match (min, max) {
-        (Some(min), _) if number < min => format!("the nearest is {min}"),
-        (_, Some(max)) if number > max => format!("the nearest is {max}"),
-        _ => "give a number inside of it".to_owned(),
-    }
-}
-
-/// A value that does not fit, not yet joined with its place.
-#[derive(Clone, Debug)]
-pub(crate) struct Mismatch {
-    pub(crate) code: Code,
-    pub(crate) message: String,
-    pub(crate) help: Option<String>,
-}
-
-impl Mismatch {
-    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-            help: None,
-        }
-    }
-
-    pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
-        self
-    }
-
-    /// The fault and the way out in one line.
-    pub(crate) fn in_words(self) -> String {
-        match self.help {
-            Some(help) => format!("{}: {help}", self.message),
-            None => self.message,
-        }
-    }
-
-    /// The fault at a place on the command line, where a value is written `--set name=value` and not `name: value`.
-    pub(crate) fn at_option(self, name: &str, source: &Source, span: Span) -> Problem {
-        let help =
-            (self.help).map(|help| help.replace(&format!("{name}: "), &format!("--set {name}=")));
-        Problem::new(self.code, source, span, self.message).maybe_help(help)
-    }
-
-    pub(crate) fn at(self, source: &Source, span: Span) -> Problem {
-        Problem::new(self.code, source, span, self.message).maybe_help(self.help)
-    }
-}
 
 impl ParamType {
     /// All types in the order in which they are documented.
@@ -128,33 +75,27 @@ impl ParamType {
 
     /// Reads a value of this type; `random` is left as it is.
     pub(crate) fn read(self, name: &str, tree: &Tree) -> Result<Json, Mismatch> {
-        let text = |what: &str| match &tree.node {
-            Node::String { text, .. } => Ok(Json::from(text.as_str())),
-            _ => Err(expected(name, what, tree)),
-        };
+        let mismatch = || self.expected().mismatch(name, tree);
         match self {
-            Self::String => text("a text"),
-            Self::Choice => text("one of its values"),
-            Self::Path => match &tree.node {
-                Node::String { text, .. } if text.is_empty() => Err(Mismatch::new(
-                    Code::ValueType,
-                    format!("`{name}` takes a path, and this text is empty"),
-                )
-                .help(EMPTY_PATH)),
-                _ => text("a path"),
+            Self::String | Self::Choice | Self::Path => match &tree.node {
+                Node::String { text, .. } if self == Self::Path && text.is_empty() => {
+                    Err(empty_path(name))
+                }
+                Node::String { text, .. } => Ok(Json::from(text.as_str())),
+                _ => Err(mismatch()),
             },
             Self::Int => match &tree.node {
                 Node::Int(value) => Ok(Json::from(*value)),
-                _ => Err(expected(name, "an integer", tree)),
+                _ => Err(mismatch()),
             },
             Self::Float => match &tree.node {
                 Node::Int(value) => Ok(Json::from(*value)),
                 Node::Float(value) => Ok(Json::from(*value)),
-                _ => Err(expected(name, "a number", tree)),
+                _ => Err(mismatch()),
             },
             Self::Bool => match &tree.node {
                 Node::Bool(value) => Ok(Json::from(*value)),
-                _ => Err(expected(name, "`true` or `false`", tree)),
+                _ => Err(mismatch()),
             },
             Self::Steps => match &tree.node {
                 Node::Int(value) if *value >= 0 => Ok(Json::from(*value)),
@@ -171,11 +112,7 @@ impl ParamType {
                     )
                     .help(STEPS_HELP)),
                 },
-                _ => Err(expected(
-                    name,
-                    "a number of steps or a share of them, `10` or `20%`",
-                    tree,
-                )),
+                _ => Err(mismatch()),
             },
             Self::Seed => match &tree.node {
                 Node::Int(value) if *value >= 0 => Ok(Json::from(*value)),
@@ -185,7 +122,7 @@ impl ParamType {
                 )
                 .help("any whole number from 0 will do: `42`; `random` draws one")),
                 Node::String { text, .. } if text == "random" => Ok(Json::from("random")),
-                _ => Err(expected(name, "a seed, an integer or `random`", tree)),
+                _ => Err(mismatch()),
             },
             Self::Threshold => match &tree.node {
                 Node::Int(value) => Ok(Json::from(*value)),
@@ -193,32 +130,58 @@ impl ParamType {
                 Node::String { text, .. } if text == "otsu" || text == "soft" => {
                     Ok(Json::from(text.as_str()))
                 }
-                _ => Err(expected(name, "`otsu`, `soft` or a number", tree)),
+                _ => Err(mismatch()),
             },
-            Self::Sites => {
-                let due =
-                    "`auto`, `all`, `none`, a number, a range such as `10..16` or a list of them";
-                match &tree.node {
-                    Node::String { text, .. }
-                        if matches!(text.as_str(), "auto" | "all" | "none") || is_range(text) =>
-                    {
-                        Ok(Json::from(text.as_str()))
-                    }
-                    Node::Int(value) if *value >= 0 => Ok(Json::from(*value)),
-                    Node::Seq(items) => items
-                        .iter()
-                        .map(|item| match &item.node {
-                            Node::Int(value) if *value >= 0 => Ok(Json::from(*value)),
-                            Node::String { text, .. } if is_range(text) => {
-                                Ok(Json::from(text.as_str()))
-                            }
-                            _ => Err(expected(name, due, item)),
-                        })
-                        .collect::<Result<Vec<_>, _>>()
-                        .map(Json::from),
-                    _ => Err(expected(name, due, tree)),
+            Self::Sites => match &tree.node {
+                Node::String { text, .. }
+                    if matches!(text.as_str(), "auto" | "all" | "none") || is_range(text) =>
+                {
+                    Ok(Json::from(text.as_str()))
                 }
+                Node::Int(value) if *value >= 0 => Ok(Json::from(*value)),
+                Node::Seq(items) => items
+                    .iter()
+                    .map(|item| match &item.node {
+                        Node::Int(value) if *value >= 0 => Ok(Json::from(*value)),
+                        Node::String { text, .. } if is_range(text) => {
+                            Ok(Json::from(text.as_str()))
+                        }
+                        _ => Err(self.expected().mismatch(name, item)),
+                    })
+                    .collect::<Result<Vec<_>, _>>()
+                    .map(Json::from),
+                _ => Err(mismatch()),
+            },
+        }
+    }
+
+    /// What a value of this type is.
+    fn expected(self) -> Expected {
+        let number = Accepts {
+            number: true,
+            ..Accepts::default()
+        };
+        let integer = Accepts {
+            integer: true,
+            ..Accepts::default()
+        };
+        match self {
+            Self::String => Expected::text(),
+            Self::Choice => Expected::new("one of its values", Accepts::default()),
+            Self::Path => Expected::new("a path", Accepts::default()),
+            Self::Int => Expected::integer(),
+            Self::Float => Expected::number(),
+            Self::Bool => Expected::boolean(),
+            Self::Steps => Expected::steps(),
+            Self::Seed => {
+                Expected::new("a seed, an integer or `random`", integer).example("random")
             }
+            Self::Threshold => Expected::new("`otsu`, `soft` or a number", number).example("otsu"),
+            Self::Sites => Expected::new(
+                "`auto`, `all`, `none`, a number, a range such as `10..16` or a list of them",
+                number,
+            )
+            .example("auto"),
         }
     }
 }
@@ -233,92 +196,6 @@ fn is_range(text: &str) -> bool {
     let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     text.split_once("..")
         .is_some_and(|(from, to)| number(from) && number(to.strip_prefix('=').unwrap_or(to)))
-}
-
-/// The fault that a value is of another type than `what`, with the way to write it.
-pub(crate) fn expected(name: &str, what: &str, tree: &Tree) -> Mismatch {
-    let mismatch = unlike(name, what, tree);
-    if mismatch.help.is_some() {
-        return mismatch;
-    }
-    // The words of `what` that stand in backquotes are examples already.
-    let example = match what.split('`').nth(1) {
-        Some(example) => example,
-        None if what.contains("integer") => "50",
-        None if what.contains("number") => "7.5",
-        None if what.contains("list") => "[...]",
-        None => "\"...\"",
-    };
-    let help = format!("write it as in `{name}: {example}`");
-    mismatch.help(help)
-}
-
-fn unlike(name: &str, what: &str, tree: &Tree) -> Mismatch {
-    let number = what.contains("number") || what.contains("integer");
-    let boolean = what.contains("true");
-    let message = format!("`{name}` takes {what}, not {}", tree.describe());
-    match &tree.node {
-        Node::String { text, quoted } => {
-            let trimmed = text.trim();
-            let digits = trimmed.replace('_', "");
-            let is_number = |text: &str| {
-                text.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '-' | '+' | '.'))
-                    && text.parse::<f64>().is_ok()
-            };
-            if boolean && (trimmed == "true" || trimmed == "false") {
-                return Mismatch::new(Code::NotABool, message)
-                    .help(format!("write it without quotes: `{name}: {trimmed}`"));
-            }
-            if boolean
-                && let Some(value) = match trimmed.to_ascii_lowercase().as_str() {
-                    "true" | "yes" | "on" | "y" => Some(true),
-                    "false" | "no" | "off" | "n" => Some(false),
-                    _ => None,
-                }
-            {
-                return Mismatch::new(Code::NotABool, message)
-                    .help(format!("write `{name}: {value}`"));
-            }
-            if number && *quoted && is_number(trimmed) {
-                return Mismatch::new(Code::QuotedNumber, message)
-                    .help(format!("write it without quotes: `{name}: {trimmed}`"));
-            }
-            if number && digits != trimmed && is_number(&digits) {
-                return Mismatch::new(Code::ValueType, message).help(format!(
-                    "numbers are written without underscores: `{name}: {digits}`"
-                ));
-            }
-            Mismatch::new(Code::ValueType, message)
-        }
-        Node::Float(value)
-            if what.contains("integer")
-                && value.fract() == 0.0
-                && value.abs() <= MAX_INTEGER as f64 =>
-        {
-            Mismatch::new(Code::ValueType, message).help(format!("write `{name}: {value:.0}`"))
-        }
-        Node::Map(_) if tree.looks_like_template() => {
-            let Node::Map(entries) = &tree.node else {
-                return Mismatch::new(Code::ValueType, message);
-            };
-            let inner = entries.first().map_or("", |(key, _)| key.text.as_str());
-            Mismatch::new(Code::UnquotedTemplate, message)
-                .help(format!("quote the template: `{name}: \"{{{inner}}}\"`"))
-        }
-        Node::Int(_) | Node::Float(_) | Node::Bool(_) if what.contains("text") => {
-            let plain = match &tree.node {
-                Node::Int(value) => value.to_string(),
-                Node::Float(value) => value.to_string(),
-                Node::Bool(value) => value.to_string(),
-                _ => String::new(),
-            };
-            Mismatch::new(Code::ValueType, message)
-                .help(format!("put it in quotes: `{name}: \"{plain}\"`"))
-        }
-        Node::Null => Mismatch::new(Code::ValueType, message)
-            .help(format!("give `{name}` a value, or remove the key")),
-        _ => Mismatch::new(Code::ValueType, message),
-    }
 }
 
 /// Where the value of a param comes from.
