@@ -3,6 +3,7 @@
 mod draw;
 pub mod forecast;
 pub mod guard;
+#[expect(clippy::module_inception, reason = "the room and what it is about")]
 pub mod plan;
 pub mod priority;
 pub mod record;

@@ -69,8 +69,6 @@ pub(super) struct Sheet {
     pub(super) span: Span,
 }
 
-/// The plan of a sweep.
-
 impl Sweep {
     /// The name of the workflow.
     #[must_use]
