@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use super::fields::{SchedulerField, Strength, is_zero};
 use super::{
-    Scheduling, Start, failed, guidance_fault, mask_batch_fault, prompt_faults, prompt_warnings,
-    rescale_fault, steps_fault,
+    Linked, Scheduling, Start, failed, guidance_fault, mask_batch_fault, plain_fault,
+    prompt_faults, prompt_warnings, rescale_fault, steps_fault,
 };
 use crate::attention::{ControlNote, SwapAttention, Texts, schedule_fault};
 use crate::chain::{
@@ -91,6 +91,10 @@ pub struct Sample {
     /// Pictures to draw at once. Default: 1, or the control's.
     #[serde(default)]
     pub batch: Option<usize>,
+    /// Of an image-editing model (InstructPix2Pix): how much its `picture` counts, beside the prompt. 1 is no guidance by the
+    /// picture and saves a call in three. Default: 1.5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_guidance: Option<f64>,
     /// Width in pixels. Default: the model's own size, or the control's.
     #[serde(default)]
     pub width: Option<usize>,
@@ -115,8 +119,13 @@ ports! {
         pub control: Option<Arc<Control>>,
         /// The starting noise, in place of seed, batch and size; with `strength` the picture that is drawn over.
         pub latent: Option<Arc<Latent>>,
-        /// With `strength`: where the picture is drawn anew (1, white); elsewhere it stays.
+        /// With `strength`: where the picture is drawn anew (1, white); elsewhere it stays. Of an inpainting model: where it
+        /// draws, shown to it at every step.
         pub mask: Added<Arc<Mask>>,
+        /// What an inpainting model (nine channels) or an image-editing model (InstructPix2Pix, eight) is shown beside the
+        /// latent: for the first what `encode_reference` with the same `mask` gives, for the other the picture's latent. The
+        /// size is its size. With an inpainting model `latent` and `strength` say what it begins with; by default noise.
+        pub picture: Added<Arc<Latent>>,
     }
 }
 
@@ -161,6 +170,7 @@ impl Sample {
             scheduling: self.scheduling(self.steps()),
             guidance: self.guidance,
             rescale: self.guidance_rescale,
+            image_guidance: self.image_guidance,
         }
     }
 
@@ -216,6 +226,8 @@ impl Sample {
             ("height", self.height.is_some()),
             ("strength", self.strength.is_some()),
             ("spacing", self.spacing.is_some()),
+            ("image_guidance", self.image_guidance.is_some()),
+            ("picture", inputs.is_linked("picture")),
             ("latent", inputs.is_linked("latent")),
             ("mask", inputs.is_linked("mask")),
         ];
@@ -248,6 +260,7 @@ impl Sample {
         ) else {
             return faults;
         };
+        faults.extend(plain_fault(Some(&model), "model", "swap_attention"));
         let settings = &control.settings;
         let texts = [
             settings.context_prompt.as_ref(),
@@ -328,9 +341,12 @@ impl Sample {
         reports: &Reports<'_>,
     ) -> Result<(Retouched, Schedule), NodeError> {
         let model = &inputs.model.checkpoint;
-        let begun =
-            self.start()
-                .begin(model, inputs.latent.as_deref(), inputs.mask.0.as_deref())?;
+        let begun = self.start().begin(
+            model,
+            inputs.latent.as_deref(),
+            inputs.mask.0.as_deref(),
+            inputs.picture.0.as_deref(),
+        )?;
         begun.warn(&model.description().facts(), reports);
         let prompted = Prompted::new(model, &self.prompt, &self.negative, reports);
         let trajectory = step_blend_sample(
@@ -392,6 +408,7 @@ impl Sample {
             rescale: self.guidance_rescale,
             numerics: upstream.numerics,
             blank_is_zero: facts.blank_is_zero,
+            beside: None,
         };
         let swaps = !settings.sites.is_empty() && !swap_range(&control.settings, steps).is_empty();
         let context_subject = subject_of(&control.settings, &control.settings.context_subject);
@@ -1173,18 +1190,23 @@ impl Node for Sample {
             return Ok(types);
         }
         let latent: Option<LatentFacts> = inputs.facts("latent");
+        let picture = Linked {
+            is: inputs.is_linked("picture"),
+            facts: inputs.facts("picture"),
+        };
         faults.extend(self.start().faults(
             model.as_ref(),
             inputs.is_linked("latent"),
             inputs.is_linked("mask"),
             latent.as_ref(),
+            picture,
         ));
         if let (Some(model), Some(latent)) = (&model, &latent) {
             faults.extend(channel_fault(model, latent.channels, "latent"));
         }
         if let (Some(mask), Some(shape)) = (
             inputs.facts::<ImageFacts>("mask"),
-            latent.and_then(|latent| self.start().facts(None, Some(latent))),
+            self.start().facts(None, latent, picture),
         ) {
             faults.extend(mask_batch_fault(mask.batch, shape.batch));
         }
@@ -1195,12 +1217,14 @@ impl Node for Sample {
             "masks",
             "`sample` makes `masks` only with a `control` that swaps attention",
         );
-        Ok(match self.start().trajectory(model.as_ref(), latent) {
-            Some(facts) => types
-                .with("latent", &facts.latent())
-                .with("trajectory", &facts),
-            None => types,
-        })
+        Ok(
+            match self.start().trajectory(model.as_ref(), latent, picture) {
+                Some(facts) => types
+                    .with("latent", &facts.latent())
+                    .with("trajectory", &facts),
+                None => types,
+            },
+        )
     }
 
     fn chain(&self, upstream: &Upstream<'_>) -> Chained {

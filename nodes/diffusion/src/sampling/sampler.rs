@@ -8,7 +8,7 @@ use retouch_graph::Key;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::model::Checkpoint;
-use crate::networks::unet::{Addition, Call, SiteInfo, Text, grid_at};
+use crate::networks::unet::{Addition, Call, SiteInfo, Text, UnetConfig, grid_at};
 use crate::prompt::conditioning::{Encoded, Span};
 use crate::sampling::control::{
     Action, AttentionControl, AttentionKind, Branch, Capture, Captures, Given, Half, MapRecorder,
@@ -218,6 +218,7 @@ struct Guided<'a> {
     guidance: f64,
     rescale: f64,
     branch: Branch,
+    beside: Option<&'a Beside>,
 }
 
 /// The rows of a branch at a step, as part of a call.
@@ -231,6 +232,8 @@ struct Member<'a> {
     timestep: f32,
     step: usize,
     rows: Rows,
+    /// What the network is shown beside the images' latents.
+    beside: Option<&'a Tensor>,
 }
 
 impl Member<'_> {
@@ -261,8 +264,9 @@ fn together(
     let (mut latents, mut timesteps) = (Vec::new(), Vec::new());
     let (mut texts, mut pooled) = (Vec::new(), Vec::new());
     for member in members {
+        let shown = with_beside(&model.description().unet, member.z, member.beside)?;
         for (half, _) in member.rows.halves() {
-            latents.push(member.z);
+            latents.push(shown.clone());
             if let Some(own) = &member.conditions.half(half).pooled {
                 pooled.push(own.repeat((member.rows.images, 1))?);
             }
@@ -311,6 +315,22 @@ impl Guided<'_> {
         control: &mut dyn AttentionControl,
         monitor: &dyn Monitor,
     ) -> Result<Tensor> {
+        let beside = self.beside.map(|beside| &beside.planes);
+        self.rows_beside(z, timestep, step, rows, beside, control, monitor)
+    }
+
+    /// The same with something else beside the latents.
+    #[allow(clippy::too_many_arguments)]
+    fn rows_beside(
+        &self,
+        z: &Tensor,
+        timestep: f32,
+        step: usize,
+        rows: Rows,
+        beside: Option<&Tensor>,
+        control: &mut dyn AttentionControl,
+        monitor: &dyn Monitor,
+    ) -> Result<Tensor> {
         let member = Member {
             conditions: self.conditions,
             guided: self.guidance != 1.0,
@@ -318,11 +338,13 @@ impl Guided<'_> {
             timestep,
             step,
             rows,
+            beside,
         };
         together(self.model, &[member], control, monitor)
     }
 
-    /// u + g (c - u), rescaled; c alone at g = 1.
+    /// u + g (c - u), rescaled; c alone at g = 1. With guidance by a picture g' that is not 1, where n is the output by the
+    /// negative prompt and no picture: n + g (c - u) + g' (u - n) (Brooks et al. 2023, eq. 3).
     fn noise(
         &self,
         z: &Tensor,
@@ -339,6 +361,20 @@ impl Guided<'_> {
         let u = out.narrow(0, 0, rows.images)?;
         let c = out.narrow(0, rows.images, rows.images)?;
         let guided = (&u + ((&c - &u)? * self.guidance)?)?;
+        let guided = match self.beside {
+            Some(beside) if beside.guidance != 1.0 => {
+                let rows = Rows {
+                    prompt: false,
+                    ..rows
+                };
+                let none = beside.planes.zeros_like()?;
+                let none = Some(&none);
+                let n = self.rows_beside(z, timestep, step, rows, none, &mut Untouched, monitor)?;
+                // Beside u + g (c - u): (1 - g') (n - u).
+                (guided + ((n - &u)? * (1.0 - beside.guidance))?)?
+            }
+            _ => guided,
+        };
         rescaled(guided, &c, self.rescale)
     }
 }
@@ -527,6 +563,38 @@ impl<'a> Resume<'a> {
     }
 }
 
+/// What a network is shown beside the latent: the further channels of an inpainting or image-editing model.
+#[derive(Clone, Debug)]
+pub struct Beside {
+    /// The channels `[B, C', h, w]`, or those of one image for all: mask and masked picture, or a picture's latent.
+    pub planes: Tensor,
+    /// How much the picture counts; 1 is no guidance by it, and costs a call less.
+    pub guidance: f64,
+}
+
+/// The latents with what is shown beside them, as the network takes them: `[B, C + C', h, w]`.
+fn with_beside(config: &UnetConfig, z: &Tensor, beside: Option<&Tensor>) -> Result<Tensor> {
+    let (images, channels, h, w) = z.dims4()?;
+    let shown = match beside {
+        None => z.clone(),
+        Some(planes) => {
+            let planes = match planes.dims4()? {
+                (1, c, ..) if images > 1 => planes.broadcast_as((images, c, h, w))?,
+                _ => planes.clone(),
+            };
+            Tensor::cat(&[z, &planes], 1)?
+        }
+    };
+    if shown.dim(1)? == config.in_channels {
+        return Ok(shown);
+    }
+    Err(Error::request(format!(
+        "the U-Net takes {} channels, and a latent of {channels} is shown to it: it is an inpainting or image-editing model",
+        config.in_channels
+    ))
+    .help("`sample` draws with such a model, given its `picture`"))
+}
+
 /// What stays of a picture where its mask leaves it.
 #[derive(Clone, Debug)]
 pub struct Inpaint {
@@ -559,6 +627,8 @@ pub struct Drawing<'a> {
     pub seed: Option<u64>,
     /// What stays of a picture.
     pub inpaint: Option<Inpaint>,
+    /// What the network is shown beside the latent.
+    pub beside: Option<Beside>,
 }
 
 impl<'a> Drawing<'a> {
@@ -571,6 +641,7 @@ impl<'a> Drawing<'a> {
             rescale: 0.0,
             seed: None,
             inpaint: None,
+            beside: None,
         }
     }
 
@@ -653,6 +724,7 @@ pub fn step_blend_sample(
                     guidance: drawing.guidance,
                     rescale: drawing.rescale,
                     branch: Branch::Plain,
+                    beside: drawing.beside.as_ref(),
                 };
                 let since = Instant::now();
                 let rows = guided.all_rows(&z)?;
@@ -714,6 +786,7 @@ pub fn invert(
                     guidance: 1.0,
                     rescale: 0.0,
                     branch: Branch::Plain,
+                    beside: None,
                 };
                 let start = Instant::now();
                 let out = guided.noise(&z, t as f32, k, &mut Untouched, monitor)?;
@@ -838,6 +911,7 @@ pub fn look(
         guidance,
         rescale: 0.0,
         branch: Branch::Plain,
+        beside: None,
     };
     let sites = BTreeSet::new();
     let swap = Swap::new(&sites, Action::Let);
@@ -864,6 +938,7 @@ pub fn cross_attention(
         guidance: 1.0,
         rescale: 0.0,
         branch: Branch::Plain,
+        beside: None,
     };
     guided.noise(z, timestep, k, &mut recorder, monitor)?;
     recorder.0.finish()
@@ -1339,6 +1414,7 @@ impl Retouch<'_> {
                 guidance: s.guidance,
                 rescale: s.rescale,
                 branch: Branch::Target,
+                beside: None,
             };
             let since = Instant::now();
             let out = guided.noise(&z, ddim.timesteps()[k] as f32, k, &mut swap, monitor)?;
@@ -1553,6 +1629,7 @@ impl Retouch<'_> {
                 timestep: ddim.timesteps()[k] as f32,
                 step: k,
                 rows,
+                beside: None,
             },
             asked,
             same,
@@ -1829,6 +1906,7 @@ impl Retouch<'_> {
             guidance: s.guidance,
             rescale: 0.0,
             branch: Branch::Target,
+            beside: None,
         };
         let timestep = ddim.timesteps()[k] as f32;
         let swap = Swap::new(&s.sites, action);
