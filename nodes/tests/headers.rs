@@ -444,6 +444,22 @@ fn what_is_not_built_is_named() {
         let notes = refused("cosxl", &shapes, &[]);
         assert!(notes.contains(due), "{notes}");
     }
+    // Networks that are no checkpoint are known by their names alone.
+    for (name, due) in [
+        ("control_model.time_embed.0.weight", "it is a ControlNet"),
+        (
+            "double_blocks.0.img_attn.norm.key_norm.scale",
+            "it is a Flux checkpoint",
+        ),
+        (
+            "joint_blocks.0.context_block.adaLN_modulation.1.bias",
+            "it is a Stable Diffusion 3 checkpoint",
+        ),
+    ] {
+        let shapes = Shapes::from([(name.to_owned(), vec![4])]);
+        let notes = refused("other", &shapes, &[]);
+        assert!(notes.contains(due), "{notes}");
+    }
     // What is missing, and how to give it.
     let mut shapes = Single::of("sd1", SD1).shapes(&tables);
     shapes.retain(|name, _| name.starts_with("model.diffusion_model."));
@@ -590,6 +606,31 @@ fn folders_of_published_models_are_what_they_are() {
         "bk-sdm-small",
         &report(&folder("bk-sdm-small", &small, None, false), "model").unwrap(),
         &due,
+    );
+    // Playground 2.5 has the networks of Stable Diffusion XL, and another schedule.
+    let edm = json!({"_class_name": "EDMDPMSolverMultistepScheduler", "prediction_type": "epsilon", "sigma_data": 0.5});
+    let error = report(
+        &folder(
+            "sdxl-inpainting",
+            &xl_unet(json!({"in_channels": 9})),
+            Some(edm),
+            true,
+        ),
+        "model",
+    )
+    .unwrap_err();
+    assert!(
+        error.contains("EDM's schedule, as Playground 2.5 has it"),
+        "{error}"
+    );
+    let refiner = folder("sdxl-inpainting", &xl_unet(json!({})), Some(euler), true).text(
+        "model/model_index.json",
+        &json!({"_class_name": "StableDiffusionXLImg2ImgPipeline", "requires_aesthetics_score": true}),
+    );
+    let error = report(&refiner, "model").unwrap_err();
+    assert!(
+        error.contains("is a refiner of Stable Diffusion XL"),
+        "{error}"
     );
     // Consistency models that take the guidance as an input are refused by name, not drawn without it.
     let lcm = sd1_unet(json!({"time_cond_proj_dim": 256}));

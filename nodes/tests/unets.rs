@@ -426,7 +426,8 @@ fn a_vae_in_half_precision_is_computed_in_float32_where_its_numbers_are_not_fini
 
 mod shapes {
     use super::*;
-    use retouch_diffusion::checkpoint::layout::Sources;
+    use retouch_diffusion::checkpoint::export;
+    use retouch_diffusion::checkpoint::layout::{Layout, Sources};
     use retouch_diffusion::checkpoint::model::{Checkpoint, Description};
     use retouch_diffusion::networks::unet::{Call, Part, Text, UnetConfig};
     use retouch_diffusion::sampling::control::{Branch, Rows, Untouched};
@@ -449,12 +450,8 @@ mod shapes {
         })
     }
 
-    fn out(unet: &Path) -> Tensor {
-        let sources = Sources {
-            unet: Some(unet.to_owned()),
-            ..Sources::of(&data().join("micro/sd1"))
-        };
-        let description = Description::read(&sources, &support::Disk).unwrap();
+    fn call(sources: &Sources) -> Tensor {
+        let description = Description::read(sources, &support::Disk).unwrap();
         let kernel = Arc::new(Cpu::default());
         let model = Checkpoint::new(description, "x".into(), Device::Cpu, kernel);
         let inputs = numbers("micro/sd1.safetensors");
@@ -469,6 +466,57 @@ mod shapes {
         };
         let unet = model.unet().unwrap();
         unet.forward(call, &mut Untouched, model.kernel()).unwrap()
+    }
+
+    /// The network's output, which is the same after a way through the original layout and back into a folder.
+    fn out(unet: &Path) -> Tensor {
+        let own = Sources {
+            unet: Some(unet.to_owned()),
+            ..Sources::of(&data().join("micro/sd1"))
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let (file, back) = (
+            folder.path().join("one.safetensors"),
+            folder.path().join("back"),
+        );
+        let converted = |sources: &Sources, target: &Path| {
+            let layout = Layout::find(sources, &support::Disk).unwrap();
+            let description = Description::of(&layout, &support::Disk).unwrap();
+            let goes_on = || false;
+            match target.extension() {
+                Some(_) => export::single(
+                    &layout,
+                    &description,
+                    None,
+                    target,
+                    &support::Disk,
+                    &goes_on,
+                ),
+                None => {
+                    std::fs::create_dir_all(target).unwrap();
+                    export::folder(
+                        &layout,
+                        &description,
+                        None,
+                        target,
+                        &support::Disk,
+                        &goes_on,
+                    )
+                }
+            }
+            .unwrap();
+        };
+        let out = call(&own);
+        converted(&own, &back);
+        converted(&Sources::of(&back), &file);
+        let single = Sources {
+            config: Some(back.clone()),
+            ..Sources::of(&file)
+        };
+        for sources in [Sources::of(&back), single] {
+            assert_close("converted", &call(&sources), &out, 0.0);
+        }
+        out
     }
 
     #[test]

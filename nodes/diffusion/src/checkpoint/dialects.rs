@@ -207,17 +207,31 @@ pub enum Family {
     Other(&'static str),
 }
 
+/// What a refiner is, in words that follow "is".
+pub const REFINER: &str =
+    "a refiner of Stable Diffusion XL, which is not built here; expected a base model";
+
+/// Classes of `scheduler_config.json` that count on another schedule than the betas of the training, by what they begin with.
+const SCHEDULES: [(&str, &str); 2] = [
+    ("EDM", "EDM's schedule, as Playground 2.5 has it"),
+    ("FlowMatch", "flow matching"),
+];
+
+/// What a scheduler's class counts on, where that is no schedule of betas.
+#[must_use]
+pub fn other_schedule(class: &str) -> Option<&'static str> {
+    let row = SCHEDULES
+        .iter()
+        .find(|(begins, _)| class.starts_with(begins));
+    row.map(|(_, what)| *what)
+}
+
 /// The families; the first row that is shown counts.
 const FAMILIES: &[(Shows, Family)] = &[
     (Shows::Texts(768), Family::Built(Published::Sd1)),
     (Shows::Texts(1024), Family::Built(Published::Sd2)),
     (Shows::Texts(2048), Family::Built(Published::Sdxl)),
-    (
-        Shows::Texts(1280),
-        Family::Other(
-            "a refiner of Stable Diffusion XL, which is not built here; expected a base model",
-        ),
-    ),
+    (Shows::Texts(1280), Family::Other(REFINER)),
     (
         Shows::Name(Begins("model.diffusion_model.joint_blocks.")),
         Family::Other("a Stable Diffusion 3 checkpoint, which is not built here"),

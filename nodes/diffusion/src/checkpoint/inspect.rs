@@ -179,7 +179,13 @@ pub fn inspect(request: &Request, files: &dyn Files) -> Result<Report, Vec<Error
             Err(errors) => return Err(errors),
         }
     }
-    Ok(adapter(path, &table, files))
+    let mut report = adapter(path, &table, files);
+    if report.kind == Kind::Tensors
+        && let Some(dialects::Family::Other(what)) = dialects::family(&table)
+    {
+        report.notes.push(format!("it is {what}"));
+    }
+    Ok(report)
 }
 
 /// What a file is that has no tensors, where people may have taken it for one that has.

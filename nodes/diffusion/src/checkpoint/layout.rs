@@ -458,6 +458,9 @@ fn other_pipeline(folder: &Path, files: &dyn Files) -> Result<()> {
     struct Class {
         #[serde(rename = "_class_name")]
         name: String,
+        /// Of the refiner alone.
+        #[serde(default)]
+        requires_aesthetics_score: bool,
     }
     let index = folder.join("model_index.json");
     let class = files
@@ -465,9 +468,19 @@ fn other_pipeline(folder: &Path, files: &dyn Files) -> Result<()> {
         .then(|| read_text(files, &index).ok())
         .flatten()
         .and_then(|text| serde_json::from_str::<Class>(&text).ok());
-    let Some(Class { name }) = class else {
+    let Some(Class {
+        name,
+        requires_aesthetics_score,
+    }) = class
+    else {
         return Ok(());
     };
+    if requires_aesthetics_score {
+        return Err(Error::Config {
+            file: index,
+            message: format!("is {}", dialects::REFINER),
+        });
+    }
     let known = [
         ("StableDiffusion3", "Stable Diffusion 3"),
         ("Flux", "Flux"),
@@ -535,6 +548,15 @@ impl Layout {
             file: self.scheduler.path().to_owned(),
             message: format!("is not the configuration that was expected: {e}"),
         })?;
+        if let Some(what) = dialects::other_schedule(&config.class_name) {
+            return Err(Error::Config {
+                file: self.scheduler.path().to_owned(),
+                message: format!(
+                    "is of {} ({what}), which is not built here",
+                    config.class_name
+                ),
+            });
+        }
         if let Some(prediction) = self.prediction {
             config.prediction_type = prediction;
         }
