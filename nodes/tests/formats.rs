@@ -1,14 +1,10 @@
 //! The same weights in every file format: each gives what diffusers gives, and all give the same bits.
 
-// The lints spare functions marked as tests, and not the functions that they share.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-mod support;
-
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::support::{Disk, MODULE, assert_close, data};
 use candle_core::{DType, Device, Tensor};
 use retouch_diffusion::checkpoint::adapters::Networks;
 use retouch_diffusion::checkpoint::adapters::custom_diffusion::CustomDiffusion;
@@ -19,7 +15,6 @@ use retouch_diffusion::checkpoint::model::{Checkpoint, Description, Parts};
 use retouch_diffusion::networks::unet::{Call, Text};
 use retouch_diffusion::sampling::control::{Branch, Rows, Untouched};
 use retouch_kernels::{Cpu, Plain};
-use support::{Disk, MODULE, assert_close, data};
 
 fn micro(name: &str) -> PathBuf {
     data().join("micro").join(name)

@@ -1,19 +1,15 @@
 //! Headers of published checkpoints (tests/oracle/make_headers.py): names, shapes and types of real files, without their numbers. Each
 //! is what it is, predicts what it predicts, and says so on one screen.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
-
-mod support;
-
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::support::data;
 use retouch_diffusion::checkpoint::inspect::{Kind, Report, Request, inspect};
 use retouch_graph::{Digest, FileStamp, Files};
 use serde_json::{Value as Json, json};
-use support::data;
 
 type Shapes = BTreeMap<String, Vec<u64>>;
 

@@ -1,20 +1,16 @@
 //! U-Nets that are not those of the published base models: inpainting and image-editing ones, which are shown a picture beside the
 //! latent, and ones without a middle or of unequal depth. Held against diffusers (tests/oracle/make_unets.py).
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
-
-mod support;
-
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::support::{self, MODULE, TRAJECTORY, assert_close, data};
 use candle_core::{Device, Tensor};
 use retouch_graph::{Cancel, Engine, Event, Recorder, RunOptions, Settings, Value};
 use retouch_nodes::Runtime;
 use retouch_nodes::payload::{Latent, Trajectory};
 use serde_json::{Value as Json, json};
-use support::{MODULE, TRAJECTORY, assert_close, data};
 
 fn numbers(name: &str) -> HashMap<String, Tensor> {
     let file = data().join(name);

@@ -5,6 +5,9 @@ pub mod fields;
 pub mod sample;
 pub(crate) mod shown;
 pub mod step_blend_sample;
+mod swap;
+mod swap_keys;
+mod swap_plan;
 
 pub use fields::{SchedulerField, Strength};
 pub use sample::Sample;
@@ -28,9 +31,9 @@ use retouch_diffusion::networks::unet::Shown;
 use retouch_diffusion::prompt::conditioning::Syntax;
 use retouch_diffusion::sampling::control::Branch;
 use retouch_diffusion::sampling::noise::starting_noise;
-use retouch_diffusion::sampling::sampler::{Beside, Drawing, Drawn, Inpaint};
 use retouch_diffusion::sampling::scheduler::{Ddim, Spacing};
 use retouch_diffusion::sampling::solver::{Sampler, Schedule, Solver};
+use retouch_diffusion::sampling::{Beside, Drawing, Drawn, Inpaint};
 
 /// A fault that only the run can see.
 pub(crate) fn failed(fault: Fault) -> NodeError {

@@ -8,7 +8,7 @@ use crate::payload::{Latent, LatentFacts, Mask};
 use crate::runtime::tensor_error;
 use retouch_diffusion::checkpoint::model::{Checkpoint, ModelFacts};
 use retouch_diffusion::networks::unet::Shown;
-use retouch_diffusion::sampling::sampler::Beside;
+use retouch_diffusion::sampling::Beside;
 
 /// How much an image-editing model is guided by its picture when nothing else is said: the default of diffusers' pipeline.
 const IMAGE_GUIDANCE: f64 = 1.5;

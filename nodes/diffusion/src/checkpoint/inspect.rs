@@ -17,8 +17,8 @@ use crate::checkpoint::layout::{Layout, Part, Settings, Sources, Vocabulary, Wei
 use crate::checkpoint::model::Description;
 use crate::checkpoint::weights::{Header, Stored, Table, foreign, is_torch};
 use crate::networks::unet::{self, PerLevel, Shown, grid_at};
-use crate::sampling::sampler::auto_sites;
 use crate::sampling::scheduler::{Prediction, SchedulerConfig};
+use crate::sampling::swap::auto_sites;
 use crate::{Error, Result};
 
 /// Groups of tensors that are listed of a file that is neither a model nor an adapter.
