@@ -107,7 +107,6 @@ fn a_missing_file_is_named() {
         "unet/config.json",
         "text_encoder/model.safetensors",
         "vae/config.json",
-        "scheduler/scheduler_config.json",
     ] {
         let copy = Copy::new();
         std::fs::remove_file(copy.file(name)).unwrap();
@@ -115,6 +114,59 @@ fn a_missing_file_is_named() {
     }
     let copy = Copy::new();
     std::fs::remove_file(copy.file("tokenizer/merges.txt")).unwrap();
+    copy.fault("tokenizer", &["vocab.json and merges.txt"]);
+}
+
+#[test]
+fn a_folder_without_a_scheduler_gets_that_of_its_family_and_says_so() {
+    use retouch_graph::Event;
+    use retouch_nodes::payload::Latent;
+    let draw = |copy: &Copy, more: &str| {
+        let path = copy.folder.path().display();
+        let yaml = format!(
+            "schema: retouch/v1\nnodes:\n  base: {{op: load_model, path: '{path}'{more}}}\n  \
+             draw: {{op: sample, model: $base, prompt: a cat, steps: 2, seed: 1}}\noutputs:\n  z: {{value: $draw}}\n"
+        );
+        let (values, recorder) = Bench::new().run_with(&yaml, &[]);
+        let latent = values["z"].downcast::<Latent>().unwrap();
+        let numbers: Vec<f32> = latent.tensor.flatten_all().unwrap().to_vec1().unwrap();
+        let warnings = recorder
+            .events()
+            .into_iter()
+            .filter_map(|event| match event {
+                Event::NodeWarning { message, .. } => Some(message),
+                _ => None,
+            });
+        (numbers, warnings.collect::<Vec<_>>())
+    };
+    // Its own is that of the family but for the class.
+    let copy = Copy::new();
+    let own = draw(&copy, "");
+    assert_eq!(own.1, [""; 0]);
+    std::fs::remove_dir_all(copy.file("scheduler")).unwrap();
+    assert!(copy.faults().is_empty());
+    let lent = draw(&copy, "");
+    assert_eq!(lent.0, own.0);
+    let [warning] = lent.1.as_slice() else {
+        panic!("{:?}", lent.1)
+    };
+    assert!(
+        warning
+            .contains("has no scheduler/: that of stable-diffusion-v1-5 is taken (PNDMScheduler)"),
+        "{warning}"
+    );
+    let v = draw(&copy, ", prediction: v_prediction");
+    assert_ne!(v.0, own.0);
+    // One that is named and is not there is missing all the same.
+    let path = copy.folder.path().display();
+    let found = faults(&format!(
+        "schema: retouch/v1\nnodes:\n  base: {{op: load_model, path: '{path}', scheduler: '{path}/other'}}\n  \
+         draw: {{op: sample, model: $base, prompt: a cat, steps: 2, seed: 1}}\noutputs:\n  z: {{value: $draw}}\n"
+    ));
+    assert!(found[0].message().contains("has no"), "{found:?}");
+    // Its vocabulary is not CLIP's, so that no other tokenizer can be lent to it.
+    let copy = Copy::new();
+    std::fs::remove_dir_all(copy.file("tokenizer")).unwrap();
     copy.fault("tokenizer", &["vocab.json and merges.txt"]);
 }
 
@@ -190,7 +242,7 @@ fn a_config_that_does_not_fit_its_weights_is_found() {
         ),
         (
             "\"UNetMidBlock2DCrossAttn\"",
-            "\"UNetMidBlock2D\"",
+            "\"UNetMidBlock2DSimpleCrossAttn\"",
             "mid_block_type",
         ),
         (

@@ -8,12 +8,13 @@
 //! | `retouch/noise/1` | seed, shape |
 //! | `retouch/state-of/1` | the key of a value, the port that it comes from, the number of the state in it |
 //! | `retouch/step/1` | the state before; timestep, both alphas, prediction; model, prompt, negative prompt, guidance; numerics; control |
-//! | | and, only where they are: guidance rescale; eta, seed and number of the step's noise; `inpaint` |
+//! | | and, only where they are: guidance rescale; what the network is shown, and the guidance by it; eta, seed and number of the step's noise; `inpaint` |
 //! | `retouch/solver-step/1` | the same for the other schedulers: in place of the alphas the solver, its sigmas and orders at the step |
 //! | `retouch/past/1` | the state beside which a multistep scheduler remembers something |
 //! | `retouch/scaled/1` | a state, what it is multiplied with |
 //! | `retouch/noised/1` | a picture's latent, its noise, the level of both |
 //! | `retouch/inpaint/1` | a picture's latent, its noise, its mask |
+//! | `retouch/shown/1` | what a network is shown beside the latent: a picture's latent, and the mask of an inpainting model; a field `shown` of steps and calls |
 //! | `retouch/inverse/1` | the state before; timestep, both alphas, prediction; model, prompt; numerics |
 //! | `retouch/call/1` | state, timestep, model, prompt, numerics: one half of a call of the U-Net; with guidance, of a model that reads long prompts in chunks, the other half's prompt too: both are given equally many tokens |
 //! | `retouch/part/1` | a call, the part of it |
@@ -229,6 +230,16 @@ pub(crate) fn inpaint(picture: &Key, noise: &Key, mask: &Key) -> Key {
     hasher.finish()
 }
 
+/// What a network is shown beside the latent: a picture's latent, and the mask of an inpainting model.
+pub(crate) fn shown(picture: &Key, mask: Option<&Key>) -> Key {
+    let mut hasher = KeyHasher::new("retouch/shown/1");
+    hasher.field("picture", &picture.0);
+    if let Some(mask) = mask {
+        hasher.field("mask", &mask.0);
+    }
+    hasher.finish()
+}
+
 /// What a scheduler remembers beside a state.
 pub(crate) fn past(state: &Key) -> Key {
     let mut hasher = KeyHasher::new("retouch/past/1");
@@ -265,6 +276,8 @@ pub(crate) struct Draw<'a> {
     pub numerics: &'a str,
     /// Whether the model's empty negative prompt is zeros ([`ModelFacts::blank_is_zero`]).
     pub blank_is_zero: bool,
+    /// Stands for what the network is shown beside the latent, and the guidance by it.
+    pub beside: Option<(&'a Key, f64)>,
 }
 
 /// Says that the empty prompt of a model whose empty negative prompt is zeros was encoded. Both were zeros once, under keys
@@ -319,6 +332,19 @@ impl Draw<'_> {
         if self.guidance != 1.0 && self.rescale != 0.0 {
             hasher.field("rescale", &self.rescale.to_le_bytes());
         }
+        if let Some((shown, guidance)) = self.beside {
+            hasher.field("shown", &shown.0);
+            if self.guidance != 1.0 {
+                hasher.field("image guidance", &guidance.to_le_bytes());
+            }
+        }
+    }
+
+    /// Calls of the network for each image of a step.
+    pub(crate) fn calls(&self) -> usize {
+        let guided_by_picture =
+            self.guidance != 1.0 && self.beside.is_some_and(|(_, guidance)| guidance != 1.0);
+        self.halves().len() + usize::from(guided_by_picture)
     }
 
     /// The key of the state after step k by DDIM; `control` stands for what is done to its attention.
@@ -410,6 +436,9 @@ impl Draw<'_> {
         if half == Half::Prompt {
             empty_prompt_field(&mut hasher, self.prompt, self.blank_is_zero);
         }
+        if let Some((shown, _)) = self.beside {
+            hasher.field("shown", &shown.0);
+        }
         hasher.finish()
     }
 }
@@ -489,7 +518,7 @@ pub(crate) fn class(model: &str, of: &TrajectoryFacts) -> String {
 /// The step of a plain sampler.
 pub(crate) fn plain_step(draw: Draw<'_>, before: &Key, timestep: f32, batch: usize) -> Step {
     Step {
-        calls: (draw.halves().len() * batch) as u64,
+        calls: (draw.calls() * batch) as u64,
         offers: draw
             .halves()
             .iter()
@@ -680,6 +709,7 @@ mod tests {
                 rescale: 0.0,
                 numerics: "",
                 blank_is_zero: false,
+                beside: None,
             };
             draw.call(&Key([0; 32]), 501.0, Half::Prompt)
         };
@@ -702,6 +732,7 @@ mod tests {
                 rescale: 0.0,
                 numerics: "",
                 blank_is_zero,
+                beside: None,
             };
             draw.call(&Key([0; 32]), 501.0, half)
         };

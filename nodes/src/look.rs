@@ -574,8 +574,9 @@ impl Reader {
                     None => {
                         let model = &inputs.model.checkpoint;
                         let mask = inputs.mask.0.as_deref();
+                        let picture = inputs.picture.0.as_deref();
                         node.start()
-                            .begin(model, inputs.latent.as_deref(), mask)?
+                            .begin(model, inputs.latent.as_deref(), mask, picture)?
                             .start
                     }
                 }
@@ -585,7 +586,7 @@ impl Reader {
                 let inputs = step_blend_sample::Inputs::from_values(values)?;
                 let model = &inputs.personalized.checkpoint;
                 node.start()
-                    .begin(model, inputs.latent.as_deref(), None)?
+                    .begin(model, inputs.latent.as_deref(), None, None)?
                     .start
             }
         };

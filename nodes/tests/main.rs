@@ -10,6 +10,7 @@ mod support;
 
 mod formats;
 mod fuzz;
+mod headers;
 mod laws;
 mod look;
 mod modules;
@@ -21,3 +22,4 @@ mod registry;
 mod sdxl;
 mod together;
 mod tokens;
+mod unets;

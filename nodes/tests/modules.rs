@@ -519,6 +519,7 @@ fn encode_reference_takes_tiles_above_768_pixels_or_as_it_is_told() {
         let inputs = encode_reference::Inputs {
             model: model.clone(),
             image: image.clone(),
+            mask: retouch_graph::Added(None),
         };
         let out = stage.run(&node::<EncodeReference>(parameters), inputs);
         bits(&out.unwrap().latent.tensor)

@@ -11,7 +11,7 @@ use super::MaskGridField;
 use crate::fields::{Steps, Template};
 use crate::payload::{Image, Mask, Model, Trajectory, TrajectoryFacts};
 use crate::runtime::{Reports, tensor_error};
-use crate::sample::{prompt_faults, prompt_warnings};
+use crate::sample::{plain_fault, prompt_faults, prompt_warnings};
 use retouch_diffusion::checkpoint::model::ModelFacts;
 use retouch_diffusion::networks::unet::grid_at;
 use retouch_diffusion::sampling::masks::{Plane, subject_maps};
@@ -117,6 +117,7 @@ impl Node for AttentionMap {
                 .map(|prompt| ("prompt", prompt.as_str())),
         );
         faults.extend(prompt_faults(model.as_ref(), &texts));
+        faults.extend(plain_fault(model.as_ref(), "model", Self::OP));
         if let (Some(model), Some(t)) = (&model, &trajectory) {
             if model.latent_channels != t.channels {
                 faults.push(Fault::mismatch(

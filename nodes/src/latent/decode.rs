@@ -12,6 +12,7 @@ use retouch_diffusion::Result as NetworkResult;
 use retouch_diffusion::checkpoint::model::{Checkpoint, ModelFacts};
 use retouch_diffusion::networks::preview::decode_scaled;
 use retouch_diffusion::networks::tiles::Tiled;
+use retouch_diffusion::networks::vae::Vae;
 
 /// Turns latents into pictures with the model's VAE.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -47,14 +48,38 @@ pub(crate) fn decode(
     latents: &candle_core::Tensor,
     tiled: Tiled,
 ) -> NetworkResult<candle_core::Tensor> {
-    let vae = model.vae()?;
-    let pictures = (0..latents.dim(0)?)
-        .map(|b| {
-            let picture = decode_scaled(&vae, &latents.narrow(0, b, 1)?, tiled, model.kernel())?;
-            Ok(picture.to_device(&candle_core::Device::Cpu)?)
-        })
-        .collect::<NetworkResult<Vec<_>>>()?;
-    Ok(candle_core::Tensor::cat(&pictures, 0)?)
+    by_vae(model, |vae| {
+        let pictures = (0..latents.dim(0)?)
+            .map(|b| {
+                let picture = decode_scaled(vae, &latents.narrow(0, b, 1)?, tiled, model.kernel())?;
+                Ok(picture.to_device(&candle_core::Device::Cpu)?)
+            })
+            .collect::<NetworkResult<Vec<_>>>()?;
+        Ok(candle_core::Tensor::cat(&pictures, 0)?)
+    })
+}
+
+/// What the VAE makes; once more in float32 where it is of half precision and gave numbers that are not finite, as the
+/// AUTOMATIC1111 web UI does.
+pub(crate) fn by_vae(
+    model: &Checkpoint,
+    make: impl Fn(&Vae) -> NetworkResult<candle_core::Tensor>,
+) -> NetworkResult<candle_core::Tensor> {
+    let made = make(&*model.vae()?)?;
+    if check_finite(&made, "it").is_err() && model.widen_vae() {
+        return make(&*model.vae()?);
+    }
+    Ok(made)
+}
+
+/// Says once that the VAE was taken in float32 after all.
+pub(crate) fn tell_widened(model: &Checkpoint, context: &Context<'_>) {
+    if model.vae_was_widened() {
+        context.count("vae_fallbacks", 1);
+        context.warn(
+            "the VAE gave numbers that are not finite in half precision: it is computed in float32 from now on; leave out `half_vae`, or load a VAE that was made for half precision",
+        );
+    }
 }
 
 /// Why latents of these facts do not fit a model, as a fault of `port`.
@@ -106,6 +131,7 @@ impl Node for Decode {
         }
         check_finite(&inputs.latent.tensor, "the latent")?;
         let rgb = decode(model, &inputs.latent.tensor, self.tiled)?;
+        tell_widened(model, context);
         check_finite(&rgb, "the picture")?;
         Ok(Outputs {
             image: Arc::new(Image { rgb, alpha: None }),

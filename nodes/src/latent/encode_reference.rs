@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use retouch_graph::{Context, Fault, Files, Node, NodeError, Types, ports};
+use retouch_graph::{Added, Context, Fault, Files, Node, NodeError, Types, ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::image::resample;
-use crate::payload::{Image, ImageFacts, Latent, LatentFacts, Model};
+use crate::latent::{by_vae, tell_widened};
+use crate::payload::{Image, ImageFacts, Latent, LatentFacts, Mask, Model};
 use crate::runtime::{Runtime, tensor_error};
-use crate::sample::{Size, size_faults};
+use crate::sample::{Size, failed, mask_batch_fault, size_faults};
 use retouch_diffusion::Result as NetworkResult;
 use retouch_diffusion::checkpoint::model::ModelFacts;
 use retouch_diffusion::networks::tiles::Tiled;
@@ -39,6 +40,9 @@ ports! {
         pub model: Arc<Model>,
         /// The photo.
         pub image: Arc<Image>,
+        /// For an inpainting model: what is hidden from it (1, white) is encoded as grey. The latent is then what `sample` takes
+        /// as `picture`.
+        pub mask: Added<Arc<Mask>>,
     }
 }
 
@@ -48,6 +52,20 @@ ports! {
         /// The latent, scaled as the U-Net takes it.
         pub latent: Arc<Latent>,
     }
+}
+
+/// Pixels `[B, 3, H, W]` in -1..=1 with what the mask covers at 0, as diffusers' StableDiffusionInpaintPipeline has them.
+fn hidden(pixels: &Tensor, mask: &Mask) -> Result<Tensor, NodeError> {
+    let (images, _, h, w) = pixels.dims4().map_err(tensor_error)?;
+    if let Some(fault) = mask_batch_fault(mask.batch(), images) {
+        return Err(failed(fault));
+    }
+    let covered = mask.covered(w, h)?;
+    let kept = (covered.plane.unsqueeze(1))
+        .and_then(|covered| covered.affine(-1.0, 1.0))
+        .and_then(|kept| kept.to_device(pixels.device()));
+    kept.and_then(|kept| pixels.broadcast_mul(&kept))
+        .map_err(tensor_error)
 }
 
 impl Node for EncodeReference {
@@ -61,7 +79,13 @@ impl Node for EncodeReference {
         let Some(model) = inputs.facts::<ModelFacts>("model") else {
             return Ok(Types::unknown());
         };
-        let faults = size_faults(&model, self.width, self.height);
+        let mut faults = size_faults(&model, self.width, self.height);
+        if let (Some(mask), Some(image)) = (
+            inputs.facts::<ImageFacts>("mask"),
+            inputs.facts::<ImageFacts>("image"),
+        ) {
+            faults.extend(mask_batch_fault(mask.batch, image.batch));
+        }
         if !faults.is_empty() {
             return Err(faults);
         }
@@ -89,20 +113,27 @@ impl Node for EncodeReference {
             .and_then(|x| x * 2.0)
             .and_then(|x| x - 1.0)
             .map_err(tensor_error)?;
-        let vae = model.vae()?;
-        let factor = vae.config().factor();
+        let pixels = match &inputs.mask.0 {
+            Some(mask) => hidden(&pixels, mask)?,
+            None => pixels,
+        };
+        let vae = &model.description().vae;
+        let factor = vae.factor();
         let tiling = (self.tiled).tiling(size.height / factor, size.width / factor);
-        let means = (0..pixels.dim(0).map_err(tensor_error)?)
-            .map(|b| {
-                let picture = pixels.narrow(0, b, 1)?;
-                match tiling {
-                    Some(tiling) => vae.encode_mean_tiled(&picture, tiling, model.kernel()),
-                    None => vae.encode_mean(&picture, model.kernel()),
-                }
-            })
-            .collect::<NetworkResult<Vec<_>>>()?;
-        let mean = Tensor::cat(&means, 0).map_err(tensor_error)?;
-        let tensor = (mean * vae.config().scaling_factor).map_err(tensor_error)?;
+        let mean = by_vae(model, |vae| {
+            let means = (0..pixels.dim(0)?)
+                .map(|b| {
+                    let picture = pixels.narrow(0, b, 1)?;
+                    match tiling {
+                        Some(tiling) => vae.encode_mean_tiled(&picture, tiling, model.kernel()),
+                        None => vae.encode_mean(&picture, model.kernel()),
+                    }
+                })
+                .collect::<NetworkResult<Vec<_>>>()?;
+            Ok(Tensor::cat(&means, 0)?)
+        })?;
+        tell_widened(model, context);
+        let tensor = (mean * vae.scaling_factor).map_err(tensor_error)?;
         Ok(Outputs {
             latent: Arc::new(Latent { tensor }),
         })

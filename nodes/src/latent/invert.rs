@@ -15,7 +15,7 @@ use crate::chain::{self, Draw, Remembers, SamplerNote, TrajectoryNote};
 use crate::fields::Template;
 use crate::payload::{Latent, LatentFacts, Model, Table, Trajectory, TrajectoryFacts};
 use crate::runtime::{Reports, tensor_error};
-use crate::sample::{prompt_faults, prompt_warnings, steps_fault};
+use crate::sample::{plain_fault, prompt_faults, prompt_warnings, steps_fault};
 use retouch_diffusion::checkpoint::model::{Checkpoint, ModelFacts};
 use retouch_diffusion::networks::tiles::Tiled;
 use retouch_diffusion::sampling::scheduler::Ddim;
@@ -83,6 +83,7 @@ impl Invert {
             rescale: 0.0,
             numerics: upstream.numerics,
             blank_is_zero: facts.blank_is_zero,
+            beside: None,
         };
         let mut states = vec![chain::state_of(upstream.link("latent")?, 0)];
         for k in (0..self.steps).rev() {
@@ -157,6 +158,7 @@ impl Node for Invert {
         let model: Option<ModelFacts> = inputs.facts("model");
         let latent: Option<LatentFacts> = inputs.facts("latent");
         faults.extend(prompt_faults(model.as_ref(), &[("prompt", &self.prompt)]));
+        faults.extend(plain_fault(model.as_ref(), "model", Self::OP));
         if let Some(model) = &model {
             faults.extend(steps_fault(model, self.steps));
             if let Some(latent) = &latent {

@@ -7,6 +7,6 @@ pub mod invert;
 
 pub use animate::Animate;
 pub use decode::Decode;
-pub(crate) use decode::{channel_fault, decode};
+pub(crate) use decode::{by_vae, channel_fault, decode, tell_widened};
 pub use encode_reference::EncodeReference;
 pub use invert::Invert;

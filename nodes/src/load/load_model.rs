@@ -65,6 +65,11 @@ pub struct LoadModel {
     /// Another folder (or `scheduler_config.json`) in place of `scheduler/`.
     #[serde(default)]
     pub scheduler: Option<AssetPath>,
+    /// With `--dtype f16` or `bf16`: whether the VAE is of that type too, though its configuration does not say `force_upcast:
+    /// false` (that of Stable Diffusion 1.5 does not). Where its numbers are then not finite it is computed in float32 after
+    /// all, with a warning. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub half_vae: bool,
     /// What brackets in prompts mean: nothing (`plain`), or what they mean to the AUTOMATIC1111 web UI (`a1111`): `(word)`,
     /// `[word]`, `(word:1.2)`, `\\(`, `BREAK`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -361,8 +366,8 @@ impl Node for LoadModel {
         };
         let layout = Layout::find(&self.sources(), context.files()).map_err(failed)?;
         let description = Description::of(&layout, context.files()).map_err(failed)?;
-        if let Some(assumed) = &layout.assumed {
-            context.warn(&format!("{}: {assumed}", self.path.as_path().display()));
+        for told in layout.lent.iter().chain(&layout.assumed) {
+            context.warn(&format!("{}: {told}", self.path.as_path().display()));
         }
         // The VAE neither draws nor encodes prompts: what drew a step is the same model with another VAE.
         let mut digests = Vec::new();
@@ -388,11 +393,14 @@ impl Node for LoadModel {
         )
         .with_reading(self.reading())
         .held(runtime.dtype, runtime.memory.clone(), runtime.offload)
-        .with_vae_id(vae_id(
-            digests
-                .iter()
-                .map(|(role, digest)| (role.as_str(), *digest)),
-        ));
+        .with_half_vae(self.half_vae)
+        .with_vae_id(
+            vae_id(
+                digests
+                    .iter()
+                    .map(|(role, digest)| (role.as_str(), *digest)),
+            ) + if self.half_vae { "+half" } else { "" },
+        );
         Ok(Outputs {
             model: Arc::new(Model::new(checkpoint)),
         })

@@ -28,6 +28,19 @@ pub struct LatentFacts {
     pub width: usize,
 }
 
+impl Latent {
+    /// Its shape, as facts for checks; all 0 of a tensor that is no batch of latents.
+    pub(crate) fn facts(&self) -> LatentFacts {
+        let (batch, channels, height, width) = self.tensor.dims4().unwrap_or_default();
+        LatentFacts {
+            batch,
+            channels,
+            height,
+            width,
+        }
+    }
+}
+
 impl Payload for Latent {
     const TYPE: &'static str = "latent";
     const FORMATS: &'static [&'static str] = &["safetensors"];

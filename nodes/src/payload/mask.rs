@@ -147,6 +147,28 @@ impl Mask {
         Self::from_values(self.batch(), width, height, averaged)
     }
 
+    /// Where the masks cover a grid of so many columns and rows, 1 or 0: cropped to its aspect, cut at a half, and the nearest
+    /// pixel of each cell, as torch's `interpolate` takes it (index floor(i * pixels / cells)).
+    ///
+    /// # Errors
+    /// When `width` or `height` is 0.
+    pub fn covered(&self, width: usize, height: usize) -> Result<Self, NodeError> {
+        let cropped = self.crop_to_aspect(width, height)?;
+        let size = cropped.size();
+        let values = cropped.values()?;
+        let mut cut = Vec::with_capacity(self.batch() * width * height);
+        for plane in values.chunks_exact(size.0 * size.1) {
+            for row in 0..height {
+                let line = row * size.1 / height * size.0;
+                cut.extend((0..width).map(|column| {
+                    let value = plane[line + column * size.0 / width];
+                    if value >= 0.5 { 1.0 } else { 0.0 }
+                }));
+            }
+        }
+        Self::from_values(self.batch(), width, height, cut)
+    }
+
     fn to_safetensors(&self) -> Result<Vec<u8>, NodeError> {
         let bytes: Vec<u8> = self
             .values()?

@@ -3,6 +3,7 @@
 pub mod fields;
 #[allow(clippy::module_inception)] // one file a node, of the node's name
 pub mod sample;
+pub(crate) mod shown;
 pub mod step_blend_sample;
 mod swap;
 mod swap_keys;
@@ -11,6 +12,8 @@ mod swap_plan;
 pub use fields::{SchedulerField, Strength};
 pub use sample::Sample;
 pub use step_blend_sample::StepBlendSample;
+
+pub(crate) use shown::{Linked, plain_fault};
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,12 +27,13 @@ use crate::payload::{Latent, LatentFacts, Mask, TrajectoryFacts};
 use crate::runtime::{Reports, tensor_error};
 use retouch_diffusion::Error;
 use retouch_diffusion::checkpoint::model::{Checkpoint, ModelFacts};
+use retouch_diffusion::networks::unet::Shown;
 use retouch_diffusion::prompt::conditioning::Syntax;
 use retouch_diffusion::sampling::control::Branch;
 use retouch_diffusion::sampling::noise::starting_noise;
 use retouch_diffusion::sampling::scheduler::{Ddim, Spacing};
 use retouch_diffusion::sampling::solver::{Sampler, Schedule, Solver};
-use retouch_diffusion::sampling::{Drawing, Drawn, Inpaint};
+use retouch_diffusion::sampling::{Beside, Drawing, Drawn, Inpaint};
 
 /// A fault that only the run can see.
 pub(crate) fn failed(fault: Fault) -> NodeError {
@@ -304,6 +308,8 @@ pub(crate) struct Start {
     pub scheduling: Scheduling,
     pub guidance: f64,
     pub rescale: f64,
+    /// Guidance by the picture that an image-editing model is shown.
+    pub image_guidance: Option<f64>,
 }
 
 /// The share of the picture in the latent before the first step from which on starting noise is no such latent. Diffusion
@@ -319,6 +325,7 @@ pub(crate) struct Begun {
     is_noise: bool,
     seed: Option<u64>,
     inpaint: Option<Inpaint>,
+    beside: Option<Beside>,
     guidance: f64,
     rescale: f64,
 }
@@ -363,6 +370,7 @@ impl Begun {
             rescale: self.rescale,
             seed: self.seed,
             inpaint: self.inpaint.clone(),
+            beside: self.beside.clone(),
         }
     }
 }
@@ -389,6 +397,7 @@ impl Start {
         latent: bool,
         mask: bool,
         facts: Option<&LatentFacts>,
+        picture: Linked,
     ) -> Vec<Fault> {
         let mut faults = self.scheduling.faults(model);
         faults.extend(guidance_fault(self.guidance));
@@ -396,7 +405,15 @@ impl Start {
         if let Some(strength) = self.strength {
             faults.extend(self.strength_fault(strength, latent));
         }
-        if mask && !(latent && self.strength.is_some()) {
+        faults.extend(shown::faults(
+            model,
+            picture,
+            mask,
+            self.guidance,
+            self.image_guidance,
+        ));
+        let shown_mask = model.is_some_and(|model| model.shown() == Shown::Masked);
+        if mask && !shown_mask && !(latent && self.strength.is_some()) {
             let needed = if latent { "`strength`" } else { "a `latent`" };
             faults.push(
                 Fault::mismatch(
@@ -408,6 +425,22 @@ impl Start {
         }
         let stochastic = self.is_stochastic(model);
         let seeded = !latent || self.strength.is_some() || stochastic;
+        if picture.is && !latent {
+            let given = [("width", self.width), ("height", self.height)];
+            faults.extend(given.into_iter().filter_map(|(name, side)| {
+                side?;
+                let fault = Fault::value(
+                    name,
+                    format!("`{name}` has no effect: the size is that of the linked `picture`"),
+                );
+                Some(fault.help(format!("remove `{name}`")))
+            }));
+        }
+        if let (Some(shown), Some(drawn)) =
+            (picture.facts, self.facts(model, facts.copied(), picture))
+        {
+            faults.extend(shown::misfit(shown, drawn));
+        }
         if latent {
             let given = [
                 ("seed", self.seed.is_some() && !seeded),
@@ -472,7 +505,7 @@ impl Start {
                 );
             }
         }
-        if let Some(model) = model.filter(|_| !latent) {
+        if let Some(model) = model.filter(|_| !latent && !picture.is) {
             faults.extend(size_faults(model, self.width, self.height));
         }
         faults
@@ -507,6 +540,7 @@ impl Start {
         &self,
         model: Option<&ModelFacts>,
         latent: Option<LatentFacts>,
+        picture: Linked,
     ) -> Option<LatentFacts> {
         if let Some(latent) = latent {
             let batch = match self.strength {
@@ -514,6 +548,11 @@ impl Start {
                 None => latent.batch,
             };
             return Some(LatentFacts { batch, ..latent });
+        }
+        if picture.is {
+            let facts = picture.facts?;
+            let batch = self.batch.unwrap_or(facts.batch);
+            return Some(LatentFacts { batch, ..facts });
         }
         let model = model?;
         let size = Size::of(model, self.width, self.height);
@@ -530,8 +569,9 @@ impl Start {
         &self,
         model: Option<&ModelFacts>,
         latent: Option<LatentFacts>,
+        picture: Linked,
     ) -> Option<TrajectoryFacts> {
-        let shape = self.facts(model, latent)?;
+        let shape = self.facts(model, latent, picture)?;
         let schedule = self.schedule(model?).ok()?;
         Some(TrajectoryFacts::by(shape, schedule))
     }
@@ -548,7 +588,12 @@ impl Start {
         model: &ModelFacts,
         drawn: impl Fn(usize) -> Drawn,
     ) -> Option<Chained> {
-        let of = self.trajectory(Some(model), upstream.facts("latent"))?;
+        let beside = upstream.link("picture");
+        let linked = Linked {
+            is: beside.is_some(),
+            facts: upstream.facts("picture"),
+        };
+        let of = self.trajectory(Some(model), upstream.facts("latent"), linked)?;
         let sampler = Sampler::new(&model.scheduler, self.schedule(model).ok()?).ok()?;
         let seed = self.seed.map(Seed::get);
         let shape = [of.batch, of.channels, of.height, of.width];
@@ -565,9 +610,18 @@ impl Start {
             (Some(latent), None) => scaled(latent),
             _ => scaled(noise?),
         };
+        let shown = match (model.shown(), beside) {
+            (Shown::Nothing, _) | (_, None) => None,
+            (Shown::Masked, Some(link)) => {
+                Some(chain::shown(&chain::state_of(link, 0), mask.as_ref()))
+            }
+            (Shown::Picture, Some(link)) => Some(chain::shown(&chain::state_of(link, 0), None)),
+        };
         let inpaint = match mask {
-            Some(mask) => Some(chain::inpaint(&picture?, &noise?, &mask)),
-            None => None,
+            Some(mask) if model.shown() != Shown::Masked => {
+                Some(chain::inpaint(&picture?, &noise?, &mask))
+            }
+            _ => None,
         };
         let moves = Moves {
             sampler: &sampler,
@@ -586,6 +640,9 @@ impl Start {
                 rescale: self.rescale,
                 numerics: upstream.numerics,
                 blank_is_zero: model.blank_is_zero,
+                beside: shown
+                    .as_ref()
+                    .map(|shown| (shown, shown::guidance(model, self.image_guidance))),
             };
             let before = *states.last()?;
             let timestep = sampler.timestep(k);
@@ -643,7 +700,12 @@ impl Start {
         model: &Checkpoint,
         latent: Option<&Latent>,
         mask: Option<&Mask>,
+        picture: Option<&Latent>,
     ) -> Result<Begun, NodeError> {
+        let linked = Linked {
+            is: picture.is_some(),
+            facts: picture.map(Latent::facts),
+        };
         let facts = model.description().facts();
         let sampler = Sampler::new(&facts.scheduler, self.schedule(&facts)?)?;
         let seed = self.seed.map(Seed::get);
@@ -659,7 +721,7 @@ impl Start {
         let (start, inpaint) = match (latent, self.strength) {
             (None, _) => {
                 let shape = self
-                    .facts(Some(&facts), None)
+                    .facts(Some(&facts), None, linked)
                     .ok_or_else(|| NodeError::failed("the size of the picture is not known"))?;
                 let shape = (shape.batch, shape.channels, shape.height, shape.width);
                 (scaled(noise(shape)?)?, None)
@@ -687,7 +749,7 @@ impl Start {
                 } else {
                     sampler.noised(&picture, &noise, 0)?
                 };
-                let inpaint = match mask {
+                let inpaint = match mask.filter(|_| facts.shown() != Shown::Masked) {
                     Some(mask) => Some(Inpaint {
                         mask: on_latent(mask, (h, w), batch)?
                             .to_device(model.device())
@@ -700,8 +762,13 @@ impl Start {
                 (start, inpaint)
             }
         };
+        let drawn = Latent {
+            tensor: start.clone(),
+        };
+        let beside = shown::beside(model, picture, mask, drawn.facts(), self.image_guidance)?;
         Ok(Begun {
-            is_noise: latent.is_none() || inpaint.is_some() && self.begins_with_noise(true),
+            is_noise: latent.is_none() || self.begins_with_noise(mask.is_some()),
+            beside,
             sampler,
             start,
             seed,

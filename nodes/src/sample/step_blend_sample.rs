@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::fields::{SchedulerField, is_zero};
-use super::{Scheduling, Start, prompt_faults, prompt_warnings};
+use super::{Linked, Scheduling, Start, plain_fault, prompt_faults, prompt_warnings};
 use crate::chain::{self, Remembers};
 use crate::fields::{Seed, Steps, Template};
 use crate::latent::channel_fault;
@@ -146,6 +146,7 @@ impl StepBlendSample {
             },
             guidance: self.guidance,
             rescale: self.guidance_rescale,
+            image_guidance: None,
         }
     }
 }
@@ -165,11 +166,18 @@ impl Node for StepBlendSample {
         let vanilla: Option<ModelFacts> = inputs.facts("vanilla");
         let personalized: Option<ModelFacts> = inputs.facts("personalized");
         let latent: Option<LatentFacts> = inputs.facts("latent");
+        // What follows would only say what such a model lacks.
+        for (port, model) in [("vanilla", &vanilla), ("personalized", &personalized)] {
+            if let Some(fault) = plain_fault(model.as_ref(), port, Self::OP) {
+                return Err(vec![fault]);
+            }
+        }
         let mut faults = self.start().faults(
             personalized.as_ref(),
             inputs.is_linked("latent"),
             false,
             latent.as_ref(),
+            Linked::default(),
         );
         if let (Some(vanilla), Some(personalized)) = (&vanilla, &personalized)
             && let Some(misfit) = vanilla.misfit(personalized)
@@ -235,7 +243,10 @@ impl Node for StepBlendSample {
         warnings.extend(by_vanilla);
         let types = Types::unknown().warn(warnings);
         Ok(
-            match self.start().trajectory(personalized.as_ref(), latent) {
+            match self
+                .start()
+                .trajectory(personalized.as_ref(), latent, Linked::default())
+            {
                 Some(facts) => types
                     .with("latent", &facts.latent())
                     .with("trajectory", &facts),
@@ -253,7 +264,7 @@ impl Node for StepBlendSample {
         let (vanilla, personalized) = (&inputs.vanilla.checkpoint, &inputs.personalized.checkpoint);
         let begun = self
             .start()
-            .begin(personalized, inputs.latent.as_deref(), None)?;
+            .begin(personalized, inputs.latent.as_deref(), None, None)?;
         begun.warn(&personalized.description().facts(), &reports);
         let blend_steps = self.blend_steps.resolve(self.steps);
         let prompted = |model, prompt| Prompted::new(model, prompt, &self.negative, &reports);

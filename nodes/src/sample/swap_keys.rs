@@ -67,6 +67,7 @@ pub(super) fn keys(sample: &Sample, upstream: &Upstream<'_>) -> Option<Chained> 
         rescale: sample.guidance_rescale,
         numerics: upstream.numerics,
         blank_is_zero: facts.blank_is_zero,
+        beside: None,
     };
     let mut keys = SwapKeys {
         plan,

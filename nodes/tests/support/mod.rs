@@ -324,6 +324,7 @@ impl Stage {
             control,
             latent: latent.map(latent_of),
             mask: retouch_graph::Added(None),
+            picture: retouch_graph::Added(None),
         };
         let out = self.run(&node::<Sample>(parameters), inputs)?;
         Ok(Picture {

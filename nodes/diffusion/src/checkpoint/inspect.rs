@@ -12,13 +12,11 @@ use crate::checkpoint::adapters::custom_diffusion::CustomDiffusion;
 use crate::checkpoint::adapters::family_of_width;
 use crate::checkpoint::adapters::lora::Lora;
 use crate::checkpoint::adapters::textual_inversion::{self, LearnedToken};
-use crate::checkpoint::layout::{
-    Layout, MARKERS, Part, Settings, Sources, Vocabulary, WeightFiles,
-};
-use crate::checkpoint::ldm;
+use crate::checkpoint::dialects::{self, Role};
+use crate::checkpoint::layout::{Layout, Part, Settings, Sources, Vocabulary, WeightFiles};
 use crate::checkpoint::model::Description;
 use crate::checkpoint::weights::{Header, Stored, Table, foreign, is_torch};
-use crate::networks::unet::{self, PerLevel, grid_at};
+use crate::networks::unet::{self, PerLevel, Shown, grid_at};
 use crate::sampling::scheduler::{Prediction, SchedulerConfig};
 use crate::sampling::swap::auto_sites;
 use crate::{Error, Result};
@@ -164,7 +162,7 @@ pub fn inspect(request: &Request, files: &dyn Files) -> Result<Report, Vec<Error
         return Err(vec![what]);
     }
     let table = Table::read(path, files).map_err(one)?;
-    let is_model = table.tensors.keys().any(|name| name.starts_with(ldm::UNET));
+    let is_model = dialects::holds(&table, |role| role == Role::Unet);
     if request.config.is_some() || is_model {
         let sources = Sources {
             config: request.config.clone(),
@@ -181,7 +179,13 @@ pub fn inspect(request: &Request, files: &dyn Files) -> Result<Report, Vec<Error
             Err(errors) => return Err(errors),
         }
     }
-    Ok(adapter(path, &table, files))
+    let mut report = adapter(path, &table, files);
+    if report.kind == Kind::Tensors
+        && let Some(dialects::Family::Other(what)) = dialects::family(&table)
+    {
+        report.notes.push(format!("it is {what}"));
+    }
+    Ok(report)
 }
 
 /// What a file is that has no tensors, where people may have taken it for one that has.
@@ -379,9 +383,16 @@ fn model(layout: &Layout, request: &Request, files: &dyn Files) -> Result<Report
         None => BTreeMap::new(),
     };
     let mut notes = Vec::new();
-    if let Some(count) = surplus(layout, &description, files).map_err(one)? {
+    let unread = surplus(layout, &description, files).map_err(one)?;
+    if !unread.is_empty() {
+        let count: usize = unread.iter().map(|(_, count)| count).sum();
+        let kinds: Vec<String> = unread
+            .iter()
+            .map(|(what, count)| format!("{count} {what}"))
+            .collect();
         notes.push(format!(
-            "{count} tensors belong to no network and are not read (averages of the training, schedules, position ids)"
+            "{count} tensors belong to no network and are not read: {}",
+            kinds.join(", ")
         ));
     }
     if layout.single.is_some() && matches!(layout.unet.config, Settings::Published(..)) {
@@ -397,6 +408,16 @@ fn model(layout: &Layout, request: &Request, files: &dyn Files) -> Result<Report
                 .to_string_lossy()
         ));
     }
+    if layout.single.is_some()
+        && let Settings::Published(_, std::borrow::Cow::Owned(_)) = &layout.unet.config
+        && description.unet.shown() == Some(Shown::Nothing)
+    {
+        notes.push(format!(
+            "its U-Net is of another shape than that one's, which is read off its tensors: {}",
+            shape_in_short(&description.unet)
+        ));
+    }
+    notes.extend(layout.lent.iter().cloned());
     notes.extend(layout.assumed.clone());
     if layout.zero_snr {
         notes.push(
@@ -450,6 +471,22 @@ fn model(layout: &Layout, request: &Request, files: &dyn Files) -> Result<Report
     })
 }
 
+/// What a U-Net's configuration says of its blocks.
+fn shape_in_short(unet: &unet::UnetConfig) -> String {
+    let middle = match unet.mid_block_type.as_deref() {
+        None => "no middle block",
+        Some("UNetMidBlock2D") => "a middle block of one ResNet block",
+        Some(_) => "a middle block with attention",
+    };
+    let layers: Vec<usize> = (0..unet.block_out_channels.len())
+        .map(|level| unet.layers_at(level))
+        .collect();
+    format!(
+        "{} levels, {layers:?} layers each, {middle}",
+        unet.block_out_channels.len()
+    )
+}
+
 /// The latent's rows and columns, and the picture's width and height.
 fn size(
     description: &Description,
@@ -500,8 +537,16 @@ fn in_short(name: &str, description: &Description) -> String {
                 list(&unet.block_out_channels),
                 unet.sites().len(),
                 unet.context_width(),
-                unet.in_channels
-            )
+                unet.out_channels
+            ) + match unet.shown() {
+                Some(Shown::Masked) => {
+                    "; an inpainting model: shown a mask and the masked picture, `mask` and `picture` of sample"
+                }
+                Some(Shown::Picture) => {
+                    "; an image-editing model: shown a picture, `picture` of sample"
+                }
+                Some(Shown::Nothing) | None => "",
+            }
         }
         "vae" => format!(
             "channels {}; latents of {} channels, a picture {} times their size; scaled by {}",
@@ -557,8 +602,12 @@ fn scheduler(layout: &Layout, files: &dyn Files) -> Result<String> {
     Ok(words.join(", "))
 }
 
-/// Tensors in the model's files that no network is built of, if there are any.
-fn surplus(layout: &Layout, description: &Description, files: &dyn Files) -> Result<Option<usize>> {
+/// What the tensors in the model's files are that no network is built of.
+fn surplus(
+    layout: &Layout,
+    description: &Description,
+    files: &dyn Files,
+) -> Result<Vec<(String, usize)>> {
     let mut used = BTreeSet::new();
     for network in description.networks()? {
         used.extend(
@@ -585,15 +634,11 @@ fn surplus(layout: &Layout, description: &Description, files: &dyn Files) -> Res
             table
                 .tensors
                 .values()
-                // Markers are read, though they are of no network.
-                .filter(|stored| {
-                    layout.single.is_none() || !MARKERS.contains(&stored.name.as_str())
-                })
                 .map(|stored| (stored.file.clone(), stored.name.clone())),
         );
     }
-    let count = all.difference(&used).count();
-    Ok((count > 0).then_some(count))
+    let names = all.difference(&used).map(|(_, name)| name.as_str());
+    Ok(dialects::unread(names))
 }
 
 // ---- tensors -----------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 //! Where the parts of a model lie: a folder in the diffusers layout, or one file with everything in it, each part
 //! replaceable by another folder or file.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,9 +9,12 @@ use std::sync::Arc;
 use retouch_graph::Files;
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::dialects::{self, Family, Marker, Names, Role};
 use crate::checkpoint::ldm;
 use crate::checkpoint::published::Published;
+use crate::checkpoint::shape;
 use crate::checkpoint::weights::{NO_SUCH_FILE, Table, Weights};
+use crate::networks::clip::ClipTextConfig;
 use crate::networks::unet::{Unet, UnetConfig};
 use crate::networks::vae::{Vae, VaeConfig};
 use crate::prompt::tokenizer::PadToken;
@@ -61,7 +65,7 @@ pub enum Settings {
     /// The file.
     File(PathBuf),
     /// The published text; the path says whose, for messages.
-    Published(PathBuf, &'static str),
+    Published(PathBuf, Cow<'static, str>),
 }
 
 impl Settings {
@@ -80,7 +84,7 @@ impl Settings {
     pub fn text(&self, files: &dyn Files) -> Result<String> {
         match self {
             Self::File(path) => read_text(files, path),
-            Self::Published(_, text) => Ok((*text).to_owned()),
+            Self::Published(_, text) => Ok(text.clone().into_owned()),
         }
     }
 }
@@ -189,6 +193,8 @@ pub struct Layout {
     pub zero_snr: bool,
     /// What was assumed because the files do not say it.
     pub assumed: Option<String>,
+    /// What the folder does not hold, and what is taken in its place.
+    pub lent: Vec<String>,
     /// The kind of few-step model (`Turbo`, ...) that the name of the file or folder suggests.
     pub distilled: Option<&'static str>,
 }
@@ -323,29 +329,12 @@ fn family(table: &Table) -> Result<Published> {
         message: message.into(),
     };
     let has = |prefix: &str| table.tensors.keys().any(|name| name.starts_with(prefix));
-    let context = table
-        .tensors
-        .iter()
-        .find(|(name, _)| {
-            name.starts_with(ldm::UNET) && name.ends_with("transformer_blocks.0.attn2.to_k.weight")
-        })
-        .and_then(|(_, stored)| stored.shape.get(1).copied());
-    match context {
-        Some(768) => Ok(Published::Sd1),
-        Some(1024) => Ok(Published::Sd2),
-        Some(2048) => Ok(Published::Sdxl),
-        Some(1280) => Err(bad(
-            "is a refiner of Stable Diffusion XL, which is not built here; expected a base model",
-        )),
-        Some(_) => Err(bad(
+    match dialects::family(table) {
+        Some(Family::Built(family)) => Ok(family),
+        Some(Family::Other(what)) => Err(bad(&format!("is {what}"))),
+        None if dialects::texts(table).is_some() => Err(bad(
             "is a single file of no known family: its cross-attention has another width; say what it is by `config`",
         )),
-        None if has("model.diffusion_model.joint_blocks.") => Err(bad(
-            "is a Stable Diffusion 3 checkpoint, which is not built here",
-        )),
-        None if has("double_blocks.") || has("model.diffusion_model.double_blocks.") => {
-            Err(bad("is a Flux checkpoint, which is not built here"))
-        }
         None if has("lora_") || has("unet.") => Err(bad(
             "holds no U-Net; it looks like an adapter: apply it with `apply_lora` to a model",
         )),
@@ -355,15 +344,36 @@ fn family(table: &Table) -> Result<Published> {
     }
 }
 
+/// The family of a folder, by its U-Net's configuration; `None` where that cannot be read.
+fn family_of(config: &Settings, files: &dyn Files) -> Option<Published> {
+    let config: UnetConfig = serde_json::from_str(&config.text(files).ok()?).ok()?;
+    Some(if config.addition_embed_type.is_some() {
+        Published::Sdxl
+    } else if !config.use_linear_projection {
+        Published::Sd1
+    } else if config.sample_size == Some(96) {
+        Published::Sd2
+    } else {
+        Published::Sd2Base
+    })
+}
+
+/// The number of tokens that CLIP's vocabulary has.
+const CLIP_TOKENS: usize = 49_408;
+
+/// Whether a text encoder is of CLIP's vocabulary.
+fn reads_clip(part: &Part, files: &dyn Files) -> bool {
+    let config = part.config.text(files).ok();
+    config
+        .and_then(|text| serde_json::from_str::<ClipTextConfig>(&text).ok())
+        .is_some_and(|config| config.vocab_size == CLIP_TOKENS)
+}
+
 /// The training step at which `stable-diffusion-2-base` was published: a torch file with it predicts the noise.
 const SD2_BASE_STEP: &str = "875000";
 
 /// The key of the Stability AI model specification for what a model predicts.
 pub(crate) const MODELSPEC_PREDICTION: &str = "modelspec.prediction_type";
-/// Tensors without content that mark a model as one that predicts v, and as one of a schedule of zero terminal SNR: a
-/// convention of ComfyUI and of who publishes for it.
-pub(crate) const MARKERS: [&str; 2] = ["v_pred", "ztsnr"];
-
 /// What a single file says of its prediction.
 #[derive(Debug, Default)]
 struct Said {
@@ -379,18 +389,18 @@ impl Said {
             file: table.file.clone(),
             message,
         };
-        // CosXL, and Playground 2.5.
-        for (marker, kind) in [
-            ("edm_vpred.", "predicts v on EDM's schedule, as CosXL does"),
-            ("edm_mean", "is of EDM's schedule, as Playground 2.5 is"),
-        ] {
-            if let Some(name) = table.tensors.keys().find(|name| name.starts_with(marker)) {
-                return Err(bad(format!(
-                    "{kind} (`{name}`), which is not built here; expected a model that predicts epsilon or v"
-                )));
+        let (mut v_pred, mut zero_snr) = (None, false);
+        for (name, marker) in dialects::markers(table) {
+            match marker {
+                Marker::VPrediction => v_pred = Some(name),
+                Marker::ZeroSnr => zero_snr = true,
+                Marker::Refused(kind) => {
+                    return Err(bad(format!(
+                        "{kind} (`{name}`), which is not built here; expected a model that predicts epsilon or v"
+                    )));
+                }
             }
         }
-        let [v_pred, ztsnr] = MARKERS;
         let by_metadata = table.metadata.get(MODELSPEC_PREDICTION).and_then(|said| {
             let prediction = match said.trim().to_lowercase().as_str() {
                 "epsilon" | "eps" => Prediction::Epsilon,
@@ -402,7 +412,7 @@ impl Said {
                 format!("the file's metadata, `{MODELSPEC_PREDICTION}: {said}`"),
             ))
         });
-        let by_marker = table.contains(v_pred).then(|| {
+        let by_marker = v_pred.map(|v_pred| {
             (
                 Prediction::VPrediction,
                 format!("the file's marker tensor `{v_pred}`"),
@@ -420,23 +430,17 @@ impl Said {
             });
         Ok(Self {
             prediction: by_metadata.or(by_marker).or(by_step),
-            zero_snr: table.contains(ztsnr),
+            zero_snr,
         })
     }
 }
 
 /// Parts that a single file does not hold and that nothing else is named for.
 fn missing_parts(table: &Table, sources: &Sources) -> Vec<Error> {
-    let has = |prefix: &str| table.tensors.keys().any(|name| name.starts_with(prefix));
-    let texts = ["cond_stage_model.", "conditioner.embedders."];
-    [
-        ("VAE", "vae", sources.vae.is_some() || has(ldm::VAE)),
-        (
-            "text encoder",
-            "text_encoder",
-            sources.text_encoder.is_some() || texts.iter().any(|prefix| has(prefix)),
-        ),
-    ]
+    let vae = sources.vae.is_some() || dialects::holds(table, |role| role == Role::Vae);
+    let text = sources.text_encoder.is_some()
+        || dialects::holds(table, |role| matches!(role, Role::Text { .. }));
+    [("VAE", "vae", vae), ("text encoder", "text_encoder", text)]
     .into_iter()
     .filter(|(_, _, there)| !there)
     .map(|(part, param, _)| Error::Weights {
@@ -454,6 +458,9 @@ fn other_pipeline(folder: &Path, files: &dyn Files) -> Result<()> {
     struct Class {
         #[serde(rename = "_class_name")]
         name: String,
+        /// Of the refiner alone.
+        #[serde(default)]
+        requires_aesthetics_score: bool,
     }
     let index = folder.join("model_index.json");
     let class = files
@@ -461,9 +468,19 @@ fn other_pipeline(folder: &Path, files: &dyn Files) -> Result<()> {
         .then(|| read_text(files, &index).ok())
         .flatten()
         .and_then(|text| serde_json::from_str::<Class>(&text).ok());
-    let Some(Class { name }) = class else {
+    let Some(Class {
+        name,
+        requires_aesthetics_score,
+    }) = class
+    else {
         return Ok(());
     };
+    if requires_aesthetics_score {
+        return Err(Error::Config {
+            file: index,
+            message: format!("is {}", dialects::REFINER),
+        });
+    }
     let known = [
         ("StableDiffusion3", "Stable Diffusion 3"),
         ("Flux", "Flux"),
@@ -531,6 +548,15 @@ impl Layout {
             file: self.scheduler.path().to_owned(),
             message: format!("is not the configuration that was expected: {e}"),
         })?;
+        if let Some(what) = dialects::other_schedule(&config.class_name) {
+            return Err(Error::Config {
+                file: self.scheduler.path().to_owned(),
+                message: format!(
+                    "is of {} ({what}), which is not built here",
+                    config.class_name
+                ),
+            });
+        }
         if let Some(prediction) = self.prediction {
             config.prediction_type = prediction;
         }
@@ -553,12 +579,22 @@ impl Layout {
             return Ok(from.clone());
         }
         if self.assumed.is_some() {
-            return Ok("assumed: the file does not say it".to_owned());
+            let what = if self.single.is_some() {
+                "file"
+            } else {
+                "folder"
+            };
+            return Ok(format!("assumed: the {what} does not say it"));
         }
         let path = self.scheduler.path().display();
         Ok(match &self.scheduler {
             Settings::Published(..) => {
-                format!("the published configuration, {path}: the file does not say it")
+                let what = if self.single.is_some() {
+                    "file"
+                } else {
+                    "folder"
+                };
+                format!("the published configuration, {path}: the {what} does not say it")
             }
             Settings::File(_)
                 if SchedulerConfig::names_prediction(&self.scheduler.text(files)?) =>
@@ -591,7 +627,10 @@ impl Layout {
                 .ok()
         };
         let unet = part("unet", Kind::Unet, &sources.unet);
-        let mut texts = Vec::new();
+        let family = unet
+            .as_ref()
+            .and_then(|unet| family_of(&unet.config, files));
+        let (mut texts, mut lent) = (Vec::new(), Vec::new());
         for (i, (name, tokenizer)) in TEXTS.into_iter().enumerate() {
             let (given, own_tokenizer) = match i {
                 0 => (&sources.text_encoder, &sources.tokenizer),
@@ -604,9 +643,25 @@ impl Layout {
                 let folder = own_tokenizer
                     .clone()
                     .unwrap_or_else(|| sources.path.join(tokenizer));
-                texts.push(
-                    part(name, Kind::Text, given).map(|part| (part, Vocabulary::Folder(folder))),
-                );
+                let part = part(name, Kind::Text, given);
+                let is_there = TOKENIZER_FILES
+                    .iter()
+                    .any(|name| files.is_file(&folder.join(name)));
+                let pad = family.and_then(|family| family.pads().get(i).copied());
+                let vocabulary = match pad {
+                    Some(pad)
+                        if own_tokenizer.is_none()
+                            && !is_there
+                            && part.as_ref().is_some_and(|part| reads_clip(part, files)) =>
+                    {
+                        lent.push(format!(
+                            "the folder has no {tokenizer}/: CLIP's own vocabulary is taken, which is in this program"
+                        ));
+                        Vocabulary::Clip(pad)
+                    }
+                    _ => Vocabulary::Folder(folder),
+                };
+                texts.push(part.map(|part| (part, vocabulary)));
             }
         }
         let vae = part("vae", Kind::Vae, &sources.vae);
@@ -616,11 +671,37 @@ impl Layout {
         else {
             return Err(faults);
         };
+        let path = scheduler_of(sources, &sources.path);
+        let mut assumed = None;
+        let scheduler = match family {
+            Some(family) if sources.scheduler.is_none() && !files.is_file(&path) => {
+                let family = sources.prediction.map_or(family, |p| family.predicting(p));
+                lent.push(format!(
+                    "the folder has no scheduler/: that of {} is taken ({}); `scheduler: DIR` of load_model names another",
+                    family.name(),
+                    family.scheduler_class()
+                ));
+                if matches!(family, Published::Sd2 | Published::Sd2Base)
+                    && sources.prediction.is_none()
+                {
+                    let (predicts, other) = match family {
+                        Published::Sd2 => ("v prediction", "epsilon"),
+                        _ => ("epsilon", "v_prediction"),
+                    };
+                    assumed = Some(format!(
+                        "nothing in the folder says what the U-Net predicts: {predicts} is assumed by its sample_size; give `prediction: {other}` if that is wrong"
+                    ));
+                }
+                let name = Path::new(family.name()).join("scheduler/scheduler_config.json");
+                Settings::Published(name, family.scheduler().into())
+            }
+            _ => Settings::File(path),
+        };
         Ok(Self {
             unet,
             texts,
             vae,
-            scheduler: Settings::File(scheduler_of(sources, &sources.path)),
+            scheduler,
             index: index
                 .filter(|index| files.is_file(index))
                 .map(Settings::File),
@@ -628,7 +709,8 @@ impl Layout {
             prediction: sources.prediction,
             prediction_from: sources.prediction.map(|_| BY_PARAMETER.to_owned()),
             zero_snr: false,
-            assumed: None,
+            assumed,
+            lent,
             distilled: distilled(&sources.path),
         })
     }
@@ -666,7 +748,8 @@ impl Layout {
             return Err(missing);
         }
         let settings =
-            |part: &str, name: &str, text: Option<&'static str>| match (&sources.config, text) {
+            |part: &str, name: &str, text: Option<Cow<'static, str>>| match (&sources.config, text)
+            {
                 (Some(folder), _) => Settings::File(folder.join(part).join(name)),
                 (None, Some(text)) => {
                     let whose = published.map_or("", Published::name);
@@ -677,37 +760,41 @@ impl Layout {
             };
         let mut faults = Vec::new();
         let variant = sources.variant.as_deref();
-        let mut part = |name: &'static str, kind, given: &Option<PathBuf>, text| {
-            let whole = Part {
-                name,
-                config: settings(name, "config.json", text),
-                weights: WeightFiles::Whole(table.clone()),
+        let mut part =
+            |name: &'static str, kind, given: &Option<PathBuf>, text: Option<Cow<'static, str>>| {
+                let whole = Part {
+                    name,
+                    config: settings(name, "config.json", text),
+                    weights: WeightFiles::Whole(table.clone()),
+                };
+                match given {
+                    None => Some(whole),
+                    Some(_) => own_part(name, kind, given, &sources.path, variant, files)
+                        .map(|mut part| {
+                            // A file of weights alone is read by the configuration of the part that it replaces.
+                            if !files.is_file(part.config.path()) {
+                                part.config = whole.config;
+                            }
+                            part
+                        })
+                        .map_err(|e| faults.push(e))
+                        .ok(),
+                }
             };
-            match given {
-                None => Some(whole),
-                Some(_) => own_part(name, kind, given, &sources.path, variant, files)
-                    .map(|mut part| {
-                        // A file of weights alone is read by the configuration of the part that it replaces.
-                        if !files.is_file(part.config.path()) {
-                            part.config = whole.config;
-                        }
-                        part
-                    })
-                    .map_err(|e| faults.push(e))
-                    .ok(),
-            }
-        };
         let unet = part(
             "unet",
             Kind::Unet,
             &sources.unet,
-            published.map(Published::unet),
+            published.map(|family| match &sources.unet {
+                None => shape::unet(&table, ldm::UNET, family.unet()),
+                Some(_) => family.unet().into(),
+            }),
         );
         let vae = part(
             "vae",
             Kind::Vae,
             &sources.vae,
-            published.map(Published::vae),
+            published.map(|family| family.vae().into()),
         );
         let configs = published.map_or(&[][..], Published::text_encoders);
         let second = sources.text_encoder_2.is_some()
@@ -743,8 +830,13 @@ impl Layout {
                 ),
             };
             texts.push(
-                part(name, Kind::Text, given, configs.get(i).copied())
-                    .map(|part| (part, vocabulary)),
+                part(
+                    name,
+                    Kind::Text,
+                    given,
+                    configs.get(i).copied().map(Cow::from),
+                )
+                .map(|part| (part, vocabulary)),
             );
         }
         let (Some(unet), Some(texts), Some(vae)) =
@@ -757,15 +849,16 @@ impl Layout {
             None => settings(
                 "scheduler",
                 "scheduler_config.json",
-                published.map(Published::scheduler),
+                published.map(|family| family.scheduler().into()),
             ),
         };
         let index = match &sources.config {
             Some(folder) => Some(folder.join("model_index.json"))
                 .filter(|index| files.is_file(index))
                 .map(Settings::File),
-            None => published
-                .map(|family| Settings::Published(family.name().into(), family.model_index())),
+            None => published.map(|family| {
+                Settings::Published(family.name().into(), family.model_index().into())
+            }),
         };
         Ok(Self {
             index: index.filter(|_| texts.len() > 1),
@@ -778,6 +871,7 @@ impl Layout {
             prediction_from: told.map(|(_, from)| from),
             zero_snr: said.zero_snr && sources.scheduler.is_none(),
             assumed,
+            lent: Vec::new(),
             distilled: distilled(&sources.path),
         })
     }
@@ -996,33 +1090,33 @@ pub fn vae_table(table: &Arc<Table>, config: &VaeConfig) -> Result<Arc<Table>> {
 /// The tensors of text encoder `index` by transformers' names, whichever the file has; `asked` are the network's.
 #[must_use]
 pub fn text_table(table: &Arc<Table>, index: usize, asked: &[(String, Vec<usize>)]) -> Arc<Table> {
-    let mut prefixes = vec![(
-        format!("conditioner.embedders.{index}.transformer."),
-        format!("conditioner.embedders.{index}.model."),
-    )];
-    if index == 0 {
-        prefixes.push((ldm::CLIP.to_owned(), ldm::OPEN_CLIP.to_owned()));
-    }
-    for (own, open) in prefixes {
-        if table.tensors.keys().any(|name| name.starts_with(&own)) {
-            let bare = !table.contains(&format!(
-                "{own}text_model.embeddings.token_embedding.weight"
-            ));
-            let find = |name: &str| {
-                let name = if bare {
-                    crate::checkpoint::weights::bare(name)
-                } else {
-                    name
+    let of_text = |role| matches!(role, Role::Text { index: own, .. } if own == index);
+    for (prefix, role) in dialects::prefixes(of_text) {
+        let spare = |_: &str| true;
+        let names = match role {
+            Role::Text { names, .. } => names,
+            _ => continue,
+        };
+        match names {
+            Names::Clip if table.tensors.keys().any(|name| name.starts_with(prefix)) => {
+                let bare = !table.contains(&format!(
+                    "{prefix}text_model.embeddings.token_embedding.weight"
+                ));
+                let find = |name: &str| {
+                    let name = if bare {
+                        crate::checkpoint::weights::bare(name)
+                    } else {
+                        name
+                    };
+                    Some((name.to_owned(), ldm::Cut::Whole))
                 };
-                Some((name.to_owned(), ldm::Cut::Whole))
-            };
-            let spare = |_: &str| true;
-            return Arc::new(renamed(table, &own, asked, find, spare));
-        }
-        if table.contains(&format!("{open}token_embedding.weight")) {
+                return Arc::new(renamed(table, prefix, asked, find, spare));
+            }
             // The layers above those that the configuration has are Stable Diffusion 2's last one.
-            let spare = |_: &str| true;
-            return Arc::new(renamed(table, &open, asked, ldm::open_clip, spare));
+            Names::OpenClip if table.contains(&format!("{prefix}token_embedding.weight")) => {
+                return Arc::new(renamed(table, prefix, asked, ldm::open_clip, spare));
+            }
+            Names::Clip | Names::OpenClip => {}
         }
     }
     table.clone()

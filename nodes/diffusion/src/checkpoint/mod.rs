@@ -2,6 +2,7 @@
 //! and what is written for others to read.
 
 pub mod adapters;
+pub mod dialects;
 pub mod export;
 pub mod inspect;
 pub mod layout;
@@ -10,4 +11,5 @@ pub mod memory;
 pub mod model;
 pub mod pickle;
 pub mod published;
+pub mod shape;
 pub mod weights;

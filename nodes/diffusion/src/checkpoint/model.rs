@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor};
@@ -10,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::adapters::textual_inversion::LearnedToken;
+use crate::checkpoint::dialects;
 use crate::checkpoint::layout::{
     self, Layout, Part, Settings, Sources, TOKENIZER_FILES, Vocabulary, WeightFiles, read_text,
 };
@@ -17,7 +19,7 @@ use crate::checkpoint::memory::Memory;
 use crate::checkpoint::weights::{Changes, LowRank, Maps, Shared, Stored, Table, Tensors, Weights};
 use crate::networks::clip::{ClipText, ClipTextConfig, Layer};
 use crate::networks::preview::LinearMap;
-use crate::networks::unet::{SiteInfo, Unet, UnetConfig};
+use crate::networks::unet::{Shown, SiteInfo, Unet, UnetConfig};
 use crate::networks::vae::{Vae, VaeConfig};
 use crate::prompt::conditioning::{
     BREAK, Encoded, LongPrompts, Prompt, Reader, Reading, Syntax, encode,
@@ -26,14 +28,6 @@ use crate::prompt::tokenizer::{self, Added, Recipe, Tokenizer, TokenizerFiles};
 use crate::sampling::scheduler::{SchedulerConfig, Spacing};
 use crate::{Error, Result};
 use retouch_kernels::Kernel;
-
-/// Tensors that a file may hold beyond its network: buffers of old versions, the heads that Stable Diffusion leaves out.
-const SURPLUS: [&str; 4] = [
-    "position_ids",
-    "text_projection",
-    "logit_scale",
-    "model_ema",
-];
 
 /// A text encoder and its tokenizer, without their weights.
 #[derive(Clone, Debug)]
@@ -221,6 +215,12 @@ impl ModelFacts {
         };
         let tokenizer = tokenizer::shared(recipe, read, Path::new("tokenizer")).ok()?;
         Some(Reader::new(tokenizer, self.reading))
+    }
+
+    /// What the U-Net is shown beside the latent.
+    #[must_use]
+    pub fn shown(&self) -> Shown {
+        self.unet_config.shown().unwrap_or(Shown::Nothing)
     }
 
     /// Gives the model another VAE.
@@ -464,13 +464,13 @@ impl Description {
                 ),
             });
         }
-        if unet.in_channels != vae.latent_channels {
+        if unet.out_channels != vae.latent_channels {
             faults.push(Error::Config {
                 file: layout.vae.config.path().to_owned(),
                 message: format!(
                     "this VAE's latents have {} channels, the U-Net takes {} ({})",
                     vae.latent_channels,
-                    unet.in_channels,
+                    unet.out_channels,
                     unet_file.display()
                 ),
             });
@@ -582,11 +582,16 @@ impl Description {
             scaling_factor: self.vae.scaling_factor,
             sample_size: unet.sample_size.unwrap_or(64),
             unet: format!(
-                "channels {:?}, {:?} layers a block, {} sites, text of {}",
+                "channels {:?}, {:?} layers a block, {} sites, text of {}{}",
                 unet.block_out_channels,
                 unet.layers_per_block,
                 unet.sites().len(),
-                unet.context_width()
+                unet.context_width(),
+                match unet.shown() {
+                    Some(Shown::Masked) => ", shown a masked picture",
+                    Some(Shown::Picture) => ", shown a picture",
+                    Some(Shown::Nothing) | None => "",
+                }
             ),
             sites: unet.sites(),
             tokens: self.tokens(),
@@ -614,7 +619,7 @@ fn unfit(table: &Arc<Table>, build: impl FnOnce(&Weights) -> Result<()>) -> Opti
     let unused: Vec<_> = weights
         .unused()
         .into_iter()
-        .filter(|name| !SURPLUS.iter().any(|part| name.contains(part)))
+        .filter(|name| !dialects::is_spare(name))
         .collect();
     if messages.is_empty()
         && let Some(first) = unused.first()
@@ -674,10 +679,10 @@ impl VaeDescription {
     /// Why it cannot serve a U-Net, if it can't.
     #[must_use]
     pub fn misfit(&self, unet: &UnetConfig) -> Option<String> {
-        (unet.in_channels != self.config.latent_channels).then(|| {
+        (unet.out_channels != self.config.latent_channels).then(|| {
             format!(
                 "this VAE's latents have {} channels, the model's U-Net takes {}",
-                self.config.latent_channels, unet.in_channels
+                self.config.latent_channels, unet.out_channels
             )
         })
     }
@@ -849,6 +854,16 @@ struct Loaded<T> {
 /// A network that is loaded when it is first used.
 type Network<T> = Arc<Lazy<Loaded<T>>>;
 
+/// The VAE in float32, in place of one in half precision whose numbers were not finite.
+#[derive(Debug, Default)]
+struct Widened {
+    on: AtomicBool,
+    /// Not told yet.
+    news: AtomicBool,
+    vae: Network<Vae>,
+    pool: Shared,
+}
+
 /// The loaded tensors of a base, which the models that adapters make of it share.
 #[derive(Debug)]
 struct Pools {
@@ -871,6 +886,9 @@ pub struct Checkpoint {
     unet_kernel: Option<Arc<dyn Kernel>>,
     pools: Arc<Pools>,
     vae_pool: Arc<Shared>,
+    /// Whether the VAE is of the other networks' type though its configuration does not say that it may be.
+    half_vae: bool,
+    widened: Arc<Widened>,
     unet_changes: Arc<Changes>,
     text_changes: Vec<Arc<Changes>>,
     unet: Network<Unet>,
@@ -909,6 +927,8 @@ impl Checkpoint {
                 texts: (0..texts).map(|_| Shared::default()).collect(),
             }),
             vae_pool: Arc::default(),
+            half_vae: false,
+            widened: Arc::default(),
             unet_changes: Arc::default(),
             text_changes: vec![Arc::default(); texts],
             unet: Arc::default(),
@@ -944,7 +964,46 @@ impl Checkpoint {
         }
         if !kept.vae {
             drop_part(&self.vae);
+            drop_part(&self.widened.vae);
         }
+    }
+
+    /// Says whether the VAE is held in the type of the other networks though its configuration does not say
+    /// `force_upcast: false`.
+    #[must_use]
+    pub fn with_half_vae(mut self, half: bool) -> Self {
+        self.half_vae = half;
+        self
+    }
+
+    /// The type that the VAE is held in.
+    fn vae_dtype(&self) -> DType {
+        // As in diffusers: a VAE whose activations leave float16's range says that it is to be computed in float32.
+        let upcast = self.description.vae.force_upcast() && !self.half_vae;
+        if upcast || self.widened.on.load(Ordering::Relaxed) {
+            DType::F32
+        } else {
+            self.dtype
+        }
+    }
+
+    /// After the VAE gave numbers that are not finite: has it loaded in float32 from now on, and says whether that makes a
+    /// difference, which it does not for one that was float32.
+    #[must_use]
+    pub fn widen_vae(&self) -> bool {
+        if self.vae_dtype() == DType::F32 {
+            return false;
+        }
+        self.widened.on.store(true, Ordering::Relaxed);
+        self.widened.news.store(true, Ordering::Relaxed);
+        self.vae.clear();
+        true
+    }
+
+    /// Whether the VAE was widened since this was asked last.
+    #[must_use]
+    pub fn vae_was_widened(&self) -> bool {
+        self.widened.news.swap(false, Ordering::Relaxed)
     }
 
     /// Says that prompts are encoded: with offloading the text encoders go.
@@ -970,6 +1029,8 @@ impl Checkpoint {
             unet_kernel: self.unet_kernel.clone(),
             pools: self.pools.clone(),
             vae_pool: self.vae_pool.clone(),
+            half_vae: self.half_vae,
+            widened: self.widened.clone(),
             unet_changes: self.unet_changes.clone(),
             text_changes: self.text_changes.clone(),
             unet: self.unet.clone(),
@@ -1042,9 +1103,10 @@ impl Checkpoint {
         description.vae = vae.config;
         description.vae_table = vae.table;
         model.description = Arc::new(description);
-        model.vae_id = Some(id);
+        model.vae_id = Some(id + if self.half_vae { "+half" } else { "" });
         model.vae = Arc::default();
         model.vae_pool = Arc::default();
+        model.widened = Arc::default();
         model.linear_map = Arc::default();
         model
     }
@@ -1208,24 +1270,23 @@ impl Checkpoint {
     /// When its weights cannot be read.
     pub fn vae(&self) -> Result<Arc<Vae>> {
         let d = &self.description;
-        // As in diffusers: a VAE whose activations leave float16's range says that it is to be computed in float32.
-        let dtype = if d.vae.force_upcast() {
-            DType::F32
-        } else {
-            self.dtype
-        };
         if self.offload {
             self.keep_only(Parts {
                 vae: true,
                 ..Parts::NONE
             });
         }
+        let (slot, pool) = if self.widened.on.load(Ordering::Relaxed) {
+            (&self.widened.vae, &self.widened.pool)
+        } else {
+            (&self.vae, &*self.vae_pool)
+        };
         self.load(
             "VAE",
-            dtype,
-            &self.vae,
+            self.vae_dtype(),
+            slot,
             &d.vae_table,
-            &self.vae_pool,
+            pool,
             &Arc::default(),
             |w| Vae::load(&d.vae, w),
         )

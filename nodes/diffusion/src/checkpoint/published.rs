@@ -80,6 +80,16 @@ impl Published {
         }
     }
 
+    /// The class of that scheduler.
+    #[must_use]
+    pub fn scheduler_class(self) -> &'static str {
+        match self {
+            Self::Sd1 | Self::Sd2Base => "PNDMScheduler",
+            Self::Sd2 => "DDIMScheduler, v prediction",
+            Self::Sdxl => "EulerDiscreteScheduler",
+        }
+    }
+
     /// `model_index.json`, as far as anything here depends on it.
     #[must_use]
     pub fn model_index(self) -> &'static str {

@@ -32,6 +32,55 @@ impl PerLevel {
     }
 }
 
+/// Transformer layers: as many everywhere, or a number for each block, or for each layer of a block.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(untagged)]
+pub enum Depths {
+    /// The same everywhere.
+    All(usize),
+    /// One entry for each block, in the order in which the blocks run.
+    Each(Vec<Depth>),
+}
+
+/// The transformer layers of the stacks of one block.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(untagged)]
+pub enum Depth {
+    /// As many in every stack.
+    Same(usize),
+    /// A number for each stack.
+    Each(Vec<usize>),
+}
+
+impl Depths {
+    /// Of a stack of a block; `None` when nothing is said of it.
+    fn at(&self, block: usize, layer: usize) -> Option<usize> {
+        match self {
+            Self::All(n) => Some(*n),
+            Self::Each(blocks) => match blocks.get(block)? {
+                Depth::Same(n) => Some(*n),
+                Depth::Each(layers) => layers.get(layer).copied(),
+            },
+        }
+    }
+
+    /// Whether the stacks of a block differ in depth, so that the way up cannot be told from the way down.
+    fn is_unequal(&self) -> bool {
+        matches!(self, Self::Each(blocks) if blocks.iter().any(|block| matches!(block, Depth::Each(_))))
+    }
+}
+
+/// What a U-Net is shown beside the latent, as further channels of its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// Nothing: a model that draws from text.
+    Nothing,
+    /// A mask and the latent of the picture with what the mask covers grey: an inpainting model (nine channels).
+    Masked,
+    /// The latent of a picture, not scaled: an image-editing model (InstructPix2Pix, eight channels).
+    Picture,
+}
+
 /// `unet/config.json`, as far as it changes the network; what is not built here is refused by name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)] // the names are diffusers'
@@ -52,7 +101,10 @@ pub struct UnetConfig {
     #[serde(default)]
     pub num_attention_heads: Option<PerLevel>,
     #[serde(default = "one")]
-    pub transformer_layers_per_block: PerLevel,
+    pub transformer_layers_per_block: Depths,
+    /// Of the blocks of the way up, where they are not those of the way down in reverse.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reverse_transformer_layers_per_block: Option<Depths>,
     #[serde(default = "thirty_two")]
     pub norm_num_groups: Option<usize>,
     #[serde(default = "norm_eps")]
@@ -81,11 +133,16 @@ pub struct UnetConfig {
     pub rest: serde_json::Map<String, serde_json::Value>,
 }
 
+/// The middle of two ResNet blocks with a transformer between them.
+const MID_ATTENDS: &str = "UNetMidBlock2DCrossAttn";
+/// The middle of one ResNet block, as diffusers makes it inside this U-Net (SSD-1B, Segmind-Vega).
+const MID_PLAIN: &str = "UNetMidBlock2D";
+
 fn mid_block_type() -> Option<String> {
-    Some("UNetMidBlock2DCrossAttn".into())
+    Some(MID_ATTENDS.into())
 }
-fn one() -> PerLevel {
-    PerLevel::All(1)
+fn one() -> Depths {
+    Depths::All(1)
 }
 fn two() -> PerLevel {
     PerLevel::All(2)
@@ -174,7 +231,6 @@ impl UnetConfig {
             ("resnet_out_scale_factor", &[1.into(), 1.0.into()]),
             ("resnet_skip_time_act", &[false.into()]),
             ("resnet_time_scale_shift", &["default".into()]),
-            ("reverse_transformer_layers_per_block", &[]),
             ("time_cond_proj_dim", &[]),
             ("time_embedding_act_fn", &[]),
             ("time_embedding_dim", &[]),
@@ -224,10 +280,10 @@ impl UnetConfig {
             }
         }
         match self.mid_block_type.as_deref() {
-            Some("UNetMidBlock2DCrossAttn") => {}
-            other => {
+            None | Some(MID_ATTENDS | MID_PLAIN) => {}
+            Some(other) => {
                 return Some(format!(
-                    "mid_block_type is {other:?}; expected UNetMidBlock2DCrossAttn"
+                    "mid_block_type is {other:?}; expected {MID_ATTENDS}, {MID_PLAIN} or null"
                 ));
             }
         }
@@ -251,19 +307,18 @@ impl UnetConfig {
                 self.heads(level),
                 self.layers_per_block.at(level),
                 self.cross_attention_dim.at(level),
-                self.transformer_layers_per_block.at(level),
             );
-            let (Some(heads), Some(layers), Some(context), Some(depth)) = numbers else {
+            let (Some(heads), Some(layers), Some(context)) = numbers else {
                 return Some(format!(
                     "a list of numbers for each level has none for level {level}"
                 ));
             };
-            if layers > 64 || depth > 64 || channels > 65_536 || context > 65_536 {
+            if layers > 64 || channels > 65_536 || context > 65_536 {
                 return Some(format!(
-                    "level {level} asks for {layers} layers of {depth} transformer layers, {channels} channels and texts of {context}; expected at most 64, 64, 65536 and 65536"
+                    "level {level} asks for {layers} layers, {channels} channels and texts of {context}; expected at most 64, 65536 and 65536"
                 ));
             }
-            if channels == 0 || heads == 0 || layers == 0 || context == 0 || depth == 0 {
+            if channels == 0 || heads == 0 || layers == 0 || context == 0 {
                 return Some(format!(
                     "level {level} has a 0 where a number above 0 is due"
                 ));
@@ -280,13 +335,106 @@ impl UnetConfig {
         {
             return Some("the channel numbers cannot be used".into());
         }
-        if self.in_channels != self.out_channels {
+        if let Some(fault) = self.depth_fault() {
+            return Some(fault);
+        }
+        // Beside the latents of the models that are built: depth (five channels), a small picture (the upscaler, seven).
+        if self.shown().is_none() {
             return Some(format!(
-                "in_channels {} and out_channels {} differ (an inpainting or image-editing model), which is not built here",
+                "in_channels is {} and out_channels {}, which is not built here; expected as many, twice as many and one (an inpainting model) or twice as many (InstructPix2Pix)",
                 self.in_channels, self.out_channels
             ));
         }
         None
+    }
+
+    /// What is wrong with the numbers of transformer layers, if anything.
+    fn depth_fault(&self) -> Option<String> {
+        let down = &self.transformer_layers_per_block;
+        if down.is_unequal() && self.reverse_transformer_layers_per_block.is_none() {
+            return Some("transformer_layers_per_block has a number for each layer of a block, and reverse_transformer_layers_per_block, those of the way up, is missing".into());
+        }
+        let levels = self.block_out_channels.len();
+        let stacks = (0..levels).flat_map(|level| {
+            let (down, up) = (self.layers(level), self.layers(level) + 1);
+            let block = levels - 1 - level;
+            let down = (0..down)
+                .filter(move |_| self.attends_down(level))
+                .map(move |layer| (level, self.down_depth(level, layer)));
+            let up = (0..up)
+                .filter(move |_| self.attends_up(block))
+                .map(move |layer| (level, self.up_depth(block, layer)));
+            down.chain(up)
+        });
+        let mid = self.mid_attends().then(|| (levels - 1, self.mid_depth()));
+        for (level, depth) in stacks.chain(mid) {
+            match depth {
+                None => {
+                    return Some(format!(
+                        "transformer_layers_per_block has too few numbers for level {level}"
+                    ));
+                }
+                Some(depth) if !(1..=64).contains(&depth) => {
+                    return Some(format!(
+                        "level {level} asks for {depth} transformer layers; expected 1 to 64"
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+        None
+    }
+
+    /// What the network is shown beside the latent, by the number of its channels; `None` of one that is not built.
+    #[must_use]
+    pub fn shown(&self) -> Option<Shown> {
+        let own = self.out_channels;
+        match self.in_channels {
+            n if n == own => Some(Shown::Nothing),
+            n if n == 2 * own + 1 => Some(Shown::Masked),
+            n if n == 2 * own => Some(Shown::Picture),
+            _ => None,
+        }
+    }
+
+    /// Whether a level has attention on the way down.
+    fn attends_down(&self, level: usize) -> bool {
+        self.down_block_types
+            .get(level)
+            .is_some_and(|name| name == "CrossAttnDownBlock2D")
+    }
+
+    /// Whether a block of the way up has attention; they are counted from the coarsest.
+    #[must_use]
+    pub fn attends_up(&self, block: usize) -> bool {
+        self.up_block_types
+            .get(block)
+            .is_some_and(|name| name == "CrossAttnUpBlock2D")
+    }
+
+    fn mid_attends(&self) -> bool {
+        self.mid_block_type.as_deref() == Some(MID_ATTENDS)
+    }
+
+    /// Transformer layers of a stack on the way down.
+    fn down_depth(&self, level: usize, layer: usize) -> Option<usize> {
+        self.transformer_layers_per_block.at(level, layer)
+    }
+
+    /// Of the one in the middle: those of the coarsest level's first.
+    fn mid_depth(&self) -> Option<usize> {
+        self.down_depth(self.block_out_channels.len().checked_sub(1)?, 0)
+    }
+
+    /// Of one on the way up.
+    fn up_depth(&self, block: usize, layer: usize) -> Option<usize> {
+        match &self.reverse_transformer_layers_per_block {
+            Some(depths) => depths.at(block, layer),
+            None => {
+                let level = self.block_out_channels.len().checked_sub(block + 1)?;
+                self.down_depth(level, layer)
+            }
+        }
     }
 
     /// What is wrong with the addition to the timestep's embedding, if anything.
@@ -334,18 +482,19 @@ impl UnetConfig {
     /// How the attention of a level splits its features.
     #[must_use]
     pub fn heads_at(&self, level: usize) -> Heads {
-        let stack = self.stack(level);
+        let stack = self.stack(level, None);
         Heads {
             count: stack.heads,
             scale: head_scale(stack.channels, stack.heads),
         }
     }
 
-    fn stack(&self, level: usize) -> Stack {
+    /// A stack of a level, of so many layers.
+    fn stack(&self, level: usize, depth: Option<usize>) -> Stack {
         Stack {
             channels: self.block_out_channels[level],
             heads: self.heads(level).unwrap_or(1),
-            layers: self.transformer_layers_per_block.at(level).unwrap_or(1),
+            layers: depth.unwrap_or(1),
             context: self.cross_attention_dim.at(level).unwrap_or(1),
         }
     }
@@ -382,17 +531,23 @@ impl UnetConfig {
                 });
             }
         };
-        let depth = |level| self.transformer_layers_per_block.at(level).unwrap_or(1);
-        for (level, name) in self.down_block_types.iter().enumerate() {
-            if name == "CrossAttnDownBlock2D" {
-                push(Part::Down, level, self.layers(level) * depth(level));
+        let all = |depths: &mut dyn Iterator<Item = Option<usize>>| {
+            depths.map(|depth| depth.unwrap_or(1)).sum::<usize>()
+        };
+        for level in 0..levels {
+            if self.attends_down(level) {
+                let mut depths = (0..self.layers(level)).map(|layer| self.down_depth(level, layer));
+                push(Part::Down, level, all(&mut depths));
             }
         }
-        push(Part::Mid, levels - 1, depth(levels - 1));
-        for (i, name) in self.up_block_types.iter().enumerate() {
-            let level = levels - 1 - i;
-            if name == "CrossAttnUpBlock2D" {
-                push(Part::Up, level, (self.layers(level) + 1) * depth(level));
+        if self.mid_attends() {
+            push(Part::Mid, levels - 1, self.mid_depth().unwrap_or(1));
+        }
+        for block in 0..levels {
+            let level = levels - 1 - block;
+            if self.attends_up(block) {
+                let mut depths = (0..=self.layers(level)).map(|layer| self.up_depth(block, layer));
+                push(Part::Up, level, all(&mut depths));
             }
         }
         sites
@@ -697,7 +852,7 @@ impl Text {
 /// One call of the network.
 #[derive(Clone, Copy, Debug)]
 pub struct Call<'a> {
-    /// The latents `[R, C, h, w]`, a row for each image and half.
+    /// The latents `[R, C, h, w]`, a row for each image and half, with what the network is [`Shown`] beside them.
     pub latent: &'a Tensor,
     /// The timestep of each row: 0 to N - 1, not always whole.
     pub timesteps: &'a [f32],
@@ -721,6 +876,14 @@ pub struct Addition<'a> {
     pub sizes: [usize; SIZES],
 }
 
+/// What is between the way down and the way up.
+#[derive(Debug)]
+struct Middle {
+    first: Resnet,
+    /// What follows where the middle has attention.
+    attends: Option<(Transformer, Resnet)>,
+}
+
 /// The U-Net.
 #[derive(Debug)]
 pub struct Unet {
@@ -732,9 +895,8 @@ pub struct Unet {
     time2: Linear,
     addition: Option<(Linear, Linear)>,
     down: Vec<Block>,
-    mid_first: Resnet,
-    mid_transformer: Transformer,
-    mid_last: Resnet,
+    /// Nothing of models without a middle (BK-SDM).
+    mid: Option<Middle>,
     up: Vec<Block>,
     norm_out: GroupNorm,
     conv_out: Conv2d,
@@ -780,9 +942,10 @@ impl Unet {
             for i in 0..config.layers(level) {
                 let input = *skips.last().unwrap_or(&first);
                 let resnet = Resnet::load(&scope.at("resnets").at(i), input, output, config)?;
-                let transformer = (config.down_block_types[level] == "CrossAttnDownBlock2D")
+                let transformer = config
+                    .attends_down(level)
                     .then(|| {
-                        let stack = config.stack(level);
+                        let stack = config.stack(level, config.down_depth(level, i));
                         Transformer::load(&scope.at("attentions").at(i), stack, config, &mut site)
                     })
                     .transpose()?;
@@ -806,15 +969,26 @@ impl Unet {
             }
             down.push(Block { resnets, resample });
         }
-        let mid = root.at("mid_block");
-        let mid_first = Resnet::load(&mid.at("resnets.0"), coarsest, coarsest, config)?;
-        let mid_transformer = Transformer::load(
-            &mid.at("attentions.0"),
-            config.stack(levels - 1),
-            config,
-            &mut site,
-        )?;
-        let mid_last = Resnet::load(&mid.at("resnets.1"), coarsest, coarsest, config)?;
+        let scope = root.at("mid_block");
+        let resnet =
+            |i: usize| Resnet::load(&scope.at("resnets").at(i), coarsest, coarsest, config);
+        let mid = match config.mid_block_type {
+            None => None,
+            Some(_) if !config.mid_attends() => Some(Middle {
+                first: resnet(0)?,
+                attends: None,
+            }),
+            Some(_) => {
+                let first = resnet(0)?;
+                let stack = config.stack(levels - 1, config.mid_depth());
+                let transformer =
+                    Transformer::load(&scope.at("attentions.0"), stack, config, &mut site)?;
+                Some(Middle {
+                    first,
+                    attends: Some((transformer, resnet(1)?)),
+                })
+            }
+        };
         let mut up = Vec::new();
         let mut input = coarsest;
         for i in 0..levels {
@@ -826,9 +1000,10 @@ impl Unet {
                 let skip = skips.pop().unwrap_or(first);
                 let resnet =
                     Resnet::load(&scope.at("resnets").at(j), input + skip, output, config)?;
-                let transformer = (config.up_block_types[i] == "CrossAttnUpBlock2D")
+                let transformer = config
+                    .attends_up(i)
                     .then(|| {
-                        let stack = config.stack(level);
+                        let stack = config.stack(level, config.up_depth(i, j));
                         Transformer::load(&scope.at("attentions").at(j), stack, config, &mut site)
                     })
                     .transpose()?;
@@ -847,9 +1022,7 @@ impl Unet {
             time2,
             addition,
             down,
-            mid_first,
-            mid_transformer,
-            mid_last,
+            mid,
             up,
             norm_out: GroupNorm::load(&root.at("conv_norm_out"), first, groups, config.norm_eps)?,
             conv_out: Conv2d::load_same(&root.at("conv_out"), first, config.out_channels, 3)?,
@@ -974,9 +1147,13 @@ impl Unet {
                 skips.push(x.clone());
             }
         }
-        x = self.mid_first.forward(&x, &time, kernel)?;
-        x = self.mid_transformer.forward(&x, run)?;
-        x = self.mid_last.forward(&x, &time, kernel)?;
+        if let Some(mid) = &self.mid {
+            x = mid.first.forward(&x, &time, kernel)?;
+            if let Some((transformer, last)) = &mid.attends {
+                x = transformer.forward(&x, run)?;
+                x = last.forward(&x, &time, kernel)?;
+            }
+        }
         for block in &self.up {
             for (resnet, transformer) in &block.resnets {
                 let skip = skips

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::model::Checkpoint;
 use crate::networks::unet::{Addition, Call, Text};
 use crate::prompt::conditioning::{Encoded, Span};
-use crate::sampling::control::{AttentionControl, Branch, Half, Part, Rows, Store};
+use crate::sampling::beside::{Beside, with_beside};
+use crate::sampling::control::{AttentionControl, Branch, Half, Part, Rows, Store, Untouched};
 use crate::sampling::memory::Memory;
 use crate::sampling::monitor::Monitor;
 use crate::sampling::swap::of_half;
@@ -111,6 +112,7 @@ pub(super) struct Guided<'a> {
     pub(super) guidance: f64,
     pub(super) rescale: f64,
     pub(super) branch: Branch,
+    pub(super) beside: Option<&'a Beside>,
 }
 
 /// The rows of a branch at a step, as part of a call.
@@ -124,6 +126,8 @@ pub(super) struct Member<'a> {
     pub(super) timestep: f32,
     pub(super) step: usize,
     pub(super) rows: Rows,
+    /// What the network is shown beside the images' latents.
+    pub(super) beside: Option<&'a Tensor>,
 }
 
 impl Member<'_> {
@@ -154,8 +158,9 @@ pub(super) fn together(
     let (mut latents, mut timesteps) = (Vec::new(), Vec::new());
     let (mut texts, mut pooled) = (Vec::new(), Vec::new());
     for member in members {
+        let shown = with_beside(&model.description().unet, member.z, member.beside)?;
         for (half, _) in member.rows.halves() {
-            latents.push(member.z);
+            latents.push(shown.clone());
             if let Some(own) = &member.conditions.half(half).pooled {
                 pooled.push(own.repeat((member.rows.images, 1))?);
             }
@@ -204,6 +209,22 @@ impl Guided<'_> {
         control: &mut dyn AttentionControl,
         monitor: &dyn Monitor,
     ) -> Result<Tensor> {
+        let beside = self.beside.map(|beside| &beside.planes);
+        self.rows_beside(z, timestep, step, rows, beside, control, monitor)
+    }
+
+    /// The same with something else beside the latents.
+    #[allow(clippy::too_many_arguments)]
+    fn rows_beside(
+        &self,
+        z: &Tensor,
+        timestep: f32,
+        step: usize,
+        rows: Rows,
+        beside: Option<&Tensor>,
+        control: &mut dyn AttentionControl,
+        monitor: &dyn Monitor,
+    ) -> Result<Tensor> {
         let member = Member {
             conditions: self.conditions,
             guided: self.guidance != 1.0,
@@ -211,11 +232,13 @@ impl Guided<'_> {
             timestep,
             step,
             rows,
+            beside,
         };
         together(self.model, &[member], control, monitor)
     }
 
-    /// u + g (c - u), rescaled; c alone at g = 1.
+    /// u + g (c - u), rescaled; c alone at g = 1. With guidance by a picture g' that is not 1, where n is the output by the
+    /// negative prompt and no picture: n + g (c - u) + g' (u - n) (Brooks et al. 2023, eq. 3).
     pub(super) fn noise(
         &self,
         z: &Tensor,
@@ -232,6 +255,20 @@ impl Guided<'_> {
         let u = out.narrow(0, 0, rows.images)?;
         let c = out.narrow(0, rows.images, rows.images)?;
         let guided = (&u + ((&c - &u)? * self.guidance)?)?;
+        let guided = match self.beside {
+            Some(beside) if beside.guidance != 1.0 => {
+                let rows = Rows {
+                    prompt: false,
+                    ..rows
+                };
+                let none = beside.planes.zeros_like()?;
+                let none = Some(&none);
+                let n = self.rows_beside(z, timestep, step, rows, none, &mut Untouched, monitor)?;
+                // Beside u + g (c - u): (1 - g') (n - u).
+                (guided + ((n - &u)? * (1.0 - beside.guidance))?)?
+            }
+            _ => guided,
+        };
         rescaled(guided, &c, self.rescale)
     }
 }

@@ -120,6 +120,7 @@ pub fn look(
         guidance,
         rescale: 0.0,
         branch: Branch::Plain,
+        beside: None,
     };
     let sites = BTreeSet::new();
     let swap = Swap::new(&sites, Action::Let);
@@ -146,6 +147,7 @@ pub fn cross_attention(
         guidance: 1.0,
         rescale: 0.0,
         branch: Branch::Plain,
+        beside: None,
     };
     guided.noise(z, timestep, k, &mut recorder, monitor)?;
     recorder.0.finish()

@@ -1,5 +1,6 @@
 //! The loop: schedules, solvers, noise, step blending, inversion, attention control and its masks.
 
+mod beside;
 pub mod control;
 pub mod gaze;
 mod guidance;
@@ -13,6 +14,7 @@ pub mod scheduler;
 pub mod solver;
 pub mod swap;
 
+pub use beside::Beside;
 pub use guidance::{Conditions, Drawer, Drawn, Draws, Prompted};
 pub use look::{Found, Sought, cross_attention, look};
 pub use memory::{Forgets, Held, Memory};

@@ -5,6 +5,7 @@ use std::time::Instant;
 use candle_core::Tensor;
 
 use crate::networks::unet::grid_at;
+use crate::sampling::beside::Beside;
 use crate::sampling::control::{Branch, Capture, Untouched};
 use crate::sampling::guidance::{Draws, Guided, keep, wanted};
 use crate::sampling::memory::{Memory, Resume, recall};
@@ -46,6 +47,8 @@ pub struct Drawing<'a> {
     pub seed: Option<u64>,
     /// What stays of a picture.
     pub inpaint: Option<Inpaint>,
+    /// What the network is shown beside the latent.
+    pub beside: Option<Beside>,
 }
 
 impl<'a> Drawing<'a> {
@@ -58,6 +61,7 @@ impl<'a> Drawing<'a> {
             rescale: 0.0,
             seed: None,
             inpaint: None,
+            beside: None,
         }
     }
 
@@ -140,6 +144,7 @@ pub fn step_blend_sample(
                     guidance: drawing.guidance,
                     rescale: drawing.rescale,
                     branch: Branch::Plain,
+                    beside: drawing.beside.as_ref(),
                 };
                 let since = Instant::now();
                 let rows = guided.all_rows(&z)?;
@@ -201,6 +206,7 @@ pub fn invert(
                     guidance: 1.0,
                     rescale: 0.0,
                     branch: Branch::Plain,
+                    beside: None,
                 };
                 let start = Instant::now();
                 let out = guided.noise(&z, t as f32, k, &mut Untouched, monitor)?;

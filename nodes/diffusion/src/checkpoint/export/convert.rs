@@ -10,8 +10,9 @@ use serde_json::{Value as Json, json};
 
 use super::Follow;
 use super::writer::{Precision, Tensor, write};
+use crate::checkpoint::dialects::{self, Marker, Role};
 use crate::checkpoint::layout::{
-    Layout, MARKERS, MODELSPEC_PREDICTION, TOKENIZER_FILES, Vocabulary, read_text,
+    Layout, MODELSPEC_PREDICTION, TOKENIZER_FILES, Vocabulary, read_text,
 };
 use crate::checkpoint::ldm;
 use crate::checkpoint::model::{Description, NetworkTensors};
@@ -405,7 +406,8 @@ pub fn single(
         prediction == Prediction::VPrediction && !sd2,
         description.scheduler.rescale_betas_zero_snr,
     ];
-    for (name, _) in MARKERS.into_iter().zip(marked).filter(|(_, is)| *is) {
+    let markers = [Marker::VPrediction, Marker::ZeroSnr].map(dialects::marker_name);
+    for (name, _) in markers.into_iter().zip(marked).filter(|(_, is)| *is) {
         all.push(Tensor {
             name: name.to_owned(),
             dtype: "F32".to_owned(),
@@ -535,7 +537,8 @@ fn surplus(layout: &Layout, description: &Description, files: &dyn Files) -> Res
             let key = (stored.file.to_path_buf(), stored.name.clone());
             // The markers of a single file are written anew, or said in the scheduler's configuration.
             if used.contains(&key)
-                || layout.single.is_some() && MARKERS.contains(&stored.name.as_str())
+                || layout.single.is_some()
+                    && matches!(dialects::role(&stored.name), Some(Role::Marker(_)))
                 || !seen.insert(key)
             {
                 continue;

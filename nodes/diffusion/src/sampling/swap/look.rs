@@ -63,6 +63,7 @@ impl Retouch<'_> {
             guidance: s.guidance,
             rescale: 0.0,
             branch: Branch::Target,
+            beside: None,
         };
         let timestep = with.ddim.timesteps()[k] as f32;
         let swap = Swap::new(&s.sites, action);

@@ -434,6 +434,7 @@ impl Retouch<'_> {
             guidance: s.guidance,
             rescale: s.rescale,
             branch: Branch::Target,
+            beside: None,
         };
         let since = Instant::now();
         let timestep = with.ddim.timesteps()[k] as f32;

@@ -162,6 +162,7 @@ impl Retouch<'_> {
                 timestep: ddim.timesteps()[k] as f32,
                 step: k,
                 rows,
+                beside: None,
             },
             asked,
             same,
