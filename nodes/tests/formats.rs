@@ -12,7 +12,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use retouch_diffusion::checkpoint::adapters::Networks;
 use retouch_diffusion::checkpoint::adapters::custom_diffusion::CustomDiffusion;
-use retouch_diffusion::checkpoint::adapters::lora::{Lora, low_rank};
+use retouch_diffusion::checkpoint::adapters::lora::{Lora, edits};
 use retouch_diffusion::checkpoint::layout::Sources;
 use retouch_diffusion::checkpoint::memory::Memory;
 use retouch_diffusion::checkpoint::model::{Checkpoint, Description, Parts};
@@ -164,13 +164,13 @@ fn adapted(base: &Checkpoint, name: &str) -> Checkpoint {
     let lora = Lora::read(&Lora::find(&path, &Disk), &Disk).unwrap();
     let fitted = lora.fit(&networks).unwrap();
     assert_eq!(fitted.unmatched, [""; 0], "{name}");
-    base.with_low_rank(
+    base.with_edits(
         name.to_owned(),
-        low_rank(&fitted.unet, 1.0),
+        edits(&fitted.unet, 1.0),
         fitted
             .texts
             .iter()
-            .map(|factors| low_rank(factors, 1.0))
+            .map(|changes| edits(changes, 1.0))
             .collect(),
     )
 }
