@@ -63,14 +63,11 @@ class Lycoris:
                         parameter.copy_(torch.randn(parameter.shape, generator=self.generator) * size)
                     # What is saved in float16 is what is run.
                     parameter.copy_(parameter.half().float())
-            state = {k: v.detach().clone() for k, v in module.state_dict().items()}
-            if kind is FullModule:
-                # LyCORIS keeps the whole weight in memory and saves the difference.
-                module.weight.data += before["weight"]
-                if module.bias is not None:
-                    module.bias.data += before["bias"]
-                module.is_diff = False
-                state = {"diff": (module.weight - before["weight"]).detach(), **({"diff_b": (module.bias - before["bias"]).detach()} if module.bias is not None else {})}
+            if kind is not FullModule:
+                state = {k: v.detach().clone() for k, v in module.state_dict().items()}
+            else:
+                # apply_to adds the layer's own weight to these.
+                state = {"diff": module.weight.detach().clone()} | ({} if module.bias is None else {"diff_b": module.bias.detach().clone()})
             for key, tensor in state.items():
                 self.saved[f"{module.lora_name}.{key}"] = tensor.half()
             module.requires_grad_(False)
@@ -174,9 +171,10 @@ class Maker:
         by_hand = unet_of(self.out)
         merge(by_hand, "lora_unet", made.saved)
         close(case, numbers["unet_out"], self.run(by_hand))
-        half = unet_of(self.out)
-        merge(half, "lora_unet", made.saved, 0.5)
-        numbers["unet_out_half"] = self.run(half)
+        if case in ("loha", "dora"):
+            half = unet_of(self.out)
+            merge(half, "lora_unet", made.saved, 0.5)
+            numbers["unet_out_half"] = self.run(half)
         self.keep(case, made.saved, numbers)
         return made.saved
 
@@ -192,13 +190,14 @@ class Maker:
                     parameter *= 1 + 0.3 * torch.rand(parameter.shape, generator=generator)
                 else:
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.25)
+                parameter.copy_(parameter.half().float())
         with tempfile.TemporaryDirectory() as place:
             model.save_pretrained(place)
             saved = load_file(Path(place) / "adapter_model.safetensors")
             settings = json.loads((Path(place) / "adapter_config.json").read_text())
         wanted = ("peft_type", "r", "alpha", "lora_alpha", "alpha_pattern", "rank_pattern", "use_dora", "use_rslora", "lora_bias")
         self.metadata[case] = json.dumps({k: v for k, v in settings.items() if k in wanted and v is not None})
-        self.keep(case, saved, {"unet_out": self.run(model)})
+        self.keep(case, {k: v.half() for k, v in saved.items()}, {"unet_out": self.run(model)})
 
 
 @torch.no_grad()
@@ -261,6 +260,12 @@ def main(out):
         merge(unet, "lora_unet", low, 0.7)
         merge(unet, "lora_unet", {k.removeprefix("dora/"): v for k, v in maker.tensors.items() if k.startswith("dora/l")})
         maker.keep(name, {}, {"unet_out": maker.run(unet)})
+
+    # What Custom Diffusion's own code saves: `custom.kv` of make_adapters.py in one file with its token.
+    custom = out / "adapters" / "sd1-custom-kv"
+    kv = load_file(custom / "pytorch_custom_diffusion_weights.safetensors")
+    kv = {k.removeprefix("unet.").replace(".processor", "").replace("_custom_diffusion", ""): v for k, v in kv.items()}
+    torch.save({"unet": kv, "modifier_token": torch.load(custom / "new1.bin", weights_only=True)}, out / "adapters" / "delta.bin")
 
     # The second encoder's projection of SDXL.
     sdxl(maker, out)

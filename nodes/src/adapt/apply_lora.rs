@@ -151,10 +151,7 @@ impl Node for ApplyLora {
             .collect();
         let read = Lora::read(&file, files)?;
         let fitted = read.fit(&Networks::of(&configs.unet, &texts)?)?;
-        check_finite(
-            fitted.changes().flat_map(lora::Change::tensors),
-            files,
-        )?;
+        check_finite(fitted.changes().flat_map(lora::Change::tensors), files)?;
         if !fitted.unmatched.is_empty() {
             context.warn(&format!(
                 "{}: {} (left out: {})",

@@ -847,9 +847,8 @@ fn fitted(lora: &Lora) -> Option<(&'static str, Fitted)> {
                 return None;
             }
             let texts = published.text_encoders().iter();
-            let texts: Option<Vec<ClipTextConfig>> = texts
-                .map(|text| serde_json::from_str(text).ok())
-                .collect();
+            let texts: Option<Vec<ClipTextConfig>> =
+                texts.map(|text| serde_json::from_str(text).ok()).collect();
             let networks = Networks::of(&unet, &texts?).ok()?;
             Some((family, lora.fit(&networks).ok()?))
         })

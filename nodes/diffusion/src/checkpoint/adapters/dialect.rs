@@ -118,11 +118,7 @@ const ENDINGS: [(&str, Role, Dialect); 43] = [
         Role::Up,
         Dialect::Processors,
     ),
-    (
-        ".lora_linear_layer.alpha",
-        Role::Alpha,
-        Dialect::Processors,
-    ),
+    (".lora_linear_layer.alpha", Role::Alpha, Dialect::Processors),
     (".lora.down.weight", Role::Down, Dialect::Diffusers),
     (".lora.up.weight", Role::Up, Dialect::Diffusers),
     (".lora.alpha", Role::Alpha, Dialect::Diffusers),
@@ -172,7 +168,9 @@ pub fn role(key: &str) -> Option<(&str, Role, Dialect)> {
         };
         (!module.is_empty()).then_some((module, *role, *dialect))
     })?;
-    let of_prefix = PREFIXES.iter().find(|(prefix, ..)| module.starts_with(prefix));
+    let of_prefix = PREFIXES
+        .iter()
+        .find(|(prefix, ..)| module.starts_with(prefix));
     let dialect = of_prefix.and_then(|(.., by)| *by).unwrap_or(dialect);
     Some((module, role, dialect))
 }
@@ -197,21 +195,61 @@ const PREFIXES: [(&str, Option<Network>, Option<Dialect>); 24] = [
     ("lora_te_", Some(Network::Text(0)), None),
     ("unet.", Some(Network::Unet), None),
     ("unet_", Some(Network::Unet), None),
-    ("model.diffusion_model.", Some(Network::Unet), Some(Dialect::Comfy)),
-    ("diffusion_model.", Some(Network::Unet), Some(Dialect::Comfy)),
+    (
+        "model.diffusion_model.",
+        Some(Network::Unet),
+        Some(Dialect::Comfy),
+    ),
+    (
+        "diffusion_model.",
+        Some(Network::Unet),
+        Some(Dialect::Comfy),
+    ),
     ("text_encoder_2.", Some(Network::Text(1)), None),
     ("text_encoder.", Some(Network::Text(0)), None),
-    ("text_encoders.clip_l.transformer.", Some(Network::Text(0)), Some(Dialect::Comfy)),
-    ("text_encoders.clip_h.transformer.", Some(Network::Text(0)), Some(Dialect::Comfy)),
-    ("text_encoders.clip_g.transformer.", Some(Network::Text(1)), Some(Dialect::Comfy)),
-    ("clip_l.transformer.", Some(Network::Text(0)), Some(Dialect::Comfy)),
+    (
+        "text_encoders.clip_l.transformer.",
+        Some(Network::Text(0)),
+        Some(Dialect::Comfy),
+    ),
+    (
+        "text_encoders.clip_h.transformer.",
+        Some(Network::Text(0)),
+        Some(Dialect::Comfy),
+    ),
+    (
+        "text_encoders.clip_g.transformer.",
+        Some(Network::Text(1)),
+        Some(Dialect::Comfy),
+    ),
+    (
+        "clip_l.transformer.",
+        Some(Network::Text(0)),
+        Some(Dialect::Comfy),
+    ),
     // The format of the Open Model Initiative, which OneTrainer writes.
     ("clip_l.", Some(Network::Text(0)), None),
-    ("clip_h.transformer.", Some(Network::Text(0)), Some(Dialect::Comfy)),
-    ("clip_g.transformer.", Some(Network::Text(1)), Some(Dialect::Comfy)),
+    (
+        "clip_h.transformer.",
+        Some(Network::Text(0)),
+        Some(Dialect::Comfy),
+    ),
+    (
+        "clip_g.transformer.",
+        Some(Network::Text(1)),
+        Some(Dialect::Comfy),
+    ),
     ("clip_g.", Some(Network::Text(1)), None),
-    ("cond_stage_model.transformer.", Some(Network::Text(0)), Some(Dialect::Comfy)),
-    ("conditioner.embedders.0.transformer.", Some(Network::Text(0)), Some(Dialect::Comfy)),
+    (
+        "cond_stage_model.transformer.",
+        Some(Network::Text(0)),
+        Some(Dialect::Comfy),
+    ),
+    (
+        "conditioner.embedders.0.transformer.",
+        Some(Network::Text(0)),
+        Some(Dialect::Comfy),
+    ),
     ("text_model.", Some(Network::Text(0)), None),
     ("text_model_", Some(Network::Text(0)), None),
 ];
@@ -223,7 +261,9 @@ pub fn place(module: &str) -> (Network, String) {
     loop {
         let found = PREFIXES.iter().find_map(|(prefix, said, _)| {
             // What is inside a text encoder says no other network.
-            let fits = said.is_none() || network.is_none() || network == *said
+            let fits = said.is_none()
+                || network.is_none()
+                || network == *said
                 || prefix.starts_with("text_model");
             Some((rest.strip_prefix(prefix).filter(|_| fits)?, *said))
         });
@@ -369,7 +409,8 @@ pub fn keys(table: &Table) -> Keys {
     let [unet, _] = DELTA;
     let is_delta = |key: &String| key.starts_with(unet) && key.contains(".attn2.");
     if names().any(is_delta)
-        && names().all(|key| DELTA.iter().any(|part| key.starts_with(part)) && !key.contains("attn1"))
+        && names()
+            .all(|key| DELTA.iter().any(|part| key.starts_with(part)) && !key.contains("attn1"))
     {
         return Keys::CustomDiffusion;
     }
@@ -383,20 +424,76 @@ mod tests {
     #[test]
     fn keys_are_modules_and_roles() {
         for (key, module, due, dialect) in [
-            ("lora_unet_a_b.lora_down.weight", "lora_unet_a_b", Role::Down, Dialect::Kohya),
-            ("unet.a.to_q.lora_A.weight", "unet.a.to_q", Role::Down, Dialect::Diffusers),
-            ("unet.a.to_q.lora_B.style.weight", "unet.a.to_q", Role::Up, Dialect::Peft),
-            ("base_model.model.a.lora_A.weight", "base_model.model.a", Role::Down, Dialect::Peft),
-            ("unet.a.processor.to_q_lora.down.weight", "unet.a.processor.to_q", Role::Down, Dialect::Processors),
-            ("a.lora_magnitude_vector.default.weight", "a", Role::Magnitude, Dialect::Peft),
-            ("a.lora_magnitude_vector", "a", Role::Magnitude, Dialect::Diffusers),
-            ("diffusion_model.out.2.diff_b", "diffusion_model.out.2", Role::DiffBias, Dialect::Comfy),
-            ("lycoris_a.lokr_w1_b", "lycoris_a", Role::Lokr(Part::W1B), Dialect::Lycoris),
-            ("lora_te_a.hada_t2", "lora_te_a", Role::Hada(Part::T2), Dialect::Lycoris),
+            (
+                "lora_unet_a_b.lora_down.weight",
+                "lora_unet_a_b",
+                Role::Down,
+                Dialect::Kohya,
+            ),
+            (
+                "unet.a.to_q.lora_A.weight",
+                "unet.a.to_q",
+                Role::Down,
+                Dialect::Diffusers,
+            ),
+            (
+                "unet.a.to_q.lora_B.style.weight",
+                "unet.a.to_q",
+                Role::Up,
+                Dialect::Peft,
+            ),
+            (
+                "base_model.model.a.lora_A.weight",
+                "base_model.model.a",
+                Role::Down,
+                Dialect::Peft,
+            ),
+            (
+                "unet.a.processor.to_q_lora.down.weight",
+                "unet.a.processor.to_q",
+                Role::Down,
+                Dialect::Processors,
+            ),
+            (
+                "a.lora_magnitude_vector.default.weight",
+                "a",
+                Role::Magnitude,
+                Dialect::Peft,
+            ),
+            (
+                "a.lora_magnitude_vector",
+                "a",
+                Role::Magnitude,
+                Dialect::Diffusers,
+            ),
+            (
+                "diffusion_model.out.2.diff_b",
+                "diffusion_model.out.2",
+                Role::DiffBias,
+                Dialect::Comfy,
+            ),
+            (
+                "lycoris_a.lokr_w1_b",
+                "lycoris_a",
+                Role::Lokr(Part::W1B),
+                Dialect::Lycoris,
+            ),
+            (
+                "lora_te_a.hada_t2",
+                "lora_te_a",
+                Role::Hada(Part::T2),
+                Dialect::Lycoris,
+            ),
         ] {
             assert_eq!(role(key), Some((module, due, dialect)), "{key}");
         }
-        for key in ["alpha", "unet.a.to_q.weight", ".lora_A.weight", "clip_l", "lora_unet_a.scalar"] {
+        for key in [
+            "alpha",
+            "unet.a.to_q.weight",
+            ".lora_A.weight",
+            "clip_l",
+            "lora_unet_a.scalar",
+        ] {
             assert_eq!(role(key), None, "{key}");
         }
     }
@@ -410,12 +507,24 @@ mod tests {
             ("mid_block.a", Network::Unet, "mid_block_a"),
             ("lora_te_text_model_encoder", text(0), "encoder"),
             ("lora_te2_text_projection", text(1), "text_projection"),
-            ("text_encoder_2.text_model.encoder.layers.0", text(1), "encoder_layers_0"),
+            (
+                "text_encoder_2.text_model.encoder.layers.0",
+                text(1),
+                "encoder_layers_0",
+            ),
             ("text_encoder_2.text_projection", text(1), "text_projection"),
             ("base_model.model.text_model.encoder", text(0), "encoder"),
-            ("base_model.model.unet.mid_block", Network::Unet, "mid_block"),
+            (
+                "base_model.model.unet.mid_block",
+                Network::Unet,
+                "mid_block",
+            ),
             ("clip_g.transformer.text_model.encoder", text(1), "encoder"),
-            ("diffusion_model.middle_block.1", Network::Unet, "middle_block_1"),
+            (
+                "diffusion_model.middle_block.1",
+                Network::Unet,
+                "middle_block_1",
+            ),
             ("text_encoder.text_encoder.encoder", text(0), "encoder"),
         ] {
             assert_eq!(place(module), (due, rest.to_owned()), "{module}");

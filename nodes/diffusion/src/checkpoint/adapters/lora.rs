@@ -158,7 +158,10 @@ impl Fitted {
 
     /// All changes.
     pub fn changes(&self) -> impl Iterator<Item = &Change> {
-        self.texts.iter().chain([&self.unet]).flat_map(BTreeMap::values)
+        self.texts
+            .iter()
+            .chain([&self.unet])
+            .flat_map(BTreeMap::values)
     }
 
     /// One line for people: what was found where.
@@ -348,10 +351,9 @@ impl Lora {
             }
             Keys::Unknown => return Err(not_layers(file, table)),
         }
-        let tokens = match textual_inversion::bundled(table) {
-            Some(tokens) => tokens.map_err(|message| bad(file, message))?,
-            None => Vec::new(),
-        };
+        // What is wrong with an embedding inside is for `apply_textual_inversion` to say; here its keys are strays.
+        let tokens = textual_inversion::bundled(table).and_then(Result::ok);
+        let tokens = tokens.unwrap_or_default();
         let mut dialects: BTreeMap<Dialect, usize> = BTreeMap::new();
         let mut strays = Vec::new();
         let mut modules: BTreeMap<String, BTreeMap<Role, Stored>> = BTreeMap::new();
@@ -427,10 +429,7 @@ impl Lora {
         let alphas = self
             .changes()
             .filter_map(|change| Some(change.scale * change.delta.rank()? as f64));
-        Some((
-            alphas.clone().reduce(f64::min)?,
-            alphas.reduce(f64::max)?,
-        ))
+        Some((alphas.clone().reduce(f64::min)?, alphas.reduce(f64::max)?))
     }
 
     /// How many tensors it changes in which way.
@@ -689,7 +688,12 @@ impl Parts<'_> {
     fn module(&self, files: &dyn Files) -> Result<Module> {
         let mut module = Module::default();
         if let Some(delta) = self.delta()? {
-            if let Delta::LowRank { down, up, mid: None } = &delta {
+            if let Delta::LowRank {
+                down,
+                up,
+                mid: None,
+            } = &delta
+            {
                 let rank = down.shape.first().copied().unwrap_or(0);
                 if rank == 0 || up.shape.get(1) != Some(&rank) {
                     return Err(bad(
@@ -717,7 +721,12 @@ impl Parts<'_> {
             return Err(self.damaged());
         }
         let promised = self.config.is_some_and(|(config, _)| config.use_dora);
-        if promised && module.weight.as_ref().is_some_and(|w| w.magnitude.is_none()) {
+        if promised
+            && module
+                .weight
+                .as_ref()
+                .is_some_and(|w| w.magnitude.is_none())
+        {
             return Err(bad(
                 self.file,
                 format!(
@@ -739,16 +748,22 @@ impl Parts<'_> {
             (Some(_), Some(_)) => return Err(self.damaged()),
         };
         let along_columns = stored.shape.len() > 1 && stored.shape[0] == 1 && stored.elements() > 1;
-        Ok(Some(if along_columns && !(peft && stored.shape.len() > 2) {
-            Magnitude::Columns(stored)
-        } else {
-            Magnitude::Rows(stored)
-        }))
+        Ok(Some(
+            if along_columns && !(peft && stored.shape.len() > 2) {
+                Magnitude::Columns(stored)
+            } else {
+                Magnitude::Rows(stored)
+            },
+        ))
     }
 }
 
 /// PEFT's configurations, each with the prefix of the modules that it is for.
-fn configs(file: &Path, table: &Table, files: &dyn Files) -> Result<Vec<(String, PeftConfiguration)>> {
+fn configs(
+    file: &Path,
+    table: &Table,
+    files: &dyn Files,
+) -> Result<Vec<(String, PeftConfiguration)>> {
     let mut found = Vec::new();
     let config = |value: serde_json::Value, whose: &str| -> Result<PeftConfiguration> {
         let config: PeftConfig = serde_json::from_value(value)

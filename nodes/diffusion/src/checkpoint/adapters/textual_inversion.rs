@@ -159,8 +159,13 @@ pub fn bundled(table: &Table) -> Option<Result<Vec<LearnedToken>, String>> {
     }
     let tokens = found.into_iter().map(|(token, mut rows)| {
         rows.sort_by_key(|(encoder, _)| *encoder);
-        let bad = |what: &str| format!("has an embedding of the token {token:?} inside, which {what}");
-        if rows.iter().enumerate().any(|(at, (encoder, _))| at != *encoder) {
+        let bad =
+            |what: &str| format!("has an embedding of the token {token:?} inside, which {what}");
+        if rows
+            .iter()
+            .enumerate()
+            .any(|(at, (encoder, _))| at != *encoder)
+        {
             return Err(bad("is not one for each text encoder"));
         }
         let rows = rows.into_iter().map(|(_, stored)| matrix(stored));
@@ -256,9 +261,9 @@ pub fn read(file: &Path, name: Option<&str>, files: &dyn Files) -> Result<Vec<Le
     let Some((_, mut found)) = tokens(file, &table) else {
         let other = match dialect::keys(&table) {
             Keys::Layers => Some("a LoRA: apply it with `apply_lora`".to_owned()),
-            Keys::CustomDiffusion => {
-                Some("Custom Diffusion weights: apply them with `apply_custom_diffusion`".to_owned())
-            }
+            Keys::CustomDiffusion => Some(
+                "Custom Diffusion weights: apply them with `apply_custom_diffusion`".to_owned(),
+            ),
             Keys::Other(kind, key) => Some(format!("{kind} (`{key}`), which is not built here")),
             Keys::Family(family, key) => Some(format!(
                 "an adapter for {family} (`{key}`), which is not built here"

@@ -246,7 +246,8 @@ impl Delta {
                     None => (rank, rank),
                 };
                 let core = mid.as_ref().is_none_or(|mid| {
-                    mid.shape.get(2..) == shape.get(2..) && down.shape.iter().skip(2).all(|&n| n == 1)
+                    mid.shape.get(2..) == shape.get(2..)
+                        && down.shape.iter().skip(2).all(|&n| n == 1)
                 });
                 rank > 0 && plain && up_fits && core && right == rank && second(up) == left
             }
@@ -297,9 +298,8 @@ impl Delta {
     /// Its numbers, `[out, in, ..]` in float32.
     fn dense(&self, shape: &[usize], maps: &Maps) -> Result<Tensor> {
         let load = |stored: &Stored| matrix(stored, maps);
-        let product = |(a, b): (&Stored, &Stored)| -> Result<Tensor> {
-            Ok(load(a)?.matmul(&load(b)?)?)
-        };
+        let product =
+            |(a, b): (&Stored, &Stored)| -> Result<Tensor> { Ok(load(a)?.matmul(&load(b)?)?) };
         let dense = match self {
             Self::LowRank { down, up, mid } => {
                 let down = match mid {
@@ -368,7 +368,10 @@ impl Delta {
         let rank = rows.dim(0)?;
         let down_shape: Vec<usize> = [&[rank], &shape[1..]].concat();
         let up_shape: Vec<usize> = [&[shape[0], rank][..], &vec![1; shape.len() - 2]].concat();
-        Ok(Some((rows.reshape(down_shape)?, columns.reshape(up_shape)?)))
+        Ok(Some((
+            rows.reshape(down_shape)?,
+            columns.reshape(up_shape)?,
+        )))
     }
 }
 
@@ -456,10 +459,13 @@ pub(super) fn split(edits: &[Edit]) -> (Vec<&Edit>, Vec<&Edit>) {
         .iter()
         .enumerate()
         .map(|(at, edit)| (at >= from && edit.is_beside(), edit))
-        .fold((Vec::new(), Vec::new()), |(mut beside, mut merged), (is, edit)| {
-            if is { &mut beside } else { &mut merged }.push(edit);
-            (beside, merged)
-        })
+        .fold(
+            (Vec::new(), Vec::new()),
+            |(mut beside, mut merged), (is, edit)| {
+                if is { &mut beside } else { &mut merged }.push(edit);
+                (beside, merged)
+            },
+        )
 }
 
 /// A tensor in float32 with edits merged into it.

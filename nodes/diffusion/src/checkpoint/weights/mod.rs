@@ -57,9 +57,14 @@ impl Changes {
         merged.sum::<usize>().saturating_mul(size)
     }
 
-    fn merged(&self, name: &str) -> Vec<&Edit> {
-        let edits = self.edits.get(bare(name));
-        edits.map_or_else(Vec::new, |edits| change::split(edits).1)
+    /// The edits that are merged into a tensor: of a weight of a product those that cannot be applied beside it, of what is
+    /// looked up or multiplied element by element (embeddings, norms, biases) all.
+    fn merged(&self, name: &str, product: bool) -> Vec<&Edit> {
+        match self.edits.get(bare(name)) {
+            Some(edits) if product => change::split(edits).1,
+            Some(edits) => edits.iter().collect(),
+            None => Vec::new(),
+        }
     }
 }
 
@@ -281,7 +286,10 @@ impl Weights {
                         own.name, own.dtype
                     )
                 } else if let Some(target) = &self.target {
-                    let edits = self.changes.as_ref().map(|changes| changes.merged(name));
+                    let edits = self
+                        .changes
+                        .as_ref()
+                        .map(|changes| changes.merged(name, packed));
                     return match edits.filter(|edits| !edits.is_empty()) {
                         Some(edits) => target.edited(&stored, &edits, packed),
                         None => target.load(name, &stored, replaced.is_some(), packed),
