@@ -536,6 +536,45 @@ fn the_same_factors_under_any_name_give_the_same_bits() {
     }
 }
 
+#[test]
+fn what_a_model_of_diffusers_saves_alone_has_its_settings_without_a_prefix() {
+    let base = open(&Sources::of(&micro("sd1")));
+    let inputs = numbers("sd1");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pytorch_lora_weights.safetensors");
+    let own = micro("adapters/sd1-lora-peft/adapter_model.safetensors");
+    let own: HashMap<String, Tensor> = candle_core::safetensors::load(own, &Device::Cpu)
+        .unwrap()
+        .into_iter()
+        .map(|(key, tensor)| (key.replace("base_model.model.", ""), tensor))
+        .collect();
+    candle_core::safetensors::save(&own, &file).unwrap();
+    let plain = std::fs::read(&file).unwrap();
+    let (length, rest) = plain.split_at(8);
+    let length = u64::from_le_bytes(length.try_into().unwrap());
+    let (json, numbers_of) = rest.split_at(usize::try_from(length).unwrap());
+    let mut json: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(json).unwrap();
+    let settings = serde_json::json!({"r": 4, "lora_alpha": 2, "alpha_pattern": {}}).to_string();
+    json.insert(
+        "__metadata__".into(),
+        serde_json::json!({"format": "pt", "lora_adapter_metadata": settings}),
+    );
+    let json = serde_json::to_vec(&json).unwrap();
+    let length = (json.len() as u64).to_le_bytes();
+    std::fs::write(&file, [&length, &json[..], numbers_of].concat()).unwrap();
+    let model = weighted(&base, &file, 1.0);
+    let given = results(&model, &inputs);
+    let (_, tensor) = given.iter().find(|(what, _)| *what == "unet_out").unwrap();
+    let expected = numbers("adapters/sd1");
+    assert_close(
+        "alone",
+        tensor,
+        &expected["lora.unet_full.unet_out"],
+        MODULE,
+    );
+}
+
 /// The header of an adapter as its trainer writes it (make_headers.py).
 #[derive(serde::Deserialize)]
 struct TrainerHeader {
@@ -601,10 +640,10 @@ fn headers_of_every_trainer_are_read_to_the_last_name() {
             "comfyui extracted sd1",
             one,
             "ComfyUI",
-            "LoRA 282, full difference 531",
+            "LoRA 282, full difference 404",
             (4, 8),
             (4.0, 8.0),
-            (387, 0),
+            (391, 0),
         ),
         (
             "diffusers 0.2x sd1",
@@ -868,4 +907,21 @@ fn an_adapted_model_holds_what_it_adds_and_shares_the_rest() {
     assert_eq!(memory.loads(), 2);
     // A cache that keeps the one alone holds all of it.
     assert!(model.bytes() > base.bytes() && model.bytes() < base.bytes() * 3 / 2);
+}
+
+#[test]
+fn weights_that_adapters_are_merged_into_are_counted_once_more_and_factors_beside_them_are_not() {
+    let memory = Arc::new(Memory::default());
+    let base = open(&Sources::of(&micro("sd1"))).held(DType::F32, memory.clone(), false);
+    drop(base.unet().unwrap());
+    let held = memory.held();
+    let lora = weighted(&base, &micro("adapters/sd1-lora-kohya.safetensors"), 1.0);
+    drop(lora.unet().unwrap());
+    assert_eq!(memory.held(), held);
+    let folder = tempfile::tempdir().unwrap();
+    let full = weighted(&base, &changed(folder.path(), "full"), 1.0);
+    drop(full.unet().unwrap());
+    let more = (full.bytes() - base.bytes()) as u64;
+    assert_eq!(memory.held(), held + more);
+    assert!(0 < more && more < held / 2, "{more} of {held}");
 }

@@ -785,6 +785,10 @@ fn configs(
                 found.push((prefix.to_owned(), config(own.into(), METADATA)?));
             }
         }
+        // `save_lora_adapter` of a model has the settings as they are, and no prefix in the keys either.
+        if found.is_empty() && !all.is_empty() {
+            found.push((String::new(), config(all.into(), METADATA)?));
+        }
     }
     let beside = file.with_file_name(CONFIG);
     if files.is_file(&beside) {

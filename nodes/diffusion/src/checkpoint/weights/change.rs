@@ -292,7 +292,7 @@ impl Delta {
             }
             Self::Full(difference) => shape.len() == 1 || windowed(difference),
         };
-        inner && self.sides() == (out, inputs)
+        inner && self.rank() != Some(0) && self.sides() == (out, inputs)
     }
 
     /// Its numbers, `[out, in, ..]` in float32.
@@ -376,7 +376,8 @@ impl Delta {
 }
 
 fn window(core: &Stored) -> usize {
-    core.shape.iter().skip(2).product()
+    let sides = core.shape.iter().skip(2);
+    sides.fold(1, |n: usize, &side| n.saturating_mul(side))
 }
 
 /// A tensor as a matrix of its first dimension and all others, in float32.
@@ -487,4 +488,154 @@ pub(super) fn merged(base: Tensor, edits: &[&Edit], maps: &Maps) -> Result<Tenso
     edits
         .iter()
         .try_fold(base, |tensor, edit| edit.apply(&tensor, maps))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::table::dense_strides;
+    use super::*;
+
+    fn stored(shape: &[usize]) -> Stored {
+        Stored {
+            file: Path::new("a.safetensors").into(),
+            name: "a".to_owned(),
+            dtype: "F32".to_owned(),
+            shape: shape.to_vec(),
+            strides: dense_strides(shape),
+            offset: 0,
+        }
+    }
+
+    fn low_rank(down: &[usize], up: &[usize], mid: Option<&[usize]>) -> Delta {
+        Delta::LowRank {
+            down: stored(down),
+            up: stored(up),
+            mid: mid.map(stored),
+        }
+    }
+
+    #[test]
+    fn differences_fit_the_tensors_that_they_are_of_and_no_others() {
+        const HUGE: usize = usize::MAX;
+        let product = |a: &[usize], b: &[usize]| Factor::Product(stored(a), stored(b));
+        let kronecker = |first, second, core: Option<&[usize]>| Delta::Kronecker {
+            first,
+            second,
+            core: core.map(stored),
+        };
+        let hadamard = |a: &[usize], b: &[usize], core: Option<&[usize]>| Delta::Hadamard {
+            first: (stored(a), stored(b)),
+            second: (stored(a), stored(b)),
+            cores: core.map(|core| (stored(core), stored(core))),
+        };
+        let whole = |shape: &[usize]| Factor::Whole(stored(shape));
+        let (linear, point, window) = (&[6, 8][..], &[6, 8, 1, 1][..], &[6, 8, 3, 3][..]);
+        for (delta, shape, due) in [
+            (low_rank(&[2, 8], &[6, 2], None), linear, true),
+            (low_rank(&[2, 8, 1, 1], &[6, 2, 1, 1], None), linear, true),
+            (low_rank(&[2, 8], &[6, 2], None), point, true),
+            (low_rank(&[2, 8, 3, 3], &[6, 2, 1, 1], None), window, true),
+            (low_rank(&[2, 72], &[6, 2], None), window, true),
+            // As many numbers, of other inputs.
+            (low_rank(&[2, 72, 1, 1], &[6, 2, 1, 1], None), window, false),
+            (low_rank(&[2, 8], &[6, 3], None), linear, false),
+            (low_rank(&[0, 8], &[6, 0], None), linear, false),
+            (low_rank(&[2, 8], &[6, 2], None), &[8, 6], false),
+            (
+                low_rank(&[2, 8, 1, 1], &[6, 4, 1, 1], Some(&[4, 2, 3, 3])),
+                window,
+                true,
+            ),
+            (
+                low_rank(&[2, 8, 1, 1], &[6, 2, 1, 1], Some(&[2, 2, 1, 1])),
+                window,
+                false,
+            ),
+            (hadamard(&[6, 2], &[2, 8], None), linear, true),
+            (hadamard(&[6, 2], &[2, 72], None), window, true),
+            (
+                hadamard(&[2, 6], &[2, 8], Some(&[2, 2, 3, 3])),
+                window,
+                true,
+            ),
+            (
+                hadamard(&[2, 6], &[2, 8], Some(&[2, 2, 3, 3])),
+                linear,
+                false,
+            ),
+            (
+                kronecker(whole(&[2, 4]), whole(&[3, 2]), None),
+                linear,
+                true,
+            ),
+            (
+                kronecker(whole(&[2, 4]), whole(&[3, 2, 3, 3]), None),
+                window,
+                true,
+            ),
+            (
+                kronecker(product(&[2, 1], &[1, 4]), product(&[3, 1], &[1, 18]), None),
+                window,
+                true,
+            ),
+            (
+                kronecker(
+                    whole(&[2, 4]),
+                    product(&[1, 3], &[1, 2]),
+                    Some(&[1, 1, 3, 3]),
+                ),
+                window,
+                true,
+            ),
+            (
+                kronecker(whole(&[2, 4]), whole(&[2, 3]), None),
+                linear,
+                false,
+            ),
+            (Delta::Full(stored(&[6, 8, 1, 1])), linear, true),
+            (Delta::Full(stored(&[8, 6])), linear, false),
+            (Delta::Full(stored(&[6])), &[6], true),
+            (low_rank(&[2, HUGE, HUGE], &[6, 2], None), linear, false),
+            (
+                hadamard(&[HUGE, 2], &[2, HUGE], Some(&[2, 2, HUGE, HUGE])),
+                window,
+                false,
+            ),
+            (
+                kronecker(whole(&[HUGE, HUGE]), whole(&[HUGE, HUGE]), None),
+                linear,
+                false,
+            ),
+        ] {
+            assert_eq!(delta.fits(shape), due, "{delta:?} of {shape:?}");
+        }
+        let rows = |shape| Magnitude::Rows(stored(shape));
+        let columns = |shape| Magnitude::Columns(stored(shape));
+        assert!(rows(&[6]).fits(linear) && rows(&[6, 1, 1, 1]).fits(window));
+        assert!(columns(&[1, 8]).fits(linear) && !columns(&[1, 6]).fits(linear));
+        assert!(!rows(&[6]).fits(&[6]));
+    }
+
+    #[test]
+    fn what_is_before_a_magnitude_is_merged_and_what_is_after_stays_beside() {
+        let edit = |magnitude: bool, full: bool| Edit {
+            delta: if full {
+                Delta::Full(stored(&[6, 8]))
+            } else {
+                low_rank(&[2, 8], &[6, 2], None)
+            },
+            scale: 1.0,
+            magnitude: magnitude.then(|| Magnitude::Rows(stored(&[6]))),
+            strength: 1.0,
+        };
+        let count = |edits: &[Edit]| {
+            let (beside, merged) = split(edits);
+            (beside.len(), merged.len())
+        };
+        let (plain, full, dora) = (edit(false, false), edit(false, true), edit(true, false));
+        assert_eq!(count(&[plain.clone(), full.clone(), plain.clone()]), (2, 1));
+        assert_eq!(count(&[plain.clone(), dora, plain, full]), (1, 3));
+    }
 }
