@@ -1,17 +1,12 @@
-//! `retouch inspect`, `convert`, `make-random` and `bench --model`, as a user meets them.
-
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
+//! `retouch inspect` and `convert`, as a user meets them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use retouch_nodes::payload::Latent;
 use serde_json::Value as Json;
-use support::{Bench, retouch, root};
+
+use crate::support::{retouch, root};
 
 fn micro(name: &str) -> String {
     let path = root().join("tests/oracle/data/micro").join(name);
@@ -359,8 +354,6 @@ fn nothing_is_overwritten_and_nothing_half_written() {
     for arguments in [
         &["convert", &model, "there.safetensors"][..],
         &["convert", &model, "full"],
-        &["make-random", "tiny", "full"],
-        &["make-random", "tiny", "there.safetensors"],
     ] {
         let (_, err) = ran(folder, 1, arguments);
         assert!(err.contains("exists"), "{err}");
@@ -381,7 +374,6 @@ fn nothing_is_overwritten_and_nothing_half_written() {
         &["convert", &model, "out.safetensors", "--layout", "folder"],
         &["convert", &model, "out", "--config", &model],
         &["convert", &model, "out", "--dtype", "f8"],
-        &["make-random", "sd9", "out"],
     ] {
         ran(folder, 2, arguments);
     }
@@ -608,7 +600,7 @@ fn inspect_tells_adapters_and_other_files_apart() {
     );
     // What holds no tensors, or more than them.
     for (path, code, said) in [
-        (micro("reference.png"), 1, "PNG picture"),
+        (micro("reference.png"), 1, "carries no recipe"),
         (
             root()
                 .join("tests/oracle/data/pickles/evil.pt")
@@ -701,112 +693,4 @@ fn an_adapter_is_told_on_one_screen_and_by_inspect_as_by_the_op() {
         said.contains("102 layers matched (84 of the U-Net, 18 of text encoders), 1 unmatched (left out: something.else)"),
         "{said}"
     );
-}
-
-#[test]
-fn a_random_model_is_the_same_for_a_seed_and_draws_finite_numbers() {
-    let folder = tempfile::tempdir().unwrap();
-    let folder = folder.path();
-    for (name, seed) in [("a", "5"), ("b", "5"), ("c", "6")] {
-        let (out, _) = ran(folder, 0, &["make-random", "tiny", name, "--seed", seed]);
-        assert!(out.contains(&format!("{name}/model_index.json")), "{out}");
-    }
-    let read = |name: &str, file: &str| std::fs::read(folder.join(name).join(file)).unwrap();
-    for file in &NETWORKS[..3] {
-        assert!(read("a", file) == read("b", file));
-        assert!(read("a", file) != read("c", file));
-    }
-    let made = report(folder, &["a"]);
-    assert_eq!(made["kind"], "model");
-    assert_eq!(made["sites"].as_array().unwrap().len(), 16);
-    let model = folder.join("a").display().to_string();
-    let values = Bench::new().run(&format!(
-        "schema: retouch/v1\nnodes:\n\
-         \x20 model: {{op: load_model, path: '{model}'}}\n\
-         \x20 draw: {{op: sample, model: $model, prompt: a (teddy bear), steps: 2, seed: 1}}\n\
-         outputs:\n  out: {{value: $draw}}\n"
-    ));
-    let latent = values["out"].downcast::<Latent>().unwrap();
-    let numbers = latent
-        .tensor
-        .flatten_all()
-        .unwrap()
-        .to_vec1::<f32>()
-        .unwrap();
-    let variance = numbers.iter().map(|x| x * x).sum::<f32>() / numbers.len() as f32;
-    assert!(
-        numbers.iter().all(|x| x.is_finite()) && (0.01..1000.0).contains(&variance),
-        "{variance}"
-    );
-}
-
-/// Shape and bits of each tensor that was written down.
-type Dumped = BTreeMap<String, (Vec<usize>, Vec<u32>)>;
-
-/// `retouch bench --model`; its JSON, and what the networks were given and gave.
-fn measured(folder: &Path, arguments: &[&str]) -> (Json, Dumped) {
-    let dump = ["--runs", "1", "--json", "--dump", "dump.safetensors"];
-    let (out, _) = ran(folder, 0, &[&["bench"], arguments, &dump].concat());
-    let dumped = tensors(&folder.join("dump.safetensors"))
-        .into_iter()
-        .map(|(name, (_, shape, bits))| (name, (shape, bits)))
-        .collect();
-    (serde_json::from_str(&out).unwrap(), dumped)
-}
-
-#[test]
-fn the_networks_of_a_model_are_measured_on_the_same_inputs_by_any_number_of_threads_and_rows() {
-    let folder = tempfile::tempdir().unwrap();
-    let folder = folder.path();
-    let model = micro("sd1");
-    let (figures, two) = measured(folder, &["--model", &model, "--threads", "2"]);
-    assert_eq!(
-        (&figures["size"], &figures["batch"]),
-        (&64.into(), &2.into())
-    );
-    let parts: Vec<&str> = figures["parts"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|p| p["part"].as_str().unwrap())
-        .collect();
-    assert_eq!(parts, ["text", "unet", "vae", "vae-encode"]);
-    for part in figures["parts"].as_array().unwrap() {
-        assert!(part["min"].as_f64().unwrap() > 0.0, "{part}");
-        assert_eq!(part["page_faults"].is_u64(), cfg!(target_os = "linux"));
-    }
-    assert!(figures["scaling"]["ratio"].as_f64().unwrap() > 0.0);
-    assert_eq!(two["unet.output"].0, [2, 4, 16, 16]);
-    assert_eq!(two["unet.context"].0, [2, 77, 32]);
-    assert_eq!(two["vae.picture"].0, [1, 3, 64, 64]);
-    assert_eq!(two["vae-encode.mean"].0, [1, 4, 16, 16]);
-    assert_eq!(two["text.ids"].0, [1, 77]);
-    // The prompt's half of the context is what the text encoder gave.
-    assert_eq!(two["unet.context"].1[77 * 32..], two["text.states"].1);
-
-    let (_, one) = measured(
-        folder,
-        &["--model", &model, "--threads", "1", "--parts", "unet,vae"],
-    );
-    assert_eq!(one.len(), 6);
-    for (name, tensor) in &one {
-        assert!(two[name] == *tensor, "{name}");
-    }
-    // Four rows: two images, each by the empty prompt and then by the prompt; the first image is that of two rows.
-    let (_, four) = measured(
-        folder,
-        &["--model", &model, "--parts", "unet", "--batch", "4"],
-    );
-    let row = |of: &BTreeMap<String, (Vec<usize>, Vec<u32>)>, at: usize| {
-        of["unet.output"].1[at * 1024..(at + 1) * 1024].to_vec()
-    };
-    assert!(row(&four, 0) == row(&two, 0) && row(&four, 2) == row(&two, 1));
-    assert!(row(&four, 1) != row(&four, 0));
-
-    // What SDXL takes besides is given too.
-    let (_, xl) = measured(folder, &["--model", &micro("sdxl"), "--parts", "unet,text"]);
-    assert_eq!(xl["unet.pooled"].0, [2, 24]);
-
-    let (_, err) = ran(folder, 2, &["bench", "--model", &model, "--size", "62"]);
-    assert!(err.contains("a multiple of 4"), "{err}");
 }

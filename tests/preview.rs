@@ -1,10 +1,5 @@
 //! What is shown of a run while it draws.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::path::Path;
@@ -18,7 +13,8 @@ use retouch_graph::{
     RunOptions, RunReport, Settings, Value,
 };
 use retouch_nodes::Runtime;
-use support::{Bench, retouch, root};
+
+use crate::support::{Bench, retouch, root, unchanged};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -412,14 +408,11 @@ fn by_the_vae_the_last_preview_is_the_saved_picture_and_previews_change_no_saved
     let run = retouch(out.path(), &with);
     assert!(run.status.success(), "{}", text(&run.stderr));
     assert!(text(&run.stderr).contains("draw: shown in the preview"));
-    let saved = std::fs::read(out.path().join("out/vanilla/43-raw.png")).unwrap();
-    assert_eq!(std::fs::read(out.path().join("p.PNG")).unwrap(), saved);
+    // But for the mark that it is a preview.
+    let pixels = |path: &str| image::open(out.path().join(path)).unwrap().to_rgb8();
+    assert_eq!(pixels("p.PNG"), pixels("out/vanilla/43-raw.png"));
     let plain = retouch(out.path(), &with[..5]);
-    assert!(
-        text(&plain.stdout)
-            .lines()
-            .all(|line| line.ends_with("(unchanged)"))
-    );
+    unchanged(&plain.stdout);
 }
 
 #[test]
@@ -505,7 +498,14 @@ outputs:
     for command in ["run", "watch"] {
         let run = retouch(
             out.path(),
-            &[command, "job.yaml", "--preview", "./photo.png"],
+            &[
+                command,
+                "job.yaml",
+                "--preview",
+                "./photo.png",
+                "--exists",
+                "replace",
+            ],
         );
         assert_eq!(run.status.code(), Some(1));
         assert!(
@@ -517,6 +517,25 @@ outputs:
     let same = std::fs::read(out.path().join("photo.png")).unwrap();
     assert_eq!(same, std::fs::read(photo).unwrap());
     assert!(!out.path().join("out").exists());
+    // Nor, unless that is asked for, of a file that is no preview of an earlier run.
+    let draws = root().join("workflows/vanilla.yaml").display().to_string();
+    let draw = |more: &[&str]| {
+        let all = ["run", &draws, "--set", "steps=1", "--preview", "mine.png"];
+        retouch(out.path(), &[&all, more].concat())
+    };
+    std::fs::copy(
+        root().join("references/teddy/01.png"),
+        out.path().join("mine.png"),
+    )
+    .unwrap();
+    let run = draw(&[]);
+    assert_eq!(run.status.code(), Some(1));
+    assert!(text(&run.stderr).contains("mine.png already exists and is not a preview"));
+    assert!(draw(&["--exists", "replace"]).status.success());
+    let first = image::open(out.path().join("mine.png")).unwrap();
+    assert_eq!(first.width(), 64);
+    assert!(draw(&["--set", "seed=2"]).status.success());
+    assert_ne!(image::open(out.path().join("mine.png")).unwrap(), first);
     // Where nothing is drawn, that is said.
     let run = retouch(out.path(), &["run", "job.yaml", "--preview", "p.png"]);
     assert!(run.status.success());

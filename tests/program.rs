@@ -1,16 +1,12 @@
 //! The program as a user meets it: the shipped workflows, the commands, exit codes, what is reused, Ctrl-C.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use retouch_graph::{Cancel, Event, Recorder, RunOptions, Settings};
-use support::{Bench, retouch, root};
+
+use crate::support::{Bench, retouch, root, unchanged};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -119,11 +115,7 @@ fn the_same_file_and_seed_give_the_same_bytes_at_any_number_of_threads() {
         ],
     );
     assert!(again.status.success());
-    let said = text(&again.stdout);
-    assert!(
-        said.lines().all(|line| line.ends_with("(unchanged)")),
-        "{said}"
-    );
+    unchanged(&again.stdout);
 }
 
 #[test]
@@ -335,11 +327,7 @@ fn events_are_json_lines_and_results_alone_are_on_standard_output() {
     assert_eq!(last["event"], "run_finished");
     assert_eq!(last["counters"]["unet_calls"], 4);
     let plain = retouch(out.path(), &["run", &file, "--set", "steps=2"]);
-    let said = text(&plain.stdout);
-    assert!(
-        said.lines().all(|line| line.contains("unchanged")),
-        "{said}"
-    );
+    unchanged(&plain.stdout);
     assert!(text(&plain.stderr).contains("U-Net calls: 4"));
 }
 
@@ -919,11 +907,7 @@ fn a_pipe_hears_that_sampling_begins_and_which_seed_was_drawn() {
         "--set",
         &format!("seed={seed}"),
     ];
-    let said = done(&retouch(out.path(), &again));
-    assert!(
-        said.lines().all(|line| line.ends_with("(unchanged)")),
-        "{said}"
-    );
+    unchanged(done(&retouch(out.path(), &again)).as_bytes());
 }
 
 #[test]
@@ -966,6 +950,47 @@ fn watch_says_on_a_pipe_what_begins_and_which_seed_was_drawn() {
         told.contains("done in") && told.contains("U-Net calls: 6"),
         "{told}"
     );
+}
+
+#[test]
+fn a_configuration_that_makes_no_sense_is_refused_at_its_place_and_nothing_runs() {
+    let sandbox = tempfile::tempdir().unwrap();
+    let folder = sandbox.path();
+    copies(folder);
+    let run = |config: &Path| {
+        let output = Command::new(env!("CARGO_BIN_EXE_retouch"))
+            .args(["run", "wf.yaml", "--json"])
+            .current_dir(folder)
+            .env("NO_COLOR", "1")
+            .env("RETOUCH_CONFIG", config)
+            .env("RETOUCH_CACHE", folder.join("cache"))
+            .env_remove("RETOUCH_NO_CACHE")
+            .output()
+            .unwrap();
+        (output.status.code(), text(&output.stdout))
+    };
+    let config = folder.join("config.yaml");
+    for (content, place) in [
+        (
+            "cache: {disk: 1GiB}\ncahce: {disk: 1GiB}\n",
+            "config.yaml:2:1",
+        ),
+        ("cache: {disk: much}\n", "config.yaml:1:"),
+        ("cache: [\n", "config.yaml:"),
+    ] {
+        std::fs::write(&config, content).unwrap();
+        let (code, told) = run(&config);
+        assert_eq!(code, Some(2), "{told}");
+        assert!(told.contains("R1102") && told.contains(place), "{told}");
+        assert!(!folder.join("out").exists(), "{content}");
+    }
+    // One that is named and not there is refused too.
+    let (code, told) = run(&folder.join("none.yaml"));
+    assert!(code == Some(2) && told.contains("R1102"), "{told}");
+    std::fs::write(&config, "cache: {disk: 1GiB}\n").unwrap();
+    let (code, told) = run(&config);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(folder.join("out/pictures/o.png").exists());
 }
 
 // ---- what the documentation says ----
@@ -1185,4 +1210,60 @@ fn the_example_of_the_events_is_what_the_program_prints() {
     let written: Vec<_> = lines.map(common).collect();
     let printed: Vec<_> = printed.lines().take(3).map(common).collect();
     assert_eq!(written, printed);
+}
+
+#[test]
+fn manual_pages_are_printed_and_written_for_every_command() {
+    let out = tempfile::tempdir().unwrap();
+    let page = done(&retouch(out.path(), &["man"]));
+    assert!(page.contains(".TH retouch 1"), "{page}");
+    assert!(page.contains("retouch\\-sweep(1)"), "{page}");
+    let written = done(&retouch(out.path(), &["man", "pages"]));
+    let names: Vec<String> = files_below(&out.path().join("pages"))
+        .iter()
+        .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+        .collect();
+    assert_eq!(names.len(), written.lines().count());
+    for name in [
+        "retouch.1",
+        "retouch-run.1",
+        "retouch-runs-show.1",
+        "retouch-cache-clear.1",
+    ] {
+        assert!(names.iter().any(|one| one == name), "{name} in {names:?}");
+    }
+    let run = std::fs::read_to_string(out.path().join("pages/retouch-run.1")).unwrap();
+    assert!(run.contains("keep\\-going"), "{run}");
+    assert!(
+        !names.iter().any(|name| name.contains("bench")),
+        "{names:?}"
+    );
+}
+
+#[test]
+fn with_keep_going_a_run_saves_what_it_can_and_fails() {
+    let out = tempfile::tempdir().unwrap();
+    let photo = std::fs::read(root().join("references/teddy/01.png")).unwrap();
+    std::fs::write(out.path().join("photo.png"), &photo).unwrap();
+    // Its head is sound, so that only reading all of it shows the damage.
+    std::fs::write(out.path().join("cut.png"), &photo[..photo.len() / 2]).unwrap();
+    let yaml = "schema: retouch/v1
+nodes:
+  cut: {op: load_image, path: cut.png}
+  photo: {op: load_image, path: photo.png}
+  small: {op: resize_image, image: $photo, scale: 0.5}
+outputs:
+  cut: {value: $cut, save: cut.png}
+  small: {value: $small, save: small.png}
+";
+    std::fs::write(out.path().join("job.yaml"), yaml).unwrap();
+    let run = retouch(out.path(), &["run", "job.yaml", "--keep-going"]);
+    let (said, told) = (text(&run.stdout), text(&run.stderr));
+    assert_eq!(run.status.code(), Some(1), "{told}");
+    assert!(
+        said.contains("small.png") && !said.contains("cut"),
+        "{said}"
+    );
+    assert!(told.contains("error: cut"), "{told}");
+    assert!(out.path().join("out/small.png").is_file());
 }

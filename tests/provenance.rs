@@ -1,12 +1,13 @@
 //! From a picture back to its recipe: every PNG that ships can be drawn again to the byte from what it carries, what
 //! changed since is refused by name, and two recipes are compared by node and by step.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use retouch_graph::{Code, Origin, Settings};
 use serde_json::Value as Json;
+
+use crate::support::Bench;
 
 /// A folder with the workflows, models and photos that ship, and a cache of its own.
 struct Place {
@@ -346,6 +347,8 @@ fn a_changed_photo_is_refused_by_name_and_one_that_moved_is_found_by_what_it_hol
         "{heard}"
     );
     assert!(heard.contains("help:"), "{heard}");
+    let told = String::from_utf8(place.run(&["replay", picture, "--json"]).stdout).unwrap();
+    assert!(told.contains("\"code\":\"R1212\""), "{told}");
     // Missing altogether.
     std::fs::remove_file(&photo).unwrap();
     let heard = said(&place.run(&["replay", picture]));
@@ -760,10 +763,12 @@ outputs: {picture: {value: $drawn.picture, save: a.png}}
     std::fs::write(place.path().join("box/drawn/wf.yaml"), workflow).unwrap();
     let output = place.run(&["run", "box/drawn/wf.yaml"]);
     assert!(output.status.success());
-    assert!(
-        said(&output).contains("cannot be written down"),
-        "{}",
-        said(&output)
-    );
+    let heard = said(&output);
+    assert!(heard.contains("cannot be written down"), "{heard}");
+    let (engine, path) = (Bench::new().engine, place.path().join("box/drawn/wf.yaml"));
+    let checked = engine.load(&path, &Settings::default()).unwrap();
+    let origin = Origin::of(&engine, &path, "a test").unwrap();
+    let problems = origin.output(&engine, &checked, "picture").unwrap_err();
+    assert_eq!(problems.iter().next().unwrap().code(), Code::NoProvenance);
     assert!(said(&place.run(&["show", "out/a.png"])).contains("carries no recipe"));
 }

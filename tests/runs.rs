@@ -1,17 +1,14 @@
 //! The journal of runs as a user meets it.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
 #![cfg(unix)]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value as Json;
-use support::root;
+
+use crate::support::{self, root};
 
 fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_retouch"));
@@ -590,4 +587,31 @@ fn a_run_that_did_not_end_well_is_not_verified() {
             .unwrap()
             .contains("it is failed")
     );
+}
+
+#[test]
+fn people_read_local_times_and_programs_utc() {
+    let folder = project();
+    let folder = folder.path();
+    good(folder, &["run", "wf.yaml"]);
+    let started = show(folder, "last")["started"].as_str().unwrap().to_owned();
+    assert!(started.ends_with('Z'), "{started}");
+    let zone = |zone: &str, arguments: &[&str]| {
+        let output = command(folder, arguments).env("TZ", zone).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    // POSIX's form needs no time zone database; its sign is that of UTC minus local.
+    let utc = started.trim_end_matches('Z').replace('T', " ");
+    assert!(zone("UTC0", &["runs"]).contains(&utc));
+    let there = zone("AAA-3", &["runs", "show"]);
+    let line = there.lines().find(|line| line.contains("started")).unwrap();
+    assert!(line.contains("+03:00"), "{line}");
+    let hour = |text: &str| {
+        text.split([' ', 'T']).find_map(|part| {
+            part.split_once(':')
+                .and_then(|(hour, _)| hour.parse::<u32>().ok())
+        })
+    };
+    assert_eq!(hour(line), hour(&started).map(|hour| (hour + 3) % 24));
+    assert_eq!(list(folder, &[])[0]["started"], started);
 }

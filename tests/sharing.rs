@@ -1,17 +1,12 @@
 //! Sharing: locks, models in other places, bundles, and bundles that somebody made to do harm.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use retouch_graph::lock;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
-use support::retouch;
+
+use crate::support::{self, retouch};
 
 const MAIN: &str = "workflows/layout-and-retouch.yaml";
 const PICTURE: &str = "out/layout-and-retouch/43.png";
@@ -234,6 +229,29 @@ fn locked_refuses_by_name_what_changed_is_missing_or_is_not_in_the_lock() {
     refused(&locked(&[]), 3, &["R0902", "retouch-lock/9"]);
     let plain = done(&project.run("mine", &["run", MAIN, "--quiet", "--set", "steps=2"]));
     assert!(plain.contains("warning"), "{plain}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_name_that_means_something_else_elsewhere_does_not_go_into_a_lock() {
+    let project = Project::empty();
+    for name in ["a\\b.png", "a\u{7}b.png"] {
+        std::fs::copy(
+            support::root().join("references/teddy/01.png"),
+            project.at("else").join(name),
+        )
+        .unwrap();
+        let name = serde_json::Value::from(name);
+        std::fs::write(
+            project.at("else/wf.yaml"),
+            format!(
+                "schema: retouch/v1\nnodes:\n  p: {{op: load_image, path: {name}}}\noutputs:\n  o: {{value: $p, save: o.png}}\n"
+            ),
+        )
+        .unwrap();
+        refused(&project.run("else", &["lock", "wf.yaml"]), 3, &["R0905"]);
+        assert!(!project.at("else/wf.lock").exists());
+    }
 }
 
 // ---- models in other places ----
@@ -493,7 +511,7 @@ fn what_cannot_be_shared_is_not_bundled_and_nothing_is_overwritten() {
     refused(&bundle(&[]), 3, &["R0913", "rename"]);
     workflow("references/teddy/01.png");
     let before = project.text("mine/wf.yaml");
-    refused(&bundle(&["-o", "wf.yaml"]), 1, &["is no bundle"]);
+    refused(&bundle(&["-o", "wf.yaml"]), 1, &["is not a bundle"]);
     refused(
         &bundle(&["-o", "no/such/folder.tar.zst"]),
         1,

@@ -1,18 +1,14 @@
 //! `retouch sweep` as a user meets it: the calls that the tree of step prefixes foretells, the pictures of single runs
 //! bit for bit, a sweep that is killed and resumed, one that goes on after a failure.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
-use support::root;
+
+use crate::support::root;
 
 /// Runs the program with a cache of its own.
 fn retouch(folder: &Path, arguments: &[&str]) -> Output {
@@ -580,12 +576,21 @@ fn a_sweep_in_a_file_of_its_own_is_planned_locked_and_bundled() {
     }
     run(&["lock", "--check", sweep], 0);
     run(&["plan", sweep, "--locked"], 0);
+    run(&["sweep", sweep, "--locked", "--dry-run"], 0);
+    run(&["check", sweep, "--locked"], 0);
     let target = folder.path().join("box/workflows/layout-and-retouch.yaml");
     let text = std::fs::read_to_string(&target).unwrap();
     std::fs::write(&target, format!("{text}# another\n")).unwrap();
     run(&["lock", "--check", sweep], 1);
     let told = run(&["plan", sweep, "--locked"], 3).1;
     assert!(told.contains("R0903"), "{told}");
+    for arguments in [
+        &["sweep", sweep, "--locked"][..],
+        &["check", sweep, "--locked"],
+    ] {
+        let told = run(arguments, 3).1;
+        assert!(told.contains("R0903"), "{told}");
+    }
     std::fs::write(&target, text).unwrap();
     // The bundle draws what the files draw.
     let few = ["--set", "steps=2", "--set", "blend_steps=50%", "--quiet"];
@@ -608,4 +613,17 @@ fn a_sweep_in_a_file_of_its_own_is_planned_locked_and_bundled() {
     assert_eq!(pixels(&sheet("mine")), pixels(&sheet("theirs")));
     let opened = run(&["unbundle", "s.tar.zst", "opened"], 0).1;
     assert!(opened.contains("retouch sweep opened/"), "{opened}");
+    assert!(!opened.contains("--models"), "{opened}");
+    // What is said to do can be done: nothing of where a bundle is unpacked to, and what was left out is asked for.
+    let told = run(&["run", sweep], 3).1;
+    assert!(told.contains("`retouch sweep box/"), "{told}");
+    let told = run(&["run", "s.tar.zst", "--models", "box"], 3).1;
+    let help = told.split("help:").nth(1).unwrap();
+    assert!(
+        help.contains("`retouch sweep s.tar.zst --models box`"),
+        "{told}"
+    );
+    run(&["bundle", sweep, "-o", "small.tar.zst"], 0);
+    let opened = run(&["unbundle", "small.tar.zst", "small"], 0).1;
+    assert!(opened.contains("--models DIR"), "{opened}");
 }

@@ -1,10 +1,6 @@
 //! Watch mode on real files: what an editor does to a file, and what of it runs. Asserted on the events.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
 #![cfg(unix)]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -13,6 +9,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use serde_json::Value;
+
+use crate::support;
 
 /// No event takes longer than this on the slowest machine; a test that waits for it has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -395,4 +393,59 @@ fn every_broken_file_saved_over_the_workflow_is_told_and_survived() {
     }
     watched.save(&good.replace("scale: 2", "scale: 3"));
     until("done in", "the workflow, mended");
+}
+
+#[test]
+fn a_sweep_in_a_file_of_its_own_is_watched() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let photo = support::root().join("references/teddy/01.png");
+    std::fs::copy(photo, folder.path().join("photo.png")).unwrap();
+    write(
+        "one.yaml",
+        "schema: retouch/v1
+name: one
+params:
+  side: {type: int, default: 8}
+nodes:
+  photo: {op: load_image, path: photo.png}
+  small: {op: resize_image, image: $photo, width: $params.side, height: 8}
+outputs:
+  small: {value: $small, save: '{side}.png'}
+",
+    );
+    let sweep = |sides: &str| {
+        format!(
+            "schema: retouch/v1
+name: w
+sweep:
+  workflow: one.yaml
+  matrix: {{side: [{sides}]}}
+  grid: {{columns: side, save: sheet.png}}
+  table: sides.csv
+"
+        )
+    };
+    write("w.yaml", &sweep("8, 16"));
+    let watched = Watched::start(folder.path());
+    let events = watched.until("watching");
+    assert_eq!(count(&events, "sweep_started"), 1);
+    assert_eq!(count(&events, "cell_finished"), 2);
+    assert_eq!(count(&events, "output_saved"), 3);
+    assert_eq!(count(&events, "table_saved"), 1);
+    let table = || std::fs::read_to_string(folder.path().join("out/sides.csv")).unwrap();
+    assert_eq!(table().lines().count(), 3, "{}", table());
+    // A cell more is all that is made, beside the sheet.
+    watched.save(&sweep("8, 16, 24"));
+    let events = watched.until("watching");
+    assert_eq!(count(&events, "cell_finished"), 3);
+    let ran = named(&events, "node_started");
+    assert_eq!(ran.len(), 2, "{ran:?}");
+    assert!(ran.contains(&"3/small".to_owned()), "{ran:?}");
+    assert_eq!(table().lines().count(), 4);
+    // The workflow that is swept is watched too.
+    let one = std::fs::read_to_string(folder.path().join("one.yaml")).unwrap();
+    write("one.yaml", &one.replace("height: 8", "height: 9"));
+    let events = watched.until("watching");
+    assert_eq!(named(&events, "node_started").len(), 4);
 }

@@ -1,9 +1,9 @@
 """Retouch against its peers on one model, in one run: `python cli/benches/peers.py DIR [--retouch target/release/retouch]`.
 
-DIR is a Stable Diffusion 1.x or 2.x model as a diffusers folder: `retouch make-random sd15 DIR` makes one of the real size. Needs
+DIR is a Stable Diffusion 1.x or 2.x model as a diffusers folder: `retouch-dev make-random sd15 DIR` makes one of the real size. Needs
 torch, diffusers, transformers, openvino, safetensors, numpy, pillow (PyPI); nothing else in the project does.
 
-Retouch measures itself (`retouch bench --model DIR`) and writes down what its networks were given; the peers are given the
+Retouch measures itself (`retouch-dev bench --model DIR`) and writes down what its networks were given; the peers are given the
 same. Each measurement is a process of its own, so that neither memory nor threads mix, with as many threads as there are
 cores; they take turns for `--rounds` rounds, and the fastest call of all rounds counts, after one that loads. The peers are set as
 one would set them for speed: inference mode, attention by torch's own fused function, channels last where that is faster;
@@ -283,7 +283,7 @@ class Run:
         from safetensors.numpy import load_file
 
         dump = self.dump(part, precision)
-        text = self.process([self.args.retouch, "bench", "--model", self.args.folder, "--parts", part, "--runs", self.args.calls, "--json",
+        text = self.process([self.args.retouch_dev, "bench", "--model", self.args.folder, "--parts", part, "--runs", self.args.calls, "--json",
                              "--dtype", precision, "--threads", self.args.threads, "--device", self.args.device, "--dump", dump, *self.size()])
         figures = json.loads(text)
         self.note(part, f"retouch-{precision}", figures["parts"][0]["min"], figures["peak_memory"])
@@ -313,7 +313,7 @@ class Run:
         from PIL import Image
 
         if who == "retouch-loaded":
-            text = self.process([self.args.retouch, "bench", "--workflow", "--runs", self.args.calls, "--json", "--threads", self.args.threads])
+            text = self.process([self.args.retouch_dev, "bench", "--workflow", "--runs", self.args.calls, "--json", "--threads", self.args.threads])
             return self.note("demo", who, json.loads(text)["rows"][0]["min"])
         out = self.scratch / f"{who}-{turn}"
         keep = ["--no-cache"] if who == "retouch-fresh" else ["--cache-dir", out / "cache"]
@@ -359,6 +359,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="the model, a folder in the diffusers layout")
     parser.add_argument("--retouch", default=ROOT / "target" / "release" / "retouch", help="the program, built for release")
+    parser.add_argument("--retouch-dev", help="the program that measures; `retouch-dev` beside the other unless given")
     parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS), help=",".join(PARTS))
     parser.add_argument("--rounds", type=int, default=2, help="how often everybody has a turn")
     parser.add_argument("--calls", type=int, default=3, help="calls that are measured in a turn")
@@ -372,6 +373,7 @@ def main():
     args = parser.parse_args()
     if args.who:
         return worker(args)
+    args.retouch_dev = args.retouch_dev or Path(args.retouch).with_name("retouch-dev")
     unknown = set(args.parts) - set(PARTS)
     if unknown:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")

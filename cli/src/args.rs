@@ -1,10 +1,14 @@
 //! The command line's arguments.
 
-use std::path::{Path, PathBuf};
+mod shared;
+
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use retouch_graph::remote::Address;
+
+use shared::repository;
+pub use shared::*;
 
 /// What `retouch --help` says last.
 fn after_help() -> String {
@@ -48,19 +52,19 @@ pub enum Command {
     /// Watch a workflow in a window: its graph, its pictures, what each step did; or draw that to a file.
     #[cfg(feature = "view")]
     View(ViewArgs),
-    /// Run a workflow for many values of its params; what the runs have in common is made once.
+    /// Run a workflow for many values of its params; what the runs share is computed once.
     Sweep(SweepArgs),
     /// Report every fault of workflows without running them.
     Check(CheckArgs),
-    /// Say what a run would do, and why, without doing it.
+    /// Show what a run would do, and why, without running anything.
     Plan(PlanArgs),
-    /// Bring workflow files into the standard form; comments and meaning stay.
+    /// Format workflow files; comments and meaning are kept.
     Fmt(FmtArgs),
     /// The reference of the ops, or of one of them.
     Nodes(NodesArgs),
     /// Print a JSON Schema: of the workflow format, for editors, or of the events, for programs.
     Schema {
-        /// Of what.
+        /// What to describe.
         #[arg(value_enum, default_value_t = SchemaOf::Workflow)]
         of: SchemaOf,
     },
@@ -68,43 +72,44 @@ pub enum Command {
     Graph(GraphArgs),
     /// Explain an error code.
     Explain(ExplainArgs),
-    /// Fetch the models on hubs (`hf://owner/name`) that workflows name.
+    /// Download the models on hubs (`hf://owner/name`) that workflows name.
     Fetch(FetchArgs),
-    /// Write down what a workflow reads, beside it: `wf.lock` for `wf.yaml`.
+    /// Write a lock file beside a workflow, with digests of everything it reads: `wf.lock` for `wf.yaml`.
     Lock(LockArgs),
     /// Pack a workflow with what it reads into one file to share.
     Bundle(BundleArgs),
     /// Unpack a bundle to a folder.
     Unbundle(UnbundleArgs),
-    /// Say what a picture was made of.
-    Show(ShowArgs),
-    /// Print the workflow that a picture carries.
+    /// Print the workflow embedded in a picture.
     Extract(ExtractArgs),
-    /// Draw a picture again from what it carries, and compare.
+    /// Draw a picture again from the recipe embedded in it, and compare.
     Replay(ReplayArgs),
-    /// Say what differs between two workflows or pictures: by node, and from which step on.
+    /// Compare two workflows or pictures: what differs, by node, and from which step on.
     Diff(DiffArgs),
-    /// Make a folder with the workflows, the demo model and the reference photos of this program.
+    /// Create a folder with the built-in workflows, demo model and reference photos.
     New(NewArgs),
-    /// List the runs that were made, the newest first, or show one of them. Times are in UTC.
+    /// List past runs, newest first, or show one of them. Times are local; with `--json` UTC.
     Runs(RunsArgs),
-    /// Make a run again, from nothing, and compare: the first step that differs is named.
+    /// Repeat a run without the cache and compare: the first step that differs is named.
     Verify(VerifyArgs),
-    /// Say what a model, an adapter or any other file of tensors is, from its headers alone.
+    /// Show the recipe of a picture, or what a model, an adapter or any other file of tensors contains, from its headers alone.
+    #[command(visible_alias = "show")]
     Inspect(InspectArgs),
     /// Write a model as a folder in the diffusers layout, or as a single file; always as safetensors.
     Convert(ConvertArgs),
-    /// Make a model of random weights in the real size of a family: for measuring and for tests, what it draws is noise.
-    MakeRandom(MakeRandomArgs),
-    /// Look at the disk cache, or empty it.
+    /// Inspect or clear the disk cache.
     Cache(CacheToolArgs),
-    /// Measure on this machine: the demo model, the main workflow and the engine; a model's networks; or the kernels.
-    Bench(BenchArgs),
-    /// Serve an editor: the language server, on standard input and output.
+    /// Run the language server on standard input and output.
     Lsp {
-        /// Talk on standard input and output, which is the only way there is; some clients say so.
+        /// Use standard input and output: the only transport, accepted because some clients pass it.
         #[arg(long)]
         stdio: bool,
+    },
+    /// Print the manual page, or write all of them to a folder: `retouch.1`, `retouch-run.1`, ...
+    Man {
+        /// The folder; created if it does not exist.
+        #[arg(value_name = "DIR")]
+        folder: Option<PathBuf>,
     },
     /// Print a completion script for a shell.
     Completions {
@@ -118,19 +123,17 @@ impl Command {
     #[must_use]
     pub fn json(&self) -> bool {
         match self {
-            Self::Run(args) => args.json,
-            Self::Watch(args) => args.follow.json,
+            Self::Run(args) => args.drawing.json,
+            Self::Watch(args) => args.follow.drawing.json,
             #[cfg(feature = "view")]
-            Self::View(args) => args.follow.json,
-            Self::Sweep(args) => args.json,
+            Self::View(args) => args.follow.drawing.json,
+            Self::Sweep(args) => args.drawing.json,
             Self::Check(args) => args.json,
             Self::Fetch(args) => args.json,
             Self::Plan(args) => args.json,
             Self::Nodes(args) => args.json,
-            Self::Show(args) => args.json,
             Self::Replay(args) => args.json,
             Self::Diff(args) => args.json,
-            Self::Bench(args) => args.json,
             Self::Verify(args) => args.json,
             Self::Inspect(args) => args.json,
             Self::Runs(args) => match args.command {
@@ -156,164 +159,6 @@ pub enum SchemaOf {
     Events,
 }
 
-/// What sets a workflow's params.
-#[derive(Args, Clone, Debug, Default)]
-pub struct ParamArgs {
-    /// Sets a param: `--set seed=7 --set place="in space"`.
-    #[arg(long = "set", value_name = "PARAM=VALUE")]
-    pub set: Vec<String>,
-    /// Sets params from a YAML file of `param: value` lines; `--set` wins over it.
-    #[arg(long, value_name = "FILE")]
-    pub params: Option<PathBuf>,
-}
-
-/// What results depend on beside the workflow: it is part of every key.
-#[derive(Args, Clone, Debug)]
-pub struct NumericsArgs {
-    /// The device: `cpu`, `cuda`, `cuda:1` or `metal` (the last three when built with that feature).
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    pub device: String,
-    /// The type that weights are held in: `f16` and `bf16` take half of the memory, and change the last digits of results.
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
-    pub dtype: String,
-}
-
-impl NumericsArgs {
-    /// Both in one word: `cpu`, `cuda:1/bf16`.
-    #[must_use]
-    pub fn spec(&self) -> String {
-        match self.dtype.as_str() {
-            "f32" => self.device.clone(),
-            dtype => format!("{}/{dtype}", self.device),
-        }
-    }
-}
-
-/// Where and how to compute.
-#[derive(Args, Clone, Debug)]
-pub struct DeviceArgs {
-    /// What results depend on.
-    #[command(flatten)]
-    pub numerics: NumericsArgs,
-    /// Memory that weights may take. Default: what the machine has free.
-    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size)]
-    pub memory: Option<u64>,
-    /// Drops each part of a model as soon as what it was used for is done: less memory, more loading.
-    #[arg(long)]
-    pub offload: bool,
-    /// Threads for computing. Default: one for each core.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
-}
-
-/// Where a workflow, its models and assets come from.
-#[derive(Args, Clone, Debug, Default)]
-pub struct SharingArgs {
-    /// A folder that models which are not at their paths are looked for in, before those of RETOUCH_MODELS.
-    #[arg(long, value_name = "DIR", help_heading = "Sharing")]
-    pub models: Vec<PathBuf>,
-    /// Fetch nothing from hubs; models under `hf://` are read from the cache of the hub's programs. As HF_HUB_OFFLINE=1.
-    #[arg(long, help_heading = "Sharing")]
-    pub offline: bool,
-    /// The bytes that a bundle may unpack to. Default: 1GiB.
-    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, help_heading = "Sharing")]
-    pub max_unpacked: Option<u64>,
-}
-
-/// What is fetched for a bundle or a picture, which somebody else may have made.
-#[derive(Args, Clone, Debug, Default)]
-pub struct FetchingArgs {
-    /// Fetch the models on hubs that a bundle or a picture names, without asking and without your token.
-    #[arg(long, conflicts_with = "offline", help_heading = "Sharing")]
-    pub fetch: bool,
-    /// Fetch this repository though a bundle or a picture names it, and send your token for it.
-    #[arg(
-        long,
-        value_name = "OWNER/NAME",
-        value_parser = repository,
-        conflicts_with = "offline",
-        help_heading = "Sharing"
-    )]
-    pub token_for: Vec<String>,
-}
-
-/// A repository of a hub: `owner/name`, or its path `hf://owner/name`.
-fn repository(text: &str) -> Result<String, String> {
-    let path = match text.strip_prefix("hf://") {
-        Some(_) => text.to_owned(),
-        None => format!("hf://{text}"),
-    };
-    let address = Address::parse(Path::new(&path))?;
-    if address.revision.is_some() || !address.file.is_empty() {
-        return Err("expected a repository alone, `owner/name`".to_owned());
-    }
-    Ok(address.repo())
-}
-
-/// What of a lock is demanded.
-#[derive(Args, Clone, Debug, Default)]
-pub struct LockedArgs {
-    /// Read nothing that differs from the lock beside the workflow; without a lock, fail.
-    #[arg(long, help_heading = "Sharing")]
-    pub locked: bool,
-    /// Where it comes from.
-    #[command(flatten)]
-    pub sharing: SharingArgs,
-}
-
-/// What is kept between steps, runs and processes, and how much of it.
-#[derive(Args, Clone, Debug, Default)]
-pub struct CacheArgs {
-    /// The folder of the disk cache. Default: `retouch` in the platform's cache folder.
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "RETOUCH_CACHE",
-        global = true,
-        help_heading = "Cache"
-    )]
-    pub cache_dir: Option<PathBuf>,
-    /// Neither read nor write the disk cache.
-    #[arg(long, global = true, help_heading = "Cache", env = "RETOUCH_NO_CACHE", value_parser = clap::builder::FalseyValueParser::new())]
-    pub no_cache: bool,
-    /// Disk that the cache may take. Default: 10GiB; 0: none.
-    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, global = true, help_heading = "Cache")]
-    pub disk_cache: Option<u64>,
-    /// Memory that the cache may take. Default: 2GiB.
-    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, global = true, help_heading = "Cache")]
-    pub ram_cache: Option<u64>,
-    /// Memory of a GPU that the cache may take. Default: 2GiB.
-    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, global = true, help_heading = "Cache")]
-    pub device_cache: Option<u64>,
-    /// Keys and values of attention that a run may keep for later ones. Default: 6GiB; 0: they are recomputed.
-    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size, global = true, help_heading = "Cache")]
-    pub source_store: Option<u64>,
-}
-
-/// Whether, how often and how what is being drawn is shown.
-#[derive(Args, Clone, Debug)]
-pub struct PreviewArgs {
-    /// Shows what is being drawn as a picture in this file, replaced as a whole: `--preview preview.png`.
-    #[arg(long, value_name = "FILE.png", help_heading = "Preview")]
-    pub preview: Option<PathBuf>,
-    /// Steps from preview to preview; the last step is always shown.
-    #[arg(long, value_name = "N", default_value_t = 5, requires = "preview",
-        value_parser = clap::value_parser!(u32).range(1..), help_heading = "Preview")]
-    pub every: u32,
-    /// How the latent becomes a picture.
-    #[arg(long, value_enum, default_value_t = PreviewWith::Linear, requires = "preview", help_heading = "Preview")]
-    pub preview_with: PreviewWith,
-}
-
-/// How a preview is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum PreviewWith {
-    /// By a linear map that is fitted to the VAE: blurred, at almost no cost.
-    Linear,
-    /// By the VAE: what `decode` would give, and about as long as that takes.
-    Vae,
-}
-
 /// `retouch cache`.
 #[derive(Args, Debug)]
 pub struct CacheToolArgs {
@@ -328,13 +173,13 @@ pub struct CacheToolArgs {
 /// What to do with the disk cache.
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum CacheCommand {
-    /// List the entries, the last used first.
+    /// List the entries, most recently used first.
     Ls {
         /// Print JSON lines.
         #[arg(long)]
         json: bool,
     },
-    /// How much there is, of what.
+    /// Show the number and size of entries, by type.
     Stats {
         /// Print JSON.
         #[arg(long)]
@@ -343,7 +188,7 @@ pub enum CacheCommand {
     /// Remove everything that can be made again: entries, what nodes took, the make-up of last runs, unpacked bundles, known
     /// digests. The journal of runs stays; `retouch runs clear` removes that.
     Clear,
-    /// Read everything, and remove what is damaged.
+    /// Read every entry and remove damaged ones.
     Verify,
 }
 
@@ -356,7 +201,7 @@ pub struct RunsArgs {
     pub command: Option<RunsCommand>,
     /// Only the runs of this workflow, sweep or bundle.
     pub file: Option<PathBuf>,
-    /// At most so many, the newest first; 0: all.
+    /// Number of runs to list, newest first; 0: all.
     #[arg(short, value_name = "N", default_value_t = 20)]
     pub number: usize,
     /// Print JSON lines.
@@ -372,35 +217,41 @@ pub struct RunsArgs {
 pub enum RunsCommand {
     /// Show everything about a run.
     Show {
-        /// Its name, the beginning of it, or `last`.
+        /// Its name, a unique prefix of it, or `last`.
         #[arg(default_value = "last")]
         run: String,
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Remove the records of all runs that are over. The cache and the saved files stay.
+    /// Remove the records of all finished runs. The cache and the saved files are kept.
     Clear,
 }
 
 /// `retouch verify`.
 #[derive(Args, Debug)]
 pub struct VerifyArgs {
-    /// The run: its name, the beginning of it, or `last`.
+    /// The run: its name, a unique prefix of it, or `last`.
     #[arg(default_value = "last")]
     pub run: String,
-    /// Threads for computing. Default: one for each core.
+    /// Number of compute threads. Default: one per core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// Where its models are, in addition to the run's own folders.
+    #[command(flatten)]
+    pub place: ModelsArgs,
+    /// Download nothing from hubs; models under `hf://` are read from the hub cache only. Same as HF_HUB_OFFLINE=1.
+    #[arg(long, help_heading = "Sharing")]
+    pub offline: bool,
     /// Which journal and cache.
     #[command(flatten)]
     pub cache: CacheArgs,
     /// Print the result as a JSON line on standard output.
     #[arg(long)]
     pub json: bool,
-    /// Print nothing but results, warnings and errors.
-    #[arg(long, short)]
-    pub quiet: bool,
+    /// How much is told.
+    #[command(flatten)]
+    pub telling: TellingArgs,
 }
 
 /// `retouch fetch`.
@@ -412,21 +263,21 @@ pub struct FetchArgs {
     /// What sets their params.
     #[command(flatten)]
     pub params: ParamArgs,
-    /// Send your token for this repository though a bundle names it.
+    /// Send your token for this repository even if a bundle names it.
     #[arg(long, value_name = "OWNER/NAME", value_parser = repository, help_heading = "Sharing")]
     pub token_for: Vec<String>,
-    /// Where they come from.
+    /// Where they come from, and what of a lock is demanded.
     #[command(flatten)]
-    pub sharing: SharingArgs,
+    pub locked: LockedArgs,
     /// Which cache.
     #[command(flatten)]
     pub cache: CacheArgs,
     /// Print what happens as JSON lines on standard output.
     #[arg(long)]
     pub json: bool,
-    /// Print nothing but results, warnings and errors.
-    #[arg(long, short)]
-    pub quiet: bool,
+    /// How much is told.
+    #[command(flatten)]
+    pub telling: TellingArgs,
 }
 
 /// `retouch run`.
@@ -434,42 +285,15 @@ pub struct FetchArgs {
 pub struct RunArgs {
     /// The workflow file, or a bundle.
     pub file: PathBuf,
-    /// Outputs or nodes to make, with what they need, instead of all outputs. A node's picture is saved as WORKFLOW/NODE.png.
+    /// Outputs or nodes to compute, with their dependencies, instead of all outputs. A node's picture is saved as WORKFLOW/NODE.png.
     #[arg(value_name = "NODE")]
     pub targets: Vec<String>,
-    /// What sets its params.
+    /// How it is drawn.
     #[command(flatten)]
-    pub params: ParamArgs,
-    /// The folder that outputs are saved below.
-    #[arg(long, value_name = "DIR", default_value = "out")]
-    pub out: PathBuf,
-    /// What to do when a file is there already with another content.
-    #[arg(long, value_enum, default_value_t = ExistsArg::Number)]
-    pub exists: ExistsArg,
-    /// Where and how to compute.
-    #[command(flatten)]
-    pub device: DeviceArgs,
-    /// Whether what is being drawn is shown.
-    #[command(flatten)]
-    pub preview: PreviewArgs,
-    /// Where it comes from, and what of a lock is demanded.
-    #[command(flatten)]
-    pub locked: LockedArgs,
+    pub drawing: DrawingArgs,
     /// What is fetched for a bundle.
     #[command(flatten)]
     pub fetching: FetchingArgs,
-    /// What is kept.
-    #[command(flatten)]
-    pub cache: CacheArgs,
-    /// What pictures carry.
-    #[command(flatten)]
-    pub provenance: ProvenanceArgs,
-    /// Print events as JSON lines on standard output.
-    #[arg(long)]
-    pub json: bool,
-    /// Print nothing but results, warnings and errors.
-    #[arg(long, short)]
-    pub quiet: bool,
 }
 
 /// `retouch watch`.
@@ -478,7 +302,7 @@ pub struct WatchArgs {
     /// What is run, and how.
     #[command(flatten)]
     pub follow: FollowArgs,
-    /// Open the viewer's window beside it. It may be closed: the watching goes on until Ctrl-C.
+    /// Open the viewer's window as well. Closing it does not stop watching; Ctrl-C does.
     #[cfg(feature = "view")]
     #[arg(long)]
     pub view: bool,
@@ -497,22 +321,22 @@ pub struct ViewArgs {
     /// Select this node, and open the graphs that it is in.
     #[arg(long, value_name = "NODE")]
     pub select: Option<String>,
-    /// Look at this step of the selected sampler, 0 to the number of its steps.
+    /// Show this step of the selected sampler, from 0 to its number of steps.
     #[arg(long, value_name = "K")]
     pub step: Option<usize>,
-    /// Which area is in front below the graph.
+    /// The tab that is open below the graph.
     #[arg(long, value_enum)]
     pub tab: Option<ViewTab>,
     /// The width and height of the window or picture, in points.
     #[arg(long, value_name = "WxH", value_parser = parse_view_size)]
     pub size: Option<(u16, u16)>,
-    /// Pixels a point: 2 for a screen of high density.
+    /// Pixels per point: 2 for a high-density screen.
     #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = parse_view_scale, requires = "screenshot")]
     pub scale: f32,
-    /// Dark or light, whatever the system has.
+    /// Dark or light, regardless of the system's theme.
     #[arg(long, value_enum)]
     pub theme: Option<ViewTheme>,
-    /// Draw what the caches know, and run nothing.
+    /// Draw what is in the cache, without running anything.
     #[arg(long, requires = "screenshot")]
     pub no_run: bool,
 }
@@ -556,7 +380,7 @@ fn parse_view_scale(text: &str) -> Result<f32, String> {
         .parse()
         .ok()
         .filter(|scale| (0.5..=4.0).contains(scale));
-    scale.ok_or_else(|| "a number from 0.5 to 4 is due".to_owned())
+    scale.ok_or_else(|| "expected a number from 0.5 to 4".to_owned())
 }
 
 /// What `retouch watch` and `retouch view` follow, and how.
@@ -564,106 +388,45 @@ fn parse_view_scale(text: &str) -> Result<f32, String> {
 pub struct FollowArgs {
     /// The workflow file.
     pub file: PathBuf,
-    /// Outputs or nodes to make, with what they need, instead of all outputs.
+    /// Outputs or nodes to compute, with their dependencies, instead of all outputs.
     #[arg(value_name = "NODE")]
     pub targets: Vec<String>,
-    /// What sets its params.
+    /// How it is drawn. What this session saved it replaces, whatever `--exists` says.
     #[command(flatten)]
-    pub params: ParamArgs,
-    /// The folder that outputs are saved below; what this session wrote it replaces.
-    #[arg(long, value_name = "DIR", default_value = "out")]
-    pub out: PathBuf,
-    /// Where and how to compute.
-    #[command(flatten)]
-    pub device: DeviceArgs,
-    /// Whether what is being drawn is shown.
-    #[command(flatten)]
-    pub preview: PreviewArgs,
-    /// Where it comes from, and what of a lock is demanded.
-    #[command(flatten)]
-    pub locked: LockedArgs,
-    /// What is kept.
-    #[command(flatten)]
-    pub cache: CacheArgs,
-    /// What pictures carry.
-    #[command(flatten)]
-    pub provenance: ProvenanceArgs,
-    /// Print events as JSON lines on standard output.
-    #[arg(long)]
-    pub json: bool,
+    pub drawing: DrawingArgs,
 }
 
 /// `retouch sweep`.
 #[derive(Args, Debug)]
 pub struct SweepArgs {
-    /// A workflow with a `sweep:`, or a file of its own that says a sweep of one, or a bundle; with `--over` any workflow.
+    /// A workflow with a `sweep:`, a separate sweep file, or a bundle; with `--over` any workflow.
     pub file: PathBuf,
-    /// Outputs to make in every cell instead of all; `sheet` is the contact sheet.
+    /// Outputs to compute in every cell instead of all; `sheet` is the contact sheet.
     #[arg(value_name = "OUTPUT")]
     pub targets: Vec<String>,
-    /// What sets its params in all cells.
-    #[command(flatten)]
-    pub params: ParamArgs,
-    /// Varies a param, besides what the file says or in place of it: `--over seed=1..5 --over steps=10,20`. A range leaves
-    /// its end out (1..5: four cells, 1 to 4); `1..=5` has it.
+    /// Varies a param, in addition to the file's sweep or overriding it: `--over seed=1..5 --over steps=10,20`. A range
+    /// excludes its end (1..5: four cells, 1 to 4); `1..=5` includes it.
     #[arg(long, value_name = "PARAM=VALUES")]
     pub over: Vec<String>,
     /// Draw a contact sheet of all cells and save it there, below the output folder: `--sheet sheet.png`.
     #[arg(long, value_name = "FILE")]
     pub sheet: Option<String>,
-    /// The folder that outputs are saved below.
-    #[arg(long, value_name = "DIR", default_value = "out")]
-    pub out: PathBuf,
-    /// What to do when a file is there already with another content.
-    #[arg(long, value_enum, default_value_t = ExistsArg::Number)]
-    pub exists: ExistsArg,
-    /// Go on with the last sweep of this file in this output folder: what it saved and is still there is not made again,
-    /// and seeds that it drew stay. What of OUTPUT, `--over`, `--set`, `--params`, `--sheet` and `--table` is not given is as it was.
+    /// Resume the last sweep of this file in this output folder: saved files that still exist are not computed again, and
+    /// drawn seeds are kept. OUTPUT, `--over`, `--set`, `--params`, `--sheet` and `--table` default to those of that sweep.
     #[arg(long)]
     pub resume: bool,
-    /// Make what can be made when a node fails, and report the failures at the end.
-    #[arg(long)]
-    pub keep_going: bool,
-    /// Write the table of results there, as .csv or .json.
+    /// Write the table of results to this file, as .csv or .json.
     #[arg(long, value_name = "FILE")]
     pub table: Option<PathBuf>,
-    /// Say what would be run, and make nothing.
+    /// Show what would run, without running anything; the same as `retouch plan`.
     #[arg(long)]
     pub dry_run: bool,
-    /// Where and how to compute.
+    /// How its cells are drawn.
     #[command(flatten)]
-    pub device: DeviceArgs,
-    /// Where it comes from.
-    #[command(flatten)]
-    pub sharing: SharingArgs,
+    pub drawing: DrawingArgs,
     /// What is fetched for a bundle.
     #[command(flatten)]
     pub fetching: FetchingArgs,
-    /// What is kept.
-    #[command(flatten)]
-    pub cache: CacheArgs,
-    /// What pictures carry.
-    #[command(flatten)]
-    pub provenance: ProvenanceArgs,
-    /// Print events as JSON lines on standard output.
-    #[arg(long)]
-    pub json: bool,
-    /// Print nothing but results, warnings and errors.
-    #[arg(long, short)]
-    pub quiet: bool,
-}
-
-/// What to do when a file is there already with another content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ExistsArg {
-    /// Write beside it: `42-2.png`.
-    Number,
-    /// Write over it.
-    Replace,
-    /// Leave it as it is.
-    Keep,
-    /// Fail.
-    Fail,
 }
 
 /// `retouch check`.
@@ -675,9 +438,9 @@ pub struct CheckArgs {
     /// What sets their params.
     #[command(flatten)]
     pub params: ParamArgs,
-    /// Where they come from.
+    /// Where they come from, and what of a lock is demanded.
     #[command(flatten)]
-    pub sharing: SharingArgs,
+    pub locked: LockedArgs,
     /// What is kept.
     #[command(flatten)]
     pub cache: CacheArgs,
@@ -691,7 +454,7 @@ pub struct CheckArgs {
 pub struct PlanArgs {
     /// The workflow file, a sweep in a file of its own, or a bundle.
     pub file: PathBuf,
-    /// Outputs or nodes to make, with what they need, instead of all outputs.
+    /// Outputs or nodes to compute, with their dependencies, instead of all outputs.
     #[arg(value_name = "NODE")]
     pub targets: Vec<String>,
     /// What sets its params.
@@ -717,7 +480,7 @@ pub struct FmtArgs {
     /// The workflow files; `-` reads standard input and prints to standard output.
     #[arg(required = true)]
     pub files: Vec<PathBuf>,
-    /// Change nothing; fail if a file is not in the standard form.
+    /// Change nothing; fail if a file is not formatted.
     #[arg(long)]
     pub check: bool,
 }
@@ -725,7 +488,7 @@ pub struct FmtArgs {
 /// `retouch nodes`.
 #[derive(Args, Debug)]
 pub struct NodesArgs {
-    /// The op, for its whole page.
+    /// The op to document in full.
     pub op: Option<String>,
     /// Print the reference as JSON.
     #[arg(long)]
@@ -740,13 +503,13 @@ pub struct GraphArgs {
     /// What sets its params.
     #[command(flatten)]
     pub params: ParamArgs,
-    /// Where it comes from.
+    /// Where it comes from, and what of a lock is demanded.
     #[command(flatten)]
-    pub sharing: SharingArgs,
+    pub locked: LockedArgs,
     /// What is kept.
     #[command(flatten)]
     pub cache: CacheArgs,
-    /// The language to draw in.
+    /// The output language.
     #[arg(long, value_enum, default_value_t = GraphFormat::Dot)]
     pub format: GraphFormat,
 }
@@ -763,7 +526,7 @@ pub enum GraphFormat {
 /// `retouch explain`.
 #[derive(Args, Debug)]
 pub struct ExplainArgs {
-    /// The code, as an error shows it, or `exit-codes`. Without one: all codes.
+    /// The code, as shown in an error, or `exit-codes`. Default: list all codes.
     pub code: Option<String>,
 }
 
@@ -775,7 +538,7 @@ pub struct LockArgs {
     /// What sets its params.
     #[command(flatten)]
     pub params: ParamArgs,
-    /// Change nothing; say what differs, and fail if anything does.
+    /// Change nothing; print the differences, and fail if there are any.
     #[arg(long)]
     pub check: bool,
     /// Where its models are.
@@ -784,6 +547,9 @@ pub struct LockArgs {
     /// What is kept.
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// How much is told.
+    #[command(flatten)]
+    pub telling: TellingArgs,
 }
 
 /// `retouch bundle`.
@@ -797,11 +563,11 @@ pub struct BundleArgs {
     /// What sets its params; it goes into the bundle.
     #[command(flatten)]
     pub params: ParamArgs,
-    /// Pack the models too; without it the bundle says what they hold, and they are found by that.
+    /// Include the models; otherwise the bundle has their digests, and they are found by those.
     #[arg(long)]
     pub with_models: bool,
-    /// The largest asset that is packed. Default: 64MiB.
-    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size)]
+    /// Size limit of a packed asset. Default: 64MiB.
+    #[arg(long, value_name = "SIZE", value_parser = crate::parse_size)]
     pub max_asset: Option<u64>,
     /// Where its models are.
     #[command(flatten)]
@@ -809,6 +575,9 @@ pub struct BundleArgs {
     /// What is kept.
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// How much is told.
+    #[command(flatten)]
+    pub telling: TellingArgs,
 }
 
 /// `retouch unbundle`.
@@ -816,29 +585,14 @@ pub struct BundleArgs {
 pub struct UnbundleArgs {
     /// The bundle.
     pub file: PathBuf,
-    /// The folder to make; it must not exist, or be empty.
+    /// The folder to create; it must not exist, or be empty.
     pub folder: PathBuf,
-    /// The bytes that it may unpack to. Default: 1GiB.
-    #[arg(long, value_name = "SIZE", value_parser = crate::store::parse_size)]
+    /// Largest unpacked size. Default: 1GiB.
+    #[arg(long, value_name = "SIZE", value_parser = crate::parse_size)]
     pub max_unpacked: Option<u64>,
-}
-
-/// What pictures carry.
-#[derive(Args, Clone, Debug, Default)]
-pub struct ProvenanceArgs {
-    /// Write pictures without the recipe that they otherwise carry (workflow, params, digests of what was read).
-    #[arg(long, env = "RETOUCH_NO_PROVENANCE", value_parser = clap::builder::FalseyValueParser::new())]
-    pub no_provenance: bool,
-}
-
-/// `retouch show`.
-#[derive(Args, Debug)]
-pub struct ShowArgs {
-    /// The picture, a PNG that `retouch` saved.
-    pub picture: PathBuf,
-    /// Print all of it as JSON.
-    #[arg(long)]
-    pub json: bool,
+    /// How much is told.
+    #[command(flatten)]
+    pub telling: TellingArgs,
 }
 
 /// `retouch extract`.
@@ -846,7 +600,7 @@ pub struct ShowArgs {
 pub struct ExtractArgs {
     /// The picture, a PNG that `retouch` saved.
     pub picture: PathBuf,
-    /// Write the workflow and the graphs that it uses there, instead of printing the workflow.
+    /// Write the workflow and the graphs that it uses to this folder, instead of printing the workflow.
     #[arg(long, short, value_name = "DIR")]
     pub output: Option<PathBuf>,
 }
@@ -856,15 +610,18 @@ pub struct ExtractArgs {
 pub struct ReplayArgs {
     /// The picture, a PNG that `retouch` saved.
     pub picture: PathBuf,
-    /// Save it again below this folder; without it, it is only compared.
+    /// Save the new picture below this folder; by default it is only compared.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// What to do when a file is there already with another content.
-    #[arg(long, value_enum, default_value_t = ExistsArg::Number)]
-    pub exists: ExistsArg,
+    /// What to do with files that are there.
+    #[command(flatten)]
+    pub existing: ExistsArgs,
     /// Where and how to compute.
     #[command(flatten)]
     pub device: DeviceArgs,
+    /// Whether what is being drawn is shown.
+    #[command(flatten)]
+    pub preview: PreviewArgs,
     /// Where what it was made of is.
     #[command(flatten)]
     pub sharing: SharingArgs,
@@ -877,9 +634,9 @@ pub struct ReplayArgs {
     /// Print events as JSON lines on standard output.
     #[arg(long)]
     pub json: bool,
-    /// Print nothing but results, warnings and errors.
-    #[arg(long, short)]
-    pub quiet: bool,
+    /// How much is told.
+    #[command(flatten)]
+    pub telling: TellingArgs,
 }
 
 /// `retouch diff`.
@@ -909,9 +666,10 @@ pub struct DiffArgs {
 /// `retouch inspect`.
 #[derive(Args, Debug)]
 pub struct InspectArgs {
-    /// A model (a folder, or a single file), an adapter, or any other safetensors or torch file.
+    /// A PNG that `retouch` saved, a model (a folder, or a single file), an adapter, or any other safetensors or torch file.
+    #[arg(value_name = "FILE")]
     pub model: PathBuf,
-    /// For a single file: a folder in the diffusers layout whose configurations it has.
+    /// For a single file: a folder in the diffusers layout with matching configurations.
     #[arg(long, value_name = "DIR")]
     pub config: Option<PathBuf>,
     /// The size of the picture that the grids of the attention sites are for, in pixels. Default: the model's own.
@@ -920,17 +678,9 @@ pub struct InspectArgs {
     /// Where models are.
     #[command(flatten)]
     pub place: ModelsArgs,
-    /// Print a JSON line.
+    /// Print a JSON line; of a picture its recipe, as one document.
     #[arg(long)]
     pub json: bool,
-}
-
-/// Where models are looked for.
-#[derive(Args, Clone, Debug, Default)]
-pub struct ModelsArgs {
-    /// A folder that a model which is not at its path is looked for in, before those of RETOUCH_MODELS.
-    #[arg(long, value_name = "DIR", help_heading = "Sharing")]
-    pub models: Vec<PathBuf>,
 }
 
 /// Two sides, as they are written: `768x512`.
@@ -947,23 +697,26 @@ fn width_and_height(text: &str) -> Result<(usize, usize), String> {
 pub struct ConvertArgs {
     /// The model: a folder in the diffusers layout, or a single file (`.safetensors`, `.ckpt`).
     pub model: PathBuf,
-    /// What to write; it must not be there.
+    /// The output path; it must not exist.
     pub out: PathBuf,
     /// The layout. Default: a single file when OUT ends with `.safetensors`, else a folder.
     #[arg(long, value_enum)]
     pub layout: Option<LayoutName>,
-    /// The type of the numbers. Default: that which each tensor has.
+    /// The type of the weights. Default: unchanged.
     #[arg(long, value_enum)]
     pub dtype: Option<PrecisionName>,
-    /// For a single file: a folder in the diffusers layout whose configurations (and tokenizers) it has.
+    /// For a single file: a folder in the diffusers layout with matching configurations (and tokenizers).
     #[arg(long, value_name = "DIR")]
     pub config: Option<PathBuf>,
-    /// What the U-Net predicts, where the model says it wrongly or not at all.
+    /// The prediction type of the U-Net, where the model states it wrongly or not at all.
     #[arg(long, value_enum)]
     pub prediction: Option<PredictionName>,
     /// Where models are.
     #[command(flatten)]
     pub place: ModelsArgs,
+    /// How much is told.
+    #[command(flatten)]
+    pub telling: TellingArgs,
 }
 
 /// The layouts that models are written in.
@@ -996,98 +749,53 @@ pub enum PredictionName {
     VPrediction,
 }
 
-/// `retouch make-random`.
-#[derive(Args, Debug)]
-pub struct MakeRandomArgs {
-    /// The family.
-    #[arg(value_enum)]
-    pub family: FamilyName,
-    /// The folder to make; it must not exist, or be empty.
-    pub folder: PathBuf,
-    /// The seed of the weights.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// The type of the numbers.
-    #[arg(long, value_enum, default_value_t = PrecisionName::F16)]
-    pub dtype: PrecisionName,
-}
-
-/// The families that random models are made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum FamilyName {
-    /// Stable Diffusion 1.5 (2 GB in float16).
-    Sd15,
-    /// Stable Diffusion 2.1 (2.4 GB).
-    Sd21,
-    /// Stable Diffusion XL, base (7 GB).
-    Sdxl,
-    /// The structure of Stable Diffusion 1.5, a few megabytes.
-    Tiny,
-}
-
 /// `retouch new`.
 #[derive(Args, Debug)]
 pub struct NewArgs {
-    /// The folder to make; it must not exist, or be empty.
+    /// The folder to create; it must not exist, or be empty.
     pub folder: PathBuf,
 }
 
-/// `retouch bench`.
-#[derive(Args, Debug)]
-pub struct BenchArgs {
-    /// Measure the networks of this model, a folder or a file as `load_model` takes, instead of the demo model and the engine.
-    #[arg(long, value_name = "MODEL", conflicts_with = "kernels")]
-    pub model: Option<PathBuf>,
-    /// The parts of the model that are measured.
-    #[arg(
-        long,
-        value_enum,
-        value_delimiter = ',',
-        default_value = "unet,vae,vae-encode,text,scaling",
-        requires = "model"
-    )]
-    pub parts: Vec<BenchPart>,
-    /// The side of the model's pictures in pixels. Default: what the model was made for.
-    #[arg(long, value_name = "PIXELS", requires = "model", value_parser = clap::value_parser!(u16).range(8..=8192))]
-    pub size: Option<u16>,
-    /// Rows of the U-Net call; of an even number one half is guided by the empty prompt.
-    #[arg(long, value_name = "ROWS", default_value_t = 2, requires = "model", value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub batch: u16,
-    /// Write what the measured parts were given and gave to this file, for comparison with other programs.
-    #[arg(long, value_name = "FILE.safetensors", requires = "model")]
-    pub dump: Option<PathBuf>,
-    /// Measure the kernels instead, on the shapes of Stable Diffusion 1.5: GFLOP/s, and the share of what a large product reaches.
-    #[arg(long)]
-    pub kernels: bool,
-    /// Measure the main workflow alone, in a process that has its models loaded and knows nothing else of it.
-    #[arg(long, conflicts_with_all = ["model", "kernels"])]
-    pub workflow: bool,
-    /// Measure the viewer instead: a frame of a graph of 500 nodes, and what a sampler loses while its window is drawn.
-    #[cfg(feature = "view")]
-    #[arg(long, conflicts_with_all = ["model", "kernels", "workflow"])]
-    pub view: bool,
-    /// How often each thing is measured; the median is printed.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    pub runs: u16,
-    /// Where and how to compute.
-    #[command(flatten)]
-    pub device: DeviceArgs,
-    /// Print the figures as JSON.
-    #[arg(long)]
-    pub json: bool,
-}
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
 
-/// A part of a model that `retouch bench --model` measures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum BenchPart {
-    /// One call of the U-Net.
-    Unet,
-    /// The decoding of one latent.
-    Vae,
-    /// The encoding of one picture.
-    VaeEncode,
-    /// The encoding of one prompt by every text encoder.
-    Text,
-    /// The U-Net call by one thread and by all.
-    Scaling,
+    use super::*;
+
+    #[test]
+    fn the_arguments_of_all_commands_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_that_draw_share_their_options() {
+        let mut program = Cli::command();
+        program.build();
+        let has = |command: &str, option: &str| {
+            let command = program.find_subcommand(command).unwrap();
+            let mut options = command.get_arguments().filter_map(clap::Arg::get_long);
+            options.any(|one| one == option)
+        };
+        for option in [
+            "locked",
+            "preview",
+            "keep-going",
+            "exists",
+            "quiet",
+            "models",
+            "offline",
+        ] {
+            for command in ["run", "sweep", "watch"] {
+                assert!(has(command, option), "{command} --{option}");
+            }
+            #[cfg(feature = "view")]
+            assert!(has("view", option), "view --{option}");
+        }
+        for command in ["check", "plan", "graph", "fetch"] {
+            assert!(has(command, "locked"), "{command}");
+        }
+        // The old word is another for `inspect`.
+        assert!(program.find_subcommand("show").is_some());
+        assert!(program.find_subcommand("bench").is_none());
+    }
 }

@@ -1,69 +1,56 @@
-//! Times of day as texts, in UTC.
+//! Times of day as texts: in UTC where they are written down, in the zone of this machine where people read them.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
-/// A moment by the calendar, in UTC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Moment {
-    year: u64,
-    month: u64,
-    day: u64,
-    hour: u64,
-    minute: u64,
-    second: u64,
-    /// Of the second.
-    pub microseconds: u32,
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, ZonedDateTime};
+
+/// The time as a timestamp; one that the calendar does not have becomes 1970.
+fn timestamp(time: SystemTime) -> Timestamp {
+    Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-impl Moment {
-    /// The moment of a time; one before 1970 becomes 1970.
-    #[must_use]
-    pub fn of(time: SystemTime) -> Self {
-        let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        let (days, rest) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-        // Howard Hinnant's `civil_from_days`: years begin in March, eras have 400 of them.
-        let shifted = days + 719_468;
-        let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-        let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-        let of_year = of_era - (365 * year + year / 4 - year / 100);
-        let from_march = (5 * of_year + 2) / 153;
-        let month = if from_march < 10 {
-            from_march + 3
-        } else {
-            from_march - 9
-        };
-        Self {
-            year: year + era * 400 + u64::from(month <= 2),
-            month,
-            day: of_year - (153 * from_march + 2) / 5 + 1,
-            hour: rest / 3600,
-            minute: rest / 60 % 60,
-            second: rest % 60,
-            microseconds: since.subsec_micros(),
-        }
-    }
+/// As RFC 3339 has it, in UTC, to the second: `2026-11-25T01:36:42Z`.
+#[must_use]
+pub fn rfc3339(time: SystemTime) -> String {
+    timestamp(time).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
 
-    /// As RFC 3339 has it, to the second: `2026-11-25T01:36:42Z`.
-    #[must_use]
-    pub fn rfc3339(&self) -> String {
-        format!(
-            "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
-            self.year, self.month, self.day, self.hour, self.minute, self.second
-        )
-    }
+/// For names of files, in UTC: `20261125-013642`, and the microseconds of the second.
+#[must_use]
+pub fn compact(time: SystemTime) -> (String, u32) {
+    let timestamp = timestamp(time);
+    let microseconds = timestamp.subsec_microsecond().unsigned_abs();
+    (
+        timestamp.strftime("%Y%m%d-%H%M%S").to_string(),
+        microseconds,
+    )
+}
 
-    /// For names of files: `20261125-013642`.
-    #[must_use]
-    pub fn compact(&self) -> String {
-        format!(
-            "{:04}{:02}{:02}-{:02}{:02}{:02}",
-            self.year, self.month, self.day, self.hour, self.minute, self.second
-        )
-    }
+/// A time as RFC 3339 has it, for people in the zone of this machine: `2026-11-25 02:36:42`, with `offset` also `+01:00`.
+/// What is no such time stays as it is: it comes from a file.
+#[must_use]
+pub fn local(text: &str, offset: bool) -> String {
+    local_in(text, offset, TimeZone::system())
+}
+
+fn local_in(text: &str, offset: bool, zone: TimeZone) -> String {
+    let Ok(timestamp) = text.parse::<Timestamp>() else {
+        return text.to_owned();
+    };
+    let format = match offset {
+        true => "%Y-%m-%d %H:%M:%S %:z",
+        false => "%Y-%m-%d %H:%M:%S",
+    };
+    ZonedDateTime::new(timestamp, zone)
+        .strftime(format)
+        .to_string()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
     use super::*;
 
     #[test]
@@ -71,19 +58,27 @@ mod tests {
         // From `date -u -d @SECONDS`.
         for (seconds, text) in [
             (0, "1970-01-01T00:00:00Z"),
-            (951_782_399, "2000-02-28T23:59:59Z"),
             (951_782_400, "2000-02-29T00:00:00Z"),
-            (951_868_800, "2000-03-01T00:00:00Z"),
-            (1_709_164_800, "2024-02-29T00:00:00Z"),
-            (1_735_689_599, "2024-12-31T23:59:59Z"),
             (1_795_570_602, "2026-11-25T01:36:42Z"),
             (4_107_542_400, "2100-03-01T00:00:00Z"),
         ] {
-            let moment = Moment::of(UNIX_EPOCH + Duration::from_secs(seconds));
-            assert_eq!(moment.rfc3339(), text);
+            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), text);
         }
-        let moment = Moment::of(UNIX_EPOCH + Duration::from_micros(1_795_570_602_000_007));
-        assert_eq!(moment.compact(), "20261125-013642");
-        assert_eq!(moment.microseconds, 7);
+        let (name, microseconds) =
+            compact(UNIX_EPOCH + Duration::from_micros(1_795_570_602_000_007));
+        assert_eq!(name, "20261125-013642");
+        assert_eq!(microseconds, 7);
+    }
+
+    #[test]
+    fn people_read_the_time_of_their_zone() {
+        let zone = TimeZone::fixed(jiff::tz::offset(-3));
+        let text = "2026-11-25T01:36:42Z";
+        assert_eq!(local_in(text, false, zone.clone()), "2026-11-24 22:36:42");
+        assert_eq!(
+            local_in(text, true, zone.clone()),
+            "2026-11-24 22:36:42 -03:00"
+        );
+        assert_eq!(local_in("some day", true, zone), "some day");
     }
 }

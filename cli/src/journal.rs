@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 const MOST_BYTES: u64 = 64 << 20;
 /// Lines that are kept when the journal is cut; it is when it has twice as many.
 const LINES: usize = 2000;
-/// The last so many of a class are looked at.
+/// Number of most recent entries of a class that are considered.
 const LAST: usize = 20;
 
 /// What a node took.

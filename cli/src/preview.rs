@@ -1,5 +1,6 @@
 //! `--preview`: what a run is drawing, as a picture in a file that is replaced as a whole.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,10 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use retouch_graph::write::{self, Access};
 use retouch_graph::{Checked, CheckedNode, NodeError, Previewer, Quality, Value};
 
-use crate::Failure;
-use crate::args::{PreviewArgs, PreviewWith};
+use crate::args::{ExistsArg, ExistsArgs, PreviewArgs, PreviewWith};
+use crate::{Failure, provenance};
 
-/// Writes every so many steps what is being drawn to one file.
+/// Writes the picture being drawn to one file, every `every` steps.
 #[derive(Debug)]
 pub struct Preview {
     file: PathBuf,
@@ -25,12 +26,22 @@ impl Preview {
     /// The preview that the arguments ask for, if they do.
     ///
     /// # Errors
-    /// When the file does not end in .png, or cannot be written.
-    pub fn of(args: &PreviewArgs) -> Result<Option<Arc<Self>>, Failure> {
+    /// When the file does not end in .png, cannot be written, or is there and no preview, unless with `--exists replace`.
+    pub fn of(args: &PreviewArgs, existing: ExistsArgs) -> Result<Option<Arc<Self>>, Failure> {
         let Some(file) = &args.preview else {
             return Ok(None);
         };
         check(file)?;
+        if existing.exists != ExistsArg::Replace
+            && fs::symlink_metadata(file).is_ok()
+            && !provenance::is_preview(file)
+        {
+            return Err(Failure::unwritable(format!(
+                "the preview {} already exists and is not a preview",
+                file.display()
+            ))
+            .help("name another file, or replace it with `--exists replace`"));
+        }
         Ok(Some(Arc::new(Self {
             file: file.clone(),
             every: usize::try_from(args.every).unwrap_or(usize::MAX).max(1),
@@ -123,12 +134,14 @@ impl Previewer for Preview {
 
     fn show(&self, _: &str, _: usize, _: usize, picture: &Value) -> Result<(), NodeError> {
         let files = picture.encode("png")?;
-        let Some(bytes) = files.first() else {
+        // The mark is how a later run knows that it may replace the file.
+        let marked = files.first().and_then(|png| provenance::as_preview(png));
+        let Some(bytes) = marked else {
             return Err(NodeError::failed("there is no picture to show"));
         };
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         // Whoever looks finds a whole picture.
-        write::replace(&self.file, bytes, Access::Usual).map_err(|e| {
+        write::replace(&self.file, &bytes, Access::Usual).map_err(|e| {
             NodeError::failed(format!("{} cannot be written: {e}", self.file.display()))
         })?;
         self.shown.store(true, Ordering::SeqCst);

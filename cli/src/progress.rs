@@ -1,4 +1,4 @@
-//! What a run tells people: a bar and lines on a terminal, plain lines elsewhere, JSON lines for programs.
+//! Progress output of a run: a bar and lines on a terminal, plain lines elsewhere, JSON lines for programs.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -8,10 +8,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use retouch_graph::event::{Event, Listener, RunStatus};
 use retouch_graph::{Engine, How, Plan, ResolvedParam, Status};
 
-use crate::journal;
-use crate::store::{Store, size};
-
 use crate::safe::{VALUE, brief};
+use crate::store::{Store, size};
+use crate::{duration, journal};
 
 /// Prints every event as a JSON line on standard output.
 #[derive(Debug, Default)]
@@ -25,7 +24,7 @@ impl Listener for JsonLines {
     }
 }
 
-/// What a run is foretold to do.
+/// The forecast of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Outlook {
     /// The calls of the U-Net that are left to make, by node.
@@ -37,7 +36,7 @@ pub struct Outlook {
 }
 
 impl Outlook {
-    /// Foretells a run of this plan.
+    /// Forecasts a run of this plan.
     #[must_use]
     pub fn of(engine: &Engine, store: &Store, plan: &Plan) -> Self {
         let forecast = engine.forecast(plan);
@@ -89,6 +88,15 @@ impl Running {
     }
 }
 
+/// Longest name on a progress bar, in characters; longer ones are cut.
+const LONGEST_NAME: usize = 60;
+
+/// Names what a bar is about.
+#[allow(clippy::disallowed_methods)] // it is the one place that may
+pub fn name_bar(bar: &ProgressBar, before: &str, name: &str) {
+    bar.set_prefix(format!("{before}{}", brief(name, LONGEST_NAME)));
+}
+
 /// How often a node's progress becomes a line where there is no terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
@@ -116,7 +124,7 @@ impl Screen {
     fn begins(&self, running: &Running) {
         if let Some(bar) = &self.0 {
             bar.set_style(style(false));
-            crate::output::name_bar(bar, "", &running.prefix);
+            name_bar(bar, "", &running.prefix);
             bar.enable_steady_tick(Duration::from_millis(120));
         }
     }
@@ -129,7 +137,7 @@ impl Screen {
                 bar.set_style(style(true));
                 bar.set_length(total as u64);
             }
-            crate::output::name_bar(bar, "", &running.prefix);
+            name_bar(bar, "", &running.prefix);
             bar.set_position(done as u64);
             return None;
         }
@@ -268,7 +276,7 @@ impl Listener for Lines {
     }
 }
 
-/// So many warnings of the cache are told; of more than that the number.
+/// Number of cache warnings printed one by one; further ones are counted.
 const MOST_WARNINGS: usize = 5;
 
 #[derive(Debug, Default)]
@@ -330,20 +338,8 @@ fn style(steps: bool) -> ProgressStyle {
         .progress_chars("=> ")
 }
 
-/// `0.8 s`, `1 min 20 s`.
-#[must_use]
-pub fn duration(seconds: f64) -> String {
-    if seconds < 9.95 {
-        format!("{seconds:.1} s")
-    } else if seconds < 59.5 {
-        format!("{seconds:.0} s")
-    } else {
-        let whole = seconds.round() as u64;
-        format!("{} min {} s", whole / 60, whole % 60)
-    }
-}
-
 impl Listener for Progress {
+    // Long: one match over all events, each a line or two.
     fn event(&self, event: &Event) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
@@ -399,7 +395,7 @@ impl Listener for Progress {
                 let text = if step == of {
                     format!("  {node}: all {of} steps are there")
                 } else {
-                    format!("  {node}: goes on at step {step} of {of}")
+                    format!("  {node}: resumes at step {step} of {of}")
                 };
                 self.told(&text);
             }
@@ -495,6 +491,7 @@ fn plain(value: &serde_json::Value) -> String {
 #[derive(Debug)]
 pub struct Bytes {
     what: String,
+    quiet: bool,
     bar: Option<ProgressBar>,
     /// The bytes that are done, and when they were last told.
     state: Mutex<(u64, Option<Instant>)>,
@@ -503,10 +500,10 @@ pub struct Bytes {
 }
 
 impl Bytes {
-    /// Begins; `what` is being done, in a word or two: `packing`.
+    /// Begins; `what` is being done, in a word or two: `packing`. With `quiet` nothing is told of it.
     #[must_use]
-    pub fn new(what: impl Into<String>) -> Self {
-        let bar = crate::output::terminal().then(|| {
+    pub fn new(what: impl Into<String>, quiet: bool) -> Self {
+        let bar = (!quiet && crate::output::terminal()).then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
             let form =
                 "  {prefix} [{bar:24}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
@@ -519,17 +516,18 @@ impl Bytes {
         });
         let what = what.into();
         if let Some(bar) = &bar {
-            crate::output::name_bar(bar, "", &what);
+            name_bar(bar, "", &what);
         }
         Self {
             what,
+            quiet,
             bar,
             state: Mutex::default(),
             since: OnceLock::new(),
         }
     }
 
-    /// So many bytes more are done, of `total`.
+    /// Adds `bytes` to what is done, out of `total`.
     pub fn add(&self, bytes: u64, total: u64) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.0 += bytes;
@@ -543,7 +541,7 @@ impl Bytes {
             return;
         }
         let since = *self.since.get_or_init(Instant::now);
-        if state.1.unwrap_or(since).elapsed() >= PLAIN_EVERY {
+        if !self.quiet && state.1.unwrap_or(since).elapsed() >= PLAIN_EVERY {
             state.1 = Some(Instant::now());
             let rate = done as f64 / since.elapsed().as_secs_f64().max(1e-3);
             let left = total.saturating_sub(done) as f64 / rate.max(1.0);
@@ -563,17 +561,5 @@ impl Drop for Bytes {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::duration;
-
-    #[test]
-    fn durations_are_written_for_people() {
-        assert_eq!(duration(0.84), "0.8 s");
-        assert_eq!(duration(12.4), "12 s");
-        assert_eq!(duration(80.2), "1 min 20 s");
     }
 }

@@ -41,9 +41,9 @@ const MOST_PICTURE: u64 = 2 << 30;
 const MOST_CHUNKS: usize = 64 << 20;
 /// The bytes of a PNG's signature and its first chunk, IHDR, behind which the recipe stands.
 const HEAD: usize = 8 + 4 + 4 + 13 + 4;
-/// So many folders above a picture are looked in for what it was made of.
+/// Number of folders above a picture that are searched for its inputs.
 const ABOVE: usize = 3;
-/// So many levels below those, and so many folders in all, may be where the workflow was.
+/// Depth below those, and number of folders in all, in which the workflow may have been.
 const BELOW: usize = 2;
 const MOST_BASES: usize = 200;
 
@@ -62,6 +62,15 @@ pub enum Made {
 }
 
 impl Made {
+    /// The workflow, of a sweep all of its cells.
+    #[must_use]
+    pub fn checked(&self) -> &Checked {
+        match self {
+            Self::Workflow(checked) => checked,
+            Self::Sweep(sweep, _) => sweep.all_cells(),
+        }
+    }
+
     /// The outputs of a sweep's plan.
     #[must_use]
     pub fn sweep(sweep: &Arc<Sweep>, plan: &SweepPlan) -> Self {
@@ -266,6 +275,29 @@ pub fn read(path: &Path) -> Result<Provenance, Failure> {
     read_with_image(path).map(|(recipe, _)| recipe)
 }
 
+/// The keyword of the chunk that tells a preview from other pictures.
+const PREVIEW: &str = "retouch-preview";
+
+/// The same picture, marked as a preview.
+#[must_use]
+pub fn as_preview(png: &[u8]) -> Option<Vec<u8>> {
+    embed(png, PREVIEW, "1")
+}
+
+/// Whether a file is a picture that is marked as a preview.
+#[must_use]
+pub fn is_preview(path: &Path) -> bool {
+    let Ok(file) = files::open(path) else {
+        return false;
+    };
+    let limits = png::Limits { bytes: MOST_CHUNKS };
+    let decoder = png::Decoder::new_with_limits(BufReader::new(file), limits);
+    decoder.read_info().is_ok_and(|reader| {
+        let mut texts = reader.info().utf8_text.iter();
+        texts.any(|chunk| chunk.keyword == PREVIEW)
+    })
+}
+
 /// The recipe that a picture carries, and which image of a batch it is: its number, from 1, and how many there are.
 ///
 /// # Errors
@@ -285,7 +317,7 @@ pub fn read_with_image(path: &Path) -> Result<(Provenance, Option<(u64, u64)>), 
     decoder.set_ignore_iccp_chunk(true);
     let reader = decoder
         .read_info()
-        .map_err(|e| none(&format!("is no PNG: {e}")))?;
+        .map_err(|e| none(&format!("is not a PNG: {e}")))?;
     let info = reader.info();
     let image = info.utf8_text.iter().find(|chunk| chunk.keyword == IMAGE);
     let image = image.and_then(|chunk| {
@@ -341,8 +373,8 @@ pub fn read_with_image(path: &Path) -> Result<(Provenance, Option<(u64, u64)>), 
         {
             return strange(path);
         }
-        if lock::parse_hex(&file.blake3).is_none() {
-            return Err(none("carries a recipe with a digest that is none"));
+        if retouch_graph::digest::parse_hex(&file.blake3).is_none() {
+            return Err(none("carries a recipe with an invalid digest"));
         }
     }
     for path in provenance.graphs.keys() {
@@ -498,20 +530,7 @@ pub fn open(
     models: &[PathBuf],
     engine: Engine,
 ) -> Result<(Engine, PathBuf), Failure> {
-    let here = std::env::current_dir().unwrap_or_default();
-    let picture = std::path::absolute(picture).unwrap_or_else(|_| picture.to_owned());
-    let mut roots: Vec<PathBuf> = models.to_vec();
-    roots.push(here.clone());
-    roots.extend(picture.ancestors().skip(1).take(ABOVE).map(Path::to_owned));
-    let mut unique: Vec<PathBuf> = Vec::new();
-    for root in roots {
-        // What lies above the current folder is other people's, up to the root of the file system.
-        let above = root != here && here.starts_with(&root);
-        if (!above || models.contains(&root)) && root.parent().is_some() && !unique.contains(&root)
-        {
-            unique.push(root);
-        }
-    }
+    let unique = roots(picture, models);
     let none = vec![None; provenance.files.len()];
     let (mut found, workflow) = nowhere(provenance, none, Arc::clone(engine.files()));
     let folder = workflow.parent().unwrap_or(Path::new("")).to_owned();
@@ -519,7 +538,7 @@ pub fn open(
     let mut sought: Vec<&ReadEntry> = Vec::new();
     let mut changed: HashMap<&str, PathBuf> = HashMap::new();
     for file in &provenance.files {
-        let digest = lock::parse_hex(&file.blake3);
+        let digest = retouch_graph::digest::parse_hex(&file.blake3);
         let path = Path::new(&file.path);
         if remote::is_remote(path) {
             // The hub says how long the file is before it is fetched: a recipe does not make anybody fetch another.
@@ -537,28 +556,7 @@ pub fn open(
             }
             continue;
         }
-        let below = file.path.trim_start_matches("../");
-        let places = bases
-            .iter()
-            .flat_map(|base| [base.join(&file.path), base.join(below)]);
-        let mut place = None;
-        for candidate in places.map(|place| normal(&place)) {
-            // Nothing outside of the folders that are looked in, whatever the recipe says; and no file of another size is
-            // read, which may be anything.
-            let inside = unique.iter().any(|root| candidate.starts_with(root));
-            if !inside || !std::fs::metadata(&candidate).is_ok_and(|there| there.is_file()) {
-                continue;
-            }
-            if std::fs::metadata(&candidate).is_ok_and(|there| there.len() != file.size) {
-                changed.entry(&file.path).or_insert(candidate);
-                continue;
-            }
-            if found.inner.0.digest(&candidate).ok() == digest {
-                place = Some(candidate);
-                break;
-            }
-            changed.entry(&file.path).or_insert(candidate);
-        }
+        let place = at_its_path(file, (&bases, &unique), &*found.inner.0, &mut changed);
         match place {
             Some(place) => {
                 found.places.insert(normal(&folder.join(&file.path)), place);
@@ -582,12 +580,75 @@ pub fn open(
     if sought.is_empty() {
         return Ok((engine.with_files(Arc::new(found)), workflow));
     }
+    Err(lost(provenance, &sought, &changed, &*found.inner.0))
+}
+
+/// The folders that the files of a recipe may lie in: those of `models`, the current one, those around the picture.
+fn roots(picture: &Path, models: &[PathBuf]) -> Vec<PathBuf> {
+    let here = std::env::current_dir().unwrap_or_default();
+    let picture = std::path::absolute(picture).unwrap_or_else(|_| picture.to_owned());
+    let mut roots: Vec<PathBuf> = models.to_vec();
+    roots.push(here.clone());
+    roots.extend(picture.ancestors().skip(1).take(ABOVE).map(Path::to_owned));
+    let mut unique: Vec<PathBuf> = Vec::new();
+    for root in roots {
+        // What lies above the current folder is other people's, up to the root of the file system.
+        let above = root != here && here.starts_with(&root);
+        if (!above || models.contains(&root)) && root.parent().is_some() && !unique.contains(&root)
+        {
+            unique.push(root);
+        }
+    }
+    unique
+}
+
+/// The file of a recipe at its path from one of the `bases`, inside of the `roots`. What is there with another content is noted
+/// in `changed`.
+fn at_its_path<'r>(
+    file: &'r ReadEntry,
+    (bases, roots): (&[PathBuf], &[PathBuf]),
+    files: &dyn Files,
+    changed: &mut HashMap<&'r str, PathBuf>,
+) -> Option<PathBuf> {
+    let digest = retouch_graph::digest::parse_hex(&file.blake3);
+    let below = file.path.trim_start_matches("../");
+    let places = bases
+        .iter()
+        .flat_map(|base| [base.join(&file.path), base.join(below)]);
+    let mut place = None;
+    for candidate in places.map(|place| normal(&place)) {
+        // Nothing outside of the folders that are looked in, whatever the recipe says; and no file of another size is
+        // read, which may be anything.
+        let inside = roots.iter().any(|root| candidate.starts_with(root));
+        if !inside || !std::fs::metadata(&candidate).is_ok_and(|there| there.is_file()) {
+            continue;
+        }
+        if std::fs::metadata(&candidate).is_ok_and(|there| there.len() != file.size) {
+            changed.entry(&file.path).or_insert(candidate);
+            continue;
+        }
+        if files.digest(&candidate).ok() == digest {
+            place = Some(candidate);
+            break;
+        }
+        changed.entry(&file.path).or_insert(candidate);
+    }
+    place
+}
+
+/// The failure that names every file that was not found, or is there with another content.
+fn lost(
+    provenance: &Provenance,
+    sought: &[&ReadEntry],
+    changed: &HashMap<&str, PathBuf>,
+    files: &dyn Files,
+) -> Failure {
     let mut lines: Vec<String> = Vec::new();
     let mut told: Vec<&str> = Vec::new();
-    for file in &sought {
+    for file in sought {
         let digest = file.blake3.get(..8).unwrap_or(&file.blake3);
         if let Some(place) = changed.get(file.path.as_str()) {
-            let now = found.inner.0.digest(place);
+            let now = files.digest(place);
             let now = now.map_or_else(|_| "?".to_owned(), |now| retouch_graph::digest::short(&now));
             let place = place.display();
             lines.push(format!(
@@ -619,14 +680,12 @@ pub fn open(
             )),
         }
     }
-    Err(Failure::failed(format!(
-        "what the picture was made of is not there any more:\n  {}",
+    Failure::failed(format!(
+        "inputs of the picture are missing or changed:\n  {}",
         lines.join("\n  ")
     ))
     .code(Code::RecipeLost)
-    .help(
-        "bring the files back, and name folders to look in with `--models DIR` or RETOUCH_MODELS",
-    ))
+    .help("bring the files back, and name folders to look in with `--models DIR` or RETOUCH_MODELS")
 }
 
 /// The files of a recipe in a folder that is nowhere, so deep that no `..` of it leads out; and the workflow's path there.
@@ -718,7 +777,7 @@ fn by_content(
                 model: file.model.clone(),
                 commit: None,
                 size: file.size,
-                blake3: lock::parse_hex(&file.blake3)?,
+                blake3: retouch_graph::digest::parse_hex(&file.blake3)?,
             })
         })
         .collect();
@@ -828,7 +887,7 @@ mod tests {
         odd["files"][0]["blake3"] = "a€€€€€".into();
         cases.push((
             embed(&picture(), KEYWORD, &odd.to_string()).unwrap(),
-            "a digest that is none",
+            "an invalid digest",
         ));
         for bad in [
             ".git/hooks/post-checkout",

@@ -24,7 +24,7 @@ pub fn write(store: &Store, workflow: &Path, plan: &Plan) {
     }
 }
 
-/// Records of so many workflows are kept.
+/// Number of workflows whose records are kept.
 const MOST: usize = 256;
 /// A longer record is none.
 const MOST_BYTES: u64 = 256 << 20;

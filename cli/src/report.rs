@@ -1,6 +1,6 @@
 //! Faults for people: file, line, column, the line itself, a caret and a way to mend it.
 //!
-//! What is shown has bounds: so many faults, a part of a long line around its caret, a part of a long message. Nothing of a
+//! What is shown is bounded: the number of faults, the part of a long line around its caret, the part of a long message. Nothing of a
 //! file reaches the terminal but through [`crate::safe`].
 
 use std::borrow::Cow;
@@ -16,13 +16,13 @@ use retouch_graph::problem::{Code, Problem, Severity, Source, Span};
 
 use crate::safe::{Styled, brief, cut, safe, safe_char};
 
-/// So many problems are shown; of more the number is given.
+/// Number of problems shown; further ones are counted.
 pub const MOST_SHOWN: usize = 50;
-/// So many other places of one problem are shown.
+/// Number of related places shown of one problem.
 const MOST_PLACES: usize = 10;
-/// So many lines between two places of a problem are shown.
+/// Number of lines shown between two places of a problem.
 const MOST_BETWEEN: usize = 4;
-/// A longer line is cut, to so many characters around the caret.
+/// A longer line is cut to that many characters around the caret.
 const LONGEST_LINE: usize = 240;
 /// A longer message is cut.
 const LONGEST_MESSAGE: usize = 1500;

@@ -15,15 +15,14 @@ use retouch_graph::{Code, Plan, SaveStatus, files};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::Failure;
 use crate::args::{ParamArgs, SharingArgs};
-use crate::clock::Moment;
 use crate::output::tell;
 use crate::store::{Store, making_room, write_private};
+use crate::{Failure, clock};
 
 /// The form of a record; raised when a field goes or changes its meaning.
 const SCHEMA: &str = "retouch-run/1";
-/// So many runs are kept.
+/// Number of runs kept.
 const MOST: usize = 1000;
 /// A longer record is none.
 const MOST_RECORD: u64 = 256 << 20;
@@ -141,7 +140,7 @@ impl Asked {
             targets: targets.to_vec(),
             out: absolute(out),
             device: device.to_owned(),
-            models: (crate::sharing::models(sharing).iter())
+            models: (crate::sharing::models(&sharing.place).iter())
                 .map(|path| absolute(path))
                 .collect(),
             max_unpacked: sharing.max_unpacked,
@@ -331,7 +330,7 @@ impl Noted {
             id: String::new(),
             kind,
             tool: env!("CARGO_PKG_VERSION").to_owned(),
-            started: Moment::of(now).rfc3339(),
+            started: clock::rfc3339(now),
             ended: None,
             status: Status::Running,
             asked,
@@ -390,7 +389,7 @@ impl Noted {
     pub fn end(mut self) {
         {
             let mut record = lock(&self.state);
-            record.ended = Some(Moment::of(SystemTime::now()).rfc3339());
+            record.ended = Some(clock::rfc3339(SystemTime::now()));
         }
         if self.place.is_some() {
             self.write();
@@ -564,10 +563,10 @@ pub fn digest(path: &Path) -> io::Result<String> {
 /// Takes a name that no other run has: the time to the second, then the microseconds of it in four letters and digits, so
 /// that names sort by time.
 fn reserve(folder: &Path, now: SystemTime) -> io::Result<(String, Place)> {
-    let moment = Moment::of(now);
+    let (moment, microseconds) = clock::compact(now);
     // 36^4 is more than the microseconds of a second.
-    for number in moment.microseconds..36u32.pow(4) {
-        let id = format!("{}-{}", moment.compact(), letters(number));
+    for number in microseconds..36u32.pow(4) {
+        let id = format!("{moment}-{}", letters(number));
         let record = folder.join(format!("{id}.json"));
         let alive = folder.join(format!("{id}.lock"));
         let held = match Access::Private.create_new(&alive) {

@@ -135,13 +135,6 @@ pub fn settings(params: &ParamArgs) -> Settings {
     }
 }
 
-/// A number that seeds called `random` are drawn from.
-#[must_use]
-pub fn fresh_draw() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::hash::RandomState::new().build_hasher().finish() >> 12
-}
-
 /// Prints what is odd but no fault.
 ///
 /// # Errors

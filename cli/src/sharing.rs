@@ -13,7 +13,7 @@ use retouch_graph::{
     Problems, Redirect, RedirectedFiles, Settings, Sweep, Withheld, interrupt, lock, remote,
 };
 
-use crate::args::{ParamArgs, SharingArgs};
+use crate::args::{ModelsArgs, ParamArgs, SharingArgs};
 use crate::bundle::{self, unpack};
 use crate::hub::{self, Consent, Foreign, HubFiles, Mode};
 use crate::output::tell;
@@ -34,6 +34,8 @@ pub struct Input {
     told: Mutex<BTreeSet<(PathBuf, PathBuf)>>,
     /// The folders that models are looked for in.
     places: Vec<PathBuf>,
+    /// Those of them that the command line names.
+    named: Vec<PathBuf>,
 }
 
 /// Why there is nothing to load.
@@ -78,7 +80,7 @@ impl Stop {
 
 /// The folders that models are looked for in: those of `--models`, then those of `RETOUCH_MODELS`.
 #[must_use]
-pub fn models(args: &SharingArgs) -> Vec<PathBuf> {
+pub fn models(args: &ModelsArgs) -> Vec<PathBuf> {
     let named = std::env::var_os("RETOUCH_MODELS").unwrap_or_default();
     let mut folders = args.models.clone();
     folders.extend(std::env::split_paths(&named).filter(|folder| !folder.as_os_str().is_empty()));
@@ -104,7 +106,7 @@ pub fn hubs(
 ///
 /// # Errors
 /// Names the first that is not.
-pub fn check_models(args: &SharingArgs) -> Result<(), Failure> {
+pub fn check_models(args: &ModelsArgs) -> Result<(), Failure> {
     match args.models.iter().find(|folder| !folder.is_dir()) {
         None => Ok(()),
         Some(folder) => Err(Failure::usage(format!(
@@ -143,7 +145,7 @@ impl Input {
         engine: Engine,
         mode: Mode,
     ) -> Result<(Self, Engine), Stop> {
-        check_models(args)?;
+        check_models(&args.place)?;
         let cancel = match &mode {
             Mode::Fetch { cancel, .. } => cancel.clone(),
             Mode::Look => Cancel::new(),
@@ -172,7 +174,7 @@ impl Input {
             workflow = there.folder.join(&there.manifest.workflow);
             let confined = Arc::new(Confined {
                 inner: Arc::clone(engine.files()),
-                folders: models(args)
+                folders: models(&args.place)
                     .iter()
                     .chain([&there.folder])
                     .map(|folder| clean(folder))
@@ -186,7 +188,7 @@ impl Input {
             Some((_, _, confined)) => Arc::clone(confined) as Arc<dyn Files>,
             None => Arc::clone(engine.files()),
         };
-        let files = Arc::new(RedirectedFiles::new(inner, models(args)));
+        let files = Arc::new(RedirectedFiles::new(inner, models(&args.place)));
         let engine = engine.with_files(Arc::clone(&files) as Arc<dyn Files>);
         let input = Self {
             file: workflow,
@@ -196,7 +198,8 @@ impl Input {
             bundle: unpacked,
             lock: Mutex::default(),
             told: Mutex::default(),
-            places: models(args),
+            places: models(&args.place),
+            named: args.place.models.clone(),
         };
         input.look()?;
         Ok((input, engine))
@@ -325,6 +328,10 @@ impl Input {
             let rest = rest.filter(|one| one.code() != Code::NodeFile || one.is_of_arguments());
             return Problems::new(needed.into_iter().chain(rest).collect());
         }
+        let problems = match &self.bundle {
+            Some((bundle, ..)) => runnable(problems, bundle, &self.named),
+            None => problems,
+        };
         match self.locked {
             true => self.with_absent(problems),
             false => problems,
@@ -489,6 +496,22 @@ impl Input {
             })
             .collect()
     }
+}
+
+/// The faults of a workflow in a bundle; of one that is a sweep, with the command that runs it where it was named: the
+/// place that it is unpacked to is no place to run it from.
+fn runnable(problems: Problems, bundle: &Path, models: &[PathBuf]) -> Problems {
+    let models = (models.iter()).map(|folder| format!(" --models {}", folder.display()));
+    let command = format!(
+        "`retouch sweep {}{}`",
+        bundle.display(),
+        models.collect::<String>()
+    );
+    let problems = problems.into_iter().map(|problem| match problem.code() {
+        Code::SweepOnly => problem.help(format!("run it with {command}")),
+        _ => problem,
+    });
+    Problems::new(problems.collect())
 }
 
 /// Where to say that the models of a bundle are.

@@ -13,8 +13,8 @@ use retouch_graph::yaml::{self, Node};
 use retouch_graph::{Code, DiskCache, TieredCache, files};
 use retouch_nodes::payload::decoders;
 
-use crate::Failure;
 use crate::args::CacheArgs;
+use crate::{Failure, parse_size};
 
 /// Memory of the host that the cache may take: a quarter of what a small machine has.
 const RAM: u64 = 2 << 30;
@@ -36,42 +36,6 @@ pub struct Store {
     pub disk: u64,
     /// Bytes of keys and values of attention that a run keeps.
     pub sources: u64,
-}
-
-/// A size: `512MiB`, `2 GiB`, `10GB`, `0`.
-///
-/// # Errors
-/// What is due, in words.
-pub fn parse_size(text: &str) -> Result<u64, String> {
-    let wrong = || format!("`{text}` is not a size: write `512MiB`, `2GiB`, `10GB` or `0`");
-    let text = text.trim();
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
-    let number: f64 = text[..digits].parse().map_err(|_| wrong())?;
-    let unit: f64 = match text[digits..].trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "k" | "kib" => 1024.0,
-        "m" | "mib" => 1024.0 * 1024.0,
-        "g" | "gib" => 1024.0 * 1024.0 * 1024.0,
-        "t" | "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
-        "kb" => 1e3,
-        "mb" => 1e6,
-        "gb" => 1e9,
-        "tb" => 1e12,
-        _ => return Err(wrong()),
-    };
-    let bytes = number * unit;
-    if bytes.is_finite() && bytes <= 2f64.powi(60) {
-        Ok(bytes as u64)
-    } else {
-        Err(wrong())
-    }
-}
-
-/// The sum of sizes that a file or a server declares, which may be anything: at most the largest number.
-pub fn total(sizes: impl IntoIterator<Item = u64>) -> u64 {
-    sizes.into_iter().fold(0, u64::saturating_add)
 }
 
 /// What the configuration file says.
@@ -171,7 +135,7 @@ fn read_config() -> Result<Config, Failure> {
             let text = match &value.node {
                 Node::String { text, .. } => text.clone(),
                 Node::Int(number) => number.to_string(),
-                _ => return Err(wrong(value.span, "a size or a folder is due")),
+                _ => return Err(wrong(value.span, "expected a size or a folder")),
             };
             if key.text == "folder" {
                 let base = file.parent().unwrap_or(Path::new(""));
@@ -390,17 +354,8 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_and_written() {
-        assert_eq!(parse_size("512MiB"), Ok(512 << 20));
-        assert_eq!(parse_size("1.5 GiB"), Ok(3 << 29));
-        assert_eq!(parse_size("10GB"), Ok(10_000_000_000));
-        assert_eq!(parse_size("0"), Ok(0));
-        for wrong in ["", "MiB", "-1", "1 xb", "1e99TB", "1.2.3G"] {
-            assert!(parse_size(wrong).is_err(), "{wrong}");
-        }
+    fn sizes_are_written() {
         assert_eq!(size(512), "512 B");
         assert_eq!(size(3 << 29), "1.5 GiB");
-        assert_eq!(total([1, 2]), 3);
-        assert_eq!(total([1, u64::MAX, 2]), u64::MAX);
     }
 }

@@ -4,10 +4,13 @@ use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use retouch_graph::sweep::shown;
+use retouch_graph::{Saved, Saver};
 use serde::Serialize;
 use serde_json::Value as Json;
 
 use crate::Failure;
+use crate::lines::Line;
+use crate::output::say;
 
 /// What became of a cell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -59,8 +62,30 @@ pub fn write(path: &Path, rows: &[Row]) -> Result<(), Failure> {
     crate::store::write_whole(path, &bytes(path, rows)?).map_err(|e| failed(path, &e.to_string()))
 }
 
+/// Writes the table that a sweep asks for, `table` below the output folder, as the sweep's outputs are written.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn save(saver: &Saver, table: &str, rows: &[Row]) -> Result<Saved, Failure> {
+    let path = saver.out().join(table);
+    saver
+        .write_file(table, &bytes(&path, rows)?)
+        .map_err(|e| failed(&path, &e.to_string()))
+}
+
+/// Prints that a table of `rows` rows was saved; `json`: as a JSON line.
+///
+/// # Errors
+/// When standard output is closed.
+pub fn tell_saved(path: PathBuf, rows: usize, json: bool) -> Result<(), Failure> {
+    match json {
+        true => Line::TableSaved { path, rows }.say(),
+        false => say(&format!("table  {}  ({rows} cells)", path.display())),
+    }
+}
+
 /// Why a table is not there.
-pub fn failed(path: &Path, what: &str) -> Failure {
+fn failed(path: &Path, what: &str) -> Failure {
     Failure::unwritable(format!(
         "the table {} cannot be written: {what}",
         path.display()
@@ -72,7 +97,7 @@ pub fn failed(path: &Path, what: &str) -> Failure {
 ///
 /// # Errors
 /// None that a table of results could cause; the libraries' are handed on.
-pub fn bytes(path: &Path, rows: &[Row]) -> Result<Vec<u8>, Failure> {
+fn bytes(path: &Path, rows: &[Row]) -> Result<Vec<u8>, Failure> {
     if is_json(path) {
         let mut text = serde_json::to_vec_pretty(rows).map_err(|e| failed(path, &e.to_string()))?;
         text.push(b'\n');

@@ -1,7 +1,5 @@
 //! The rooms of the engine stand in one order, and each imports only from rooms before its own.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
-
 use std::path::Path;
 
 /// From what everything uses to what uses everything.

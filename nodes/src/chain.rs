@@ -46,9 +46,10 @@ use retouch_diffusion::checkpoint::model::ModelFacts;
 use retouch_diffusion::networks::unet::grid_at;
 use retouch_diffusion::prompt::conditioning::reads_chunks;
 use retouch_diffusion::sampling::control::{Branch, Given, Half, Part};
-use retouch_diffusion::sampling::sampler::{Drawn, Held, Memory, RetouchSettings, of_half};
 use retouch_diffusion::sampling::scheduler::Ddim;
 use retouch_diffusion::sampling::solver::{Sampler, Solver};
+use retouch_diffusion::sampling::swap::{RetouchSettings, of_half};
+use retouch_diffusion::sampling::{Drawn, Held, Memory};
 use retouch_diffusion::{Error, Result};
 
 /// The name of the one value under a state's key; the port of a sampler's last state has it too.

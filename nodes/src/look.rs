@@ -28,17 +28,19 @@ use crate::runtime::{Reports, Runtime, tensor_error};
 use crate::sample::{Sample, StepBlendSample, sample, step_blend_sample};
 use retouch_diffusion::checkpoint::model::Parts;
 use retouch_diffusion::networks::unet::grid_at;
+use retouch_diffusion::sampling::Monitor;
 use retouch_diffusion::sampling::control::{Branch, Given, Half, Part as CallPart};
 use retouch_diffusion::sampling::masks::subject_maps;
-use retouch_diffusion::sampling::sampler::{
-    Draws, Found, MaskGrid, Memory, Prompted, Sought, look, mask_level,
-};
+use retouch_diffusion::sampling::scheduler::Ddim;
 use retouch_diffusion::sampling::solver::Sampler;
+use retouch_diffusion::sampling::swap::CallContext;
+use retouch_diffusion::sampling::swap::{MaskGrid, mask_level};
+use retouch_diffusion::sampling::{Draws, Found, Memory, Prompted, Sought, look};
 
 pub use retouch_diffusion::networks::unet::Part;
 pub use retouch_diffusion::sampling::gaze::{Gaze, GazeRow, Heads, QueriesOf, Whose, outlines};
 pub use retouch_diffusion::sampling::masks::Plane;
-pub use retouch_diffusion::sampling::sampler::StepMasks;
+pub use retouch_diffusion::sampling::swap::StepMasks;
 
 /// The most bytes of queries and keys that are held for whoever moves a pointer over a picture.
 const GAZES: usize = 128 << 20;
@@ -706,7 +708,7 @@ impl Reader {
         let kept = self.with_swap(effort, cancel, |swap, model, control, reports| {
             let memory = Remembers::new(reports.0);
             swap.with_retouch(model, control, reports, |retouch, ddim| {
-                Ok(retouch.kept_masks(k, ddim, reports, &memory)?)
+                Ok(retouch.kept_masks(k, with(ddim, reports, &memory))?)
             })
         })?;
         kept.ok_or_else(|| LookError::NotKept {
@@ -878,7 +880,7 @@ impl Reader {
                             // First: words that are not in the prompt cost no call.
                             let span = retouch.target.span(subject)?;
                             let found =
-                                retouch.look(k, z, sought, ddim, reports, &memory, calls)?;
+                                retouch.look(k, z, sought, with(ddim, reports, &memory), calls)?;
                             let map = match found {
                                 Some(Found::Map(map)) => Some(map),
                                 _ => None,
@@ -900,8 +902,13 @@ impl Reader {
                                     return Err(NodeError::failed("a source without that step"));
                                 }
                             };
-                            let map = retouch
-                                .source_map(branch, k, level, ddim, reports, &memory, calls)?;
+                            let map = retouch.source_map(
+                                branch,
+                                k,
+                                level,
+                                with(ddim, reports, &memory),
+                                calls,
+                            )?;
                             (map, span, grid)
                         }
                     };
@@ -999,7 +1006,7 @@ impl Reader {
             let found = self.with_swap(effort, cancel, |node, model, control, reports| {
                 let memory = Remembers::new(reports.0);
                 node.with_retouch(model, control, reports, |retouch, ddim| {
-                    Ok(retouch.look(k, &z, sought, ddim, reports, &memory, calls)?)
+                    Ok(retouch.look(k, &z, sought, with(ddim, reports, &memory), calls)?)
                 })
             })?;
             match found {
@@ -1145,5 +1152,14 @@ impl Host for Glass<'_> {
         if matches!(engine.unchanged(plan, *task), Ok(true)) {
             engine.cache().put(key, &outputs, seconds);
         }
+    }
+}
+
+/// What a swap's calls are made with when they are looked at.
+fn with<'a>(ddim: &'a Ddim, monitor: &'a dyn Monitor, memory: &'a dyn Memory) -> CallContext<'a> {
+    CallContext {
+        ddim,
+        monitor,
+        memory,
     }
 }

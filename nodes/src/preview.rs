@@ -18,7 +18,7 @@ use retouch_diffusion::Result as NetworkResult;
 use retouch_diffusion::checkpoint::model::Checkpoint;
 use retouch_diffusion::networks::preview::LinearMap;
 use retouch_diffusion::networks::tiles::Tiled;
-use retouch_diffusion::sampling::sampler::Monitor;
+use retouch_diffusion::sampling::Monitor;
 
 /// The name of the one value under a linear map's key.
 const MAP: &str = "map";

@@ -6,7 +6,7 @@ use candle_core::{DType, Device};
 use retouch_graph::{Context, NodeError};
 
 use retouch_diffusion::checkpoint::memory::Memory;
-use retouch_diffusion::sampling::sampler::Monitor;
+use retouch_diffusion::sampling::Monitor;
 pub(crate) use retouch_diffusion::tensor_error;
 use retouch_diffusion::{Error, Result};
 use retouch_kernels::{Kernel, for_device};

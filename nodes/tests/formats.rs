@@ -1,15 +1,11 @@
 //! The same weights in every file format: each gives what diffusers gives, and all give the same bits.
 
-// The lints spare functions marked as tests, and not the functions that they share.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-mod support;
-
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::support::{Disk, MODULE, assert_close, data, distance};
 use candle_core::{DType, Device, Tensor};
 use retouch_diffusion::checkpoint::adapters::Networks;
 use retouch_diffusion::checkpoint::adapters::custom_diffusion::CustomDiffusion;
@@ -24,7 +20,6 @@ use retouch_diffusion::networks::unet::{Call, Text};
 use retouch_diffusion::sampling::control::{Branch, Rows, Untouched};
 use retouch_graph::DiskFiles;
 use retouch_kernels::{Cpu, Plain};
-use support::{Disk, MODULE, assert_close, data};
 
 fn micro(name: &str) -> PathBuf {
     data().join("micro").join(name)
@@ -416,7 +411,7 @@ fn the_projection_of_the_second_encoder_is_changed_under_each_of_its_names() {
             .unwrap()
             .pooled
             .unwrap();
-        assert!(support::distance(&plain, expected) > 0.05);
+        assert!(distance(&plain, expected) > 0.05);
     }
 }
 
@@ -449,7 +444,7 @@ fn a_low_rank_change_of_embeddings_is_merged_into_them() {
     }
     assert_close("low rank and full", &states[0], &states[1], MODULE);
     let plain = base.encode_prompt("a sks teddy bear").unwrap().states;
-    assert!(support::distance(&states[0], &plain) > 0.1);
+    assert!(distance(&states[0], &plain) > 0.1);
 }
 
 #[test]

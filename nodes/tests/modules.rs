@@ -1,10 +1,5 @@
 //! Each network alone, against numbers that diffusers and transformers made (tests/oracle).
 
-// The lints spare functions marked as tests, and not the functions that they share.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -16,21 +11,22 @@ use retouch_diffusion::checkpoint::layout::Sources;
 use retouch_diffusion::checkpoint::model::{Checkpoint, Description};
 use retouch_diffusion::networks::tiles::Tiling;
 use retouch_diffusion::networks::unet::{Call, Text, grid_at};
+use retouch_diffusion::sampling;
 use retouch_diffusion::sampling::control::{
     AttentionControl, AttentionKind, Branch, Qkv, Rows, Site, Untouched,
 };
 use retouch_diffusion::sampling::noise::starting_noise;
-use retouch_diffusion::sampling::sampler;
-use retouch_diffusion::sampling::sampler::{Drawing, Forgets, Monitor, Prompted};
 use retouch_diffusion::sampling::solver::{Sampler, Schedule};
+use retouch_diffusion::sampling::{Drawing, Forgets, Monitor, Prompted};
 use retouch_diffusion::{Error, Result};
 use retouch_graph::{Cancel, interrupt};
 use retouch_kernels::{Cpu, Kernel, Plain};
 use retouch_nodes::latent::{Decode, EncodeReference, decode, encode_reference};
 use retouch_nodes::payload::Image;
 use serde_json::{Value as Json, json};
-use support::{
-    Disk, FAMILIES, MODULE, Noting, Stage, assert_close, data, expected, latent_of, node,
+
+use crate::support::{
+    self, Disk, FAMILIES, MODULE, Noting, Stage, assert_close, data, expected, latent_of, node,
 };
 
 fn model(folder: &Path, kernel: Arc<dyn Kernel>) -> Checkpoint {
@@ -588,5 +584,5 @@ fn sites_are_numbered_in_running_order_and_known_from_the_configuration() {
         );
     }
     // Stable Diffusion 1.x and 2.x: 0-5 down, 6 mid, 7-15 up; auto is 10..16.
-    assert_eq!(sampling::auto_sites(&sites), (10..16).collect());
+    assert_eq!(sampling::swap::auto_sites(&sites), (10..16).collect());
 }

@@ -1,26 +1,19 @@
 //! The map from latents to colours, fitted to the VAE of the demo model, against what that VAE decodes.
 
-// The lints spare functions marked as tests, and not the functions that they share.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-mod support;
-
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::support::{Disk, FAMILIES, data};
 use candle_core::{Device, Tensor};
 use retouch_diffusion::checkpoint::layout::Sources;
 use retouch_diffusion::checkpoint::model::{Checkpoint, Description};
 use retouch_diffusion::networks::preview::{LinearMap, area_mean, decode_scaled};
 use retouch_diffusion::networks::tiles::Tiled;
 use retouch_diffusion::sampling::noise::starting_noise;
-use retouch_diffusion::sampling::sampler::{
-    Drawing, Forgets, Monitor, Prompted, step_blend_sample,
-};
 use retouch_diffusion::sampling::solver::{Sampler, Schedule};
+use retouch_diffusion::sampling::{Drawing, Forgets, Monitor, Prompted, step_blend_sample};
 use retouch_diffusion::{Error, Result};
 use retouch_kernels::Cpu;
-use support::{Disk, FAMILIES, data};
 
 fn model(folder: &Path) -> Checkpoint {
     let description = Description::read(&Sources::of(folder), &Disk).unwrap();

@@ -1,14 +1,10 @@
 //! Stable Diffusion XL's networks, against numbers that diffusers and transformers made (tests/oracle/make_sdxl.py).
 
-// The lints spare functions marked as tests, and not the functions that they share.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-mod support;
-
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::support::{Disk, MODULE, assert_close, bits, data};
 use candle_core::{Device, Tensor};
 use retouch_diffusion::checkpoint::layout::Sources;
 use retouch_diffusion::checkpoint::model::{Checkpoint, Description};
@@ -16,7 +12,6 @@ use retouch_diffusion::networks::unet::{Addition, Call, Text};
 use retouch_diffusion::prompt::conditioning::{LongPrompts, Reading, Syntax};
 use retouch_diffusion::sampling::control::{Branch, Rows, Untouched};
 use retouch_kernels::{Cpu, Kernel, Plain};
-use support::{Disk, MODULE, assert_close, bits, data};
 
 const VANILLA: &str = "a teddy bear on a beach";
 const PERSONAL: &str = "a sks teddy bear on a beach";

@@ -1,14 +1,10 @@
 //! The sources of steps to come, called for in one call: nothing of what they give may depend on it.
 
-// The lints spare functions marked as tests, and not the functions that they share.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-mod support;
-
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::support::{Disk, Noting, bits, data};
 use candle_core::{Device, Tensor};
 use retouch_diffusion::Result;
 use retouch_diffusion::checkpoint::layout::Sources;
@@ -17,13 +13,12 @@ use retouch_diffusion::networks::unet::{Call, Text, grid_at};
 use retouch_diffusion::sampling::control::{Branch, Capture, Given, Half, Part, Rows, Store};
 use retouch_diffusion::sampling::masks::{Plane, Threshold};
 use retouch_diffusion::sampling::noise::starting_noise;
-use retouch_diffusion::sampling::sampler::{
-    Blend, Forgets, GivenMasks, Memory, Monitor, Prompted, Retouch, RetouchSettings, Source,
-    SourceStep, auto_sites,
-};
 use retouch_diffusion::sampling::scheduler::Ddim;
+use retouch_diffusion::sampling::swap::{
+    Blend, GivenMasks, Givens, Retouch, RetouchSettings, Source, SourceStep, auto_sites,
+};
+use retouch_diffusion::sampling::{Forgets, Memory, Monitor, Prompted};
 use retouch_graph::Key;
-use support::{Disk, Noting, bits, data};
 
 const STEPS: usize = 5;
 const PROMPT: &str = "a sks teddy bear on a beach";
@@ -139,6 +134,27 @@ fn retouch(side: usize, memory: impl Fn(&Checkpoint, &Ddim) -> Knows) -> (Vec<u3
         }
     };
     let steps = |draws| vec![SourceStep { draws, span: None }; STEPS];
+    let settings = RetouchSettings {
+        sites: auto_sites(&sites),
+        start_step: 0,
+        from_step: 1,
+        until_step: STEPS,
+        structure_until: 3,
+        lock: true,
+        blend: Blend::Context,
+        threshold: Threshold::Otsu,
+        smooth: 0,
+        mask_levels: (0, vec![0]),
+        guidance: 4.0,
+        rescale: 0.0,
+    };
+    let given = Givens {
+        reference: true,
+        context: false,
+        blend: true,
+        fills: false,
+        context_subject: false,
+    };
     let retouch = Retouch {
         target: &own,
         target_span: None,
@@ -153,21 +169,10 @@ fn retouch(side: usize, memory: impl Fn(&Checkpoint, &Ddim) -> Knows) -> (Vec<u3
             mask: Some(half(1.0, 0.0)),
         }],
         blend_mask: Some(half(0.0, 1.0)),
-        fills: Some(false),
-        settings: RetouchSettings {
-            sites: auto_sites(&sites),
-            start_step: 0,
-            from_step: 1,
-            until_step: STEPS,
-            structure_until: 3,
-            lock: true,
-            blend: Blend::Context,
-            threshold: Threshold::Otsu,
-            smooth: 0,
-            mask_levels: (0, vec![0]),
-            guidance: 4.0,
-            rescale: 0.0,
-        },
+        needs: (0..STEPS)
+            .map(|k| settings.needs(k, STEPS, given))
+            .collect(),
+        settings,
     };
     let drawn = match known.0.is_empty() {
         true => retouch.run(&ddim, &calls, &Forgets),

@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
+use retouch_graph::Digest;
 use retouch_graph::problem::Code;
 use retouch_graph::yaml::{self, Node, Tree};
-use retouch_graph::{Digest, lock};
 use serde_json::Value as Json;
 
 use super::names::Paths;
@@ -191,7 +191,7 @@ fn packed(item: &Tree) -> Result<Packed, Error> {
                 }
             }
             "blake3" => {
-                digest = value.as_text().and_then(lock::parse_hex);
+                digest = value.as_text().and_then(retouch_graph::digest::parse_hex);
             }
             other => {
                 let name = other.escape_debug();

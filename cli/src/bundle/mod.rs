@@ -26,7 +26,7 @@ pub const MAX_FILES: usize = 10_000;
 pub const MAX_UNPACKED: u64 = 1 << 30;
 /// How many times its own size a bundle may unpack to. Pictures and weights barely shrink; text shrinks to a tenth.
 pub const MAX_RATIO: u64 = 100;
-/// So many bytes may be unpacked whatever the ratio: a few kilobytes of zeros hurt nobody.
+/// Unpacked size that is accepted at any ratio: a few kilobytes of zeros do no harm.
 pub const RATIO_FREE: u64 = 16 << 20;
 /// The largest asset that is packed, unless `--max-asset` says more.
 pub const MAX_ASSET: u64 = 64 << 20;

@@ -461,9 +461,42 @@ pub fn pack(engine: &Engine, request: &Request<'_>, subject: &Subject) -> Result
         Content::Text(lock.to_yaml().into_bytes()),
     );
 
-    // What goes in, and what stays out.
-    let mut left_out: BTreeMap<String, (usize, u64)> = BTreeMap::new();
-    let mut fetched: BTreeMap<String, (usize, u64)> = BTreeMap::new();
+    let Left { left_out, fetched } = leave_out(request, &lock, &placed, &mut content)?;
+    let packed = packed(&content, &**files)?;
+    let params = params_place.map(|place| member(&place)).transpose()?;
+    let manifest = Manifest {
+        tool: tool.to_owned(),
+        workflow: member(&entry)?,
+        params,
+        files: packed.iter().map(|(file, _)| file.clone()).collect(),
+    };
+    let bytes = write(request, &manifest, packed, &**files)?;
+    Ok(Made {
+        manifest,
+        left_out,
+        fetched,
+        bytes,
+    })
+}
+
+/// What of a workflow is not packed: models by their name, how many files of what size.
+#[derive(Default)]
+struct Left {
+    left_out: BTreeMap<String, (usize, u64)>,
+    fetched: BTreeMap<String, (usize, u64)>,
+}
+
+/// Takes out of `content` what stays out: models, unless they were asked for, and what is on a hub.
+fn leave_out(
+    request: &Request<'_>,
+    lock: &Lock,
+    placed: &Path,
+    content: &mut BTreeMap<PathBuf, Content>,
+) -> Result<Left, Stop> {
+    let Left {
+        mut left_out,
+        mut fetched,
+    } = Left::default();
     for file in &lock.files {
         if remote::is_remote(Path::new(&file.path)) {
             let model = file.model.as_ref().unwrap_or(&file.path);
@@ -472,7 +505,7 @@ pub fn pack(engine: &Engine, request: &Request<'_>, subject: &Subject) -> Result
             left.1 += file.size;
             continue;
         }
-        let at = place(&placed, &file.path);
+        let at = place(placed, &file.path);
         if file.kind == LockedKind::Asset && file.size > request.most {
             return Err(Error::refused(
                 Code::BundleAsset,
@@ -492,15 +525,23 @@ pub fn pack(engine: &Engine, request: &Request<'_>, subject: &Subject) -> Result
         if file.kind == LockedKind::Model && !request.models {
             content.remove(&at);
             let model = file.model.as_ref().unwrap_or(&file.path);
-            let left = left_out.entry(member(&place(&placed, model))?).or_default();
+            let left = left_out.entry(member(&place(placed, model))?).or_default();
             left.0 += 1;
             left.1 += file.size;
         }
     }
+    Ok(Left { left_out, fetched })
+}
+
+/// The members of a bundle with their sizes and digests, in the order of their paths.
+fn packed(
+    content: &BTreeMap<PathBuf, Content>,
+    files: &dyn Files,
+) -> Result<Vec<(Packed, Content)>, Stop> {
     let mut paths = Paths::default();
     paths.add(MANIFEST)?;
     let mut packed = Vec::new();
-    for (place, content) in &content {
+    for (place, content) in content {
         let path = member(place)?;
         paths.add(&path)?;
         let (blake3, size) = match content {
@@ -518,20 +559,7 @@ pub fn pack(engine: &Engine, request: &Request<'_>, subject: &Subject) -> Result
         packed.push((Packed { path, size, blake3 }, content.clone()));
     }
     packed.sort_by(|(a, _), (b, _)| a.cmp(b));
-    let params = params_place.map(|place| member(&place)).transpose()?;
-    let manifest = Manifest {
-        tool: tool.to_owned(),
-        workflow: member(&entry)?,
-        params,
-        files: packed.iter().map(|(file, _)| file.clone()).collect(),
-    };
-    let bytes = write(request, &manifest, packed, &**files)?;
-    Ok(Made {
-        manifest,
-        left_out,
-        fetched,
-        bytes,
-    })
+    Ok(packed)
 }
 
 /// Checks and plans the workflow on the bundle's layout alone: every key must be the one that it has here.

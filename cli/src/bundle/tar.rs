@@ -1,7 +1,8 @@
 //! The archive inside a bundle: plain ustar with regular files alone, the same bytes for the same files.
 //!
 //! The reader takes no more than the writer makes. Links, devices, folders, sparse files and the long names of GNU and
-//! PAX are how archives write where they should not; there is no code here that would act on them.
+//! PAX are how archives write where they should not; there is no code here that would act on them. That is why it is not the
+//! crate `tar`, which reads all of them and leaves it to its caller to refuse each; what is left of the format is one header.
 
 use std::io::{self, Read};
 

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use retouch_graph::problem::Code;
 use retouch_graph::write::{self, Access, DraftFolder, WorkFolder};
-use retouch_graph::{Cancel, Digest, files, interrupt, lock, yaml};
+use retouch_graph::{Cancel, Digest, files, interrupt, yaml};
 use ruzstd::decoding::StreamingDecoder;
 
 use super::manifest::Manifest;
@@ -17,7 +17,7 @@ use crate::store::{making_room, size};
 
 /// The memory that a frame may ask for to be unpacked, in bytes; our own asks for far less.
 const MAX_WINDOW: u64 = 16 << 20;
-/// So many unpacked bundles are kept in the cache.
+/// Number of unpacked bundles kept in the cache.
 const MOST_KEPT: usize = 16;
 /// What was used so shortly ago may be in use.
 const IN_USE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -69,6 +69,7 @@ pub fn read(
 ///
 /// # Errors
 /// As [`read`].
+// Long: each check depends on what the ones before it let through.
 pub fn read_following(
     bundle: &Path,
     most: u64,

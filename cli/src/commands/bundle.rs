@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use retouch_graph::{Cancel, DiskFiles, files};
+use retouch_graph::{Cancel, DiskFiles, Lock, LockedKind, files, lock, remote};
 
 use crate::args::{BundleArgs, UnbundleArgs};
 use crate::bundle::pack::{Request, Stop, Subject};
@@ -38,7 +38,7 @@ pub fn bundle(args: &BundleArgs) -> Result<Exit, Failure> {
     }
     if output.exists() && !bundle::is_bundle(&output) {
         return Err(Failure::unwritable(format!(
-            "{} is there and is no bundle; it is left as it is",
+            "{} already exists and is not a bundle; it is kept",
             output.display()
         ))
         .help("name another file with `-o`"));
@@ -47,7 +47,7 @@ pub fn bundle(args: &BundleArgs) -> Result<Exit, Failure> {
     let engine = session::caching_engine("cpu", &store)?;
     let cancel = Cancel::new();
     run::interrupts(&cancel)?;
-    let mode = Mode::fetching(&cancel, false, false);
+    let mode = Mode::fetching(&cancel, false, args.telling.quiet);
     let opened = Input::open_with(&args.file, &args.sharing, false, &store, engine, mode);
     let (input, engine) = match opened {
         Ok(opened) => opened,
@@ -68,7 +68,10 @@ pub fn bundle(args: &BundleArgs) -> Result<Exit, Failure> {
         Err(problems) => return Ok(session::faults(&problems)),
     };
     session::warn(subject.checked(), false)?;
-    let (packing, reading) = (Bytes::new("packing"), Bytes::new("reading it back"));
+    let (packing, reading) = (
+        Bytes::new("packing", args.telling.quiet),
+        Bytes::new("reading it back", args.telling.quiet),
+    );
     let request = Request {
         workflow: &args.file,
         settings: &settings,
@@ -92,7 +95,7 @@ pub fn bundle(args: &BundleArgs) -> Result<Exit, Failure> {
     };
     drop((packing, reading));
     engine.files().flush();
-    for file in &made.manifest.files {
+    for file in made.manifest.files.iter().filter(|_| !args.telling.quiet) {
         tell(&format!("{:>10}  {}", size(file.size), file.path));
     }
     for (model, (files, bytes)) in &made.left_out {
@@ -158,11 +161,29 @@ pub fn unbundle(args: &UnbundleArgs) -> Result<Exit, Failure> {
         .as_ref()
         .map(|params| format!(" --params {}", args.folder.join(params).display()))
         .unwrap_or_default();
-    tell(&format!(
-        "{} files, {}; now: retouch {command} {}{params}",
-        manifest.files.len(),
-        size(manifest.bytes()),
-        workflow.display()
-    ));
+    let models = match lacks_models(&workflow) {
+        true => " --models DIR, where DIR is a folder that has the models which were not packed",
+        false => "",
+    };
+    if !args.telling.quiet {
+        tell(&format!(
+            "{} files, {}; now: retouch {command} {}{params}{models}",
+            manifest.files.len(),
+            size(manifest.bytes()),
+            workflow.display()
+        ));
+    }
     Ok(Exit::Done)
+}
+
+/// Whether a lock beside an unpacked workflow has models that are not there: they were left out of the bundle.
+fn lacks_models(workflow: &Path) -> bool {
+    let folder = workflow.parent().unwrap_or(Path::new(""));
+    let there = Lock::read(&lock::file_of(workflow), &DiskFiles::new());
+    there.ok().flatten().is_some_and(|lock| {
+        let mut models = (lock.files.iter())
+            .filter(|file| file.kind == LockedKind::Model)
+            .map(|file| Path::new(&file.path));
+        models.any(|path| !remote::is_remote(path) && !folder.join(path).is_file())
+    })
 }

@@ -11,6 +11,7 @@ use crate::{Exit, Failure};
 ///
 /// # Errors
 /// When the folder cannot be read or written.
+// Long: one match over the subcommands, none of which shares code with another.
 pub fn cache(args: &CacheToolArgs) -> Result<Exit, Failure> {
     let store = Store::of(&args.cache)?;
     let Some(folder) = store.folder.clone() else {

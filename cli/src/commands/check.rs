@@ -19,7 +19,13 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
     let plain = session::engine("cpu")?;
     let mut exit = Exit::Done;
     for file in &args.files {
-        let (input, engine) = match Input::open(file, &args.sharing, false, &store, plain.clone()) {
+        let (input, engine) = match Input::open(
+            file,
+            &args.locked.sharing,
+            args.locked.locked,
+            &store,
+            plain.clone(),
+        ) {
             Ok(opened) => opened,
             Err(stop) => {
                 exit = exit.max(stop.tell(args.json)?);

@@ -81,7 +81,7 @@ pub fn convert(args: &ConvertArgs) -> Result<Exit, Failure> {
     let precision = args.dtype.map(Precision::from);
     let cancel = Cancel::new();
     run::interrupts(&cancel)?;
-    let follow = Writing::new("writing", &cancel);
+    let follow = Writing::new("writing", args.telling.quiet, &cancel);
     let draft = Draft::begin(out, is_file)?;
     let written = match layout {
         LayoutName::Folder => export::folder(
@@ -102,7 +102,7 @@ pub fn convert(args: &ConvertArgs) -> Result<Exit, Failure> {
         ),
     };
     drop(follow);
-    finish(draft, out, written)
+    finish(draft, out, args.telling.quiet, written)
 }
 
 /// Shows how the writing of a model gets on, until it is cancelled.
@@ -112,12 +112,12 @@ pub struct Writing<'a> {
 }
 
 impl<'a> Writing<'a> {
-    /// Begins; `what` is being done, in a word: `writing`.
+    /// Begins; `what` is being done, in a word: `writing`. With `quiet` nothing is told of it.
     #[must_use]
-    pub fn new(what: &str, cancel: &'a Cancel) -> Self {
+    pub fn new(what: &str, quiet: bool, cancel: &'a Cancel) -> Self {
         Self {
             cancel,
-            shown: Bytes::new(what),
+            shown: Bytes::new(what, quiet),
         }
     }
 }
@@ -132,13 +132,14 @@ impl export::Follow for Writing<'_> {
     }
 }
 
-/// Gives what was written its name, and says what it is.
+/// Gives what was written its name, and says what it is; with `quiet` the files alone, and what was left out.
 ///
 /// # Errors
 /// What went wrong with it.
 pub fn finish(
     draft: Draft,
     out: &Path,
+    quiet: bool,
     written: Result<Converted, Error>,
 ) -> Result<Exit, Failure> {
     let written = match written {
@@ -161,11 +162,13 @@ pub fn finish(
         }
     };
     draft.settle(out)?;
-    tell(&format!(
-        "{} tensors, {}",
-        written.tensors,
-        size(written.bytes)
-    ));
+    if !quiet {
+        tell(&format!(
+            "{} tensors, {}",
+            written.tensors,
+            size(written.bytes)
+        ));
+    }
     for what in &written.lost {
         tell(&format!("left out: {what}"));
     }
@@ -214,7 +217,7 @@ pub fn free(out: &Path) -> Result<(), Failure> {
     match out.file_name() {
         Some(_) => Ok(()),
         None => Err(Failure::usage(format!(
-            "{} is no name of a file or folder",
+            "{} is not the name of a file or folder",
             out.display()
         ))),
     }

@@ -19,7 +19,7 @@ use crate::{Exit, Failure, session};
 /// # Errors
 /// When it is interrupted or standard output is closed.
 pub fn fetch(args: &FetchArgs) -> Result<Exit, Failure> {
-    if args.sharing.offline {
+    if args.locked.sharing.offline {
         return Err(
             Failure::usage("`retouch fetch --offline` could fetch nothing")
                 .help("`retouch check --offline` says what is missing"),
@@ -30,11 +30,19 @@ pub fn fetch(args: &FetchArgs) -> Result<Exit, Failure> {
     let cancel = Cancel::new();
     run::interrupts(&cancel)?;
     // To be told to fetch is consent enough; the token is another matter.
-    let mode = Mode::fetching(&cancel, args.json, args.quiet).permitting(true, &args.token_for);
+    let mode =
+        Mode::fetching(&cancel, args.json, args.telling.quiet).permitting(true, &args.token_for);
     let mut exit = Exit::Done;
     for file in &args.files {
         let (engine, mode) = (engine.clone(), mode.clone());
-        let opened = Input::open_with(file, &args.sharing, false, &store, engine, mode);
+        let opened = Input::open_with(
+            file,
+            &args.locked.sharing,
+            args.locked.locked,
+            &store,
+            engine,
+            mode,
+        );
         let (input, engine) = match opened {
             Ok(opened) => opened,
             Err(stop) => {

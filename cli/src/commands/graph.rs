@@ -13,7 +13,13 @@ use crate::{Exit, Failure, session};
 pub fn graph(args: &GraphArgs) -> Result<Exit, Failure> {
     let store = Store::of(&args.cache)?;
     let engine = session::engine("cpu")?;
-    let (input, engine) = match Input::open(&args.file, &args.sharing, false, &store, engine) {
+    let (input, engine) = match Input::open(
+        &args.file,
+        &args.locked.sharing,
+        args.locked.locked,
+        &store,
+        engine,
+    ) {
         Ok(opened) => opened,
         Err(stop) => return stop.tell(false),
     };

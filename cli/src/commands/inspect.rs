@@ -1,19 +1,21 @@
-//! `retouch inspect`.
+//! `retouch inspect`: what a picture was made of, what a file of tensors is.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use retouch_diffusion::Error;
 use retouch_diffusion::checkpoint::inspect::{self, Kind, PartReport, Report, Request};
 use retouch_graph::event::EVENT_SCHEMA;
-use retouch_graph::{DiskFiles, Files, RedirectedFiles};
+use retouch_graph::{DiskFiles, Files, RedirectedFiles, files as graph_files};
 
-use crate::args::{InspectArgs, ModelsArgs, SharingArgs};
+use super::recipe;
+use crate::args::{InspectArgs, ModelsArgs};
 use crate::lines::Line;
 use crate::output::say;
 use crate::safe::{NAME, brief};
 use crate::store::size;
-use crate::{Exit, Failure, sharing};
+use crate::{Exit, Failure, provenance, sharing};
 
 /// Longer lines of the report are cut; `--json` has them whole.
 const LONGEST_LINE: usize = 500;
@@ -43,15 +45,24 @@ const TOLD: [&str; 18] = [
 /// Says what a path is.
 ///
 /// # Errors
-/// When there is nothing there, it has no tensors, or a model does not fit together.
+/// When there is nothing there, it has neither a recipe nor tensors, or a model does not fit together.
 pub fn inspect(args: &InspectArgs) -> Result<Exit, Failure> {
+    let no_recipe = match is_png(&args.model)? {
+        true => match provenance::read_with_image(&args.model) {
+            Ok((recipe, image)) => return recipe::show(&recipe, image, args.json),
+            Err(failure) => Some(failure),
+        },
+        false => None,
+    };
     let files = files(&args.place, &args.model)?;
     let request = Request {
         path: args.model.clone(),
         config: args.config.clone(),
         size: args.size,
     };
-    let report = inspect::inspect(&request, &files).map_err(|errors| failed(&errors))?;
+    // Of pictures that other programs made some settings are known.
+    let report = inspect::inspect(&request, &files)
+        .map_err(|errors| no_recipe.unwrap_or_else(|| failed(&errors)))?;
     if args.json {
         let line = Line::Inspected {
             schema: EVENT_SCHEMA,
@@ -65,17 +76,24 @@ pub fn inspect(args: &InspectArgs) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+/// Whether a path leads to a PNG, by its first bytes.
+fn is_png(path: &Path) -> Result<bool, Failure> {
+    const SIGNATURE: [u8; 8] = *b"\x89PNG\r\n\x1a\n";
+    if !path.exists() || path.is_dir() {
+        return Ok(false);
+    }
+    let mut first = Vec::new();
+    graph_files::open(path)
+        .and_then(|file| file.take(SIGNATURE.len() as u64).read_to_end(&mut first))
+        .map_err(|e| Failure::unreadable_argument(path, e))?;
+    Ok(first == SIGNATURE)
+}
+
 /// The files of the disk, a model that is not at its path looked for where models are kept.
 ///
 /// # Errors
 /// When a folder of `--models` or the model is not there.
 pub fn files(place: &ModelsArgs, model: &Path) -> Result<RedirectedFiles, Failure> {
-    let sharing = SharingArgs {
-        models: place.models.clone(),
-        max_unpacked: None,
-        // Nothing is fetched here.
-        offline: true,
-    };
     if model.to_string_lossy().starts_with("hf://") {
         return Err(Failure::usage(format!(
             "{} is on a hub, and this command looks at what is here",
@@ -83,8 +101,8 @@ pub fn files(place: &ModelsArgs, model: &Path) -> Result<RedirectedFiles, Failur
         ))
         .help("fetch it with `retouch fetch` (by a workflow that names it), and give its folder in the cache"));
     }
-    sharing::check_models(&sharing)?;
-    let files = RedirectedFiles::new(Arc::new(DiskFiles::new()), sharing::models(&sharing));
+    sharing::check_models(place)?;
+    let files = RedirectedFiles::new(Arc::new(DiskFiles::new()), sharing::models(place));
     let sought = files.seek(model);
     if files.is_dir(model) || files.is_file(model) {
         return Ok(files);
@@ -142,6 +160,7 @@ fn part_lines(part: &PartReport, name: &str, width: usize, lines: &mut Vec<Strin
 }
 
 /// The report for people.
+// Long: one page, printed from top to bottom.
 fn page(path: &Path, report: &Report) -> String {
     let what = match report.kind {
         Kind::Model => "a model",

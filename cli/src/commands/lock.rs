@@ -26,7 +26,7 @@ pub fn lock(args: &LockArgs) -> Result<Exit, Failure> {
     let engine = session::caching_engine("cpu", &store)?;
     let cancel = Cancel::new();
     run::interrupts(&cancel)?;
-    let mode = Mode::fetching(&cancel, false, false);
+    let mode = Mode::fetching(&cancel, false, args.telling.quiet);
     let opened = Input::open_with(&args.file, &args.sharing, false, &store, engine, mode);
     let (input, engine) = match opened {
         Ok(opened) => opened,
@@ -57,7 +57,7 @@ pub fn lock(args: &LockArgs) -> Result<Exit, Failure> {
     engine.files().flush();
     for file in now.files.iter().filter(|file| file.elsewhere) {
         tell(&format!(
-            "warning: {} lies elsewhere, so nobody else will find it; move it near the workflow and name it by a relative path",
+            "warning: {} is outside of the workflow's folders, so others will not find it; move it near the workflow and use a relative path",
             file.path
         ));
     }
@@ -74,7 +74,7 @@ pub fn lock(args: &LockArgs) -> Result<Exit, Failure> {
         }
         Ok(None) => {}
         Err(_) => tell(&format!(
-            "{} was no lock; it is written anew",
+            "{} was not a valid lock file; it is rewritten",
             path.display()
         )),
     }

@@ -1,10 +1,27 @@
 //! `retouch lsp`.
 
 use std::io;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
-use crate::lsp::{serve, wire};
-use crate::{Exit, Failure, session};
+use retouch_graph::{Files, RedirectedFiles};
+use retouch_lsp::{End, serve, wire};
+
+use crate::args::ModelsArgs;
+use crate::hub::{HubFiles, Mode, Settings};
+use crate::{Exit, Failure, session, sharing};
+
+/// What the server reads files through, as `retouch check` does.
+#[must_use]
+pub fn wrapped(files: Arc<dyn Files>) -> Arc<dyn Files> {
+    // Models on hubs are read as far as they are in the cache: nothing is fetched while somebody types.
+    let settings = Settings::of_environment(false);
+    let files: Arc<dyn Files> = Arc::new(HubFiles::new(files, settings, Mode::Look, None));
+    let models = sharing::models(&ModelsArgs::default());
+    match models.is_empty() {
+        true => files,
+        false => Arc::new(RedirectedFiles::new(files, models)),
+    }
+}
 
 /// Serves an editor on standard input and output.
 ///
@@ -20,12 +37,18 @@ pub fn lsp() -> Result<Exit, Failure> {
         .spawn(move || {
             if let Err(error) = wire::read(&mut io::stdin().lock(), &to) {
                 crate::output::tell(&format!(
-                    "error: standard input is no stream of messages: {error}"
+                    "error: standard input is not a stream of messages: {error}"
                 ));
             }
             let _ = to.send(wire::Incoming::End); // the session may be over
         })
         .map_err(|e| Failure::failed(format!("a thread cannot be started: {e}")))?;
-    serve(&engine, &from, Some(aside), &mut crate::output::protocol())
-        .map_err(|e| Failure::failed(format!("standard output cannot be written: {e}")))
+    let output = &mut crate::output::protocol();
+    match serve(&engine, &wrapped, &from, Some(aside), output) {
+        Ok(End::Proper) => Ok(Exit::Done),
+        Ok(End::Cut) => Ok(Exit::Failed),
+        Err(e) => Err(Failure::failed(format!(
+            "standard output cannot be written: {e}"
+        ))),
+    }
 }

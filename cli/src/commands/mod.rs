@@ -1,6 +1,5 @@
 //! The commands, one file each.
 
-pub mod bench;
 pub mod bundle;
 pub mod cache;
 pub mod check;
@@ -12,7 +11,7 @@ pub mod graph;
 pub mod inspect;
 pub mod lock;
 pub mod lsp;
-pub mod make_random;
+pub mod man;
 pub mod new;
 pub mod nodes;
 pub mod plan;
@@ -21,4 +20,6 @@ pub mod run;
 pub mod runs;
 pub mod sweep;
 pub mod verify;
+#[cfg(feature = "view")]
+pub mod view;
 pub mod watch;

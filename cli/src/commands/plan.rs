@@ -1,19 +1,16 @@
 //! `retouch plan`.
 
-use std::collections::BTreeSet;
-
-use retouch_graph::{Engine, Reason, Status};
+use retouch_graph::{Change, Engine, Forecast, Plan, Reason, Status};
 use serde_json::json;
 
 use crate::args::PlanArgs;
 use crate::commands::sweep;
-use crate::journal;
+use crate::journal::{self, Cost};
 use crate::output::{say, say_json};
-use crate::progress::duration;
 use crate::safe::{NAME, VALUE, brief};
 use crate::sharing::{Input, Stop};
 use crate::store::{Store, size};
-use crate::{Exit, Failure, records, session};
+use crate::{Exit, Failure, duration, records, session};
 
 /// The plan of a sweep in a file of its own: what `retouch sweep --dry-run` says.
 fn of_sweep(
@@ -22,13 +19,8 @@ fn of_sweep(
     engine: &Engine,
     input: &Input,
 ) -> Result<Exit, Failure> {
-    let loaded = input
-        .load_sweep(engine, &input.settings(&args.params))
-        .and_then(|sweep| {
-            let plan = engine.plan_sweep(&sweep, &args.targets, &BTreeSet::new())?;
-            Ok((sweep, plan))
-        });
-    let (sweep, plan) = match loaded {
+    let settings = input.settings(&args.params);
+    let (sweep, plan) = match sweep::loaded(input, engine, &args.targets, &settings) {
         Ok(loaded) => loaded,
         Err(problems) => return Stop::from(problems).tell(args.json),
     };
@@ -68,16 +60,51 @@ pub fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
     session::warn(&checked, false)?;
     engine.files().flush();
     let forecast = engine.forecast(&plan);
-    let costs = journal::costs(store.file("journal.jsonl").as_deref(), &plan, &forecast);
-    let changes = records::changes(&store, &args.file, &plan).unwrap_or_default();
-    let seconds: Option<f64> = costs.iter().map(|cost| cost.seconds).sum();
-    let peak = costs.iter().filter_map(|cost| cost.peak).max();
-    let reason = |index: usize, names: &[String]| -> Option<String> {
-        matches!(forecast.statuses[index], Status::Run(_))
-            .then(|| records::reason(&changes, names))
-            .flatten()
+    let journal = store.file("journal.jsonl");
+    let estimate = Estimate {
+        costs: journal::costs(journal.as_deref(), &plan, &forecast),
+        changes: records::changes(&store, &args.file, &plan).unwrap_or_default(),
+        plan: &plan,
+        forecast: &forecast,
     };
-    if args.json {
+    match args.json {
+        true => estimate.say_json(),
+        false => estimate.say(store.folder.is_some()),
+    }
+}
+
+/// A plan with what is known of it before it runs.
+struct Estimate<'a> {
+    plan: &'a Plan,
+    forecast: &'a Forecast,
+    costs: Vec<Cost>,
+    changes: Vec<Change>,
+}
+
+impl Estimate<'_> {
+    /// The seconds of all tasks; `None` when one of them is not known.
+    fn seconds(&self) -> Option<f64> {
+        self.costs.iter().map(|cost| cost.seconds).sum()
+    }
+
+    fn peak(&self) -> Option<u64> {
+        self.costs.iter().filter_map(|cost| cost.peak).max()
+    }
+
+    /// What of a task that runs changed since the last run.
+    fn reason(&self, index: usize, names: &[String]) -> Option<String> {
+        matches!(self.forecast.statuses[index], Status::Run(_))
+            .then(|| records::reason(&self.changes, names))
+            .flatten()
+    }
+
+    fn say_json(&self) -> Result<Exit, Failure> {
+        let Self {
+            plan,
+            forecast,
+            costs,
+            ..
+        } = self;
         let tasks: Vec<_> = plan
             .tasks()
             .enumerate()
@@ -95,7 +122,7 @@ pub fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
                 json!({
                     "nodes": task.names(), "op": task.op(), "key": task.key().to_string(),
                     "runs": matches!(forecast.statuses[index], Status::Run(_)), "cached": cached, "resume": resume,
-                    "why": forecast.describe(index), "changed": reason(index, task.names()), "after": after,
+                    "why": forecast.describe(index), "changed": self.reason(index, task.names()), "after": after,
                     "unet_calls": forecast.calls[index], "seconds": costs[index].seconds, "peak_bytes": costs[index].peak,
                 })
             })
@@ -107,64 +134,79 @@ pub fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
             .collect();
         let text = serde_json::to_string_pretty(&json!({
             "workflow": plan.workflow(), "params": plan.params(), "tasks": tasks, "outputs": outputs,
-            "unet_calls": forecast.total_calls(), "seconds": seconds, "peak_bytes": peak,
+            "unet_calls": forecast.total_calls(), "seconds": self.seconds(), "peak_bytes": self.peak(),
             "kept_bytes": forecast.kept_bytes(),
         }))
         .map_err(|e| Failure::failed(e.to_string()))?;
         say_json(&text)?;
-        return Ok(Exit::Done);
+        Ok(Exit::Done)
     }
-    let names: Vec<String> = (plan.tasks())
-        .map(|task| brief(&task.names().join(" = "), NAME))
-        .collect();
-    let width = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or(0);
-    let name_width = width(&mut names.iter().map(|name| name.chars().count()));
-    let op_width = width(&mut plan.tasks().map(|task| task.op().len()));
-    for (index, (task, name)) in plan.tasks().zip(&names).enumerate() {
-        let mut line = format!(
-            "{name:name_width$}  {:op_width$}  {}  {}",
-            task.op(),
-            task.key().short(),
-            forecast.describe(index)
-        );
-        if let Some(reason) = reason(index, task.names()) {
-            line.push_str(&format!(" ({})", brief(&reason, 2 * VALUE)));
+
+    /// `kept`: whether there is a journal of earlier runs.
+    fn say(&self, kept: bool) -> Result<Exit, Failure> {
+        let Self {
+            plan,
+            forecast,
+            costs,
+            ..
+        } = self;
+        let names: Vec<String> = (plan.tasks())
+            .map(|task| brief(&task.names().join(" = "), NAME))
+            .collect();
+        let width = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or(0);
+        let name_width = width(&mut names.iter().map(|name| name.chars().count()));
+        let op_width = width(&mut plan.tasks().map(|task| task.op().len()));
+        for (index, (task, name)) in plan.tasks().zip(&names).enumerate() {
+            let mut line = format!(
+                "{name:name_width$}  {:op_width$}  {}  {}",
+                task.op(),
+                task.key().short(),
+                forecast.describe(index)
+            );
+            if let Some(reason) = self.reason(index, task.names()) {
+                line.push_str(&format!(" ({})", brief(&reason, 2 * VALUE)));
+            }
+            if forecast.calls[index] > 0 {
+                line.push_str(&format!("; {} U-Net calls", forecast.calls[index]));
+            }
+            if let Some(seconds) = costs[index].seconds.filter(|&seconds| seconds >= 0.05) {
+                line.push_str(&format!(", about {}", duration(seconds)));
+            }
+            say(&line)?;
         }
-        if forecast.calls[index] > 0 {
-            line.push_str(&format!("; {} U-Net calls", forecast.calls[index]));
+        for output in plan.outputs() {
+            let save = output.save.as_deref().unwrap_or("(not saved)");
+            say(&format!("output {} -> {save}", output.name))?;
         }
-        if let Some(seconds) = costs[index].seconds.filter(|&seconds| seconds >= 0.05) {
-            line.push_str(&format!(", about {}", duration(seconds)));
+        say(&self.summary(kept))?;
+        say(&format!("U-Net calls: {}", forecast.total_calls()))?;
+        Ok(Exit::Done)
+    }
+
+    fn summary(&self, kept: bool) -> String {
+        let (plan, forecast) = (self.plan, self.forecast);
+        let runs = forecast
+            .statuses
+            .iter()
+            .filter(|s| matches!(s, Status::Run(_)))
+            .count();
+        let mut line = format!("{runs} of {} nodes would run", plan.len());
+        match self.seconds() {
+            Some(seconds) => line.push_str(&format!(", about {}", duration(seconds))),
+            None if !kept => {
+                line.push_str("; how long is not known without the cache's journal");
+            }
+            None => line.push_str("; how long is not known before a first run"),
         }
-        say(&line)?;
-    }
-    for output in plan.outputs() {
-        let save = output.save.as_deref().unwrap_or("(not saved)");
-        say(&format!("output {} -> {save}", output.name))?;
-    }
-    let runs = forecast
-        .statuses
-        .iter()
-        .filter(|s| matches!(s, Status::Run(_)))
-        .count();
-    let mut line = format!("{runs} of {} nodes would run", plan.len());
-    match seconds {
-        Some(seconds) => line.push_str(&format!(", about {}", duration(seconds))),
-        None if store.folder.is_none() => {
-            line.push_str("; how long is not known without the cache's journal");
+        if let Some(peak) = self.peak().filter(|&peak| peak > 0) {
+            line.push_str(&format!(", up to {} of memory", size(peak)));
         }
-        None => line.push_str("; how long is not known before a first run"),
+        if forecast.kept_bytes() > 0 {
+            line.push_str(&format!(
+                "; keeps {} of keys, values and maps",
+                size(forecast.kept_bytes())
+            ));
+        }
+        line
     }
-    if let Some(peak) = peak.filter(|&peak| peak > 0) {
-        line.push_str(&format!(", up to {} of memory", size(peak)));
-    }
-    if forecast.kept_bytes() > 0 {
-        line.push_str(&format!(
-            "; keeps {} of keys, values and maps",
-            size(forecast.kept_bytes())
-        ));
-    }
-    say(&line)?;
-    say(&format!("U-Net calls: {}", forecast.total_calls()))?;
-    Ok(Exit::Done)
 }

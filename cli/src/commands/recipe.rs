@@ -1,4 +1,4 @@
-//! `retouch show`, `extract`, `replay` and `diff`: from a picture back to its recipe.
+//! `retouch extract`, `replay` and `diff`, and what `inspect` says of a picture: from a picture back to its recipe.
 
 use std::collections::BTreeSet;
 use std::io::Cursor;
@@ -15,27 +15,27 @@ use retouch_graph::{
 };
 use serde_json::{Value as Json, json};
 
-use crate::args::{DiffArgs, ExtractArgs, ReplayArgs, ShowArgs};
+use crate::args::{DiffArgs, ExtractArgs, ReplayArgs};
 use crate::commands::run;
 use crate::hub::{Foreign, Mode};
 use crate::lines::{Line, Replay};
 use crate::output::{say, say_json, say_raw, tell};
+use crate::preview::Preview;
 use crate::progress::{JsonLines, Progress};
 use crate::provenance::{self, Made, Stamps};
 use crate::safe::{NAME, VALUE, brief, safe};
 use crate::sharing::{Input, Stop, check_models, hubs, models};
-use crate::store::{Store, size, total};
-use crate::{Exit, Failure, session};
+use crate::store::{Store, size};
+use crate::{Exit, Failure, session, total};
 
-/// Says what a picture was made of.
+/// Says what a picture was made of; `image`: which of how many of a batch it is.
 ///
 /// # Errors
-/// When it carries no recipe, or standard output is closed.
-pub fn show(args: &ShowArgs) -> Result<Exit, Failure> {
-    let (recipe, image) = provenance::read_with_image(&args.picture)?;
-    if args.json {
+/// When standard output is closed.
+pub fn show(recipe: &Provenance, image: Option<(u64, u64)>, json: bool) -> Result<Exit, Failure> {
+    if json {
         let mut document =
-            serde_json::to_value(&recipe).map_err(|e| Failure::failed(e.to_string()))?;
+            serde_json::to_value(recipe).map_err(|e| Failure::failed(e.to_string()))?;
         if let Some((number, of)) = image {
             document["image"] = serde_json::json!({"number": number, "of": of});
         }
@@ -62,7 +62,7 @@ pub fn show(args: &ShowArgs) -> Result<Exit, Failure> {
         ))?;
     }
     say("files:")?;
-    for (name, files) in by_model(&recipe) {
+    for (name, files) in by_model(recipe) {
         match files.as_slice() {
             [file] if file.path == name => {
                 say(&format!(
@@ -286,15 +286,16 @@ pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
     let recipe = provenance::read(&args.picture)?;
     let original = provenance::read_picture(&args.picture)
         .map_err(|e| Failure::unreadable_argument(&args.picture, e))?;
+    let preview = Preview::of(&args.preview, args.existing)?;
     let store = Store::of(&args.cache)?;
     session::threads(args.device.threads)?;
     // The cache may hold the very picture that is compared: it is not read, only the known digests of files are.
     let engine = session::drawing_engine_for(&args.device, &store)?;
-    check_models(&args.sharing)?;
-    let models = models(&args.sharing);
+    check_models(&args.sharing.place)?;
+    let models = models(&args.sharing.place);
     let cancel = Cancel::new();
     run::interrupts(&cancel)?;
-    let mode = Mode::fetching(&cancel, args.json, args.quiet)
+    let mode = Mode::fetching(&cancel, args.json, args.telling.quiet)
         .permitting(args.fetching.fetch, &args.fetching.token_for);
     let foreign = Foreign::Picture(args.picture.clone());
     let (engine, hub) = hubs(engine, args.sharing.offline, mode, Some(foreign));
@@ -319,6 +320,9 @@ pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
             plan.numerics()
         ));
     }
+    if let Some(preview) = &preview {
+        preview.spares(made.checked())?;
+    }
     let stamp = Stamps::of(&engine, &workflow, made);
     if let Some(out) = &args.out {
         run::writable(out)?;
@@ -326,17 +330,18 @@ pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
     let saver = args
         .out
         .as_ref()
-        .map(|out| Arc::new(Saver::new(out, run::exists(args.exists))));
+        .map(|out| Arc::new(Saver::new(out, run::exists(args.existing.exists))));
     let options = RunOptions {
         threads: usize::from(args.device.threads.unwrap_or(0)),
         saver,
+        previewer: preview.map(|preview| preview as _),
         stamp: stamp.clone(),
         ..RunOptions::default()
     };
     let listener: Box<dyn Listener> = if args.json {
         Box::new(JsonLines)
     } else {
-        Box::new(Progress::new(args.quiet))
+        Box::new(Progress::new(args.telling.quiet))
     };
     let report = match engine.run(&plan, listener.as_ref(), &cancel, &options) {
         Ok(report) => report,

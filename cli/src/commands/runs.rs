@@ -6,11 +6,10 @@ use serde_json::json;
 
 use crate::args::{RunsArgs, RunsCommand};
 use crate::output::{say, say_json, tell};
-use crate::progress::duration;
 use crate::runs::{NodeEntry, Outcome, Record, Runs, Since, Status};
 use crate::safe::{NAME, VALUE, brief, path};
 use crate::store::Store;
-use crate::{Exit, Failure};
+use crate::{Exit, Failure, clock, duration};
 
 /// Lists the runs, or shows one of them.
 ///
@@ -86,18 +85,13 @@ fn summary(record: &Record) -> serde_json::Value {
     })
 }
 
-/// `2026-11-25 01:36:42` of `2026-11-25T01:36:42Z`.
-fn when(started: &str) -> String {
-    started.trim_end_matches('Z').replace('T', " ")
-}
-
 fn line(record: &Record) -> String {
     let file = record.asked.file.file_name().unwrap_or_default();
     let seconds = record.seconds.map_or_else(|| "-".to_owned(), duration);
     format!(
         "{}  {}  {:5}  {:9}  {:>11}  {:>6} calls, {} of {} nodes reused  {}",
         record.id,
-        when(&record.started),
+        clock::local(&record.started, false),
         record.kind.name(),
         record.status.name(),
         seconds,
@@ -108,6 +102,7 @@ fn line(record: &Record) -> String {
     )
 }
 
+// Long: one page, printed from top to bottom.
 fn show(record: &Record, json: bool) -> Result<Exit, Failure> {
     let since: Vec<Since> = (record.outputs.iter())
         .map(|output| output.since())
@@ -128,7 +123,7 @@ fn show(record: &Record, json: bool) -> Result<Exit, Failure> {
         record.id,
         record.kind.name(),
         match record.status {
-            Status::Running => "goes on",
+            Status::Running => "running",
             Status::Ok => "ok",
             Status::Failed => "failed",
             Status::Cancelled => "cancelled",
@@ -149,7 +144,10 @@ fn show(record: &Record, json: bool) -> Result<Exit, Failure> {
     let took = record.seconds.map_or_else(String::new, |seconds| {
         format!(", took {}", duration(seconds))
     });
-    say(&format!("  started   {}{took}", record.started))?;
+    say(&format!(
+        "  started   {}{took}",
+        clock::local(&record.started, true)
+    ))?;
     say(&format!("  with      {}", command(record)))?;
     let numerics = (record.plan.as_ref()).map_or("", |plan| plan.numerics());
     let on = if numerics.is_empty() {

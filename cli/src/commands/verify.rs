@@ -11,7 +11,7 @@ use retouch_graph::{
     Settings, TieredCache, What,
 };
 
-use crate::args::{ParamArgs, SharingArgs, VerifyArgs};
+use crate::args::{ModelsArgs, ParamArgs, SharingArgs, VerifyArgs};
 use crate::commands::run;
 use crate::compare::{self, Comparing, Found};
 use crate::hub::{self, Mode};
@@ -55,8 +55,8 @@ pub fn verify(args: &VerifyArgs) -> Result<Exit, Failure> {
     })?;
     let cancel = Cancel::new();
     run::interrupts(&cancel)?;
-    let mode = Mode::fetching(&cancel, args.json, args.quiet);
-    let loaded = match load(&record, &store, engine, mode) {
+    let mode = Mode::fetching(&cancel, args.json, args.telling.quiet);
+    let loaded = match load(args, &record, &store, engine, mode) {
         Ok(loaded) => loaded,
         Err(_) if cancel.is_cancelled() => return Err(hub::interrupted()),
         Err(stop) => {
@@ -89,7 +89,7 @@ pub fn verify(args: &VerifyArgs) -> Result<Exit, Failure> {
     };
     let listener: Box<dyn Listener> = match args.json {
         true => Box::new(Silent),
-        false => Box::new(Progress::new(args.quiet)),
+        false => Box::new(Progress::new(args.telling.quiet)),
     };
     let plan = &loaded.plan;
     let report = match loaded
@@ -118,11 +118,20 @@ struct Loaded {
     input: Input,
 }
 
-fn load(record: &Record, store: &Store, engine: Engine, mode: Mode) -> Result<Loaded, Stop> {
+fn load(
+    args: &VerifyArgs,
+    record: &Record,
+    store: &Store,
+    engine: Engine,
+    mode: Mode,
+) -> Result<Loaded, Stop> {
     let asked = &record.asked;
+    let models = args.place.models.iter().chain(&asked.models);
     let sharing = SharingArgs {
-        models: asked.models.clone(),
-        offline: false,
+        place: ModelsArgs {
+            models: models.cloned().collect(),
+        },
+        offline: args.offline,
         max_unpacked: asked.max_unpacked,
     };
     // Nothing is written into the user's cache: a bundle is unpacked to a folder that goes.

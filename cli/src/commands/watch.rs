@@ -11,22 +11,27 @@ use notify::{RecursiveMode, Watcher};
 use retouch_graph::event::{Event, Listener};
 use retouch_graph::params::How;
 use retouch_graph::{
-    Cancel, Checked, Code, DiskFiles, Drawn, Engine, Exists, Files, Plan, Problems, RunError,
-    RunOptions, RunReport, Saver, Settings, Stamp, interrupt,
+    Cancel, Checked, Code, DiskFiles, Drawn, Engine, Files, Forecast, Plan, Problems, RunError,
+    RunOptions, RunReport, SaveStatus, Saver, Settings, Stamp, Sweep, SweepPlan, interrupt,
 };
 
 use crate::args::FollowArgs;
+use crate::commands::run::{self, SavedFiles};
+use crate::commands::sweep;
+use crate::commands::sweep::cells::{self, Cells};
 use crate::hub::Mode;
 use crate::journal::Journal;
 use crate::lines::Line;
 use crate::output::say;
 use crate::preview::Preview;
-use crate::progress::{JsonLines, Lines, Outlook};
+use crate::progress::{JsonLines, Lines, Outlook, Progress};
 use crate::provenance::{Made, Stamps};
 use crate::runs::{Asked, Kind, Noted};
 use crate::sharing::Input;
 use crate::store::Store;
-use crate::{Exit, Failure, bundle, records, session, signals};
+use crate::table;
+use crate::watching::{Onlooker, Planned, TaskHistory, Wish, Wishes};
+use crate::{Exit, Failure, bundle, fresh_draw, journal, records, session, signals};
 
 /// After the last of a burst of changes it is quiet for so long.
 const QUIET: Duration = Duration::from_millis(60);
@@ -45,78 +50,6 @@ enum Signal {
     Done(Box<Result<RunReport, RunError>>),
     /// Whoever looks on wishes for something.
     Wish(Wish),
-}
-
-/// What somebody who looks on may wish for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(not(feature = "view"), allow(dead_code))]
-pub enum Wish {
-    /// What is tried has changed, see [`Onlooker::trying`]: read everything again and run what differs.
-    Tried,
-    /// Read everything again and run.
-    Run,
-    /// End the run; what comes next is an edit, or another wish.
-    Stop,
-    /// End, after the run that goes on.
-    Close,
-}
-
-/// Where wishes are sent.
-#[derive(Clone)]
-#[cfg_attr(not(feature = "view"), allow(dead_code))]
-pub struct Wishes(Sender<Signal>);
-
-impl Wishes {
-    /// Wishes for something; a loop that has ended does not hear it.
-    #[cfg_attr(not(feature = "view"), allow(dead_code))]
-    pub fn send(&self, wish: Wish) {
-        let _ = self.0.send(Signal::Wish(wish));
-    }
-}
-
-/// What is about to run.
-#[cfg_attr(not(feature = "view"), allow(dead_code))]
-pub struct Planned<'a> {
-    /// What would run.
-    pub plan: &'a Arc<Plan>,
-    /// What it came from.
-    pub checked: &'a Checked,
-    /// What it was loaded with.
-    pub settings: &'a Settings,
-    /// The engine that will run it.
-    pub engine: &'a Engine,
-    /// The cache's settings.
-    pub store: &'a Store,
-    /// The workflow's file.
-    pub file: &'a Path,
-}
-
-/// Looks on while the loop works. It is told what happens, and must not keep it waiting.
-pub trait Onlooker: Listener {
-    /// The loop has begun: the engine that it runs on, and where wishes are sent.
-    fn begun(&self, engine: &Engine, wishes: Wishes);
-
-    /// What the engine is to read through in place of `inner`: there, files may say what is tried.
-    fn files(&self, inner: Arc<dyn Files>) -> Arc<dyn Files>;
-
-    /// The workflow in `file` is about to be loaded: what is tried from here on counts, in files and in `settings`. Gives the
-    /// tried params of the workflow as `name=value`, for the record of the run.
-    fn trying(&self, file: &Path, settings: &mut Settings) -> Vec<String>;
-
-    /// Whether what it wants to show is in the plan, asked before anything runs.
-    ///
-    /// # Errors
-    /// When it is not; nothing runs then.
-    fn accepts(&self, planned: &Planned<'_>) -> Result<(), Failure>;
-
-    /// The workflow was read, and a run of it begins, unless nothing is to run.
-    fn planned(&self, planned: &Planned<'_>);
-
-    /// The workflow was read again during a run, and what runs is still what it says.
-    fn again(&self, planned: &Planned<'_>);
-
-    /// The workflow, or what was tried, has faults. What was planned before stays.
-    fn faults(&self, problems: &Problems);
 }
 
 /// A listener, and whoever looks on.
@@ -151,11 +84,11 @@ type Snapshot = BTreeMap<PathBuf, Option<[u8; 32]>>;
 /// # Errors
 /// When the device cannot be used, or no file system can be watched.
 pub fn watch(args: &FollowArgs, looking: Option<Looking<'_>>) -> Result<Exit, Failure> {
-    let preview = Preview::of(&args.preview)?;
-    let store = Store::of(&args.cache)?;
-    session::threads(args.device.threads)?;
+    let preview = Preview::of(&args.drawing.preview, args.drawing.existing)?;
+    let store = Store::of(&args.drawing.cache)?;
+    session::threads(args.drawing.device.threads)?;
     let files = Arc::new(DiskFiles::with_memo(store.file("digests.json")));
-    let engine = session::caching_engine_for(&args.device, &store)?
+    let engine = session::caching_engine_for(&args.drawing.device, &store)?
         .with_files(Arc::clone(&files) as Arc<dyn Files>);
     if bundle::is_bundle(&args.file) {
         return Err(Failure::usage(format!(
@@ -164,13 +97,13 @@ pub fn watch(args: &FollowArgs, looking: Option<Looking<'_>>) -> Result<Exit, Fa
         ))
         .help("`retouch unbundle` it, and watch the workflow in it"));
     }
-    let (places, locked) = (&args.locked.sharing, args.locked.locked);
+    let (places, locked) = (&args.drawing.locked.sharing, args.drawing.locked.locked);
     // Fetching ends at Ctrl-C like all else here, as soon as the handler below is there.
     let fetching = Cancel::new();
-    let mode = Mode::fetching(&fetching, args.json, false);
+    let mode = Mode::fetching(&fetching, args.drawing.json, args.drawing.telling.quiet);
     let (input, engine) = match Input::open_with(&args.file, places, locked, &store, engine, mode) {
         Ok(opened) => opened,
-        Err(stop) => return stop.tell(args.json),
+        Err(stop) => return stop.tell(args.drawing.json),
     };
     let (sender, receiver) = channel();
     let changes = sender.clone();
@@ -197,7 +130,11 @@ pub fn watch(args: &FollowArgs, looking: Option<Looking<'_>>) -> Result<Exit, Fa
         None => engine,
     };
     if let Some(looking) = &looking {
-        (looking.onlooker).begun(&engine, Wishes(sender.clone()));
+        let wishes = sender.clone();
+        let wishes = Wishes::new(move |wish| {
+            let _ = wishes.send(Signal::Wish(wish));
+        });
+        looking.onlooker.begun(&engine, wishes);
     }
     let loop_ = Loop {
         args,
@@ -208,7 +145,10 @@ pub fn watch(args: &FollowArgs, looking: Option<Looking<'_>>) -> Result<Exit, Fa
         engine: &engine,
         input: &input,
         files: &files,
-        saver: Arc::new(Saver::new(&args.out, Exists::Number).replacing_own()),
+        saver: Arc::new(
+            Saver::new(&args.drawing.out, run::exists(args.drawing.existing.exists))
+                .replacing_own(),
+        ),
         stamp: None,
         preview,
         stop: &stop,
@@ -275,7 +215,7 @@ impl<W: Watcher> Loop<'_, W> {
                 if self.looking.is_some_and(|looking| !looking.runs) {
                     return Ok(Exit::Done);
                 }
-                let next = self.draw(&loaded.plan)?;
+                let next = self.draw(&loaded)?;
                 match next {
                     // A loop that ends with its run is there for that run, which was cut short.
                     Next::Stop if self.closing => return Ok(Exit::Interrupted),
@@ -298,7 +238,7 @@ impl<W: Watcher> Loop<'_, W> {
         let mut settings = Settings {
             draw: Some(self.draw),
             drawn: self.drawn.clone(),
-            ..self.input.settings(&self.args.params)
+            ..self.input.settings(&self.args.drawing.params)
         };
         if let Some(looking) = &self.looking {
             self.tried = (looking.onlooker).trying(&self.input.file, &mut settings);
@@ -309,12 +249,14 @@ impl<W: Watcher> Loop<'_, W> {
     /// Tells whoever looks on what is about to run; `again`: what runs already.
     fn show(&self, loaded: &Loaded, again: bool) -> Result<(), Failure> {
         if let (Some(looking), Some((checked, settings))) = (&self.looking, &loaded.shown) {
+            let forecast = self.engine.forecast(&loaded.plan);
             let planned = Planned {
                 plan: &loaded.plan,
                 checked,
                 settings,
                 engine: self.engine,
-                store: self.store,
+                forecast: &forecast,
+                history: &self.history(&loaded.plan, &forecast),
                 file: &self.input.file,
             };
             if again {
@@ -327,6 +269,20 @@ impl<W: Watcher> Loop<'_, W> {
         Ok(())
     }
 
+    /// What earlier runs tell of the tasks of a plan.
+    fn history(&self, plan: &Plan, forecast: &Forecast) -> Vec<TaskHistory> {
+        let journal = self.store.file("journal.jsonl");
+        let costs = journal::costs(journal.as_deref(), plan, forecast);
+        let changes = records::changes(self.store, &self.input.file, plan).unwrap_or_default();
+        (plan.tasks().zip(costs))
+            .map(|(task, cost)| TaskHistory {
+                changed: records::reason(&changes, task.names()),
+                seconds: cost.seconds,
+                peak: cost.peak,
+            })
+            .collect()
+    }
+
     /// Reads, checks and plans; notes what was read. A workflow with faults is told and waited for.
     fn load(&mut self) -> Result<Option<Loaded>, Failure> {
         // What files hold is looked at before they are read: a save in between is then a change that is still to come.
@@ -336,15 +292,28 @@ impl<W: Watcher> Loop<'_, W> {
         // What is looked at while something that moved is searched is not what is read.
         let looked = self.input.look();
         self.files.forget_reads();
-        self.draw = session::fresh_draw();
+        // The viewer shows workflows alone; that a sweep is none is then a fault like others.
+        let is_sweep = self.looking.is_none() && self.input.is_sweep(self.engine);
+        // All cells of a sweep share what is drawn, so it stays as long as the sweep is watched.
+        if !is_sweep || self.draw == 0 {
+            self.draw = fresh_draw();
+        }
         let (engine, settings) = (self.engine, self.settings());
-        let loaded = looked
-            .and_then(|()| self.input.load(engine, &settings))
-            .and_then(|checked| {
-                let mut plan = engine.plan(&checked, &self.args.targets)?;
+        let targets = &self.args.targets;
+        let loaded = looked.and_then(|()| match is_sweep {
+            true => {
+                let (sweep, plan) = sweep::loaded(self.input, engine, targets, &settings)?;
+                let checked = sweep.all_cells().clone();
+                let whole = plan.plan.clone();
+                Ok((checked, whole, Some(Arc::new((Arc::new(sweep), plan)))))
+            }
+            false => {
+                let checked = self.input.load(engine, &settings)?;
+                let mut plan = engine.plan(&checked, targets)?;
                 plan.save_pictures();
-                Ok((checked, plan))
-            });
+                Ok((checked, plan, None))
+            }
+        });
         self.snapshot = self.look(&self.read());
         for (path, digest) in before {
             if let Some(now) = self.snapshot.get_mut(&path) {
@@ -353,7 +322,7 @@ impl<W: Watcher> Loop<'_, W> {
         }
         self.follow();
         match loaded {
-            Ok((checked, plan)) => {
+            Ok((checked, plan, sweep)) => {
                 self.drawn = (checked.params.iter())
                     .filter(|param| param.from == How::Drawn)
                     .filter_map(|param| {
@@ -364,19 +333,23 @@ impl<W: Watcher> Loop<'_, W> {
                         Some((param.name.clone(), drawn))
                     })
                     .collect();
-                session::warn(&checked, self.args.json)?;
+                session::warn(&checked, self.args.drawing.json)?;
                 if let Some(preview) = &self.preview {
                     preview.spares(&checked)?;
                 }
                 let shown = self.looking.is_some().then(|| (checked.clone(), settings));
-                self.stamp = (!self.args.provenance.no_provenance)
+                self.stamp = (!self.args.drawing.provenance.no_provenance)
                     .then(|| {
-                        let made = Made::Workflow(Box::new(checked));
+                        let made = match &sweep {
+                            Some(sweep) => Made::sweep(&sweep.0, &sweep.1),
+                            None => Made::Workflow(Box::new(checked)),
+                        };
                         Stamps::of(engine, &self.input.file, made)
                     })
                     .flatten();
                 Ok(Some(Loaded {
                     plan: Arc::new(plan),
+                    sweep,
                     shown,
                 }))
             }
@@ -394,7 +367,7 @@ impl<W: Watcher> Loop<'_, W> {
         if let Some(looking) = &self.looking {
             looking.onlooker.faults(problems);
         }
-        if self.args.json {
+        if self.args.drawing.json {
             session::say_faults(problems)?;
         } else {
             let _ = session::faults(problems);
@@ -407,7 +380,7 @@ impl<W: Watcher> Loop<'_, W> {
         let mut read: BTreeSet<PathBuf> = self.files.read_so_far().into_iter().collect();
         read.insert(self.args.file.clone());
         let lock = self.input.lock_file();
-        if self.args.locked.locked || lock.is_file() {
+        if self.args.drawing.locked.locked || lock.is_file() {
             read.insert(lock);
         }
         read.retain(|path| !self.own.contains(&absolute(path)));
@@ -475,12 +448,14 @@ impl<W: Watcher> Loop<'_, W> {
 
     /// Waits for a change of what was read; false when it is to stop.
     fn wait(&mut self) -> Result<bool, Failure> {
-        if self.args.json {
+        if self.args.drawing.json {
             let files = self.snapshot.len();
             Line::Watching { files }.say()?;
         }
         // What the last run allocated again and again is not needed before the next one.
-        crate::ARENA.trim(IDLE);
+        if let Some(arena) = crate::ARENA.get() {
+            arena.trim(IDLE);
+        }
         let mut looked = Instant::now();
         loop {
             if self.stop.load(Ordering::SeqCst) || self.closing {
@@ -510,45 +485,72 @@ impl<W: Watcher> Loop<'_, W> {
     }
 
     /// Runs a plan; an edit that touches it ends the run at its next step, and what is left of it is run anew.
-    fn draw(&mut self, plan: &Arc<Plan>) -> Result<Next, Failure> {
+    fn draw(&mut self, loaded: &Loaded) -> Result<Next, Failure> {
+        let (plan, sweep) = (&loaded.plan, loaded.sweep.as_deref());
         let cancel = Cancel::new();
         let options = RunOptions {
-            threads: usize::from(self.args.device.threads.unwrap_or(0)),
+            threads: usize::from(self.args.drawing.device.threads.unwrap_or(0)),
             saver: Some(Arc::clone(&self.saver)),
             previewer: self.preview.clone().map(|preview| preview as _),
             stamp: self.stamp.clone(),
-            ..RunOptions::default()
+            keep_going: self.args.drawing.keep_going,
+            // The pictures of all cells may be more than memory holds.
+            drop_outputs: sweep.is_some(),
         };
-        let lines: Box<dyn Listener> = if self.args.json {
+        let lines: Box<dyn Listener> = if self.args.drawing.json {
             Box::new(JsonLines)
+        } else if self.args.drawing.telling.quiet {
+            Box::new(Progress::new(true))
         } else {
             Box::new(Lines::new(Outlook::of(self.engine, self.store, plan)))
         };
         let mut asked = Asked {
             draw: self.draw,
-            provenance: !self.args.provenance.no_provenance,
+            provenance: !self.args.drawing.provenance.no_provenance,
             ..Asked::new(
                 &self.args.file,
-                &self.args.params,
-                &self.args.locked.sharing,
-                &self.args.device.numerics.spec(),
-                &self.args.out,
+                &self.args.drawing.params,
+                &self.args.drawing.locked.sharing,
+                &self.args.drawing.device.numerics.spec(),
+                &self.args.drawing.out,
                 &self.args.targets,
             )
         };
         asked.set.extend(self.tried.iter().cloned());
-        let kind = self.looking.map_or(Kind::Watch, |looking| looking.kind);
+        let kind = match sweep {
+            Some(_) => Kind::Sweep,
+            None => self.looking.map_or(Kind::Watch, |looking| looking.kind),
+        };
         let noted = Noted::begin(self.store, kind, asked, plan);
+        let noted = match sweep {
+            Some((sweep, plan)) => {
+                sweep::begins(&self.args.drawing, self.engine, sweep, plan)?;
+                noted.of_cells(sweep.cells.len())
+            }
+            None => noted,
+        };
         let both = Beside(lines.as_ref(), self.looking.map(|looking| looking.onlooker));
         let lines = noted.beside(&both);
         let journal = Journal::new(&lines, self.store.file("journal.jsonl"), plan);
+        let (json, saver) = (self.args.drawing.json, Arc::clone(&self.saver));
+        // Who hears of the cells of a sweep tells what cannot be saved.
+        let tells = self.args.drawing.keep_going && !json && sweep.is_none();
+        let files = SavedFiles::new(&journal, tells);
+        let cells = sweep.map(|(sweep, plan)| Cells::new(&files, json, sweep, plan, None));
         let (engine, sender) = (self.engine, self.sender.clone());
         let next = std::thread::scope(|scope| {
             scope.spawn(|| {
-                let result = engine.run(plan, &journal, &cancel, &options);
+                let listener: &dyn Listener = match &cells {
+                    Some(cells) => cells,
+                    None => &files,
+                };
+                let result = engine.run(plan, listener, &cancel, &options);
+                if let (Some((sweep, _)), Some(cells)) = (sweep, &cells) {
+                    table_of(sweep, cells, &saver, &result, json);
+                }
                 let _ = sender.send(Signal::Done(Box::new(result))); // the loop waits for it
             });
-            self.while_running(plan, &cancel)
+            self.while_running(plan, &cancel, &files)
         })?;
         journal.write();
         noted.end();
@@ -557,7 +559,12 @@ impl<W: Watcher> Loop<'_, W> {
         Ok(next)
     }
 
-    fn while_running(&mut self, plan: &Plan, cancel: &Cancel) -> Result<Next, Failure> {
+    fn while_running(
+        &mut self,
+        plan: &Plan,
+        cancel: &Cancel,
+        files: &SavedFiles<'_>,
+    ) -> Result<Next, Failure> {
         let mut next: Option<Next> = None;
         loop {
             if self.stop.load(Ordering::SeqCst) {
@@ -576,7 +583,7 @@ impl<W: Watcher> Loop<'_, W> {
             match signal {
                 Some(Signal::Done(result)) => {
                     // An edit that came while the last node ran is drawn at once.
-                    return self.after(*result, next, edited);
+                    return self.after(*result, files.take(plan), next, edited);
                 }
                 Some(Signal::Wish(Wish::Tried)) => edited = true,
                 Some(Signal::Wish(Wish::Stop)) => {
@@ -616,6 +623,7 @@ impl<W: Watcher> Loop<'_, W> {
     fn after(
         &mut self,
         result: Result<RunReport, RunError>,
+        saved: Vec<(String, PathBuf, SaveStatus)>,
         next: Option<Next>,
         edited: bool,
     ) -> Result<Next, Failure> {
@@ -624,17 +632,19 @@ impl<W: Watcher> Loop<'_, W> {
             _ if edited => Some(Next::Load),
             next => next,
         };
-        Ok(match result {
-            Ok(report) => {
-                let saved = report.outputs.iter().flat_map(|output| &output.saved);
-                self.own.extend(saved.map(|saved| absolute(&saved.path)));
-                self.tell_saved(&report)?;
-                match next {
-                    Some(next) => next,
-                    None if self.changed() => Next::Load,
-                    None => Next::Wait,
-                }
+        self.own
+            .extend(saved.iter().map(|(_, path, _)| absolute(path)));
+        if !self.args.drawing.json && !matches!(result, Err(RunError::Cancelled)) {
+            for (output, path, _) in saved {
+                say(&format!("{output}  {}", path.display()))?;
             }
+        }
+        Ok(match result {
+            Ok(_) => match next {
+                Some(next) => next,
+                None if self.changed() => Next::Load,
+                None => Next::Wait,
+            },
             Err(RunError::Cancelled) => next.unwrap_or(Next::Load),
             Err(error) => {
                 self.tell_error(&error)?;
@@ -643,27 +653,39 @@ impl<W: Watcher> Loop<'_, W> {
         })
     }
 
-    fn tell_saved(&self, report: &RunReport) -> Result<(), Failure> {
-        if self.args.json {
-            return Ok(());
-        }
-        for output in &report.outputs {
-            for saved in &output.saved {
-                say(&format!("{}  {}", output.name, saved.path.display()))?;
-            }
-        }
-        Ok(())
-    }
-
     fn tell_error(&self, error: &RunError) -> Result<(), Failure> {
-        // The listener has said which node failed, and why.
-        if !matches!(error, RunError::NodeFailed { .. }) {
+        // The listeners have said which node failed, and why; of a run that went on, all that failed.
+        let told = matches!(
+            error,
+            RunError::NodeFailed { .. } | RunError::Several { .. }
+        );
+        if !told && (self.args.drawing.json || !self.args.drawing.keep_going) {
             crate::output::tell(&format!("error: {error}"));
             if let Some(hint) = error.hint() {
                 crate::output::tell(&format!("  help: {hint}"));
             }
         }
         Ok(())
+    }
+}
+
+/// Writes the table of a sweep, if it asks for one and its run was not cut short.
+fn table_of(
+    sweep: &Sweep,
+    cells: &Cells<'_>,
+    saver: &Saver,
+    result: &Result<RunReport, RunError>,
+    json: bool,
+) {
+    let (Some(table), false) = (&sweep.table, matches!(result, Err(RunError::Cancelled))) else {
+        return;
+    };
+    let mut rows = cells::rows(sweep);
+    cells.note(&mut rows, result.is_ok());
+    let written = table::save(saver, table, &rows)
+        .and_then(|saved| table::tell_saved(saved.path, rows.len(), json));
+    if let Err(failure) = written {
+        crate::output::tell(&format!("error: {}", failure.message()));
     }
 }
 
@@ -674,9 +696,14 @@ fn refused(message: &str) -> Failure {
     Failure::failed(message).code(Code::SystemRefused)
 }
 
+/// A sweep and its plan.
+type Swept = Arc<(Arc<Sweep>, SweepPlan)>;
+
 /// A workflow that was read and checked.
 struct Loaded {
     plan: Arc<Plan>,
+    /// The sweep that the plan is of.
+    sweep: Option<Swept>,
     /// What it came from, for whoever looks on.
     shown: Option<(Checked, Settings)>,
 }

@@ -1,4 +1,4 @@
-//! What is asked of a hub, and what of its answers is believed.
+//! What is asked of a hub, and what of its answers is believed; why it is not the crate `hf-hub` is said in [`super`].
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -66,7 +66,7 @@ impl Announced {
     }
 }
 
-/// Whether a text is a digest of so many lower-case hexadecimal digits.
+/// Whether a text is a digest of that many lower-case hexadecimal digits.
 fn is_hex(text: &str, digits: usize) -> bool {
     let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
     text.len() == digits && text.bytes().all(hex)
@@ -225,7 +225,7 @@ impl Client {
         }
         request.call().map_err(|error| match error {
             ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
-                Refused::Lasting(self.strange("it leads to an address that is none"))
+                Refused::Lasting(self.strange("it redirects to an invalid address"))
             }
             other => Refused::Passing(self.unreachable(&other.to_string())),
         })
@@ -247,7 +247,7 @@ impl Client {
                 Err(strange("a redirect from https to http"))
             }
             Some(_) => Ok(to),
-            None => Err(strange("a redirect to something that is no address")),
+            None => Err(strange("a redirect to an invalid address")),
         }
     }
 
@@ -305,7 +305,7 @@ impl Client {
         let info: Info = serde_json::from_slice(text)
             .map_err(|error| self.strange(format!("what it says of a repository: {error}")))?;
         if !remote::is_commit(&info.sha) {
-            return Err(self.strange("a commit that is none"));
+            return Err(self.strange("an invalid commit"));
         }
         let files = (info.siblings.into_iter())
             // A name that could leave the cache's folder is no file for anybody.
@@ -457,7 +457,7 @@ impl Client {
             (401, _) if self.token.is_none() => lasting(
                 Code::HubDenied,
                 format!(
-                    "the hub does not give `{repo}` to everybody: there is no such repository, or it is private or gated (401)"
+                    "access to `{repo}` is denied: the repository does not exist, or it is private or gated (401)"
                 ),
                 format!(
                     "check the name at {page}; if it is private or gated, give a token in HF_TOKEN or by the hub's `login`"
@@ -467,7 +467,7 @@ impl Client {
                 Code::HubDenied,
                 match self.token {
                     Some(_) => format!("the token may not read `{repo}` ({status})"),
-                    None => format!("the hub does not give `{repo}` to everybody ({status})"),
+                    None => format!("access to `{repo}` is denied ({status})"),
                 },
                 format!(
                     "check the name and what the token may do; conditions, if it has any, are at {page}"

@@ -14,7 +14,8 @@ use retouch_graph::remote::Address;
 
 use super::client::Listing;
 use crate::output::tell;
-use crate::store::{size, total};
+use crate::store::size;
+use crate::total;
 
 /// What the command line says about the models that others name.
 #[derive(Clone, Debug, Default)]

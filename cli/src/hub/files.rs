@@ -13,7 +13,8 @@ use super::client::{Client, Listing, Refused};
 use super::consent::Consent;
 use super::store::{Shelf, Watch};
 use super::{Mode, Settings, withheld};
-use crate::store::{size, total};
+use crate::store::size;
+use crate::total;
 
 /// Files that are named in a message at most.
 const MOST_NAMED: usize = 8;
@@ -108,7 +109,7 @@ impl HubFiles {
         Address::parse(path).map_err(|why| {
             withheld(
                 Code::HubAddress,
-                format!("`{}` is no path to a model on a hub: {why}", path.display().to_string().escape_debug()),
+                format!("`{}` is not a path to a model on a hub: {why}", path.display().to_string().escape_debug()),
                 "write `hf://owner/name`, `hf://owner/name@revision` or `hf://owner/name@revision/path/in/it`",
             )
         })

@@ -1,7 +1,9 @@
 //! Models on a hub: `hf://owner/name[@revision][/path]`, fetched into the cache that the hub's own programs use.
 //!
-//! The crate `hf-hub` knows the layout of that cache. Its transport is not used, as it verifies nothing: here a file gets its
-//! name only after its digest was compared with the one that the hub announced.
+//! Written here, as the crate `hf-hub` does not fit: version 1 is asynchronous and brings an HTTP stack and a runtime; the
+//! blocking client of version 0.5 does not compare a download with its digest, appends whole files to partial ones, takes
+//! paths from the server unchecked, and has no offline mode. Here a file gets its name only after its digest was compared
+//! with the one that the hub announced. HTTP and TLS are `ureq`'s and `rustls`'s.
 
 mod client;
 mod consent;
@@ -33,7 +35,7 @@ pub struct Settings {
     pub endpoint: String,
     /// The folder of the cache: `models--owner--name` and the like are in it.
     pub cache: PathBuf,
-    /// What is shown to the hub, and to nobody else.
+    /// The access token, sent to this hub only.
     pub token: Option<String>,
     /// Whether nothing is fetched, whatever is missing.
     pub offline: bool,
@@ -45,7 +47,7 @@ pub struct Settings {
 
 impl std::fmt::Debug for Settings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The token is nobody's business, a log's least of all.
+        // The token must not appear in logs.
         f.debug_struct("Settings")
             .field("endpoint", &self.endpoint)
             .field("cache", &self.cache)
@@ -96,7 +98,7 @@ impl Settings {
             .or_else(|| Some(home.as_ref()?.join("hub")));
         let cache = cache.unwrap_or_else(|| {
             wrong(
-                "there is no place for models of hubs: this user has no home folder".to_owned(),
+                "there is no folder for models of hubs: this user has no home folder".to_owned(),
                 "name a folder in HF_HUB_CACHE",
             );
             PathBuf::new()
@@ -106,7 +108,7 @@ impl Settings {
         let endpoint = endpoint.trim_end_matches('/').to_owned();
         if client::origin(&endpoint).is_none() {
             wrong(
-                "HF_ENDPOINT is no address of a hub".to_owned(),
+                "HF_ENDPOINT is not a valid address".to_owned(),
                 "write `https://` and a host, without a name or password in it, or unset it",
             );
         }
@@ -123,7 +125,7 @@ impl Settings {
             let sound = token.bytes().all(|b| b.is_ascii_graphic());
             if !sound {
                 wrong(
-                    format!("the token in {from} is none: it has spaces or other characters that no token has"),
+                    format!("the token in {from} is invalid: it contains spaces or other characters that tokens cannot have"),
                     "put the token alone there, or take it away",
                 );
             }
@@ -154,10 +156,10 @@ impl Settings {
     }
 }
 
-/// Whether what is missing is fetched, and who hears of it.
+/// Whether missing files are downloaded, and where progress is reported.
 #[derive(Clone)]
 pub enum Mode {
-    /// Only what is in the cache is used; what is missing is told.
+    /// Only the cache is used; missing files are reported.
     Look,
     /// What is missing is fetched.
     Fetch {
@@ -219,6 +221,6 @@ impl Mode {
 #[must_use]
 pub fn interrupted() -> Failure {
     Failure::interrupted(
-        "nothing was run; what was fetched is kept, and the same command goes on from there",
+        "nothing was run; what was downloaded is kept, and the same command resumes from there",
     )
 }

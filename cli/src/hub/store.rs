@@ -9,7 +9,6 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hf_hub::{Cache, Repo, RepoType};
 use retouch_graph::problem::Code;
 use retouch_graph::remote::{self, Address};
 use retouch_graph::write::{self, Access};
@@ -24,24 +23,22 @@ use super::withheld;
 /// A listing of a hub's repository that was written down has no more bytes.
 const MOST_LISTING: u64 = 256 << 20;
 
-/// Fetches that may fail one after another before it is given up; one that brings a good piece does not count.
+/// Consecutive failures after which a download is abandoned; one that makes good progress does not count.
 const MOST_FAILURES: usize = 3;
-/// What a good piece is.
+/// Bytes of good progress.
 const GOOD_PIECE: u64 = 1 << 20;
-/// A file without an announced size may have at most so many bytes: only small ones come without.
+/// Size limit of a file without an announced size: only small ones come without.
 const MOST_UNANNOUNCED: u64 = 1 << 30;
-/// How often it is looked whether another process is done, and whether the user gave up.
+/// Polling interval for another process's lock and for cancellation.
 const PATIENCE: Duration = Duration::from_millis(200);
 
 /// A repository's part of the cache.
 pub struct Shelf {
     folder: PathBuf,
     locks: PathBuf,
-    repo: Repo,
-    cache: Cache,
 }
 
-/// Who hears how a fetch gets on, and may end it.
+/// Progress reporting and cancellation of a download.
 pub struct Watch<'a> {
     pub cancel: &'a Cancel,
     pub teller: &'a Teller,
@@ -58,14 +55,10 @@ fn unwritable(path: &Path, error: &io::Error) -> Withheld {
 impl Shelf {
     /// The part of a cache that is a repository's.
     pub fn new(cache: &Path, address: &Address) -> Self {
-        let repo =
-            Repo::with_revision(address.repo(), RepoType::Model, address.wanted().to_owned());
-        let name = repo.folder_name();
+        let name = format!("models--{}--{}", address.owner, address.name);
         Self {
             folder: cache.join(&name),
             locks: cache.join(".locks").join(name),
-            repo,
-            cache: Cache::new(cache.to_owned()),
         }
     }
 
@@ -78,7 +71,7 @@ impl Shelf {
 
     /// The folder of a commit.
     pub fn snapshot(&self, commit: &str) -> PathBuf {
-        self.cache.repo(self.repo.clone()).pointer_path(commit)
+        self.folder.join("snapshots").join(commit)
     }
 
     fn listing_file(&self, commit: &str) -> PathBuf {
@@ -210,6 +203,7 @@ impl Shelf {
     }
 
     /// Fetches the content, goes on where an earlier fetch ended, and gives it its name when it is what was announced.
+    // Long: one loop of tries, whose state all of it reads and writes.
     fn bring(
         &self,
         client: &Client,
@@ -377,7 +371,7 @@ fn gone(named: &str) -> Withheld {
     withheld(
         Code::Interrupted,
         format!("fetching {named} was interrupted"),
-        "what was fetched is kept; the same command goes on from there",
+        "what was downloaded is kept; the same command resumes from there",
     )
 }
 
@@ -387,8 +381,8 @@ fn broken(named: &str, done: u64, announced: &Announced, why: &str) -> Withheld 
         .map_or_else(String::new, |size| format!(" of {size}"));
     withheld(
         Code::HubUnreachable,
-        format!("fetching {named} broke off after {done}{of} bytes: {why}"),
-        "run the same command again: it goes on from there",
+        format!("fetching {named} failed after {done}{of} bytes: {why}"),
+        "run the same command again: it resumes from there",
     )
 }
 
@@ -489,5 +483,18 @@ mod tests {
         assert_eq!(fs::read(at("snapshots/unet")).unwrap(), b"weights");
         assert_eq!(fs::read(at("mine")).unwrap(), b"mine");
         assert_eq!(fs::read_dir(at("snapshots")).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn the_layout_is_that_of_the_hubs_python_library() {
+        let address = Address::parse(Path::new("hf://stabilityai/sd-turbo@v1.1/vae/a.bin"));
+        let shelf = Shelf::new(Path::new("/cache"), &address.unwrap());
+        // As `huggingface_hub.file_download` has it: `repo_folder_name`, `_get_pointer_path`, and `.locks` beside it.
+        let repo = Path::new("/cache/models--stabilityai--sd-turbo");
+        let commit = "b261bac6fd2cf515557d5d0707481eafa0485ec2";
+        assert_eq!(shelf.folder, repo);
+        assert_eq!(shelf.snapshot(commit), repo.join("snapshots").join(commit));
+        let locks = Path::new("/cache/.locks/models--stabilityai--sd-turbo");
+        assert_eq!(shelf.locks, locks);
     }
 }

@@ -7,9 +7,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use retouch_graph::event::EVENT_SCHEMA;
 
 use crate::lines::Line;
-use crate::output;
-use crate::progress::duration;
+use crate::progress::name_bar;
 use crate::store::size;
+use crate::{duration, output};
 
 /// How often a bar is moved and a line is written for programs.
 const EVERY: Duration = Duration::from_millis(500);
@@ -72,7 +72,7 @@ impl Teller {
                     .unwrap_or_else(|_| ProgressStyle::default_bar())
                     .progress_chars("=> "),
             );
-            output::name_bar(&bar, "", file);
+            name_bar(&bar, "", file);
             bar.set_position(from);
             bar.reset_eta();
             bar
@@ -86,7 +86,7 @@ impl Teller {
             });
         } else if bar.is_none() && !self.quiet && from > 0 {
             output::tell(&format!(
-                "  {file}: goes on at {} of {}",
+                "  {file}: resumes at {} of {}",
                 size(from),
                 size(total)
             ));

@@ -15,8 +15,9 @@ use crate::sample::{prompt_faults, prompt_warnings};
 use retouch_diffusion::checkpoint::model::ModelFacts;
 use retouch_diffusion::networks::unet::grid_at;
 use retouch_diffusion::sampling::masks::{Plane, subject_maps};
-use retouch_diffusion::sampling::sampler::{Conditions, Drawer, cross_attention, mask_level};
 use retouch_diffusion::sampling::solver::{Sampler, Schedule};
+use retouch_diffusion::sampling::swap::mask_level;
+use retouch_diffusion::sampling::{Conditions, Drawer, cross_attention};
 
 /// Shows where the words of a prompt are looked for: the subject's cross-attention at one step of a trajectory.
 ///

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::fields::Template;
 use retouch_diffusion::networks::unet::SiteInfo;
 use retouch_diffusion::sampling::masks::Threshold;
-use retouch_diffusion::sampling::sampler::{MaskGrid, auto_sites};
+use retouch_diffusion::sampling::swap::{MaskGrid, auto_sites};
 
 /// Which self-attention sites: `auto`, `all`, `none`, a range `10..16` (half-open), or a list of numbers and ranges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -12,8 +12,8 @@ use crate::fields::{Steps, Template};
 use crate::payload::{Control, ControlFacts, MaskOrMasks, Model, Trajectory, TrajectoryFacts};
 use retouch_diffusion::checkpoint::model::ModelFacts;
 use retouch_diffusion::prompt::conditioning::Syntax;
-use retouch_diffusion::sampling::sampler::Blend;
 use retouch_diffusion::sampling::solver::Schedule;
+use retouch_diffusion::sampling::swap::Blend;
 
 /// Says what stage 2 attends to: inside the subject's mask the reference's keys and values, outside the context's.
 ///

@@ -18,11 +18,9 @@ use crate::runtime::{Reports, tensor_error};
 use crate::sample::{prompt_faults, prompt_warnings, steps_fault};
 use retouch_diffusion::checkpoint::model::{Checkpoint, ModelFacts};
 use retouch_diffusion::networks::tiles::Tiled;
-use retouch_diffusion::sampling::sampler::{
-    Drawing, Drawn, Forgets, Prompted, invert, step_blend_sample,
-};
 use retouch_diffusion::sampling::scheduler::Ddim;
 use retouch_diffusion::sampling::solver::{Sampler, Schedule};
+use retouch_diffusion::sampling::{Drawing, Drawn, Forgets, Prompted, invert, step_blend_sample};
 
 /// Inverts a latent: finds, by running DDIM (eta 0) backwards, the noise that it could have come from, and every latent between.
 ///

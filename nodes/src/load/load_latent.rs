@@ -15,7 +15,7 @@ use crate::payload::{
 };
 use crate::runtime::{Runtime, tensor_error};
 use retouch_diffusion::checkpoint::weights::Header;
-use retouch_diffusion::sampling::sampler::Drawn;
+use retouch_diffusion::sampling::Drawn;
 use retouch_diffusion::sampling::solver::Schedule;
 
 /// Loads a latent, a trajectory or masks from a safetensors file.

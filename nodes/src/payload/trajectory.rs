@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::LatentFacts;
 use super::tensors::{self, Packed, READ_AS, encode_safetensors};
 use crate::runtime::tensor_error;
-use retouch_diffusion::sampling::sampler::Drawn;
+use retouch_diffusion::sampling::Drawn;
 use retouch_diffusion::sampling::solver::Schedule;
 
 /// The latents z_0 .. z_T of a run, noisiest first.

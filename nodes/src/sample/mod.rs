@@ -4,6 +4,9 @@ pub mod fields;
 #[allow(clippy::module_inception)] // one file a node, of the node's name
 pub mod sample;
 pub mod step_blend_sample;
+mod swap;
+mod swap_keys;
+mod swap_plan;
 
 pub use fields::{SchedulerField, Strength};
 pub use sample::Sample;
@@ -24,9 +27,9 @@ use retouch_diffusion::checkpoint::model::{Checkpoint, ModelFacts};
 use retouch_diffusion::prompt::conditioning::Syntax;
 use retouch_diffusion::sampling::control::Branch;
 use retouch_diffusion::sampling::noise::starting_noise;
-use retouch_diffusion::sampling::sampler::{Drawing, Drawn, Inpaint};
 use retouch_diffusion::sampling::scheduler::{Ddim, Spacing};
 use retouch_diffusion::sampling::solver::{Sampler, Schedule, Solver};
+use retouch_diffusion::sampling::{Drawing, Drawn, Inpaint};
 
 /// A fault that only the run can see.
 pub(crate) fn failed(fault: Fault) -> NodeError {

@@ -15,8 +15,8 @@ use crate::payload::{Latent, LatentFacts, Model, Trajectory};
 use crate::preview::Previews;
 use crate::runtime::Reports;
 use retouch_diffusion::checkpoint::model::ModelFacts;
-use retouch_diffusion::sampling::sampler::{Drawn, Prompted, step_blend_sample};
 use retouch_diffusion::sampling::scheduler::Spacing;
+use retouch_diffusion::sampling::{Drawn, Prompted, step_blend_sample};
 
 /// Draws the layout, stage 1: the vanilla model the first steps, and with them the layout, the personalised model the rest.
 ///

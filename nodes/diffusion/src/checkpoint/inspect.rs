@@ -22,8 +22,8 @@ use crate::checkpoint::published::Published;
 use crate::checkpoint::weights::{Header, Stored, Table, foreign, is_torch};
 use crate::networks::clip::ClipTextConfig;
 use crate::networks::unet::{self, PerLevel, UnetConfig, grid_at};
-use crate::sampling::sampler::auto_sites;
 use crate::sampling::scheduler::{Prediction, SchedulerConfig};
+use crate::sampling::swap::auto_sites;
 use crate::{Error, Result};
 
 /// Groups of tensors that are listed of a file that is neither a model nor an adapter.

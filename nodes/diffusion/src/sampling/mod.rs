@@ -2,8 +2,19 @@
 
 pub mod control;
 pub mod gaze;
+mod guidance;
+mod look;
 pub mod masks;
+mod memory;
+mod monitor;
 pub mod noise;
-pub mod sampler;
+mod plain;
 pub mod scheduler;
 pub mod solver;
+pub mod swap;
+
+pub use guidance::{Conditions, Drawer, Drawn, Draws, Prompted};
+pub use look::{Found, Sought, cross_attention, look};
+pub use memory::{Forgets, Held, Memory};
+pub use monitor::Monitor;
+pub use plain::{Drawing, Inpaint, invert, step_blend_sample};
