@@ -17,7 +17,8 @@ use crate::checkpoint::layout::{
 };
 use crate::checkpoint::ldm;
 use crate::checkpoint::model::Description;
-use crate::checkpoint::weights::{Header, Stored, Table, foreign, is_torch};
+use crate::checkpoint::pickle;
+use crate::checkpoint::weights::{Header, Stored, Table, foreign, is_gguf, is_torch};
 use crate::networks::unet::{self, PerLevel, grid_at};
 use crate::sampling::sampler::auto_sites;
 use crate::sampling::scheduler::{Prediction, SchedulerConfig};
@@ -53,7 +54,7 @@ pub enum Kind {
 pub struct Report {
     /// What it is.
     pub kind: Kind,
-    /// How it is laid out: `diffusers folder`, `single file`, `safetensors` or `torch`.
+    /// How it is laid out: `diffusers folder`, `single file`, `safetensors`, `torch` or `GGUF`; of a picture `PNG`, `JPEG` or `WebP`.
     pub layout: String,
     /// The family that it is of, or that it fits; null when that is not known.
     pub family: Option<String>,
@@ -164,6 +165,34 @@ pub fn inspect(request: &Request, files: &dyn Files) -> Result<Report, Vec<Error
         return Err(vec![what]);
     }
     let table = Table::read(path, files).map_err(one)?;
+    let mut report = of_file(request, &table, files)?;
+    report.notes.extend(skipped(path, files));
+    Ok(report)
+}
+
+/// Objects of other programs in a torch file, which are passed over.
+fn skipped(path: &Path, files: &dyn Files) -> Option<String> {
+    const SHOWN: usize = 5;
+    let (_, skipped) = is_torch(path, files)
+        .then(|| pickle::read_and_skipped(path, files).ok())
+        .flatten()?;
+    let count: usize = skipped.values().sum();
+    let classes: Vec<String> = skipped.keys().take(SHOWN).cloned().collect();
+    let more = match skipped.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (count > 0).then(|| {
+        format!(
+            "{count} objects of other programs are skipped ({}{more}): the file does more than hold data, and Python would run what these classes do; nothing of it was run here",
+            classes.join(", ")
+        )
+    })
+}
+
+/// A file that has tensors.
+fn of_file(request: &Request, table: &Table, files: &dyn Files) -> Result<Report, Vec<Error>> {
+    let path = &request.path;
     let is_model = table.tensors.keys().any(|name| name.starts_with(ldm::UNET));
     if request.config.is_some() || is_model {
         let sources = Sources {
@@ -174,14 +203,14 @@ pub fn inspect(request: &Request, files: &dyn Files) -> Result<Report, Vec<Error
             Ok(layout) => return model(&layout, request, files),
             // Of another family: what it is, and what is in it.
             Err(errors) if request.config.is_none() => {
-                let mut report = tensors(path, &table, files);
+                let mut report = tensors(path, table, files);
                 report.notes.extend(errors.iter().map(ToString::to_string));
                 return Ok(report);
             }
             Err(errors) => return Err(errors),
         }
     }
-    Ok(adapter(path, &table, files))
+    Ok(adapter(path, table, files))
 }
 
 /// What a file is that has no tensors, where people may have taken it for one that has.
@@ -614,8 +643,7 @@ fn group<'a>(name: &str, tensors: impl Iterator<Item = &'a Stored>) -> PartRepor
         part.tensors += 1;
         let elements = stored.elements() as u64;
         part.parameters = part.parameters.saturating_add(elements);
-        let bytes = elements.saturating_mul(stored.element_bytes().unwrap_or(0) as u64);
-        part.bytes = part.bytes.saturating_add(bytes);
+        part.bytes = part.bytes.saturating_add(stored.bytes().unwrap_or(0));
         *part.dtypes.entry(stored.dtype.clone()).or_default() += 1;
         files.insert(stored.file.clone());
     }
@@ -639,6 +667,8 @@ fn short(metadata: &BTreeMap<String, String>) -> BTreeMap<String, String> {
 fn layout_of(path: &Path, files: &dyn Files) -> &'static str {
     if is_torch(path, files) {
         "torch"
+    } else if is_gguf(path, files) {
+        "GGUF"
     } else {
         "safetensors"
     }

@@ -261,7 +261,11 @@ fn weights_in(
             variants.push(other);
         }
     }
-    for (stem, ending) in [(safetensors, "safetensors"), (torch, "bin")] {
+    for (stem, ending) in [
+        (safetensors, "safetensors"),
+        (torch, "bin"),
+        (safetensors, "gguf"),
+    ] {
         for variant in &variants {
             let dotted = if variant.is_empty() {
                 String::new()
@@ -1002,6 +1006,9 @@ pub fn text_table(table: &Arc<Table>, index: usize, asked: &[(String, Vec<usize>
     )];
     if index == 0 {
         prefixes.push((ldm::CLIP.to_owned(), ldm::OPEN_CLIP.to_owned()));
+    } else {
+        // stable-diffusion.cpp writes both encoders of Stable Diffusion XL by transformers' names.
+        prefixes.push((ldm::CLIP_G_CPP.to_owned(), String::new()));
     }
     for (own, open) in prefixes {
         if table.tensors.keys().any(|name| name.starts_with(&own)) {
@@ -1014,12 +1021,25 @@ pub fn text_table(table: &Arc<Table>, index: usize, asked: &[(String, Vec<usize>
                 } else {
                     name
                 };
+                // OpenCLIP's projection, as it was: its two dimensions are the other way round.
+                let projection = "text_model.text_projection";
+                if name == "text_projection.weight"
+                    && !table.contains(&format!("{own}{name}"))
+                    && table.contains(&format!("{own}{projection}"))
+                {
+                    return Some((projection.to_owned(), ldm::Cut::Transposed));
+                }
+                if let Some((whole, cut)) = ldm::fused(name)
+                    && table.contains(&format!("{own}{whole}"))
+                {
+                    return Some((whole, cut));
+                }
                 Some((name.to_owned(), ldm::Cut::Whole))
             };
             let spare = |_: &str| true;
             return Arc::new(renamed(table, &own, asked, find, spare));
         }
-        if table.contains(&format!("{open}token_embedding.weight")) {
+        if !open.is_empty() && table.contains(&format!("{open}token_embedding.weight")) {
             // The layers above those that the configuration has are Stable Diffusion 2's last one.
             let spare = |_: &str| true;
             return Arc::new(renamed(table, &open, asked, ldm::open_clip, spare));

@@ -1131,9 +1131,15 @@ impl Checkpoint {
     ) -> Result<Arc<T>> {
         let loaded = slot.get(|| {
             tracing::debug!(file = %table.file.display(), tensors = table.tensors.len(), "reads weights");
-            let bytes = table.bytes(dtype.size_in_bytes()) as u64;
-            let whose = table.file.display();
             let host = self.device.is_cpu();
+            // Weights that are quantised stay so on the CPU.
+            let size = dtype.size_in_bytes();
+            let bytes = if host {
+                table.bytes_as_stored(size)
+            } else {
+                table.bytes(size)
+            } as u64;
+            let whose = table.file.display();
             let tensors = shared.tensors(|| {
                 self.memory
                     .claim(&format!("{what} of {whose} ({dtype:?})"), bytes, host)
@@ -1332,7 +1338,13 @@ impl Checkpoint {
         [&d.unet_table, &d.vae_table]
             .into_iter()
             .chain(texts)
-            .map(|table| table.bytes(size))
+            .map(|table| {
+                if self.device.is_cpu() {
+                    table.bytes_as_stored(size)
+                } else {
+                    table.bytes(size)
+                }
+            })
             .chain(changes)
             .sum()
     }
