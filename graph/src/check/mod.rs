@@ -25,9 +25,7 @@ use crate::files::{Files, Withheld, no_file};
 use crate::op::node::ReadFile;
 use crate::op::registry::{Entry, ErasedNode, Field, Registry, Step};
 use crate::op::shape::{Shape, Text, range, words};
-use crate::syntax::params::{
-    self, EMPTY_PATH, How, Mismatch, Origin, ParamType, Setting, expected,
-};
+use crate::syntax::params::{self, How, Mismatch, Origin, ParamType, Setting, expected, no_path};
 use crate::syntax::template::{self, Piece, TemplateFault};
 use crate::syntax::workflow::{self, InputKind, NodeBody, ParamDecl, Spanned, Workflow};
 use crate::syntax::yaml::{self, Key, Node, Tree};
@@ -2134,12 +2132,7 @@ impl Checker<'_> {
                         None => Built::Broken,
                     },
                     Text::Path => {
-                        if text.is_empty() {
-                            let mismatch = Mismatch::new(
-                                Code::ValueType,
-                                format!("`{name}` takes a path, and this text is empty"),
-                            )
-                            .help(EMPTY_PATH);
+                        if let Some(mismatch) = no_path(name, text) {
                             return self.mismatch(scope, tree.span, mismatch);
                         }
                         if !self.has_room(scope, tree.span, text.len()) {

@@ -37,8 +37,38 @@ pub enum ParamType {
 }
 
 /// What to do about a path that is empty.
-pub(crate) const EMPTY_PATH: &str =
-    "name a file or a folder, relative to this one; or remove the key";
+const EMPTY_PATH: &str = "name a file or a folder, relative to this one; or remove the key";
+/// Why a text is no path: it is empty, or a path of Windows of which escapes made something else (`"C:\new"` in double quotes
+/// is a drive, a line break and `ew`).
+pub(crate) fn no_path(name: &str, text: &str) -> Option<Mismatch> {
+    if text.is_empty() {
+        let mismatch = Mismatch::new(
+            Code::ValueType,
+            format!("`{name}` takes a path, and this text is empty"),
+        );
+        return Some(mismatch.help(EMPTY_PATH));
+    }
+    let mut chars = text.chars();
+    let drive = chars.next().is_some_and(|c| c.is_ascii_alphabetic()) && chars.next() == Some(':');
+    let escaped = chars.next().filter(|c| c.is_control())?;
+    drive.then(|| {
+        Mismatch::new(
+            Code::ValueType,
+            format!(
+                "`{name}` takes a path, and this text has {} behind the drive",
+                match escaped {
+                    '\n' => "a line break",
+                    '\t' => "a tab",
+                    _ => "a control character",
+                }
+            ),
+        )
+        .help(
+            "in double quotes `\\` begins an escape: write the path in single quotes, or with `/`",
+        )
+    })
+}
+
 /// What to do about a number of steps that is none.
 const STEPS_HELP: &str = "write `10` for ten steps, `20%` for a share of all of them";
 
@@ -134,11 +164,10 @@ impl ParamType {
             Self::String => text("a text"),
             Self::Choice => text("one of its values"),
             Self::Path => match &tree.node {
-                Node::String { text, .. } if text.is_empty() => Err(Mismatch::new(
-                    Code::ValueType,
-                    format!("`{name}` takes a path, and this text is empty"),
-                )
-                .help(EMPTY_PATH)),
+                Node::String { text: path, .. } => match no_path(name, path) {
+                    Some(mismatch) => Err(mismatch),
+                    None => text("a path"),
+                },
                 _ => text("a path"),
             },
             Self::Int => match &tree.node {
@@ -507,4 +536,27 @@ pub(crate) fn known<'w>(
         );
     }
     decl
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_of_windows_in_double_quotes_is_told_from_what_its_escapes_made_of_it() {
+        // As YAML reads `"C:\new"`, `"d:\textures"` and `"C:\bin"`.
+        for (text, due) in [
+            ("C:\new", "a line break"),
+            ("d:\textures", "a tab"),
+            ("C:\u{8}in", "a control character"),
+        ] {
+            let mismatch = no_path("path", text).unwrap();
+            assert!(mismatch.message.contains(due), "{}", mismatch.message);
+            assert!(mismatch.help.unwrap().contains("single quotes"));
+        }
+        for text in ["C:\\new", "C:/new", "C:", "a\nb", "models/new", "ab:\nc"] {
+            assert!(no_path("path", text).is_none(), "{text:?}");
+        }
+        assert!(no_path("path", "").unwrap().message.contains("is empty"));
+    }
 }
