@@ -451,6 +451,14 @@ fn a_quantised_model_draws_what_its_numbers_draw_and_is_held_as_it_is_stored() {
         (Kind::Tensors, "GGUF")
     );
     assert_eq!(report.metadata["general.architecture"], "sd1");
+    assert!(
+        report
+            .notes
+            .iter()
+            .any(|note| note.contains("`unet: FILE`")),
+        "{:?}",
+        report.notes
+    );
     for (precision, exact) in [(None, true), (Some(Precision::F16), false)] {
         let layout = Layout::find(&single(&at("model.gguf"), "sd1"), &DiskFiles::new()).unwrap();
         let description = Description::of(&layout, &DiskFiles::new()).unwrap();

@@ -12,6 +12,8 @@ use crate::checkpoint::adapters::custom_diffusion::CustomDiffusion;
 use crate::checkpoint::adapters::family_of_width;
 use crate::checkpoint::adapters::lora::Lora;
 use crate::checkpoint::adapters::textual_inversion::{self, LearnedToken};
+use crate::checkpoint::alone::Alone;
+use crate::checkpoint::exif;
 use crate::checkpoint::layout::{
     Layout, MARKERS, Part, Settings, Sources, Vocabulary, WeightFiles,
 };
@@ -166,6 +168,11 @@ pub fn inspect(request: &Request, files: &dyn Files) -> Result<Report, Vec<Error
     }
     let table = Table::read(path, files).map_err(one)?;
     let mut report = of_file(request, &table, files)?;
+    if let Some(alone) = Alone::of(&table).filter(|_| report.kind == Kind::Tensors) {
+        report
+            .notes
+            .push(format!("it is {}", alone.in_words(&table)));
+    }
     report.notes.extend(skipped(path, files));
     Ok(report)
 }
@@ -252,8 +259,14 @@ fn png_texts(path: &Path, files: &dyn Files) -> Option<BTreeMap<String, String>>
 
 /// A picture that another program wrote its prompt and settings into.
 fn picture(path: &Path, files: &dyn Files) -> Option<Report> {
-    let texts = png_texts(path, files)?;
-    let (program, metadata) = if let Some(text) = texts.get("parameters") {
+    let (layout, texts) = match png_texts(path, files) {
+        Some(texts) => ("PNG", texts),
+        None => exif::texts(path, files)?,
+    };
+    // Cameras and editors write comments into EXIF too.
+    let is_settings =
+        |text: &&String| layout == "PNG" || text.lines().any(|line| line.starts_with("Steps: "));
+    let (program, metadata) = if let Some(text) = texts.get("parameters").filter(is_settings) {
         (
             "the AUTOMATIC1111 web UI, or one that writes as it does",
             web_ui(text),
@@ -265,7 +278,7 @@ fn picture(path: &Path, files: &dyn Files) -> Option<Report> {
     };
     Some(Report {
         kind: Kind::Picture,
-        layout: "PNG".to_owned(),
+        layout: layout.to_owned(),
         family: None,
         parts: Vec::new(),
         sites: Vec::new(),

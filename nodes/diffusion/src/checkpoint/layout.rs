@@ -8,6 +8,7 @@ use std::sync::Arc;
 use retouch_graph::Files;
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::alone::Alone;
 use crate::checkpoint::ldm;
 use crate::checkpoint::published::Published;
 use crate::checkpoint::weights::{NO_SUCH_FILE, Table, Weights};
@@ -350,12 +351,15 @@ fn family(table: &Table) -> Result<Published> {
         None if has("double_blocks.") || has("model.diffusion_model.double_blocks.") => {
             Err(bad("is a Flux checkpoint, which is not built here"))
         }
-        None if has("lora_") || has("unet.") => Err(bad(
+        None if Alone::of(table).is_none() && (has("lora_") || has("unet.")) => Err(bad(
             "holds no U-Net; it looks like an adapter: apply it with `apply_lora` to a model",
         )),
-        None => Err(bad(
-            "is not a single-file checkpoint: it has no tensors `model.diffusion_model.*`",
-        )),
+        None => Err(match Alone::of(table) {
+            Some(alone) => bad(&format!("is {}", alone.in_words(table))),
+            None => {
+                bad("is not a single-file checkpoint: it has no tensors `model.diffusion_model.*`")
+            }
+        }),
     }
 }
 

@@ -2,6 +2,8 @@
 //! and what is written for others to read.
 
 pub mod adapters;
+pub mod alone;
+mod exif;
 pub mod export;
 pub mod inspect;
 pub mod layout;

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::adapters::textual_inversion::LearnedToken;
+use crate::checkpoint::alone::Alone;
 use crate::checkpoint::layout::{
     self, Layout, Part, Settings, Sources, TOKENIZER_FILES, Vocabulary, WeightFiles, read_text,
 };
@@ -616,6 +617,9 @@ fn unfit(table: &Arc<Table>, build: impl FnOnce(&Weights) -> Result<()>) -> Opti
         .into_iter()
         .filter(|name| !SURPLUS.iter().any(|part| name.contains(part)))
         .collect();
+    if !messages.is_empty() && Alone::of(table) == Some(Alone::VaeApproximation) {
+        messages = vec![format!("is {}", Alone::VaeApproximation.in_words(table))];
+    }
     if messages.is_empty()
         && let Some(first) = unused.first()
     {
