@@ -1241,7 +1241,11 @@ fn a_path_of_windows_in_double_quotes_is_a_fault_with_the_way_to_write_it() {
     ] {
         let found = faults_of(&engine, &text, &Settings::default());
         assert_eq!(found.len(), 1, "{found:?}");
-        assert!(found[0].starts_with("R0312 "), "{found:?}");
+        // A value that does not fit its node, and a default that does not fit its param.
+        assert!(
+            found[0].starts_with("R0312 ") || found[0].starts_with("R0210 "),
+            "{found:?}"
+        );
         assert!(
             found[0].contains("has a line break behind the drive"),
             "{found:?}"

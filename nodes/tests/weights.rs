@@ -436,6 +436,15 @@ fn a_quantised_model_draws_what_its_numbers_draw_and_is_held_as_it_is_stored() {
         ..Sources::of(&micro("sd1"))
     });
     equal(&results(&given), &results(&whole));
+    // The same in a folder of its own, found by its name.
+    std::fs::create_dir(at("unet")).unwrap();
+    std::fs::copy(at("unet.gguf"), at("unet/diffusion_pytorch_model.gguf")).unwrap();
+    std::fs::copy(micro("sd1/unet/config.json"), at("unet/config.json")).unwrap();
+    let found = open(&Sources {
+        unet: Some(at("unet")),
+        ..Sources::of(&micro("sd1"))
+    });
+    equal(&results(&found), &results(&whole));
     // What it is by `inspect`, and that the whole is one to be converted.
     let request = |name: &str| Request {
         path: at(name),
@@ -568,4 +577,56 @@ fn both_text_encoders_of_xl_are_read_as_stable_diffusion_cpp_names_them() {
         assert!(bits(&a.states) == bits(&b.states));
         assert!(bits(&a.pooled.unwrap()) == bits(&b.pooled.unwrap()));
     }
+}
+
+#[test]
+fn a_network_alone_in_the_place_of_another_is_called_what_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let save = |name: &str, tensors: &[(&str, &[usize])]| {
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F16, &Device::Cpu).unwrap();
+        let tensors: HashMap<_, _> = tensors
+            .iter()
+            .map(|(name, shape)| ((*name).to_owned(), zeros(shape)))
+            .collect();
+        let path = folder.path().join(name);
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        path
+    };
+    let tiny = save(
+        "taesd.safetensors",
+        &[
+            ("decoder.layers.0.weight", &[64, 4, 3, 3]),
+            ("encoder.layers.0.weight", &[64, 3, 3, 3]),
+        ],
+    );
+    let unet = save(
+        "unet.safetensors",
+        &[
+            ("conv_in.weight", &[320, 4, 3, 3]),
+            ("time_embedding.linear_1.weight", &[1280, 320]),
+            (
+                "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+                &[320, 768],
+            ),
+        ],
+    );
+    let errors = |sources: &Sources| {
+        let errors = Description::read(sources, &DiskFiles::new()).unwrap_err();
+        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        errors.join("; ")
+    };
+    let vae = Sources {
+        vae: Some(tiny),
+        ..Sources::of(&micro("sd1"))
+    };
+    let told = errors(&vae);
+    assert!(
+        told.contains("taesd.safetensors: is a VAE approximation (as TAESD)"),
+        "{told}"
+    );
+    let told = errors(&Sources::of(&unet));
+    assert!(
+        told.contains("is a U-Net of Stable Diffusion 1 alone, by diffusers' names: give it to load_model as `unet: FILE`"),
+        "{told}"
+    );
 }
