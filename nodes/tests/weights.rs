@@ -15,11 +15,11 @@ use retouch_diffusion::checkpoint::inspect::{Kind, Request, inspect};
 use retouch_diffusion::checkpoint::layout::{Layout, Sources};
 use retouch_diffusion::checkpoint::memory::Memory;
 use retouch_diffusion::checkpoint::model::{Checkpoint, Description};
-use retouch_diffusion::checkpoint::weights::{Maps, Table};
+use retouch_diffusion::checkpoint::weights::{Maps, Table, Tensors, Weights};
 use retouch_diffusion::networks::unet::{Call, Text};
 use retouch_diffusion::sampling::control::{Branch, Rows, Untouched};
 use retouch_graph::{DiskFiles, MemoryFiles};
-use retouch_kernels::Cpu;
+use retouch_kernels::{Cpu, Kernel, Terms, Weight};
 
 fn data() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -129,6 +129,44 @@ fn every_kind_of_block_is_read_to_the_bit_as_the_gguf_package_reads_it() {
         assert_eq!(table.metadata[key], due, "{key}");
     }
     assert!(!table.metadata.contains_key("tokenizer.ggml.tokens"));
+}
+
+#[test]
+fn a_weight_of_blocks_is_held_as_its_blocks_and_packed_when_it_is_used() {
+    let table = Arc::new(Table::read(&oracle("kinds.gguf"), &DiskFiles::new()).unwrap());
+    let expected =
+        candle_core::safetensors::load(oracle("kinds.safetensors"), &Device::Cpu).unwrap();
+    let shared = Arc::new(Tensors::new(None));
+    let kernel = Arc::new(Cpu::default());
+    let open = || {
+        Weights::open(
+            table.clone(),
+            &Device::Cpu,
+            DType::F32,
+            shared.clone(),
+            kernel.clone(),
+        )
+    };
+    let (one, two) = (open(), open());
+    let x = Tensor::rand(-1f32, 1f32, (1, 5, 64), &Device::Cpu).unwrap();
+    for name in ["Q8_0", "Q4_0", "Q5_1"] {
+        let weight = one.root().weight(name, (3, 64)).unwrap();
+        let again = two.root().weight(name, (3, 64)).unwrap();
+        // What is held is the source of the numbers.
+        assert!(
+            format!("{weight:?}").contains(&format!("Late({name} [3, 64])")),
+            "{weight:?}"
+        );
+        let wide = Weight::new(&expected[name], &*kernel).unwrap();
+        let product = |w| kernel.linear(&x, w, Terms::default()).unwrap();
+        assert_eq!(bits(&product(&weight)), bits(&product(&wide)), "{name}");
+        assert_eq!(bits(&product(&again)), bits(&product(&wide)), "{name}");
+    }
+    // What is no weight of a product is widened when it is loaded, and the rest is packed then.
+    let embedding = one.root().get("Q8_0", (3, 64)).unwrap();
+    assert_eq!(bits(&embedding), bits(&expected["Q8_0"]));
+    let weight = one.root().weight("f32", (3, 5)).unwrap();
+    assert!(format!("{weight:?}").contains("Packed("), "{weight:?}");
 }
 
 // ---- files that are put together here ----------------------------------------------------------------------------------
