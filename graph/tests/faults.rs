@@ -1333,6 +1333,31 @@ fn a_params_file_is_read_and_set_counts_more() {
 }
 
 #[test]
+fn a_path_of_windows_in_double_quotes_is_a_fault_with_the_way_to_write_it() {
+    let engine = engine();
+    for text in [
+        format!(
+            "{HEAD}nodes:\n  r: {{op: read, path: \"C:\\new.txt\"}}\noutputs:\n  r: {{value: $r}}\n"
+        ),
+        format!(
+            "{HEAD}params:\n  file: {{type: path, default: \"C:\\new.txt\"}}\nnodes:\n  r: {{op: read, path: $params.file}}\noutputs:\n  r: {{value: $r}}\n"
+        ),
+    ] {
+        let found = faults_of(&engine, &text, &Settings::default());
+        assert_eq!(found.len(), 1, "{found:?}");
+        // A value that does not fit its node, and a default that does not fit its param.
+        assert!(
+            found[0].starts_with("R0312 ") || found[0].starts_with("R0210 "),
+            "{found:?}"
+        );
+        assert!(
+            found[0].contains("has a line break behind the drive"),
+            "{found:?}"
+        );
+    }
+}
+
+#[test]
 fn targets_are_checked() {
     let engine = engine();
     let text = format!("{HEAD}nodes:\n  abc: {{op: number, value: 1}}\n");

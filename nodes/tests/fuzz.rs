@@ -31,9 +31,18 @@ fn lies_within(table: &Table, length: u64) {
         if stored.elements() == 0 {
             continue;
         }
+        if stored.block().is_some() {
+            let bytes = stored.bytes().unwrap();
+            assert!(stored.offset + bytes <= length, "{stored:?} of {length}");
+            continue;
+        }
         let Some(size) = stored.element_bytes() else {
             continue;
         };
+        let length = stored
+            .inline
+            .as_ref()
+            .map_or(length, |bytes| bytes.len() as u64);
         let last: u128 = stored
             .shape
             .iter()
@@ -135,6 +144,36 @@ fn ten_thousand_broken_safetensors_headers_are_taken_or_refused() {
         tally.one(&input, (1 << 16) + 200 * length, || {
             let header = Header::read(path, &files).map_err(|e| e.to_string())?;
             lies_within(&Table::of_header(&header, path), length as u64);
+            Ok(())
+        });
+    }
+    tally.is_telling(10_000 * times(), 12);
+}
+
+// ---- GGUF ------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn ten_thousand_broken_gguf_headers_are_taken_or_refused() {
+    let whole = bytes(oracle("weights/kinds.gguf"));
+    // The header alone, of tensors that need no data, is changed more often than the numbers behind it.
+    let corpus = vec![whole.clone(), whole[..1312].to_vec()];
+    let (path, mut tally) = (Path::new("weights.gguf"), Tally::default());
+    for round in 0..10_000 * times() {
+        let mut random = Random(round);
+        let mut input = whole.clone();
+        let data = input.split_off(1312);
+        for _ in 0..=random.below(2) {
+            change(&mut input, 4, &corpus, &mut random);
+        }
+        input.extend(data);
+        if random.below(20) == 0 {
+            input.truncate(4 + random.below(input.len() - 4));
+        }
+        let files = MemoryFiles::new().with(path, &input);
+        let length = input.len();
+        tally.one(&input, (1 << 18) + 200 * length, || {
+            let table = Table::read(path, &files).map_err(|e| e.to_string())?;
+            lies_within(&table, length as u64);
             Ok(())
         });
     }
@@ -262,6 +301,7 @@ fn torch_files(names: &[&str], taken: u64, reasons: usize) {
         tally.one(&input, (1 << 18) + 200 * length, || {
             let value = pickle::read(path, &files).map_err(|e| e.to_string())?;
             for (_, tensor) in pickle::tensors(&value) {
+                let length = tensor.inline.as_ref().map_or(length, |bytes| bytes.len());
                 assert!(tensor.offset + tensor.storage_bytes <= length as u64);
                 assert!(tensor.bytes() <= (length as u64).max(1 << 20));
             }
@@ -282,6 +322,10 @@ fn ten_thousand_broken_torch_archives_are_taken_or_refused() {
             "lightning.ckpt",
             "inversion.pt",
             "evil.pt",
+            "omegaconf.ckpt",
+            "containers.pt",
+            "numpy.pt",
+            "numpy-5.pt",
         ],
         100,
         30,
@@ -295,6 +339,7 @@ fn ten_thousand_broken_torch_files_of_the_old_format_are_taken_or_refused() {
         "legacy-4.pt",
         "lightning-legacy.ckpt",
         "inversion-legacy.pt",
+        "omegaconf-legacy.ckpt",
     ];
     torch_files(&names, 100, 30);
 }

@@ -5,7 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::{DType, Device};
+use retouch_diffusion::checkpoint::inspect::{Request, inspect};
 use retouch_diffusion::checkpoint::pickle::{self, TorchTensor, Value};
+use retouch_diffusion::checkpoint::weights::{Maps, Table, numbers};
 use retouch_graph::{DiskFiles, MemoryFiles};
 use safetensors::SafeTensors;
 
@@ -15,6 +18,7 @@ fn folder() -> PathBuf {
 
 /// The bytes of a tensor, element by element in the order of the indices.
 fn gather(file: &[u8], tensor: &TorchTensor) -> Vec<u8> {
+    let file = tensor.inline.as_deref().unwrap_or(file);
     let size = pickle::element_bytes(&tensor.dtype).unwrap() as usize;
     let mut out = Vec::new();
     for element in 0..tensor.elements() {
@@ -60,6 +64,11 @@ fn every_tensor_of_a_torch_file_is_the_one_that_torch_loads() {
         "lightning-legacy.ckpt",
         "inversion.pt",
         "inversion-legacy.pt",
+        "omegaconf.ckpt",
+        "omegaconf-legacy.ckpt",
+        "containers.pt",
+        "numpy.pt",
+        "numpy-5.pt",
     ] {
         let value = read(name);
         let file = std::fs::read(folder().join(name)).unwrap();
@@ -78,7 +87,7 @@ fn every_tensor_of_a_torch_file_is_the_one_that_torch_loads() {
             assert_eq!(tensor.shape, expected.shape(), "{what}");
             assert_eq!(tensor.bytes(), expected.data().len() as u64, "{what}");
             assert_eq!(gather(&file, tensor), expected.data(), "{what}");
-            if tensor.is_contiguous() {
+            if tensor.is_contiguous() && tensor.inline.is_none() {
                 let start = tensor.offset as usize;
                 let all = &file[start..start + tensor.bytes() as usize];
                 assert_eq!(all, expected.data(), "{what}");
@@ -154,6 +163,93 @@ fn a_lightning_checkpoint_gives_its_weights_and_holds_classes_as_names() {
         assert_eq!(schedulers[0].get("flag"), Some(&Value::Bool(true)));
         let rates = Value::List(vec![Value::Float(1e-4)]);
         assert_eq!(schedulers[0].get("last_lr"), Some(&rates));
+    }
+}
+
+#[test]
+fn objects_of_other_programs_are_passed_over_and_counted() {
+    for name in ["omegaconf.ckpt", "omegaconf-legacy.ckpt"] {
+        let (value, skipped) =
+            pickle::read_and_skipped(&folder().join(name), &DiskFiles::new()).unwrap();
+        let settings = |name: &str| at(&value, &["hyper_parameters", name]).clone();
+        let opaque = |name: &str| Value::Opaque(name.into());
+        assert_eq!(
+            settings("unet_config"),
+            opaque("omegaconf.dictconfig.DictConfig")
+        );
+        assert_eq!(settings("ckpt_path"), opaque("pathlib.PurePosixPath"));
+        assert_eq!(settings("optional"), opaque("typing"));
+        // A tensor inside an object is a part of the object.
+        assert_eq!(settings("holder"), opaque("__main__.Holder"));
+        assert_eq!(settings("settings"), opaque("__main__.Settings"));
+        assert_eq!(pickle::tensors(&value).len(), 2);
+        for (class, count) in [
+            ("omegaconf.dictconfig.DictConfig", 2),
+            ("omegaconf.listconfig.ListConfig", 1),
+            ("omegaconf.nodes.AnyNode", 7),
+            ("datetime.datetime", 1),
+            ("datetime.timedelta", 1),
+            ("__main__.Holder", 1),
+        ] {
+            assert_eq!(skipped[class], count, "{class} in {skipped:?}");
+        }
+        let table = Table::read(&folder().join(name), &DiskFiles::new()).unwrap();
+        assert_eq!(table.metadata["global_step"], "470000");
+        let request = Request {
+            path: folder().join(name),
+            ..Request::default()
+        };
+        let report = inspect(&request, &DiskFiles::new()).unwrap();
+        let note = report.notes.iter().find(|note| note.contains("skipped"));
+        let note = note.unwrap_or_else(|| panic!("{:?}", report.notes));
+        assert!(
+            note.starts_with("25 objects of other programs are skipped (__main__.Holder")
+                && note.contains("and 5 more"),
+            "{note}"
+        );
+    }
+    let (_, skipped) =
+        pickle::read_and_skipped(&folder().join("lightning.ckpt"), &DiskFiles::new()).unwrap();
+    assert!(skipped.is_empty());
+}
+
+#[test]
+fn numbers_that_were_written_as_arrays_are_read_as_tensors_of_a_file() {
+    for name in ["numpy.pt", "numpy-5.pt"] {
+        let path = folder().join(name);
+        let table = Table::read(&path, &DiskFiles::new()).unwrap();
+        let expected = std::fs::read(folder().join(format!("{name}.safetensors"))).unwrap();
+        let expected = SafeTensors::deserialize(&expected).unwrap();
+        let maps = Maps::default();
+        for key in ["wide", "half", "fortran", "parameter", "one"] {
+            let stored = &table.tensors[key];
+            let given = maps.load(stored, DType::F32, &Device::Cpu).unwrap();
+            let due = expected.tensor(key).unwrap();
+            let due = numbers(&format!("{:?}", due.dtype()), due.data()).unwrap();
+            assert_eq!(given.dims(), stored.shape);
+            let given = given.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(given, due, "{key}");
+        }
+        // Bytes from 128 on, which protocol 2 writes as two.
+        let bytes = table.tensors["bytes"]
+            .read(&DiskFiles::new(), 120, 200)
+            .unwrap();
+        assert_eq!(bytes, (120..=255).collect::<Vec<u8>>());
+    }
+}
+
+#[test]
+fn tensors_without_elements_of_their_own_are_refused_by_what_they_are() {
+    for (name, words) in [
+        (
+            "quantised.pt",
+            "a quantised tensor of torch (`torch.QInt8Storage`)",
+        ),
+        ("sparse.pt", "a sparse tensor (`torch."),
+        ("function.pt", "calls `__main__.make_something`"),
+    ] {
+        let error = pickle::read(&folder().join(name), &DiskFiles::new()).unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
     }
 }
 
@@ -398,6 +494,17 @@ fn whatever_would_be_called_is_refused_by_its_name_in_every_format_and_place() {
         "torch.Tensor",
         "torch.FloatStorage",
         "torch.float16",
+        "sys.exit",
+        "socket.socket",
+        "ctypes.CDLL",
+        "multiprocessing.Process",
+        "types.FunctionType",
+        "_operator.getitem",
+        "builtins.type",
+        "typing.os.system",
+        "omegaconf.OmegaConf.load",
+        "mine.make",
+        "torch.optim.Adam",
     ]
     .map(|name| (name, call(name)))
     .into();
@@ -452,6 +559,31 @@ fn whatever_would_be_called_is_refused_by_its_name_in_every_format_and_place() {
         (
             "collections.OrderedDict",
             join([b"ccollections\nOrderedDict\n)}", &text("x"), b"Ns\x92"]),
+        ),
+        // What an object of an unknown class is, nobody may use: neither call it nor make a tensor of it.
+        (
+            "calls an object of `omegaconf.DictConfig`",
+            b"comegaconf\nDictConfig\n)\x81)R".to_vec(),
+        ),
+        (
+            "makes a tensor of an object of `omegaconf.DictConfig`",
+            b"ctorch._utils\n_rebuild_tensor_v2\n(comegaconf\nDictConfig\n)\x81K\x00)))NtR"
+                .to_vec(),
+        ),
+        (
+            "subprocess.Popen",
+            join([b"csubprocess\nPopen\n", &touch, b"\x85\x81"]),
+        ),
+        // By a name of a module that holds another.
+        (
+            "os.Popen",
+            join([
+                &short("mine"),
+                &short("os.Popen"),
+                b"\x93",
+                &touch,
+                b"\x85R",
+            ]),
         ),
         ("os.system", join([os, b"}b"])),
         ("a tensor", join([&tensor("0", HOOKS), b"}b"])),

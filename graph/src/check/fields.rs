@@ -15,7 +15,7 @@ use crate::check::settings::ResolvedParam;
 use crate::op::erased::{ErasedNode, PathStep};
 use crate::op::registry::{Entry, Field};
 use crate::op::shape::{Shape, Text, range, words};
-use crate::syntax::mismatch::{Mismatch, empty_path};
+use crate::syntax::mismatch::{Mismatch, no_path};
 use crate::syntax::params::How;
 use crate::syntax::workflow::{NodeBody, NodeDecl, Workflow};
 use crate::syntax::yaml::{MapKey, Node, Tree};
@@ -417,9 +417,11 @@ impl Checker<'_> {
                 Some(text) => Built::Value(Json::from(text)),
                 None => Built::Broken,
             },
-            Text::Path if text.is_empty() => self.mismatch(scope, tree.span, empty_path(name)),
-            Text::Path if !self.has_room(scope, tree.span, text.len()) => Built::Broken,
-            Text::Path => Built::Value(joined(&self.scopes[scope].workflow.folder, text)),
+            Text::Path => match no_path(name, text) {
+                Some(mismatch) => self.mismatch(scope, tree.span, mismatch),
+                None if !self.has_room(scope, tree.span, text.len()) => Built::Broken,
+                None => Built::Value(joined(&self.scopes[scope].workflow.folder, text)),
+            },
             Text::Plain => match words(name, text, tree, shape) {
                 Some(mismatch) => self.mismatch(scope, tree.span, mismatch),
                 None if !self.has_room(scope, tree.span, text.len()) => Built::Broken,

@@ -95,11 +95,28 @@ impl Mismatch {
     }
 }
 
-/// The fault that a path is empty.
-pub(crate) fn empty_path(name: &str) -> Mismatch {
-    let message = format!("`{name}` takes a path, and this text is empty");
-    Mismatch::new(Code::ValueType, message)
-        .help("name a file or a folder, relative to this one; or remove the key")
+/// Why a text is no path: it is empty, or a path of Windows of which escapes made something else (`"C:\new"` in double quotes
+/// is a drive, a line break and `ew`).
+pub(crate) fn no_path(name: &str, text: &str) -> Option<Mismatch> {
+    if text.is_empty() {
+        let message = format!("`{name}` takes a path, and this text is empty");
+        return Some(
+            Mismatch::new(Code::ValueType, message)
+                .help("name a file or a folder, relative to this one; or remove the key"),
+        );
+    }
+    let mut chars = text.chars();
+    let drive = chars.next().is_some_and(|c| c.is_ascii_alphabetic()) && chars.next() == Some(':');
+    let escaped = chars.next().filter(|c| drive && c.is_control())?;
+    let what = match escaped {
+        '\n' => "a line break",
+        '\t' => "a tab",
+        _ => "a control character",
+    };
+    let message = format!("`{name}` takes a path, and this text has {what} behind the drive");
+    Some(Mismatch::new(Code::ValueType, message).help(
+        "in double quotes `\\` begins an escape: write the path in single quotes, or with `/`",
+    ))
 }
 
 /// What to do about a number out of its range: the nearest that is inside, if the bounds themselves are.
@@ -325,5 +342,26 @@ mod tests {
         let in_option = hint(mismatch().at_option(&source, span));
         let expected = "write it without quotes: `--set a: b=7`";
         assert_eq!(in_option.as_deref(), Some(expected));
+    }
+
+    #[test]
+    fn a_path_of_windows_in_double_quotes_is_told_from_what_its_escapes_made_of_it() {
+        // As YAML reads `"C:\new"`, `"d:\textures"` and `"C:\bin"`.
+        for (text, due) in [
+            ("C:\new", "a line break"),
+            ("d:\textures", "a tab"),
+            ("C:\u{8}in", "a control character"),
+        ] {
+            let words = no_path("path", text).unwrap().in_words();
+            assert!(
+                words.contains(due) && words.contains("single quotes"),
+                "{words}"
+            );
+        }
+        for text in ["C:\\new", "C:/new", "C:", "a\nb", "models/new", "ab:\nc"] {
+            assert!(no_path("path", text).is_none(), "{text:?}");
+        }
+        let words = no_path("path", "").unwrap().in_words();
+        assert!(words.contains("is empty"), "{words}");
     }
 }

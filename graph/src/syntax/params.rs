@@ -3,7 +3,7 @@
 use serde_json::Value as Json;
 
 use crate::base::problem::Code;
-use crate::syntax::mismatch::{Accepts, Expected, Mismatch, empty_path};
+use crate::syntax::mismatch::{Accepts, Expected, Mismatch, no_path};
 use crate::syntax::yaml::{Node, Tree};
 use crate::value::fields::{MAX_INTEGER, Steps};
 
@@ -78,10 +78,12 @@ impl ParamType {
         let mismatch = || self.expected().mismatch(name, tree);
         match self {
             Self::String | Self::Choice | Self::Path => match &tree.node {
-                Node::String { text, .. } if self == Self::Path && text.is_empty() => {
-                    Err(empty_path(name))
+                Node::String { text, .. } => {
+                    match no_path(name, text).filter(|_| self == Self::Path) {
+                        Some(mismatch) => Err(mismatch),
+                        None => Ok(Json::from(text.as_str())),
+                    }
                 }
-                Node::String { text, .. } => Ok(Json::from(text.as_str())),
                 _ => Err(mismatch()),
             },
             Self::Int => match &tree.node {

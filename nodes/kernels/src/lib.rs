@@ -190,10 +190,28 @@ impl Layout {
     }
 }
 
-/// A weight, its numbers in the order in which a kernel set reads them.
+/// Where the numbers of a weight come from that is held in less memory than they take.
+pub trait Source: Debug + Send + Sync {
+    /// The weight `[O, K]` or `[O, C, kh, kw]` of float32, float16 or bfloat16 on the CPU, as [`Kernel::pack`] takes it.
+    ///
+    /// # Errors
+    /// When its numbers cannot be had.
+    fn tensor(&self) -> Result<Tensor>;
+}
+
+/// The numbers of a weight.
+#[derive(Clone, Debug)]
+enum Numbers {
+    /// In the order in which a kernel set reads them.
+    Packed(Tensor),
+    /// To be packed each time that they are used.
+    Late(Arc<dyn Source>),
+}
+
+/// A weight, its numbers in the order in which a kernel set reads them, or made so when they are used.
 #[derive(Clone, Debug)]
 pub struct Weight {
-    pub(crate) data: Tensor,
+    numbers: Numbers,
     /// O.
     pub(crate) outputs: usize,
     /// K, or C of a convolution.
@@ -216,13 +234,33 @@ impl Weight {
     /// # Errors
     /// When the shape is of another rank than a weight's.
     pub fn of_packed(data: Tensor, shape: &[usize]) -> Result<Self> {
+        Self::of(Numbers::Packed(data), shape)
+    }
+
+    /// A weight of that shape that is held in another form, and packed each time that it is used.
+    ///
+    /// # Errors
+    /// When the shape is of another rank than a weight's.
+    pub fn late(source: Arc<dyn Source>, shape: &[usize]) -> Result<Self> {
+        Self::of(Numbers::Late(source), shape)
+    }
+
+    /// The numbers as `kernel` reads them.
+    pub(crate) fn packed(&self, kernel: &dyn Kernel) -> Result<Tensor> {
+        match &self.numbers {
+            Numbers::Packed(data) => Ok(data.clone()),
+            Numbers::Late(source) => kernel.pack(&source.tensor()?),
+        }
+    }
+
+    fn of(numbers: Numbers, shape: &[usize]) -> Result<Self> {
         let (outputs, inputs, window) = match *shape {
             [o, k] => (o, k, (1, 1)),
             [o, c, h, w] => (o, c, (h, w)),
             _ => candle_core::bail!("a weight of shape {shape:?}"),
         };
         Ok(Self {
-            data,
+            numbers,
             outputs,
             inputs,
             window,

@@ -54,7 +54,7 @@ impl Kernel for Plain {
     }
 
     fn linear(&self, x: &Tensor, w: &Weight, terms: Terms<'_>) -> Result<Tensor> {
-        let w = w.data.t()?;
+        let w = w.packed(self)?.t()?;
         let y = per_image(x, |_, x| {
             let y = x.squeeze(0)?.to_dtype(w.dtype())?.matmul(&w)?;
             y.to_dtype(DType::F32)?.unsqueeze(0)
@@ -76,7 +76,7 @@ impl Kernel for Plain {
             left,
             right,
         } = window.padding;
-        let w = &w.data;
+        let w = &w.packed(self)?;
         let x = match window.enlarged {
             Some((h, w)) => upsample_nearest(x, h, w)?,
             None => x.clone(),

@@ -1,6 +1,7 @@
 //! `load_latent`.
 
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use crate::payload::{
     Latent, LatentFacts, Mask, Masks, MasksFacts, READ_AS, Trajectory, TrajectoryFacts,
 };
 use crate::runtime::{Runtime, tensor_error};
-use retouch_diffusion::checkpoint::weights::Header;
+use retouch_diffusion::checkpoint::weights::{self, Header};
 use retouch_diffusion::sampling::Drawn;
 use retouch_diffusion::sampling::solver::Schedule;
 
@@ -73,6 +74,9 @@ ports! {
 /// What the header says of the tensor that is asked for.
 struct Found {
     name: String,
+    dtype: String,
+    /// The bytes of the file that it takes.
+    bytes: Range<u64>,
     kind: Kind,
     shape: Vec<usize>,
     drawn: Option<String>,
@@ -162,7 +166,10 @@ impl LoadLatent {
             )
             .help("latents are [B, C, h, w], trajectories [T + 1, B, C, h, w], masks [S, 3, B, h, w] (3 or more), a mask [B, h, w]"));
         };
+        let at = |offset: u64| header.data_start + offset;
         Ok(Found {
+            bytes: at(info.data_offsets.0)..at(info.data_offsets.1),
+            dtype: info.dtype.clone(),
             name,
             kind,
             shape,
@@ -177,6 +184,33 @@ impl LoadLatent {
                 .and_then(|text| text.parse().ok())
                 .unwrap_or(0),
         })
+    }
+
+    /// The tensor's numbers, read in pieces and nothing else of the file: it may be a checkpoint of gigabytes.
+    fn numbers(&self, found: &Found, files: &dyn Files) -> Result<Vec<f32>, NodeError> {
+        const PIECE: u64 = 1 << 22;
+        let path = self.path.as_path();
+        let failed = |what: String| NodeError::failed(format!("{} {what}", path.display()));
+        let mut numbers = Vec::with_capacity(found.shape.iter().product());
+        let mut at = found.bytes.start;
+        while at < found.bytes.end {
+            let length = PIECE.min(found.bytes.end - at);
+            let bytes = files
+                .read_at(path, at, length as usize)
+                .map_err(|e| failed(format!("cannot be read: {e}")))?;
+            if bytes.len() as u64 != length {
+                return Err(failed(format!(
+                    "ends within the tensor `{}`: it was changed since it was looked at",
+                    found.name
+                )));
+            }
+            // Pieces end between elements, which have at most eight bytes.
+            let piece = weights::numbers(&found.dtype, &bytes)
+                .ok_or_else(|| failed(format!("has a tensor of the type {}", found.dtype)))?;
+            numbers.extend(piece);
+            at += length;
+        }
+        Ok(numbers)
     }
 }
 
@@ -280,24 +314,7 @@ impl Node for LoadLatent {
         let found = self
             .find(context.files())
             .map_err(|fault| NodeError::failed(fault.message))?;
-        let bytes = context.files().read(self.path.as_path()).map_err(|e| {
-            NodeError::failed(format!(
-                "{} cannot be read: {e}",
-                self.path.as_path().display()
-            ))
-        })?;
-        let tensors =
-            candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(tensor_error)?;
-        let tensor = tensors
-            .get(&found.name)
-            .ok_or_else(|| NodeError::failed(format!("the file has no tensor `{}`", found.name)))?
-            .to_dtype(candle_core::DType::F32)
-            .and_then(|t| t.reshape(found.shape.as_slice()))
-            .map_err(tensor_error)?;
-        let numbers = tensor
-            .flatten_all()
-            .and_then(|t| t.to_vec1::<f32>())
-            .map_err(tensor_error)?;
+        let numbers = self.numbers(&found, context.files())?;
         let is_mask = matches!(found.kind, Kind::Mask | Kind::Masks);
         if let Some(fault) = is_mask.then(|| range_fault(&numbers)).flatten() {
             return Err(NodeError::failed(format!(
@@ -315,6 +332,8 @@ impl Node for LoadLatent {
                 found.name
             )));
         }
+        let tensor = Tensor::from_vec(numbers, found.shape.as_slice(), &Device::Cpu)
+            .map_err(tensor_error)?;
         let device = &Runtime::of(context)?.device;
         let placed = |t: &Tensor| t.to_device(device).map_err(tensor_error);
         let mut outputs = Outputs {
@@ -354,5 +373,138 @@ impl Node for LoadLatent {
             }
         }
         Ok(outputs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::path::PathBuf;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use retouch_graph::{Digest, FileStamp, MemoryFiles};
+
+    use super::*;
+
+    /// A file that has more than memory: a header, the numbers 0, 1, 2, ... of the tensor `z`, and a hole.
+    struct Huge {
+        header: Vec<u8>,
+        length: u64,
+        /// Bytes that were given out, and the most at once.
+        given: AtomicU64,
+        most: AtomicU64,
+    }
+
+    const COUNT: usize = 4 * 96 * 128;
+    const HOLE: u64 = 4 << 30;
+
+    impl Huge {
+        fn new() -> Self {
+            let end = HOLE + 4 * COUNT as u64;
+            let header = format!(
+                r#"{{"weights":{{"dtype":"F16","shape":[1024,1024,2048],"data_offsets":[0,{HOLE}]}},"z":{{"dtype":"F32","shape":[1,4,96,128],"data_offsets":[{HOLE},{end}]}}}}"#
+            );
+            let header = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+            Self {
+                length: header.len() as u64 + end,
+                header,
+                given: AtomicU64::new(0),
+                most: AtomicU64::new(0),
+            }
+        }
+    }
+
+    impl Files for Huge {
+        fn read(&self, _: &Path) -> io::Result<Arc<[u8]>> {
+            panic!("the whole file is asked for");
+        }
+        fn read_head(&self, path: &Path, length: usize) -> io::Result<(Vec<u8>, u64)> {
+            Ok((self.read_at(path, 0, length)?, self.length))
+        }
+        fn read_at(&self, _: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+            let end = (offset + length as u64).min(self.length);
+            let z = self.header.len() as u64 + HOLE;
+            let bytes: Vec<u8> = (offset..end)
+                .map(|at| match at.checked_sub(z) {
+                    None => self.header.get(at as usize).copied().unwrap_or(0),
+                    Some(at) => ((at / 4) as f32).to_le_bytes()[at as usize % 4],
+                })
+                .collect();
+            self.given.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            self.most.fetch_max(bytes.len() as u64, Ordering::Relaxed);
+            Ok(bytes)
+        }
+        fn digest(&self, _: &Path) -> io::Result<Digest> {
+            Err(ErrorKind::Unsupported.into())
+        }
+        fn sha256(&self, _: &Path) -> io::Result<Digest> {
+            Err(ErrorKind::Unsupported.into())
+        }
+        fn doubt(&self) {}
+        fn stamp(&self, _: &Path) -> Option<FileStamp> {
+            None
+        }
+        fn is_file(&self, _: &Path) -> bool {
+            true
+        }
+        fn is_dir(&self, _: &Path) -> bool {
+            false
+        }
+    }
+
+    fn node(tensor: &str) -> LoadLatent {
+        LoadLatent {
+            path: AssetPath::new(PathBuf::from("large.safetensors")),
+            tensor: Some(tensor.to_owned()),
+            read_as: None,
+        }
+    }
+
+    #[test]
+    fn of_a_file_of_gigabytes_the_header_and_the_tensor_are_read_and_nothing_else() {
+        let files = Huge::new();
+        let node = node("z");
+        let found = node.find(&files).unwrap();
+        assert_eq!(found.shape, [1, 4, 96, 128]);
+        let header = files.given.load(Ordering::Relaxed);
+        assert!(header <= 1 << 16);
+        let numbers = node.numbers(&found, &files).unwrap();
+        assert_eq!(numbers.len(), COUNT);
+        assert!(numbers.iter().enumerate().all(|(i, x)| *x == i as f32));
+        let tensor = files.given.load(Ordering::Relaxed) - header;
+        assert_eq!(tensor, 4 * COUNT as u64);
+    }
+
+    #[test]
+    fn a_tensor_of_any_precision_is_read_in_pieces_that_end_between_elements() {
+        // More than one piece: 2^22 bytes and a little.
+        for (dtype, size) in [("F16", 2), ("BF16", 2), ("F32", 4), ("F64", 8)] {
+            let count = (1 << 22) / size + 3;
+            let end = count * size;
+            let header = format!(
+                r#"{{"z":{{"dtype":"{dtype}","shape":[1,1,1,{count}],"data_offsets":[0,{end}]}}}}"#
+            );
+            let one: &[u8] = match dtype {
+                "F16" => &[0, 0x3e],
+                "BF16" => &[0xc0, 0x3f],
+                "F32" => &[0, 0, 0xc0, 0x3f],
+                _ => &[0, 0, 0, 0, 0, 0, 0xf8, 0x3f],
+            };
+            let file = [
+                &(header.len() as u64).to_le_bytes()[..],
+                header.as_bytes(),
+                &one.repeat(count),
+            ]
+            .concat();
+            let files = MemoryFiles::new().with("large.safetensors", &file);
+            let node = node("z");
+            let found = node.find(&files).unwrap();
+            let numbers = node.numbers(&found, &files).unwrap();
+            assert_eq!(numbers.len(), count, "{dtype}");
+            assert!(numbers.iter().all(|x| *x == 1.5), "{dtype}");
+            // A file that was shortened since.
+            files.insert("large.safetensors", &file[..file.len() - 1]);
+            assert!(node.numbers(&found, &files).is_err());
+        }
     }
 }

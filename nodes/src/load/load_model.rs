@@ -123,7 +123,7 @@ fn on_hub(path: &Path, files: &dyn Files) -> Option<(String, bool)> {
         let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         !name.starts_with('.') && name.chars().all(known)
     };
-    let is_file = ["safetensors", "ckpt", "bin", "pt"]
+    let is_file = ["safetensors", "ckpt", "bin", "pt", "gguf"]
         .iter()
         .any(|ending| path.extension().is_some_and(|own| own == *ending));
     let elsewhere = path.parent().is_some_and(|folder| !files.is_dir(folder));

@@ -116,6 +116,8 @@ const ROWS: &[(Pattern, Role)] = &[
         Begins("conditioner.embedders.1.model."),
         text(1, Names::OpenClip),
     ),
+    // stable-diffusion.cpp writes both encoders of Stable Diffusion XL by transformers' names.
+    (Begins(ldm::CLIP_G_CPP), text(1, Names::Clip)),
     (Begins("control_model."), CONTROL),
     (Begins("denoiser."), SCHEDULE),
     (Is("betas"), SCHEDULE),

@@ -13,11 +13,14 @@ use crate::checkpoint::adapters::dialect::{self, Keys};
 use crate::checkpoint::adapters::lora::{Fitted, Lora};
 use crate::checkpoint::adapters::textual_inversion::{self, LearnedToken};
 use crate::checkpoint::adapters::{Networks, family_of_width, some_of};
+use crate::checkpoint::alone::Alone;
 use crate::checkpoint::dialects::{self, Role};
+use crate::checkpoint::exif;
 use crate::checkpoint::layout::{Layout, Part, Settings, Sources, Vocabulary, WeightFiles};
 use crate::checkpoint::model::Description;
+use crate::checkpoint::pickle;
 use crate::checkpoint::published::Published;
-use crate::checkpoint::weights::{Header, Stored, Table, foreign, is_torch};
+use crate::checkpoint::weights::{Header, Stored, Table, foreign, is_gguf, is_torch};
 use crate::networks::clip::ClipTextConfig;
 use crate::networks::unet::{self, PerLevel, Shown, UnetConfig, grid_at};
 use crate::sampling::scheduler::{Prediction, SchedulerConfig};
@@ -54,7 +57,7 @@ pub enum Kind {
 pub struct Report {
     /// What it is.
     pub kind: Kind,
-    /// How it is laid out: `diffusers folder`, `single file`, `safetensors` or `torch`.
+    /// How it is laid out: `diffusers folder`, `single file`, `safetensors`, `torch` or `GGUF`; of a picture `PNG`, `JPEG` or `WebP`.
     pub layout: String,
     /// The family that it is of, or that it fits; null when that is not known.
     pub family: Option<String>,
@@ -169,7 +172,40 @@ pub fn inspect(request: &Request, files: &dyn Files) -> Result<Report, Vec<Error
         return Err(vec![what]);
     }
     let table = Table::read(path, files).map_err(one)?;
-    let is_model = dialects::holds(&table, |role| role == Role::Unet);
+    let mut report = of_file(request, &table, files)?;
+    if let Some(alone) = Alone::of(&table).filter(|_| report.kind == Kind::Tensors) {
+        report
+            .notes
+            .push(format!("it is {}", alone.in_words(&table)));
+    }
+    report.notes.extend(skipped(path, files));
+    Ok(report)
+}
+
+/// Objects of other programs in a torch file, which are passed over.
+fn skipped(path: &Path, files: &dyn Files) -> Option<String> {
+    const SHOWN: usize = 5;
+    let (_, skipped) = is_torch(path, files)
+        .then(|| pickle::read_and_skipped(path, files).ok())
+        .flatten()?;
+    let count: usize = skipped.values().sum();
+    let classes: Vec<String> = skipped.keys().take(SHOWN).cloned().collect();
+    let more = match skipped.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (count > 0).then(|| {
+        format!(
+            "{count} objects of other programs are skipped ({}{more}): the file does more than hold data, and Python would run what these classes do; nothing of it was run here",
+            classes.join(", ")
+        )
+    })
+}
+
+/// A file that has tensors.
+fn of_file(request: &Request, table: &Table, files: &dyn Files) -> Result<Report, Vec<Error>> {
+    let path = &request.path;
+    let is_model = dialects::holds(table, |role| role == Role::Unet);
     if request.config.is_some() || is_model {
         let sources = Sources {
             config: request.config.clone(),
@@ -179,16 +215,16 @@ pub fn inspect(request: &Request, files: &dyn Files) -> Result<Report, Vec<Error
             Ok(layout) => return model(&layout, request, files),
             // Of another family: what it is, and what is in it.
             Err(errors) if request.config.is_none() => {
-                let mut report = tensors(path, &table, files);
+                let mut report = tensors(path, table, files);
                 report.notes.extend(errors.iter().map(ToString::to_string));
                 return Ok(report);
             }
             Err(errors) => return Err(errors),
         }
     }
-    let mut report = adapter(path, &table, files);
+    let mut report = adapter(path, table, files);
     if report.kind == Kind::Tensors
-        && let Some(dialects::Family::Other(what)) = dialects::family(&table)
+        && let Some(dialects::Family::Other(what)) = dialects::family(table)
     {
         report.notes.push(format!("it is {what}"));
     }
@@ -234,8 +270,14 @@ fn png_texts(path: &Path, files: &dyn Files) -> Option<BTreeMap<String, String>>
 
 /// A picture that another program wrote its prompt and settings into.
 fn picture(path: &Path, files: &dyn Files) -> Option<Report> {
-    let texts = png_texts(path, files)?;
-    let (program, metadata) = if let Some(text) = texts.get("parameters") {
+    let (layout, texts) = match png_texts(path, files) {
+        Some(texts) => ("PNG", texts),
+        None => exif::texts(path, files)?,
+    };
+    // Cameras and editors write comments into EXIF too.
+    let is_settings =
+        |text: &&String| layout == "PNG" || text.lines().any(|line| line.starts_with("Steps: "));
+    let (program, metadata) = if let Some(text) = texts.get("parameters").filter(is_settings) {
         (
             "the AUTOMATIC1111 web UI, or one that writes as it does",
             web_ui(text),
@@ -247,7 +289,7 @@ fn picture(path: &Path, files: &dyn Files) -> Option<Report> {
     };
     Some(Report {
         kind: Kind::Picture,
-        layout: "PNG".to_owned(),
+        layout: layout.to_owned(),
         family: None,
         parts: Vec::new(),
         sites: Vec::new(),
@@ -666,8 +708,7 @@ fn group<'a>(name: &str, tensors: impl Iterator<Item = &'a Stored>) -> PartRepor
         part.tensors += 1;
         let elements = stored.elements() as u64;
         part.parameters = part.parameters.saturating_add(elements);
-        let bytes = elements.saturating_mul(stored.element_bytes().unwrap_or(0) as u64);
-        part.bytes = part.bytes.saturating_add(bytes);
+        part.bytes = part.bytes.saturating_add(stored.bytes().unwrap_or(0));
         *part.dtypes.entry(stored.dtype.clone()).or_default() += 1;
         files.insert(stored.file.clone());
     }
@@ -691,6 +732,8 @@ fn short(metadata: &BTreeMap<String, String>) -> BTreeMap<String, String> {
 fn layout_of(path: &Path, files: &dyn Files) -> &'static str {
     if is_torch(path, files) {
         "torch"
+    } else if is_gguf(path, files) {
+        "GGUF"
     } else {
         "safetensors"
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use retouch_graph::Files;
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::alone::Alone;
 use crate::checkpoint::dialects::{self, Family, Marker, Names, Role};
 use crate::checkpoint::ldm;
 use crate::checkpoint::published::Published;
@@ -267,7 +268,11 @@ fn weights_in(
             variants.push(other);
         }
     }
-    for (stem, ending) in [(safetensors, "safetensors"), (torch, "bin")] {
+    for (stem, ending) in [
+        (safetensors, "safetensors"),
+        (torch, "bin"),
+        (safetensors, "gguf"),
+    ] {
         for variant in &variants {
             let dotted = if variant.is_empty() {
                 String::new()
@@ -335,12 +340,15 @@ fn family(table: &Table) -> Result<Published> {
         None if dialects::texts(table).is_some() => Err(bad(
             "is a single file of no known family: its cross-attention has another width; say what it is by `config`",
         )),
-        None if has("lora_") || has("unet.") => Err(bad(
+        None if Alone::of(table).is_none() && (has("lora_") || has("unet.")) => Err(bad(
             "holds no U-Net; it looks like an adapter: apply it with `apply_lora` to a model",
         )),
-        None => Err(bad(
-            "is not a single-file checkpoint: it has no tensors `model.diffusion_model.*`",
-        )),
+        None => Err(match Alone::of(table) {
+            Some(alone) => bad(&format!("is {}", alone.in_words(table))),
+            None => {
+                bad("is not a single-file checkpoint: it has no tensors `model.diffusion_model.*`")
+            }
+        }),
     }
 }
 
@@ -1108,6 +1116,15 @@ pub fn text_table(table: &Arc<Table>, index: usize, asked: &[(String, Vec<usize>
                     } else {
                         name
                     };
+                    // OpenCLIP's projection, as it was: its two dimensions are the other way round.
+                    let projection = "text_model.text_projection";
+                    let has = |name: &str| table.contains(&format!("{prefix}{name}"));
+                    if name == "text_projection.weight" && !has(name) && has(projection) {
+                        return Some((projection.to_owned(), ldm::Cut::Transposed));
+                    }
+                    if let Some((whole, cut)) = ldm::fused(name).filter(|(whole, _)| has(whole)) {
+                        return Some((whole, cut));
+                    }
                     Some((name.to_owned(), ldm::Cut::Whole))
                 };
                 return Arc::new(renamed(table, prefix, asked, find, spare));

@@ -8,6 +8,7 @@
 //! | text encoder of Stable Diffusion 1, CLIP's own names | `cond_stage_model.transformer.` |
 //! | text encoder of Stable Diffusion 2, OpenCLIP's names | `cond_stage_model.model.` |
 //! | text encoders of Stable Diffusion XL | `conditioner.embedders.0.transformer.`, `conditioner.embedders.1.model.` |
+//! | the same as stable-diffusion.cpp writes them, CLIP's names | `cond_stage_model.transformer.`, `cond_stage_model.1.transformer.` |
 
 use crate::checkpoint::weights::Stored;
 use crate::networks::unet::UnetConfig;
@@ -21,6 +22,9 @@ pub const VAE: &str = "first_stage_model.";
 pub const CLIP: &str = "cond_stage_model.transformer.";
 /// The prefix of the text encoder of Stable Diffusion 2, OpenCLIP's names.
 pub const OPEN_CLIP: &str = "cond_stage_model.model.";
+
+/// The prefix that stable-diffusion.cpp gives to the second text encoder of Stable Diffusion XL, CLIP's names.
+pub const CLIP_G_CPP: &str = "cond_stage_model.1.transformer.";
 
 /// A name split into its first part and the rest.
 fn head(name: &str) -> (&str, &str) {
@@ -214,6 +218,19 @@ impl Cut {
             Self::Transposed => whole.transposed(),
         }
     }
+}
+
+/// The tensor in which stable-diffusion.cpp keeps query, key and value of OpenCLIP together, by transformers' names, for one
+/// of the three.
+#[must_use]
+pub fn fused(name: &str) -> Option<(String, Cut)> {
+    let (layer, rest) = name.split_once(".self_attn.")?;
+    let (own, kind) = rest.split_once("_proj.")?;
+    let third = ["q", "k", "v"].iter().position(|known| *known == own)?;
+    Some((
+        format!("{layer}.self_attn.in_proj.{kind}"),
+        Cut::Third(third),
+    ))
 }
 
 /// The name that OpenCLIP has for a tensor of transformers' text encoder, without the prefix, and how it is cut out.

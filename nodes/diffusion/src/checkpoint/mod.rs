@@ -2,7 +2,9 @@
 //! and what is written for others to read.
 
 pub mod adapters;
+pub mod alone;
 pub mod dialects;
+mod exif;
 pub mod export;
 pub mod inspect;
 pub mod layout;

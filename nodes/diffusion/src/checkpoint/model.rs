@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::adapters::textual_inversion::LearnedToken;
+use crate::checkpoint::alone::Alone;
 use crate::checkpoint::dialects;
 use crate::checkpoint::layout::{
     self, Layout, Part, Settings, Sources, TOKENIZER_FILES, Vocabulary, WeightFiles, read_text,
@@ -621,6 +622,9 @@ fn unfit(table: &Arc<Table>, build: impl FnOnce(&Weights) -> Result<()>) -> Opti
         .into_iter()
         .filter(|name| !dialects::is_spare(name))
         .collect();
+    if !messages.is_empty() && Alone::of(table) == Some(Alone::VaeApproximation) {
+        messages = vec![format!("is {}", Alone::VaeApproximation.in_words(table))];
+    }
     if messages.is_empty()
         && let Some(first) = unused.first()
     {
@@ -1195,9 +1199,15 @@ impl Checkpoint {
     ) -> Result<Arc<T>> {
         let loaded = slot.get(|| {
             tracing::debug!(file = %table.file.display(), tensors = table.tensors.len(), "reads weights");
-            let bytes = table.bytes(dtype.size_in_bytes()) as u64;
-            let whose = table.file.display();
             let host = self.device.is_cpu();
+            // Weights that are quantised stay so on the CPU.
+            let size = dtype.size_in_bytes();
+            let bytes = if host {
+                table.bytes_as_stored(size)
+            } else {
+                table.bytes(size)
+            } as u64;
+            let whose = table.file.display();
             let tensors = shared.tensors(|| {
                 self.memory
                     .claim(&format!("{what} of {whose} ({dtype:?})"), bytes, host)
@@ -1401,7 +1411,13 @@ impl Checkpoint {
         [&d.unet_table, &d.vae_table]
             .into_iter()
             .chain(texts)
-            .map(|table| table.bytes(size))
+            .map(|table| {
+                if self.device.is_cpu() {
+                    table.bytes_as_stored(size)
+                } else {
+                    table.bytes(size)
+                }
+            })
             .chain(changes)
             .sum()
     }

@@ -91,15 +91,16 @@ unsafe fn written<R>(
     Ok((out, given))
 }
 
-/// Gives `f` a weight as it is packed.
-fn with_packed<R>(w: &Weight, f: impl FnOnce(Packed<'_>) -> Result<R>) -> Result<R> {
-    let (storage, layout) = w.data.storage_and_layout();
+/// Gives `f` a weight as it is packed for `kernel`.
+fn with_packed<R>(kernel: &Cpu, w: &Weight, f: impl FnOnce(Packed<'_>) -> Result<R>) -> Result<R> {
+    let data = w.packed(kernel)?;
+    let (storage, layout) = data.storage_and_layout();
     let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets())
     else {
         bail!("the CPU kernels were given a weight of another device");
     };
     let taps = w.window.0 * w.window.1;
-    let data = match w.data.dtype() {
+    let data = match data.dtype() {
         DType::F32 => products::Packed::F32(&storage.as_slice()?[start..end]),
         DType::F16 => products::Packed::F16(&storage.as_slice()?[start..end]),
         DType::BF16 => products::Packed::Bf16(&storage.as_slice()?[start..end]),
@@ -237,7 +238,7 @@ impl Kernel for Cpu {
         let (out, ()) = unsafe {
             written(len, |out| {
                 with_data(x, |x| {
-                    with_packed(w, |w| {
+                    with_packed(self, w, |w| {
                         with_terms(terms, |terms| {
                             products::linear(self.machine, x, w, terms, n, out)
                         })
@@ -289,7 +290,7 @@ impl Kernel for Cpu {
         let (out, ()) = unsafe {
             written(len, |out| {
                 with_data(x, |x| {
-                    with_packed(w, |w| {
+                    with_packed(self, w, |w| {
                         with_terms(terms, |terms| {
                             if pointwise && terms.image.is_none() {
                                 let pixels = out_size.0 * out_size.1;
@@ -411,7 +412,7 @@ impl Kernel for Cpu {
             let mut out = Vec::with_capacity(images * n * half);
             let room = &mut out.spare_capacity_mut()[..images * n * half];
             let done = with_data(x, |x| {
-                with_packed(w, |w| {
+                with_packed(self, w, |w| {
                     with_terms(terms, |terms| {
                         products::gated(self.machine, x, w, terms.bias, room)
                     })
@@ -576,7 +577,7 @@ mod tests {
                 for kernel in kernels() {
                     let w = weight(&w, &kernel);
                     let y = kernel.linear_geglu(&x, &w, Some(&bias)).unwrap();
-                    if w.data.dtype() == DType::BF16 {
+                    if w.packed(&kernel).unwrap().dtype() == DType::BF16 {
                         let apart = kernel.geglu(&kernel.linear(&x, &w, Terms::bias(Some(&bias))).unwrap()).unwrap();
                         close(&y, &apart);
                     } else {

@@ -90,8 +90,8 @@ fn scalar(stored: &Stored, path: &Path, files: &dyn Files) -> Result<f64> {
     if stored.elements() != 1 {
         return Err(bad(format!("is {:?}; expected one number", stored.shape)));
     }
-    let bytes = files
-        .read_at(path, stored.offset, size)
+    let bytes = stored
+        .read(files, 0, size)
         .map_err(|e| bad(format!("cannot be read: {e}")))?;
     let number = match (stored.dtype.as_str(), bytes.as_slice()) {
         ("F16", &[a, b]) => half::f16::from_le_bytes([a, b]).to_f64(),
@@ -143,8 +143,8 @@ pub fn check_finite<'a>(
         let (mut at, end) = (0, stored.elements() * size);
         while at < end {
             let length = PIECE.min(end - at);
-            let bytes = files
-                .read_at(&stored.file, stored.offset + at as u64, length)
+            let bytes = stored
+                .read(files, at as u64, length)
                 .map_err(|e| bad(format!("cannot be read: {e}")))?;
             let finite = bytes.chunks_exact(size).all(|element| {
                 let mut bits = [0; 8];

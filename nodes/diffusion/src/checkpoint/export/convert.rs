@@ -16,7 +16,7 @@ use crate::checkpoint::layout::{
 };
 use crate::checkpoint::ldm;
 use crate::checkpoint::model::{Description, NetworkTensors};
-use crate::checkpoint::weights::{Stored, bare};
+use crate::checkpoint::weights::{Stored, bare, numbers};
 use crate::networks::clip::Activation;
 use crate::prompt::tokenizer::{PadToken, TokenizerFiles};
 use crate::sampling::scheduler::{Prediction, SchedulerConfig};
@@ -47,44 +47,31 @@ impl Conversion {
     fn dtype(self, stored: &Stored) -> String {
         match self.0 {
             Some(precision) => precision.name().to_owned(),
+            // safetensors has no blocks.
+            None if stored.block().is_some() => Precision::F32.name().to_owned(),
             None => stored.dtype.clone(),
         }
     }
 
+    /// The precision of a stored tensor as it is written; `None`: as it is stored.
+    fn precision(self, stored: &Stored) -> Option<Precision> {
+        self.0
+            .or_else(|| stored.block().map(|_| Precision::F32))
+            .filter(|precision| precision.name() != stored.dtype)
+    }
+
     /// Bytes, as they are stored, to bytes as they are written.
     fn convert(self, stored: &Stored, bytes: Vec<u8>) -> Result<Vec<u8>> {
-        let Some(precision) = self.0.filter(|precision| precision.name() != stored.dtype) else {
+        let Some(precision) = self.precision(stored) else {
             return Ok(bytes);
         };
-        let numbers: Vec<f32> = match stored.dtype.as_str() {
-            "F32" => {
-                let all = bytes.as_chunks::<4>().0.iter();
-                all.map(|bytes| f32::from_le_bytes(*bytes)).collect()
-            }
-            "F64" => {
-                let all = bytes.as_chunks::<8>().0.iter();
-                all.map(|bytes| f64::from_le_bytes(*bytes) as f32).collect()
-            }
-            "F16" => {
-                let all = bytes.as_chunks::<2>().0.iter();
-                all.map(|bytes| half::f16::from_le_bytes(*bytes).to_f32())
-                    .collect()
-            }
-            "BF16" => {
-                let all = bytes.as_chunks::<2>().0.iter();
-                all.map(|bytes| half::bf16::from_le_bytes(*bytes).to_f32())
-                    .collect()
-            }
-            other => {
-                return Err(Error::Weights {
-                    file: stored.file.to_path_buf(),
-                    message: format!(
-                        "the tensor `{}` is of type {other}, which is not converted",
-                        stored.name
-                    ),
-                });
-            }
-        };
+        let numbers = numbers(&stored.dtype, &bytes).ok_or_else(|| Error::Weights {
+            file: stored.file.to_path_buf(),
+            message: format!(
+                "the tensor `{}` is of type {}, which is not converted",
+                stored.name, stored.dtype
+            ),
+        })?;
         // The largest float16 is 65504; what is rounded to it ends half a step above.
         if precision == Precision::F16
             && let Some(large) = numbers
@@ -109,18 +96,23 @@ impl Conversion {
             file: stored.file.to_path_buf(),
             message,
         };
-        let size = stored.element_bytes().ok_or_else(|| {
+        let unknown = || {
             bad(format!(
                 "the tensor `{}` is of the unknown type {}",
                 stored.name, stored.dtype
             ))
-        })?;
+        };
+        // Elements that lie in one piece, and its bytes.
+        let (unit, size) = match stored.block() {
+            Some(block) => (block.elements(), block.bytes()),
+            None => (1, stored.element_bytes().ok_or_else(unknown)?),
+        };
         let read = |first: usize, count: usize| -> Result<Vec<u8>> {
-            let offset = stored.offset + (first * size) as u64;
-            let bytes = files
-                .read_at(&stored.file, offset, count * size)
+            let length = count.div_ceil(unit) * size;
+            let bytes = stored
+                .read(files, (first / unit * size) as u64, length)
                 .map_err(|e| bad(format!("cannot be read: {e}")))?;
-            if bytes.len() != count * size {
+            if bytes.len() != length {
                 return Err(bad(format!(
                     "ends within the tensor `{}`: it was changed since it was looked at",
                     stored.name
@@ -143,9 +135,21 @@ impl Conversion {
             return Ok(());
         }
         // A view: all that it looks at, which is no more than its storage.
-        let steps = stored.shape.iter().zip(&stored.strides);
-        let last: usize = steps.map(|(side, stride)| (side - 1) * stride).sum();
-        let all = read(0, last + 1)?;
+        let mut all = read(0, stored.reach().ok_or_else(unknown)?)?;
+        let (mut size, mut view) = (size, stored.clone());
+        if stored.block().is_some() {
+            // The elements of a block have no places of their own.
+            let wide = numbers(&stored.dtype, &all).ok_or_else(unknown)?;
+            all = wide
+                .iter()
+                .flat_map(|number| number.to_le_bytes())
+                .collect();
+            (size, view.dtype) = (4, Precision::F32.name().to_owned());
+        }
+        let mut give = |bytes: Vec<u8>| -> Result<()> {
+            out.write_all(&self.convert(&view, bytes)?)
+                .map_err(|e| Error::request(format!("cannot be written: {e}")))
+        };
         let mut index = vec![0usize; stored.shape.len()];
         for first in (0..count).step_by(PIECE) {
             let mut piece = Vec::new();
@@ -180,7 +184,7 @@ impl Conversion {
         let bytes = parts
             .iter()
             .map(|part| {
-                let size = self.0.map(Precision::bytes);
+                let size = self.precision(part).map(Precision::bytes);
                 let size = size.or(part.element_bytes().map(|size| size as u64));
                 part.elements() as u64 * size.unwrap_or(0)
             })
@@ -549,7 +553,7 @@ fn surplus(layout: &Layout, description: &Description, files: &dyn Files) -> Res
             };
             let of = left.entry(group).or_default();
             of.0 += 1;
-            of.1 += stored.elements() as u64 * stored.element_bytes().unwrap_or(0) as u64;
+            of.1 += stored.bytes().unwrap_or(0);
         }
     }
     Ok(left

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use super::machine::Machine;
-use super::{Fault, Source, Value, u16_at, u32_at, u64_at};
+use super::{Fault, Skipped, Source, Value, u16_at, u32_at, u64_at};
 
 /// Where a table of contents ends: 22 bytes and a comment of at most 65,535.
 const END: usize = 22;
@@ -246,7 +246,7 @@ impl<'a> Archive<'a> {
 }
 
 /// Reads an archive of `length` bytes.
-pub(super) fn read(source: Source<'_>, length: u64) -> Result<Value, Fault> {
+pub(super) fn read(source: Source<'_>, length: u64) -> Result<(Value, Skipped), Fault> {
     const PICKLE: &[u8] = b"/data.pkl";
     let archive = Archive::open(source, length)?;
     let mut folders = archive

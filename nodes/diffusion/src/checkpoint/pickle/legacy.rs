@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::machine::{Machine, Plain};
-use super::{Fault, Source, Value, u64_at};
+use super::{Fault, Skipped, Source, Value, u64_at};
 
 /// 0x1950a86a20f9469cfc6c, little-endian.
 const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
@@ -12,7 +12,7 @@ const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0
 const PROTOCOL: i64 = 1001;
 
 /// Reads a file of `length` bytes.
-pub(super) fn read(source: Source<'_>, length: u64) -> Result<Value, Fault> {
+pub(super) fn read(source: Source<'_>, length: u64) -> Result<(Value, Skipped), Fault> {
     let mut machine = Machine::new(source, 0, length);
     let root = machine.run()?;
     if !matches!(machine.plain(root), Plain::Large(bytes) if bytes == MAGIC) {

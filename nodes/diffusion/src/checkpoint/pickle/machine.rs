@@ -4,10 +4,10 @@
 //! they are given out; texts and bytes are places in the pickle. Every step is counted, and what makes more than one
 //! value in a step pays for each.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{Fault, Source, TorchTensor, Value, element_bytes};
+use super::{Fault, Skipped, Source, TorchTensor, Value, element_bytes};
 
 /// The longest pickle that is read. That of a whole training checkpoint of Stable Diffusion XL has about 1 MB.
 const LONGEST: u64 = 32 << 20;
@@ -72,6 +72,10 @@ enum Known {
     NumpyScalar,
     NumpyArray,
     NumpyRebuild,
+    /// `numpy.core.numeric._frombuffer`: bytes, type, shape, order, as protocol 5 writes arrays.
+    NumpyBuffer,
+    /// `torch._utils._rebuild_device_tensor_from_numpy`, and as it was called before: array, type, device, requires_grad.
+    FromNumpy,
 }
 
 /// What sort of dictionary a value is.
@@ -104,7 +108,12 @@ enum Node {
     Storage(u32, u64, u64),
     Tensor(u32),
     NumpyType(Place, bool),
-    NumpyArray,
+    /// Which one, of those whose numbers were seen.
+    NumpyArray(Option<u32>),
+    /// A tensor of the numbers of an array.
+    Inline(u32),
+    /// An object of a class that is not known: the name of the class, and nothing else of it.
+    Foreign(Place, Place),
     Opaque(&'static str),
 }
 
@@ -140,6 +149,17 @@ struct Laid {
     /// The elements of the storage end here, in bytes.
     end: u64,
     storage: u32,
+}
+
+/// An array of numpy: its numbers are in the pickle.
+#[derive(Clone)]
+struct Array {
+    /// Of a numpy type, and whether it is big-endian.
+    dtype: (Place, bool),
+    shape: Vec<usize>,
+    /// Whether the first dimension counts fastest.
+    fortran: bool,
+    data: Id,
 }
 
 /// The pickle, read as far as it was needed.
@@ -245,6 +265,11 @@ pub(super) struct Machine<'a> {
     storages: Vec<Storage>,
     keys: HashMap<String, u32>,
     tensors: Vec<Laid>,
+    arrays: Vec<Array>,
+    /// Tensors of arrays: which, and the type of its elements.
+    inline: Vec<(u32, &'static str)>,
+    /// Objects of classes that are not known, by class.
+    skipped: BTreeMap<String, usize>,
     stack: Vec<Id>,
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
@@ -277,6 +302,9 @@ impl<'a> Machine<'a> {
             storages: Vec::new(),
             keys: HashMap::new(),
             tensors: Vec::new(),
+            arrays: Vec::new(),
+            inline: Vec::new(),
+            skipped: BTreeMap::new(),
             stack: Vec::new(),
             marks: Vec::new(),
             memo: HashMap::new(),
@@ -363,8 +391,11 @@ impl<'a> Machine<'a> {
             Node::Sequence(_) | Node::Tuple(_) => "a list".into(),
             Node::Dictionary(..) => "a dictionary".into(),
             Node::Storage(..) => "a storage".into(),
-            Node::Tensor(_) => "a tensor".into(),
-            Node::NumpyType(..) | Node::NumpyArray => "an object of numpy".into(),
+            Node::Tensor(_) | Node::Inline(_) => "a tensor".into(),
+            Node::NumpyType(..) | Node::NumpyArray(_) => "an object of numpy".into(),
+            Node::Foreign(module, name) => {
+                format!("an object of `{}`", self.global_name(*module, *name))
+            }
             Node::Opaque(name) => format!("`{name}`"),
         }
     }
@@ -389,6 +420,17 @@ impl<'a> Machine<'a> {
              that made it",
             self.tape.start + self.here as u64
         )
+    }
+
+    /// The refusal of what is done with a global of this name: that of a tensor which is not read says so.
+    fn refuse_use(&self, does: &str, name: &str) -> Fault {
+        match unread(name) {
+            Some(what) => format!(
+                "is refused: it holds {what} ({name}), which is not read. Nothing of it was executed; save dense tensors of \
+                 floating point with the program that made it"
+            ),
+            None => self.refuse(&format!("{does} {name}")),
+        }
     }
 
     fn damaged(&self, what: &str) -> Fault {
@@ -465,6 +507,8 @@ impl<'a> Machine<'a> {
                 list.extend_from_slice(items);
                 Ok(())
             }
+            // What is filled into an object is as much of it as the object is.
+            Some(Node::Foreign(..)) => Ok(()),
             _ => Err(self.damaged(&format!("appends to {}", self.name_of(target)))),
         }
     }
@@ -475,6 +519,7 @@ impl<'a> Machine<'a> {
                 all.extend_from_slice(items);
                 Ok(())
             }
+            Some(Node::Foreign(..)) => Ok(()),
             _ => Err(self.damaged(&format!("sets items of {}", self.name_of(target)))),
         }
     }
@@ -754,6 +799,7 @@ impl<'a> Machine<'a> {
                 let result = self.object(class, arguments)?;
                 match self.node(keywords) {
                     Node::Dictionary(_, items) if items.is_empty() => {}
+                    Node::Dictionary(..) if matches!(self.node(result), Node::Foreign(..)) => {}
                     _ => {
                         return Err(self.refuse(&format!(
                             "makes an object of {} with keywords",
@@ -825,10 +871,12 @@ impl<'a> Machine<'a> {
         let &Node::Global(known, ..) = self.node(function) else {
             return Err(self.refuse(&format!("calls {}", self.name_of(function))));
         };
-        let unknown =
-            |machine: &Self| machine.refuse(&format!("calls {}", machine.name_of(function)));
+        let unknown = |machine: &Self| machine.refuse_use("calls", &machine.name_of(function));
         let Some(known) = known else {
-            return Err(unknown(self));
+            return match self.foreign_object(function, Some(arguments))? {
+                Some(object) => Ok(object),
+                None => Err(unknown(self)),
+            };
         };
         let given = self.arguments(arguments)?;
         let first = given.first().copied();
@@ -857,14 +905,19 @@ impl<'a> Machine<'a> {
                 }
             }
             (Known::Parameter, &[tensor, _, _] | &[tensor, _, _, _]) => match self.node(tensor) {
-                Node::Tensor(_) => Ok(tensor),
+                Node::Tensor(_) | Node::Inline(_) => Ok(tensor),
                 _ => Err(wrong(self)),
             },
             (Known::FromType, &[inner, class, inner_arguments, _]) => {
                 match (self.node(inner), self.node(class)) {
                     (
                         Node::Global(
-                            Some(Known::TensorV2 | Known::TensorV3 | Known::Parameter),
+                            Some(
+                                Known::TensorV2
+                                | Known::TensorV3
+                                | Known::Parameter
+                                | Known::FromNumpy,
+                            ),
                             ..,
                         ),
                         Node::Global(Some(Known::TensorClass), ..),
@@ -900,8 +953,17 @@ impl<'a> Machine<'a> {
                 Ok(self.add(scalar))
             }
             (Known::NumpyRebuild, &[class, _, _]) => match self.node(class) {
-                Node::Global(Some(Known::NumpyArray), ..) => Ok(self.add(Node::NumpyArray)),
+                Node::Global(Some(Known::NumpyArray), ..) => Ok(self.add(Node::NumpyArray(None))),
                 _ => Err(self.refuse(&format!("makes an array of {}", self.name_of(class)))),
+            },
+            (Known::NumpyBuffer, &[data, dtype, shape, order]) => {
+                let fortran = self.text(order) == Some("F");
+                let array = self.array(dtype, shape, fortran, data)?;
+                Ok(self.add(Node::NumpyArray(array)))
+            }
+            (Known::FromNumpy, &[array, _, _, _]) => match *self.node(array) {
+                Node::NumpyArray(Some(array)) => self.of_array(array),
+                _ => Err(wrong(self)),
             },
             (Known::TensorClass | Known::Storage(_) | Known::Type(_) | Known::NumpyArray, _) => {
                 Err(unknown(self))
@@ -921,8 +983,123 @@ impl<'a> Machine<'a> {
                 self.dictionary(kind, first, class)
             }
             Some(Known::Size | Known::Sequence) => self.call(class, arguments),
+            None => match self.foreign_object(class, None)? {
+                Some(object) => Ok(object),
+                None => Err(self.refuse(&format!("makes an object of {}", self.name_of(class)))),
+            },
             _ => Err(self.refuse(&format!("makes an object of {}", self.name_of(class)))),
         }
+    }
+
+    /// What stands for an object of a class that is not known, or for what calling it with `arguments` gives: its name. `None`
+    /// where the name is none of a class, or of a module that acts.
+    fn foreign_object(&mut self, class: Id, arguments: Option<Id>) -> Step<Option<Id>> {
+        let &Node::Global(None, module, name) = self.node(class) else {
+            return Ok(None);
+        };
+        let (Ok(module_name), Ok(own_name)) = (
+            std::str::from_utf8(self.tape.get(module)),
+            std::str::from_utf8(self.tape.get(name)),
+        ) else {
+            return Ok(None);
+        };
+        let first = |id: Id| match self.node(id) {
+            Node::Tuple(items) => items.first().copied(),
+            _ => None,
+        };
+        // `typing.Optional[int]`, which settings name as the types of their fields.
+        let is_of_typing = |id: Id| match self.node(id) {
+            Node::Global(_, module, _) => self.tape.get(*module) == b"typing",
+            _ => false,
+        };
+        if matches!(
+            (module_name, own_name),
+            ("operator" | "_operator", "getitem")
+        ) && arguments.and_then(first).is_some_and(is_of_typing)
+        {
+            return Ok(Some(self.add(Node::Opaque("typing"))));
+        }
+        // And their type `None`, which has no name of its own.
+        if matches!(
+            (module_name, own_name),
+            ("builtins" | "__builtin__", "type")
+        ) && arguments.and_then(first) == Some(NONE)
+        {
+            return Ok(Some(self.add(Node::Opaque("NoneType"))));
+        }
+        if !is_foreign_class(module_name, own_name, arguments.is_some()) {
+            return Ok(None);
+        }
+        let class = self.global_name(module, name);
+        self.spend(class.len() / 16)?;
+        *self.skipped.entry(class).or_default() += 1;
+        Ok(Some(self.add(Node::Foreign(module, name))))
+    }
+
+    /// An array of numpy, if its numbers are of a kind that tensors have.
+    fn array(&mut self, dtype: Id, shape: Id, fortran: bool, data: Id) -> Step<Option<u32>> {
+        let (&Node::NumpyType(name, big), Some(shape)) = (self.node(dtype), self.wholes(shape))
+        else {
+            return Ok(None);
+        };
+        self.spend(shape.len())?;
+        self.arrays.push(Array {
+            dtype: (name, big),
+            shape,
+            fortran,
+            data,
+        });
+        Ok(Some((self.arrays.len() - 1) as u32))
+    }
+
+    /// The tensor of an array's numbers.
+    fn of_array(&mut self, index: u32) -> Step<Id> {
+        let Some(Array {
+            dtype: (name, big),
+            shape,
+            data,
+            ..
+        }) = self.arrays.get(index as usize).cloned()
+        else {
+            return Err(self.damaged("has a tensor without an array"));
+        };
+        let dtype = match self.tape.get(name) {
+            b"f2" => "F16",
+            b"f4" => "F32",
+            b"f8" => "F64",
+            b"i8" => "I64",
+            b"i4" => "I32",
+            b"i2" => "I16",
+            b"i1" => "I8",
+            b"u1" => "U8",
+            b"b1" => "BOOL",
+            _ => return Err(self.damaged("has a tensor of an array of another type")),
+        };
+        let size = element_bytes(dtype).unwrap_or(1);
+        if big && size > 1 {
+            return Err(self.damaged("has a tensor of a big-endian array"));
+        }
+        let length = match self.node(data) {
+            Node::Bytes(place) => u64::from(place.length),
+            // Bytes from 128 on take two of the text's.
+            &Node::Encoded(place) => {
+                self.spend(place.length as usize / 16)?;
+                let text = self.tape.get(place);
+                text.iter().filter(|&&byte| byte & 0xc0 != 0x80).count() as u64
+            }
+            _ => return Err(self.damaged("has a tensor of an array that is no bytes")),
+        };
+        let due = shape
+            .iter()
+            .try_fold(size, |all, &side| all.checked_mul(side as u64));
+        if due != Some(length) {
+            return Err(self.damaged(&format!(
+                "has a tensor {shape:?} of an array of {length} bytes"
+            )));
+        }
+        self.inline.push((index, dtype));
+        let tensor = (self.inline.len() - 1) as u32;
+        Ok(self.add(Node::Inline(tensor)))
     }
 
     fn dictionary(&mut self, kind: Kind, first: Option<Id>, class: Id) -> Step<Id> {
@@ -957,7 +1134,7 @@ impl<'a> Machine<'a> {
         let state_kind = self.node(state);
         let fits = match self.node(target) {
             Node::Dictionary(..) => matches!(state_kind, Node::Dictionary(..)),
-            Node::NumpyArray => matches!(state_kind, Node::Tuple(_)),
+            Node::NumpyArray(_) => matches!(state_kind, Node::Tuple(_)),
             _ => true,
         };
         if !fits {
@@ -969,7 +1146,28 @@ impl<'a> Machine<'a> {
             )));
         }
         match self.node(target) {
-            Node::Dictionary(Kind::Plain, _) | Node::NumpyArray => Ok(()),
+            Node::Dictionary(Kind::Plain, _) => Ok(()),
+            // Whatever it is, it is for the class, which is not there.
+            Node::Foreign(..) => Ok(()),
+            Node::NumpyArray(_) => {
+                // Version, shape, type, whether the first dimension counts fastest, bytes.
+                let state = match state_kind {
+                    Node::Tuple(items) => match **items {
+                        [_, shape, dtype, fortran, data] => Some((shape, dtype, fortran, data)),
+                        _ => None,
+                    },
+                    _ => None,
+                };
+                let Some((shape, dtype, fortran, data)) = state else {
+                    return Ok(());
+                };
+                let fortran = matches!(self.node(fortran), Node::Bool(true));
+                let array = self.array(dtype, shape, fortran, data)?;
+                if let Some(node) = self.nodes.get_mut(target as usize) {
+                    *node = Node::NumpyArray(array);
+                }
+                Ok(())
+            }
             Node::Dictionary(Kind::Parameters, _) => {
                 if let Node::Dictionary(_, items) = self.node(state) {
                     self.spend(items.len())?;
@@ -1048,10 +1246,7 @@ impl<'a> Machine<'a> {
             return Err(self.damaged("has a storage without a class"));
         };
         let Some(Known::Storage(dtype)) = known else {
-            return Err(self.refuse(&format!(
-                "has a storage of the class {}",
-                self.name_of(class)
-            )));
+            return Err(self.refuse_use("has a storage of the class", &self.name_of(class)));
         };
         let element = element_bytes(dtype).unwrap_or(1);
         let Some(key) = self.text(key) else {
@@ -1233,7 +1428,7 @@ impl<'a> Machine<'a> {
     /// # Errors
     /// When values lie too deep in one another, or share so much that they would not fit memory when each is written
     /// out.
-    pub(super) fn value(self, root: Id, length: u64) -> Step<Value> {
+    pub(super) fn value(self, root: Id, length: u64) -> Step<(Value, Skipped)> {
         // A tensor that repeats its elements may be larger than its storage, but not without end.
         let most = length.max(SMALL);
         for tensor in &self.tensors {
@@ -1258,7 +1453,8 @@ impl<'a> Machine<'a> {
             left,
             names: (1 << 20) + 16 * self.tape.bytes.len() as u64,
         };
-        giver.give(root, 0, 0)
+        let value = giver.give(root, 0, 0)?;
+        Ok((value, self.skipped))
     }
 }
 
@@ -1318,6 +1514,14 @@ impl Giver<'_> {
         Ok(())
     }
 
+    /// Counts the name of a tensor, `path` bytes.
+    fn pass(&mut self, path: u64) -> Step {
+        self.names = self.names.checked_sub(path).ok_or(
+            "is refused: the names of its tensors do not fit memory when they are written out",
+        )?;
+        Ok(())
+    }
+
     /// `path` is the length of the names on the way here.
     fn give(&mut self, id: Id, depth: usize, path: u64) -> Step<Value> {
         if depth > DEPTH {
@@ -1358,13 +1562,43 @@ impl Giver<'_> {
             }
             Node::Storage(..) => Value::Opaque("torch.storage".into()),
             Node::NumpyType(..) => Value::Opaque("numpy.dtype".into()),
-            Node::NumpyArray => Value::Opaque("numpy.ndarray".into()),
+            Node::NumpyArray(_) => Value::Opaque("numpy.ndarray".into()),
+            Node::Foreign(module, name) => {
+                self.spend((module.length + name.length) as usize / 16)?;
+                Value::Opaque(machine.global_name(*module, *name).into())
+            }
+            Node::Inline(index) => {
+                self.pass(path)?;
+                let found = machine.inline.get(*index as usize);
+                let found = found
+                    .and_then(|&(array, dtype)| Some((machine.arrays.get(array as usize)?, dtype)));
+                let Some((array, dtype)) = found else {
+                    return Err("is damaged: it has a tensor without an array".into());
+                };
+                self.spend(array.shape.len())?;
+                let Value::Bytes(bytes) = self.give(array.data, depth + 1, 0)? else {
+                    return Err("is damaged: it has a tensor of an array that is no bytes".into());
+                };
+                let mut strides = vec![1usize; array.shape.len()];
+                let order: Vec<usize> = match array.fortran {
+                    true => (0..array.shape.len()).collect(),
+                    false => (0..array.shape.len()).rev().collect(),
+                };
+                for pair in order.windows(2) {
+                    strides[pair[1]] = strides[pair[0]].saturating_mul(array.shape[pair[0]]);
+                }
+                Value::Tensor(Box::new(TorchTensor {
+                    dtype: dtype.to_owned(),
+                    shape: array.shape.clone(),
+                    strides,
+                    offset: 0,
+                    storage_bytes: bytes.len() as u64,
+                    inline: Some(bytes),
+                }))
+            }
             Node::Opaque(name) => Value::Opaque((*name).into()),
             Node::Tensor(index) => {
-                self.names = self.names.checked_sub(path).ok_or(
-                    "is refused: the names of its tensors do not fit memory when they are written \
-                     out",
-                )?;
+                self.pass(path)?;
                 let laid = machine.tensors.get(*index as usize);
                 let storage = laid.and_then(|t| machine.storages.get(t.storage as usize));
                 let (Some(laid), Some(storage)) = (laid, storage) else {
@@ -1377,6 +1611,7 @@ impl Giver<'_> {
                     strides: laid.strides.clone(),
                     offset: storage.offset + laid.offset,
                     storage_bytes: laid.end - laid.offset,
+                    inline: None,
                 }))
             }
         })
@@ -1431,6 +1666,10 @@ fn known(module: &str, name: &str) -> Option<Known> {
         ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => {
             Known::Parameter
         }
+        (
+            "torch._utils",
+            "_rebuild_device_tensor_from_numpy" | "_rebuild_xla_tensor" | "_rebuild_mlc_tensor",
+        ) => Known::FromNumpy,
         ("torch._tensor", "_rebuild_from_type_v2") => Known::FromType,
         ("torch", "Tensor")
         | ("torch.nn.parameter", "Parameter" | "Buffer")
@@ -1477,7 +1716,9 @@ fn known(module: &str, name: &str) -> Option<Known> {
         ("collections", "OrderedDict" | "defaultdict") | ("builtins" | "__builtin__", "dict") => {
             Known::Dictionary(Kind::Plain)
         }
-        ("torch.nn.modules.container", "ParameterDict") => Known::Dictionary(Kind::Parameters),
+        ("torch.nn.modules.container", "ParameterDict" | "ParameterList") => {
+            Known::Dictionary(Kind::Parameters)
+        }
         ("argparse", "Namespace") => Known::Dictionary(Kind::Namespace),
         ("builtins" | "__builtin__", "set" | "frozenset" | "list" | "tuple") => Known::Sequence,
         ("_codecs", "encode") => Known::Encode,
@@ -1485,8 +1726,144 @@ fn known(module: &str, name: &str) -> Option<Known> {
         ("numpy", "ndarray") => Known::NumpyArray,
         ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => Known::NumpyScalar,
         ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct") => Known::NumpyRebuild,
+        ("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer") => Known::NumpyBuffer,
         _ => return None,
     })
+}
+
+/// What a function of torch makes that has no elements at places of a storage, by its name in back quotes.
+fn unread(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "`torch._utils._rebuild_qtensor`"
+        | "`torch.QInt8Storage`"
+        | "`torch.QUInt8Storage`"
+        | "`torch.QInt32Storage`" => "a quantised tensor of torch",
+        "`torch._utils._rebuild_sparse_tensor`"
+        | "`torch._utils._rebuild_sparse_csr_tensor`"
+        | "`torch.serialization._get_layout`" => "a sparse tensor",
+        "`torch._utils._rebuild_nested_tensor`" => "a nested tensor",
+        "`torch._utils._rebuild_meta_tensor_no_storage`" => "a tensor without numbers",
+        _ => return None,
+    })
+}
+
+/// Modules of Python's library (and of programs that pickle code) whose objects act on the machine, or make others act:
+/// nothing of them is data.
+const ACTING: [&str; 95] = [
+    "__builtin__",
+    "_asyncio",
+    "_ctypes",
+    "_frozen_importlib",
+    "_frozen_importlib_external",
+    "_io",
+    "_operator",
+    "_pickle",
+    "_posixsubprocess",
+    "_socket",
+    "_thread",
+    "aifc",
+    "ast",
+    "asyncio",
+    "atexit",
+    "bdb",
+    "builtins",
+    "cffi",
+    "cgi",
+    "cloudpickle",
+    "cmd",
+    "code",
+    "codeop",
+    "commands",
+    "concurrent",
+    "contextlib",
+    "copy_reg",
+    "copyreg",
+    "cProfile",
+    "ctypes",
+    "curses",
+    "dbm",
+    "dill",
+    "dis",
+    "distutils",
+    "doctest",
+    "ensurepip",
+    "faulthandler",
+    "fileinput",
+    "ftplib",
+    "functools",
+    "gc",
+    "glob",
+    "http",
+    "httplib",
+    "idlelib",
+    "imp",
+    "importlib",
+    "inspect",
+    "io",
+    "joblib",
+    "linecache",
+    "logging",
+    "marshal",
+    "mmap",
+    "multiprocessing",
+    "nt",
+    "ntpath",
+    "operator",
+    "os",
+    "pdb",
+    "pickle",
+    "pip",
+    "pkgutil",
+    "popen2",
+    "posix",
+    "posixpath",
+    "profile",
+    "pty",
+    "pydoc",
+    "requests",
+    "resource",
+    "runpy",
+    "setuptools",
+    "shelve",
+    "shutil",
+    "signal",
+    "site",
+    "smtplib",
+    "socket",
+    "socketserver",
+    "sqlite3",
+    "ssl",
+    "subprocess",
+    "sys",
+    "tarfile",
+    "tempfile",
+    "test",
+    "threading",
+    "timeit",
+    "tkinter",
+    "types",
+    "urllib",
+    "webbrowser",
+    "zipfile",
+];
+
+/// Whether a global that is not known is the name of a class, whose objects may be passed over, by Python's conventions:
+/// the machine never looks it up. What is made with the class's own `__new__` is of a class; what is `called` may be a
+/// function.
+fn is_foreign_class(module: &str, name: &str, called: bool) -> bool {
+    let parts = || module.split('.').take(1).chain(name.split('.'));
+    if module.is_empty() || name.is_empty() || parts().any(|part| ACTING.contains(&part)) {
+        return false;
+    }
+    if !called {
+        return true;
+    }
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let is_class = last
+        .trim_start_matches('_')
+        .starts_with(|c: char| c.is_ascii_uppercase());
+    let of_torch = ["torch", "numpy"].contains(&module.split('.').next().unwrap_or(module));
+    is_class && !of_torch || module == "datetime"
 }
 
 /// The opcodes that Python knows and that are not read.

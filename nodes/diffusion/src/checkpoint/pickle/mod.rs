@@ -10,17 +10,25 @@
 //! - the opcodes that pickle protocols 2 to 5 write for data, with `GLOBAL`, `STACK_GLOBAL`, `REDUCE`, `NEWOBJ`,
 //!   `NEWOBJ_EX` (without keywords), `BUILD` and `BINPERSID`; every other opcode is refused by its name;
 //! - `REDUCE` and `NEWOBJ` of the globals that torch and numpy describe data with (tensors, parameters, storages,
-//!   `torch.Size`, `torch.device`, `collections.OrderedDict`, sets, `ParameterDict`, `argparse.Namespace`, numpy's
-//!   scalars, types and arrays); every other global that is to be *called* is refused by its name;
+//!   `torch.Size`, `torch.device`, `collections.OrderedDict`, sets, `ParameterDict` and `ParameterList`,
+//!   `argparse.Namespace`, numpy's scalars, types and arrays, and tensors that were written as such an array);
 //! - `BUILD` of a dictionary with a dictionary, of a numpy array with a tuple; any other state is for an object's own
 //!   `__setstate__`, and refused by that name;
 //! - a global that is unknown and only *held* (Lightning checkpoints name the class of a callback as a key, old files
 //!   the class of a module) is an opaque value with that name. It is a name and no more, nothing is looked up, and no
 //!   tensor can depend on it: whatever is done with it (called, built, used as a storage) is refused.
 //!
-//! So a Lightning checkpoint is read when what it holds beside its `state_dict` is plain data, tensors and classes; one
-//! that holds objects of foreign classes is refused, with the class. Such objects could be skipped as well, but then
-//! nobody would be told that the file does more than to hold data.
+//! - an object of a class that is unknown (`omegaconf.dictconfig.DictConfig`, what Lightning checkpoints of the original
+//!   training code hold beside their `state_dict`) is passed over: it is an opaque value with the name of its class. What it
+//!   was made of and filled with is passed over with it, a tensor inside it too, and whatever would be made of it is refused.
+//!   [`read_and_skipped`] counts such objects by class, and `retouch inspect` tells of them: the file does more than to hold
+//!   data, and other programs would run the code of these classes.
+//!
+//! Everything else that a pickle would have Python *call* is refused by its name: functions (by Python's conventions a name
+//! in lower case), unknown names of torch and numpy (quantised, sparse and nested tensors among them), and all of the modules
+//! that act, whatever their case (`os`, `subprocess`, `builtins`, `sys`, `importlib`, `runpy`, `socket`, `pickle`, ...).
+//! This is not what keeps the machine safe, as there is nothing in it that calls; it keeps a file that attacks other programs
+//! from being taken for a model.
 //!
 //! Only the pickle and the table of contents are read. [`TorchTensor`] says where in the file the numbers lie, checked
 //! against the storage and the file. A pickle has at most 32 MiB and two million steps; memory is bounded by about
@@ -30,6 +38,7 @@ mod archive;
 mod legacy;
 mod machine;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -79,6 +88,9 @@ pub struct TorchTensor {
     pub offset: u64,
     /// Bytes of its storage from `offset` on: what may be read.
     pub storage_bytes: u64,
+    /// Its storage, where that is not a part of the file as it is: arrays of numpy are written into the pickle, most bytes
+    /// as characters.
+    pub inline: Option<Arc<[u8]>>,
 }
 
 impl fmt::Debug for TorchTensor {
@@ -144,12 +156,23 @@ fn is_archive(head: &[u8]) -> bool {
     head.starts_with(b"PK")
 }
 
+/// Objects that were passed over: the names of their classes, and how many of each there are.
+pub type Skipped = BTreeMap<String, usize>;
+
 /// Reads what a torch file holds, without the numbers of its tensors.
 ///
 /// # Errors
 /// When it cannot be read, is damaged or no torch file, or when its pickle does more than to describe data: that is
 /// refused with the name of the opcode or of the global (`os.system`).
 pub fn read(path: &Path, files: &dyn Files) -> Result<Value> {
+    read_and_skipped(path, files).map(|(value, _)| value)
+}
+
+/// As [`read`], and the objects of unknown classes that were passed over.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_and_skipped(path: &Path, files: &dyn Files) -> Result<(Value, Skipped)> {
     let bad = |message: String| Error::Weights {
         file: path.to_owned(),
         message,

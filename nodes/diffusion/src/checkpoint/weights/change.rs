@@ -505,6 +505,7 @@ mod tests {
             shape: shape.to_vec(),
             strides: dense_strides(shape),
             offset: 0,
+            inline: None,
         }
     }
 

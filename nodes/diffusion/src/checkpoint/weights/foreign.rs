@@ -53,11 +53,6 @@ fn of_head(head: &[u8], length: u64) -> Option<(String, &'static str)> {
         (begins(b"\x28\xb5\x2f\xfd"), "a zstd archive", UNPACK),
         (begins(b"%PDF"), "a PDF", AGAIN),
         (
-            begins(b"GGUF"),
-            "a GGUF file, which is not read here",
-            "take a safetensors file of the model",
-        ),
-        (
             begins(b"\x89HDF"),
             "an HDF5 file (Keras or TensorFlow), which is not read here",
             "take a safetensors file of the model",
@@ -123,7 +118,6 @@ mod tests {
             (b"RIFF\x10\0\0\0WEBPVP8 ", "WebP picture"),
             (b"7z\xbc\xaf\x27\x1c\0\0", "7z archive"),
             (b"Rar!\x1a\x07", "RAR archive"),
-            (b"GGUF\x03\0\0\0", "GGUF"),
         ] {
             let (what, _) = of_head(head, head.len() as u64).unwrap();
             assert!(what.contains(due), "{what}");
@@ -134,6 +128,7 @@ mod tests {
             b"\x80\x02}q",
             b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
             b"{\0\0\0\0\0\0\0{\"a\"",
+            b"GGUF\x03\0\0\0",
         ] {
             assert_eq!(of_head(weights, 1000), None);
         }

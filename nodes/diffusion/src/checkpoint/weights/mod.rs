@@ -1,9 +1,12 @@
 //! Weights: checked against what the configuration implies before a byte of data is read, then mapped from their files.
 
+mod block;
 mod change;
 mod data;
 mod foreign;
+mod gguf;
 mod header;
+mod late;
 mod table;
 
 use std::cell::RefCell;
@@ -12,11 +15,15 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use candle_core::{DType, Device, Shape, Tensor};
 
+pub use block::{Block, e4m3, e5m2};
 pub use change::{Delta, Edit, Factor, Magnitude};
-pub use data::{Maps, is_readable};
+pub use data::{Maps, is_readable, numbers};
 pub use foreign::foreign;
+pub use gguf::is_gguf;
 pub use header::{Header, NO_SUCH_FILE, TensorInfo};
 pub use table::{Stored, Table, dense_strides, is_torch};
+
+use late::Late;
 
 use crate::checkpoint::memory::Claim;
 use crate::{Error, Result, goes_on};
@@ -78,6 +85,8 @@ pub fn bare(name: &str) -> &str {
 #[derive(Debug)]
 pub struct Tensors {
     by_name: Mutex<HashMap<String, Tensor>>,
+    /// The bytes of those that stay quantised.
+    quantised: Mutex<HashMap<String, Arc<[u8]>>>,
     /// The room that they take.
     _claim: Option<Claim>,
 }
@@ -88,6 +97,7 @@ impl Tensors {
     pub fn new(claim: Option<Claim>) -> Self {
         Self {
             by_name: Mutex::default(),
+            quantised: Mutex::default(),
             _claim: claim,
         }
     }
@@ -309,6 +319,32 @@ impl Weights {
         Ok(Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape)?)
     }
 
+    /// A weight of a product that is quantised in its file and stays so; `None` of any other.
+    fn late(&self, names: &[String], shape: &Shape) -> Result<Option<Weight>> {
+        let Some(target) = self.target.as_ref().filter(|t| t.device.is_cpu()) else {
+            return Ok(None);
+        };
+        let Some((name, own)) = names
+            .iter()
+            .find_map(|name| Some((name, self.table.tensors.get(name)?)))
+        else {
+            return Ok(None);
+        };
+        // A layer that is replaced, or that edits are merged into, is widened and changed once.
+        let changed = |changes: &Arc<Changes>| {
+            changes.replaced.contains_key(bare(name)) || !changes.merged(name, true).is_empty()
+        };
+        let stored = trimmed(own, shape.rank());
+        if stored.block().is_none()
+            || !stored.is_dense()
+            || stored.shape != shape.dims()
+            || self.changes.as_ref().is_some_and(changed)
+        {
+            return Ok(None);
+        }
+        target.late(name, &stored).map(Some)
+    }
+
     /// The low-rank factors for the layer `name` whose weight has this shape, all adapters' side by side:
     /// `[R, in, ..]` and `[out, R, ..]`, the scales multiplied in.
     fn low_rank(&self, name: &str, shape: &[usize]) -> Result<Option<(Weight, Weight)>> {
@@ -371,6 +407,28 @@ impl Target {
         } else {
             Ok(tensor)
         }
+    }
+
+    /// A weight whose blocks are kept as they are, and widened each time that it is used.
+    fn late(&self, name: &str, stored: &Stored) -> Result<Weight> {
+        goes_on()?;
+        let lock = || {
+            self.shared
+                .quantised
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        let known = lock().get(name).cloned();
+        let bytes = match known {
+            Some(bytes) => bytes,
+            None => {
+                let bytes = self.maps.bytes(stored)?;
+                lock().insert(name.to_owned(), bytes.clone());
+                bytes
+            }
+        };
+        let late = Late::new(bytes, stored, self.dtype);
+        Ok(Weight::late(Arc::new(late), &stored.shape)?)
     }
 
     /// A tensor of the files, `packed` for the kernels if it is a weight of a product.
@@ -471,6 +529,9 @@ impl<'a> Scope<'a> {
     pub fn weight_any(&self, names: &[impl AsRef<str>], shape: impl Into<Shape>) -> Result<Weight> {
         let names: Vec<_> = names.iter().map(|name| self.name(name.as_ref())).collect();
         let shape = shape.into();
+        if let Some(late) = self.weights.late(&names, &shape)? {
+            return Ok(late);
+        }
         let data = self.weights.get(&names, &shape, true)?;
         Ok(Weight::of_packed(data, shape.dims())?)
     }

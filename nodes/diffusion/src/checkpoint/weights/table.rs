@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use retouch_graph::Files;
 
+use super::block::Block;
 use super::foreign::foreign;
+use super::gguf;
 use super::header::{Header, dtype_bytes};
 use crate::checkpoint::pickle;
 use crate::{Error, Result};
@@ -27,6 +29,8 @@ pub struct Stored {
     pub strides: Vec<usize>,
     /// The byte of the file that its first element begins at.
     pub offset: u64,
+    /// Its bytes, of the few that a file holds in another form (numpy arrays inside a pickle).
+    pub inline: Option<Arc<[u8]>>,
 }
 
 /// Row-major strides of a shape, in elements.
@@ -48,7 +52,34 @@ impl Stored {
             .fold(1, |n: usize, &side| n.saturating_mul(side))
     }
 
-    /// Bytes of an element, if its type is known.
+    /// The kind of its blocks, where its elements are stored in such.
+    #[must_use]
+    pub fn block(&self) -> Option<Block> {
+        Block::of(&self.dtype)
+    }
+
+    /// One past the last element that the strides reach; `None` when that is no number.
+    #[must_use]
+    pub fn reach(&self) -> Option<usize> {
+        self.shape
+            .iter()
+            .zip(&self.strides)
+            .try_fold(1usize, |reach, (&side, &stride)| {
+                side.checked_sub(1)?.checked_mul(stride)?.checked_add(reach)
+            })
+    }
+
+    /// The bytes that its elements take as they are stored, if their type is known.
+    #[must_use]
+    pub fn bytes(&self) -> Option<u64> {
+        let (count, size) = match self.block() {
+            Some(block) => (self.elements().div_ceil(block.elements()), block.bytes()),
+            None => (self.elements(), self.element_bytes()?),
+        };
+        (count as u64).checked_mul(size as u64)
+    }
+
+    /// Bytes of an element, if its type is known and it has some of its own.
     #[must_use]
     pub fn element_bytes(&self) -> Option<usize> {
         dtype_bytes(&self.dtype).and_then(|n| usize::try_from(n).ok())
@@ -64,6 +95,21 @@ impl Stored {
             .all(|(&side, (stride, dense))| side == 1 || stride == dense)
     }
 
+    /// `length` of its bytes from the byte `first` on, as they are stored; fewer where the file ends.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn read(&self, files: &dyn Files, first: u64, length: usize) -> std::io::Result<Vec<u8>> {
+        let start = self.offset.saturating_add(first);
+        let Some(bytes) = &self.inline else {
+            return files.read_at(&self.file, start, length);
+        };
+        let start = usize::try_from(start)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
+        Ok(bytes[start..start.saturating_add(length).min(bytes.len())].to_vec())
+    }
+
     /// Rows `first .. first + count` of it; `None` when it has no such rows.
     #[must_use]
     pub fn rows(&self, first: usize, count: usize) -> Option<Self> {
@@ -71,9 +117,14 @@ impl Stored {
         if first.checked_add(count)? > rows {
             return None;
         }
-        let skipped = first
-            .checked_mul(stride)?
-            .checked_mul(self.element_bytes()?)?;
+        let skipped = first.checked_mul(stride)?;
+        let skipped = match self.block() {
+            Some(block) if skipped.is_multiple_of(block.elements()) => {
+                (skipped / block.elements()).checked_mul(block.bytes())?
+            }
+            Some(_) => return None,
+            None => skipped.checked_mul(self.element_bytes()?)?,
+        };
         let mut part = self.clone();
         part.shape[0] = count;
         part.offset = self.offset.checked_add(skipped as u64)?;
@@ -126,6 +177,7 @@ impl Table {
                 shape: info.shape.clone(),
                 strides: dense_strides(&info.shape),
                 offset: header.data_start + info.data_offsets.0,
+                inline: None,
             };
             (name.clone(), stored)
         });
@@ -136,10 +188,11 @@ impl Table {
         }
     }
 
-    /// The tensors of a weight file, safetensors or torch's, without their numbers.
+    /// The tensors of a weight file, safetensors, torch's or GGUF, without their numbers.
     ///
     /// # Errors
-    /// When there is no such file or it is not one of weights; a torch file that is more than data.
+    /// When there is no such file or it is not one of weights; a torch file that is more than data; weights in eight bits
+    /// that are to be multiplied with scales beside them.
     pub fn read(path: &Path, files: &dyn Files) -> Result<Self> {
         // The weights are mapped from the file itself, so its real place must be known.
         let place = files.place(path);
@@ -149,11 +202,34 @@ impl Table {
                 message: format!("{what}; {help}"),
             });
         }
-        if is_torch(path, files) {
-            Ok(Self::of_torch(path, &place, &pickle::read(path, files)?))
+        let table = if is_torch(path, files) {
+            Self::of_torch(path, &place, &pickle::read(path, files)?)
+        } else if gguf::is_gguf(path, files) {
+            gguf::read(path, &place, files)?
         } else {
-            Ok(Self::of_header(&Header::read(path, files)?, &place))
+            Self::of_header(&Header::read(path, files)?, &place)
+        };
+        // Read as if they were not there, the scales would make another model of it without a word.
+        let is_scale = |name: &&String| {
+            let (rest, last) = name.rsplit_once('.').unwrap_or(("", name));
+            match last {
+                "scaled_fp8" => true,
+                "scale_weight" | "weight_scale" => table
+                    .tensors
+                    .get(&format!("{rest}.weight"))
+                    .is_some_and(|weight| matches!(weight.dtype.as_str(), "F8_E4M3" | "F8_E5M2")),
+                _ => false,
+            }
+        };
+        if let Some(name) = table.tensors.keys().find(is_scale) {
+            return Err(Error::Weights {
+                file: path.to_owned(),
+                message: format!(
+                    "holds eight-bit weights with scales beside them (`{name}`), which are not applied here; expected a file without scales, or one of float16"
+                ),
+            });
         }
+        Ok(table)
     }
 
     /// The tensors of what a torch file holds. `place` is where the file really is.
@@ -170,6 +246,7 @@ impl Table {
                     shape: tensor.shape.clone(),
                     strides: tensor.strides.clone(),
                     offset: tensor.offset,
+                    inline: tensor.inline.clone(),
                 };
                 (name, stored)
             })
@@ -229,5 +306,19 @@ impl Table {
     pub fn bytes(&self, size: usize) -> usize {
         let elements = self.tensors.values().map(Stored::elements);
         elements.sum::<usize>().saturating_mul(size)
+    }
+
+    /// Bytes of its tensors where those that are quantised stay so.
+    #[must_use]
+    pub fn bytes_as_stored(&self, size: usize) -> usize {
+        let held = self.tensors.values().map(|stored| match stored.block() {
+            // Those of a text encoder's tokens are looked up, and are widened.
+            Some(_) if !stored.name.contains("embedding") => stored
+                .bytes()
+                .and_then(|bytes| usize::try_from(bytes).ok())
+                .unwrap_or(usize::MAX),
+            _ => stored.elements().saturating_mul(size),
+        });
+        held.fold(0, usize::saturating_add)
     }
 }
