@@ -1,14 +1,10 @@
 //! Animations of what a run drew.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::process::Command;
 
 use retouch_graph::Settings;
-use support::{Bench, root};
+
+use crate::support::{Bench, root};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()

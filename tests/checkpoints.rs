@@ -1,14 +1,10 @@
 //! Bad checkpoints and bad pictures: refused before sampling begins, with the file and what was expected.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::path::{Path, PathBuf};
 
 use retouch_graph::{Code, Problem, Settings};
-use support::{Bench, root};
+
+use crate::support::{Bench, root};
 
 /// A copy of the oracle's tiny model that a test may damage.
 struct Copy {

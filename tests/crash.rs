@@ -1,15 +1,13 @@
 //! What happens when a run is killed, or shares its cache with others: nothing half-written, nothing wrong read back.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
 #![cfg(unix)]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+
+use crate::support;
 
 /// The main job at few steps, with a cache in `cache`, saving below `out`.
 fn start(folder: &Path, cache: &str, out: &str, seed: u64) -> Child {

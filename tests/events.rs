@@ -1,10 +1,6 @@
 //! The JSON lines of real runs against the JSON Schema that the program prints and the page that describes them.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
 #![cfg(unix)]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
@@ -12,7 +8,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value as Json, json};
-use support::root;
+
+use crate::support::root;
 
 fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_retouch"));

@@ -1,11 +1,6 @@
 //! Checkpoints in every file format, and adapters in every dialect, through the public ops: a short run of both stages
 //! against what diffusers gave (tests/oracle, the micro models).
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -13,7 +8,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use retouch_graph::{Cancel, Engine, Recorder, RunOptions, Settings};
 use retouch_nodes::payload::{Latent, Masks, Trajectory};
-use support::Bench;
+
+use crate::support::{self, Bench};
 
 /// max |difference| / std of the expected tensor.
 const TRAJECTORY: f32 = 5e-4;

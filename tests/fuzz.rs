@@ -4,22 +4,16 @@
 //!
 //! `RETOUCH_FUZZ=N` tries N times as many, from other beginnings (docs/engine.md).
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
-
-#[path = "support/fuzz.rs"]
-mod fuzz;
-#[path = "support/mod.rs"]
-mod support;
-
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fuzz::{Random, Shown, Tally, change, times};
 use retouch_graph::{Engine, MemoryFiles, Settings, Source, format, yaml};
-use support::root;
+
+use crate::fuzz_support::{Random, Shown, Tally, change, times};
+use crate::support::{is_alone, root};
 
 /// The memory that an input may take: files of a few kilobytes take far less.
 const BOUND: usize = 1 << 30;
@@ -348,6 +342,10 @@ fn recipe(name: &str) -> Vec<u8> {
 #[cfg(unix)]
 #[test]
 fn a_thousand_broken_recipes_are_taken_or_refused() {
+    // The memory that is measured is that of all programs which this process waited for.
+    if !is_alone("fuzz::a_thousand_broken_recipes_are_taken_or_refused") {
+        return;
+    }
     let folder = tempfile::tempdir().unwrap();
     let recipe = recipe("docs/sweep.png");
     let corpus = [recipe.clone(), picture(&recipe)];
@@ -382,6 +380,10 @@ fn a_thousand_broken_recipes_are_taken_or_refused() {
 #[cfg(unix)]
 #[test]
 fn a_thousand_broken_bundles_are_taken_or_refused() {
+    // The memory that is measured is that of all programs which this process waited for.
+    if !is_alone("fuzz::a_thousand_broken_bundles_are_taken_or_refused") {
+        return;
+    }
     let folder = tempfile::tempdir().unwrap();
     let place = folder.path();
     let photo = root().join("references/teddy/01.png");

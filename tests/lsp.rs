@@ -1,10 +1,5 @@
 //! The language server as an editor meets it: the program itself over its pipes, on real files.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -13,7 +8,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
-use support::{retouch, root};
+
+use crate::support::{retouch, root};
 
 /// A server that says nothing for so long hangs; nothing else depends on it.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,17 +1,13 @@
 //! `retouch inspect`, `convert`, `make-random` and `bench --model`, as a user meets them.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use retouch_nodes::payload::Latent;
 use serde_json::Value as Json;
-use support::{Bench, retouch, root};
+
+use crate::support::{Bench, retouch, root};
 
 fn micro(name: &str) -> String {
     let path = root().join("tests/oracle/data/micro").join(name);

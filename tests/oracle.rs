@@ -1,11 +1,6 @@
 //! The oracle, through the public ops: workflows that load the noise and the reference latent, run by the engine, held
 //! against what diffusers and torch gave (tests/oracle).
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -13,7 +8,8 @@ use std::path::PathBuf;
 use candle_core::{Device, Tensor};
 use retouch_nodes::payload::image::Image;
 use retouch_nodes::payload::{Masks, Trajectory};
-use support::Bench;
+
+use crate::support::{self, Bench};
 
 const FAMILIES: [&str; 2] = ["tiny-sd1", "tiny-sd2"];
 /// max |difference| / std of the expected tensor.

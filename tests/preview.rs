@@ -1,10 +1,5 @@
 //! What is shown of a run while it draws.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::path::Path;
@@ -18,7 +13,8 @@ use retouch_graph::{
     RunOptions, RunReport, Settings, Value,
 };
 use retouch_nodes::Runtime;
-use support::{Bench, retouch, root};
+
+use crate::support::{Bench, retouch, root};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()

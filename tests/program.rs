@@ -1,16 +1,12 @@
 //! The program as a user meets it: the shipped workflows, the commands, exit codes, what is reused, Ctrl-C.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use retouch_graph::{Cancel, Event, Recorder, RunOptions, Settings};
-use support::{Bench, retouch, root};
+
+use crate::support::{Bench, retouch, root};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()

@@ -1,10 +1,5 @@
 //! How prompts are read, through the public ops: the syntax of the AUTOMATIC1111 web UI, long prompts in chunks, clip skip.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -12,7 +7,8 @@ use candle_core::{Device, Tensor};
 use retouch_graph::{Cancel, Engine, HostCache, Recorder, RunOptions, Settings, Value};
 use retouch_nodes::Runtime;
 use retouch_nodes::payload::{Latent, Masks, Trajectory};
-use support::Bench;
+
+use crate::support::{self, Bench};
 
 fn flat(t: &Tensor) -> Vec<f32> {
     let t = t.to_device(&Device::Cpu).unwrap().flatten_all().unwrap();

@@ -1,8 +1,6 @@
 //! From a picture back to its recipe: every PNG that ships can be drawn again to the byte from what it carries, what
 //! changed since is refused by name, and two recipes are compared by node and by step.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -1,16 +1,11 @@
 //! What the program reads: regular files alone, no more of them than is sensible, by the paths that the file system means.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use support::root;
+use crate::support::root;
 
 /// A program that takes longer hangs; nothing else depends on it.
 const PATIENCE: Duration = Duration::from_secs(120);

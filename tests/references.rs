@@ -1,11 +1,6 @@
 //! Several references in one swap: numbers made with torch (tests/oracle/make_references.py), what one reference always was,
 //! and the laws of batches, of resuming and of plans.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,7 +10,8 @@ use retouch_graph::{
     Cancel, DiskCache, Engine, HostCache, NoCache, Recorder, RunOptions, Settings, TieredCache,
 };
 use retouch_nodes::payload::{Mask, Masks, Trajectory, decoders};
-use support::Bench;
+
+use crate::support::{self, Bench};
 
 /// max |difference| / std of the expected tensor, as in the oracle.
 const TRAJECTORY: f32 = 5e-4;

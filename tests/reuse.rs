@@ -1,11 +1,6 @@
 //! Nothing is computed twice: how many U-Net calls an edit costs, counted and foretold; and that what is resumed is bit
 //! for bit what a fresh run gives (law 7).
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +12,8 @@ use retouch_graph::{
 };
 use retouch_nodes::Runtime;
 use retouch_nodes::payload::{Latent, Masks, Trajectory, decoders};
+
+use crate::support;
 
 /// A copy of a U-Net's folder with one weight moved by its last bit: another model.
 fn nudged(unet: &Path, to: &Path) {
@@ -428,7 +425,7 @@ fn two_runs_of_one_engine_at_once_share_their_steps() {
         runs.into_iter().map(|run| run.join().unwrap()).sum()
     });
     // Each may call for the same part of a source before the other has kept it, but no step is drawn twice.
-    let fresh = run(&crate::engine(), &short(&[])).calls;
+    let fresh = run(&self::engine(), &short(&[])).calls;
     assert!(calls < 2 * fresh, "{calls} of {fresh}");
     assert!(calls <= fresh + 16, "{calls} of {fresh}");
 }
@@ -606,7 +603,7 @@ fn any_row_of_edits_gives_what_fresh_runs_give_and_costs_what_is_foretold() {
 #[test]
 fn a_given_mask_on_another_grid_is_another_mask() {
     let engine = engine();
-    let fresh = crate::engine().with_cache(Arc::new(NoCache));
+    let fresh = self::engine().with_cache(Arc::new(NoCache));
     let on = |grid: &str| {
         workflow()
             .replace(
@@ -628,7 +625,7 @@ fn a_given_mask_on_another_grid_is_another_mask() {
 /// Runs workflows one after another on one engine; each must give what a fresh run gives, for the calls foretold.
 fn same_as_fresh(row: &[String]) {
     let engine = engine();
-    let fresh = crate::engine().with_cache(Arc::new(NoCache));
+    let fresh = self::engine().with_cache(Arc::new(NoCache));
     for yaml in row {
         let expected = run_of(&fresh, yaml, &short(&[]));
         let edited = run_of(&engine, yaml, &short(&[]));

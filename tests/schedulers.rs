@@ -1,11 +1,6 @@
 //! Schedulers, image to image, inpainting and guidance rescale, held against what diffusers' classes gave
 //! (tests/oracle/make_schedulers.py), and against the laws of resuming and of batches.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +12,8 @@ use retouch_nodes::diffusion::noise::{starting_noise, step_noise};
 use retouch_nodes::diffusion::scheduler::{FinalSigma, SchedulerConfig, Spacing};
 use retouch_nodes::diffusion::solver::{Sampler, Schedule, Solver};
 use retouch_nodes::payload::{Latent, Trajectory, decoders};
-use support::Bench;
+
+use crate::support::{self, Bench};
 
 const FAMILIES: [&str; 2] = ["tiny-sd1", "tiny-sd2"];
 /// max |difference| / std of the expected tensor, as in the oracle.

@@ -1,17 +1,13 @@
 //! Stable Diffusion XL through the public ops, held against what diffusers gave (tests/oracle/make_sdxl.py).
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{Device, Tensor};
 use retouch_graph::Value;
 use retouch_nodes::payload::image::Image;
 use retouch_nodes::payload::{Latent, Masks, Trajectory};
-use support::Bench;
+
+use crate::support::{self, Bench};
 
 /// max |difference| / std of the expected tensor.
 const TRAJECTORY: f32 = 5e-4;

@@ -1,17 +1,13 @@
 //! Sharing: locks, models in other places, bundles, and bundles that somebody made to do harm.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use retouch_graph::lock;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
-use support::retouch;
+
+use crate::support::{self, retouch};
 
 const MAIN: &str = "workflows/layout-and-retouch.yaml";
 const PICTURE: &str = "out/layout-and-retouch/43.png";

@@ -1,18 +1,14 @@
 //! `retouch sweep` as a user meets it: the calls that the tree of step prefixes foretells, the pictures of single runs
 //! bit for bit, a sweep that is killed and resumed, one that goes on after a failure.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
-use support::root;
+
+use crate::support::root;
 
 /// Runs the program with a cache of its own.
 fn retouch(folder: &Path, arguments: &[&str]) -> Output {

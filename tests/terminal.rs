@@ -1,10 +1,6 @@
 //! What reaches a terminal: no control character of a file, a name, an argument or a record, and no more than can be read.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
 #![cfg(unix)] // names of files may hold anything there
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::fs;
 use std::io::Read;

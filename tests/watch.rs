@@ -1,10 +1,6 @@
 //! Watch mode on real files: what an editor does to a file, and what of it runs. Asserted on the events.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
 #![cfg(unix)]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -13,6 +9,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use serde_json::Value;
+
+use crate::support;
 
 /// No event takes longer than this on the slowest machine; a test that waits for it has failed.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,20 +1,52 @@
 //! How the crates stand to each other, and that the repository stands alone.
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
-use std::collections::BTreeMap;
+use cargo_metadata::{CargoOpt, Metadata, MetadataCommand};
 
-use cargo_metadata::{CargoOpt, MetadataCommand};
-
-#[test]
-fn the_arrows_are_cli_to_nodes_to_graph_and_cli_to_graph_and_no_other() {
-    let metadata = MetadataCommand::new()
+fn metadata() -> Metadata {
+    MetadataCommand::new()
         .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
         .features(CargoOpt::AllFeatures)
         .no_deps()
         .other_options(vec!["--offline".to_owned()])
         .exec()
-        .unwrap();
+        .unwrap()
+}
+
+#[test]
+fn every_suite_is_run() {
+    let metadata = metadata();
+    let tests: BTreeSet<PathBuf> = metadata
+        .workspace_packages()
+        .into_iter()
+        .flat_map(|package| &package.targets)
+        .filter(|target| target.is_test())
+        .map(|target| target.src_path.canonicalize().unwrap())
+        .collect();
+    let (mut suites, mut forgotten) = (0, Vec::new());
+    for test in &tests {
+        let modules = std::fs::read_to_string(test).unwrap();
+        for entry in std::fs::read_dir(test.parent().unwrap()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|kind| kind != "rs") || tests.contains(&path) {
+                continue;
+            }
+            suites += 1;
+            let module = format!("mod {};", path.file_stem().unwrap().display());
+            if !modules.lines().any(|line| line == module) {
+                forgotten.push(path);
+            }
+        }
+    }
+    assert!(suites > 40, "{suites}");
+    assert!(forgotten.is_empty(), "no module of any test: {forgotten:?}");
+}
+
+#[test]
+fn the_arrows_are_cli_to_nodes_to_graph_and_cli_to_graph_and_no_other() {
+    let metadata = metadata();
     let arrows: BTreeMap<String, Vec<String>> = metadata
         .workspace_packages()
         .into_iter()

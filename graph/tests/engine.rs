@@ -1,20 +1,18 @@
 //! From a workflow to its outputs: keys, reuse, merging, saving, cancelling, events.
-#![allow(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use common::{Devices, engine, files, with_files};
 use proptest::prelude::*;
 use retouch_graph::{
     Cancel, Checked, Code, DiskFiles, Engine, Event, Exists, Files, HostCache, How, Key, Listener,
     NoCache, NodeOutcome, Plan, Reason, Recorder, RunError, RunOptions, RunReport, RunStatus,
     SaveStatus, Saver, Settings, Silent, Status, What, interrupt,
 };
+
+use crate::common::{self, Devices, engine, files, with_files};
 
 const HEAD: &str = "schema: retouch/v1\n";
 

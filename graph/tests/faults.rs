@@ -1,12 +1,10 @@
 //! Every fault: its code, line, column and hint.
-#![allow(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
-
-mod common;
 
 use std::collections::BTreeSet;
 
-use common::{engine, faults, faults_of, files, show, with_files};
 use retouch_graph::{Code, Settings};
+
+use crate::common::{engine, faults, faults_of, files, show, with_files};
 
 const HEAD: &str = "schema: retouch/v1\n";
 

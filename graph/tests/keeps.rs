@@ -1,8 +1,4 @@
 //! What a run keeps is what it read; what it holds is given back; what a cache lost is made again.
-#![allow(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
-#![allow(missing_docs, reason = "nobody reads the documentation of a test")]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +6,6 @@ use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
-use common::{Devices, Nothing, Number, OneNumber};
 use retouch_graph::fields::AssetPath;
 use retouch_graph::{
     Cache, Cancel, Chain, Chained, Code, Context, Decoders, DiskCache, DiskFiles, Engine, Event,
@@ -21,6 +16,8 @@ use retouch_graph::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
+
+use crate::common::{self, Devices, Nothing, Number, OneNumber};
 
 /// A number that is read from its file when it is first asked for.
 struct Later {

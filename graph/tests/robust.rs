@@ -1,13 +1,11 @@
 //! Arbitrary text never panics: not the parser, not the checker, not the formatter.
-#![allow(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
-
-mod common;
 
 use std::path::Path;
 
-use common::{engine, faults};
 use proptest::prelude::*;
 use retouch_graph::{Settings, Source, format};
+
+use crate::common::{engine, faults};
 
 const GOOD: &str = "schema: retouch/v1
 name: good # a comment

@@ -1,17 +1,15 @@
 //! Sweeps with trivial nodes: which cells there are, what they share, where they are saved, what fails and what goes on.
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-
-mod common;
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::registry;
 use retouch_graph::{
     Cancel, Engine, Event, Exists, MemoryFiles, Problems, Recorder, RunError, RunOptions, Saver,
     Settings, Sweep,
 };
+
+use crate::common::registry;
 
 const HEAD: &str = "schema: retouch/v1
 name: sums

@@ -1,10 +1,5 @@
 //! The same weights in every file format: each gives what diffusers gives, and all give the same bits.
 
-// The lints spare functions marked as tests, and not the functions that they share.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-mod support;
-
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +14,8 @@ use retouch_nodes::diffusion::layout::Sources;
 use retouch_nodes::diffusion::memory::Memory;
 use retouch_nodes::diffusion::unet::{Call, Text};
 use retouch_nodes::kernels::{Cpu, Plain};
-use support::{Disk, MODULE, assert_close, data};
+
+use crate::support::{Disk, MODULE, assert_close, data};
 
 fn micro(name: &str) -> PathBuf {
     data().join("micro").join(name)

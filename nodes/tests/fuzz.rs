@@ -3,22 +3,17 @@
 //!
 //! `RETOUCH_FUZZ=N` tries N times as many, from other beginnings.
 
-// The lint leaves out functions marked as tests, and not the functions that they share.
-#![allow(clippy::unwrap_used)]
-
-#[path = "../../tests/support/fuzz.rs"]
-mod fuzz;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use fuzz::{EDGES, Random, Tally, change, measured, times};
 use retouch_graph::{Context, Files, Host, MemoryFiles, Node};
 use retouch_nodes::diffusion::checkpoint::Description;
 use retouch_nodes::diffusion::layout::Sources;
 use retouch_nodes::diffusion::pickle;
 use retouch_nodes::diffusion::weights::{Header, Table};
 use retouch_nodes::load::load_image::{self, LoadImage};
+
+use crate::fuzz_support::{EDGES, Random, Tally, change, measured, times};
 
 fn oracle(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

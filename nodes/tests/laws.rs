@@ -1,17 +1,13 @@
 //! The laws of the method (docs/method.md), on the random models of the oracle.
 
-// The lints spare functions marked as tests, and not the functions that they share.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-mod support;
-
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use retouch_nodes::latent::Invert;
 use retouch_nodes::payload::{Latent, Model, Trajectory};
 use serde_json::json;
-use support::{
+
+use crate::support::{
     FAMILIES, Picture, Sources, Stage, TRAJECTORY, assert_close, bits, distance, expected, node,
 };
 

@@ -1,11 +1,6 @@
 //! Looking at a sampler's steps: what is read equals what the run gave, what is computed equals what a run records, and
 //! nothing is drawn again.
 
-// The lints spare functions marked as tests, and not the functions that they share.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-mod support;
-
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -27,7 +22,8 @@ use retouch_nodes::look::{
     Effort, Gaze, LookError, Place, Plane, QueriesOf, Reader, StepMasks, Whose,
 };
 use retouch_nodes::payload::{Image, Masks, Model, Trajectory};
-use support::{bits, data};
+
+use crate::support::{bits, data};
 
 /// The main job on a tiny model in 6 steps: stage 2 from step 1 on, swapped from step 2 on, the context's queries before
 /// step 4.

@@ -1,10 +1,5 @@
 //! Each network alone, against numbers that diffusers and transformers made (tests/oracle).
 
-// The lints spare functions marked as tests, and not the functions that they share.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -27,8 +22,9 @@ use retouch_nodes::kernels::{Cpu, Kernel, Plain};
 use retouch_nodes::latent::{Decode, EncodeReference, decode, encode_reference};
 use retouch_nodes::payload::Image;
 use serde_json::{Value as Json, json};
-use support::{
-    Disk, FAMILIES, MODULE, Noting, Stage, assert_close, data, expected, latent_of, node,
+
+use crate::support::{
+    self, Disk, FAMILIES, MODULE, Noting, Stage, assert_close, data, expected, latent_of, node,
 };
 
 fn model(folder: &Path, kernel: Arc<dyn Kernel>) -> Checkpoint {

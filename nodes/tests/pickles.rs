@@ -3,9 +3,6 @@
 //! The files in `tests/oracle/data/pickles` were written by torch (`tests/oracle/make_pickles.py`), with what
 //! `torch.load` gives of them beside; hostile ones are put together here.
 
-// The lint leaves out functions marked as tests, and not the functions that they share.
-#![allow(clippy::unwrap_used)]
-
 use std::path::{Path, PathBuf};
 
 use retouch_graph::{DiskFiles, MemoryFiles};

@@ -3,9 +3,6 @@
 //! Numbers that are not derived beside them were made with Pillow 13.0, numpy 2.4 and scipy 1.17 in a throwaway script;
 //! the comment above them names the call. `pattern` is the picture that both sides compute.
 
-// The lint leaves out functions marked as tests, and not the functions that they share.
-#![allow(clippy::unwrap_used)]
-
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,10 +1,5 @@
 //! The map from latents to colours, fitted to the VAE of the demo model, against what that VAE decodes.
 
-// The lints spare functions marked as tests, and not the functions that they share.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-mod support;
-
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,7 +13,8 @@ use retouch_nodes::diffusion::solver::{Sampler, Schedule};
 use retouch_nodes::diffusion::tiles::Tiled;
 use retouch_nodes::diffusion::{Error, Result};
 use retouch_nodes::kernels::Cpu;
-use support::{Disk, FAMILIES, data};
+
+use crate::support::{Disk, FAMILIES, data};
 
 fn model(folder: &Path) -> Checkpoint {
     let description = Description::read(&Sources::of(folder), &Disk).unwrap();

@@ -1,10 +1,6 @@
 //! How prompts are read, against the AUTOMATIC1111 web UI itself (tests/oracle/make_prompts.py), and what follows for the
 //! words of a subject.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests are tests
-
-mod support;
-
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
@@ -17,7 +13,8 @@ use retouch_nodes::diffusion::tokenizer::{Added, PadToken, Tokenizer, TokenizerF
 use retouch_nodes::diffusion::weights::{Tensors, Weights};
 use retouch_nodes::kernels::Cpu;
 use serde::Deserialize;
-use support::{Disk, MODULE, assert_close, bits, data};
+
+use crate::support::{Disk, MODULE, assert_close, bits, data};
 
 /// The ids and weights of each chunk.
 type Chunks = Vec<(Vec<u32>, Vec<f32>)>;

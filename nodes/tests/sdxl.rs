@@ -1,10 +1,5 @@
 //! Stable Diffusion XL's networks, against numbers that diffusers and transformers made (tests/oracle/make_sdxl.py).
 
-// The lints spare functions marked as tests, and not the functions that they share.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-mod support;
-
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +11,8 @@ use retouch_nodes::diffusion::layout::Sources;
 use retouch_nodes::diffusion::prompt::{LongPrompts, Reading, Syntax};
 use retouch_nodes::diffusion::unet::{Addition, Call, Text};
 use retouch_nodes::kernels::{Cpu, Kernel, Plain};
-use support::{Disk, MODULE, assert_close, bits, data};
+
+use crate::support::{Disk, MODULE, assert_close, bits, data};
 
 const VANILLA: &str = "a teddy bear on a beach";
 const PERSONAL: &str = "a sks teddy bear on a beach";

@@ -1,10 +1,5 @@
 //! The sources of steps to come, called for in one call: nothing of what they give may depend on it.
 
-// The lints spare functions marked as tests, and not the functions that they share.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-mod support;
-
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,7 +18,8 @@ use retouch_nodes::diffusion::sampling::{
 };
 use retouch_nodes::diffusion::scheduler::Ddim;
 use retouch_nodes::diffusion::unet::{Call, Text, grid_at};
-use support::{Disk, Noting, bits, data};
+
+use crate::support::{Disk, Noting, bits, data};
 
 const STEPS: usize = 5;
 const PROMPT: &str = "a sks teddy bear on a beach";

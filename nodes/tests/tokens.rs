@@ -1,7 +1,5 @@
 //! CLIP's vocabulary in the program, against transformers' (tests/oracle/make_tokens.py).
 
-#![allow(clippy::unwrap_used)] // helpers of tests are tests
-
 use std::io::Read;
 use std::path::Path;
 

@@ -1,6 +1,4 @@
 //! What the end-to-end suites share: an engine with all ops, and the program itself.
-#![allow(dead_code)]
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -27,6 +25,28 @@ pub fn retouch(folder: &Path, arguments: &[&str]) -> Output {
         .env("RETOUCH_CONFIG", "")
         .output()
         .unwrap()
+}
+
+/// Whether the test of this name (`suite::test`) has the process for itself. If not, it is run in one that has, from the
+/// repository's root, and nothing is left to do here: for tests that measure their process or depend on its current folder.
+#[track_caller]
+pub fn is_alone(test: &str) -> bool {
+    const ALONE: &str = "RETOUCH_TEST_ALONE";
+    if std::env::var(ALONE).is_ok_and(|name| name == test) {
+        return true;
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .current_dir(root())
+        .env(ALONE, test)
+        .output()
+        .unwrap();
+    let said = [output.stdout.as_slice(), &output.stderr].map(String::from_utf8_lossy);
+    println!("{}", said.join("\n"));
+    assert!(output.status.success(), "{test}: {}", output.status);
+    // A name that no test has runs none, and that is a success.
+    assert!(said[0].contains("1 passed"), "{test} is no test");
+    false
 }
 
 /// An engine on the device that `RETOUCH_TEST_DEVICE` names (the CPU by default).
