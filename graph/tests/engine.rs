@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 use retouch_graph::{
-    Cancel, Checked, Code, DiskFiles, Engine, Event, Exists, Files, HostCache, How, Key, Listener,
-    NoCache, NodeOutcome, Plan, Reason, Recorder, RunError, RunOptions, RunReport, RunStatus,
-    SaveStatus, Saver, Settings, Silent, Status, What, interrupt,
+    Cancel, Checked, Code, DiskFiles, Engine, Event, Exists, Files, How, Key, Listener, NoCache,
+    NodeOutcome, Plan, Reason, Recorder, RunError, RunOptions, RunReport, RunStatus, SaveStatus,
+    Saver, Settings, Silent, Status, What, interrupt,
 };
 
 use crate::common::{self, Devices, engine, files, with_files};
@@ -812,22 +812,6 @@ fn a_plan_can_be_drawn() {
         mermaid.contains("n2[\"sum<br/>add\"]") && mermaid.contains("n3 --> o0"),
         "{mermaid}"
     );
-}
-
-#[test]
-fn values_are_freed_when_nothing_needs_them_any_more() {
-    // A chain of 2000 blocks within a cache that keeps none of them.
-    let engine = engine().with_cache(Arc::new(HostCache::new(0)));
-    let mut text = "nodes:\n  n0: {op: number, value: 1}\n".to_owned();
-    for index in 1..2000 {
-        text.push_str(&format!(
-            "  n{index}: {{op: add, a: $n{}, amount: 1}}\n",
-            index - 1
-        ));
-    }
-    text.push_str("outputs:\n  n: {value: $n1999}\n");
-    let (report, _) = run(&engine, &text);
-    assert_eq!(text_of(&report, "n"), "2000");
 }
 
 #[test]

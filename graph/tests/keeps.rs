@@ -1,6 +1,6 @@
 //! What a run keeps is what it read; what it holds is given back; what a cache lost is made again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -546,6 +546,119 @@ outputs:
 
 // --- What is held -----------------------------------------------------------------------------------------------------
 
+/// Counts values that are held.
+#[derive(Default)]
+struct Held {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+/// A value that counts itself among those that are held.
+struct Block(Arc<Held>);
+
+impl Block {
+    fn new(held: &Arc<Held>) -> Arc<Self> {
+        let now = held.now.fetch_add(1, Ordering::SeqCst) + 1;
+        held.most.fetch_max(now, Ordering::SeqCst);
+        Arc::new(Self(Arc::clone(held)))
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Payload for Block {
+    const TYPE: &'static str = "block";
+    fn bytes(&self) -> usize {
+        1
+    }
+    fn summary(&self) -> String {
+        "a block".to_owned()
+    }
+}
+
+ports! {
+    pub struct OneBlock {
+        /// The block.
+        pub out: Arc<Block>,
+    }
+}
+ports! {
+    pub struct BlockInputs {
+        /// What it is laid on.
+        pub on: Option<Arc<Block>>,
+    }
+}
+
+/// Gives a block.
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct Lay {
+    /// Which of several.
+    which: u32,
+}
+
+impl Node for Lay {
+    const OP: &'static str = "lay";
+    const VERSION: u32 = 1;
+    type Inputs = BlockInputs;
+    type Outputs = OneBlock;
+    fn run(&self, _: BlockInputs, context: &Context<'_>) -> Result<OneBlock, NodeError> {
+        let held = context.environment::<Arc<Held>>().unwrap();
+        Ok(OneBlock {
+            out: Block::new(held),
+        })
+    }
+}
+
+#[test]
+fn values_are_freed_when_nothing_needs_them_any_more() {
+    // A chain of 2,000, and 500 chains of two, within a cache that keeps none of them.
+    let mut chain = "nodes:\n  n0: {op: lay, which: 0}\n".to_owned();
+    for at in 1..2000 {
+        let before = at - 1;
+        chain.push_str(&format!(
+            "  n{at}: {{op: lay, which: {at}, on: $n{before}}}\n"
+        ));
+    }
+    chain.push_str("outputs:\n  n: {value: $n1999}\n");
+    let (mut many, mut outputs) = ("nodes:\n".to_owned(), "outputs:\n".to_owned());
+    for at in 0..500 {
+        many.push_str(&format!(
+            "  a{at}: {{op: lay, which: {at}}}\n  b{at}: {{op: lay, which: {at}, on: $a{at}}}\n"
+        ));
+        outputs.push_str(&format!("  b{at}: {{value: $b{at}}}\n"));
+    }
+    for (text, ran, kept) in [(chain, 2000, 1), (many + &outputs, 1000, 500)] {
+        for threads in [1, 4] {
+            let held = Arc::new(Held::default());
+            let engine = Engine::new(Registry::new().with::<Lay>())
+                .with_environment(Arc::new(Arc::clone(&held)))
+                .with_cache(Arc::new(HostCache::new(0)));
+            let text = format!("schema: retouch/v1\n{text}");
+            let checked = engine.load_str("w.yaml", &text, &Settings::default());
+            let plan = engine.plan(&checked.unwrap(), &[]).unwrap();
+            let options = RunOptions {
+                threads,
+                ..RunOptions::default()
+            };
+            let report = engine
+                .run(&plan, &Recorder::new(), &Cancel::new(), &options)
+                .unwrap();
+            assert_eq!(report.ran, ran);
+            assert_eq!(held.now.load(Ordering::SeqCst), kept, "the outputs");
+            // Besides, what a node takes and what it gives.
+            let most = held.most.load(Ordering::SeqCst);
+            assert!(most <= kept + 2 * threads, "{most} of {ran}");
+            drop(report);
+            assert_eq!(held.now.load(Ordering::SeqCst), 0);
+        }
+    }
+}
+
+// Of the one test below: what is read from disk knows no run.
 static ALIVE: AtomicIsize = AtomicIsize::new(0);
 static MOST: AtomicIsize = AtomicIsize::new(0);
 
@@ -785,6 +898,110 @@ outputs:
                 assert_eq!(said, ran.iter().collect::<Vec<_>>());
             }
         }
+    }
+}
+
+// --- At the same time -------------------------------------------------------------------------------------------------
+
+/// Where nodes wait for each other.
+#[derive(Default)]
+struct Meeting {
+    there: Mutex<BTreeSet<u32>>,
+    changed: Condvar,
+}
+
+impl Meeting {
+    /// Waits until so many are there. Nothing is measured: those who meet do so whatever the machine, and a scheduler that
+    /// runs one after the other fails here instead of waiting for ever.
+    fn join(&self, who: u32, many: usize) -> Result<(), NodeError> {
+        let mut there = self.there.lock().unwrap();
+        there.insert(who);
+        self.changed.notify_all();
+        let patience = Duration::from_secs(60);
+        let waited = self
+            .changed
+            .wait_timeout_while(there, patience, |there| there.len() < many);
+        match waited.unwrap().1.timed_out() {
+            true => Err(NodeError::failed(format!("{who} is alone"))),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Ends when as many nodes run as it is told.
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct Meet {
+    /// Who it is.
+    who: u32,
+    /// How many must be there.
+    many: usize,
+}
+
+impl Node for Meet {
+    const OP: &'static str = "meet";
+    const VERSION: u32 = 1;
+    type Inputs = Nothing;
+    type Outputs = OneNumber;
+    fn run(&self, _: Nothing, context: &Context<'_>) -> Result<OneNumber, NodeError> {
+        let meeting = context.environment::<Meeting>().unwrap();
+        meeting.join(self.who, self.many)?;
+        Ok(OneNumber {
+            out: Arc::new(Number(self.who.into())),
+        })
+    }
+}
+
+/// The same on the device.
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct MeetOnDevice {
+    /// Who it is.
+    who: u32,
+    /// How many must be there.
+    many: usize,
+}
+
+impl Node for MeetOnDevice {
+    const OP: &'static str = "meet_on_device";
+    const VERSION: u32 = 1;
+    const DEVICE: bool = true;
+    type Inputs = Nothing;
+    type Outputs = OneNumber;
+    fn run(&self, inputs: Nothing, context: &Context<'_>) -> Result<OneNumber, NodeError> {
+        let Self { who, many } = *self;
+        Meet { who, many }.run(inputs, context)
+    }
+}
+
+#[test]
+fn independent_nodes_run_at_the_same_time() {
+    for (ops, threads) in [
+        (&["meet", "meet"][..], 2),
+        (&["meet_on_device", "meet"], 2),
+        (&["meet", "meet", "meet_on_device", "meet"], 4),
+    ] {
+        let registry = Registry::new().with::<Meet>().with::<MeetOnDevice>();
+        let engine = Engine::new(registry)
+            .with_environment(Arc::new(Meeting::default()))
+            .with_cache(Arc::new(HostCache::new(1 << 20)));
+        let (mut nodes, mut outputs) = (String::new(), String::new());
+        for (who, op) in ops.iter().enumerate() {
+            let many = ops.len();
+            nodes.push_str(&format!(
+                "  n{who}: {{op: {op}, who: {who}, many: {many}}}\n"
+            ));
+            outputs.push_str(&format!("  n{who}: {{value: $n{who}}}\n"));
+        }
+        let text = format!("schema: retouch/v1\nnodes:\n{nodes}outputs:\n{outputs}");
+        let checked = engine.load_str("w.yaml", &text, &Settings::default());
+        let plan = engine.plan(&checked.unwrap(), &[]).unwrap();
+        let options = RunOptions {
+            threads,
+            ..RunOptions::default()
+        };
+        let report = engine
+            .run(&plan, &Recorder::new(), &Cancel::new(), &options)
+            .unwrap();
+        assert_eq!(report.ran, ops.len());
     }
 }
 

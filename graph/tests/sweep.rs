@@ -131,10 +131,26 @@ fn values_are_lists_ranges_steps_shares_and_lines_of_a_file() {
     // Each `random` is a draw of its own; the default's is the same in all cells.
     let drawn = labels("sweep: {matrix: {seed: [random, random]}}\n", &[], &[]);
     assert_eq!(drawn.len(), 2);
+    assert_ne!(drawn[0], drawn[1]);
     assert_eq!(
         drawn,
         labels("sweep: {matrix: {seed: [random, random]}}\n", &[], &[])
     );
+    let text =
+        HEAD.replace("default: 7}", "default: random}") + "sweep: {matrix: {a: [1, 2, 3]}}\n";
+    let files = MemoryFiles::new().with("wf.yaml", text);
+    let engine = Engine::new(registry()).with_files(Arc::new(files));
+    let sweep = engine.load_sweep(Path::new("wf.yaml"), &Settings::default());
+    let seeds: BTreeSet<String> = (sweep.unwrap().cells.iter())
+        .map(|cell| {
+            cell.params
+                .iter()
+                .find(|param| param.name == "seed")
+                .unwrap()
+        })
+        .map(|seed| seed.value.to_string())
+        .collect();
+    assert_eq!(seeds.len(), 1, "{seeds:?}");
 }
 
 #[test]
