@@ -53,15 +53,19 @@ fn calls(child: Child) -> u64 {
 }
 
 #[test]
-fn killed_at_a_hundred_moments_nothing_is_half_written_and_the_next_run_goes_on() {
+fn killed_at_any_moment_nothing_is_half_written_and_the_next_run_goes_on() {
+    // `RETOUCH_KILLS` tries more moments (CONTRIBUTING.md).
+    let given = std::env::var("RETOUCH_KILLS").ok();
+    let most: u64 = given.map_or(30, |kills| kills.parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let cold = calls(start(folder, "fresh", "expected", 1));
-    let (mut seed, mut kills, mut resumed) = (1, 0u64, 0);
+    let (mut seed, mut kills, mut resumed) = (1, 0u64, 0u64);
+    let mut begun = 0;
     let mut since_last = 0;
     // A small generator, so that the moments are the same every time.
     let mut random = 88_172_645_463_325_252u64;
-    while kills < 100 {
+    while kills < most {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
@@ -76,11 +80,15 @@ fn killed_at_a_hundred_moments_nothing_is_half_written_and_the_next_run_goes_on(
             since_last = 0;
             let left = calls(start(folder, "cache", "out", seed));
             resumed += u64::from(left < cold);
+            begun += 1;
             seed += 1;
         }
     }
     calls(start(folder, "cache", "out", seed));
-    assert!(resumed >= 10, "{resumed} runs went on from what was there");
+    assert!(
+        begun > 0 && 2 * resumed > begun,
+        "{resumed} of {begun} went on from what was there"
+    );
     let verified = Command::new(env!("CARGO_BIN_EXE_retouch"))
         .args(["cache", "verify", "--cache-dir", "cache"])
         .current_dir(folder)

@@ -96,73 +96,102 @@ outputs:
     )
 }
 
-/// Edits of the main job: what is set, and the calls that it costs with the sources' keys and values kept, and without.
-fn edits(folder: &Path) -> Vec<(&'static str, Vec<String>, u64, u64)> {
+/// An edit of the main job.
+struct Edit {
+    what: &'static str,
+    /// What is set at 50 steps, and the calls that it costs with the sources' keys and values kept, and without.
+    set: Vec<String>,
+    with: u64,
+    without: u64,
+    /// What is set at 10 steps, and the calls that it costs without.
+    short: Vec<String>,
+    short_without: u64,
+}
+
+/// The edits of the table in docs/engine.md. At `T` steps (`b`, `s`, `u`: `blend_steps`, `start_step`, `structure_until`)
+/// a stage from step `k` on costs `2 (T - k)` calls, an inversion `T`, and a source that is not kept as many as the target.
+fn edits(folder: &Path) -> Vec<Edit> {
     let data = support::root().join("tests/oracle/data");
-    let set = |pairs: &[&str]| pairs.iter().map(|&s| s.to_owned()).collect::<Vec<_>>();
     let (vanilla, personal) = (folder.join("vanilla"), folder.join("personal"));
     nudged(&data.join("tiny-sd1/unet"), &vanilla);
     nudged(&data.join("tiny-sd1-personal/unet"), &personal);
     let photo = support::root().join("references/teddy/01.png");
+    let owned = |pairs: &[&str]| pairs.iter().map(|&s| s.to_owned()).collect::<Vec<_>>();
+    // Steps that are numbers differ with the number of steps.
+    let two =
+        |what, (set, with, without): (&[&str], _, _), (short, short_without): (&[&str], _)| Edit {
+            what,
+            set: owned(set),
+            with,
+            without,
+            short: self::short(short),
+            short_without,
+        };
+    let one = |what, set: &str, (with, without), short_without| {
+        two(what, (&[set], with, without), (&[set], short_without))
+    };
+    let path = |name: &str, path: &Path| format!("{name}={}", path.display());
     vec![
-        ("the name of a saved file", set(&["name=b"]), 0, 0),
-        (
+        one("the name of a saved file", "name=b", (0, 0), 0),
+        two(
             "from_step, start_step being past both",
-            set(&["from_step=6"]),
-            0,
-            0,
+            (&["from_step=6"], 0, 0),
+            (&["from_step=2"], 0),
         ),
-        ("structure_until", set(&["structure_until=25"]), 70, 180),
-        (
+        // From `u` on.
+        two(
+            "structure_until",
+            (&["structure_until=25"], 70, 180),
+            (&["structure_until=5"], 36),
+        ),
+        // Stage 1 from the old `b` on, the rest from `s`.
+        two(
             "blend_steps and start_step",
-            set(&["blend_steps=12", "start_step=12"]),
-            156,
-            308,
+            (&["blend_steps=12", "start_step=12"], 156, 308),
+            (&["blend_steps=3", "start_step=3"], 58),
         ),
-        ("start_step alone", set(&["start_step=8"]), 92, 252),
+        two(
+            "start_step alone",
+            (&["start_step=8"], 92, 252),
+            (&["start_step=1"], 54),
+        ),
         // At the target's first step union and target are the context's mask: one step less than another rule.
-        ("the mask rule", set(&["blend=target"]), 78, 234),
-        ("threshold", set(&["threshold=0.4"]), 80, 240),
-        ("smooth", set(&["smooth=0"]), 80, 240),
-        ("subject", set(&["subject=bear"]), 80, 240),
-        (
+        one("the mask rule", "blend=target", (78, 234), 42),
+        one("threshold", "threshold=0.4", (80, 240), 48),
+        one("smooth", "smooth=0", (80, 240), 48),
+        one("subject", "subject=bear", (80, 240), 48),
+        one(
             "the last prompt",
-            set(&["prompt=a big sks teddy bear in the snow"]),
-            80,
-            240,
+            "prompt=a big sks teddy bear in the snow",
+            (80, 240),
+            48,
         ),
-        ("the last guidance", set(&["last_guidance=3"]), 80, 240),
-        ("fewer sites", set(&["sites=12..16"]), 80, 240),
-        ("seed", set(&["seed=2"]), 180, 340),
-        (
+        one("the last guidance", "last_guidance=3", (80, 240), 48),
+        one("fewer sites", "sites=12..16", (80, 240), 48),
+        one("seed", "seed=2", (180, 340), 68),
+        two(
             "guidance of both stages",
-            set(&["guidance=3", "last_guidance=3"]),
-            180,
-            340,
+            (&["guidance=3", "last_guidance=3"], 180, 340),
+            (&["guidance=3", "last_guidance=3"], 68),
         ),
-        (
+        one(
             "vanilla prompt",
-            set(&["vanilla_prompt=a teddy bear in the snow"]),
-            180,
-            340,
+            "vanilla_prompt=a teddy bear in the snow",
+            (180, 340),
+            68,
         ),
-        (
+        one(
             "vanilla model",
-            vec![format!("vanilla_unet={}", vanilla.display())],
-            180,
-            340,
+            &path("vanilla_unet", &vanilla),
+            (180, 340),
+            68,
         ),
-        (
-            "reference photo",
-            vec![format!("photo={}", photo.display())],
-            210,
-            290,
-        ),
-        (
+        one("reference photo", &path("photo", &photo), (210, 290), 58),
+        one(
             "personalised weights",
-            vec![format!("personal_unet={}", personal.display())],
-            290,
-            370,
+            &path("personal_unet", &personal),
+            (290, 370),
+            74,
         ),
     ]
 }
@@ -226,29 +255,49 @@ fn run(engine: &Engine, set: &[String]) -> Run {
     run_of(engine, &workflow(), set)
 }
 
-/// The table of docs/engine.md: `kept` says which of its columns.
-fn table(kept: bool) {
-    let folder = tempfile::tempdir().unwrap();
-    let engine = engine().with_sources(if kept { 4 << 30 } else { 0 });
-    let cold = run(&engine, &[]);
-    let due = if kept { 310 } else { 390 };
-    assert_eq!((cold.calls, cold.foretold), (due, due), "cold");
-    for (what, set, with, without) in edits(folder.path()) {
-        let due = if kept { with } else { without };
-        let edited = run(&engine, &set);
-        println!("{what}: {} calls", edited.calls);
-        assert_eq!((edited.calls, edited.foretold), (due, due), "{what}");
-    }
+/// The calls that a run of the main job would make.
+fn foretold(engine: &Engine, set: &[String]) -> u64 {
+    let settings = Settings {
+        set: set.to_vec(),
+        ..Settings::default()
+    };
+    let checked = engine.load_str("test.yaml", &workflow(), &settings);
+    let plan = engine.plan(&checked.unwrap(), &[]).unwrap();
+    engine.forecast(&plan).total_calls()
 }
 
 #[test]
 fn an_edit_costs_the_calls_of_column_a_when_the_sources_are_kept_and_the_plan_foretells_them() {
-    table(true);
+    let folder = tempfile::tempdir().unwrap();
+    let engine = engine().with_sources(4 << 30);
+    let cold = run(&engine, &[]);
+    assert_eq!((cold.calls, cold.foretold), (310, 310), "cold");
+    for Edit {
+        what, set, with, ..
+    } in edits(folder.path())
+    {
+        let edited = run(&engine, &set);
+        println!("{what}: {} calls", edited.calls);
+        assert_eq!((edited.calls, edited.foretold), (with, with), "{what}");
+    }
 }
 
+/// At 50 steps the plan is asked, and at 10 it is held to what it says.
 #[test]
 fn an_edit_costs_the_calls_of_column_b_when_they_are_not_and_the_plan_foretells_them() {
-    table(false);
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, quick) = (engine().with_sources(0), engine().with_sources(0));
+    let cold = run(&whole, &[]);
+    assert_eq!((cold.calls, cold.foretold), (390, 390), "cold");
+    let cold = run(&quick, &short(&[]));
+    assert_eq!((cold.calls, cold.foretold), (78, 78), "cold");
+    for edit in edits(folder.path()) {
+        let what = edit.what;
+        assert_eq!(foretold(&whole, &edit.set), edit.without, "{what}");
+        let edited = run(&quick, &edit.short);
+        let due = edit.short_without;
+        assert_eq!((edited.calls, edited.foretold), (due, due), "{what}");
+    }
 }
 
 /// Short runs with the same proportions.
