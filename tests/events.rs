@@ -212,6 +212,10 @@ fn every_line_of_real_runs_satisfies_the_schema_and_every_event_of_the_schema_oc
     // All is there; a step more is; what is there is damaged.
     let second = reader.run(folder, 0, &run);
     assert!(second.iter().all(|event| event["event"] != "node_started"));
+    let reused = second
+        .iter()
+        .filter(|event| event["event"] == "node_reused");
+    assert!(reused.count() > 1);
     let blended = reader.run(folder, 0, &with(&["--set", "blend=2"]));
     let resumed = blended
         .iter()

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use retouch_graph::{Cancel, Event, Recorder, RunOptions, Settings};
 
-use crate::support::{Bench, retouch, root};
+use crate::support::{Bench, retouch, root, unchanged};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -115,11 +115,7 @@ fn the_same_file_and_seed_give_the_same_bytes_at_any_number_of_threads() {
         ],
     );
     assert!(again.status.success());
-    let said = text(&again.stdout);
-    assert!(
-        said.lines().all(|line| line.ends_with("(unchanged)")),
-        "{said}"
-    );
+    unchanged(&again.stdout);
 }
 
 #[test]
@@ -331,11 +327,7 @@ fn events_are_json_lines_and_results_alone_are_on_standard_output() {
     assert_eq!(last["event"], "run_finished");
     assert_eq!(last["counters"]["unet_calls"], 4);
     let plain = retouch(out.path(), &["run", &file, "--set", "steps=2"]);
-    let said = text(&plain.stdout);
-    assert!(
-        said.lines().all(|line| line.contains("unchanged")),
-        "{said}"
-    );
+    unchanged(&plain.stdout);
     assert!(text(&plain.stderr).contains("U-Net calls: 4"));
 }
 
@@ -915,11 +907,7 @@ fn a_pipe_hears_that_sampling_begins_and_which_seed_was_drawn() {
         "--set",
         &format!("seed={seed}"),
     ];
-    let said = done(&retouch(out.path(), &again));
-    assert!(
-        said.lines().all(|line| line.ends_with("(unchanged)")),
-        "{said}"
-    );
+    unchanged(done(&retouch(out.path(), &again)).as_bytes());
 }
 
 #[test]
@@ -962,6 +950,47 @@ fn watch_says_on_a_pipe_what_begins_and_which_seed_was_drawn() {
         told.contains("done in") && told.contains("U-Net calls: 6"),
         "{told}"
     );
+}
+
+#[test]
+fn a_configuration_that_makes_no_sense_is_refused_at_its_place_and_nothing_runs() {
+    let sandbox = tempfile::tempdir().unwrap();
+    let folder = sandbox.path();
+    copies(folder);
+    let run = |config: &Path| {
+        let output = Command::new(env!("CARGO_BIN_EXE_retouch"))
+            .args(["run", "wf.yaml"])
+            .current_dir(folder)
+            .env("NO_COLOR", "1")
+            .env("RETOUCH_CONFIG", config)
+            .env("RETOUCH_CACHE", folder.join("cache"))
+            .env_remove("RETOUCH_NO_CACHE")
+            .output()
+            .unwrap();
+        (output.status.code(), text(&output.stderr))
+    };
+    let config = folder.join("config.yaml");
+    for (content, place) in [
+        (
+            "cache: {disk: 1GiB}\ncahce: {disk: 1GiB}\n",
+            "config.yaml:2:1",
+        ),
+        ("cache: {disk: much}\n", "config.yaml:1:"),
+        ("cache: [\n", "config.yaml:"),
+    ] {
+        std::fs::write(&config, content).unwrap();
+        let (code, told) = run(&config);
+        assert_eq!(code, Some(2), "{told}");
+        assert!(told.contains("R1102") && told.contains(place), "{told}");
+        assert!(!folder.join("out").exists(), "{content}");
+    }
+    // One that is named and not there is refused too.
+    let (code, told) = run(&folder.join("none.yaml"));
+    assert!(code == Some(2) && told.contains("R1102"), "{told}");
+    std::fs::write(&config, "cache: {disk: 1GiB}\n").unwrap();
+    let (code, told) = run(&config);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(folder.join("out/pictures/o.png").exists());
 }
 
 // ---- what the documentation says ----

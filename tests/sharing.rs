@@ -232,6 +232,29 @@ fn locked_refuses_by_name_what_changed_is_missing_or_is_not_in_the_lock() {
     assert!(plain.contains("warning"), "{plain}");
 }
 
+#[cfg(unix)]
+#[test]
+fn a_name_that_means_something_else_elsewhere_does_not_go_into_a_lock() {
+    let project = Project::empty();
+    for name in ["a\\b.png", "a\u{7}b.png"] {
+        std::fs::copy(
+            support::root().join("references/teddy/01.png"),
+            project.at("else").join(name),
+        )
+        .unwrap();
+        let name = serde_json::Value::from(name);
+        std::fs::write(
+            project.at("else/wf.yaml"),
+            format!(
+                "schema: retouch/v1\nnodes:\n  p: {{op: load_image, path: {name}}}\noutputs:\n  o: {{value: $p, save: o.png}}\n"
+            ),
+        )
+        .unwrap();
+        refused(&project.run("else", &["lock", "wf.yaml"]), 3, &["R0905"]);
+        assert!(!project.at("else/wf.lock").exists());
+    }
+}
+
 // ---- models in other places ----
 
 #[test]

@@ -1,7 +1,7 @@
 //! How the crates stand to each other, and that the repository stands alone.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cargo_metadata::{CargoOpt, Metadata, MetadataCommand};
 
@@ -86,9 +86,68 @@ fn the_arrows_are_cli_to_nodes_to_graph_and_cli_to_graph_and_no_other() {
     );
 }
 
+/// What tests are made of: the files of the suites, and what the sources hold for tests alone.
+fn texts_of_tests() -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let (mut folders, mut texts) = (vec![root.clone()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(&root).unwrap().display().to_string();
+            if path.is_dir() {
+                if !name.starts_with("target") && !name.starts_with('.') {
+                    folders.push(path);
+                }
+            } else if name.ends_with(".rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                if name.contains("tests") {
+                    texts.push(text);
+                } else if let Some((_, tests)) = text.split_once("\n#[cfg(test)]\nmod ") {
+                    texts.push(tests.to_owned());
+                } else if let Some((_, tests)) = text.split_once("\n#[cfg(all(test") {
+                    texts.push(tests.to_owned());
+                }
+            }
+        }
+    }
+    texts
+}
+
+/// `graph/tests/faults.rs` provokes the codes of what is wrong with a workflow. Of the others, which only whole programs give,
+/// this sees that some test expects them.
+#[test]
+fn every_code_is_expected_by_a_test() {
+    let texts = texts_of_tests();
+    assert!(texts.len() > 80, "{}", texts.len());
+    let named_for_another_reason = ["\"R0324\", \"R0325\", \"R0326\""];
+    let forgotten: Vec<&str> = retouch_graph::Code::ALL
+        .iter()
+        .filter(|code| {
+            let (printed, variant) = (code.as_str(), format!("Code::{code:?}"));
+            !texts.iter().any(|text| {
+                let lines = text.lines().filter(|line| {
+                    !named_for_another_reason
+                        .iter()
+                        .any(|other| line.contains(other))
+                });
+                lines.into_iter().any(|line| {
+                    let mut variants = line
+                        .match_indices(&variant)
+                        .map(|(at, _)| at + variant.len());
+                    // `Code::NodeFile` is no `Code::NodeFailed`.
+                    let named = variants.any(|end| !line[end..].starts_with(char::is_alphanumeric));
+                    named || line.contains(printed)
+                })
+            })
+        })
+        .map(|code| code.as_str())
+        .collect();
+    assert!(forgotten.is_empty(), "no test expects {forgotten:?}");
+}
+
 #[test]
 fn temporary_names_are_made_in_one_place() {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut folders: Vec<_> = ["graph/src", "nodes/src", "cli/src"]
         .map(|folder| root.join(folder))
         .into();

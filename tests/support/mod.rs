@@ -27,6 +27,14 @@ pub fn retouch(folder: &Path, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
+/// What a run printed of its outputs: that each file is what lay there already, and that there is one.
+#[track_caller]
+pub fn unchanged(said: &[u8]) {
+    let said = String::from_utf8_lossy(said);
+    let same = said.lines().all(|line| line.ends_with("(unchanged)"));
+    assert!(same && !said.is_empty(), "{said:?}");
+}
+
 /// Whether the test of this name (`suite::test`) has the process for itself. If not, it is run in one that has, from the
 /// repository's root, and nothing is left to do here: for tests that measure their process or depend on its current folder.
 #[track_caller]
