@@ -22,8 +22,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-#[cfg(test)]
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -68,9 +66,9 @@ pub struct DiskCache {
     budget: u64,
     decoders: Decoders,
     state: Mutex<State>,
-    /// The bytes that may still be written until the disk is full.
+    /// The disk that a test puts it on.
     #[cfg(test)]
-    room: Option<AtomicU64>,
+    disk: Arc<tests::Disk>,
 }
 
 #[derive(Debug, Default)]
@@ -208,7 +206,7 @@ impl DiskCache {
             decoders,
             state: Mutex::default(),
             #[cfg(test)]
-            room: None,
+            disk: Arc::default(),
         })
     }
 
@@ -548,7 +546,7 @@ impl DiskCache {
         let bytes = fs::metadata(self.path(key)).map_or(0, |metadata| metadata.len());
         let removed = remove(&self.path(key))?;
         #[cfg(test)]
-        self.gains(bytes);
+        self.disk.gains(bytes);
         state.forget(key);
         Ok(removed)
     }
@@ -619,7 +617,7 @@ impl DiskCache {
         let used = self.write_to(file, entry).map_err(|error| {
             let room = file.metadata().map_or(0, |metadata| metadata.len());
             #[cfg(test)]
-            self.gains(room);
+            self.disk.gains(room);
             (error, room)
         })?;
         let path = self.path(key);
@@ -631,18 +629,10 @@ impl DiskCache {
         };
         settle(draft).map_err(|error| {
             #[cfg(test)]
-            self.gains(entry.bytes);
+            self.disk.gains(entry.bytes);
             (error, entry.bytes)
         })?;
         Ok(used)
-    }
-
-    /// A file was removed from the disk whose room a test bounds.
-    #[cfg(test)]
-    fn gains(&self, bytes: u64) {
-        if let Some(room) = &self.room {
-            room.fetch_add(bytes, Ordering::Relaxed);
-        }
     }
 
     fn write_to(&self, file: &mut File, entry: &Encoded) -> io::Result<SystemTime> {
@@ -655,19 +645,19 @@ impl DiskCache {
         file.metadata()?.modified()
     }
 
+    #[cfg(not(test))]
     fn write_all(&self, file: &mut File, bytes: &[u8]) -> io::Result<()> {
-        #[cfg(test)]
-        if let Some(room) = &self.room {
-            let left = usize::try_from(room.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
-            let fits = left.min(bytes.len());
-            file.write_all(&bytes[..fits])?;
-            room.fetch_sub(fits as u64, Ordering::Relaxed);
-            if fits < bytes.len() {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-            return Ok(());
-        }
         file.write_all(bytes)
+    }
+
+    #[cfg(test)]
+    fn write_all(&self, file: &mut File, bytes: &[u8]) -> io::Result<()> {
+        let fits = self.disk.takes(bytes.len());
+        file.write_all(&bytes[..fits])?;
+        match fits < bytes.len() {
+            true => Err(io::ErrorKind::StorageFull.into()),
+            false => Ok(()),
+        }
     }
 }
 
@@ -970,8 +960,78 @@ mod tests {
     use crate::cache::fake::{Bytes, Device, Fickle, key, on_host, outputs};
     use crate::value::Value;
     use proptest::prelude::*;
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::Condvar;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use tempfile::TempDir;
+
+    /// A disk that may be full, and on which a write may be held up. Caches on one disk are processes that share it.
+    #[derive(Debug, Default)]
+    pub(super) struct Disk {
+        state: Mutex<Space>,
+        changed: Condvar,
+    }
+
+    #[derive(Debug, Default)]
+    struct Space {
+        /// The bytes that may still be written; `None`: as many as the real disk takes.
+        left: Option<usize>,
+        held: bool,
+        waiting: usize,
+    }
+
+    impl Disk {
+        fn with_room(bytes: u64) -> Arc<Self> {
+            let disk = Arc::<Self>::default();
+            lock(&disk.state).left = Some(usize::try_from(bytes).unwrap());
+            disk
+        }
+
+        /// How many of so many bytes are written: fewer when it is full.
+        pub(super) fn takes(&self, bytes: usize) -> usize {
+            let mut state = lock(&self.state);
+            state.waiting += 1;
+            self.changed.notify_all();
+            // A test that holds up itself ends all the same.
+            let patience = Duration::from_secs(60);
+            state = self
+                .changed
+                .wait_timeout_while(state, patience, |state| state.held)
+                .unwrap()
+                .0;
+            assert!(!state.held, "nobody lets it go on");
+            state.waiting -= 1;
+            let fits = state.left.map_or(bytes, |left| left.min(bytes));
+            state.left = state.left.map(|left| left - fits);
+            fits
+        }
+
+        /// A file was removed, or others made room.
+        pub(super) fn gains(&self, bytes: u64) {
+            let mut state = lock(&self.state);
+            state.left = state
+                .left
+                .map(|left| left + usize::try_from(bytes).unwrap());
+        }
+
+        /// Holds up who writes from here on, or lets them go on.
+        fn hold(&self, held: bool) {
+            lock(&self.state).held = held;
+            self.changed.notify_all();
+        }
+
+        /// Waits until somebody is held up.
+        fn wait(&self) {
+            let state = lock(&self.state);
+            drop(self.changed.wait_while(state, |state| state.waiting == 0));
+        }
+    }
+
+    fn open_on(disk: &Arc<Disk>, folder: &TempDir, budget: u64) -> DiskCache {
+        DiskCache {
+            disk: Arc::clone(disk),
+            ..open(folder, budget)
+        }
+    }
 
     fn decoders() -> Decoders {
         Decoders::new().with::<Bytes>().with::<Fickle>()
@@ -1275,17 +1335,16 @@ mod tests {
         let sound = size(b"content");
         for room in [0, 5, sound / 2, sound - 1] {
             let folder = folder();
-            let mut cache = open(&folder, 1 << 20);
+            let cache = open(&folder, 1 << 20);
             // The cheaper one goes.
             cache.put(key(1), &on_host(b"content"), 9.0);
             cache.put(key(2), &on_host(b"content"), 1.0);
             cache.put(key(3), &on_host(&[3; 70_000]), 1e9);
             assert!(cache.warnings().is_empty());
-            cache.room = Some(AtomicU64::new(room));
+            let disk = Disk::with_room(room);
             // Each is another process, which meets the full disk anew.
             for name in 4..8 {
-                let mut other = open(&folder, 1 << 20);
-                other.room = cache.room.take();
+                let other = open_on(&disk, &folder, 1 << 20);
                 other.put(key(name), &on_host(b"content"), f64::from(name));
                 assert_eq!(content(&other.get(&key(name)).unwrap()), b"content");
                 let warnings = other.warnings();
@@ -1296,7 +1355,6 @@ mod tests {
                 assert!(other.warnings().is_empty());
                 assert_eq!(lock(&other.state).reserved, 0);
                 assert!(other.temporaries().unwrap().is_empty());
-                cache.room = other.room.take();
             }
             assert!(cache.place(&key(2)).is_none());
             assert!(cache.place(&key(1)).is_some() && cache.place(&key(3)).is_some());
@@ -1308,9 +1366,9 @@ mod tests {
     fn nothing_is_given_up_on_a_full_disk_for_what_does_not_fit_on_it() {
         let folder = folder();
         let sound = size(b"content");
-        let mut cache = open(&folder, 1 << 20);
-        cache.put(key(1), &on_host(b"content"), 1.0);
-        cache.room = Some(AtomicU64::new(5));
+        open(&folder, 1 << 20).put(key(1), &on_host(b"content"), 1.0);
+        let disk = Disk::with_room(5);
+        let cache = open_on(&disk, &folder, 1 << 20);
         cache.put(key(2), &on_host(&[0; 1000]), 1.0);
         let warnings = cache.warnings();
         assert_eq!(warnings.len(), 1);
@@ -1321,7 +1379,7 @@ mod tests {
         assert!(cache.temporaries().unwrap().is_empty());
         assert_eq!(lock(&cache.state).reserved, 0);
         // It is tried again: by now there is room.
-        cache.gains(sound);
+        disk.gains(sound);
         cache.put(key(4), &on_host(b"content"), 1.0);
         assert!(cache.get(&key(4)).is_some() && cache.get(&key(1)).is_some());
     }
@@ -1391,16 +1449,25 @@ mod tests {
     #[test]
     fn nothing_is_given_up_for_what_does_not_fit_beside_what_is_being_written() {
         let folder = folder();
-        let cache = open(&folder, 2 * size(b"content"));
+        let disk = Arc::default();
+        let cache = open_on(&disk, &folder, 2 * size(b"content"));
         cache.put(key(1), &on_host(b"content"), 1.0);
-        lock(&cache.state).reserved = size(b"content") + 1;
-        cache.put(key(2), &on_host(b"content"), 1.0);
-        assert!(cache.place(&key(1)).is_some());
-        assert!(cache.place(&key(2)).is_none());
-        lock(&cache.state).reserved -= 1;
-        cache.put(key(2), &on_host(b"content"), 1.0);
+        disk.hold(true);
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| cache.put(key(2), &on_host(b"content"), 1.0));
+            disk.wait();
+            // A byte more than is left beside it, were all else removed.
+            cache.put(key(3), &on_host(b"content!"), 1.0);
+            assert!(cache.place(&key(1)).is_some());
+            assert!(cache.place(&key(3)).is_none());
+            disk.hold(false);
+            writer.join().unwrap();
+        });
+        assert!(cache.place(&key(1)).is_some() && cache.place(&key(2)).is_some());
+        // Nobody writes any more: now the others are removed for it.
+        cache.put(key(3), &on_host(b"content!"), 1.0);
+        assert!(cache.place(&key(3)).is_some());
         assert!(cache.place(&key(1)).is_none());
-        assert!(cache.place(&key(2)).is_some());
         assert!(cache.warnings().is_empty());
     }
 
