@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 
 use candle_core::Tensor;
 use retouch_graph::{
@@ -648,19 +648,30 @@ fn a_call_that_is_looked_at_ends_at_the_layer_where_the_looker_moves_on() {
 
 #[test]
 fn a_look_that_calls_a_network_waits_for_the_device_and_one_that_reads_what_is_kept_does_not() {
-    let ran = Ran::of("", &[]);
+    let ran = Ran::of(ALL, &[]);
     let reader = ran.reader("draw");
     // The models are at hand from here on.
     let exact = |effort| reader.picture(6, 0, Quality::Exact, effort, &go());
     exact(Effort::Calls).unwrap();
+    let model = ran.output::<Model>("personal");
+    let latent = reader.latent(6, Effort::Kept, &go()).unwrap();
+    let latent = latent.narrow(0, 0, 1).unwrap();
     let permit = ran.engine.device(&go()).unwrap();
     reader
         .picture(6, 0, Quality::Quick, Effort::Kept, &go())
         .unwrap();
+    let begun = Barrier::new(2);
     std::thread::scope(|scope| {
-        let look = scope.spawn(|| exact(Effort::Calls).map(drop));
-        // A tiny VAE takes some milliseconds; that this one is still not there says that it waits.
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        let look = scope.spawn(|| {
+            begun.wait();
+            exact(Effort::Calls).map(drop)
+        });
+        begun.wait();
+        // The same work, several times over, by somebody who asks for no permit: a look that did not wait would be done.
+        for _ in 0..8 {
+            let vae = model.checkpoint.vae().unwrap();
+            vae.decode(&latent, model.checkpoint.kernel()).unwrap();
+        }
         assert!(!look.is_finished());
         drop(permit);
         look.join().unwrap().unwrap();
