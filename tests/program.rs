@@ -959,7 +959,7 @@ fn a_configuration_that_makes_no_sense_is_refused_at_its_place_and_nothing_runs(
     copies(folder);
     let run = |config: &Path| {
         let output = Command::new(env!("CARGO_BIN_EXE_retouch"))
-            .args(["run", "wf.yaml"])
+            .args(["run", "wf.yaml", "--json"])
             .current_dir(folder)
             .env("NO_COLOR", "1")
             .env("RETOUCH_CONFIG", config)
@@ -967,7 +967,7 @@ fn a_configuration_that_makes_no_sense_is_refused_at_its_place_and_nothing_runs(
             .env_remove("RETOUCH_NO_CACHE")
             .output()
             .unwrap();
-        (output.status.code(), text(&output.stderr))
+        (output.status.code(), text(&output.stdout))
     };
     let config = folder.join("config.yaml");
     for (content, place) in [
