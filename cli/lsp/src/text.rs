@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use line_index::{LineIndex, TextSize, WideEncoding, WideLineCol};
+use line_index::{LineCol, LineIndex, TextSize, WideEncoding, WideLineCol};
 use lsp_types::{Position, Range, Uri};
 use retouch_graph::Span;
 use url::Url;
@@ -41,7 +41,9 @@ impl Lines {
     /// The position of a byte of the text.
     #[must_use]
     pub fn position(&self, text: &str, offset: usize, encoding: Encoding) -> Position {
-        let at = self.0.line_col(narrow(floor(text, offset)));
+        // `None` where the text is not the one that the lines were found in, or is too large for the index.
+        let at = self.0.try_line_col(narrow(floor(text, offset)));
+        let at = at.unwrap_or(LineCol { line: 0, col: 0 });
         let wide = match encoding {
             Encoding::Utf8 => None,
             Encoding::Utf16 => self.0.to_wide(WideEncoding::Utf16, at),
@@ -61,12 +63,16 @@ impl Lines {
         let (start, end) = (usize::from(line.start()), usize::from(line.end()));
         let content = text.get(start..end).unwrap_or("");
         let end = start + content.trim_end_matches(['\r', '\n']).len();
+        // No line has more units than bytes; the index does not check what it adds to a column.
+        let column = position
+            .character
+            .min(u32::from(narrow(end.saturating_sub(start))));
         let column = match encoding {
-            Encoding::Utf8 => Some(position.character),
+            Encoding::Utf8 => Some(column),
             Encoding::Utf16 => {
                 let wide = WideLineCol {
                     line: position.line,
-                    col: position.character,
+                    col: column,
                 };
                 self.0.to_utf8(WideEncoding::Utf16, wide).map(|at| at.col)
             }
@@ -155,6 +161,8 @@ mod tests {
             |line, column| lines.offset(text, Position::new(line, column), Encoding::Utf16);
         assert_eq!(offset(1, 4), text.find('🐻').unwrap());
         assert_eq!(offset(0, 99), text.find('\r').unwrap());
+        assert_eq!(offset(1, u32::MAX), text.rfind('\r').unwrap());
+        assert_eq!(offset(u32::MAX, 0), text.len());
         assert_eq!(offset(99, 0), text.len());
     }
 
