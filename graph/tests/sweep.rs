@@ -408,7 +408,7 @@ fn faults_are_told_at_their_place_once() {
             "R0208",
             21,
             42,
-            "no picture",
+            "not a picture",
         ),
         (
             "sweep: {workflow: x.yaml, matrix: {a: [1]}}\n",
