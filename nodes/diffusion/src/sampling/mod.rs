@@ -6,4 +6,6 @@ pub mod masks;
 pub mod noise;
 pub mod sampler;
 pub mod scheduler;
+pub mod sigmas;
 pub mod solver;
+mod steps;

@@ -16,9 +16,10 @@ use crate::sampling::control::{
 };
 use crate::sampling::gaze::{Gaze, Heads};
 use crate::sampling::masks::{Plane, Threshold, subject_maps};
-use crate::sampling::noise::step_noise;
+use crate::sampling::noise::{second_step_noise, step_noise};
 use crate::sampling::scheduler::Ddim;
 use crate::sampling::solver::Sampler;
+use crate::sampling::steps::Second;
 use crate::{Error, Result};
 
 /// Who wants to know how a run is going, and may end it.
@@ -60,12 +61,12 @@ pub trait Memory {
     fn keep_state(&self, k: usize, z: &Tensor, seconds: f64) {
         let _ = (k, z, seconds);
     }
-    /// What a multistep scheduler remembers beside z_k, if it is kept.
+    /// The solver state beside z_k, if it is kept.
     fn past(&self, k: usize) -> Option<Vec<Tensor>> {
         let _ = k;
         None
     }
-    /// Keeps what a multistep scheduler remembers beside z_k.
+    /// Keeps the solver state beside z_k.
     fn keep_past(&self, k: usize, past: &[Tensor], seconds: f64) {
         let _ = (k, past, seconds);
     }
@@ -574,29 +575,28 @@ impl<'a> Drawing<'a> {
         }
     }
 
-    /// The latent after step k, and what is remembered beside it.
+    /// The latent after step k, and the solver state beside it; `second` evaluates the network again within the step.
     fn step(
         &self,
         z: &Tensor,
         out: &Tensor,
         k: usize,
         past: &[Tensor],
+        second: Second<'_>,
     ) -> Result<(Tensor, Vec<Tensor>)> {
-        let noise = if self.sampler.adds_noise(k) {
+        let mut noise = Vec::new();
+        for part in 0..self.sampler.noises(k) {
             let seed = self.seed.ok_or_else(|| {
                 Error::request("the scheduler adds noise at each step, and there is no seed for it")
                     .help("give `seed: 42`")
             })?;
-            Some(step_noise(
-                seed,
-                self.sampler.number(k),
-                z.dims4()?,
-                z.device(),
-            )?)
-        } else {
-            None
-        };
-        let (next, past) = self.sampler.step(z, out, k, past, noise.as_ref())?;
+            let drawn = match part {
+                0 => step_noise,
+                _ => second_step_noise,
+            };
+            noise.push(drawn(seed, self.sampler.number(k), z.dims4()?, z.device())?);
+        }
+        let (next, past) = self.sampler.step(z, out, k, past, &noise, second)?;
         let next = match &self.inpaint {
             Some(inpaint) => inpaint.apply(&next, self.sampler, k + 1)?,
             None => next,
@@ -666,7 +666,12 @@ pub fn step_blend_sample(
                     let store = capture.finish()?;
                     keep(memory, Branch::Plain, k, rows, &store, seconds);
                 }
-                let (next, past) = drawing.step(&z, &out, k, &past)?;
+                // What looks at a step's attention looks at its first evaluation.
+                let mut second = |z: &Tensor, timestep: f32| {
+                    guided.noise(z, timestep, k, &mut Untouched, monitor)
+                };
+                let (next, past) = drawing.step(&z, &out, k, &past, &mut second)?;
+                let seconds = since.elapsed().as_secs_f64();
                 if sampler.remembers(k + 1) {
                     memory.keep_past(k + 1, &past, seconds);
                 }
