@@ -954,7 +954,12 @@ impl Sampler {
         let sigmas = match self.schedule.solver {
             Solver::Pndm => {
                 let (from, to) = self.pndm_alphas(step);
-                vec![from, to]
+                let mut alphas = vec![from, to];
+                if let (Some(ddim), Some(_)) = (&self.ddim, self.second_timestep(step)) {
+                    let (from, to) = ddim.alphas(k);
+                    alphas.extend([from, to]);
+                }
+                alphas
             }
             Solver::Lcm => self.alphas[k..self.alphas.len().min(k + 2)].to_vec(),
             _ if self.sigmas.is_empty() => Vec::new(),

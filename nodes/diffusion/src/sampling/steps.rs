@@ -128,8 +128,9 @@ impl Sampler {
                     }
                     (order, _) => self.dpm_multistep(z, &own, past, order, k, added)?,
                 };
+                // As many as any order takes: what is kept does not depend on the step that comes.
                 let kept = match self.remembers(step + 1) {
-                    true => self.order(step + 1) - 1,
+                    true => self.schedule.order() - 1,
                     false => 0,
                 };
                 let past = std::iter::once(&own).chain(past).take(kept).cloned();
