@@ -258,10 +258,10 @@ fn a_config_that_does_not_fit_its_weights_is_found() {
     let copy = Copy::new();
     copy.edit(
         "scheduler/scheduler_config.json",
-        "\"clip_sample\": false",
-        "\"clip_sample\": true",
+        "\"thresholding\": false",
+        "\"thresholding\": true",
     );
-    copy.fault("scheduler_config.json", &["clip_sample"]);
+    copy.fault("scheduler_config.json", &["thresholding"]);
     let copy = Copy::new();
     std::fs::write(copy.file("unet/config.json"), "{").unwrap();
     copy.fault("unet/config.json", &[]);

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use retouch_diffusion::sampling::noise::{starting_noise, step_noise};
+use retouch_diffusion::sampling::noise::{
+    Stream, normal, second_step_noise, starting_noise, step_noise,
+};
 use retouch_diffusion::sampling::scheduler::{FinalSigma, SchedulerConfig, Spacing};
-use retouch_diffusion::sampling::solver::{Sampler, Schedule, Solver};
+use retouch_diffusion::sampling::solver::{Sampler, Schedule, Sigmas, Solver};
 use retouch_graph::TieredCache;
 use retouch_graph::{Cancel, DiskCache, Engine, Event, NoCache, Recorder, RunOptions, Settings};
 use retouch_nodes::payload::{Latent, Trajectory, decoders};
@@ -31,6 +33,30 @@ const CASES: [(&str, &str); 9] = [
     ("unipc_karras", ", scheduler: unipc, karras: true"),
 ];
 
+/// The schedulers that tests/oracle/make_solvers.py draws with on a tiny model, with the calls of a half in 8 steps, and in
+/// the last 4 of them.
+const MORE: [(&str, u64, u64); 9] = [
+    ("heun", 15, 7),
+    ("lms", 8, 4),
+    ("pndm", 9, 4),
+    ("dpmpp_3m", 8, 4),
+    ("dpmpp_2m_sde", 8, 4),
+    ("dpmpp_3m_sde", 8, 4),
+    ("dpmpp_2s", 8, 4),
+    ("dpmpp_sde", 15, 7),
+    ("lcm", 8, 4),
+];
+
+/// Every scheduler, with what a sampler is told for it and its calls as in [`MORE`].
+fn all_schedulers() -> Vec<(String, String, u64, u64)> {
+    let first = CASES.map(|(case, extra)| (case.to_owned(), extra.to_owned(), 8, 4));
+    let more = MORE.map(|(name, all, last)| {
+        let extra = format!(", scheduler: {name}");
+        (name.to_owned(), extra, all, last)
+    });
+    first.into_iter().chain(more).collect()
+}
+
 fn data() -> PathBuf {
     support::root().join("tests/oracle/data")
 }
@@ -44,9 +70,9 @@ fn numbers(t: &Tensor) -> Vec<f32> {
     t.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-#[track_caller]
-fn close(what: &str, actual: &Tensor, expected: &Tensor) {
-    assert_eq!(actual.dims(), expected.dims(), "{what}");
+/// max |difference| / std of the expected tensor.
+fn distance(actual: &Tensor, expected: &Tensor) -> f32 {
+    assert_eq!(actual.dims(), expected.dims());
     let (a, b) = (numbers(actual), numbers(expected));
     let n = b.len() as f64;
     let mean = b.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
@@ -62,7 +88,12 @@ fn close(what: &str, actual: &Tensor, expected: &Tensor) {
             f32::INFINITY
         }
     });
-    let off = off.fold(0.0, f32::max) / std;
+    off.fold(0.0, f32::max) / std
+}
+
+#[track_caller]
+fn close(what: &str, actual: &Tensor, expected: &Tensor) {
+    let off = distance(actual, expected);
     println!("{what}: {off:.1e}");
     assert!(off <= TRAJECTORY, "{what}: {off:.2e}");
 }
@@ -96,8 +127,11 @@ fn check_tables(
     steps: usize,
 ) {
     let (solver, karras, eta) = solver_of(case);
-    let karras = solver.takes_karras().then_some(karras);
-    let schedule = Schedule::choose(config, Some(solver), karras, eta, steps).unwrap();
+    let sigmas = match karras {
+        true => Sigmas::Karras,
+        false => Sigmas::Training,
+    };
+    let schedule = Schedule::choose(config, Some(solver), Some(sigmas), eta, steps).unwrap();
     let sampler = Sampler::new(config, schedule).unwrap();
     let near = |what: &str, actual: &[f32], share: f32| {
         let due = numbers(&expected[&format!("{name}.{what}")]);
@@ -163,6 +197,140 @@ fn laid_out(layout: &str) -> SchedulerConfig {
     config
 }
 
+/// What stands for the network in tests/oracle/make_solvers.py.
+fn network(z: &Tensor, t: f32) -> Tensor {
+    let t = f64::from(t);
+    let values = numbers(z).into_iter().enumerate().map(|(place, z)| {
+        let z = f64::from(z);
+        let wave = (place as f64 * 0.37 + t * 0.004).sin();
+        ((z * (0.9 - t * 0.0003)).tanh() + 0.35 * wave + 0.05 * z) as f32
+    });
+    Tensor::from_vec(values.collect::<Vec<f32>>(), z.shape(), &Device::Cpu).unwrap()
+}
+
+/// The latents of a sampler whose network is [`network`], from noise or, where steps are skipped, from a picture.
+fn sampled(sampler: &Sampler) -> Tensor {
+    const SEED: u64 = 11;
+    let shape = (1, 4, 6, 6);
+    let noise = starting_noise(SEED, shape, &Device::Cpu).unwrap();
+    let mut z = if sampler.schedule().first > 0 {
+        let picture = normal(SEED, Stream::Step(5), 144);
+        let picture = Tensor::from_vec(picture, shape, &Device::Cpu).unwrap();
+        let picture = (picture * 0.8).unwrap();
+        sampler.noised(&picture, &noise, 0).unwrap()
+    } else {
+        (noise * sampler.start_scale()).unwrap()
+    };
+    let (mut past, mut all) = (Vec::new(), vec![z.clone()]);
+    for step in 0..sampler.steps() {
+        let k = sampler.number(step);
+        let drawn = [
+            step_noise(SEED, k, shape, &Device::Cpu).unwrap(),
+            second_step_noise(SEED, k, shape, &Device::Cpu).unwrap(),
+        ];
+        let mut calls = 1;
+        let out = network(&z, sampler.timestep(step));
+        let mut second = |z: &Tensor, t: f32| {
+            calls += 1;
+            Ok(network(z, t))
+        };
+        let noise = &drawn[..sampler.noises(step)];
+        (z, past) = sampler
+            .step(&z, &out, step, &past, noise, &mut second)
+            .unwrap();
+        assert_eq!(calls, sampler.evaluations(step));
+        assert_eq!(past.is_empty(), !sampler.remembers(step + 1));
+        assert!(past.len() <= 4, "{}", past.len());
+        all.push(z.clone());
+    }
+    Tensor::cat(&all, 0).unwrap()
+}
+
+/// A case of tests/oracle/make_solvers.py.
+#[derive(serde::Deserialize)]
+struct Case {
+    name: String,
+    solver: String,
+    options: serde_json::Map<String, serde_json::Value>,
+    steps: usize,
+    #[serde(default)]
+    first: usize,
+}
+
+impl Case {
+    fn sampler(&self, first: usize) -> Sampler {
+        let mut config = serde_json::json!({
+            "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
+            "clip_sample": false,
+        });
+        let class = match self.solver.as_str() {
+            "ddim" => "DDIMScheduler",
+            "euler" => "EulerDiscreteScheduler",
+            "euler_ancestral" => "EulerAncestralDiscreteScheduler",
+            "heun" => "HeunDiscreteScheduler",
+            "lms" => "LMSDiscreteScheduler",
+            "pndm" => "PNDMScheduler",
+            "dpmpp_2m" => "DPMSolverMultistepScheduler",
+            "dpmpp_2s" => "DPMSolverSinglestepScheduler",
+            "dpmpp_sde" => "DPMSolverSDEScheduler",
+            "unipc" => "UniPCMultistepScheduler",
+            "lcm" => "LCMScheduler",
+            other => panic!("{other}"),
+        };
+        let mut eta = 0.0;
+        config["_class_name"] = class.into();
+        let mut name = None;
+        for (key, value) in &self.options {
+            match key.as_str() {
+                "eta" => eta = value.as_f64().unwrap(),
+                // Read by another class than it was written for.
+                "written_for" => {
+                    config["_class_name"] = value.clone();
+                    name = serde_json::from_value(self.solver.clone().into()).unwrap();
+                }
+                _ => config[key] = value.clone(),
+            }
+        }
+        let config: SchedulerConfig = serde_json::from_value(config).unwrap();
+        assert_eq!(config.fault(), None);
+        let mut schedule = Schedule::choose(&config, name, None, eta, self.steps).unwrap();
+        schedule.first = first;
+        Sampler::new(&config, schedule).unwrap()
+    }
+}
+
+#[test]
+fn every_solver_with_every_option_steps_as_diffusers_does() {
+    let file = |name: &str| data().join(name);
+    let expected =
+        candle_core::safetensors::load(file("solvers.safetensors"), &Device::Cpu).unwrap();
+    let cases = std::fs::read_to_string(file("solvers.json")).unwrap();
+    let cases: Vec<Case> = serde_json::from_str(&cases).unwrap();
+    assert_eq!(cases.len(), 338);
+    let mut wrong = Vec::new();
+    let mut check = |name: &str, actual: &Tensor, due: &Tensor| {
+        let off = distance(actual, due);
+        println!("{name}: {off:.1e}");
+        if off.is_nan() || off > TRAJECTORY {
+            wrong.push(format!("{name}: {off:.1e}"));
+        }
+    };
+    for case in &cases {
+        let all = sampled(&case.sampler(case.first));
+        let last = all.narrow(0, all.dim(0).unwrap() - 1, 1).unwrap();
+        check(&case.name, &last, &expected[&case.name]);
+        if let Some(due) = expected.get(&format!("{}.all", case.name)) {
+            check(&format!("{}.all", case.name), &all, due);
+            for first in [2, 4] {
+                let name = format!("{}.from_{first}", case.name);
+                let all = sampled(&case.sampler(first));
+                check(&name, &ends(&all), &expected[&name]);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 #[test]
 fn the_noise_of_a_step_is_that_of_the_definition() {
     let expected = expected();
@@ -207,6 +375,18 @@ fn every_scheduler_draws_what_diffusers_draws() {
             let drawn = trajectory(&bench, &workflow(family, "", extra));
             close(&name, &drawn, &expected[&name]);
         }
+    }
+}
+
+#[test]
+fn the_schedulers_of_two_calls_and_of_solver_state_draw_what_diffusers_draws() {
+    let bench = Bench::new();
+    let file = data().join("solvers.safetensors");
+    let expected = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+    for (name, ..) in MORE {
+        let extra = format!(", scheduler: {name}, steps: 5");
+        let drawn = trajectory(&bench, &workflow("tiny-sd1", "", &extra));
+        close(name, &ends(&drawn), &expected[&format!("tiny-sd1.{name}")]);
     }
 }
 
@@ -545,22 +725,23 @@ fn blended(extra: &str, blend_steps: usize) -> String {
 #[test]
 fn what_is_resumed_from_disk_equals_a_fresh_run_bit_for_bit_with_every_scheduler() {
     let fresh = engine().with_cache(Arc::new(NoCache));
-    for (case, extra) in CASES {
+    for (case, extra, all, last) in all_schedulers() {
+        let (all, last) = (2 * all, 2 * last);
         let folder = tempfile::tempdir().unwrap();
         // An engine of its own has nothing in memory.
         let from_disk = || {
             let disk = DiskCache::open(folder.path(), 1 << 30, decoders()).unwrap();
             engine().with_cache(Arc::new(TieredCache::new(0, 1 << 30, Some(disk), None)))
         };
-        let first = run(&from_disk(), &blended(extra, 6));
-        assert_eq!((first.calls, first.foretold), (16, 16), "{case}");
-        let resumed = run(&from_disk(), &blended(extra, 4));
-        let expected = run(&fresh, &blended(extra, 4));
+        let first = run(&from_disk(), &blended(&extra, 6));
+        assert_eq!((first.calls, first.foretold), (all, all), "{case}");
+        let resumed = run(&from_disk(), &blended(&extra, 4));
+        let expected = run(&fresh, &blended(&extra, 4));
         assert_eq!(resumed.resumed, [("draw".to_owned(), 4)], "{case}");
-        assert_eq!((resumed.calls, resumed.foretold), (8, 8), "{case}");
-        assert_eq!((expected.calls, expected.foretold), (16, 16), "{case}");
+        assert_eq!((resumed.calls, resumed.foretold), (last, last), "{case}");
+        assert_eq!((expected.calls, expected.foretold), (all, all), "{case}");
         assert!(resumed.bits == expected.bits, "{case}");
-        let again = run(&from_disk(), &blended(extra, 4));
+        let again = run(&from_disk(), &blended(&extra, 4));
         assert_eq!((again.calls, again.foretold), (0, 0), "{case}");
         assert!(again.bits == expected.bits, "{case}");
     }
@@ -571,9 +752,9 @@ fn an_image_of_a_batch_equals_the_single_one_bit_for_bit_with_every_scheduler() 
     let engine = engine().with_cache(Arc::new(NoCache));
     let over = ", latent: $photo, strength: 70%, mask: $given.mask";
     // Karras' sigmas change no formula.
-    for (case, extra) in CASES
+    for (case, extra, ..) in all_schedulers()
         .into_iter()
-        .filter(|(case, _)| !case.ends_with("karras"))
+        .filter(|(case, ..)| !case.ends_with("karras"))
     {
         for more in ["", over] {
             let of = |seed: u64, batch: &str| {
@@ -619,6 +800,17 @@ fn what_changes_a_result_changes_what_is_kept_and_nothing_else_does() {
         (", scheduler: euler_ancestral", 16),
         (", scheduler: dpmpp_2m", 16),
         (", scheduler: unipc", 16),
+        (", scheduler: euler, sigmas: karras", 0),
+        (", scheduler: euler, sigmas: training", 0),
+        (", scheduler: euler, sigmas: exponential", 16),
+        (", scheduler: euler, sigmas: beta", 16),
+        (", scheduler: heun", 30),
+        (", scheduler: heun, sigmas: karras", 30),
+        (", scheduler: pndm", 18),
+        (", scheduler: dpmpp_sde", 30),
+        (", scheduler: dpmpp_2m_sde", 16),
+        (", scheduler: dpmpp_2s", 16),
+        (", scheduler: lcm", 16),
         (over, 8),
         (", latent: $photo, strength: 0.5", 0),
         (", latent: $photo, strength: 0.5, mask: $given.mask", 8),
@@ -632,7 +824,7 @@ fn what_changes_a_result_changes_what_is_kept_and_nothing_else_does() {
 fn a_part_of_the_picture_that_the_mask_leaves_out_stays_as_it_is() {
     let (bench, expected) = (Bench::new(), expected());
     drop(expected);
-    for (case, extra) in CASES {
+    for (case, extra, ..) in all_schedulers() {
         let more = format!("{extra}, latent: $photo, strength: 50%, mask: $given.mask");
         let all = trajectory(&bench, &workflow("tiny-sd1", "", &more));
         let last = numbers(&all.get(all.dim(0).unwrap() - 1).unwrap());
@@ -679,6 +871,32 @@ fn what_has_no_effect_or_cannot_be_is_refused_before_anything_runs() {
             ", scheduler: checkpoint, karras: true",
             "`karras` has no effect with `ddim`",
         ),
+        (
+            ", scheduler: lcm, sigmas: karras",
+            "`sigmas` has no effect with `lcm`",
+        ),
+        (", scheduler: euler, sigmas: lu", "`euler` has no lu sigmas"),
+        (
+            ", scheduler: euler, karras: true, sigmas: beta",
+            "say the same thing twice",
+        ),
+        (
+            ", scheduler: lcm, spacing: trailing",
+            "`spacing` has no effect with lcm",
+        ),
+        (
+            ", scheduler: dpmpp_2s, spacing: trailing",
+            "`spacing` has no effect with dpmpp_2s",
+        ),
+        (
+            ", scheduler: dpmpp_2m, sigmas: beta, spacing: trailing",
+            "`spacing` has no effect with dpmpp_2m with beta sigmas",
+        ),
+        (
+            ", scheduler: lcm, steps: 51",
+            "51 steps of lcm; the model was distilled at 50",
+        ),
+        (", scheduler: dpmpp_sde, eta: 0.5", "`eta` has no effect"),
         (", eta: 1.5", "eta is 1.5; expected a number from 0 to 1"),
         (", guidance_rescale: 2", "guidance_rescale is 2"),
         (
@@ -718,6 +936,14 @@ fn what_has_no_effect_or_cannot_be_is_refused_before_anything_runs() {
             ", latent: $photo, scheduler: euler_ancestral",
             "the noise that the scheduler adds",
         ),
+        (
+            ", latent: $photo, scheduler: dpmpp_sde",
+            "the noise that the scheduler adds",
+        ),
+        (
+            ", latent: $photo, scheduler: lcm",
+            "the noise that the scheduler adds",
+        ),
     ] {
         let found = faults(&unseeded(extra));
         assert!(
@@ -746,35 +972,97 @@ fn a_scheduler_of_the_checkpoint_that_is_not_built_is_refused_by_name() {
         let model = scheduler_folder(folder.path(), config);
         faults(&workflow("tiny-sd1", &model, extra))
     };
+    config.class_name = "DEISMultistepScheduler".into();
+    let deis = found(&config, ", scheduler: checkpoint");
+    assert!(
+        deis.len() == 1
+            && deis[0].contains("DEISMultistepScheduler, which is not built")
+            && deis[0].contains("`dpmpp_2m`")
+            && deis[0].contains("`heun`"),
+        "{deis:?}"
+    );
+    assert!(found(&config, ", scheduler: unipc").is_empty());
+    // Runge-Kutta steps are not built; the name says that there are none.
     config.class_name = "PNDMScheduler".into();
     let pndm = found(&config, ", scheduler: checkpoint");
     assert!(
-        pndm.len() == 1
-            && pndm[0].contains("PNDMScheduler, which is not built")
-            && pndm[0].contains("`dpmpp_2m`"),
+        pndm.len() == 1 && pndm[0].contains("skip_prk_steps"),
         "{pndm:?}"
     );
-    assert!(found(&config, ", scheduler: unipc").is_empty());
+    assert!(found(&config, ", scheduler: pndm").is_empty());
+    config.skip_prk_steps = Some(true);
+    assert!(found(&config, ", scheduler: checkpoint").is_empty());
     config.class_name = "DPMSolverMultistepScheduler".into();
-    config.sigmas.algorithm_type = Some("sde-dpmsolver++".into());
-    let sde = found(&config, ", scheduler: checkpoint");
+    for (algorithm, built) in [
+        ("dpmsolver++", true),
+        ("sde-dpmsolver++", true),
+        ("dpmsolver", false),
+    ] {
+        config.sigmas.algorithm_type = Some(algorithm.into());
+        let faults = found(&config, ", scheduler: checkpoint");
+        let refused = faults.len() == 1 && faults[0].contains("algorithm_type");
+        assert!(built == faults.is_empty() && built != refused, "{faults:?}");
+        // The name says the algorithm.
+        assert!(found(&config, ", scheduler: dpmpp_2m").is_empty());
+    }
+    config.sigmas.algorithm_type = None;
+    config.sigmas.solver_order = Some(4);
+    let fourth = found(&config, ", scheduler: checkpoint");
     assert!(
-        sde.len() == 1 && sde[0].contains("algorithm_type"),
-        "{sde:?}"
+        fourth.len() == 1 && fourth[0].contains("solver_order"),
+        "{fourth:?}"
     );
-    // The name says the algorithm.
-    assert!(found(&config, ", scheduler: dpmpp_2m").is_empty());
-    config.sigmas.use_lu_lambdas = Some(true);
-    let lu = found(&config, ", scheduler: dpmpp_2m");
-    assert!(lu.len() == 1 && lu[0].contains("use_lu_lambdas"), "{lu:?}");
+    config.sigmas.solver_order = None;
+    config.sigmas.use_flow_sigmas = Some(true);
+    let flow = found(&config, ", scheduler: dpmpp_2m");
+    assert!(
+        flow.len() == 1 && flow[0].contains("use_flow_sigmas"),
+        "{flow:?}"
+    );
     assert!(found(&config, "").is_empty());
-    config.sigmas.use_lu_lambdas = None;
+    config.sigmas.use_flow_sigmas = None;
+    config.sigmas.use_karras_sigmas = Some(true);
+    config.sigmas.use_beta_sigmas = Some(true);
+    let both = found(&config, ", scheduler: dpmpp_2m");
+    assert!(
+        both.len() == 1 && both[0].contains("karras and beta sigmas at once"),
+        "{both:?}"
+    );
+    assert!(found(&config, ", scheduler: dpmpp_2m, sigmas: beta").is_empty());
+    config.sigmas.use_karras_sigmas = None;
+    config.sigmas.use_beta_sigmas = None;
     config.sigmas.lower_order_final = Some(false);
     let unipc = found(&config, ", scheduler: unipc");
     assert!(
         unipc.len() == 1 && unipc[0].contains("lower_order_final"),
         "{unipc:?}"
     );
+}
+
+#[test]
+fn clipped_latents_have_keys_of_their_own_and_are_the_default_of_ddims_class() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = engine();
+    let mut drawn = |name: &str, clip: Option<bool>, range: Option<f64>| {
+        let config = SchedulerConfig {
+            clip_sample: clip,
+            clip_sample_range: range,
+            ..config_of("tiny-sd1")
+        };
+        let model = scheduler_folder(&folder.path().join(name), &config);
+        let run = run(&engine, &workflow("tiny-sd1", &model, ", steps: 4"));
+        assert_eq!(run.calls, run.foretold);
+        run
+    };
+    let plain = drawn("plain", Some(false), None);
+    let clipped = drawn("clipped", None, None);
+    assert_eq!((plain.calls, clipped.calls), (8, 8));
+    assert!(plain.bits != clipped.bits);
+    let said = drawn("said", Some(true), Some(1.0));
+    assert_eq!(said.calls, 0);
+    assert!(said.bits == clipped.bits);
+    // The first step clips another way, and so does each after it.
+    assert_eq!(drawn("wider", Some(true), Some(2.0)).calls, 8);
 }
 
 /// A swap whose context is drawn with `context`, and whose target is told `target`.

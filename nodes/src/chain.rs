@@ -7,10 +7,10 @@
 //! | --- | --- |
 //! | `retouch/noise/1` | seed, shape |
 //! | `retouch/state-of/1` | the key of a value, the port that it comes from, the number of the state in it |
-//! | `retouch/step/1` | the state before; timestep, both alphas, prediction; model, prompt, negative prompt, guidance; numerics; control |
+//! | `retouch/step/1` | the state before; timestep, both alphas, prediction, and the range of clipping if there is one; model, prompt, negative prompt, guidance; numerics; control |
 //! | | and, only where they are: guidance rescale; what the network is shown, and the guidance by it; eta, seed and number of the step's noise; `inpaint` |
-//! | `retouch/solver-step/1` | the same for the other schedulers: in place of the alphas the solver, its sigmas and orders at the step |
-//! | `retouch/past/1` | the state beside which a multistep scheduler remembers something |
+//! | `retouch/solver-step/1` | the same for the other schedulers: in place of the alphas the solver, its sigmas (PNDM, LCM: alphas) and orders at the step; where they are: the timestep of its second evaluation, the range of clipping, the variant of the solver, LCM's scaling |
+//! | `retouch/past/1` | the state that the solver state of a multistep scheduler is beside |
 //! | `retouch/scaled/1` | a state, what it is multiplied with |
 //! | `retouch/noised/1` | a picture's latent, its noise, the level of both |
 //! | `retouch/inpaint/1` | a picture's latent, its noise, its mask |
@@ -42,7 +42,7 @@ use candle_core::Tensor;
 use retouch_graph::key::KeyHasher;
 use retouch_graph::{Context, Digest, Item, Key, Need, Step, UpLink, Upstream};
 
-use crate::payload::{Attention, Latent, Past, TrajectoryFacts};
+use crate::payload::{Attention, Latent, SolverState, TrajectoryFacts};
 use retouch_diffusion::checkpoint::model::ModelFacts;
 use retouch_diffusion::networks::unet::grid_at;
 use retouch_diffusion::prompt::conditioning::reads_chunks;
@@ -57,7 +57,7 @@ use retouch_diffusion::{Error, Result};
 pub(crate) const LATENT: &str = "latent";
 /// The name of the one value under a part's key.
 const PART: &str = "part";
-/// The name of the one value under the key of what a scheduler remembers.
+/// The name of the one value under the key of solver state.
 const PAST: &str = "past";
 
 /// What stands for the content of a model: its files but for the VAE's, which neither draws nor encodes prompts.
@@ -156,7 +156,7 @@ pub(crate) struct SamplerNote {
     pub trajectory: Arc<TrajectoryNote>,
     /// The keys of the states that the node's own loop counts by.
     pub states: Vec<Key>,
-    /// The keys of what the scheduler remembers beside a state, by the state's number.
+    /// The keys of the solver state beside a state, by the state's number.
     pub pasts: HashMap<usize, Key>,
     /// The keys of the target's maps, by step.
     pub maps: HashMap<usize, Key>,
@@ -240,7 +240,7 @@ pub(crate) fn shown(picture: &Key, mask: Option<&Key>) -> Key {
     hasher.finish()
 }
 
-/// What a scheduler remembers beside a state.
+/// The solver state beside a state.
 pub(crate) fn past(state: &Key) -> Key {
     let mut hasher = KeyHasher::new("retouch/past/1");
     hasher.field("state", &state.0);
@@ -263,6 +263,9 @@ fn schedule(hasher: &mut KeyHasher, ddim: &Ddim, k: usize) {
     hasher.field("alpha", &from.to_le_bytes());
     hasher.field("alpha", &to.to_le_bytes());
     hasher.field("prediction", format!("{:?}", ddim.prediction()).as_bytes());
+    if let Some(clip) = ddim.clip() {
+        hasher.field("clip", &clip.to_le_bytes());
+    }
 }
 
 /// Who draws a step, and with what.
@@ -387,6 +390,9 @@ impl Draw<'_> {
                     "prediction",
                     format!("{:?}", sampler.prediction()).as_bytes(),
                 );
+                for (name, value) in numbers.others {
+                    hasher.field(name, &value);
+                }
             }
         }
         self.fields(&mut hasher);
@@ -515,10 +521,16 @@ pub(crate) fn class(model: &str, of: &TrajectoryFacts) -> String {
     format!("unet/{id}/{}x{}x{}", of.channels, of.height, of.width)
 }
 
-/// The step of a plain sampler.
-pub(crate) fn plain_step(draw: Draw<'_>, before: &Key, timestep: f32, batch: usize) -> Step {
+/// The step of a plain sampler, which evaluates the network so often.
+pub(crate) fn plain_step(
+    draw: Draw<'_>,
+    before: &Key,
+    timestep: f32,
+    evaluations: usize,
+    batch: usize,
+) -> Step {
     Step {
-        calls: (draw.calls() * batch) as u64,
+        calls: (evaluations * draw.calls() * batch) as u64,
         offers: draw
             .halves()
             .iter()
@@ -614,7 +626,7 @@ impl Memory for Remembers<'_> {
     }
 
     fn past(&self, k: usize) -> Option<Vec<Tensor>> {
-        let past = self.context.kept::<Past>(&self.past_key(k)?, PAST)?;
+        let past = self.context.kept::<SolverState>(&self.past_key(k)?, PAST)?;
         Some(past.0.clone())
     }
 
@@ -623,7 +635,7 @@ impl Memory for Remembers<'_> {
             && past.iter().all(is_finite)
         {
             self.context
-                .keep(key, PAST, Arc::new(Past(past.to_vec())), seconds);
+                .keep(key, PAST, Arc::new(SolverState(past.to_vec())), seconds);
         }
     }
 

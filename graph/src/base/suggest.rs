@@ -1,7 +1,7 @@
 //! "Did you mean …?": the known name that is nearest to a mistyped one, or that means what another program's name means.
 
 /// Names of diffusers, the AUTOMATIC1111 web UI and ComfyUI, folded, and what they are called here.
-const ELSEWHERE: [(&str, &[&str]); 37] = [
+const ELSEWHERE: [(&str, &[&str]); 49] = [
     ("negativeprompt", &["negative"]),
     ("cfg", &["guidance"]),
     ("cfgscale", &["guidance"]),
@@ -39,6 +39,18 @@ const ELSEWHERE: [(&str, &[&str]); 37] = [
     ("vaeencode", &["encode_reference"]),
     ("loadimage", &["load_image"]),
     ("eulera", &["euler_ancestral"]),
+    ("plms", &["pndm"]),
+    ("dpmpp2sa", &["dpmpp_2s"]),
+    ("dpmpp2sancestral", &["dpmpp_2s"]),
+    ("dpmpp2msdeheun", &["dpmpp_2m_sde"]),
+    ("dpmppsdegpu", &["dpmpp_sde"]),
+    ("dpmpp2msdegpu", &["dpmpp_2m_sde"]),
+    ("dpmpp3msdegpu", &["dpmpp_3m_sde"]),
+    ("unipcbh2", &["unipc"]),
+    ("dpmsolvermultistep", &["dpmpp_2m"]),
+    ("dpmsolversinglestep", &["dpmpp_2s"]),
+    ("dpmsolversde", &["dpmpp_sde"]),
+    ("unipcmultistep", &["unipc"]),
 ];
 
 /// The name among `known` that is nearest to `typed`, if one is near enough to be meant; else what another program's name
@@ -73,8 +85,18 @@ pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
 
 /// What is called so in another program, by the name that it has here.
 fn elsewhere<'a>(folded: &str, known: &[&'a str]) -> Option<&'a str> {
-    // A scheduler's name may say that its sigmas are Karras'.
-    let plain = folded.strip_suffix("karras").unwrap_or(folded);
+    // A scheduler's name may say which sigmas it has, and a class of diffusers that it is one.
+    let mut plain = folded;
+    for suffix in [
+        "karras",
+        "exponential",
+        "beta",
+        "sgmuniform",
+        "scheduler",
+        "discrete",
+    ] {
+        plain = plain.strip_suffix(suffix).unwrap_or(plain);
+    }
     let plain = match plain.strip_prefix("dpm++") {
         Some(rest) => format!("dpmpp{rest}"),
         None => plain.to_owned(),
@@ -201,11 +223,50 @@ mod tests {
         assert_eq!(nearest("lora", ops), Some("apply_lora"));
         assert_eq!(nearest("KSampler", ops), Some("sample"));
         assert_eq!(nearest("ckpt_name", ["path", "config"]), Some("path"));
-        let schedulers = ["ddim", "euler", "euler_ancestral", "dpmpp_2m", "unipc"];
-        for typed in ["DPM++ 2M Karras", "DPM++ 2M", "dpmpp_2m_karras"] {
-            assert_eq!(nearest(typed, schedulers), Some("dpmpp_2m"), "{typed}");
+        let schedulers = [
+            "ddim",
+            "euler",
+            "euler_ancestral",
+            "heun",
+            "lms",
+            "pndm",
+            "dpmpp_2m",
+            "dpmpp_3m",
+            "dpmpp_2m_sde",
+            "dpmpp_3m_sde",
+            "dpmpp_2s",
+            "dpmpp_sde",
+            "unipc",
+            "lcm",
+            "checkpoint",
+        ];
+        for (typed, due) in [
+            ("DPM++ 2M Karras", "dpmpp_2m"),
+            ("DPM++ 2M", "dpmpp_2m"),
+            ("dpmpp_2m_karras", "dpmpp_2m"),
+            ("DPM++ 2M SDE", "dpmpp_2m_sde"),
+            ("DPM++ 2M SDE Heun Karras", "dpmpp_2m_sde"),
+            ("dpmpp_2m_sde_gpu", "dpmpp_2m_sde"),
+            ("DPM++ 3M SDE Exponential", "dpmpp_3m_sde"),
+            ("DPM++ SDE Karras", "dpmpp_sde"),
+            ("dpmpp_sde_gpu", "dpmpp_sde"),
+            ("DPM++ 2S a Karras", "dpmpp_2s"),
+            ("dpmpp_2s_ancestral", "dpmpp_2s"),
+            ("Euler a", "euler_ancestral"),
+            ("Euler", "euler"),
+            ("Heun", "heun"),
+            ("LMS Karras", "lms"),
+            ("PLMS", "pndm"),
+            ("LCM", "lcm"),
+            ("uni_pc", "unipc"),
+            ("uni_pc_bh2", "unipc"),
+            ("PNDMScheduler", "pndm"),
+            ("EulerAncestralDiscreteScheduler", "euler_ancestral"),
+            ("DPMSolverMultistepScheduler", "dpmpp_2m"),
+            ("DPMSolverSDEScheduler", "dpmpp_sde"),
+        ] {
+            assert_eq!(nearest(typed, schedulers), Some(due), "{typed}");
         }
-        assert_eq!(nearest("Euler a", schedulers), Some("euler_ancestral"));
         assert_eq!(nearest("lora", ["prompt", "steps"]), None);
     }
 }

@@ -25,7 +25,7 @@ use retouch_diffusion::sampling::{Drawing, Drawn, Forgets, Prompted, invert, ste
 /// Inverts a latent: finds, by running DDIM (eta 0) backwards, the noise that it could have come from, and every latent between.
 ///
 /// One prompt and guidance 1; the U-Net is asked at the timestep that a step arrives at, as in MasaCtrl, DreamMatcher
-/// and diffusers' DDIMInverseScheduler.
+/// and diffusers' DDIMInverseScheduler. DDIM is the only scheduler that is inverted, whichever one the checkpoint names.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Invert {

@@ -9,7 +9,7 @@ mod latent;
 pub mod mask;
 mod masks;
 mod model;
-mod past;
+mod solver_state;
 pub mod table;
 mod tensors;
 mod trajectory;
@@ -37,12 +37,12 @@ pub fn decoders() -> retouch_graph::Decoders {
         .with::<Attention>()
         .with::<Animation>()
         .with::<ColourMap>()
-        .with::<Past>()
+        .with::<SolverState>()
 }
 
 pub(crate) use attention::Attention;
 pub(crate) use colour_map::ColourMap;
 pub(crate) use masks::FIRST_STEP;
-pub(crate) use past::Past;
+pub(crate) use solver_state::SolverState;
 pub(crate) use tensors::READ_AS;
 pub(crate) use trajectory::{DRAWN, SCHEDULE};

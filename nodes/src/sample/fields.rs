@@ -8,7 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-use retouch_diffusion::sampling::solver::Solver;
+use retouch_diffusion::sampling::solver::{Sigmas, Solver};
 
 /// A scheduler: by its name, or the checkpoint's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -22,11 +22,33 @@ pub enum SchedulerField {
     Euler,
     /// Euler with ancestral noise.
     EulerAncestral,
+    /// Heun: two evaluations of the network a step.
+    Heun,
+    /// The linear multistep method of order 4.
+    Lms,
+    /// PNDM without Runge-Kutta steps: PLMS.
+    Pndm,
     /// DPM++ 2M.
     #[serde(rename = "dpmpp_2m")]
     Dpmpp2m,
+    /// DPM++ 3M.
+    #[serde(rename = "dpmpp_3m")]
+    Dpmpp3m,
+    /// DPM++ 2M SDE: adds noise at each step.
+    #[serde(rename = "dpmpp_2m_sde")]
+    Dpmpp2mSde,
+    /// DPM++ 3M SDE: adds noise at each step.
+    #[serde(rename = "dpmpp_3m_sde")]
+    Dpmpp3mSde,
+    /// DPM++ 2S.
+    #[serde(rename = "dpmpp_2s")]
+    Dpmpp2s,
+    /// DPM++ SDE: adds noise, two evaluations of the network a step.
+    DpmppSde,
     /// UniPC.
     Unipc,
+    /// LCM, for latent consistency models: adds noise at each step.
+    Lcm,
     /// The class and the options of the checkpoint's scheduler_config.json.
     Checkpoint,
 }
@@ -39,8 +61,17 @@ impl SchedulerField {
             Self::Ddim => Solver::Ddim,
             Self::Euler => Solver::Euler,
             Self::EulerAncestral => Solver::EulerAncestral,
+            Self::Heun => Solver::Heun,
+            Self::Lms => Solver::Lms,
+            Self::Pndm => Solver::Pndm,
             Self::Dpmpp2m => Solver::Dpmpp2m,
+            Self::Dpmpp3m => Solver::Dpmpp3m,
+            Self::Dpmpp2mSde => Solver::Dpmpp2mSde,
+            Self::Dpmpp3mSde => Solver::Dpmpp3mSde,
+            Self::Dpmpp2s => Solver::Dpmpp2s,
+            Self::DpmppSde => Solver::DpmppSde,
             Self::Unipc => Solver::Unipc,
+            Self::Lcm => Solver::Lcm,
             Self::Checkpoint => return None,
         })
     }
@@ -50,6 +81,14 @@ impl SchedulerField {
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
+}
+
+/// The sigmas that `sigmas` and `karras` ask for, if either does.
+pub(crate) fn sigmas_of(sigmas: Option<Sigmas>, karras: Option<bool>) -> Option<Sigmas> {
+    sigmas.or(karras.map(|on| match on {
+        true => Sigmas::Karras,
+        false => Sigmas::Training,
+    }))
 }
 
 /// Whether a number is the 0 that is left out of keys.
@@ -157,6 +196,15 @@ impl JsonSchema for Strength {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_solver_has_its_name_in_the_language() {
+        for solver in Solver::ALL {
+            let name = format!("\"{}\"", solver.name());
+            let field: SchedulerField = serde_json::from_str(&name).unwrap();
+            assert_eq!(field.solver(), Some(solver));
+        }
+    }
 
     #[test]
     fn a_strength_is_a_number_or_a_share_and_is_rounded_down_to_steps() {

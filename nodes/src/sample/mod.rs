@@ -32,7 +32,7 @@ use retouch_diffusion::prompt::conditioning::Syntax;
 use retouch_diffusion::sampling::control::Branch;
 use retouch_diffusion::sampling::noise::starting_noise;
 use retouch_diffusion::sampling::scheduler::{Ddim, Spacing};
-use retouch_diffusion::sampling::solver::{Sampler, Schedule, Solver};
+use retouch_diffusion::sampling::solver::{Sampler, Schedule, Sigmas, Solver};
 use retouch_diffusion::sampling::{Beside, Drawing, Drawn, Inpaint};
 
 /// A fault that only the run can see.
@@ -197,6 +197,7 @@ pub(crate) struct Scheduling {
     pub scheduler: SchedulerField,
     pub eta: f64,
     pub karras: Option<bool>,
+    pub sigmas: Option<Sigmas>,
     pub spacing: Option<Spacing>,
     pub steps: usize,
 }
@@ -207,7 +208,7 @@ impl Scheduling {
         let schedule = Schedule::choose(
             &model.scheduler,
             self.scheduler.solver(),
-            self.karras,
+            fields::sigmas_of(self.sigmas, self.karras),
             self.eta,
             self.steps,
         )?;
@@ -218,7 +219,7 @@ impl Scheduling {
     fn solver(&self, model: Option<&ModelFacts>) -> Option<Solver> {
         self.scheduler
             .solver()
-            .or_else(|| Solver::of_class(&model?.scheduler.class_name))
+            .or_else(|| Solver::of_config(&model?.scheduler))
     }
 
     /// Whether it is DDIM, as far as that is known.
@@ -227,6 +228,35 @@ impl Scheduling {
             SchedulerField::Checkpoint if model.is_none() => true,
             _ => self.solver(model) == Some(Solver::Ddim),
         }
+    }
+
+    /// Sigmas that the solver does not have, or that are given twice.
+    fn sigmas_fault(&self, solver: Solver) -> Option<Fault> {
+        let name = match (self.karras, self.sigmas) {
+            (None, None) => return None,
+            (Some(_), Some(_)) => {
+                let fault =
+                    Fault::value("karras", "`karras` and `sigmas` say the same thing twice");
+                return Some(fault.help("remove `karras`; `sigmas: karras` is `karras: true`"));
+            }
+            (Some(_), None) => "karras",
+            (None, Some(_)) => "sigmas",
+        };
+        if !solver.takes(Sigmas::Karras) {
+            let fault = Fault::value(
+                name,
+                format!("`{name}` has no effect with `{}`", solver.name()),
+            );
+            return Some(fault.help(format!(
+                "remove `{name}`, or give `scheduler: dpmpp_2m`, `euler` or `unipc`"
+            )));
+        }
+        let sigmas = self.sigmas.filter(|sigmas| !solver.takes(*sigmas))?;
+        let fault = Fault::value(
+            name,
+            format!("`{}` has no {} sigmas", solver.name(), sigmas.name()),
+        );
+        Some(fault.help("give `sigmas: karras`, `exponential` or `beta`, or `scheduler: dpmpp_2m`"))
     }
 
     /// What is wrong with it.
@@ -251,17 +281,7 @@ impl Scheduling {
                 .help("remove `eta`, or give `scheduler: ddim`"),
             );
         }
-        if let Some(solver) =
-            solver.filter(|solver| self.karras.is_some() && !solver.takes_karras())
-        {
-            faults.push(
-                Fault::value(
-                    "karras",
-                    format!("`karras` has no effect with `{}`", solver.name()),
-                )
-                .help("remove `karras`, or give `scheduler: dpmpp_2m`, `euler` or `unipc`"),
-            );
-        }
+        faults.extend(solver.and_then(|solver| self.sigmas_fault(solver)));
         let Some(model) = model.filter(|_| faults.is_empty()) else {
             return faults;
         };
@@ -274,16 +294,24 @@ impl Scheduling {
         };
         match self.of(model) {
             Err(error) => faults.push(value("scheduler", &error)),
-            Ok(schedule) if self.spacing.is_some() && schedule.ignores_spacing() => faults.push(
-                Fault::value(
-                    "spacing",
-                    format!(
-                        "`spacing` has no effect with {}: they lie between the first and the last sigma of the training",
-                        schedule.words()
-                    ),
-                )
-                .help("remove `spacing`, or give `karras: false`"),
-            ),
+            Ok(schedule)
+                if let Some(why) = schedule
+                    .ignores_spacing()
+                    .filter(|_| self.spacing.is_some()) =>
+            {
+                let help = match schedule.sigmas() {
+                    Sigmas::Training => "remove `spacing`",
+                    Sigmas::Karras => "remove `spacing`, or give `karras: false`",
+                    _ => "remove `spacing`, or give `sigmas: training`",
+                };
+                faults.push(
+                    Fault::value(
+                        "spacing",
+                        format!("`spacing` has no effect with {}: {why}", schedule.words()),
+                    )
+                    .help(help),
+                );
+            }
             Ok(schedule) if schedule.solver == Solver::Ddim => {
                 faults.extend(spaced_steps_fault(model, self.steps, schedule.spacing));
             }
@@ -338,7 +366,8 @@ impl Begun {
         let spacing = schedule
             .spacing
             .unwrap_or_else(|| schedule.solver.spacing(&model.scheduler));
-        let trailing = spacing == Spacing::Trailing;
+        // LCM has timesteps of its own, made for few steps.
+        let trailing = spacing == Spacing::Trailing || schedule.solver == Solver::Lcm;
         let (signal, _) = self.sampler.level(0);
         if self.is_noise && signal > MOST_SIGNAL {
             let help = if trailing {
@@ -387,7 +416,8 @@ impl Start {
 
     /// Whether steps add noise, as far as that is known.
     fn is_stochastic(&self, model: Option<&ModelFacts>) -> bool {
-        self.scheduling.eta > 0.0 || self.scheduling.solver(model) == Some(Solver::EulerAncestral)
+        let solver = self.scheduling.solver(model);
+        self.scheduling.eta > 0.0 || solver.is_some_and(Solver::is_stochastic)
     }
 
     /// Faults of the parameters; `latent` and `mask` say whether they are linked, `facts` what the latent is.
@@ -646,7 +676,14 @@ impl Start {
             };
             let before = *states.last()?;
             let timestep = sampler.timestep(k);
-            plain.push(chain::plain_step(draw, &before, timestep, of.batch));
+            let evaluations = sampler.evaluations(k);
+            plain.push(chain::plain_step(
+                draw,
+                &before,
+                timestep,
+                evaluations,
+                of.batch,
+            ));
             for half in draw.halves() {
                 let call = draw.call(&before, timestep, *half);
                 calls.insert((Branch::Plain, *half, k), call);

@@ -28,11 +28,11 @@ use crate::preview::Previews;
 use crate::runtime::{Reports, check_finite, tensor_error};
 use retouch_diffusion::checkpoint::model::ModelFacts;
 use retouch_diffusion::sampling::scheduler::Spacing;
-use retouch_diffusion::sampling::solver::Schedule;
+use retouch_diffusion::sampling::solver::{Schedule, Sigmas};
 use retouch_diffusion::sampling::swap::{Retouched, mask_level};
 use retouch_diffusion::sampling::{Drawn, Prompted, step_blend_sample};
 
-/// Draws a picture's latent from noise by a scheduler (DDIM); with a `control`, stage 2: the retouch.
+/// Draws a picture's latent from noise by a scheduler; with a `control`, stage 2: the retouch.
 ///
 /// Without a control it is plain sampling from `seed` (or a `latent`) in `steps` steps; with a picture's `latent` and a
 /// `strength` that picture is drawn over, with a `mask` only where the mask is white. With a control, the starting noise,
@@ -53,16 +53,22 @@ pub struct Sample {
     /// 1. Default: 0, none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub guidance_rescale: f64,
-    /// The scheduler: `ddim` (default, and the only one with a control), `euler`, `euler_ancestral`, `dpmpp_2m`, `unipc`,
-    /// or `checkpoint` for the one of the model's scheduler_config.json.
+    /// The scheduler: `ddim` (default, and the only one with a control), `euler`, `euler_ancestral`, `heun`, `lms`, `pndm`,
+    /// `dpmpp_2m`, `dpmpp_3m`, `dpmpp_2m_sde`, `dpmpp_3m_sde`, `dpmpp_2s`, `dpmpp_sde`, `unipc`, `lcm`, or `checkpoint`
+    /// for the one of the model's scheduler_config.json. `heun` and `dpmpp_sde` call the U-Net twice a step.
     #[serde(default, skip_serializing_if = "SchedulerField::is_default")]
     pub scheduler: SchedulerField,
     /// With `ddim`: the noise that each step adds, from 0 (default, none) to 1 (as much as DDPM).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub eta: f64,
-    /// With `euler`, `dpmpp_2m` and `unipc`: whether the sigmas are Karras'. Default: as the checkpoint has it.
+    /// Whether the sigmas are Karras': `true` is `sigmas: karras`, `false` is `sigmas: training`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub karras: Option<bool>,
+    /// The sigmas of the steps, with all schedulers but `ddim`, `euler_ancestral`, `pndm` and `lcm`: `training` (those of
+    /// the timesteps), `karras`, `exponential`, `beta`, or, with the multistep DPM++, `lu`. Default: as the checkpoint
+    /// has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sigmas: Option<Sigmas>,
     /// How `steps` are laid over the timesteps of the training: `leading` (0, N/T, 2N/T, ... plus the offset), `trailing` (N -
     /// 1 downwards: for models made for few steps, such as Turbo, Lightning and LCM) or `linspace` (from N - 1 to 0).
     /// Default: the checkpoint's `timestep_spacing`.
@@ -151,6 +157,7 @@ impl Sample {
             scheduler: self.scheduler,
             eta: self.eta,
             karras: self.karras,
+            sigmas: self.sigmas,
             spacing: self.spacing,
             steps,
         }

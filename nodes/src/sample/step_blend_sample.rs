@@ -16,6 +16,7 @@ use crate::preview::Previews;
 use crate::runtime::Reports;
 use retouch_diffusion::checkpoint::model::ModelFacts;
 use retouch_diffusion::sampling::scheduler::Spacing;
+use retouch_diffusion::sampling::solver::Sigmas;
 use retouch_diffusion::sampling::{Drawn, Prompted, step_blend_sample};
 
 /// Draws the layout, stage 1: the vanilla model the first steps, and with them the layout, the personalised model the rest.
@@ -45,16 +46,19 @@ pub struct StepBlendSample {
     /// 1. Default: 0, none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub guidance_rescale: f64,
-    /// The scheduler: `ddim` (default), `euler`, `euler_ancestral`, `dpmpp_2m`, `unipc`, or `checkpoint` for the one of
-    /// the personalised model's scheduler_config.json. Stage 2 takes contexts of `ddim` alone.
+    /// The scheduler: one of those of `sample`, by default `ddim`, or `checkpoint` for the one of the personalised model's
+    /// scheduler_config.json. Stage 2 takes contexts of `ddim` alone.
     #[serde(default, skip_serializing_if = "SchedulerField::is_default")]
     pub scheduler: SchedulerField,
     /// With `ddim`: the noise that each step adds, from 0 (default, none) to 1 (as much as DDPM).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub eta: f64,
-    /// With `euler`, `dpmpp_2m` and `unipc`: whether the sigmas are Karras'. Default: as the checkpoint has it.
+    /// Whether the sigmas are Karras', as in `sample`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub karras: Option<bool>,
+    /// The sigmas of the steps, as in `sample`. Default: as the checkpoint has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sigmas: Option<Sigmas>,
     /// How `steps` are laid over the timesteps of the training: `leading`, `trailing` or `linspace`, as in `sample`. Default:
     /// the personalised model's `timestep_spacing`; stage 2 takes contexts with that alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -141,6 +145,7 @@ impl StepBlendSample {
                 scheduler: self.scheduler,
                 eta: self.eta,
                 karras: self.karras,
+                sigmas: self.sigmas,
                 spacing: self.spacing,
                 steps: self.steps,
             },

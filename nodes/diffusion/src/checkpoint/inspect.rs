@@ -495,6 +495,7 @@ fn model(layout: &Layout, request: &Request, files: &dyn Files) -> Result<Report
             match description.scheduler.prediction_type {
                 Prediction::Epsilon => "epsilon",
                 Prediction::VPrediction => "v_prediction",
+                Prediction::Sample => "sample",
             }
             .to_owned(),
         ),

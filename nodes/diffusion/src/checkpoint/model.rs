@@ -281,8 +281,11 @@ fn schedule(s: &SchedulerConfig) -> String {
             format!("betas {}", &blake3::hash(&bytes).to_hex()[..8])
         },
     );
+    let clipped = s
+        .clip()
+        .map_or_else(String::new, |most| format!(", clipped at {most}"));
     format!(
-        "{:?}, {} timesteps, {betas}{}, {spacing}, alpha below 0 is {}",
+        "{:?}, {} timesteps, {betas}{}, {spacing}, alpha below 0 is {}{clipped}",
         s.prediction_type,
         s.num_train_timesteps,
         if s.rescale_betas_zero_snr {

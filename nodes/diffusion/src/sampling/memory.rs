@@ -21,12 +21,12 @@ pub trait Memory {
     fn keep_state(&self, k: usize, z: &Tensor, seconds: f64) {
         let _ = (k, z, seconds);
     }
-    /// What a multistep scheduler remembers beside z_k, if it is kept.
+    /// The solver state beside z_k, if it is kept.
     fn past(&self, k: usize) -> Option<Vec<Tensor>> {
         let _ = k;
         None
     }
-    /// Keeps what a multistep scheduler remembers beside z_k.
+    /// Keeps the solver state beside z_k.
     fn keep_past(&self, k: usize, past: &[Tensor], seconds: f64) {
         let _ = (k, past, seconds);
     }

@@ -11,7 +11,9 @@ mod monitor;
 pub mod noise;
 mod plain;
 pub mod scheduler;
+pub mod sigmas;
 pub mod solver;
+mod steps;
 pub mod swap;
 
 pub use beside::Beside;

@@ -29,13 +29,16 @@ pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// What the noise is for: starting noise is step 0 of stream 0, the noise of step k is step k of stream 1.
+/// What the noise is for: starting noise is step 0 of stream 0, the noise of step k is step k of stream 1, and of stream 2
+/// where a step needs independent noise twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     /// The latent that sampling starts from.
     Start,
     /// The noise that a stochastic sampler adds at a step.
     Step(u32),
+    /// The noise of the second part of a step.
+    SecondPart(u32),
 }
 
 /// `count` standard normal numbers for one image.
@@ -45,6 +48,7 @@ pub fn normal(seed: u64, stream: Stream, count: usize) -> Vec<f32> {
     let (step, stream) = match stream {
         Stream::Start => (0, 0),
         Stream::Step(k) => (k, 1),
+        Stream::SecondPart(k) => (k, 2),
     };
     let mut numbers = Vec::with_capacity(count.next_multiple_of(4));
     for block in 0..count.div_ceil(4) {
@@ -85,6 +89,21 @@ pub fn step_noise(
 ) -> Result<Tensor> {
     // There are at most a million timesteps.
     let stream = Stream::Step(u32::try_from(k).unwrap_or(u32::MAX));
+    batch_noise(seed, stream, shape, device)
+}
+
+/// The noise `[batch, channels, h, w]` of the second part of step k of all T, for solvers that add noise half way too;
+/// image i has the seed `seed + i`.
+///
+/// # Errors
+/// When the device cannot hold it.
+pub fn second_step_noise(
+    seed: u64,
+    k: usize,
+    shape: (usize, usize, usize, usize),
+    device: &Device,
+) -> Result<Tensor> {
+    let stream = Stream::SecondPart(u32::try_from(k).unwrap_or(u32::MAX));
     batch_noise(seed, stream, shape, device)
 }
 
@@ -135,6 +154,8 @@ mod tests {
         );
         assert_ne!(n[..8], normal(43, Stream::Start, 8)[..]);
         assert_ne!(n[..8], normal(42, Stream::Step(0), 8)[..]);
+        let step = normal(42, Stream::Step(0), 8);
+        assert_ne!(step, normal(42, Stream::SecondPart(0), 8));
         assert_ne!(n[..8], normal(42 + (1 << 32), Stream::Start, 8)[..]);
         assert_eq!(n[..7], normal(42, Stream::Start, 7)[..]);
     }

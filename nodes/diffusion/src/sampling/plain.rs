@@ -10,9 +10,10 @@ use crate::sampling::control::{Branch, Capture, Untouched};
 use crate::sampling::guidance::{Draws, Guided, keep, wanted};
 use crate::sampling::memory::{Memory, Resume, recall};
 use crate::sampling::monitor::Monitor;
-use crate::sampling::noise::step_noise;
+use crate::sampling::noise::{second_step_noise, step_noise};
 use crate::sampling::scheduler::Ddim;
 use crate::sampling::solver::Sampler;
+use crate::sampling::steps::Second;
 use crate::{Error, Result};
 
 /// What stays of a picture where its mask leaves it.
@@ -65,29 +66,28 @@ impl<'a> Drawing<'a> {
         }
     }
 
-    /// The latent after step k, and what is remembered beside it.
+    /// The latent after step k, and the solver state beside it; `second` evaluates the network again within the step.
     fn step(
         &self,
         z: &Tensor,
         out: &Tensor,
         k: usize,
         past: &[Tensor],
+        second: Second<'_>,
     ) -> Result<(Tensor, Vec<Tensor>)> {
-        let noise = if self.sampler.adds_noise(k) {
+        let mut noise = Vec::new();
+        for part in 0..self.sampler.noises(k) {
             let seed = self.seed.ok_or_else(|| {
                 Error::request("the scheduler adds noise at each step, and there is no seed for it")
                     .help("give `seed: 42`")
             })?;
-            Some(step_noise(
-                seed,
-                self.sampler.number(k),
-                z.dims4()?,
-                z.device(),
-            )?)
-        } else {
-            None
-        };
-        let (next, past) = self.sampler.step(z, out, k, past, noise.as_ref())?;
+            let drawn = match part {
+                0 => step_noise,
+                _ => second_step_noise,
+            };
+            noise.push(drawn(seed, self.sampler.number(k), z.dims4()?, z.device())?);
+        }
+        let (next, past) = self.sampler.step(z, out, k, past, &noise, second)?;
         let next = match &self.inpaint {
             Some(inpaint) => inpaint.apply(&next, self.sampler, k + 1)?,
             None => next,
@@ -158,7 +158,12 @@ pub fn step_blend_sample(
                     let store = capture.finish()?;
                     keep(memory, Branch::Plain, k, rows, &store, seconds);
                 }
-                let (next, past) = drawing.step(&z, &out, k, &past)?;
+                // What looks at a step's attention looks at its first evaluation.
+                let mut second = |z: &Tensor, timestep: f32| {
+                    guided.noise(z, timestep, k, &mut Untouched, monitor)
+                };
+                let (next, past) = drawing.step(&z, &out, k, &past, &mut second)?;
+                let seconds = since.elapsed().as_secs_f64();
                 if sampler.remembers(k + 1) {
                     memory.keep_past(k + 1, &past, seconds);
                 }

@@ -1,4 +1,4 @@
-//! DDIM with eta 0 (Song et al. 2021) and its inverse, on the tables of a checkpoint's `scheduler_config.json`.
+//! A checkpoint's `scheduler_config.json` with its tables, and DDIM with eta 0 (Song et al. 2021) and its inverse on them.
 
 use candle_core::Tensor;
 use schemars::JsonSchema;
@@ -15,6 +15,22 @@ pub enum Prediction {
     Epsilon,
     /// sqrt(alpha) noise - sqrt(1 - alpha) image (Salimans and Ho 2022).
     VPrediction,
+    /// The image without noise.
+    Sample,
+}
+
+impl Prediction {
+    /// The denoised latent and the noise in `z` = a x0 + s noise, of which the network gave `out`.
+    ///
+    /// # Errors
+    /// When the shapes differ.
+    pub fn split(self, z: &Tensor, out: &Tensor, (a, s): (f64, f64)) -> Result<(Tensor, Tensor)> {
+        Ok(match self {
+            Self::Epsilon => (((z - (out * s)?)? / a)?, out.clone()),
+            Self::VPrediction => (((z * a)? - (out * s)?)?, ((out * a)? + (z * s)?)?),
+            Self::Sample => (out.clone(), ((z - (out * a)?)? / s)?),
+        })
+    }
 }
 
 /// How T timesteps are laid over the N of training.
@@ -56,11 +72,11 @@ pub enum BetaSchedule {
     SquaredcosCapV2,
 }
 
-/// `scheduler_config.json`; absent keys take the defaults of diffusers' `DDIMScheduler`, except that samples are not
-/// clipped.
+/// `scheduler_config.json`; absent keys take the defaults of diffusers' `DDIMScheduler`, or of the class that reads them
+/// where those differ.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SchedulerConfig {
-    /// The class it was written for; other classes lend their betas, spacing, offset and prediction type.
+    /// The class it was written for. A scheduler that is named takes betas, spacing, offset and prediction type from it.
     #[serde(default, rename = "_class_name")]
     pub class_name: String,
     /// N.
@@ -90,15 +106,27 @@ pub struct SchedulerConfig {
     /// Whether alpha below timestep 0 is 1 rather than that of timestep 0.
     #[serde(default)]
     pub set_alpha_to_one: Option<bool>,
-    /// Refused when true.
+    /// Whether DDIM, Heun and LCM clip the denoised latent of each step; absent, see [`SchedulerConfig::clip`].
     #[serde(default)]
-    pub clip_sample: bool,
+    pub clip_sample: Option<bool>,
+    /// The largest magnitude that clipping leaves. Default: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_sample_range: Option<f64>,
     /// Refused when true.
     #[serde(default)]
     pub thresholding: bool,
     /// Whether betas are rescaled so that nothing of the picture is left at the last timestep (Lin et al. 2023, algorithm 1).
     #[serde(default)]
     pub rescale_betas_zero_snr: bool,
+    /// PNDM: whether it begins with the linear multistep method. Its class has false, which is not built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skip_prk_steps: Option<bool>,
+    /// LCM: the number of timesteps that the model was distilled at. Default: 50.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original_inference_steps: Option<usize>,
+    /// LCM: what timesteps are multiplied with in the boundary condition. Default: 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timestep_scaling: Option<f64>,
     /// Options of the classes that count in sigmas.
     #[serde(flatten)]
     pub sigmas: SigmaOptions,
@@ -111,15 +139,15 @@ pub struct SchedulerConfig {
 pub struct SigmaOptions {
     /// Sigmas after Karras et al. 2022, eq. 5, with rho 7.
     pub use_karras_sigmas: Option<bool>,
-    /// Refused when true.
+    /// Sigmas evenly spaced in their logarithm.
     pub use_exponential_sigmas: Option<bool>,
-    /// Refused when true.
+    /// Sigmas at quantiles of the beta distribution with both parameters 0.6.
     pub use_beta_sigmas: Option<bool>,
     /// Refused when true.
     pub use_flow_sigmas: Option<bool>,
-    /// Refused when true.
+    /// Sigmas evenly spaced in half the logarithm of the signal-to-noise ratio (Lu et al. 2022), DPM++ alone.
     pub use_lu_lambdas: Option<bool>,
-    /// The least sigma of Karras' in place of the schedule's own.
+    /// The least of such sigmas in place of the schedule's own.
     pub sigma_min: Option<f64>,
     /// The greatest.
     pub sigma_max: Option<f64>,
@@ -133,16 +161,22 @@ pub struct SigmaOptions {
     pub lower_order_final: Option<bool>,
     /// Whether the last step is of order 1 in any case. Default: false.
     pub euler_at_final: Option<bool>,
-    /// Refused unless 2.
+    /// 1 to 3. Default: 2.
     pub solver_order: Option<usize>,
-    /// Refused unless `dpmsolver++`.
+    /// `dpmsolver++` (default) or, with the multistep class, `sde-dpmsolver++`.
     pub algorithm_type: Option<String>,
-    /// Refused unless `midpoint` (DPM++) or `bh2` (UniPC), under any of the names that diffusers takes for it.
+    /// `midpoint` or `heun` (DPM++), `bh2` or `bh1` (UniPC), or a name that diffusers takes for the first.
     pub solver_type: Option<String>,
     /// Refused when false.
     pub predict_x0: Option<bool>,
-    /// Refused unless empty.
+    /// UniPC: the numbers of the steps after which nothing is corrected.
     pub disable_corrector: Option<Vec<i64>>,
+    /// Refused unless null.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub solver_p: Option<serde_json::Value>,
+    /// Refused unless null: the network would give a variance beside the noise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub variance_type: Option<String>,
     /// Refused when finite. (-Infinity is not JSON, but is what diffusers writes; it is read as absent.)
     pub lambda_min_clipped: Option<f64>,
 }
@@ -228,13 +262,17 @@ impl SchedulerConfig {
     /// What is asked for that is not built, if anything.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
-        let refused = [
-            ("clip_sample", self.clip_sample),
-            ("thresholding", self.thresholding),
-        ];
-        if let Some((name, _)) = refused.into_iter().find(|(_, on)| *on) {
+        if self.thresholding {
+            return Some(
+                "asks for thresholding, which is made for pixels and not built for latents; expected `thresholding: false`"
+                    .into(),
+            );
+        }
+        if let Some(range) = self.clip_sample_range
+            && !(range.is_finite() && range > 0.0)
+        {
             return Some(format!(
-                "asks for {name}, which is not built; expected `{name}: false`"
+                "clip_sample_range is {range}; expected a number above 0"
             ));
         }
         if self.num_train_timesteps == 0 || self.num_train_timesteps > 1_000_000 {
@@ -259,12 +297,33 @@ impl SchedulerConfig {
         None
     }
 
-    /// Whether alpha below timestep 0 is 1. PNDMScheduler's default is false; DDIMScheduler's, which other classes are
-    /// read as, is true.
+    /// Whether alpha below timestep 0 is 1. Absent, as the class has it that the configuration was written for, or else
+    /// that of the scheduler that reads it: DDIM's default is true.
     #[must_use]
     pub fn alpha_to_one(&self) -> bool {
+        self.alpha_to_one_or(true)
+    }
+
+    /// The same for a scheduler with a default of its own.
+    pub(super) fn alpha_to_one_or(&self, default: bool) -> bool {
         self.set_alpha_to_one
-            .unwrap_or(self.class_name != "PNDMScheduler")
+            .unwrap_or(match self.class_name.as_str() {
+                "PNDMScheduler" => false,
+                "DDIMScheduler" | "DDIMParallelScheduler" | "LCMScheduler" => true,
+                _ => default,
+            })
+    }
+
+    /// The largest magnitude of a denoised latent in DDIM, if it is clipped. Absent, as the class has it that the
+    /// configuration was written for: DDIM's and DDPM's clip. diffusers' DDIM would clip by a configuration of any other
+    /// class, too, but its pipelines undo that, and what is not asked for would spoil latents.
+    #[must_use]
+    pub fn clip(&self) -> Option<f64> {
+        let clips = self.clip_sample.unwrap_or(matches!(
+            self.class_name.as_str(),
+            "DDIMScheduler" | "DDIMParallelScheduler" | "DDPMScheduler" | "DDPMParallelScheduler"
+        ));
+        clips.then(|| self.clip_sample_range.unwrap_or(1.0))
     }
 
     /// Cumulative products of 1 - beta, one for each timestep of training.
@@ -416,6 +475,14 @@ fn linspace(start: f32, end: f32, n: usize) -> Vec<f32> {
         .collect()
 }
 
+/// `x0` with its numbers at most `clip` in magnitude, if that is given.
+pub(super) fn clipped(x0: Tensor, clip: Option<f64>) -> Result<Tensor> {
+    match clip {
+        Some(most) => Ok(x0.clamp(-most, most)?),
+        None => Ok(x0),
+    }
+}
+
 /// DDIM for T steps.
 #[derive(Clone, Debug)]
 pub struct Ddim {
@@ -424,6 +491,7 @@ pub struct Ddim {
     alphas: Vec<f32>,
     final_alpha: f32,
     prediction: Prediction,
+    clip: Option<f64>,
 }
 
 impl Ddim {
@@ -432,6 +500,11 @@ impl Ddim {
     /// # Errors
     /// As [`SchedulerConfig::timesteps`].
     pub fn new(config: &SchedulerConfig, steps: usize) -> Result<Self> {
+        Self::ending(config, steps, config.alpha_to_one())
+    }
+
+    /// The same with alpha below timestep 0 given: 1, or that of timestep 0.
+    pub(super) fn ending(config: &SchedulerConfig, steps: usize, one: bool) -> Result<Self> {
         let alphas = config.alphas();
         let timesteps = config.timesteps(steps)?;
         if config.prediction_type == Prediction::Epsilon
@@ -446,13 +519,10 @@ impl Ddim {
         Ok(Self {
             timesteps,
             stride: config.num_train_timesteps / steps,
-            final_alpha: if config.alpha_to_one() {
-                1.0
-            } else {
-                alphas[0]
-            },
+            final_alpha: if one { 1.0 } else { alphas[0] },
             alphas,
             prediction: config.prediction_type,
+            clip: config.clip(),
         })
     }
 
@@ -474,6 +544,18 @@ impl Ddim {
         self.timesteps.len()
     }
 
+    /// The largest magnitude of a denoised latent, if it is clipped.
+    #[must_use]
+    pub fn clip(&self) -> Option<f64> {
+        self.clip
+    }
+
+    /// Alpha at the timestep that a step to timestep t comes from, t + stride.
+    pub(super) fn alpha_above(&self, t: usize) -> f32 {
+        let last = self.alphas.len() - 1;
+        self.alphas[(t + self.stride).min(last)]
+    }
+
     /// alpha at step k's timestep and at the one that it goes to, t - stride.
     #[must_use]
     pub fn alphas(&self, k: usize) -> (f32, f32) {
@@ -487,10 +569,9 @@ impl Ddim {
     fn transfer(&self, z: &Tensor, out: &Tensor, from: f32, to: f32) -> Result<Tensor> {
         let root = |x: f32| f64::from(x.sqrt());
         let (a, s) = (root(from), root(1.0 - from));
-        let (x0, eps) = match self.prediction {
-            Prediction::Epsilon => (((z - (out * s)?)? / a)?, out.clone()),
-            Prediction::VPrediction => (((z * a)? - (out * s)?)?, ((out * a)? + (z * s)?)?),
-        };
+        let (x0, eps) = self.prediction.split(z, out, (a, s))?;
+        // The direction is not that of the clipped latent, as in diffusers (`use_clipped_model_output`).
+        let x0 = clipped(x0, self.clip)?;
         Ok(((x0 * root(to))? + (eps * root(1.0 - to))?)?)
     }
 
@@ -600,5 +681,20 @@ mod tests {
             Ddim::new(&config, 50).unwrap().alphas(49).1,
             config.alphas()[0]
         );
+    }
+
+    #[test]
+    fn a_latent_is_clipped_where_the_class_that_it_was_written_for_does_so() {
+        let mut config = stable_diffusion();
+        assert_eq!(config.clip(), None);
+        config.clip_sample = None;
+        assert_eq!(config.clip(), Some(1.0));
+        config.class_name = "PNDMScheduler".into();
+        assert_eq!(config.clip(), None);
+        config.clip_sample = Some(true);
+        config.clip_sample_range = Some(2.5);
+        assert_eq!(config.clip(), Some(2.5));
+        config.clip_sample_range = Some(f64::NAN);
+        assert!(config.fault().unwrap().contains("clip_sample_range"));
     }
 }

@@ -1,11 +1,15 @@
-//! The schedulers by their names: DDIM with eta, Euler, Euler ancestral, DPM++ 2M and UniPC, with the timesteps, sigmas and
-//! formulas of diffusers' classes made from the same `scheduler_config.json`.
+//! The schedulers by their names, with the timesteps, sigmas and formulas of diffusers' classes made from the same
+//! `scheduler_config.json`.
 //!
 //! # Space
 //! A latent is kept as the U-Net takes it, whichever scheduler draws: at a level with the signal a and the noise s,
-//! a^2 + s^2 = 1, it is z = a x0 + s noise. diffusers' Euler classes keep x = z / a instead and scale it before each call
-//! (sigma = s / a); here a trajectory, a preview or a map is the same thing for all schedulers, and the last latent is
-//! the picture's either way, as a is 1 where sigma is 0.
+//! a^2 + s^2 = 1, it is z = a x0 + s noise. diffusers' Euler, Heun, LMS and DPM++ SDE classes keep x = z / a instead and
+//! scale it before each call (sigma = s / a); here a trajectory, a preview or a map is the same thing for all schedulers,
+//! and the last latent is the picture's either way, as a is 1 where sigma is 0.
+//!
+//! # Steps
+//! A step goes from one noise level to the next. Most take one evaluation of the network, Heun and DPM++ SDE two, and so
+//! does the first step of PNDM: [`Sampler::evaluations`].
 
 use candle_core::Tensor;
 use schemars::JsonSchema;
@@ -13,6 +17,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::sampling::scheduler::{
     BetaSchedule, Ddim, FinalSigma, Prediction, SchedulerConfig, Spacing,
+};
+pub use crate::sampling::sigmas::Sigmas;
+use crate::sampling::sigmas::{
+    ancestral, evenly, interpolate, level_of, middle, timestep_of, timestep_of_log,
 };
 use crate::{Error, Result};
 
@@ -27,14 +35,54 @@ pub enum Solver {
     Euler,
     /// The same with ancestral noise: each step goes further down and adds noise again.
     EulerAncestral,
+    /// Heun's method on sigma (Karras et al. 2022, algorithm 1): two evaluations a step.
+    Heun,
+    /// The linear multistep method on sigma, order 4.
+    Lms,
+    /// Pseudo linear multistep on DDIM's levels, order 4 (Liu et al. 2022, F-PNDM), without Runge-Kutta steps: PLMS.
+    Pndm,
     /// DPM-Solver++ (Lu et al. 2022), second order, multistep, midpoint.
     #[serde(rename = "dpmpp_2m")]
     Dpmpp2m,
+    /// The same of third order.
+    #[serde(rename = "dpmpp_3m")]
+    Dpmpp3m,
+    /// DPM-Solver++ for the stochastic equation, second order, multistep, midpoint.
+    #[serde(rename = "dpmpp_2m_sde")]
+    Dpmpp2mSde,
+    /// The same of third order.
+    #[serde(rename = "dpmpp_3m_sde")]
+    Dpmpp3mSde,
+    /// DPM-Solver++, second order, singlestep: every other step starts from the latent before the last.
+    #[serde(rename = "dpmpp_2s")]
+    Dpmpp2s,
+    /// DPM-Solver++ for the stochastic equation, second order, singlestep: two evaluations a step.
+    DpmppSde,
     /// UniPC (Zhao et al. 2023) of order 2 with B2(h) and the corrector.
     Unipc,
+    /// The sampling of latent consistency models (Luo et al. 2023).
+    Lcm,
 }
 
 impl Solver {
+    /// All of them, in the order of the language's page.
+    pub const ALL: [Self; 14] = [
+        Self::Ddim,
+        Self::Euler,
+        Self::EulerAncestral,
+        Self::Heun,
+        Self::Lms,
+        Self::Pndm,
+        Self::Dpmpp2m,
+        Self::Dpmpp3m,
+        Self::Dpmpp2mSde,
+        Self::Dpmpp3mSde,
+        Self::Dpmpp2s,
+        Self::DpmppSde,
+        Self::Unipc,
+        Self::Lcm,
+    ];
+
     /// The name in the language.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -42,73 +90,131 @@ impl Solver {
             Self::Ddim => "ddim",
             Self::Euler => "euler",
             Self::EulerAncestral => "euler_ancestral",
+            Self::Heun => "heun",
+            Self::Lms => "lms",
+            Self::Pndm => "pndm",
             Self::Dpmpp2m => "dpmpp_2m",
+            Self::Dpmpp3m => "dpmpp_3m",
+            Self::Dpmpp2mSde => "dpmpp_2m_sde",
+            Self::Dpmpp3mSde => "dpmpp_3m_sde",
+            Self::Dpmpp2s => "dpmpp_2s",
+            Self::DpmppSde => "dpmpp_sde",
             Self::Unipc => "unipc",
+            Self::Lcm => "lcm",
         }
     }
 
-    /// The solver of a class of diffusers, if it is built.
+    /// The solver of a configuration's class, if it is built.
     #[must_use]
-    pub fn of_class(name: &str) -> Option<Self> {
-        Some(match name {
+    pub fn of_config(config: &SchedulerConfig) -> Option<Self> {
+        let of = &config.sigmas;
+        let stochastic = of.algorithm_type.as_deref() == Some("sde-dpmsolver++");
+        let third = of.solver_order == Some(3);
+        Some(match config.class_name.as_str() {
             "DDIMScheduler" => Self::Ddim,
             "EulerDiscreteScheduler" => Self::Euler,
             "EulerAncestralDiscreteScheduler" => Self::EulerAncestral,
-            "DPMSolverMultistepScheduler" => Self::Dpmpp2m,
+            "HeunDiscreteScheduler" => Self::Heun,
+            "LMSDiscreteScheduler" => Self::Lms,
+            "PNDMScheduler" => Self::Pndm,
+            "DPMSolverMultistepScheduler" => match (stochastic, third) {
+                (false, false) => Self::Dpmpp2m,
+                (false, true) => Self::Dpmpp3m,
+                (true, false) => Self::Dpmpp2mSde,
+                (true, true) => Self::Dpmpp3mSde,
+            },
+            "DPMSolverSinglestepScheduler" => Self::Dpmpp2s,
+            "DPMSolverSDEScheduler" => Self::DpmppSde,
             "UniPCMultistepScheduler" => Self::Unipc,
+            "LCMScheduler" => Self::Lcm,
             _ => return None,
         })
     }
 
-    /// Whether Karras' sigmas can be had with it.
+    /// Whether such sigmas can be had with it.
     #[must_use]
-    pub fn takes_karras(self) -> bool {
-        matches!(self, Self::Euler | Self::Dpmpp2m | Self::Unipc)
+    pub fn takes(self, sigmas: Sigmas) -> bool {
+        match sigmas {
+            Sigmas::Training => true,
+            Sigmas::Karras | Sigmas::Exponential | Sigmas::Beta => !matches!(
+                self,
+                Self::Ddim | Self::EulerAncestral | Self::Pndm | Self::Lcm
+            ),
+            Sigmas::Lu => self.is_dpm_multistep(),
+        }
     }
 
     /// How it lays out timesteps by a configuration; one that does not say counts as diffusers' class of this solver has it.
     #[must_use]
     pub fn spacing(self, config: &SchedulerConfig) -> Spacing {
-        config.timestep_spacing.unwrap_or(match self {
-            Self::Ddim => Spacing::Leading,
-            _ => Spacing::Linspace,
-        })
+        match self {
+            // Its class has no such option.
+            Self::Dpmpp2s => Spacing::Linspace,
+            Self::Ddim | Self::Pndm | Self::Lcm => config.timestep_spacing.unwrap_or_default(),
+            _ => config.timestep_spacing.unwrap_or(Spacing::Linspace),
+        }
     }
 
-    fn multistep(self) -> bool {
-        matches!(self, Self::Dpmpp2m | Self::Unipc)
+    /// Whether steps add noise whatever the options.
+    #[must_use]
+    pub fn is_stochastic(self) -> bool {
+        matches!(
+            self,
+            Self::EulerAncestral | Self::DpmppSde | Self::Dpmpp2mSde | Self::Dpmpp3mSde | Self::Lcm
+        )
+    }
+
+    /// Whether it is one of the solvers of diffusers' DPMSolverMultistepScheduler.
+    pub(super) fn is_dpm_multistep(self) -> bool {
+        matches!(
+            self,
+            Self::Dpmpp2m | Self::Dpmpp3m | Self::Dpmpp2mSde | Self::Dpmpp3mSde
+        )
+    }
+
+    /// Whether diffusers' class counts in whole timesteps and keeps latents as they are kept here.
+    fn preserves_variance(self) -> bool {
+        self.is_dpm_multistep() || matches!(self, Self::Dpmpp2s | Self::Unipc)
+    }
+
+    /// Whether it evaluates the network twice at a step that does not end without noise.
+    fn evaluates_twice(self) -> bool {
+        matches!(self, Self::Heun | Self::DpmppSde)
+    }
+
+    /// The order that its name says.
+    fn order(self) -> usize {
+        match self {
+            Self::Lms | Self::Pndm => 4,
+            Self::Dpmpp3m | Self::Dpmpp3mSde => 3,
+            Self::Dpmpp2m | Self::Dpmpp2mSde | Self::Dpmpp2s | Self::Unipc => 2,
+            _ => 1,
+        }
     }
 
     /// What a configuration asks of this solver that is not built. What the solver's name says itself (order, kind of
     /// solver) counts only if it was chosen by the configuration's class.
     fn fault(self, config: &SchedulerConfig, by_class: bool) -> Option<String> {
-        if self == Self::Ddim {
-            return None;
-        }
         let of = &config.sigmas;
         let on = |flag: Option<bool>| flag == Some(true);
         let names = |text: &Option<String>, known: &[&str]| {
             text.as_deref().is_none_or(|text| known.contains(&text))
         };
-        let multistep = self.multistep();
-        let dpm = self == Self::Dpmpp2m;
-        let karras = self.takes_karras();
+        let dpm = self.is_dpm_multistep() || self == Self::Dpmpp2s;
+        let unipc = self == Self::Unipc;
         let continuous = of.timestep_type.as_deref() == Some("continuous")
             && config.prediction_type == Prediction::VPrediction;
-        let solver_types: &[&str] = if dpm {
-            &["midpoint", "logrho", "bh1", "bh2"]
-        } else {
-            &["bh2", "midpoint", "heun", "logrho"]
+        let class = by_class && (dpm || unipc);
+        let algorithms: &[&str] = match self {
+            Self::Dpmpp2s => &["dpmsolver++", "deis"],
+            _ => &["dpmsolver++", "deis", "sde-dpmsolver++"],
         };
-        let class = by_class && multistep;
+        let kinds = ["midpoint", "heun", "logrho", "bh1", "bh2"];
         let refused = [
             (
-                "use_exponential_sigmas",
-                karras && on(of.use_exponential_sigmas),
+                "use_flow_sigmas",
+                self.preserves_variance() && on(of.use_flow_sigmas),
             ),
-            ("use_beta_sigmas", karras && on(of.use_beta_sigmas)),
-            ("use_flow_sigmas", multistep && on(of.use_flow_sigmas)),
-            ("use_lu_lambdas", dpm && on(of.use_lu_lambdas)),
             (
                 "an interpolation_type other than linear",
                 self == Self::Euler && !names(&of.interpolation_type, &["linear"]),
@@ -118,42 +224,89 @@ impl Solver {
                 self == Self::Euler && continuous,
             ),
             (
-                "a solver_order other than 2",
-                class && of.solver_order.is_some_and(|order| order != 2),
+                "a solver_order other than 1, 2 and 3",
+                class
+                    && of
+                        .solver_order
+                        .is_some_and(|order| !(1..=3).contains(&order)),
             ),
             (
-                "an algorithm_type other than dpmsolver++",
-                class && dpm && !names(&of.algorithm_type, &["dpmsolver++", "deis"]),
-            ),
-            (
-                if dpm {
-                    "a solver_type other than midpoint"
+                if self == Self::Dpmpp2s {
+                    "an algorithm_type other than dpmsolver++"
                 } else {
-                    "a solver_type other than bh2"
+                    "an algorithm_type other than dpmsolver++ and sde-dpmsolver++"
                 },
-                class && !names(&of.solver_type, solver_types),
+                class && dpm && !names(&of.algorithm_type, algorithms),
+            ),
+            (
+                "an unknown solver_type",
+                class && !names(&of.solver_type, &kinds),
             ),
             (
                 "predict_x0: false",
-                class && !dpm && of.predict_x0 == Some(false),
+                class && unipc && of.predict_x0 == Some(false),
             ),
             (
-                "disable_corrector",
-                !dpm && multistep
-                    && of
-                        .disable_corrector
-                        .as_ref()
-                        .is_some_and(|steps| !steps.is_empty()),
+                "a solver_p",
+                class && unipc && of.solver_p.as_ref().is_some_and(|p| !p.is_null()),
+            ),
+            (
+                "a variance_type",
+                class && dpm && of.variance_type.is_some(),
             ),
             (
                 "lambda_min_clipped",
                 dpm && of.lambda_min_clipped.is_some_and(f64::is_finite),
+            ),
+            (
+                "skip_prk_steps: false (Runge-Kutta steps before the multistep ones)",
+                by_class && self == Self::Pndm && !on(config.skip_prk_steps),
             ),
         ];
         refused
             .into_iter()
             .find_map(|(name, on)| on.then(|| format!("asks for {name}, which is not built")))
     }
+
+    /// The sigmas that a configuration asks of it.
+    fn sigmas_of(self, config: &SchedulerConfig) -> Result<Sigmas> {
+        let of = &config.sigmas;
+        let asked: Vec<Sigmas> = [
+            (of.use_karras_sigmas, Sigmas::Karras),
+            (of.use_lu_lambdas, Sigmas::Lu),
+            (of.use_exponential_sigmas, Sigmas::Exponential),
+            (of.use_beta_sigmas, Sigmas::Beta),
+        ]
+        .into_iter()
+        .filter_map(|(on, sigmas)| (on == Some(true) && self.takes(sigmas)).then_some(sigmas))
+        .collect();
+        match asked[..] {
+            [] => Ok(Sigmas::Training),
+            [one] => Ok(one),
+            // diffusers takes Karras' where both are asked for.
+            [Sigmas::Karras, Sigmas::Lu] => Ok(Sigmas::Karras),
+            [one, other, ..] => Err(Error::request(format!(
+                "the checkpoint's scheduler_config.json asks for {} and {} sigmas at once",
+                one.name(),
+                other.name()
+            ))
+            .help(format!(
+                "choose one: `sigmas: {}` or `sigmas: {}`",
+                one.name(),
+                other.name()
+            ))),
+        }
+    }
+}
+
+/// A variant of a solver that only a configuration asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Variant {
+    /// `solver_type: heun` of DPM-Solver++.
+    Heun,
+    /// `solver_type: bh1` of UniPC.
+    Bh1,
 }
 
 /// Which scheduler draws a trajectory, and which of its steps.
@@ -172,6 +325,15 @@ pub struct Schedule {
     /// How timesteps are laid out, where that is not as the configuration has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spacing: Option<Spacing>,
+    /// Sigmas that are neither those of the timesteps nor Karras'.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sigmas: Option<Sigmas>,
+    /// The order, where it is not the one that the solver's name says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<usize>,
+    /// The variant of the solver, if it is not the one that the name stands for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<Variant>,
 }
 
 impl Schedule {
@@ -185,10 +347,13 @@ impl Schedule {
             steps,
             first: 0,
             spacing: None,
+            sigmas: None,
+            order: None,
+            variant: None,
         }
     }
 
-    /// The schedule that a name or, without one, the configuration's class asks for; `karras` in place of what the
+    /// The schedule that a name or, without one, the configuration's class asks for; `sigmas` in place of what the
     /// configuration says.
     ///
     /// # Errors
@@ -196,19 +361,30 @@ impl Schedule {
     pub fn choose(
         config: &SchedulerConfig,
         name: Option<Solver>,
-        karras: Option<bool>,
+        sigmas: Option<Sigmas>,
         eta: f64,
         steps: usize,
     ) -> Result<Self> {
         let class = &config.class_name;
         let solver = match name {
             Some(solver) => solver,
-            None => Solver::of_class(class).ok_or_else(|| {
-                let class = if class.is_empty() { "of no class" } else { class };
+            None => Solver::of_config(config).ok_or_else(|| {
+                let class = if class.is_empty() {
+                    "of no class"
+                } else {
+                    class
+                };
+                let names: Vec<String> = Solver::ALL
+                    .iter()
+                    .map(|solver| format!("`{}`", solver.name()))
+                    .collect();
                 Error::request(format!(
                     "the checkpoint's scheduler is {class}, which is not built"
                 ))
-                .help("write one by its name: `ddim` (the default), `euler`, `euler_ancestral`, `dpmpp_2m` or `unipc`; it takes betas and timesteps from the checkpoint")
+                .help(format!(
+                    "write one by its name, {}; it takes betas and timesteps from the checkpoint",
+                    names.join(", ")
+                ))
             })?,
         };
         if let Some(fault) = solver.fault(config, name.is_none()) {
@@ -218,14 +394,30 @@ impl Schedule {
             ))
             .help("choose another `scheduler`, or give the model another configuration: `scheduler: FOLDER` of load_model"));
         }
-        let own = config.sigmas.use_karras_sigmas == Some(true);
+        let sigmas = match sigmas {
+            Some(sigmas) if solver.takes(sigmas) => sigmas,
+            Some(_) => Sigmas::Training,
+            None => solver.sigmas_of(config)?,
+        };
+        let of = &config.sigmas;
+        let by_class = name.is_none() && solver.preserves_variance();
+        let variant = match of.solver_type.as_deref() {
+            Some("heun") if solver != Solver::Unipc => Some(Variant::Heun),
+            Some("bh1") if solver == Solver::Unipc => Some(Variant::Bh1),
+            _ => None,
+        };
         Ok(Self {
             solver,
-            karras: solver.takes_karras() && karras.unwrap_or(own),
+            karras: sigmas == Sigmas::Karras,
             eta,
             steps,
             first: 0,
             spacing: None,
+            sigmas: Some(sigmas).filter(|s| !matches!(s, Sigmas::Training | Sigmas::Karras)),
+            order: of
+                .solver_order
+                .filter(|&order| by_class && order != solver.order()),
+            variant: variant.filter(|_| by_class),
         })
     }
 
@@ -236,10 +428,27 @@ impl Schedule {
         self
     }
 
-    /// Whether the timesteps come from Karras' sigmas over the whole schedule, however others would be laid out.
+    /// Which sigmas its steps are at.
     #[must_use]
-    pub fn ignores_spacing(&self) -> bool {
-        self.karras && self.solver.multistep()
+    pub fn sigmas(&self) -> Sigmas {
+        match self.sigmas {
+            Some(sigmas) => sigmas,
+            None if self.karras => Sigmas::Karras,
+            None => Sigmas::Training,
+        }
+    }
+
+    /// Why its timesteps are the same however others would be laid out, if they are.
+    #[must_use]
+    pub fn ignores_spacing(&self) -> Option<&'static str> {
+        match self.solver {
+            Solver::Lcm => Some("they are among those that the model was distilled at"),
+            Solver::Dpmpp2s => Some("they are always spaced evenly over those of the training"),
+            solver if self.sigmas() != Sigmas::Training && solver.preserves_variance() => {
+                Some("they lie between the first and the last sigma of the training")
+            }
+            _ => None,
+        }
     }
 
     /// Whether it is DDIM with eta 0, all of its steps and the configuration's timesteps.
@@ -251,7 +460,7 @@ impl Schedule {
     /// Whether steps add noise.
     #[must_use]
     pub fn is_stochastic(&self) -> bool {
-        self.eta > 0.0 || self.solver == Solver::EulerAncestral
+        self.eta > 0.0 || self.solver.is_stochastic()
     }
 
     /// Whether the latents are at the timesteps of DDIM with as many steps: what stage 2 can take for a context.
@@ -260,12 +469,27 @@ impl Schedule {
         self.solver == Solver::Ddim && self.first == 0 && self.spacing.is_none()
     }
 
+    /// The greatest order of its steps.
+    pub(super) fn order(&self) -> usize {
+        self.order.unwrap_or(self.solver.order())
+    }
+
     /// The scheduler in words.
     #[must_use]
     pub fn words(&self) -> String {
         let mut words = self.solver.name().to_owned();
-        if self.karras {
-            words.push_str(" with Karras' sigmas");
+        if let Some(order) = self.order {
+            words.push_str(&format!(" of order {order}"));
+        }
+        match self.variant {
+            Some(Variant::Heun) => words.push_str(" (heun)"),
+            Some(Variant::Bh1) => words.push_str(" (bh1)"),
+            None => {}
+        }
+        match self.sigmas() {
+            Sigmas::Training => {}
+            Sigmas::Karras => words.push_str(" with Karras' sigmas"),
+            other => words.push_str(&format!(" with {} sigmas", other.name())),
         }
         if self.eta > 0.0 {
             words.push_str(&format!(" with eta {}", self.eta));
@@ -286,13 +510,26 @@ impl Schedule {
 /// A scheduler for T steps, of which those from [`Schedule::first`] on are made; they are numbered from 0 here.
 #[derive(Clone, Debug)]
 pub struct Sampler {
-    schedule: Schedule,
+    pub(super) schedule: Schedule,
     /// Of all T steps, noisiest first.
     timesteps: Vec<f32>,
-    /// T + 1 of them; none for DDIM.
-    sigmas: Vec<f32>,
-    ddim: Option<Ddim>,
-    prediction: Prediction,
+    /// T + 1 of them; none for DDIM, PNDM and LCM.
+    pub(super) sigmas: Vec<f32>,
+    /// DPM++ SDE: the timestep of a step's second evaluation.
+    middles: Vec<f32>,
+    /// DDIM's and PNDM's.
+    pub(super) ddim: Option<Ddim>,
+    /// LCM's alphas, of the T timesteps.
+    pub(super) alphas: Vec<f32>,
+    pub(super) prediction: Prediction,
+    /// The largest magnitude of a denoised latent, if the solver clips it.
+    pub(super) clip: Option<f64>,
+    /// LCM: what timesteps are multiplied with in the boundary condition.
+    pub(super) timestep_scaling: f64,
+    /// The orders of the singlestep solver.
+    orders: Vec<usize>,
+    /// UniPC: steps after which nothing is corrected.
+    uncorrected: Vec<usize>,
     lower_order_final: bool,
     euler_at_final: bool,
     final_zero: bool,
@@ -302,57 +539,12 @@ pub struct Sampler {
 /// What decides a step besides the latent, the network and the noise: parts of its key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepNumbers {
-    /// The sigmas that its formula takes.
+    /// The sigmas that its formula takes; PNDM's and LCM's alphas.
     pub sigmas: Vec<f32>,
     /// The order of the corrector, of the step.
     pub orders: [usize; 2],
-}
-
-/// Signal and noise of a sigma: a = 1 / sqrt(sigma^2 + 1), s = sigma a.
-fn level_of(sigma: f32) -> (f64, f64) {
-    let sigma = f64::from(sigma);
-    let a = 1.0 / (sigma * sigma + 1.0).sqrt();
-    (a, sigma * a)
-}
-
-/// Half the logarithm of the signal to noise ratio; infinite at sigma 0.
-fn lambda(sigma: f32) -> f64 {
-    -libm::log(f64::from(sigma))
-}
-
-/// numpy's `interp` of a table at its indices.
-fn interpolate(table: &[f32], t: f64) -> f64 {
-    let last = table.len() - 1;
-    let low = (t.floor().max(0.0) as usize).min(last);
-    let high = (low + 1).min(last);
-    let (a, b) = (f64::from(table[low]), f64::from(table[high]));
-    (b - a) * (t - low as f64) + a
-}
-
-/// The timestep of a sigma, by its logarithm between those of the table.
-fn timestep_of(sigma: f64, logs: &[f32]) -> f64 {
-    let log = libm::log(sigma.max(1e-10));
-    let below = logs.iter().filter(|&&l| log >= f64::from(l)).count();
-    let low = below.saturating_sub(1).min(logs.len() - 2);
-    let (a, b) = (f64::from(logs[low]), f64::from(logs[low + 1]));
-    let w = ((a - log) / (a - b)).clamp(0.0, 1.0);
-    (1.0 - w) * low as f64 + w * (low + 1) as f64
-}
-
-/// Karras et al. 2022, eq. 5, with rho 7.
-fn karras(least: f64, greatest: f64, steps: usize) -> Vec<f64> {
-    const RHO: f64 = 7.0;
-    let (low, high) = (libm::pow(least, 1.0 / RHO), libm::pow(greatest, 1.0 / RHO));
-    (0..steps)
-        .map(|k| {
-            let ramp = if steps > 1 {
-                k as f64 / (steps - 1) as f64
-            } else {
-                0.0
-            };
-            libm::pow(high + ramp * (low - high), RHO)
-        })
-        .collect()
+    /// What else decides it, by name, where it does.
+    pub others: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl Sampler {
@@ -363,23 +555,41 @@ impl Sampler {
     /// level.
     pub fn new(config: &SchedulerConfig, schedule: Schedule) -> Result<Self> {
         let config = &*config.spaced(schedule.spacing);
+        let solver = schedule.solver;
+        let disabled = config.sigmas.disable_corrector.iter().flatten();
         let mut sampler = Self {
             schedule,
             timesteps: Vec::new(),
             sigmas: Vec::new(),
+            middles: Vec::new(),
             ddim: None,
+            alphas: Vec::new(),
             prediction: config.prediction_type,
+            clip: None,
+            timestep_scaling: config.timestep_scaling.unwrap_or(10.0),
+            orders: Vec::new(),
+            uncorrected: disabled.filter_map(|&k| usize::try_from(k).ok()).collect(),
             lower_order_final: config.sigmas.lower_order_final.unwrap_or(true),
             euler_at_final: config.sigmas.euler_at_final.unwrap_or(false),
             final_zero: true,
             start_scale: 1.0,
         };
-        if schedule.solver == Solver::Ddim {
-            let ddim = Ddim::new(config, schedule.steps)?;
-            sampler.timesteps = ddim.timesteps().iter().map(|&t| t as f32).collect();
-            sampler.ddim = Some(ddim);
-        } else {
-            sampler.lay_out_sigmas(config)?;
+        match solver {
+            Solver::Ddim | Solver::Pndm => {
+                let one = config.alpha_to_one_or(solver == Solver::Ddim);
+                let ddim = Ddim::ending(config, schedule.steps, one)?;
+                sampler.timesteps = ddim.timesteps().iter().map(|&t| t as f32).collect();
+                sampler.ddim = Some(ddim);
+            }
+            Solver::Lcm => sampler.lay_out_distilled(config)?,
+            _ => sampler.lay_out_sigmas(config)?,
+        }
+        if matches!(solver, Solver::Lcm | Solver::Heun) {
+            // Their classes do not clip unless they are told to, whatever the default of another class.
+            sampler.clip = config.clip().filter(|_| config.clip_sample.is_some());
+        }
+        if solver == Solver::Dpmpp2s {
+            sampler.orders = sampler.singlestep_orders(config.sigmas.lower_order_final);
         }
         if schedule.first >= schedule.steps {
             return Err(Error::request(format!(
@@ -390,12 +600,60 @@ impl Sampler {
         Ok(sampler)
     }
 
+    /// LCM's timesteps: T of those that the model was distilled at, from the last on.
+    fn lay_out_distilled(&mut self, config: &SchedulerConfig) -> Result<()> {
+        let (n, steps) = (config.num_train_timesteps, self.schedule.steps);
+        let distilled = config.original_inference_steps.unwrap_or(50);
+        if distilled == 0 || distilled > n {
+            return Err(Error::request(format!(
+                "original_inference_steps is {distilled}; expected 1 to {n}, the timesteps of the training"
+            ))
+            .help("look at the checkpoint's scheduler_config.json"));
+        }
+        if steps == 0 || steps > distilled {
+            return Err(Error::request(format!(
+                "{steps} steps of lcm; the model was distilled at {distilled} timesteps (`original_inference_steps`)"
+            ))
+            .help(format!("give 1 to {distilled} steps; 4 to 8 are usual")));
+        }
+        let stride = n / distilled;
+        let table = config.alphas();
+        for k in 0..steps {
+            let index = (k as f64 * (distilled as f64 / steps as f64)).floor() as usize;
+            let t = (distilled - index.min(distilled - 1)) * stride - 1;
+            self.timesteps.push(t as f32);
+            self.alphas.push(table[t]);
+        }
+        if self.prediction == Prediction::Epsilon && self.alphas.contains(&0.0) {
+            return Err(Error::request(format!(
+                "timestep {} has no signal left (`rescale_betas_zero_snr`), and the picture cannot be computed from the noise that the model predicts there",
+                self.timesteps[0]
+            ))
+            .help("such a schedule needs a model that predicts v: `prediction: v_prediction` of load_model if it does"));
+        }
+        Ok(())
+    }
+
+    /// The orders of the singlestep solver: 1, 2, 3, 1, 2, 3, ... up to its own, the last one 1 (as in
+    /// `DPMSolverSinglestepScheduler.get_order_list`).
+    fn singlestep_orders(&self, lower_order_final: Option<bool>) -> Vec<usize> {
+        let (steps, most) = (self.schedule.steps, self.schedule.order());
+        let mut orders: Vec<usize> = (0..steps).map(|k| k % most + 1).collect();
+        // A whole group at the end stays one only where it does not end without noise.
+        let lower = self.final_zero || (steps % most == 0 && lower_order_final == Some(true));
+        if let Some(last) = orders.last_mut().filter(|_| lower) {
+            *last = 1;
+        }
+        orders
+    }
+
     fn lay_out_sigmas(&mut self, config: &SchedulerConfig) -> Result<()> {
         let Schedule { solver, steps, .. } = self.schedule;
         let n = config.num_train_timesteps;
         let spacing = solver.spacing(config);
         // A multistep solver's timesteps but for trailing ones are the first T of T + 1.
-        let points = steps + usize::from(solver.multistep() && spacing != Spacing::Trailing);
+        let points =
+            steps + usize::from(solver.preserves_variance() && spacing != Spacing::Trailing);
         if steps == 0 || points > n || n < 2 {
             return Err(Error::request(format!(
                 "{steps} steps of {} on a schedule of {n} timesteps",
@@ -416,7 +674,7 @@ impl Sampler {
                     } else {
                         i as f64 * stride
                     };
-                    if solver.multistep() {
+                    if solver.preserves_variance() {
                         t.round_ties_even()
                     } else {
                         f64::from(t as f32)
@@ -453,44 +711,58 @@ impl Sampler {
         let table: Vec<f32> = alphas.into_iter().map(|a| ((1.0 - a) / a).sqrt()).collect();
         let mut sigmas: Vec<f64> = timesteps.iter().map(|&t| interpolate(&table, t)).collect();
         let mut least = f64::from(table[0]);
-        if self.schedule.karras {
-            let logs: Vec<f32> = table
-                .iter()
-                .map(|&sigma| libm::log(f64::from(sigma)) as f32)
-                .collect();
-            // Euler's lie between its own first and last sigma, the others' over the whole schedule.
-            let (own_least, own_greatest) = if solver == Solver::Euler {
-                (sigmas[steps - 1], sigmas[0])
-            } else {
-                (f64::from(table[0]), f64::from(table[n - 1]))
-            };
-            // DPM++'s class has no such options.
-            let given = |sigma: Option<f64>| sigma.filter(|_| solver != Solver::Dpmpp2m);
-            sigmas = karras(
-                given(config.sigmas.sigma_min).unwrap_or(own_least),
-                given(config.sigmas.sigma_max).unwrap_or(own_greatest),
-                steps,
-            );
-            let rounds = solver == Solver::Unipc
-                || (solver == Solver::Dpmpp2m
-                    && config.beta_schedule != BetaSchedule::SquaredcosCapV2);
-            timesteps = sigmas
-                .iter()
-                .map(|&sigma| {
-                    let t = timestep_of(sigma, &logs);
-                    match (rounds, solver) {
-                        (true, _) => t.round_ties_even(),
-                        (false, Solver::Dpmpp2m) => t.trunc(),
-                        (false, _) => t,
-                    }
-                })
-                .collect();
+        let logs: Vec<f32> = table
+            .iter()
+            .map(|&sigma| libm::log(f64::from(sigma)) as f32)
+            .collect();
+        let kind = self.schedule.sigmas();
+        let whole = solver.preserves_variance();
+        // diffusers' LMS and DPM++ SDE have Karras' sigmas without these options; other classes leave them out where the
+        // configuration was written for a class that has them and they have not.
+        let without = match solver {
+            Solver::Euler | Solver::Unipc => false,
+            Solver::Lms | Solver::DpmppSde if kind == Sigmas::Karras => true,
+            _ => matches!(
+                config.class_name.as_str(),
+                "EulerDiscreteScheduler" | "UniPCMultistepScheduler"
+            ),
+        };
+        let given = |sigma: Option<f64>| sigma.filter(|_| !without);
+        // Those of the solvers that count in whole timesteps lie over the whole schedule, others between the first and
+        // the last sigma of the timesteps.
+        let (own_least, own_greatest) = if whole {
+            (f64::from(table[0]), f64::from(table[n - 1]))
+        } else {
+            (sigmas[steps - 1], sigmas[0])
+        };
+        let between = kind.between(
+            given(config.sigmas.sigma_min).unwrap_or(own_least),
+            given(config.sigmas.sigma_max).unwrap_or(own_greatest),
+            steps,
+        );
+        let cosine = config.beta_schedule == BetaSchedule::SquaredcosCapV2;
+        let whole_timestep = |t: f64| match kind {
+            _ if !whole => t,
+            Sigmas::Karras | Sigmas::Lu if !(cosine && solver.is_dpm_multistep()) => {
+                t.round_ties_even()
+            }
+            _ => t.trunc(),
+        };
+        if kind == Sigmas::Lu {
+            let evenly = evenly(&logs, steps);
+            sigmas = evenly.iter().map(|&log| libm::exp(log)).collect();
+            let timestep = |&log: &f64| whole_timestep(timestep_of_log(log, &logs));
+            timesteps = evenly.iter().map(timestep).collect();
+        } else if let Some(between) = between {
+            sigmas = between;
+            let timestep = |&sigma: &f64| whole_timestep(timestep_of(sigma, &logs));
+            timesteps = sigmas.iter().map(timestep).collect();
             if solver == Solver::Unipc {
                 least = sigmas[steps - 1];
             }
         }
         let keeps_noise = config.sigmas.final_sigmas_type == Some(FinalSigma::SigmaMin)
-            && solver != Solver::EulerAncestral;
+            && (whole || solver == Solver::Euler);
         self.final_zero = !keeps_noise;
         sigmas.push(if keeps_noise { least } else { 0.0 });
         self.sigmas = sigmas.iter().map(|&sigma| sigma as f32).collect();
@@ -498,8 +770,10 @@ impl Sampler {
         // A step from a sigma to the same divides by zero; DPM++'s last does nothing then, and so do Euler's.
         let last = self.sigmas.len() - 2;
         let falls = |(k, pair): (usize, &[f32])| match solver {
-            Solver::Unipc => pair[0] > pair[1],
-            Solver::Dpmpp2m if k < last => pair[0] > pair[1],
+            // What these divide by the step's length does not vanish with it.
+            Solver::Unipc | Solver::Lms | Solver::Dpmpp3m | Solver::Dpmpp3mSde => pair[0] > pair[1],
+            _ if self.schedule.variant.is_some() => pair[0] > pair[1],
+            _ if whole && k < last => pair[0] > pair[1],
             _ => pair[0] >= pair[1],
         };
         if !self.sigmas.iter().all(|s| s.is_finite())
@@ -517,9 +791,14 @@ impl Sampler {
             )
             .help("choose another `scheduler`, or have `final_sigmas_type: sigma_min` there"));
         }
+        if solver == Solver::DpmppSde {
+            let pairs = self.sigmas.windows(2).filter(|pair| pair[1] > 0.0);
+            let middles = pairs.map(|pair| timestep_of(middle(pair[0], pair[1]), &logs) as f32);
+            self.middles = middles.collect();
+        }
         let (_, s) = level_of(self.sigmas[0]);
         // diffusers' init_noise_sigma, in this space.
-        self.start_scale = match (solver.multistep(), spacing) {
+        self.start_scale = match (whole, spacing) {
             (true, _) | (false, Spacing::Leading) => 1.0,
             (false, _) => s,
         };
@@ -541,7 +820,9 @@ impl Sampler {
     /// DDIM's tables, if it is DDIM; its steps are all T.
     #[must_use]
     pub fn ddim(&self) -> Option<&Ddim> {
-        self.ddim.as_ref()
+        self.ddim
+            .as_ref()
+            .filter(|_| self.schedule.solver == Solver::Ddim)
     }
 
     /// What the network predicts.
@@ -562,7 +843,7 @@ impl Sampler {
         &self.timesteps
     }
 
-    /// All T + 1 sigmas; none for DDIM.
+    /// All T + 1 sigmas; none for DDIM, PNDM and LCM.
     #[must_use]
     pub fn sigmas(&self) -> &[f32] {
         &self.sigmas
@@ -587,12 +868,11 @@ impl Sampler {
         if k >= self.schedule.steps {
             return (1.0, 0.0);
         }
-        match &self.ddim {
-            Some(ddim) => {
-                let (alpha, _) = ddim.alphas(k);
-                (f64::from(alpha.sqrt()), f64::from((1.0 - alpha).sqrt()))
-            }
-            None => level_of(self.sigmas[k]),
+        let of = |alpha: f32| (f64::from(alpha.sqrt()), f64::from((1.0 - alpha).sqrt()));
+        match (&self.ddim, self.alphas.get(k)) {
+            (Some(ddim), _) => of(ddim.alphas(k).0),
+            (None, Some(&alpha)) => of(alpha),
+            (None, None) => level_of(self.sigmas[k]),
         }
     }
 
@@ -608,25 +888,60 @@ impl Sampler {
         Ok(((picture * a)? + (noise * s)?)?)
     }
 
-    /// The order of a step of a multistep solver.
-    fn order(&self, step: usize) -> usize {
+    /// The timestep of a step's second evaluation of the network, if it has one.
+    #[must_use]
+    pub fn second_timestep(&self, step: usize) -> Option<f32> {
+        let k = self.number(step);
+        match self.schedule.solver {
+            solver if solver.evaluates_twice() && self.sigmas[k + 1] == 0.0 => None,
+            Solver::Heun => self.timesteps.get(k + 1).copied(),
+            Solver::DpmppSde => self.middles.get(k).copied(),
+            Solver::Pndm if step == 0 => self.timesteps.get(k + 1).copied(),
+            _ => None,
+        }
+    }
+
+    /// How often a step evaluates the network: once or twice.
+    #[must_use]
+    pub fn evaluations(&self, step: usize) -> usize {
+        1 + usize::from(self.second_timestep(step).is_some())
+    }
+
+    /// The order of a step of a multistep or a singlestep solver.
+    pub(super) fn order(&self, step: usize) -> usize {
         let Schedule { solver, steps, .. } = self.schedule;
+        let most = self.schedule.order();
         let k = self.number(step);
         let warm = step + 1;
         match solver {
-            Solver::Dpmpp2m => {
-                let low = self.final_zero
-                    || self.euler_at_final
-                    || (self.lower_order_final && steps < 15);
-                if k + 1 == steps && low {
+            solver if solver.is_dpm_multistep() => {
+                let few = self.lower_order_final && steps < 15;
+                if k + 1 == steps && (self.final_zero || self.euler_at_final || few) {
                     1
+                } else if k + 2 == steps && few {
+                    warm.min(most).min(2)
                 } else {
-                    warm.min(2)
+                    warm.min(most)
                 }
             }
-            Solver::Unipc if self.lower_order_final => warm.min(2).min(steps - k),
-            Solver::Unipc => warm.min(2),
+            Solver::Dpmpp2s => self.orders.get(k).map_or(1, |&order| warm.min(order)),
+            Solver::Unipc if self.lower_order_final => warm.min(most).min(steps - k),
+            Solver::Unipc | Solver::Lms | Solver::Pndm => warm.min(most),
             _ => 1,
+        }
+    }
+
+    /// The order of UniPC's corrector at the beginning of a step; 0 where it does not correct.
+    pub(super) fn corrector(&self, step: usize) -> usize {
+        match self.schedule.solver {
+            Solver::Unipc if step > 0 => {
+                if self.uncorrected.contains(&(self.number(step) - 1)) {
+                    0
+                } else {
+                    self.order(step - 1)
+                }
+            }
+            _ => 0,
         }
     }
 
@@ -635,32 +950,60 @@ impl Sampler {
     pub fn numbers(&self, step: usize) -> StepNumbers {
         let k = self.number(step);
         let order = self.order(step);
-        let corrector = match self.schedule.solver {
-            Solver::Unipc if step > 0 => self.order(step - 1),
-            _ => 0,
+        let corrector = self.corrector(step);
+        let sigmas = match self.schedule.solver {
+            Solver::Pndm => {
+                let (from, to) = self.pndm_alphas(step);
+                let mut alphas = vec![from, to];
+                if let (Some(ddim), Some(_)) = (&self.ddim, self.second_timestep(step)) {
+                    let (from, to) = ddim.alphas(k);
+                    alphas.extend([from, to]);
+                }
+                alphas
+            }
+            Solver::Lcm => self.alphas[k..self.alphas.len().min(k + 2)].to_vec(),
+            _ if self.sigmas.is_empty() => Vec::new(),
+            _ => {
+                let back = (order - 1).max(corrector);
+                self.sigmas[k - back..=k + 1].to_vec()
+            }
         };
-        let back = (order - 1).max(corrector);
+        let mut others = Vec::new();
+        if let Some(t) = self.second_timestep(step) {
+            others.push(("second timestep", t.to_le_bytes().to_vec()));
+        }
+        if let Some(clip) = self.clip {
+            others.push(("clip", clip.to_le_bytes().to_vec()));
+        }
+        if let Some(variant) = self.schedule.variant {
+            others.push(("variant", format!("{variant:?}").into_bytes()));
+        }
+        if self.schedule.solver == Solver::Lcm {
+            others.push(("scaling", self.timestep_scaling.to_le_bytes().to_vec()));
+        }
         StepNumbers {
-            sigmas: self.sigmas[k - back..=k + 1].to_vec(),
+            sigmas,
             orders: [corrector, order],
+            others,
         }
     }
 
-    /// Whether what is remembered beside the latent before a step is needed to make it.
+    /// Whether solver state beside the latent before a step is needed to make it.
     #[must_use]
     pub fn remembers(&self, step: usize) -> bool {
         if step == 0 || step >= self.steps() {
             return false;
         }
         match self.schedule.solver {
-            Solver::Dpmpp2m => self.order(step) > 1,
-            Solver::Unipc => true,
+            solver if solver.is_dpm_multistep() => self.order(step) > 1,
+            Solver::Dpmpp2s => self.order(step) > 1,
+            Solver::Unipc | Solver::Lms | Solver::Pndm => true,
             _ => false,
         }
     }
 
     /// The standard deviation of the noise that DDIM adds at a step: eta times DDPM's (Song et al. 2021, eq. 16).
-    fn ddim_noise(&self, k: usize) -> f32 {
+    pub(super) fn ddim_noise(&self, k: usize) -> f32 {
         let Some(ddim) = &self.ddim else {
             return 0.0;
         };
@@ -670,174 +1013,32 @@ impl Sampler {
     }
 
     /// sigma_up and sigma_down of an ancestral step.
-    fn ancestral(&self, k: usize) -> (f64, f64) {
-        let (from, to) = (f64::from(self.sigmas[k]), f64::from(self.sigmas[k + 1]));
-        let up = (to * to * (from * from - to * to) / (from * from)).sqrt();
-        (up, (to * to - up * up).max(0.0).sqrt())
+    pub(super) fn ancestral(&self, k: usize) -> (f64, f64) {
+        ancestral(f64::from(self.sigmas[k]), f64::from(self.sigmas[k + 1]))
+    }
+
+    /// How many tensors of independent noise a step takes: none, one, or two ([`step_noise`] and [`second_step_noise`]).
+    ///
+    /// [`step_noise`]: crate::sampling::noise::step_noise
+    /// [`second_step_noise`]: crate::sampling::noise::second_step_noise
+    #[must_use]
+    pub fn noises(&self, step: usize) -> usize {
+        let k = self.number(step);
+        let ends = || self.sigmas[k + 1] == 0.0;
+        match self.schedule.solver {
+            Solver::Ddim => usize::from(self.ddim_noise(k) > 0.0),
+            Solver::EulerAncestral => usize::from(self.ancestral(k).0 > 0.0),
+            Solver::Dpmpp2mSde | Solver::Dpmpp3mSde => usize::from(!ends()),
+            Solver::DpmppSde if ends() => 0,
+            Solver::DpmppSde => 2,
+            Solver::Lcm => usize::from(k + 1 < self.schedule.steps),
+            _ => 0,
+        }
     }
 
     /// Whether a step adds noise.
     #[must_use]
     pub fn adds_noise(&self, step: usize) -> bool {
-        let k = self.number(step);
-        match self.schedule.solver {
-            Solver::Ddim => self.ddim_noise(k) > 0.0,
-            Solver::EulerAncestral => self.ancestral(k).0 > 0.0,
-            _ => false,
-        }
-    }
-
-    /// The picture and the noise that the network sees in z at a level.
-    fn split(&self, z: &Tensor, out: &Tensor, (a, s): (f64, f64)) -> Result<(Tensor, Tensor)> {
-        Ok(match self.prediction {
-            Prediction::Epsilon => (((z - (out * s)?)? / a)?, out.clone()),
-            Prediction::VPrediction => (((z * a)? - (out * s)?)?, ((out * a)? + (z * s)?)?),
-        })
-    }
-
-    /// The latent after a step from the one before, z, and what the network gave for it, `out`; `past` is what was
-    /// remembered beside z, `noise` that of the step. Gives what is to be remembered beside the new latent, too.
-    ///
-    /// # Errors
-    /// When the shapes differ, or what the step needs is missing.
-    pub fn step(
-        &self,
-        z: &Tensor,
-        out: &Tensor,
-        step: usize,
-        past: &[Tensor],
-        noise: Option<&Tensor>,
-    ) -> Result<(Tensor, Vec<Tensor>)> {
-        let k = self.number(step);
-        let noise = || noise.ok_or_else(|| Error::request("a step's noise is missing"));
-        let next = match self.schedule.solver {
-            Solver::Ddim => {
-                let ddim = self
-                    .ddim
-                    .as_ref()
-                    .ok_or_else(|| Error::request("DDIM without its tables"))?;
-                let std = self.ddim_noise(k);
-                if std == 0.0 {
-                    ddim.step(z, out, k)?
-                } else {
-                    let (from, to) = ddim.alphas(k);
-                    let root = |x: f32| f64::from(x.sqrt());
-                    let (x0, eps) = self.split(z, out, (root(from), root(1.0 - from)))?;
-                    let direction = root((1.0 - to - std * std).max(0.0));
-                    (((x0 * root(to))? + (eps * direction)?)? + (noise()? * f64::from(std))?)?
-                }
-            }
-            Solver::Euler => {
-                let (x0, eps) = self.split(z, out, level_of(self.sigmas[k]))?;
-                let (a, s) = level_of(self.sigmas[k + 1]);
-                ((x0 * a)? + (eps * s)?)?
-            }
-            Solver::EulerAncestral => {
-                let (x0, eps) = self.split(z, out, level_of(self.sigmas[k]))?;
-                let (up, down) = self.ancestral(k);
-                let (a, _) = level_of(self.sigmas[k + 1]);
-                let next = ((x0 * a)? + (eps * (a * down))?)?;
-                if up > 0.0 {
-                    (next + (noise()? * (a * up))?)?
-                } else {
-                    next
-                }
-            }
-            Solver::Dpmpp2m => {
-                let (own, _) = self.split(z, out, level_of(self.sigmas[k]))?;
-                let next = match (self.order(step), past) {
-                    (1, _) => self.predict(z, &own, None, k)?,
-                    (_, [before]) => self.predict(z, &own, Some(before), k)?,
-                    _ => return Err(Error::request("what the step before gave is missing")),
-                };
-                let past = if self.remembers(step + 1) {
-                    vec![own]
-                } else {
-                    Vec::new()
-                };
-                return Ok((next, past));
-            }
-            Solver::Unipc => return self.unipc(z, out, step, past),
-        };
-        Ok((next, Vec::new()))
-    }
-
-    /// The data prediction step from sigma k to k + 1 of order 1, or 2 with what the step before gave: DPM-Solver++ 2M
-    /// (Lu et al. 2022, algorithm 2) and the predictor of UniPC with B2(h) are both of this form.
-    fn predict(
-        &self,
-        z: &Tensor,
-        own: &Tensor,
-        before: Option<&Tensor>,
-        k: usize,
-    ) -> Result<Tensor> {
-        let (from, to) = (level_of(self.sigmas[k]), level_of(self.sigmas[k + 1]));
-        let h = lambda(self.sigmas[k + 1]) - lambda(self.sigmas[k]);
-        let phi = libm::expm1(-h);
-        let next = ((z * (to.1 / from.1))? - (own * (to.0 * phi))?)?;
-        let Some(before) = before else {
-            return Ok(next);
-        };
-        let ratio = (lambda(self.sigmas[k]) - lambda(self.sigmas[k - 1])) / h;
-        let slope = ((own - before)? / ratio)?;
-        Ok((next - (slope * (0.5 * to.0 * phi))?)?)
-    }
-
-    /// A step of UniPC (Zhao et al. 2023, algorithms 5 and 8): corrects z by what the network now gives, then predicts.
-    /// Remembered are the corrected latent, what the network gave for it as a picture, and, where the next corrector is
-    /// of order 2, the picture before that.
-    fn unipc(
-        &self,
-        z: &Tensor,
-        out: &Tensor,
-        step: usize,
-        past: &[Tensor],
-    ) -> Result<(Tensor, Vec<Tensor>)> {
-        let k = self.number(step);
-        let (own, _) = self.split(z, out, level_of(self.sigmas[k]))?;
-        let missing = || Error::request("what the steps before gave is missing");
-        let corrected = if step == 0 {
-            z.clone()
-        } else {
-            let (last, before) = match past {
-                [last, before, ..] => (last, before),
-                _ => return Err(missing()),
-            };
-            let (from, to) = (level_of(self.sigmas[k - 1]), level_of(self.sigmas[k]));
-            let start = lambda(self.sigmas[k - 1]);
-            let h = lambda(self.sigmas[k]) - start;
-            let phi = libm::expm1(-h);
-            let base = ((last * (to.1 / from.1))? - (before * (to.0 * phi))?)?;
-            let now = (&own - before)?;
-            let change = if self.order(step - 1) == 1 {
-                (now * 0.5)?
-            } else {
-                let earlier = past.get(2).ok_or_else(missing)?;
-                let ratio = (lambda(self.sigmas[k - 2]) - start) / h;
-                // The two conditions of order, solved: w0 + w1 = b1, ratio w0 + w1 = b2.
-                let phi_2 = phi / -h - 1.0;
-                let phi_3 = phi_2 / -h - 0.5;
-                let (b1, b2) = (phi_2 / phi, 2.0 * phi_3 / phi);
-                let w0 = (b1 - b2) / (1.0 - ratio);
-                let slope = ((earlier - before)? / ratio)?;
-                ((slope * w0)? + (now * (b1 - w0))?)?
-            };
-            (base - (change * (to.0 * phi))?)?
-        };
-        let order = self.order(step);
-        let before = if order == 1 {
-            None
-        } else {
-            Some(past.get(1).ok_or_else(missing)?)
-        };
-        let next = self.predict(&corrected, &own, before, k)?;
-        let past = if self.remembers(step + 1) {
-            let mut past = vec![corrected, own];
-            past.extend(before.cloned());
-            past
-        } else {
-            Vec::new()
-        };
-        Ok((next, past))
+        self.noises(step) > 0
     }
 }

@@ -1,4 +1,4 @@
-//! What a multistep scheduler remembers beside a latent, for the cache alone: no port has it.
+//! The solver state of a multistep scheduler beside a latent, for the cache alone: no port has it.
 
 use std::collections::HashMap;
 
@@ -7,14 +7,14 @@ use retouch_graph::{Environment, NodeError, Payload};
 
 use super::tensors::{self, Packed};
 
-/// What earlier steps gave that later ones need, in the scheduler's own order: at most three tensors.
+/// What earlier steps gave that later ones need, in the solver's own order: at most four tensors.
 #[derive(Debug)]
-pub(crate) struct Past(pub Vec<Tensor>);
+pub(crate) struct SolverState(pub Vec<Tensor>);
 
 /// The names that the tensors have on disk.
-const NAMES: [&str; 3] = ["0", "1", "2"];
+const NAMES: [&str; 4] = ["0", "1", "2", "3"];
 
-impl Past {
+impl SolverState {
     fn map(
         &self,
         f: impl Fn(&Tensor) -> Result<Option<Tensor>, NodeError>,
@@ -24,7 +24,8 @@ impl Past {
     }
 }
 
-impl Payload for Past {
+impl Payload for SolverState {
+    // As it was first called: the tag is on disks.
     const TYPE: &'static str = "past";
 
     fn bytes(&self) -> usize {
@@ -32,7 +33,7 @@ impl Payload for Past {
     }
 
     fn summary(&self) -> String {
-        format!("what a scheduler remembers: {} tensors", self.0.len())
+        format!("solver state: {} tensors", self.0.len())
     }
 
     fn on_device(&self) -> bool {
@@ -66,7 +67,7 @@ impl Payload for Past {
             .map(|name| packed.take(name))
             .collect::<Result<_, _>>()?;
         if all.is_empty() || !packed.tensors.is_empty() {
-            return Err(NodeError::failed("not what a scheduler remembers"));
+            return Err(NodeError::failed("not solver state"));
         }
         Ok(Self(all))
     }
@@ -78,16 +79,16 @@ mod tests {
     use candle_core::Device;
 
     #[test]
-    fn what_is_remembered_comes_back_from_disk_in_its_order() {
+    fn solver_state_comes_back_from_disk_in_its_order() {
         let tensor = |value: f32| Tensor::full(value, (1, 2, 3, 4), &Device::Cpu).unwrap();
-        let bytes = Past(vec![tensor(0.5), tensor(-2.0)])
+        let bytes = SolverState(vec![tensor(0.5), tensor(-2.0)])
             .to_disk()
             .unwrap()
             .unwrap();
-        let back = Past::from_disk(&bytes).unwrap();
+        let back = SolverState::from_disk(&bytes).unwrap();
         let first = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0];
         assert_eq!(back.0.iter().map(first).collect::<Vec<_>>(), [0.5, -2.0]);
-        assert!(Past::from_disk(&bytes[..bytes.len() - 1]).is_err());
-        assert!(Past::from_disk(b"").is_err());
+        assert!(SolverState::from_disk(&bytes[..bytes.len() - 1]).is_err());
+        assert!(SolverState::from_disk(b"").is_err());
     }
 }
