@@ -33,7 +33,10 @@ pub use cache::in_flight::Claim;
 pub use cache::{Cache, DiskCache, DiskEntry, HostCache, NoCache, Outputs, TieredCache, Verified};
 pub use check::{Checked, CheckedNode, CheckedOutput, Drawn, Link, ResolvedParam, Settings};
 pub use engine::Engine;
-pub use files::{DiskFiles, FileStamp, Files, FolderEntry, MemoryFiles, Sought, Withheld};
+pub use files::{
+    DiskFiles, FileStamp, Files, FolderEntry, LocalFiles, MemoryFiles, ModelLocator, Searched,
+    Withheld,
+};
 pub use lock::redirect::RedirectedFiles;
 pub use lock::{Difference, Located, Lock, LockedFile, LockedKind, Redirect, locate};
 pub use op::chain::{Chain, Chained, Item, Need, Note, Step, UpLink, Upstream};

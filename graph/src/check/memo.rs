@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use crate::base::digest::Digest;
 use crate::base::error::Fault;
 use crate::base::sync::lock;
-use crate::files::{FileStamp, Files, FolderEntry, Sought, Withheld};
+use crate::files::{FileStamp, Files, FolderEntry, ModelLocator, Searched, Withheld};
 use crate::op::registry::{ErasedNode, Findings};
 use crate::value::port::KnownPorts;
 
@@ -170,8 +170,28 @@ impl Files for Noting<'_> {
         self.files.doubt();
     }
 
+    fn flush(&self) {
+        self.files.flush();
+    }
+
     fn stamp(&self, path: &Path) -> Option<FileStamp> {
         self.files.stamp(path)
+    }
+
+    fn entries(&self, folder: &Path) -> io::Result<Vec<FolderEntry>> {
+        // What is in a folder has no stamp of its own.
+        *lock(&self.looks) = None;
+        self.files.entries(folder)
+    }
+}
+
+impl ModelLocator for Noting<'_> {
+    fn find_model(&self, path: &Path) -> Searched {
+        self.files.find_model(path)
+    }
+
+    fn place(&self, path: &Path) -> PathBuf {
+        self.files.place(path)
     }
 
     fn withheld(&self, path: &Path) -> Option<Withheld> {
@@ -180,20 +200,6 @@ impl Files for Noting<'_> {
 
     fn commit(&self, path: &Path) -> Option<String> {
         self.files.commit(path)
-    }
-
-    fn entries(&self, folder: &Path) -> io::Result<Vec<FolderEntry>> {
-        // What is in a folder has no stamp of its own.
-        *lock(&self.looks) = None;
-        self.files.entries(folder)
-    }
-
-    fn place(&self, path: &Path) -> PathBuf {
-        self.files.place(path)
-    }
-
-    fn seek(&self, path: &Path) -> Sought {
-        self.files.seek(path)
     }
 }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use tempfile::TempPath;
 
-use crate::files;
+use crate::files::read;
 
 const PREFIX: &str = ".retouch-";
 const SUFFIX: &str = ".part";
@@ -97,7 +97,7 @@ pub fn private_folder(folder: &Path) -> io::Result<()> {
 pub fn open_known(options: &OpenOptions, path: &Path) -> io::Result<File> {
     let why = |error| {
         // The system's words for a link ("too many levels") and for a pipe ("no such device") say little.
-        let there = fs::symlink_metadata(path).and_then(|metadata| files::regular(&metadata));
+        let there = fs::symlink_metadata(path).and_then(|metadata| read::regular(&metadata));
         there.err().unwrap_or(error)
     };
     #[allow(unused_mut, reason = "there are no such flags on other systems")]
@@ -109,10 +109,10 @@ pub fn open_known(options: &OpenOptions, path: &Path) -> io::Result<File> {
     );
     #[cfg(not(unix))]
     if let Ok(metadata) = fs::symlink_metadata(path) {
-        files::regular(&metadata)?;
+        read::regular(&metadata)?;
     }
     let file = options.open(path).map_err(why)?;
-    files::regular(&file.metadata()?)?;
+    read::regular(&file.metadata()?)?;
     Ok(file)
 }
 
@@ -306,7 +306,7 @@ pub fn rewrite(target: &Path, old: &[u8], new: &[u8]) -> io::Result<bool> {
     let target = target.canonicalize()?;
     let permissions = fs::metadata(&target)?.permissions();
     // What is longer than `old` is something else.
-    let holds_old = || match files::read(&target, old.len() as u64) {
+    let holds_old = || match read(&target, old.len() as u64) {
         Ok(now) => Ok(now == old),
         Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Ok(false),
         Err(error) => Err(error),
@@ -487,7 +487,7 @@ impl WorkFolder {
                 continue;
             }
             // Without a lock it is being made, or there are none here.
-            if files::open(&root.join(HELD)).is_ok_and(|held| held.try_lock().is_ok()) {
+            if read::open(&root.join(HELD)).is_ok_and(|held| held.try_lock().is_ok()) {
                 let _ = fs::remove_dir_all(&root); // it may be another user's
             }
         }
