@@ -53,8 +53,8 @@ pub use run::running::each_running;
 pub use run::save::{Exists, SaveError, SaveStatus, Saved, Saver, Stamp};
 pub use sweep::{Cell, Sweep, SweepPlan};
 pub use syntax::params::{How, ParamType};
+pub use value::payload::{Decoders, Payload, Value};
 pub use value::port::{
     Added, Arity, FromValue, Known, PortField, PortSpec, PortValues, Ports, Types,
 };
 pub use value::preview::{Previewer, Quality};
-pub use value::value::{Decoders, Payload, Value};

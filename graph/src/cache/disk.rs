@@ -36,7 +36,7 @@ use crate::base::sync::lock;
 use crate::cache::{Cache, Outputs};
 use crate::files;
 use crate::files::write::{self, Access, Draft, STALE};
-use crate::value::value::Decoders;
+use crate::value::payload::Decoders;
 
 const VERSION: &str = "v1";
 const MAGIC: &[u8; 8] = b"retouch1";
@@ -969,7 +969,7 @@ impl Cache for DiskCache {
 mod tests {
     use super::*;
     use crate::cache::fake::{Bytes, Device, Fickle, key, on_host, outputs};
-    use crate::value::value::Value;
+    use crate::value::payload::Value;
     use proptest::prelude::*;
     use std::sync::atomic::AtomicUsize;
     use tempfile::TempDir;

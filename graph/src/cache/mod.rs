@@ -17,7 +17,7 @@ pub use host::HostCache;
 pub use tiered::TieredCache;
 
 use crate::base::key::Key;
-use crate::value::value::Value;
+use crate::value::payload::Value;
 
 /// Named values under one key (the outputs of a node by port); cloning shares them.
 pub type Outputs = Arc<BTreeMap<Cow<'static, str>, Value>>;

@@ -8,7 +8,7 @@ use crate::base::error::NodeError;
 use crate::base::key::Key;
 use crate::base::sync::lock;
 use crate::cache::{Cache, DiskCache, HostCache, Outputs};
-use crate::value::value::Value;
+use crate::value::payload::Value;
 
 /// Keeps outputs in tiers, each with its budget: what one gives up moves to the one below, what is used moves up.
 ///
@@ -214,7 +214,7 @@ impl Cache for TieredCache {
 mod tests {
     use super::*;
     use crate::cache::fake::{self, Bytes, Device, key, on_host, outputs};
-    use crate::value::value::Decoders;
+    use crate::value::payload::Decoders;
     use std::sync::atomic::{AtomicBool, Ordering};
     use tempfile::TempDir;
 

@@ -23,7 +23,7 @@ const MOST_READ: u64 = 2 << 30;
 
 /// The kinds of digest that are kept.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum DigestKind {
     Blake3,
     Sha256,
 }
@@ -74,24 +74,24 @@ impl DiskFiles {
         self.digested.load(Ordering::Relaxed)
     }
 
-    /// Where a digest of a file is kept: under its path and the kind of digest.
-    fn place_of_digest(path: &Path, kind: Kind) -> Digest {
+    /// The key that a digest of a file is kept under: its path and the kind of digest.
+    fn place_of_digest(path: &Path, kind: DigestKind) -> Digest {
         let place = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let mut hasher = blake3::Hasher::new();
         hasher.update(place.as_os_str().as_encoded_bytes());
         // No path holds a zero byte: the place of one kind of digest is never that of the other.
         hasher.update(match kind {
-            Kind::Blake3 => b"",
-            Kind::Sha256 => b"\0sha256",
+            DigestKind::Blake3 => b"",
+            DigestKind::Sha256 => b"\0sha256",
         });
         *hasher.finalize().as_bytes()
     }
 
-    /// A digest that is made when it is not known.
+    /// A digest, computed unless it is known.
     fn memoised(
         &self,
         path: &Path,
-        kind: Kind,
+        kind: DigestKind,
         make: impl FnOnce(&mut File) -> io::Result<Digest>,
     ) -> io::Result<Digest> {
         self.saw(path);
@@ -107,14 +107,14 @@ impl DiskFiles {
         }
         let digest = make(&mut file)?;
         self.digested.fetch_add(stamp.size, Ordering::Relaxed);
-        // A file that was written meanwhile is read again the next time.
+        // A file that was written in the meantime is read again the next time.
         if FileIdentity::of(&file.metadata()?) == stamp {
             let kept = KeptDigest {
                 stamp,
                 digest,
                 remembered: false,
-                // What is pinned is compared with what is read, not with what was written down of it.
-                lasts: kind == Kind::Blake3,
+                // A pin is compared with what is read, not with what was stored of it.
+                lasts: kind == DigestKind::Blake3,
             };
             lock(&self.digests).insert(place, kept);
         }
@@ -157,7 +157,7 @@ impl Files for DiskFiles {
     }
 
     fn digest(&self, path: &Path) -> io::Result<Digest> {
-        self.memoised(path, Kind::Blake3, |file| {
+        self.memoised(path, DigestKind::Blake3, |file| {
             let mut hasher = blake3::Hasher::new();
             pieces(file, |piece| {
                 hasher.update(piece);
@@ -167,7 +167,7 @@ impl Files for DiskFiles {
     }
 
     fn sha256(&self, path: &Path) -> io::Result<Digest> {
-        self.memoised(path, Kind::Sha256, |file| {
+        self.memoised(path, DigestKind::Sha256, |file| {
             let mut hasher = Sha256::new();
             pieces(file, |piece| hasher.update(piece))?;
             Ok(hasher.finalize().into())
@@ -180,7 +180,7 @@ impl Files for DiskFiles {
 
     fn is_file(&self, path: &Path) -> bool {
         let there = path.is_file();
-        // A file that is missing is watched too: it may come.
+        // A missing file is watched too: it may appear.
         self.saw(path);
         there
     }
@@ -193,7 +193,7 @@ impl Files for DiskFiles {
         let mut entries = Vec::new();
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
-            // A link that leads nowhere, and what is neither a file nor a folder, is nothing to read.
+            // Broken links, and what is neither a file nor a folder, cannot be read.
             let Ok(metadata) = fs::metadata(&path) else {
                 continue;
             };
@@ -269,17 +269,17 @@ mod tests {
         assert!(text.contains(&hex(&first)));
         let files = with_memo(&memo);
         assert_eq!(files.digest(&file).unwrap(), first);
-        assert_eq!(files.digested(), 0, "it was written down");
+        assert_eq!(files.digested(), 0, "it was stored");
         // Another size or time is another file.
         let length = (1 << 20) + 1;
         fs::write(&file, vec![2; length]).unwrap();
         let second = *blake3::hash(&vec![2; length]).as_bytes();
         assert_eq!(files.digest(&file).unwrap(), second);
-        // What was written just now may change again within its time's resolution: it is not written down.
+        // A file written just now may change again within the resolution of its time: it is not stored.
         files.flush();
         let now = fs::read_to_string(&memo).unwrap_or_default();
         assert!(!now.contains(&hex(&second)));
-        // A memo that is no memo is none, nor is one of before there were checksums.
+        // A damaged memo counts as empty, and so does one from before there were checksums.
         let known = text.split_once("\"known\":").unwrap().1;
         let old = known.strip_suffix('}').unwrap();
         let unsigned = old.split(",\"check\"").next().unwrap().to_owned() + "}]";
@@ -320,7 +320,7 @@ mod tests {
             let known = lock(&files.digests);
             refused += 2 - known.len();
             for (file, digest) in [&one, &two].into_iter().zip(&digests) {
-                let place = DiskFiles::place_of_digest(file, Kind::Blake3);
+                let place = DiskFiles::place_of_digest(file, DigestKind::Blake3);
                 let stamp = FileIdentity::of(&fs::metadata(file).unwrap());
                 let found = known.get(&place);
                 assert!(
@@ -328,7 +328,8 @@ mod tests {
                     "byte {at}"
                 );
             }
-            let places = [&one, &two].map(|file| DiskFiles::place_of_digest(file, Kind::Blake3));
+            let places =
+                [&one, &two].map(|file| DiskFiles::place_of_digest(file, DigestKind::Blake3));
             assert!(
                 known.keys().all(|place| places.contains(place)),
                 "byte {at}"

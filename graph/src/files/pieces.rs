@@ -47,7 +47,7 @@ pub(super) fn pieces(file: &mut File, mut take: impl FnMut(&[u8])) -> io::Result
             interrupt::check()?;
             let (buffer, count) = piece?;
             take(&buffer[..count]);
-            let _ = emptied.send(buffer); // whoever fills may have ended
+            let _ = emptied.send(buffer); // the reading thread may have ended
         }
         Ok(())
     })

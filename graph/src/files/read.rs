@@ -47,7 +47,7 @@ pub(crate) fn regular(metadata: &Metadata) -> io::Result<()> {
 /// have no end.
 ///
 /// # Errors
-/// As the file system gives them, and of what is no regular file.
+/// As the file system gives them, and for what is not a regular file.
 pub fn open(path: &Path) -> io::Result<File> {
     // Before it is opened, as opening some devices does something.
     regular(&fs::metadata(path)?)?;

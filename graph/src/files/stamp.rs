@@ -36,7 +36,7 @@ impl FileIdentity {
     }
 }
 
-/// What tells whether a file or folder is still the one that it was, or that there still is none.
+/// What tells whether a file or folder is unchanged, or still missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileStamp(Seen);
 

@@ -30,7 +30,7 @@ struct Table {
 
 /// Files that are read from where they were found when they are not where they are named.
 ///
-/// What is at its own place is always read there. Digests, and so keys, do not depend on places.
+/// A file at its own path is always read there. Digests, and so keys, do not depend on places.
 pub struct RedirectedFiles {
     inner: Arc<dyn Files>,
     models: Vec<PathBuf>,
@@ -65,7 +65,7 @@ impl RedirectedFiles {
 
     /// Finds what a lock has and is not at its path ([`locate`]), and reads it there from now on,
     /// in place of what an earlier lock had. Models that were found by their name stay where they were found, unless
-    /// they are gone or the lock says what they hold: a run that goes on reads them there. `folder` is the workflow's.
+    /// they are gone or the lock has their content: a resumed run reads them there. `folder` is the workflow's.
     pub fn locate(&self, lock: Option<&Lock>, folder: &Path) -> Located {
         let located = lock
             .map(|lock| locate(lock, folder, &self.models, &*self.inner))
@@ -95,7 +95,7 @@ impl RedirectedFiles {
     /// The path that is read: where a file was found when it is not at its own place.
     fn found(&self, path: &Path) -> PathBuf {
         match self.elsewhere(path) {
-            // What came to its own place meanwhile is read there.
+            // A file that has appeared at its own path is read there.
             Some(elsewhere) if !self.inner.is_file(path) => elsewhere,
             _ => path.to_owned(),
         }

@@ -19,9 +19,9 @@ use crate::op::node::{Context, Node, ReadFile};
 use crate::op::shape::{Shape, Text, unfit};
 use crate::syntax::params::{self, ParamType};
 use crate::syntax::yaml::Tree;
+use crate::value::payload::Value;
 use crate::value::port::KnownPorts;
 use crate::value::port::{Arity, PortSpec, PortValues, Ports, Types};
-use crate::value::value::Value;
 
 /// What a node's check says of its outputs, and its warnings; or its faults.
 pub(crate) type Findings = Result<(KnownPorts, Vec<Fault>), Vec<Fault>>;

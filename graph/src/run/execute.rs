@@ -32,9 +32,9 @@ use crate::run::device::{Device, DevicePermit};
 use crate::run::event::{Counters, EVENT_SCHEMA, Event, Listener, RunStatus};
 use crate::run::running;
 use crate::run::save::{SaveError, Saved, Saver, Stamp};
+use crate::value::payload::Value;
 use crate::value::port::PortValues;
 use crate::value::preview::{Previewer, Quality};
-use crate::value::value::Value;
 
 /// How to run.
 #[derive(Clone, Debug, Default)]
