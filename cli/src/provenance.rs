@@ -341,7 +341,7 @@ pub fn read_with_image(path: &Path) -> Result<(Provenance, Option<(u64, u64)>), 
         {
             return strange(path);
         }
-        if lock::parse_hex(&file.blake3).is_none() {
+        if retouch_graph::digest::parse_hex(&file.blake3).is_none() {
             return Err(none("carries a recipe with a digest that is none"));
         }
     }
@@ -533,7 +533,7 @@ pub fn open(
     let mut sought: Vec<&ReadEntry> = Vec::new();
     let mut changed: HashMap<&str, PathBuf> = HashMap::new();
     for file in &provenance.files {
-        let digest = lock::parse_hex(&file.blake3);
+        let digest = retouch_graph::digest::parse_hex(&file.blake3);
         let path = Path::new(&file.path);
         if remote::is_remote(path) {
             // The hub says how long the file is before it is fetched: a recipe does not make anybody fetch another.
@@ -732,7 +732,7 @@ fn by_content(
                 model: file.model.clone(),
                 commit: None,
                 size: file.size,
-                blake3: lock::parse_hex(&file.blake3)?,
+                blake3: retouch_graph::digest::parse_hex(&file.blake3)?,
             })
         })
         .collect();

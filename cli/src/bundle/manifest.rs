@@ -191,7 +191,7 @@ fn packed(item: &Tree) -> Result<Packed, Error> {
                 }
             }
             "blake3" => {
-                digest = value.as_text().and_then(lock::parse_hex);
+                digest = value.as_text().and_then(retouch_graph::digest::parse_hex);
             }
             other => {
                 let name = other.escape_debug();
