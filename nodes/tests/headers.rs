@@ -57,7 +57,16 @@ impl Files for Hollow {
     fn is_dir(&self, path: &Path) -> bool {
         !self.is_file(path) && self.0.keys().any(|file| file.starts_with(path))
     }
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        Ok(retouch_graph::files::piece(&self.read(path)?, offset, length).to_vec())
+    }
+    fn entries(&self, _: &Path) -> io::Result<Vec<retouch_graph::FolderEntry>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn flush(&self) {}
 }
+
+impl retouch_graph::LocalFiles for Hollow {}
 
 impl Hollow {
     fn text(mut self, path: &str, text: &Json) -> Self {

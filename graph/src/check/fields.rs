@@ -540,6 +540,6 @@ fn place(tree: &Tree, path: &[PathStep]) -> Span {
 
 fn joined(folder: &Path, text: &str) -> Json {
     let path = remote::join(folder, text);
-    // The path was made of texts, so this loses nothing but for a folder whose own name is not Unicode.
+    // Lossless, except for a folder whose own name is not Unicode.
     Json::from(path.to_string_lossy().into_owned())
 }

@@ -450,7 +450,13 @@ mod tests {
         fn is_dir(&self, _: &Path) -> bool {
             false
         }
+        fn entries(&self, _: &Path) -> io::Result<Vec<retouch_graph::FolderEntry>> {
+            Err(ErrorKind::Unsupported.into())
+        }
+        fn flush(&self) {}
     }
+
+    impl retouch_graph::LocalFiles for Huge {}
 
     fn node(tensor: &str) -> LoadLatent {
         LoadLatent {

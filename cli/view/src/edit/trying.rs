@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use retouch_graph::files::piece;
 use retouch_graph::paths::normal;
 use retouch_graph::{
-    Digest, FileStamp, Files, FolderEntry, MemoryFiles, Settings, Sought, Withheld,
+    Digest, FileStamp, Files, FolderEntry, MemoryFiles, Searched, Settings, Withheld,
 };
 use serde_json::Value as Json;
 
@@ -211,22 +211,6 @@ impl Files for Overlay {
         self.inner.entries(folder)
     }
 
-    fn place(&self, path: &Path) -> PathBuf {
-        self.inner.place(path)
-    }
-
-    fn seek(&self, path: &Path) -> Sought {
-        self.inner.seek(path)
-    }
-
-    fn withheld(&self, path: &Path) -> Option<Withheld> {
-        self.inner.withheld(path)
-    }
-
-    fn commit(&self, path: &Path) -> Option<String> {
-        self.inner.commit(path)
-    }
-
     fn sha256(&self, path: &Path) -> io::Result<Digest> {
         match self.tried(path) {
             Some(text) => MemoryFiles::new().with(path, text).sha256(path),
@@ -247,5 +231,23 @@ impl Files for Overlay {
 
     fn flush(&self) {
         self.inner.flush();
+    }
+}
+
+impl retouch_graph::ModelLocator for Overlay {
+    fn find_model(&self, path: &Path) -> Searched {
+        self.inner.find_model(path)
+    }
+
+    fn place(&self, path: &Path) -> PathBuf {
+        self.inner.place(path)
+    }
+
+    fn withheld(&self, path: &Path) -> Option<Withheld> {
+        self.inner.withheld(path)
+    }
+
+    fn commit(&self, path: &Path) -> Option<String> {
+        self.inner.commit(path)
     }
 }
