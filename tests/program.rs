@@ -755,11 +755,14 @@ fn names_that_some_system_refuses_are_faults_of_check() {
     let sound = std::fs::read_to_string(folder.join("wf.yaml")).unwrap();
     for (path, why) in [
         ("con.png", "device"),
-        ("a./b.png", "ends in a point"),
+        ("a./b.png", "ends in a dot"),
         ("a?.png", "`?`"),
         ("a*b<c>|.png", "`*`"),
-        (&format!("{long}/a.png"), "1000 are the most"),
-        (&format!("{}.png", "n".repeat(240)), "240 are the most"),
+        (&format!("{long}/a.png"), "at most 1000 are allowed"),
+        (
+            &format!("{}.png", "n".repeat(240)),
+            "at most 240 are allowed",
+        ),
     ] {
         let changed = sound.replace("{folder}/o.png", path);
         std::fs::write(folder.join("bad.yaml"), changed).unwrap();

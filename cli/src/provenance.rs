@@ -471,8 +471,18 @@ impl Files for Found {
         }
     }
 
-    fn commit(&self, path: &Path) -> Option<String> {
-        self.inner.0.commit(path)
+    fn flush(&self) {
+        self.inner.0.flush();
+    }
+
+    fn entries(&self, _: &Path) -> std::io::Result<Vec<retouch_graph::FolderEntry>> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+}
+
+impl retouch_graph::ModelLocator for Found {
+    fn find_model(&self, _: &Path) -> retouch_graph::Searched {
+        retouch_graph::Searched::default()
     }
 
     fn place(&self, path: &Path) -> PathBuf {
@@ -480,8 +490,12 @@ impl Files for Found {
             .map_or_else(|_| path.to_owned(), |place| self.inner.0.place(place))
     }
 
-    fn flush(&self) {
-        self.inner.0.flush();
+    fn withheld(&self, _: &Path) -> Option<retouch_graph::Withheld> {
+        None
+    }
+
+    fn commit(&self, path: &Path) -> Option<String> {
+        self.inner.0.commit(path)
     }
 }
 

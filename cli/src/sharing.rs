@@ -588,20 +588,26 @@ impl Files for Confined {
         self.allowed(path).ok()?.stamp(path)
     }
 
-    fn withheld(&self, path: &Path) -> Option<Withheld> {
-        self.inner.withheld(path)
+    fn flush(&self) {
+        self.inner.flush();
     }
+}
 
-    fn commit(&self, path: &Path) -> Option<String> {
-        self.inner.commit(path)
+impl retouch_graph::ModelLocator for Confined {
+    fn find_model(&self, _: &Path) -> retouch_graph::Searched {
+        retouch_graph::Searched::default()
     }
 
     fn place(&self, path: &Path) -> PathBuf {
         self.inner.place(path)
     }
 
-    fn flush(&self) {
-        self.inner.flush();
+    fn withheld(&self, path: &Path) -> Option<Withheld> {
+        self.inner.withheld(path)
+    }
+
+    fn commit(&self, path: &Path) -> Option<String> {
+        self.inner.commit(path)
     }
 }
 

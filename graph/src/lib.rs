@@ -33,7 +33,10 @@ pub use cache::in_flight::InFlightLock;
 pub use cache::{Cache, DiskCache, DiskEntry, HostCache, NoCache, Outputs, TieredCache, Verified};
 pub use check::{Checked, CheckedNode, CheckedOutput, Drawn, Link, ResolvedParam, Settings};
 pub use engine::Engine;
-pub use files::{DiskFiles, FileStamp, Files, FolderEntry, MemoryFiles, Sought, Withheld};
+pub use files::{
+    DiskFiles, FileStamp, Files, FolderEntry, LocalFiles, MemoryFiles, ModelLocator, Searched,
+    Withheld,
+};
 pub use lock::redirect::RedirectedFiles;
 pub use lock::{Difference, Located, Lock, LockedFile, LockedKind, Redirect, locate};
 pub use op::chain::{Chain, Chained, Item, Need, Note, Step, UpLink, Upstream};
@@ -53,8 +56,8 @@ pub use run::running::each_running;
 pub use run::save::{Exists, SaveError, SaveStatus, Saved, Saver, Stamp};
 pub use sweep::{Cell, Sweep, SweepPlan};
 pub use syntax::params::{How, ParamType};
+pub use value::payload::{Decoders, Payload, Value};
 pub use value::port::{
     Added, Arity, FromValue, Known, PortField, PortSpec, PortValues, Ports, Types,
 };
 pub use value::preview::{Previewer, Quality};
-pub use value::value::{Decoders, Payload, Value};

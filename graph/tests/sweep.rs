@@ -137,7 +137,10 @@ fn values_are_lists_ranges_steps_shares_and_lines_of_a_file() {
         .collect();
     assert_eq!(seeds.len(), 2);
     let apart = seeds[0].abs_diff(seeds[1]);
-    assert!(apart > 1 << 20 && !apart.is_multiple_of(1 << 32), "{seeds:?}");
+    assert!(
+        apart > 1 << 20 && !apart.is_multiple_of(1 << 32),
+        "{seeds:?}"
+    );
     assert_eq!(
         drawn,
         labels("sweep: {matrix: {seed: [random, random]}}\n", &[], &[])

@@ -237,21 +237,6 @@ impl Files for Members {
         }
     }
 
-    fn withheld(&self, path: &Path) -> Option<Withheld> {
-        self.inner.withheld(path)
-    }
-
-    fn commit(&self, path: &Path) -> Option<String> {
-        self.inner.commit(path)
-    }
-
-    fn place(&self, path: &Path) -> PathBuf {
-        if remote::is_remote(path) {
-            return self.inner.place(path);
-        }
-        path.to_owned()
-    }
-
     fn is_file(&self, path: &Path) -> bool {
         if remote::is_remote(path) {
             return self.inner.is_file(path);
@@ -274,6 +259,31 @@ impl Files for Members {
             return self.inner.entries(folder);
         }
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn flush(&self) {
+        self.inner.flush();
+    }
+}
+
+impl retouch_graph::ModelLocator for Members {
+    fn find_model(&self, _: &Path) -> retouch_graph::Searched {
+        retouch_graph::Searched::default()
+    }
+
+    fn place(&self, path: &Path) -> PathBuf {
+        if remote::is_remote(path) {
+            return self.inner.place(path);
+        }
+        path.to_owned()
+    }
+
+    fn withheld(&self, path: &Path) -> Option<Withheld> {
+        self.inner.withheld(path)
+    }
+
+    fn commit(&self, path: &Path) -> Option<String> {
+        self.inner.commit(path)
     }
 }
 

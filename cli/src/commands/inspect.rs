@@ -63,11 +63,14 @@ pub fn files(place: &ModelsArgs, model: &Path) -> Result<RedirectedFiles, Failur
     }
     sharing::check_models(&sharing)?;
     let files = RedirectedFiles::new(Arc::new(DiskFiles::new()), sharing::models(&sharing));
-    let sought = files.seek(model);
+    let searched = retouch_graph::ModelLocator::find_model(&files, model);
     if files.is_dir(model) || files.is_file(model) {
         return Ok(files);
     }
-    Err(Failure::unreadable_argument(model, "there is no such file or folder").help(sought.help()))
+    Err(
+        Failure::unreadable_argument(model, "there is no such file or folder")
+            .help(searched.help()),
+    )
 }
 
 /// What is wrong with a model, as one failure.

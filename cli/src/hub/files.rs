@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use retouch_graph::problem::Code;
 use retouch_graph::remote::{self, Address};
-use retouch_graph::{Digest, FileStamp, Files, FolderEntry, Sought, Withheld};
+use retouch_graph::{Digest, FileStamp, Files, FolderEntry, Searched, Withheld};
 
 use super::client::{Client, Listing, Refused};
 use super::consent::Consent;
@@ -595,35 +595,6 @@ impl Files for HubFiles {
         Ok(entries.into_iter().collect())
     }
 
-    fn place(&self, path: &Path) -> PathBuf {
-        if remote::is_remote(path) {
-            return self.local(path).unwrap_or_else(|| path.to_owned());
-        }
-        self.inner.place(path)
-    }
-
-    fn seek(&self, path: &Path) -> Sought {
-        if remote::is_remote(path) {
-            return Sought::default();
-        }
-        self.inner.seek(path)
-    }
-
-    fn withheld(&self, path: &Path) -> Option<Withheld> {
-        if remote::is_remote(path) {
-            return self.why(path);
-        }
-        self.inner.withheld(path)
-    }
-
-    fn commit(&self, path: &Path) -> Option<String> {
-        if remote::is_remote(path) {
-            let address = Self::address(path).ok()?;
-            return Some(self.resolve(&address).ok()?.commit.clone());
-        }
-        self.inner.commit(path)
-    }
-
     fn stamp(&self, path: &Path) -> Option<FileStamp> {
         if !remote::is_remote(path) {
             return self.inner.stamp(path);
@@ -639,5 +610,36 @@ impl Files for HubFiles {
 
     fn flush(&self) {
         self.inner.flush();
+    }
+}
+
+impl retouch_graph::ModelLocator for HubFiles {
+    fn find_model(&self, path: &Path) -> Searched {
+        if remote::is_remote(path) {
+            return Searched::default();
+        }
+        self.inner.find_model(path)
+    }
+
+    fn place(&self, path: &Path) -> PathBuf {
+        if remote::is_remote(path) {
+            return self.local(path).unwrap_or_else(|| path.to_owned());
+        }
+        self.inner.place(path)
+    }
+
+    fn withheld(&self, path: &Path) -> Option<Withheld> {
+        if remote::is_remote(path) {
+            return self.why(path);
+        }
+        self.inner.withheld(path)
+    }
+
+    fn commit(&self, path: &Path) -> Option<String> {
+        if remote::is_remote(path) {
+            let address = Self::address(path).ok()?;
+            return Some(self.resolve(&address).ok()?.commit.clone());
+        }
+        self.inner.commit(path)
     }
 }

@@ -204,7 +204,17 @@ impl Files for Overlay {
     fn is_dir(&self, path: &Path) -> bool {
         self.disk.is_dir(path)
     }
+
+    fn entries(&self, folder: &Path) -> io::Result<Vec<retouch_graph::FolderEntry>> {
+        self.disk.entries(folder)
+    }
+
+    fn flush(&self) {
+        self.disk.flush();
+    }
 }
+
+impl retouch_graph::LocalFiles for Overlay {}
 
 #[cfg(test)]
 mod tests {

@@ -16,7 +16,7 @@ use retouch_graph::paths::normal;
 use retouch_graph::write::rewrite;
 use retouch_graph::yaml::{self, Form, MapKey as Key, Node, Tree, Written};
 use retouch_graph::{
-    Digest, FileStamp, Files, FolderEntry, MemoryFiles, Settings, Sought, Source, Span, Withheld,
+    Digest, FileStamp, Files, FolderEntry, MemoryFiles, Searched, Settings, Source, Span, Withheld,
 };
 use serde_json::Value as Json;
 
@@ -1108,22 +1108,6 @@ impl Files for Overlay {
         self.inner.entries(folder)
     }
 
-    fn place(&self, path: &Path) -> PathBuf {
-        self.inner.place(path)
-    }
-
-    fn seek(&self, path: &Path) -> Sought {
-        self.inner.seek(path)
-    }
-
-    fn withheld(&self, path: &Path) -> Option<Withheld> {
-        self.inner.withheld(path)
-    }
-
-    fn commit(&self, path: &Path) -> Option<String> {
-        self.inner.commit(path)
-    }
-
     fn sha256(&self, path: &Path) -> io::Result<Digest> {
         match self.tried(path) {
             Some(text) => MemoryFiles::new().with(path, text).sha256(path),
@@ -1144,6 +1128,24 @@ impl Files for Overlay {
 
     fn flush(&self) {
         self.inner.flush();
+    }
+}
+
+impl retouch_graph::ModelLocator for Overlay {
+    fn find_model(&self, path: &Path) -> Searched {
+        self.inner.find_model(path)
+    }
+
+    fn place(&self, path: &Path) -> PathBuf {
+        self.inner.place(path)
+    }
+
+    fn withheld(&self, path: &Path) -> Option<Withheld> {
+        self.inner.withheld(path)
+    }
+
+    fn commit(&self, path: &Path) -> Option<String> {
+        self.inner.commit(path)
     }
 }
 

@@ -15,12 +15,12 @@ pub fn hex(digest: &Digest) -> String {
     blake3::Hash::from_bytes(*digest).to_hex().to_string()
 }
 
-/// Makes the digest of content that comes piece by piece.
+/// Computes the digest of content that arrives in pieces.
 #[derive(Debug, Default)]
 pub struct Hasher(blake3::Hasher);
 
 impl Hasher {
-    /// Takes the next piece.
+    /// Adds the next piece.
     pub fn update(&mut self, piece: &[u8]) {
         self.0.update(piece);
     }
@@ -32,7 +32,7 @@ impl Hasher {
     }
 }
 
-/// The digest of 64 hexadecimal digits.
+/// Parses a digest of 64 hexadecimal digits.
 #[must_use]
 pub fn parse_hex(text: &str) -> Option<Digest> {
     let hash = blake3::Hash::from_hex(text).ok()?;

@@ -1,4 +1,4 @@
-//! What is wrong with a node, before and while it runs.
+//! Faults of nodes, before and while they run.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -104,7 +104,7 @@ impl NodeError {
         }
     }
 
-    /// That something panicked, with what it said.
+    /// The failure that something panicked, with its message.
     pub(crate) fn panicked(panic: &(dyn Any + Send)) -> Self {
         let text = panic
             .downcast_ref::<&str>()
@@ -112,7 +112,7 @@ impl NodeError {
             .or_else(|| panic.downcast_ref::<String>().cloned())
             .unwrap_or_else(|| "no message".to_owned());
         Self::failed(format!("it panicked: {text}"))
-            .help("this is a fault of the program: please report it with the workflow")
+            .help("this is a bug in the program: please report it with the workflow")
     }
 }
 

@@ -1,8 +1,8 @@
-//! Whether what this thread computes is still wanted.
+//! Cancelling what a thread computes.
 //!
-//! The layers of a network, the loading of weights and the digests of large files take seconds and know no run: they are
-//! reached from nodes, from checks and from the viewer, through interfaces that carry none. The [`Cancel`] that they look at is
-//! therefore one of the thread: the engine sets it around each node, a command for its own thread.
+//! The layers of a network, the loading of weights and the digests of large files take seconds and know of no run: they are
+//! called from nodes, from checks and from the viewer, through interfaces without one. The [`Cancel`] that they look at is
+//! therefore kept per thread: the engine sets it around each node, a command for its own thread.
 
 use std::cell::RefCell;
 use std::io;
@@ -14,9 +14,9 @@ thread_local! {
     static CURRENT: RefCell<Option<Cancel>> = const { RefCell::new(None) };
 }
 
-/// Does work of this thread that ends early, with an error of its own, when it is cancelled.
+/// Runs work on this thread that ends early, with an error of its own, when it is cancelled.
 pub fn within<T>(cancel: &Cancel, work: impl FnOnce() -> T) -> T {
-    // Set back also when the work panics: the thread may go on to other work.
+    // Reset also when the work panics: the thread may continue with other work.
     struct Restore(Option<Cancel>);
     impl Drop for Restore {
         fn drop(&mut self) {
@@ -27,7 +27,7 @@ pub fn within<T>(cancel: &Cancel, work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// Lets all further work of this thread end early when it is cancelled: for the main thread of a command.
+/// Makes all further work of this thread end early when it is cancelled: for the main thread of a command.
 pub fn attend(cancel: &Cancel) {
     CURRENT.set(Some(cancel.clone()));
 }
@@ -49,20 +49,20 @@ pub fn check() -> io::Result<()> {
     }
 }
 
-/// How often a wait for the device, or for an entry in flight, looks whether it was cancelled.
+/// How often a wait for the device, or for an entry in flight, checks whether it was cancelled.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Cancels a run from elsewhere; cloning shares it.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicU8>);
 
-/// Nobody cancelled.
+/// Not cancelled.
 const GOES_ON: u8 = 0;
 
-/// A step that is under way is finished.
+/// The current step is finished first.
 const AT_STEP: u8 = 1;
 
-/// It is not.
+/// It is abandoned.
 const AT_ONCE: u8 = 2;
 
 impl Cancel {
@@ -77,7 +77,7 @@ impl Cancel {
         self.0.fetch_max(AT_ONCE, Ordering::SeqCst);
     }
 
-    /// Cancels, and lets a sampler finish the step that is under way, for a run that goes on from it.
+    /// Cancels, and lets a sampler finish its current step, from which a later run can continue.
     pub fn cancel_at_step(&self) {
         self.0.fetch_max(AT_STEP, Ordering::SeqCst);
     }

@@ -1,4 +1,4 @@
-//! Keys: what a node's outputs are called, by all that they depend on and nothing else.
+//! Cache keys: a node's outputs are identified by everything that they depend on, and nothing else.
 //!
 //! # Format
 //! A key is the BLAKE3 digest (32 bytes) of a sequence of fields. A field is
@@ -30,7 +30,7 @@ use serde_json::Value as Json;
 
 use crate::base::digest::Digest;
 
-/// What a node's outputs are called in a cache.
+/// A cache key: it identifies a node's outputs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(pub [u8; 32]);
 
@@ -76,7 +76,7 @@ impl schemars::JsonSchema for Key {
     }
 }
 
-/// Builds keys of fields.
+/// Builds a key from fields.
 pub struct KeyHasher(blake3::Hasher);
 
 impl KeyHasher {
@@ -105,7 +105,7 @@ impl KeyHasher {
     }
 }
 
-/// What a node's key is made of.
+/// The parts of a node's key.
 pub(crate) struct Ingredients<'a> {
     pub(crate) op: &'a str,
     pub(crate) version: u32,

@@ -9,9 +9,9 @@ pub(crate) fn folder_of(file: &Path) -> PathBuf {
     file.parent().map_or_else(PathBuf::new, Path::to_owned)
 }
 
-/// A path without `.` and `..`, so that a file has one name. What `..` stands behind is followed when it is a link, as
-/// the file system does it: `link/../a` lies beside what the link leads to. All else is left as it is written, links that
-/// are passed on the way down too.
+/// A path without `.` and `..`, so that a file has one name. The part before a `..` is resolved when it is a link, as
+/// the file system does it: `link/../a` is beside the target of the link. All other links are left as they are
+/// written.
 #[must_use]
 pub fn normal(path: &Path) -> PathBuf {
     if remote::is_remote(path) {
@@ -20,7 +20,7 @@ pub fn normal(path: &Path) -> PathBuf {
     cleaned(path, MAX_LINKS)
 }
 
-/// Links that are followed one after another; the system's own limit is as large.
+/// The most links that are followed in a row; the system's own limit is as large.
 pub(crate) const MAX_LINKS: usize = 40;
 
 fn cleaned(path: &Path, links: usize) -> PathBuf {
@@ -49,7 +49,7 @@ fn cleaned(path: &Path, links: usize) -> PathBuf {
     clean
 }
 
-/// Where a link leads, seen from where the link's own path is seen from; `None` of what is no link.
+/// Where a link leads, seen from where the link's own path is seen from; `None` when it is not a link.
 pub(crate) fn leads_to(path: &Path) -> Option<PathBuf> {
     if !matches!(path.components().next_back(), Some(Component::Normal(_))) {
         return None;
@@ -61,7 +61,7 @@ pub(crate) fn leads_to(path: &Path) -> Option<PathBuf> {
     })
 }
 
-/// A path for people.
+/// A path in a form for messages.
 pub(crate) fn display(path: &Path) -> String {
     normal(path).display().to_string()
 }

@@ -1,4 +1,4 @@
-//! Every fault that a workflow can have: a code, a place, what is wrong, and a way out.
+//! Every fault that a workflow can have: a code, a place, what is wrong, and what to do about it.
 
 use std::error::Error;
 use std::fmt;
@@ -287,19 +287,19 @@ codes! {
     /// `schema` is missing.
     MissingSchema = "R0201", "A workflow says which version of the language it is written in. Put this at the top:\n\n    schema: retouch/v1";
     /// The schema is not one that this program reads.
-    UnknownSchema = "R0202", "This program reads `retouch/v1`. A newer schema needs a newer program; anything else is a slip of the pen.";
+    UnknownSchema = "R0202", "This program reads `retouch/v1`. A newer schema needs a newer program; anything else is a typing error.";
     /// A key is not known.
     UnknownKey = "R0203", "The key has no meaning here. Keys that begin with `x-`, and `ui`, are carried and ignored: use those for notes of your own.";
     /// A key is missing.
-    MissingKey = "R0204", "Something that must be said is not: a node needs `op` or `use`, an output `value`, a param and an input `type`.";
+    MissingKey = "R0204", "A required key is missing: a node needs `op` or `use`, an output `value`, a param and an input `type`.";
     /// A value has the wrong shape.
-    WrongShape = "R0205", "A map, a list or a text is due and something else is there. For example `nodes:` is a map from names to nodes:\n\n    nodes:\n      base: {op: load_model, path: models/world}";
+    WrongShape = "R0205", "A map, a list or a text is expected and something else is there. For example `nodes:` is a map from names to nodes:\n\n    nodes:\n      base: {op: load_model, path: models/world}";
     /// A name has letters that names cannot have.
     BadName = "R0206", "Names are made of ASCII letters, digits, `_` and `-`, so that `$name.port` can be read in one way only.";
     /// A name is reserved.
     ReservedName = "R0207", "`params`, `inputs` and `outputs` cannot name a node: `$params.x` and `$inputs.x` mean something else.";
     /// A sweep cannot be made.
-    BadSweep = "R0208", "`sweep:` says which runs `retouch sweep` makes: one for each combination of the values under `matrix`, those of `include` besides, those of `exclude` not:\n\n    sweep:\n      matrix:\n        blend_steps: [10%, 20%, 40%]          # a list\n        seed: 1..5                            # a range without its end: 1, 2, 3, 4\n        guidance: {from: 3, to: 5, step: 0.5} # both ends\n        place: {lines: places.txt}            # the lines of a text\n      exclude: [{blend_steps: 40%, seed: 1}]\n      grid: {rows: blend_steps, columns: seed, save: \"{workflow}/sheet.png\"}";
+    BadSweep = "R0208", "`sweep:` says which runs `retouch sweep` makes: one for each combination of the values under `matrix`, plus those of `include`, without those of `exclude`:\n\n    sweep:\n      matrix:\n        blend_steps: [10%, 20%, 40%]          # a list\n        seed: 1..5                            # a range without its end: 1, 2, 3, 4\n        guidance: {from: 3, to: 5, step: 0.5} # both ends\n        place: {lines: places.txt}            # the lines of a text\n      exclude: [{blend_steps: 40%, seed: 1}]\n      grid: {rows: blend_steps, columns: seed, save: \"{workflow}/sheet.png\"}";
     /// A type is not known.
     UnknownType = "R0209", "Types of params: string, int, float, bool, steps, seed, path, choice, sites, threshold. Inputs of a reusable workflow take these and the types of ports (model, latent, image, ...; see `retouch nodes`).";
     /// A declaration contradicts itself.
@@ -339,7 +339,7 @@ codes! {
     /// A value has the wrong type.
     ValueType = "R0312", "The parameter takes another type of value, see `retouch nodes OP`. Numbers are written without quotes and without underscores, text that looks like a number in quotes.";
     /// A number is quoted.
-    QuotedNumber = "R0313", "A number is due, and quotes make it a text. Write `steps: 50`, not `steps: \"50\"`.";
+    QuotedNumber = "R0313", "A number is expected, and quotes make it a text. Write `steps: 50`, not `steps: \"50\"`.";
     /// A boolean is not written as one.
     NotABool = "R0314", "Booleans are `true` and `false`, as they are here: `yes`, `on`, `True` and quoted ones are texts.";
     /// A value is out of range.
@@ -363,21 +363,21 @@ codes! {
     /// A model on a hub is not on this machine yet.
     NotFetched = "R0324", "The workflow names a model on a hub (`hf://owner/name`), and not all of it is in the cache of the hub's programs. `check`, `plan` and editors fetch nothing; `run`, `watch`, `sweep` and `lock` do, and so does `retouch fetch FILE`. For a bundle or a picture, which somebody else may have made, they ask on a terminal or want `--fetch`, and send your token with `--token-for OWNER/NAME` alone. With `--offline` or HF_HUB_OFFLINE nothing is fetched at all.";
     /// A hub cannot be reached.
-    HubUnreachable = "R0325", "The hub does not answer: there is no network, a proxy or a firewall is in the way, or it has a fault of its own. What was fetched so far is kept, and the next run goes on from there. With `--offline` only what is in the cache is used. HF_ENDPOINT names another hub.";
+    HubUnreachable = "R0325", "The hub does not answer: there is no network, a proxy or a firewall blocks it, or the hub itself has a problem. What was fetched so far is kept, and the next run continues from there. With `--offline` only what is in the cache is used. HF_ENDPOINT names another hub.";
     /// There is no such thing on a hub.
-    HubMissing = "R0326", "The hub has no such repository, no such revision in it, or no such file; the message says which. A private repository looks like none to those who may not see it.";
+    HubMissing = "R0326", "The hub has no such repository, no such revision in it, or no such file; the message says which. A private repository looks missing to those without access.";
     /// A hub refuses to give something.
-    HubDenied = "R0327", "The repository is private or gated, and the hub was given no token, or one that may not read it. Accept the conditions on the model's page, make a token there, and give it in HF_TOKEN or in the file that the hub's own `login` writes.";
-    /// A hub gave something else than it said.
-    HubContent = "R0328", "What came is not what the hub announced: another digest, another size, or no answer of a hub at all. Nothing of it is kept. If it happens again, something between here and the hub changes it.";
+    HubDenied = "R0327", "The repository is private or gated, and the hub was given no token, or one that may not read it. Accept the conditions on the model's page, create a token there, and set it in HF_TOKEN or in the file that the hub's own `login` writes.";
+    /// A hub sent something other than it announced.
+    HubContent = "R0328", "What arrived is not what the hub announced: its digest or its size differs, or the answer is not a hub's. Nothing of it is kept. If it happens again, something between this machine and the hub changes it.";
     /// A path to a hub cannot be read.
     HubAddress = "R0329", "A model on a hub is named `hf://owner/name`, with `@revision` behind it if it is to be a branch, a tag or a commit (a `/` in it is written `%2F`), and a path in the repository behind that: `hf://owner/name@main/model.safetensors`.";
     /// An included workflow is missing.
     IncludeMissing = "R0401", "`use` names another workflow by a path relative to this file.";
     /// Workflows include each other.
     IncludeCycle = "R0402", "A workflow includes itself, directly or through others, and would never end. The message prints the path of files.";
-    /// `with` gives something that is not asked for.
-    UnknownWith = "R0403", "`with` gives values to the `inputs:` and `params:` of the included workflow; it has none of that name.";
+    /// `with` sets something that the workflow does not have.
+    UnknownWith = "R0403", "`with` gives values to the `inputs:` and `params:` of the included workflow; it has neither of that name.";
     /// `with` lacks an input.
     MissingWith = "R0404", "The included workflow has an input or a param without a default; give it under `with:`.";
     /// A reusable workflow is run by itself.
@@ -401,35 +401,35 @@ codes! {
     /// A target is not known.
     UnknownTarget = "R0604", "What is named on the command line is neither an output nor a node of the workflow. Where an output and a node share a name it means the output; write `nodes.name` for the node.";
     /// There is nothing to run.
-    NothingToRun = "R0605", "The workflow has no `outputs:`, and a node is run only for what is made of it. Add an output:\n\n    outputs:\n      final: {value: $picture, save: \"{workflow}.png\"}";
+    NothingToRun = "R0605", "The workflow has no `outputs:`, and a node runs only when an output needs it. Add an output:\n\n    outputs:\n      final: {value: $picture, save: \"{workflow}.png\"}";
     /// A param is not used.
     UnusedParam = "R0701", "A warning: nothing refers to the param, so changing it changes nothing.";
     /// A node is not used.
     UnusedNode = "R0702", "A warning: no output depends on the node, so it does not run.";
     /// A parameter does not have the effect that it seems to have.
-    NodeWarning = "R0703", "A warning: the node runs, but part of what the parameter says has no effect. Of a prompt:\n\n- What is beyond the tokens that the text encoder takes (75 of words) is left out. Shorten the prompt, or give `long_prompts: chunks` to `load_model` to have all of it read.\n- `<lora:name:0.8>` is text. Apply the file with `op: apply_lora`.\n- `(word:1.4)` is text unless `load_model` has `syntax: a1111`.";
+    NodeWarning = "R0703", "A warning: the node runs, but part of the parameter has no effect. For a prompt:\n\n- Tokens beyond those that the text encoder takes (75 without the markers) are left out. Shorten the prompt, or give `long_prompts: chunks` to `load_model` to have all of it read.\n- `<lora:name:0.8>` is text. Apply the file with `op: apply_lora`.\n- `(word:1.4)` is text unless `load_model` has `syntax: a1111`.";
     /// The formatter would have changed the meaning.
     FormatRefused = "R0801", "The formatter checks that the text means the same before and after, comments too. Here it would not, so the text is left as it is. Please report the file.";
     /// A lock file cannot be read.
-    LockUnreadable = "R0901", "The file is no lock file, or it was changed by hand. `retouch lock FILE` writes it anew; a lock is text, so version control shows what it was before.";
+    LockUnreadable = "R0901", "The file is not a lock file, or it was changed by hand. `retouch lock FILE` writes a new one; a lock is text, so version control shows what it was before.";
     /// A lock file is of another schema.
-    LockSchema = "R0902", "This program reads `schema: retouch-lock/1`. A lock of a newer schema was written by a newer Retouch: use that one, or write the lock anew with `retouch lock FILE`.";
+    LockSchema = "R0902", "This program reads `schema: retouch-lock/1`. A lock of a newer schema was written by a newer Retouch: use that one, or write a new lock with `retouch lock FILE`.";
     /// What is read is not what the lock says.
-    LockDiffers = "R0903", "With `--locked` everything that is read must be what `retouch lock` wrote down. Bring the files back, or accept what they are now with `retouch lock FILE`.";
+    LockDiffers = "R0903", "With `--locked` everything that is read must be what `retouch lock` recorded. Bring the files back, or accept what they are now with `retouch lock FILE`.";
     /// There is no lock file.
     LockMissing = "R0904", "`--locked` compares what is read with the lock file beside the workflow (`wf.lock` for `wf.yaml`), and there is none. `retouch lock FILE` writes it.";
-    /// A file cannot be written down in a lock.
-    LockName = "R0905", "A lock names files by relative paths with `/`, in Unicode, so that it means the same on every machine. A name with `\\` or a control character, or one that is not Unicode, does not go into it: rename the file.";
+    /// A file cannot be recorded in a lock.
+    LockName = "R0905", "A lock names files by relative paths with `/`, in Unicode, so that it means the same on every machine. A name with `\\` or a control character, or one that is not Unicode, cannot be stored in it: rename the file.";
     /// A bundle is damaged.
-    BundleArchive = "R0911", "A bundle is one zstd frame, with a checksum of its content, around one ustar archive, and nothing before or behind them. This file is no such thing, is cut off, or was damaged on its way: get it anew.";
-    /// Something in a bundle is no plain file.
-    BundleEntry = "R0912", "Bundles hold plain files alone. Links, devices, pipes, folders of their own, sparse files and the long names of GNU and PAX can be made to write elsewhere, so a bundle with one is refused as a whole.";
+    BundleArchive = "R0911", "A bundle is one zstd frame, with a checksum of its content, around one ustar archive, and nothing before or behind them. This file is not one, is truncated, or was damaged in transfer: get it again.";
+    /// Something in a bundle is not a plain file.
+    BundleEntry = "R0912", "Bundles hold plain files only. Links, devices, pipes, folders of their own, sparse files and the long names of GNU and PAX can be made to write elsewhere, so a bundle with one is refused as a whole.";
     /// A file in a bundle has a name that is not safe.
     BundleName = "R0913", "A path in a bundle is relative, with `/`, at most 255 bytes long and 32 folders deep, without `.`, `..`, `\\`, `< > : \" | ? *`, invisible characters and names of devices (`con`, `nul`, `com1`), so that it stays inside the bundle on every system. When you make a bundle: rename the file.";
-    /// Two files in a bundle get into each other's way.
-    BundleTwice = "R0914", "Two files of the bundle have one path, differ in upper and lower case alone, or one's path leads through the other.";
+    /// Two files in a bundle conflict.
+    BundleTwice = "R0914", "Two files of the bundle have the same path, differ only in upper and lower case, or one's path leads through the other.";
     /// A bundle is too large.
-    BundleLimit = "R0915", "Unpacked, a bundle may have 10,000 files, 1 GiB (more with `--max-unpacked SIZE`), and a hundred times its own size: beyond that it may be made to fill the disk.";
+    BundleLimit = "R0915", "Unpacked, a bundle may have 10,000 files, 1 GiB (more with `--max-unpacked SIZE`), and a hundred times its own size: more could be meant to fill the disk.";
     /// A bundle's manifest is missing or cannot be read.
     BundleManifest = "R0916", "The first file of a bundle is `retouch-bundle.yaml`, which lists all others. Here it is missing, or is not as `retouch bundle` writes it.";
     /// A bundle is of another schema.
@@ -437,57 +437,57 @@ codes! {
     /// A bundle does not hold what its manifest says.
     BundleContent = "R0918", "Each file of a bundle must have the size and the digest that its manifest says, each one listed must be there, and no other.";
     /// A workflow reaches out of its bundle.
-    BundleOutside = "R0919", "A bundle must be whole in itself: its workflow reads what is in it, models that are found by their content, and what you give with `--set`. A path that is absolute or leads out of the bundle is refused. When you make a bundle: write the path relative to the workflow.";
+    BundleOutside = "R0919", "A bundle must be self-contained: its workflow reads what is in it, models that are found by their content, and what you give with `--set`. A path that is absolute or leads out of the bundle is refused. When you make a bundle: write the path relative to the workflow.";
     /// A file is too large for a bundle.
-    BundleAsset = "R0920", "Assets of more than 64 MiB are not packed unless you say so: `--max-asset 200MiB`. Models are packed with `--with-models` alone; without it their digests are in the lock, and who gets the bundle needs the models.";
-    /// Where an output comes from cannot be written down.
-    NoProvenance = "R0931", "A picture carries the workflow that made it, with every seed as a number and every file by a path that can be shared. What was drawn inside of a graph that is used, or a graph that lies in quite another place, cannot be said in it.";
+    BundleAsset = "R0920", "Assets of more than 64 MiB are not packed unless you say so: `--max-asset 200MiB`. Models are packed only with `--with-models`; without it their digests are in the lock, and whoever receives the bundle needs the models.";
+    /// Where an output comes from cannot be recorded.
+    NoProvenance = "R0931", "A picture carries the workflow that made it, with every seed as a number and every file by a path that can be shared. What was drawn inside of a graph that is used, or a graph in a folder that no shareable path leads to, cannot be recorded in it.";
     /// A node failed.
-    NodeFailed = "R1001", "A node could not do its work: memory ran out, a file vanished while the run went on, or what it was given cannot be computed with. The message says what it met. What was finished before is saved and kept, so the next run goes on from there.";
+    NodeFailed = "R1001", "A node could not do its work: memory ran out, a file disappeared during the run, or its inputs cannot be computed with. The message says what happened. What was finished before is saved and kept, so the next run continues from there.";
     /// A node panicked.
-    NodePanicked = "R1002", "A node met something that its author thought impossible. That is a fault of the program: please report it with the workflow. What was finished before is saved and kept.";
+    NodePanicked = "R1002", "A node reached a state that its author thought impossible. That is a bug in the program: please report it with the workflow. What was finished before is saved and kept.";
     /// A node did not give an output.
     NotGiven = "R1003", "Something needs an output that the node only gives under some settings, and under these it does not. `retouch nodes OP` says when it does.";
     /// An output cannot be encoded.
     OutputNotEncoded = "R1004", "The value is there, but it cannot be made into a file of that kind; the message says why. Another ending in `save` chooses another kind.";
     /// An output's file exists already.
-    OutputExists = "R1005", "With `--exists fail` nothing is written where there is a file with another content. Remove it, save elsewhere, or run with `--exists number`, `replace` or `keep`.";
+    OutputExists = "R1005", "With `--exists fail` nothing is written where a file with different content already exists. Remove it, save elsewhere, or run with `--exists number`, `replace` or `keep`.";
     /// An output's file cannot be written.
-    OutputUnwritable = "R1006", "The file system refuses to write below the output folder: it may be full, be read-only, or belong to somebody else. The outputs that could be written are in their places; no half-written file is left.";
+    OutputUnwritable = "R1006", "The file system refuses to write below the output folder: it may be full, be read-only, or belong to somebody else. The outputs that could be written are in place; no half-written file is left.";
     /// The run was interrupted.
-    Interrupted = "R1007", "Ctrl-C, or a signal to end, stopped the run at its next step. What was finished is saved and kept; the same command goes on from there (`retouch sweep` with `--resume`).";
+    Interrupted = "R1007", "Ctrl-C, or a signal to end, stopped the run at its next step. What was finished is saved and kept; the same command continues from there (`retouch sweep` with `--resume`).";
     /// Several nodes or outputs failed.
-    SeveralFailed = "R1008", "With `--keep-going` what does not need a failed node is made all the same. Each failure was told as it happened, with a code of its own; this one counts them.";
+    SeveralFailed = "R1008", "With `--keep-going` everything that does not need a failed node is still made. Each failure was reported as it happened, with a code of its own; this one counts them.";
     /// A file changed while the run was using it.
-    FileChanged = "R1009", "A key names what a node reads by the digests that the files had when the plan was made. This file was changed, replaced or removed afterwards, while the node, or a model that it uses, was still reading it: a photo was swapped while its node waited, or a training wrote into the model's folder. The result may be of either content, so nothing that was made since is kept or saved. Run it again, once the file is no longer being written.";
+    FileChanged = "R1009", "A cache key identifies what a node reads by the digests that the files had when the plan was made. This file was changed, replaced or removed afterwards, while the node, or a model that it uses, was still reading it: a photo was swapped while its node waited, or a training wrote into the model's folder. The result may come from either content, so nothing that was made since is kept or saved. Run it again, once the file is no longer being written.";
     /// The command's arguments make no sense.
-    Usage = "R1101", "An option or an argument is not known, is missing, or has a value that it cannot have; or the command does not do what was asked of it with such a file. `retouch COMMAND --help` lists what there is.";
+    Usage = "R1101", "An option or an argument is not known, is missing, or has a value that it cannot have; or the command cannot be used with such a file. `retouch COMMAND --help` lists the options.";
     /// The configuration file makes no sense.
-    BadConfiguration = "R1102", "The configuration file (`retouch/config.yaml` in the platform's configuration folder, or what RETOUCH_CONFIG names) cannot be read or says something that is not known. Mend it, or set RETOUCH_CONFIG to nothing to go on without it:\n\n    cache: {folder: DIR, device: 2GiB, ram: 2GiB, disk: 10GiB, sources: 6GiB}";
+    BadConfiguration = "R1102", "The configuration file (`retouch/config.yaml` in the platform's configuration folder, or what RETOUCH_CONFIG names) cannot be read or has a key or value that is not known. Correct it, or set RETOUCH_CONFIG to nothing to continue without it:\n\n    cache: {folder: DIR, device: 2GiB, ram: 2GiB, disk: 10GiB, sources: 6GiB}";
     /// The compute device cannot be used.
     DeviceUnusable = "R1103", "`--device` names a device that is not there, or that this program was built without. `cpu` always works; `cuda` and `metal` need a build with the feature of that name.";
     /// Something cannot be read.
     Unreadable = "R1201", "A file that the command was given is missing, is a folder, may not be read, or does not hold what it should. The message has its path and what the system says.";
     /// Something cannot be written.
-    Unwritable = "R1202", "A file or a folder that the command writes cannot be made or written: it is there already, the disk is full, or it may not be written to. Nothing half-written is left in its place.";
+    Unwritable = "R1202", "A file or a folder cannot be created or written: it exists already, the disk is full, or permission is missing. No half-written file is left in its place.";
     /// The system refuses something.
-    SystemRefused = "R1203", "The system does not give something that the command needs besides files: threads, the handling of Ctrl-C, the watching of folders. The message has what it says; limits of the account or the container are the usual cause.";
+    SystemRefused = "R1203", "The system refuses something other than a file that the command needs: threads, the handling of Ctrl-C, the watching of folders. The message has the system's reason; limits of the account or the container are the usual cause.";
     /// The command failed.
-    CommandFailed = "R1204", "The command could not do what it was asked, for a reason that has no code of its own; the message says it.";
+    CommandFailed = "R1204", "The command failed for a reason that has no code of its own; the message says it.";
     /// A picture carries no recipe.
     NoRecipe = "R1211", "`show`, `extract`, `replay` and `diff` read what `retouch` writes into every PNG that it saves. Another format carries nothing, `--no-provenance` leaves it out, and many programs drop it when they save a picture again.";
-    /// What a picture was made of is not there.
-    RecipeLost = "R1212", "A picture is drawn again from the very files that it was made of, known by what they hold. One of them is missing or holds something else now. Bring it back, or name the folder that has it with `--models DIR` or RETOUCH_MODELS.";
-    /// A picture that was drawn again is another one.
-    ReplayDiffers = "R1213", "Everything that the picture was made of is the same, and it came out differently. Another processor, device or version of the program may round differently, but where at most 1 % of the values differ, each by 1 of 255, the picture counts as equal. `retouch show` says what it was made with.";
+    /// A file that a picture was made from is missing.
+    RecipeLost = "R1212", "A picture is made again from exactly the files that it was made from, identified by their content. One of them is missing or has changed. Bring it back, or name the folder that has it with `--models DIR` or RETOUCH_MODELS.";
+    /// A picture that was made again differs.
+    ReplayDiffers = "R1213", "All inputs of the picture are the same, and the result differs. Another processor, device or version of the program may round differently, but where at most 1 % of the values differ, each by 1 of 255, the picture counts as equal. `retouch show` says what it was made with.";
     /// The run is not known.
-    UnknownRun = "R1301", "`retouch runs` lists the runs that are written down, the newest first, with their names. The beginning of a name will do as long as only one begins so, and `last` is the newest. The last 1,000 are kept; a run with `--no-cache` is not written down.";
+    UnknownRun = "R1301", "`retouch runs` lists the recorded runs, the newest first, with their names. A prefix of a name is enough as long as it is unique, and `last` is the newest. The last 1,000 are kept; a run with `--no-cache` is not recorded.";
     /// The run cannot be verified.
-    NotVerifiable = "R1302", "`retouch verify` repeats runs that ended well. One that failed, was cancelled or killed, or still goes on has nothing whole to compare with: run it again first.";
-    /// What a run was made of is not what it was.
-    RunChanged = "R1303", "`retouch verify` asks whether the same comes out of the same, and here something else goes in: the workflow, a param, a file that it reads, a model, the device or the program is not what it was. The message and the lines before it name each difference. `retouch runs show RUN` shows the settings of then; `retouch run` makes a new run of what is there now.";
-    /// A run does not come out the same.
-    RunDiffers = "R1304", "All that goes into the run is the same, and something else came out of it: an entry of the cache or a saved file is not what this program computes on this machine. The first step that differs is where to look; those after it follow from it. Causes are a cache folder that several kinds of machine share, a library or a driver that was exchanged, or broken memory. `retouch cache clear` and a new run bring cache and files into line.";
+    NotVerifiable = "R1302", "`retouch verify` repeats runs that succeeded. One that failed, was cancelled or killed, or is still running has no complete result to compare with: run it again first.";
+    /// The inputs of a run have changed.
+    RunChanged = "R1303", "`retouch verify` checks that the same inputs give the same results, and here the inputs differ: the workflow, a param, a file that it reads, a model, the device or the program has changed. The message and the lines before it name each difference. `retouch runs show RUN` shows the settings of that run; `retouch run` makes a new run with the present ones.";
+    /// A run does not give the same result.
+    RunDiffers = "R1304", "All inputs of the run are the same, and the results differ: an entry of the cache or a saved file is not what this program computes on this machine. The first step that differs is where to look; those after it follow from it. Causes are a cache folder that several kinds of machine share, a library or a driver that was replaced, or faulty memory. `retouch cache clear` and a new run make cache and files consistent again.";
 }
 
 impl Code {
@@ -567,16 +567,16 @@ struct Body {
     span: Span,
     label: String,
     others: Vec<Label>,
-    related: Vec<Note>,
+    related: Vec<Related>,
     help: Option<String>,
 }
 
-/// One fault: what, where, and a way out.
+/// A fault, what is wrong with a workflow, a file or a command line: what, where, and what to do about it.
 #[derive(Clone, Debug)]
 pub struct Problem(Box<Body>);
 
 impl Problem {
-    /// Makes a fault at a place.
+    /// Creates a fault at a place.
     pub fn new(code: Code, source: &Source, span: Span, message: impl Into<String>) -> Self {
         Self(Box::new(Body {
             code,
@@ -616,7 +616,7 @@ impl Problem {
         if source.same(&self.0.source) {
             self.0.others.push(label);
         } else {
-            self.0.related.push(Note(label));
+            self.0.related.push(Related(label));
         }
         self
     }
@@ -674,7 +674,7 @@ impl Problem {
         self
     }
 
-    /// Whether the command line is at fault: the place, or a place that the fault points to besides, is one of its
+    /// Whether the command line is at fault: the place, or another place that the fault points to, is one of its
     /// arguments. Everything else is a fault of the workflow's files.
     #[must_use]
     pub fn is_of_arguments(&self) -> bool {
@@ -771,17 +771,17 @@ impl Diagnostic for Problem {
 
 /// A place in another text than the problem's own; miette's labels cannot leave their text.
 #[derive(Clone, Debug)]
-struct Note(Label);
+struct Related(Label);
 
-impl fmt::Display for Note {
+impl fmt::Display for Related {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.text)
     }
 }
 
-impl Error for Note {}
+impl Error for Related {}
 
-impl Diagnostic for Note {
+impl Diagnostic for Related {
     fn severity(&self) -> Option<miette::Severity> {
         Some(miette::Severity::Advice)
     }
@@ -800,7 +800,7 @@ impl Diagnostic for Note {
 pub struct Problems(Vec<Problem>);
 
 impl Problems {
-    /// Sorts the problems by file (in order of appearance) and place, and drops what is said twice.
+    /// Sorts the problems by file (in order of appearance) and place, and drops duplicates.
     #[must_use]
     pub fn new(mut problems: Vec<Problem>) -> Self {
         sort(&mut problems);

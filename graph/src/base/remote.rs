@@ -1,17 +1,17 @@
-//! Paths of models that lie on a hub: `hf://owner/name[@revision][/path/in/repo]`.
+//! Paths of models on a hub: `hf://owner/name[@revision][/path/in/repo]`.
 //!
-//! Here they are only read and written. Whoever gives the engine its [`Files`](crate::Files) decides what they lead to.
+//! Here they are only read and written. The [`Files`](crate::Files) that the engine is given decide what they lead to.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// What such a path begins with. `Path` joins its parts with one `/`, so that one will do.
+/// The prefix of such a path. `Path` joins its parts with one `/`, so one is enough.
 const BEGINNING: &str = "hf:/";
-/// What is read when no revision is named, as the hub's own programs do it.
+/// The revision that is read when none is named, as in the hub's own programs.
 const MAIN: &str = "main";
-/// Characters that an owner's and a model's name have at most together on the hub.
+/// The most characters of an owner's and a model's name together, as on the hub.
 const MOST_NAME: usize = 96;
-/// Characters of a revision or a file's path that are looked at.
+/// The most characters of a revision or a file's path.
 const MOST: usize = 1024;
 
 /// Whether a path leads to a hub, and not into the file system.
@@ -23,7 +23,7 @@ pub fn is_remote(path: &Path) -> bool {
 }
 
 /// The path that `text` is in a file of `folder`: relative to it unless it is absolute or leads to a hub. `~` at the
-/// beginning is the home folder of who runs it.
+/// beginning is the home folder of the user.
 #[must_use]
 pub fn join(folder: &Path, text: impl AsRef<Path>) -> PathBuf {
     let text = text.as_ref();
@@ -51,9 +51,9 @@ pub(crate) fn tidy(path: &Path) -> PathBuf {
 /// A model on a hub, or a file or folder of it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address {
-    /// Whose it is.
+    /// The owner.
     pub owner: String,
-    /// What it is called.
+    /// The name.
     pub name: String,
     /// The branch, tag or commit, when one is named.
     pub revision: Option<String>,
@@ -111,7 +111,7 @@ impl Address {
             && !is_revision(revision)
         {
             return Err(format!(
-                "`{}` is no revision: a branch, a tag or a commit is due after `@`",
+                "`{}` is not a revision: a branch, a tag or a commit follows `@`",
                 revision.escape_debug()
             ));
         }

@@ -1,4 +1,4 @@
-//! "Did you mean …?": the known name that is nearest to a mistyped one, or that means what another program's name means.
+//! "Did you mean …?": the known name that is nearest to a mistyped one, or the equivalent of another program's name.
 
 /// Names of diffusers, the AUTOMATIC1111 web UI and ComfyUI, folded, and what they are called here.
 const ELSEWHERE: [(&str, &[&str]); 37] = [
@@ -71,7 +71,7 @@ pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
     best.map(|(_, name)| name)
 }
 
-/// What is called so in another program, by the name that it has here.
+/// The name here of what another program calls so.
 fn elsewhere<'a>(folded: &str, known: &[&'a str]) -> Option<&'a str> {
     // A scheduler's name may say that its sigmas are Karras'.
     let plain = folded.strip_suffix("karras").unwrap_or(folded);

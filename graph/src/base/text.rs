@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-/// The first `most` characters of a text that has more; `None` of one that has not.
+/// The first `most` characters of a text that has more; `None` when it does not.
 #[must_use]
 pub fn start(text: &str, most: usize) -> Option<&str> {
     // A text has no more characters than bytes, which costs no counting.

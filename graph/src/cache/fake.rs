@@ -8,7 +8,7 @@ use crate::base::error::Environment;
 use crate::base::error::NodeError;
 use crate::base::key::Key;
 use crate::cache::interface::Outputs;
-use crate::value::value::{Payload, Value};
+use crate::value::payload::{Payload, Value};
 
 /// Bytes in the memory of the host or of a device.
 #[derive(Clone)]

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use crate::base::key::Key;
 use crate::base::sync::lock;
 use crate::cache::interface::{Cache, Outputs};
-use crate::value::value::Value;
+use crate::value::payload::Value;
 
 /// What an entry takes beside its values: the maps that it is in, the pointers and headers of its values. So a budget also
 /// bounds the number of small ones.
@@ -215,7 +215,7 @@ impl Cache for HostCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::value::value::Payload;
+    use crate::value::payload::Payload;
     use proptest::prelude::*;
     use std::sync::Arc;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::base::key::Key;
-use crate::value::value::Value;
+use crate::value::payload::Value;
 
 /// Named values under one key (the outputs of a node by port); cloning shares them.
 pub type Outputs = Arc<BTreeMap<Cow<'static, str>, Value>>;

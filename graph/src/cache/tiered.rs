@@ -10,7 +10,7 @@ use crate::base::sync::lock;
 use crate::cache::disk::DiskCache;
 use crate::cache::host::HostCache;
 use crate::cache::interface::{Cache, Outputs};
-use crate::value::value::Value;
+use crate::value::payload::Value;
 
 /// Keeps outputs in tiers, each with its budget: what one evicts moves to the one below, what is used moves up.
 ///
@@ -216,7 +216,7 @@ impl Cache for TieredCache {
 mod tests {
     use super::*;
     use crate::cache::fake::{self, Bytes, Device, key, on_host, outputs};
-    use crate::value::value::Decoders;
+    use crate::value::payload::Decoders;
     use std::sync::atomic::{AtomicBool, Ordering};
     use tempfile::TempDir;
 

@@ -69,9 +69,10 @@ impl Checker<'_> {
     ) -> Binding {
         let mut line = None;
         if kind == ParamType::Seed && value.as_str() == Some("random") {
-            let (seed, asked) = self.draw(&format!("{prefix}{name}"), &origin.source, origin.span);
+            let (seed, seed_line) =
+                self.draw(&format!("{prefix}{name}"), &origin.source, origin.span);
             value = Json::from(seed);
-            line = Some(asked);
+            line = Some(seed_line);
             origin.how = How::Drawn;
         }
         if !self.take(&origin.source, origin.span, text_bytes(&value)) {

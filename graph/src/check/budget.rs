@@ -42,7 +42,7 @@ impl TextBudget {
         Self(Cell::new(Some(MAX_TEXT)))
     }
 
-    /// Whether there is room for so many bytes more. Once there was not, there never is.
+    /// Takes bytes from the budget; whether there was room for them. Once there was none, there never is.
     pub(crate) fn take(&self, bytes: usize) -> bool {
         let left = self.0.get().and_then(|left| left.checked_sub(bytes));
         self.0.set(left);

@@ -20,10 +20,10 @@ use crate::syntax::params::ParamType;
 use crate::syntax::workflow::{Spanned, Workflow};
 use crate::value::port::KnownPorts;
 
-/// From so many faults on no "did you mean" is looked for: the search is not free, and nobody reads that far.
+/// With more faults than this no "did you mean" is looked for: the search is not free, and nobody reads that far.
 pub(super) const HINTED: usize = 500;
 
-/// What [`check`] works with.
+/// What [`check`](crate::check::check) works with.
 #[derive(Clone, Copy)]
 pub(crate) struct CheckContext<'a> {
     pub(crate) registry: &'a Registry,
@@ -49,7 +49,7 @@ pub(super) enum Binding {
     Value(Bound),
     /// Optional and not given.
     Absent,
-    /// At fault, and reported; or an input of a part that is checked by itself.
+    /// Faulty, and reported; or an input of a part that is checked by itself.
     Broken,
 }
 
@@ -85,10 +85,10 @@ pub(super) struct FlatNode {
 }
 
 /// An input or an output of an included workflow that a reference leads through: its scope, and its name (of an output
-/// behind `outputs.`, which no input's name can be).
+/// with `outputs.` before it, which no input's name can begin with).
 pub(super) type Boundary = (usize, String);
 
-/// What a reference to an output comes to.
+/// What a reference to an output resolves to.
 #[derive(Clone, Copy)]
 pub(super) enum Target {
     Link(Link, LinkTypes),
@@ -102,7 +102,7 @@ pub(super) enum Target {
 }
 
 impl Target {
-    /// What it is to somebody who refers to the input of that type, or to the output, that leads to it.
+    /// What it is for a reference to the input of that type, or to the output, that leads to it.
     pub(super) fn through(self, kind: Option<&'static str>) -> Self {
         match (self, kind) {
             (Self::Link(link, _), Some(kind)) => Self::Link(link, LinkTypes::One(kind)),
@@ -129,7 +129,7 @@ impl LinkTypes {
     }
 }
 
-/// The state of one check. Each file of this folder adds its phase's methods.
+/// The state of one check. Each file of this folder adds the methods of its phase.
 pub(super) struct Checker<'a> {
     pub(super) context: &'a CheckContext<'a>,
     pub(super) problems: Vec<Problem>,
@@ -140,7 +140,7 @@ pub(super) struct Checker<'a> {
     pub(super) resolved: Vec<ResolvedParam>,
     /// The params of the outermost workflow that something refers to.
     pub(super) used: HashSet<String>,
-    /// What the inputs and outputs of included workflows come to, as far as they were followed.
+    /// What the inputs and outputs of included workflows resolve to, as far as they were followed.
     pub(super) targets: HashMap<Boundary, Target>,
     pub(super) open: Option<Problem>,
     /// Warnings about models that are not fetched yet.
@@ -148,7 +148,7 @@ pub(super) struct Checker<'a> {
     /// Warnings of the nodes themselves.
     pub(super) node_warnings: Vec<Problem>,
     pub(super) too_many_reported: bool,
-    /// Whether it was told that there is too much text.
+    /// Whether too much text was reported.
     pub(super) too_long_reported: bool,
     pub(super) draws: u64,
 }
@@ -188,7 +188,7 @@ impl Checker<'_> {
         room
     }
 
-    /// [`Checker::take`] for what is written in a scope's workflow.
+    /// [`Checker::take`] for a text of a scope's workflow.
     pub(super) fn has_room(&mut self, scope: usize, span: Span, bytes: usize) -> bool {
         let workflow = Arc::clone(&self.scopes[scope].workflow);
         self.take(&workflow.source, span, bytes)

@@ -96,7 +96,7 @@ impl Checker<'_> {
         (!absent).then_some(inputs)
     }
 
-    /// Notes the files that a node reads and reports those that are missing. `false`: the node could not tell.
+    /// Notes the files that a node reads and reports those that are missing. `false`: the node cannot say which.
     fn reads(&mut self, index: usize, node: &dyn ErasedNode) -> bool {
         let reads = match node.reads(self.context.files) {
             Ok(reads) => reads,

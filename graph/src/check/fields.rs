@@ -516,7 +516,7 @@ impl Checker<'_> {
     }
 }
 
-/// The place of a value inside a tree, as far as the way leads.
+/// The place of a value inside a tree, or of the innermost part that the path reaches.
 fn place(tree: &Tree, path: &[PathStep]) -> Span {
     let mut at = tree;
     for step in path {
@@ -538,6 +538,6 @@ fn place(tree: &Tree, path: &[PathStep]) -> Span {
 
 fn joined(folder: &Path, text: &str) -> Json {
     let path = remote::join(folder, text);
-    // The path was made of texts, so this loses nothing but for a folder whose own name is not Unicode.
+    // Lossless, except for a folder whose own name is not Unicode.
     Json::from(path.to_string_lossy().into_owned())
 }

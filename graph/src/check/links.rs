@@ -134,7 +134,7 @@ impl Checker<'_> {
 
     #[expect(
         clippy::too_many_arguments,
-        reason = "one fault, told from all its sides"
+        reason = "one fault with all that its message names"
     )]
     fn types_fit(
         &mut self,
@@ -190,7 +190,7 @@ impl Checker<'_> {
         false
     }
 
-    /// What gives a value of one of the types: a node of the scope, or else the ops that do.
+    /// What produces a value of one of the types: a node of the scope, or else ops.
     fn maker(&self, scope: usize, port: &str, takes: &[&str], not: Option<usize>) -> String {
         if let Some(found) = self.candidate(scope, port, takes, not) {
             return format!("`{found}` is {}", suggest::a(takes));
@@ -207,12 +207,12 @@ impl Checker<'_> {
             .take(6)
             .collect();
         if ops.is_empty() {
-            return "no op gives such a value".to_owned();
+            return "no op produces such a value".to_owned();
         }
         format!("{} is given by {}", takes.join(" or "), suggest::list(&ops))
     }
 
-    /// An op that takes one type and gives the other.
+    /// An op that converts one type to the other.
     fn converter(&self, from: &[&str], to: &[&str]) -> Option<&'static str> {
         let meets = |ports: &[PortSpec], types: &[&str]| {
             ports
@@ -248,7 +248,8 @@ impl Checker<'_> {
             )
     }
 
-    /// A node of the scope that makes what a port takes: the one whose name begins most like the port's, else the first.
+    /// A node of the scope that produces what a port takes: the one whose name has the longest common start with the
+    /// port's, else the first.
     pub(super) fn candidate(
         &self,
         scope: usize,
@@ -264,7 +265,7 @@ impl Checker<'_> {
                 .count()
         };
         let mut best: Option<(usize, String)> = None;
-        // Looked for among the first only: with thousands of faults this must not take long.
+        // Only the first nodes are searched: with thousands of faults this must not take long.
         for name in here.workflow.nodes.keys().take(100) {
             let Some(Slot::Op(index)) = here.slots.get(name) else {
                 continue;

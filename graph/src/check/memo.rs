@@ -1,4 +1,4 @@
-//! What nodes that only read files said of them, kept from one check to the next.
+//! Facts that nodes without inputs found in files, kept from one check to the next.
 //!
 //! A model's node reads configurations, a vocabulary and the heads of weights to say what the model is. An editor checks
 //! at every key, and none of these files changes between two of them. What such a node found is believed again as long as
@@ -12,11 +12,11 @@ use std::sync::{Arc, Mutex};
 use crate::base::digest::Digest;
 use crate::base::error::Fault;
 use crate::base::sync::lock;
-use crate::files::{FileStamp, Files, FolderEntry, Sought, Withheld};
+use crate::files::{FileStamp, Files, FolderEntry, ModelLocator, Searched, Withheld};
 use crate::op::erased::{ErasedNode, Findings};
 use crate::value::port::KnownPorts;
 
-/// Nodes that are remembered at most; then all are forgotten.
+/// The most nodes whose facts are kept; when there are more, all are dropped.
 const MOST: usize = 1024;
 
 /// What a node looked at, and what it was.
@@ -24,11 +24,11 @@ const MOST: usize = 1024;
 struct Look {
     path: PathBuf,
     stamp: FileStamp,
-    /// Whether the file itself was asked for, and not only whether there is a folder.
+    /// Whether the file itself was looked at, and not only whether there is a folder.
     file: bool,
 }
 
-struct Entry {
+struct CachedFacts {
     looks: Vec<Look>,
     known: KnownPorts,
     warnings: Vec<Fault>,
@@ -36,7 +36,7 @@ struct Entry {
 
 /// What nodes without inputs found in files.
 #[derive(Default)]
-pub(crate) struct FactsMemo(Mutex<HashMap<Digest, Arc<Entry>>>);
+pub(crate) struct FactsMemo(Mutex<HashMap<Digest, Arc<CachedFacts>>>);
 
 impl FactsMemo {
     /// The facts of a node without inputs: from memory while its files are the same, else from its check.
@@ -73,7 +73,7 @@ impl FactsMemo {
             if entries.len() >= MOST {
                 entries.clear();
             }
-            let entry = Entry {
+            let entry = CachedFacts {
                 looks,
                 known: known.clone(),
                 warnings: warnings.clone(),
@@ -170,8 +170,28 @@ impl Files for Noting<'_> {
         self.files.doubt();
     }
 
+    fn flush(&self) {
+        self.files.flush();
+    }
+
     fn stamp(&self, path: &Path) -> Option<FileStamp> {
         self.files.stamp(path)
+    }
+
+    fn entries(&self, folder: &Path) -> io::Result<Vec<FolderEntry>> {
+        // What is in a folder has no stamp of its own.
+        *lock(&self.looks) = None;
+        self.files.entries(folder)
+    }
+}
+
+impl ModelLocator for Noting<'_> {
+    fn find_model(&self, path: &Path) -> Searched {
+        self.files.find_model(path)
+    }
+
+    fn place(&self, path: &Path) -> PathBuf {
+        self.files.place(path)
     }
 
     fn withheld(&self, path: &Path) -> Option<Withheld> {
@@ -180,20 +200,6 @@ impl Files for Noting<'_> {
 
     fn commit(&self, path: &Path) -> Option<String> {
         self.files.commit(path)
-    }
-
-    fn entries(&self, folder: &Path) -> io::Result<Vec<FolderEntry>> {
-        // What is in a folder has no stamp of its own.
-        *lock(&self.looks) = None;
-        self.files.entries(folder)
-    }
-
-    fn place(&self, path: &Path) -> PathBuf {
-        self.files.place(path)
-    }
-
-    fn seek(&self, path: &Path) -> Sought {
-        self.files.seek(path)
     }
 }
 
@@ -210,8 +216,8 @@ mod tests {
     use crate::files::{DiskFiles, MemoryFiles};
     use crate::op::node::{Context, Node};
     use crate::value::fields::AssetPath;
+    use crate::value::payload::Payload;
     use crate::value::port::Types;
-    use crate::value::value::Payload;
     use crate::{Engine, Registry, Settings};
 
     pub struct Length;
@@ -303,7 +309,7 @@ mod tests {
         std::fs::write(&file, "even again").unwrap();
         checks(1, true);
         checks(0, true);
-        // What it warned of is told from memory too, where it is written.
+        // A warning is repeated from memory too, at its place.
         let checked = engine.load(&workflow, &Settings::default()).unwrap();
         let told: Vec<String> = (checked.warnings.iter())
             .map(|w| format!("{} {:?} {w}", w.code(), w.line_column()))

@@ -5,7 +5,7 @@ use crate::base::problem::{Code, Problem, Span};
 use crate::check::checker::Checker;
 
 impl Checker<'_> {
-    /// The nodes so that each comes after what it needs, the file's order otherwise; those of a cycle are left out.
+    /// The nodes in topological order, otherwise in the file's order; those of a cycle are left out.
     pub(super) fn order(&mut self) -> Vec<usize> {
         let links = (self.flat.iter().enumerate()).flat_map(|(to, flat)| {
             let links = flat.links.iter().flatten();
@@ -29,7 +29,7 @@ impl Checker<'_> {
                 continue;
             }
             round += 1;
-            // Every node that waits has a predecessor that waits, so walking back ends in a cycle or on a known trail.
+            // Every node that waits has a predecessor that waits, so walking back ends in a cycle or on a path that was walked before.
             let mut trail = Vec::new();
             let mut at = start;
             while seen[at] == 0 {
@@ -53,7 +53,7 @@ impl Checker<'_> {
                 continue;
             };
             let mut cycle: Vec<usize> = trail[from..].to_vec();
-            // Walked backwards; told in the direction of the data, beginning with the first of the file.
+            // Found backwards; reported in the direction of the data, from the first node of the file.
             cycle.reverse();
             let first = cycle
                 .iter()

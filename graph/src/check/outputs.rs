@@ -27,7 +27,7 @@ impl Checker<'_> {
                 let link = (decl.value.as_ref())
                     .and_then(|value| Some((self.output_link(scope, value)?, value.span)));
                 if scope != 0 {
-                    continue; // nothing is saved of an included workflow but what the outer one says
+                    continue; // what an included workflow would save is up to the outer one
                 }
                 let mut path = None;
                 if let Some(save) = &decl.save {
@@ -173,7 +173,7 @@ impl Checker<'_> {
         Some(safe)
     }
 
-    /// Reports a path whose ending is no format that the value can be saved in. `None`: the port is not known.
+    /// Reports a path whose ending is not a format that the value can be saved in. `None`: the port is not known.
     fn save_format(
         &mut self,
         workflow: &Workflow,
@@ -215,7 +215,8 @@ impl Checker<'_> {
         Some(())
     }
 
-    /// Which ops make something of a port's value that is saved with that ending: masks are a picture by `mask_image`.
+    /// The ops that turn a port's value into something that can be saved with that ending: masks into a picture by
+    /// `mask_image`.
     fn makers(&self, port: &PortSpec, ending: &str) -> Option<String> {
         let takes = |entry: &Entry| {
             (entry

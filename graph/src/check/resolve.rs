@@ -83,7 +83,7 @@ impl Checker<'_> {
         self.scopes[scope].values.get(name).cloned()
     }
 
-    /// Follows a reference where a value is due; the value itself is fetched with [`Checker::bound`].
+    /// Follows a reference where a value is expected; the value itself comes from [`Checker::bound`].
     pub(super) fn value_reference(
         &mut self,
         scope: usize,
@@ -211,19 +211,19 @@ impl Checker<'_> {
         );
     }
 
-    /// Follows a reference where a link is due, through included workflows to the node that makes the value. Without
+    /// Follows a reference where a link is expected, through included workflows to the node that makes the value. Without
     /// recursion: a chain may be as long as there are nodes.
     pub(super) fn target(&mut self, scope: usize, text: &str, span: Span) -> Target {
         let (mut scope, mut text, mut span) = (scope, text.to_owned(), span);
         let mut passed: Vec<(Boundary, Option<&'static str>)> = Vec::new();
-        // Where each reference is written that led to a boundary.
+        // The place of the reference that led to each boundary.
         let mut written: Vec<(usize, Span)> = Vec::new();
         let mut known: HashMap<Boundary, usize> = HashMap::new();
         let mut target = loop {
             let before = self.problems.len();
             let step = self.step(scope, &text, span);
             if !passed.is_empty() {
-                // Faults on the way through other workflows are reported there, once.
+                // Faults in the other workflows that it leads through are reported there, once.
                 self.problems.truncate(before);
             }
             let forward = match step {
@@ -256,7 +256,7 @@ impl Checker<'_> {
         passed: &[(Boundary, Option<&'static str>)],
         written: &[(usize, Span)],
     ) {
-        // A round leads out of each workflow by the node that uses it, so there is always one of these.
+        // A cycle leaves each workflow by the node that uses it, so there is always one of these.
         let outputs = passed
             .iter()
             .zip(written)

@@ -90,7 +90,7 @@ pub struct CheckedOutput {
     pub save: Option<String>,
 }
 
-/// A workflow that is sound: a flat graph with everything included.
+/// A workflow without faults: a flat graph with everything included.
 #[derive(Clone)]
 pub struct Checked {
     /// The workflow's name.
@@ -105,7 +105,7 @@ pub struct Checked {
     pub nodes: Vec<CheckedNode>,
     /// The outputs in the order of the file.
     pub outputs: Vec<CheckedOutput>,
-    /// What is odd but no fault.
+    /// Warnings: odd, but not faults.
     pub warnings: Vec<Problem>,
     /// The workflow files and parameter files that were read.
     pub files: Vec<PathBuf>,

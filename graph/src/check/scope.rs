@@ -334,8 +334,8 @@ impl Checker<'_> {
     }
 
     /// Counts the nodes of a workflow with everything included, before any of it is included: files that use each other
-    /// many times over would else fill the memory before the limit is met. What goes round or is nested too deeply is
-    /// left to [`Checker::include`] to report.
+    /// many times over would otherwise fill the memory before the limit is reached. Cycles and too many levels are left
+    /// to [`Checker::include`] to report.
     pub(super) fn count(
         &mut self,
         workflow: &Arc<Workflow>,

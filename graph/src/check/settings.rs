@@ -13,7 +13,7 @@ use crate::syntax::params::{How, ParamType, is_carried};
 use crate::syntax::workflow::{ParamDecl, Workflow};
 use crate::syntax::yaml::{self, MapKey, Node, Tree};
 
-/// What is given to a workflow from outside.
+/// What a command sets from outside the workflow.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// The `name=value` of each `--set`; the last one for a name counts, and all count more than files.
@@ -28,7 +28,7 @@ pub struct Settings {
     /// What `random` draws from here on, for tests and to repeat a run; unless given it is drawn from the system's
     /// randomness.
     pub draw: Option<u64>,
-    /// Seeds that were drawn before, by the name that [`ResolvedParam`] has: `random` gives them again.
+    /// Seeds that were drawn before, by the name that [`ResolvedParam`] has: `random` reuses them.
     pub drawn: BTreeMap<String, Drawn>,
     /// The `name=values` of each `--over`: what a sweep varies besides what the file says, or in place of it.
     pub over: Vec<String>,
@@ -41,7 +41,8 @@ pub struct Settings {
 pub struct Drawn {
     /// The seed.
     pub seed: u64,
-    /// The line that asked for it: it is drawn anew when that changes. `None`: it is given whatever the line says.
+    /// The line with the `random` that it was drawn for: a new seed is drawn when the line changes. `None`: this seed is
+    /// used whatever the line says.
     pub line: Option<String>,
 }
 
@@ -57,12 +58,12 @@ pub struct ResolvedParam {
     /// The folder from which it is resolved, if it is a relative path.
     #[serde(skip)]
     pub folder: Arc<PathBuf>,
-    /// Of a seed that was drawn, the line that asked for it, without its indentation.
+    /// Of a seed that was drawn, the line with its `random`, without indentation.
     #[serde(skip)]
     pub line: Option<String>,
 }
 
-/// What was written where, so that faults point at it and relative paths resolve from there.
+/// Where a value was written: faults point at it, and relative paths resolve from there.
 #[derive(Clone, Debug)]
 pub(crate) struct ValueOrigin {
     pub(crate) source: Source,

@@ -6,7 +6,7 @@ use crate::base::problem::{Code, Problem, Source, Span};
 use crate::files::Files;
 use crate::syntax::yaml;
 
-/// Reads a file that the command line names. That there is none is a fault of the command line; what is in it is the file's.
+/// Reads a file that the command line names. When it cannot be read, the command line is at fault; otherwise the file.
 pub(crate) fn read_argument(files: &dyn Files, name: &str, path: &Path) -> Result<Source, Problem> {
     read(files, name, path).map_err(|problem| match problem.code() {
         Code::FileUnreadable => problem.of_argument(),

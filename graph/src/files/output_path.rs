@@ -1,4 +1,4 @@
-//! Paths below the output folder: which can be made on every system.
+//! Paths below the output folder: which of them every system can create.
 
 /// The longest name of a file or folder that is saved to, in bytes: file systems take 255, and a number may be added
 /// (`_0`, `-12`).
@@ -7,13 +7,13 @@ pub(crate) const MAX_NAME: usize = 240;
 /// The longest path below the output folder, in bytes: some systems take 1024 for all of a path.
 const MAX_PATH: usize = 1000;
 
-/// Whether a value may stand in a template of a path: it must not pass for a folder or leave the output folder.
+/// Whether a value may stand in a template of a path: it must not act as a folder or leave the output folder.
 pub(crate) fn check_value(value: &str) -> Result<(), &'static str> {
     if value.contains(['/', '\\']) {
         return Err("a value in a path cannot have a separator in it");
     }
     if value == "." || value == ".." {
-        return Err("that is a folder of its own meaning");
+        return Err("that name means a folder");
     }
     if value.chars().any(char::is_control) {
         return Err("a value in a path cannot have control characters in it");
@@ -39,11 +39,11 @@ fn unportable(text: &str) -> Option<&'static str> {
 }
 
 /// Why a file or a folder cannot have a name on every system, apart from the characters in it and its length: Windows has
-/// devices by such names and drops points and spaces at the end.
+/// devices by such names and drops dots and spaces at the end.
 #[must_use]
 pub fn fault_of_name(name: &str) -> Option<&'static str> {
     if name.ends_with(['.', ' ']) {
-        return Some("a name in it ends in a point or a space");
+        return Some("a name in it ends in a dot or a space");
     }
     let stem = name.split('.').next().unwrap_or(name).trim_end();
     let device = ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"]
@@ -57,7 +57,7 @@ pub fn fault_of_name(name: &str) -> Option<&'static str> {
             .chars()
             .last()
             .is_some_and(|c| c.is_ascii_digit() || "¹²³".contains(c));
-    (device || port).then_some("a name in it is that of a device on some systems")
+    (device || port).then_some("a name in it is a device name on some systems")
 }
 
 /// Whether a path stays below the output folder and can be made on every system.
@@ -79,7 +79,7 @@ pub(crate) fn check_path(path: &str) -> Result<(), String> {
     }
     if path.len() > MAX_PATH {
         return Err(format!(
-            "it has {} bytes, and {MAX_PATH} are the most",
+            "it has {} bytes, and at most {MAX_PATH} are allowed",
             path.len()
         ));
     }
@@ -87,10 +87,10 @@ pub(crate) fn check_path(path: &str) -> Result<(), String> {
         match part {
             "" => return Err("a part of it is empty".to_owned()),
             ".." => return Err("`..` leads out of the output folder".to_owned()),
-            "." => return Err("`.` names no file".to_owned()),
+            "." => return Err("`.` does not name a file".to_owned()),
             part if part.len() > MAX_NAME => {
                 return Err(format!(
-                    "a name in it has {} bytes, and {MAX_NAME} are the most",
+                    "a name in it has {} bytes, and at most {MAX_NAME} are allowed",
                     part.len()
                 ));
             }

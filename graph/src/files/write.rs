@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use tempfile::TempPath;
 
-use crate::files;
+use crate::files::read;
 
 const PREFIX: &str = ".retouch-";
 const SUFFIX: &str = ".part";
@@ -34,7 +34,7 @@ pub const STALE: Duration = Duration::from_secs(60 * 60);
 /// Temporary folders are looked through at most this deep for their newest file.
 const DEPTH: usize = 64;
 
-/// Who may read what is written.
+/// The permissions of what is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// What the umask allows, as for any file that a program makes: outputs, locks, bundles.
@@ -78,7 +78,7 @@ impl Access {
     }
 }
 
-/// Makes a folder for this user alone, or takes from an existing one what others may do in it. An existing folder whose
+/// Creates a folder for this user alone, or removes the permissions of others from an existing one. An existing folder whose
 /// permissions cannot be changed, because it belongs to somebody else, stays as it is.
 ///
 /// # Errors
@@ -93,11 +93,11 @@ pub fn private_folder(folder: &Path) -> io::Result<()> {
 /// is not waited for: what was opened is looked at, so nothing can take the place of what was checked.
 ///
 /// # Errors
-/// When it is a link or no regular file, or the file system refuses.
+/// When it is a link or not a regular file, or the file system refuses.
 pub fn open_known(options: &OpenOptions, path: &Path) -> io::Result<File> {
     let why = |error| {
         // The system's words for a link ("too many levels") and for a pipe ("no such device") say little.
-        let there = fs::symlink_metadata(path).and_then(|metadata| files::regular(&metadata));
+        let there = fs::symlink_metadata(path).and_then(|metadata| read::regular(&metadata));
         there.err().unwrap_or(error)
     };
     #[allow(unused_mut, reason = "there are no such flags on other systems")]
@@ -109,10 +109,10 @@ pub fn open_known(options: &OpenOptions, path: &Path) -> io::Result<File> {
     );
     #[cfg(not(unix))]
     if let Ok(metadata) = fs::symlink_metadata(path) {
-        files::regular(&metadata)?;
+        read::regular(&metadata)?;
     }
     let file = options.open(path).map_err(why)?;
-    files::regular(&file.metadata()?)?;
+    read::regular(&file.metadata()?)?;
     Ok(file)
 }
 
@@ -130,14 +130,14 @@ pub fn append_private(path: &Path) -> io::Result<File> {
     {
         use std::os::unix::fs::PermissionsExt;
         if file.metadata()?.permissions().mode() & 0o077 != 0 {
-            // It fails for what belongs to another user, whose concern it is.
+            // It fails for what belongs to another user, and is then up to that user.
             let _ = file.set_permissions(fs::Permissions::from_mode(0o600));
         }
     }
     Ok(file)
 }
 
-/// Takes from a file or folder what others than its owner may do with it.
+/// Removes the permissions of all but the owner from a file or folder.
 fn close(path: &Path, mode: u32) {
     #[cfg(unix)]
     {
@@ -146,7 +146,7 @@ fn close(path: &Path, mode: u32) {
             return;
         };
         if !metadata.is_symlink() && metadata.permissions().mode() & 0o077 != 0 {
-            // It fails for what belongs to another user, whose concern it is.
+            // It fails for what belongs to another user, and is then up to that user.
             let _ = fs::set_permissions(path, fs::Permissions::from_mode(mode));
         }
     }
@@ -175,7 +175,7 @@ fn temporary<R>(
 /// A file that is being written under a temporary name; it is removed unless it gets its own.
 #[derive(Debug)]
 pub struct Draft {
-    /// Open until it gets its name: some systems rename no open file.
+    /// Open until it gets its name: some systems cannot rename an open file.
     file: Option<File>,
     path: TempPath,
 }
@@ -210,7 +210,7 @@ impl Draft {
     /// The file.
     ///
     /// # Errors
-    /// Never before the draft gets its name.
+    /// Not before the draft gets its name.
     pub fn file(&mut self) -> io::Result<&mut File> {
         (self.file.as_mut()).ok_or_else(|| io::Error::other("the file is written already"))
     }
@@ -250,7 +250,7 @@ fn create_from(path: TempPath, target: &Path) -> Result<(), (io::Error, TempPath
     }
 }
 
-/// Takes a name with an empty file, which one process alone can do, and then replaces that.
+/// Reserves a name with an empty file, which only one process can do, and then replaces that.
 fn claim(path: TempPath, target: &Path) -> Result<(), (io::Error, TempPath)> {
     if let Err(error) = File::create_new(target) {
         return Err((error, path));
@@ -297,7 +297,7 @@ pub fn create(target: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
     draft.create(target).map_err(|(error, _)| error)
 }
 
-/// Writes a file that holds `old` anew, with the permissions that it has, and flushed to the device. A link to it stays
+/// Rewrites a file that holds `old`, with the permissions that it has, and flushed to the device. A link to it stays
 /// one. `false`: it holds something else by now, and stays so.
 ///
 /// # Errors
@@ -306,7 +306,7 @@ pub fn rewrite(target: &Path, old: &[u8], new: &[u8]) -> io::Result<bool> {
     let target = target.canonicalize()?;
     let permissions = fs::metadata(&target)?.permissions();
     // What is longer than `old` is something else.
-    let holds_old = || match files::read(&target, old.len() as u64) {
+    let holds_old = || match read(&target, old.len() as u64) {
         Ok(now) => Ok(now == old),
         Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Ok(false),
         Err(error) => Err(error),
@@ -487,7 +487,7 @@ impl WorkFolder {
                 continue;
             }
             // Without a lock it is being made, or there are none here.
-            if files::open(&root.join(HELD)).is_ok_and(|held| held.try_lock().is_ok()) {
+            if read::open(&root.join(HELD)).is_ok_and(|held| held.try_lock().is_ok()) {
                 let _ = fs::remove_dir_all(&root); // it may be another user's
             }
         }

@@ -83,7 +83,7 @@ impl Lock {
                 let same = is.iter().position(|other| other == digest);
                 same.map(|at| is.remove(at)).is_none()
             });
-            // A file may be read as two things (an asset and a model): what is the same is the same.
+            // A file may be read as two kinds (an asset and a model): equal digests are paired first.
             let mut pairs = is.into_iter();
             for from in was {
                 differences.push(match pairs.next() {
@@ -114,8 +114,8 @@ impl Lock {
         differences
     }
 
-    /// What keeps a run with `--locked` from beginning: what is read and is not in the lock as it is. Other settings
-    /// may read less than the lock has, which is no difference.
+    /// The differences that stop a run with `--locked`: files that are read and are not in the lock, or not as they are. Other settings
+    /// may read less than the lock has, which does not count as a difference.
     #[must_use]
     pub fn violations(&self, now: &Self) -> Vec<Difference> {
         self.compare(now)

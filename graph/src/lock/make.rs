@@ -120,8 +120,8 @@ impl Lock {
         }
         let mut locked = maker.locked;
         locked.sort();
-        // Two ways to write one path are one file. Of files elsewhere only the end of the path is known: two may have
-        // the same, and both count.
+        // Two spellings of one path are one file. Of files elsewhere only the end of the path is known: two may have the
+        // same, and both count.
         locked.dedup();
         Ok(Self {
             tool: tool.to_owned(),

@@ -34,8 +34,8 @@ mod tests {
 
     use super::*;
     use crate::base::digest::short;
-    use crate::files::Files;
     use crate::files::MemoryFiles;
+    use crate::files::{Files, ModelLocator};
     use crate::lock::paths::{model_of, relative, slashed};
     use crate::lock::redirect::RedirectedFiles;
 
@@ -224,12 +224,12 @@ mod tests {
         let files = RedirectedFiles::new(Arc::new(inner), vec!["shelf".into()]);
         let located = files.locate(Some(&sample()), Path::new("wf"));
         assert_eq!(located.lost, [PathBuf::from("models/world")]);
-        let sought = files.seek(Path::new("wf/../models/world"));
-        assert!(sought.locked && sought.places == [PathBuf::from("shelf")]);
+        let searched = files.find_model(Path::new("wf/../models/world"));
+        assert!(searched.locked && searched.places == [PathBuf::from("shelf")]);
         // Without a lock the name is all there is to go by.
         files.locate(None, Path::new("wf"));
         assert_eq!(
-            files.seek(Path::new("wf/../models/world")).places,
+            files.find_model(Path::new("wf/../models/world")).places,
             Vec::<PathBuf>::new()
         );
         let config = Path::new("models/world/unet/config.json");

@@ -6,8 +6,8 @@ use crate::base::paths::{MAX_LINKS, display, leads_to, normal};
 use crate::base::problem::{Code, Problem, Source, Span};
 use crate::base::remote::{self, Address};
 
-/// So many named folders must be shared by the workflow's place and a file's for a path between them to be written
-/// down: what lies above is the machine's layout and its users' names.
+/// How many leading folders a workflow and a file must share for a path between them to be recorded: what is above is
+/// the machine's layout and its users' names.
 const SHARED_FOLDERS: usize = 2;
 
 /// Whether a name may stand in a lock: the same on every system.
@@ -16,7 +16,7 @@ fn portable(name: &str) -> bool {
 }
 
 /// The path from a folder to a file as a lock writes it, with `/`; `None` when there is none that could be shared, or
-/// a name in it is not the same on every system.
+/// a name in it is not portable.
 #[must_use]
 pub fn shareable(folder: &Path, file: &Path) -> Option<String> {
     if remote::is_remote(file) {
@@ -30,10 +30,10 @@ pub(super) fn remote_path(path: &Path) -> Option<String> {
     Some(Address::parse(path).ok()?.to_string())
 }
 
-/// A path from one folder to a file; `None` when there is none that could be shared.
+/// The path from a folder to a file; `None` when there is none that could be shared.
 pub(super) fn relative(folder: &Path, file: &Path) -> Option<PathBuf> {
-    // As the workflow wrote it: right even where the folder is a link. What climbs out of the folder may come back into
-    // it, or go where nobody else's business is: that is told below.
+    // As the workflow wrote it: right even where the folder is a link. A path that leaves the folder may come back into
+    // it, or lead to private places: that is decided below.
     let (folder, file) = (&normal(folder), &normal(file));
     if let Ok(rest) = file.strip_prefix(folder)
         && !rest.is_absolute()
@@ -114,10 +114,7 @@ pub(super) fn slashed(path: &Path, file: &Path) -> Result<String, Problem> {
                 Code::LockName,
                 &Source::new(&*shown, ""),
                 Span::default(),
-                format!(
-                    "the name of `{}` cannot be written down",
-                    shown.escape_debug()
-                ),
+                format!("the name of `{}` cannot be recorded", shown.escape_debug()),
             )
             .help("rename the file to letters, digits, `-`, `_` and `.`, and what names it"));
         };

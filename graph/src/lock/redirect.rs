@@ -9,7 +9,7 @@ use crate::base::digest::Digest;
 use crate::base::paths::normal;
 use crate::base::remote;
 use crate::base::sync;
-use crate::files::{FileStamp, Files, FolderEntry, Sought, Withheld};
+use crate::files::{FileStamp, Files, FolderEntry, ModelLocator, Searched, Withheld};
 use crate::lock::content::Lock;
 use crate::lock::locate::{Located, Redirect, locate};
 
@@ -30,7 +30,7 @@ struct Table {
 
 /// Files that are read from where they were found when they are not where they are named.
 ///
-/// What is at its own place is always read there. Digests, and so keys, do not depend on places.
+/// A file at its own path is always read there. Digests, and so keys, do not depend on places.
 pub struct RedirectedFiles {
     inner: Arc<dyn Files>,
     models: Vec<PathBuf>,
@@ -65,7 +65,7 @@ impl RedirectedFiles {
 
     /// Finds what a lock has and is not at its path ([`locate`]), and reads it there from now on,
     /// in place of what an earlier lock had. Models that were found by their name stay where they were found, unless
-    /// they are gone or the lock says what they hold: a run that goes on reads them there. `folder` is the workflow's.
+    /// they are gone or the lock has their content: a resumed run reads them there. `folder` is the workflow's.
     pub fn locate(&self, lock: Option<&Lock>, folder: &Path) -> Located {
         let located = lock
             .map(|lock| locate(lock, folder, &self.models, &*self.inner))
@@ -95,7 +95,7 @@ impl RedirectedFiles {
     /// The path that is read: where a file was found when it is not at its own place.
     fn found(&self, path: &Path) -> PathBuf {
         match self.elsewhere(path) {
-            // What came to its own place meanwhile is read there.
+            // A file that has appeared at its own path is read there.
             Some(elsewhere) if !self.inner.is_file(path) => elsewhere,
             _ => path.to_owned(),
         }
@@ -152,14 +152,6 @@ impl Files for RedirectedFiles {
         self.inner.stamp(&self.found(path))
     }
 
-    fn withheld(&self, path: &Path) -> Option<Withheld> {
-        self.inner.withheld(path)
-    }
-
-    fn commit(&self, path: &Path) -> Option<String> {
-        self.inner.commit(path)
-    }
-
     fn is_file(&self, path: &Path) -> bool {
         self.inner.is_file(path)
             || self
@@ -185,16 +177,18 @@ impl Files for RedirectedFiles {
         self.inner.entries(folder)
     }
 
-    fn place(&self, path: &Path) -> PathBuf {
-        self.inner.place(&self.found(path))
+    fn flush(&self) {
+        self.inner.flush();
     }
+}
 
-    fn seek(&self, path: &Path) -> Sought {
+impl ModelLocator for RedirectedFiles {
+    fn find_model(&self, path: &Path) -> Searched {
         if remote::is_remote(path) {
-            return self.inner.seek(path);
+            return self.inner.find_model(path);
         }
         if self.is_dir(path) || self.is_file(path) {
-            return Sought::default();
+            return Searched::default();
         }
         let from = normal(path);
         let locked = sync::lock(&self.table).strict.contains(&from);
@@ -212,18 +206,97 @@ impl Files for RedirectedFiles {
                         table.news.push(redirect.clone());
                         table.folders.retain(|found| found.from != redirect.from);
                         table.folders.push(redirect);
-                        return Sought::default();
+                        return Searched::default();
                     }
                 }
             }
         }
-        Sought {
+        Searched {
             places: self.models.clone(),
             locked,
         }
     }
 
-    fn flush(&self) {
-        self.inner.flush();
+    fn place(&self, path: &Path) -> PathBuf {
+        self.inner.place(&self.found(path))
+    }
+
+    fn withheld(&self, path: &Path) -> Option<Withheld> {
+        self.inner.withheld(path)
+    }
+
+    fn commit(&self, path: &Path) -> Option<String> {
+        self.inner.commit(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::files::{DiskFiles, MemoryFiles, piece};
+
+    #[test]
+    fn a_piece_of_a_file_is_the_same_from_the_disk_from_memory_and_from_elsewhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let (here, there) = (folder.path().join("a"), folder.path().join("kept/a"));
+        let content: Vec<u8> = (0..=255).collect();
+        fs::create_dir(folder.path().join("kept")).unwrap();
+        fs::write(&there, &content).unwrap();
+        let disk = Arc::new(DiskFiles::new());
+        let inner = Arc::clone(&disk) as Arc<dyn Files>;
+        let redirected = RedirectedFiles::new(inner, vec![folder.path().join("kept")]);
+        assert_eq!(redirected.find_model(&here), Searched::default());
+        let memory = MemoryFiles::new().with(&here, &content);
+        for (offset, length) in [
+            (0, 3),
+            (250, 6),
+            (250, 100),
+            (256, 1),
+            (u64::MAX / 2, 8),
+            (7, 0),
+        ] {
+            let from = usize::try_from(offset).unwrap().min(256);
+            let expected = &content[from..(from + length).min(256)];
+            assert_eq!(piece(&content, offset, length), expected);
+            assert_eq!(disk.read_at(&there, offset, length).unwrap(), expected);
+            assert_eq!(memory.read_at(&here, offset, length).unwrap(), expected);
+            assert_eq!(redirected.read_at(&here, offset, length).unwrap(), expected);
+        }
+        // What was read so is watched.
+        assert!(disk.read_so_far().contains(&there));
+        // A change is seen where the file is, and a file that comes to its own path.
+        let stamp = redirected.stamp(&here);
+        assert!(stamp.is_some() && stamp == disk.stamp(&there));
+        fs::write(&there, "longer or shorter").unwrap();
+        assert_ne!(redirected.stamp(&here), stamp);
+        fs::write(&here, &content).unwrap();
+        assert_eq!(redirected.stamp(&here), disk.stamp(&here));
+        fs::remove_file(&here).unwrap();
+        assert!(disk.read_at(&here, 0, 1).is_err());
+    }
+
+    #[test]
+    fn redirected_files_doubt_what_is_below_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, memo) = (folder.path().join("weights"), folder.path().join("memo"));
+        let content = vec![1; 1 << 20];
+        fs::write(&file, &content).unwrap();
+        let opened = fs::File::options().write(true).open(&file).unwrap();
+        let old = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
+        opened.set_modified(old).unwrap();
+        let with_memo = || DiskFiles::with_memo(Some(memo.clone()));
+        let first = with_memo();
+        let digest = first.digest(&file).unwrap();
+        first.flush();
+        let again = with_memo();
+        assert_eq!(again.digest(&file).unwrap(), digest);
+        assert_eq!(again.digested(), 0);
+        let below = Arc::new(with_memo());
+        let above = RedirectedFiles::new(Arc::clone(&below) as Arc<dyn Files>, Vec::new());
+        above.doubt();
+        assert_eq!(above.digest(&file).unwrap(), digest);
+        assert_eq!(below.digested(), 1 << 20);
     }
 }

@@ -58,7 +58,7 @@ impl Lock {
     /// Reads the lock file at `path`; `None` when there is none.
     ///
     /// # Errors
-    /// When it cannot be read, or is no lock.
+    /// When it cannot be read, or is not a lock.
     pub fn read(path: &Path, files: &dyn Files) -> Result<Option<Self>, Problems> {
         match files.read_head(path, yaml::MAX_BYTES + 1) {
             Ok((bytes, _)) => Self::parse(&path.display().to_string(), &bytes).map(Some),
@@ -99,7 +99,7 @@ impl LockReader<'_> {
     fn fault(&mut self, code: Code, span: Span, message: impl Into<String>) {
         self.problems.push(
             Problem::new(code, self.source, span, message)
-                .help("write the lock anew with `retouch lock FILE`"),
+                .help("write a new lock with `retouch lock FILE`"),
         );
     }
 

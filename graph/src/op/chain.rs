@@ -1,5 +1,5 @@
 //! Step chains: a sampler isn't one cache entry but a chain of them, so that an edit resumes at the first step that it
-//! touches, and what its calls give besides (keys and values of attention, say) is kept for others.
+//! touches, and what its calls produce beside their results (keys and values of attention, say) is kept for others.
 //!
 //! The engine knows no tensor. A node says, before anything runs, under which keys the state before each of its steps is
 //! kept, how many calls of a network a step makes, and what it needs of calls that others may have made already. From
@@ -17,10 +17,10 @@ use crate::base::key::Key;
 use crate::value::port::Known;
 use crate::value::port::KnownPorts;
 
-/// What a node tells those downstream of it while the plan is made; they know its type.
+/// What a node passes to those downstream of it while the plan is made; they know its type.
 pub type Note = Arc<dyn Any + Send + Sync>;
 
-/// Something that a call gives besides its result, kept under a key of its own.
+/// Something that a call produces beside its result, kept under a key of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
     /// What it is called.
@@ -36,7 +36,7 @@ pub struct Item {
 /// A call that a step makes, unless all that it needs of it is kept already.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Need {
-    /// The call. Who makes the same call for another reason is asked to keep the items.
+    /// The call. A node that makes the same call for another reason is asked to keep the items.
     pub call: Key,
     /// What is needed of it.
     pub items: Vec<Item>,
@@ -64,14 +64,14 @@ pub struct Chain {
     pub first: usize,
     /// The steps from there on.
     pub steps: Vec<Step>,
-    /// For each step: the entries that hold the state after it, and what later steps need of it besides. A step whose
+    /// For each step: the entries that hold the state after it, and what else later steps need of it. A step whose
     /// entries are all there is not made again.
     pub states: Vec<Vec<Key>>,
     /// The port that [`Step::looks`] are for.
     pub looks: Option<&'static str>,
     /// Calls that are made whenever the node runs.
     pub extra: u64,
-    /// What a call's seconds depend on (the model, the size), for whoever predicts them.
+    /// What a call's seconds depend on (the model, the size), for predictions of run times.
     pub class: String,
 }
 

@@ -9,8 +9,8 @@ use crate::base::error::{Fault, NodeError};
 use crate::files::Files;
 use crate::op::chain::{Chained, Upstream};
 use crate::op::node::{Context, Node, ReadFile};
+use crate::value::payload::Value;
 use crate::value::port::{KnownPorts, PortValues, Ports, Types};
-use crate::value::value::Value;
 
 /// What a node's check says of its outputs, and its warnings; or its faults.
 pub(crate) type Findings = Result<(KnownPorts, Vec<Fault>), Vec<Fault>>;

@@ -17,9 +17,9 @@ use crate::cache::Outputs;
 use crate::cache::in_flight::InFlightLock;
 use crate::files::Files;
 use crate::op::chain::{Chain, Chained, Item, Note, Upstream};
+use crate::value::payload::{Payload, Value};
 use crate::value::port::{Ports, Types};
 use crate::value::preview::Quality;
-use crate::value::value::{Payload, Value};
 
 /// A node is its parameters; its doc comment is its reference page.
 ///

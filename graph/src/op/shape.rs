@@ -195,7 +195,7 @@ impl Shape {
         let numeric = |shape: &Self| shape.integer || shape.number;
         if numeric(&other) {
             if numeric(self) {
-                // Of two ranges the wider one; serde tells the rest.
+                // Of two ranges the wider one; serde decides the rest.
                 let wider = |a: Option<f64>, b: Option<f64>, pick: fn(f64, f64) -> f64| {
                     a.zip(b).map(|(a, b)| pick(a, b))
                 };
@@ -274,7 +274,7 @@ impl Shape {
         }
     }
 
-    /// What is due, in words: "an integer", "one of `a` and `b`".
+    /// What is expected, in words: "an integer", "one of `a` and `b`".
     pub(crate) fn due(&self) -> String {
         let mut due: Vec<String> = Vec::new();
         if self.number {
@@ -314,7 +314,7 @@ impl Shape {
         }
     }
 
-    /// What is due, for a value that is something else.
+    /// What is expected, for the fault that a value is something else.
     pub(crate) fn expected(&self) -> Expected {
         let accepts = Accepts {
             boolean: self.boolean,

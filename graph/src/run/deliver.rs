@@ -10,7 +10,7 @@ use crate::run::node_run::Found;
 use crate::run::report::{RunError, failure};
 use crate::run::save::SaveError;
 use crate::run::scheduler::{Phase, Run};
-use crate::value::value::Value;
+use crate::value::payload::Value;
 
 impl Run<'_> {
     /// Saves an output, or fetches what the report lists without saving it.

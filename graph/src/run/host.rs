@@ -25,8 +25,8 @@ use crate::plan::task::Task;
 use crate::run::event::{Counters, Event};
 use crate::run::job::Job;
 use crate::run::scheduler::Run;
+use crate::value::payload::Value;
 use crate::value::preview::Quality;
-use crate::value::value::Value;
 
 /// What a running node sees of the engine.
 pub(super) struct NodeHost<'a> {

@@ -19,8 +19,8 @@ use crate::plan::task::Task;
 use crate::run::device::Device;
 use crate::run::event::{Event, Listener};
 use crate::run::save::{Saver, Stamp};
+use crate::value::payload::Value;
 use crate::value::preview::Previewer;
-use crate::value::value::Value;
 
 /// How to run.
 #[derive(Clone, Debug, Default)]

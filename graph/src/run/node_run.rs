@@ -15,8 +15,8 @@ use crate::run::host::NodeHost;
 use crate::run::report::{NodeOutcome, RunError, failure, node_failed, not_given};
 use crate::run::running;
 use crate::run::scheduler::{Run, State, Turn};
+use crate::value::payload::Value;
 use crate::value::port::PortValues;
-use crate::value::value::Value;
 
 /// A value that a task or an output needs.
 pub(super) enum Found {

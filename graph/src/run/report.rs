@@ -8,7 +8,7 @@ use crate::base::problem::Code;
 use crate::plan::task::Task;
 use crate::run::event::{Counters, Event};
 use crate::run::save::{SaveError, Saved};
-use crate::value::value::Value;
+use crate::value::payload::Value;
 
 /// Why a run did not end well.
 #[derive(Debug, thiserror::Error)]

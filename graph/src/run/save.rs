@@ -13,7 +13,7 @@ use crate::base::problem::Code;
 use crate::base::sync::lock;
 use crate::files::output_path::{check_path, ending, suffixed};
 use crate::files::write::{Access, Draft};
-use crate::value::value::Value;
+use crate::value::payload::Value;
 
 /// What to do when a file already exists with different content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! `retouch fmt`: one way to lay out a workflow, comments and meaning kept.
+//! `retouch fmt`: one layout for workflows, comments and meaning kept.
 //!
 //! Lines end in LF and in no blanks, the file ends in one line break, a level is two spaces (a list inside a map too), at
 //! most one blank line stands in a row, brackets are written `{a: b, c: d}`, and one space follows `key:`, unless the
@@ -7,7 +7,7 @@
 use crate::base::problem::{Code, Problem, Source, Span};
 use crate::syntax::yaml::{self, Layout, Style};
 
-/// Formats a text; what comes back means the same and formats to itself.
+/// Formats a text; the result means the same, and formatting it again changes nothing.
 ///
 /// # Errors
 /// The fault when the text is not YAML, or one that says that it would not mean the same.
@@ -111,6 +111,10 @@ impl Line<'_> {
     }
 }
 
+/// One round of formatting.
+///
+/// Longer than other functions: one loop over the lines whose branches all read and set the same state (the open levels,
+/// the shift of the last line, blank lines, the last comment's columns).
 fn pass(text: &str) -> Option<String> {
     let layout = yaml::layout(text)?;
     let lines = lines(text, &layout);
@@ -454,7 +458,7 @@ fn lines<'a>(text: &'a str, layout: &Layout) -> Vec<Line<'a>> {
             match at.style {
                 Style::Block => {
                     // Its lines are those after its sign, blank ones before its first letter among them.
-                    // The span may go on to the next value, whose indentation is none of the text's.
+                    // The span may go on to the next value, whose indentation is not part of the text.
                     let body = text[at.span.start..at.span.end].trim_end_matches(' ');
                     let end = match at.span.end < text.len() {
                         true => at.span.start + body.len(),

@@ -30,10 +30,10 @@ pub fn is_name(text: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }
 
-/// Takes a template apart.
+/// Splits a template into its pieces.
 ///
 /// # Errors
-/// When a brace stands alone or what is in braces is not a name.
+/// When a brace is single, or what is in braces is not a name.
 pub fn pieces(text: &str) -> Result<Vec<Piece<'_>>, TemplateFault> {
     let mut pieces = Vec::new();
     let mut from = 0;

@@ -125,7 +125,7 @@ impl JsonSchema for Template {
 
 /// What a model's files must hold: the SHA-256 digest of its one file, or a map from files of its folder to theirs.
 ///
-/// It says nothing that a key does not know already, so it is in none.
+/// Keys have the content of the files already, so pins are not part of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sha256Pins {
     /// The model is one file.
@@ -199,7 +199,7 @@ impl<'de> Deserialize<'de> for Sha256Pins {
                 while let Some((path, digest)) = map.next_entry::<String, Sha256Hex>()? {
                     if !path.split('/').all(crate::base::remote::is_part) {
                         return Err(serde::de::Error::custom(format!(
-                            "`{}` is no file of the model's folder: write its path from there, with `/`",
+                            "`{}` is not a file of the model's folder: write its path from there, with `/`",
                             path.escape_debug()
                         )));
                     }
@@ -230,7 +230,7 @@ impl JsonSchema for Sha256Pins {
 
 impl Sha256Pins {
     /// Compares what is pinned with what is there, before anything else reads it. `model` is the model's file or
-    /// folder, `field` the parameter that the pins are of.
+    /// folder, `field` the parameter that has the pins.
     ///
     /// # Errors
     /// A fault for each file that is missing or holds something else, with both digests.
@@ -308,11 +308,11 @@ impl Steps {
     /// Reads `10` or `20%`.
     ///
     /// # Errors
-    /// What is due, in words.
+    /// What is expected, in words.
     pub fn parse(text: &str) -> Result<Self, String> {
         let due = || {
             format!(
-                "a number of steps is due, `10`, or a share of them from 0% to 100%, `20%`, not `{text}`"
+                "a number of steps is expected, `10`, or a share of them from 0% to 100%, `20%`, not `{text}`"
             )
         };
         match text.strip_suffix('%') {

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::base::error::Fault;
 use crate::base::error::NodeError;
-use crate::value::value::{Payload, Value};
+use crate::value::payload::{Payload, Value};
 
 /// What is known of each link of each port.
 pub(crate) type KnownPorts = BTreeMap<&'static str, Vec<Known>>;
@@ -158,8 +158,8 @@ impl<F: FromValue> PortField for Vec<F> {
     }
 }
 
-/// One value or none, of an input that an op got after workflows were already run with it: where nothing is linked the
-/// node's key is what it was without the port, so that what is cached stays good.
+/// One value or none, of an input that was added to an op later: where nothing is linked, the node's key is the one that
+/// it had without the port, so that cached results stay valid.
 #[derive(Clone, Debug)]
 pub struct Added<F>(pub Option<F>);
 
@@ -198,7 +198,7 @@ pub trait Ports: Sized + Send + 'static {
 /// What is known of the value behind a port before anything runs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Known {
-    /// Nothing beyond its type.
+    /// Only its type.
     #[default]
     Unknown,
     /// Facts that the producing node gave (a model's family, a latent's size), as JSON.

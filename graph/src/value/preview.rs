@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::base::error::NodeError;
-use crate::value::value::Value;
+use crate::value::payload::Value;
 
 /// How good a preview is to be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,6 +23,6 @@ pub trait Previewer: fmt::Debug + Send + Sync {
     /// Shows it: `picture` can be saved as PNG. The node waits meanwhile.
     ///
     /// # Errors
-    /// When it cannot be shown. That is said once a run, which goes on.
+    /// When it cannot be shown. It is reported once a run, which continues.
     fn show(&self, node: &str, done: usize, of: usize, picture: &Value) -> Result<(), NodeError>;
 }

@@ -30,7 +30,7 @@ impl Node for LoadVae {
     type Outputs = Outputs;
 
     fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>> {
-        files.seek(self.path.as_path());
+        files.find_model(self.path.as_path());
         // A missing file is `check`'s to report.
         Ok(vae_part(self.path.as_path(), files)
             .map(|part| part.files())
@@ -52,7 +52,7 @@ impl Node for LoadVae {
         let Some(mut facts) = inputs.facts::<ModelFacts>("model") else {
             return Ok(Types::unknown());
         };
-        files.seek(self.path.as_path());
+        files.find_model(self.path.as_path());
         let read = vae_part(self.path.as_path(), files)
             .and_then(|part| VaeDescription::read(&part, &facts.vae_config, files));
         match read {
@@ -81,7 +81,7 @@ impl Node for LoadVae {
 
     fn run(&self, inputs: Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
         let files = context.files();
-        files.seek(self.path.as_path());
+        files.find_model(self.path.as_path());
         let base = &inputs.model.checkpoint;
         let part = vae_part(self.path.as_path(), files)?;
         let vae = VaeDescription::read(&part, &base.description().vae, files)?;

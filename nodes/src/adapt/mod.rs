@@ -107,7 +107,7 @@ fn digests(
 
 /// The file of an adapter, looked for in the folders that models are kept in if it is not at its path.
 fn sought(path: &Path, find: impl Fn(&Path, &dyn Files) -> PathBuf, files: &dyn Files) -> PathBuf {
-    files.seek(path);
+    files.find_model(path);
     find(path, files)
 }
 
@@ -128,7 +128,7 @@ fn fault(path: &Path, error: &Error, kind: &str, files: &dyn Files) -> Fault {
         {
             Fault::file("path", format!("there is nothing at {}; expected {kind}", file.display())).help(format!(
                 "relative paths count from the folder of the file that writes them; {}",
-                files.seek(path).help()
+                files.find_model(path).help()
             ))
         }
         other => Fault::content("path", other.to_string()).help(format!(

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use retouch_graph::{
-    Chained, Context, Digest, Fault, Files, Node, NodeError, ReadFile, Sought, Types, Upstream,
+    Chained, Context, Digest, Fault, Files, Node, NodeError, ReadFile, Searched, Types, Upstream,
     ports,
 };
 use schemars::JsonSchema;
@@ -198,13 +198,13 @@ impl LoadModel {
     }
 
     /// Has the folders that are not at their paths looked for; says where, for a model that is nowhere.
-    fn seek(&self, files: &dyn Files) -> Sought {
+    fn find_model(&self, files: &dyn Files) -> Searched {
         for (_, path) in self.given() {
             if let Some(path) = path {
-                files.seek(path.as_path());
+                files.find_model(path.as_path());
             }
         }
-        files.seek(self.path.as_path())
+        files.find_model(self.path.as_path())
     }
 
     /// The parameter that a path came from.
@@ -266,7 +266,7 @@ impl Node for LoadModel {
     type Outputs = Outputs;
 
     fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>> {
-        self.seek(files);
+        self.find_model(files);
         let folder = self.path.as_path();
         if let Some(pins) = &self.sha256
             && (files.is_dir(folder) || files.is_file(folder))
@@ -309,7 +309,7 @@ impl Node for LoadModel {
                     }
                     maybe => format!(
                         "relative paths count from the folder of the file that writes them; {}{}",
-                        self.seek(files).help(),
+                        self.find_model(files).help(),
                         maybe.map_or_else(String::new, |(address, _)| format!(
                             "; a model on a hub is written `{address}`"
                         ))

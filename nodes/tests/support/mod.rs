@@ -111,7 +111,16 @@ impl Files for Disk {
     fn is_dir(&self, path: &Path) -> bool {
         path.is_dir()
     }
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        Ok(retouch_graph::files::piece(&self.read(path)?, offset, length).to_vec())
+    }
+    fn entries(&self, _: &Path) -> io::Result<Vec<retouch_graph::FolderEntry>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn flush(&self) {}
 }
+
+impl retouch_graph::LocalFiles for Disk {}
 
 /// The fast kernels, with a note of what they are asked for.
 #[derive(Debug, Default)]

@@ -816,7 +816,16 @@ impl Files for Swapped {
     fn is_dir(&self, _: &Path) -> bool {
         false
     }
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        Ok(retouch_graph::files::piece(&self.read(path)?, offset, length).to_vec())
+    }
+    fn entries(&self, _: &Path) -> io::Result<Vec<retouch_graph::FolderEntry>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn flush(&self) {}
 }
+
+impl retouch_graph::LocalFiles for Swapped {}
 
 /// A value of a param, its type, and another of the same type.
 fn values() -> impl Strategy<Value = (&'static str, Json, Json)> {

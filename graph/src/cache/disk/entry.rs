@@ -13,7 +13,7 @@ use crate::base::error::NodeError;
 use crate::base::key::Key;
 use crate::cache::interface::Outputs;
 use crate::files;
-use crate::value::value::Decoders;
+use crate::value::payload::Decoders;
 
 pub(super) const MAGIC: &[u8; 8] = b"retouch1";
 /// The magic and the length of the header.

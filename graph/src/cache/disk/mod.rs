@@ -38,7 +38,7 @@ use crate::cache::disk::entry::{DIGEST, Encoded, Flaw, Opened, PREFIX, key_of, l
 use crate::cache::disk::index::{Indexed, State, list, remove};
 use crate::cache::interface::{Cache, Outputs};
 use crate::files::write::{Access, private_folder};
-use crate::value::value::Decoders;
+use crate::value::payload::Decoders;
 
 const VERSION: &str = "v1";
 

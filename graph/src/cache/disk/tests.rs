@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::cache::disk::entry::{HEADER_LIMIT, MAGIC};
 use crate::cache::fake::{Bytes, Device, Fickle, key, on_host, outputs};
-use crate::value::value::Value;
+use crate::value::payload::Value;
 use proptest::prelude::*;
 use std::sync::Condvar;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -42,7 +42,7 @@ pub struct Workflow {
     pub outputs: IndexMap<String, OutputDecl>,
     /// The runs that `retouch sweep` makes of it.
     pub sweep: Option<SweepDecl>,
-    /// Whether `nodes` is not a map, and reported, so that nobody knows which nodes there are.
+    /// Whether `nodes` is not a map, and reported, so that the names of the nodes are not known.
     pub(crate) nodes_unread: bool,
 }
 
@@ -119,7 +119,7 @@ pub enum NodeBody {
         /// What it is given.
         with: Vec<(MapKey, Tree)>,
     },
-    /// At fault, and reported.
+    /// Faulty, and reported.
     Broken,
 }
 
@@ -128,7 +128,7 @@ pub enum NodeBody {
 pub struct OutputDecl {
     /// Where its name is.
     pub name_span: Span,
-    /// The reference, as it is written; `None` when it is at fault.
+    /// The reference, as it is written; `None` when it is faulty.
     pub value: Option<Spanned<String>>,
     /// The template of the path to save to.
     pub save: Option<Spanned<String>>,
@@ -166,12 +166,12 @@ pub struct SheetDecl {
     pub output: Option<Spanned<String>>,
     /// The template of the path that it is saved to.
     pub save: Option<Spanned<String>>,
-    /// What else is said goes to the op `grid`: `cell`, `filter`, `gap`, `background`.
+    /// All other keys go to the op `grid`: `cell`, `filter`, `gap`, `background`.
     pub fields: Vec<(MapKey, Tree)>,
 }
 
 impl ParamDecl {
-    /// A param that is known by its name alone, its declaration being at fault and reported.
+    /// A param whose declaration is faulty and reported: only its name is known.
     pub(super) fn broken(name: &MapKey) -> Self {
         Self {
             name_span: name.span,

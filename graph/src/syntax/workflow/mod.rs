@@ -24,7 +24,7 @@ pub use decl::{
 /// The schema that this program reads.
 pub const SCHEMA: &str = "retouch/v1";
 
-/// Reads a text; `None` when a fault leaves nothing to go on with. `folder` is where its relative paths start.
+/// Reads a text; `None` when a fault leaves nothing to check. `folder` is where its relative paths start.
 pub fn parse(source: &Source, folder: &Path, problems: &mut Vec<Problem>) -> Option<Workflow> {
     let tree = yaml::parse(source, problems)?;
     let mut reader = WorkflowReader { source, problems };
@@ -117,7 +117,7 @@ impl WorkflowReader<'_> {
     fn params(&mut self, tree: Tree, workflow: &mut Workflow) {
         for (key, tree) in self.section(tree, "params", "place: {type: string}") {
             if self.name(&key, "a param") {
-                // What refers to a param whose declaration is at fault is not at fault itself.
+                // A reference to a param with a faulty declaration is not a fault itself.
                 let decl = self
                     .param(&key, tree)
                     .map_or_else(|| ParamDecl::broken(&key), |(decl, _)| decl);
@@ -138,7 +138,7 @@ impl WorkflowReader<'_> {
 
     fn nodes(&mut self, tree: Tree, workflow: &mut Workflow) {
         workflow.nodes_unread = !matches!(tree.node, Node::Map(_) | Node::Null);
-        // The places of keys that were dropped, in order: nobody knows what a node with one of them has.
+        // The places of keys that were dropped, in order: the keys of a node with one of them are not fully known.
         let dropped = (self.problems.iter())
             .filter(|problem| matches!(problem.code(), Code::MergeKey | Code::KeyNotText));
         let mut dropped: Vec<Span> = dropped.map(Problem::span).collect();

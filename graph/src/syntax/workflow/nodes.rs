@@ -63,7 +63,7 @@ impl WorkflowReader<'_> {
             }
             (Some((_, op)), None) => {
                 if let Some((key, tree)) = with {
-                    // An op may have a parameter `with`, so it is told by its registry entry.
+                    // An op may have a parameter `with`: whether it has is known to the registry.
                     fields.push((key, tree));
                 }
                 NodeBody::Op { op, fields }
@@ -79,7 +79,7 @@ impl WorkflowReader<'_> {
                         key.span,
                         message,
                         format!(
-                            "what the workflow is given stands under `with:`: `with: {{{}: ...}}`",
+                            "inputs of the workflow are set under `with:`: `with: {{{}: ...}}`",
                             key.text
                         ),
                     );

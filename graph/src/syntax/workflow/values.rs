@@ -187,7 +187,7 @@ impl WorkflowReader<'_> {
                 mismatch.code = Code::BadDeclaration;
                 mismatch.message = format!("the default does not fit: {}", mismatch.message);
                 self.problems.push(mismatch.at(self.source, tree.span));
-                // The param itself is known, and what refers to it is not at fault.
+                // The param itself is known: references to it are not faults.
                 decl.optional = true;
             }
         }

@@ -100,7 +100,7 @@ enum Pending {
     Key,
     /// The value of this key is next.
     Value(MapKey),
-    /// The value of a key that is at fault is next; it is dropped.
+    /// The value of a faulty key is next; it is dropped.
     Dropped,
 }
 
@@ -125,7 +125,7 @@ pub(super) struct Builder<'a> {
     pub(super) root: Option<Tree>,
 }
 
-/// Above so many entries the keys of a map are indexed.
+/// Maps with more entries than this have an index of their keys.
 const INDEXED: usize = 12;
 
 impl<'a> Builder<'a> {
@@ -164,8 +164,8 @@ impl<'a> Builder<'a> {
                     self.fault(
                         Code::UnknownAlias,
                         span,
-                        "the alias stands inside the value that it names",
-                        "a value cannot hold itself",
+                        "the alias is inside the value that it refers to",
+                        "a value cannot contain itself",
                     );
                     return None;
                 };
@@ -269,7 +269,7 @@ impl<'a> Builder<'a> {
     }
 
     fn tag(&mut self, span: Span) {
-        // The tag stands before the value, on the same line as a rule.
+        // The tag is before the value, usually on the same line.
         let before = self.source.text().get(..span.start).unwrap_or("");
         let start = before.rfind('!').map_or(span.start, |mark| {
             before[..=mark]
@@ -282,7 +282,7 @@ impl<'a> Builder<'a> {
             Code::Tag,
             Span::new(start, start + text.len()),
             message,
-            "remove the tag; numbers stand without quotes, texts may have them",
+            "remove the tag; numbers are written without quotes, texts may have them",
         );
     }
 
@@ -433,7 +433,7 @@ fn plain(text: &str) -> Result<Node, String> {
     }
     let too_great = || {
         format!(
-            "the integer {text} is beyond {MAX_INTEGER} (2^53 - 1), the greatest that there is here"
+            "the integer {text} is greater than {MAX_INTEGER} (2^53 - 1), the greatest that is supported"
         )
     };
     let integer = |digits: &str, radix: u32| -> Result<Node, String> {

@@ -19,7 +19,7 @@ pub(super) fn syntax(source: &Source, error: &ScanError) -> Problem {
             .get(..at)
             .is_some_and(|before| before.ends_with('\t'))
     {
-        at -= 1; // the parser stops behind the tab
+        at -= 1; // the parser stops after the tab
     }
     if let Some(tab) = tab_indent_near(source.text(), at) {
         return Problem::new(
@@ -79,7 +79,7 @@ pub(super) fn syntax(source: &Source, error: &ScanError) -> Problem {
                 "the keys of a map begin in the same column; a text with brackets or quotes inside is quoted as a whole",
             ),
             _ if rest.starts_with('\t') => Some("indent with spaces, two for each level"),
-            // `\m` of `"C:\models"` is no escape.
+            // `\m` of `"C:\models"` is not an escape.
             _ if begins_with_drive(rest) => Some(
                 "in double quotes `\\` begins an escape: write the path in single quotes, or with `/`",
             ),

@@ -1,4 +1,4 @@
-//! How a text is written: comments, the style of scalars, brackets. For those who change a text and nothing else in it.
+//! How a text is written: comments, the style of scalars, brackets. For edits that change one place and nothing else.
 
 use granit_parser::{Event, Parser, ScalarStyle};
 
@@ -22,7 +22,7 @@ pub fn comments(text: &str) -> Option<Vec<String>> {
 pub(crate) struct Scalar {
     pub(crate) span: Span,
     pub(crate) style: Style,
-    /// Where it begins; of a block text its sign (`|`, `>`), which stands on the line before.
+    /// Where it begins; of a block text its indicator (`|`, `>`), which is on the line before.
     pub(crate) sign: usize,
 }
 
@@ -34,7 +34,7 @@ pub(crate) enum Style {
     Block,
 }
 
-/// What the formatter needs to know of the layout of a text.
+/// What the formatter needs to know about the layout of a text.
 #[derive(Default)]
 pub(crate) struct Layout {
     pub(crate) scalars: Vec<Scalar>,
@@ -100,7 +100,7 @@ pub(crate) fn layout(text: &str) -> Option<Layout> {
     Some(layout)
 }
 
-/// A value as it is written, for those who change a text and nothing else in it. The tree has the shape of [`Tree`],
+/// A value as it is written, for edits that change one place and nothing else. The tree has the shape of [`Tree`],
 /// but for aliases, which are leaves here.
 #[derive(Clone, Debug)]
 pub struct Written {
@@ -148,6 +148,7 @@ pub enum Form {
 
 /// How the values of a text are written; `None` when it is not YAML or has none. The text is one that [`parse`] reads
 /// without a fault: that bounds its depth.
+// Longer than other functions: one arm for each event of the parser, and nothing else.
 #[must_use]
 pub fn written(text: &str) -> Option<Written> {
     struct Open {
@@ -257,7 +258,7 @@ pub fn written(text: &str) -> Option<Written> {
     None
 }
 
-/// Where the sign that opens a block (`|`, `>`) stands: behind the key or the dash, its anchor and comments.
+/// Where the indicator of a block (`|`, `>`) is: after the key or the dash, its anchor and comments.
 fn block_sign(text: &str, from: usize, to: usize) -> Option<usize> {
     let mut rest = text.get(from..to)?;
     loop {

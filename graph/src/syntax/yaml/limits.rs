@@ -1,4 +1,4 @@
-//! What a text may have at most.
+//! Limits on a text.
 
 /// The largest file, in bytes.
 pub const MAX_BYTES: usize = 4 << 20;
@@ -6,5 +6,5 @@ pub const MAX_BYTES: usize = 4 << 20;
 pub const MAX_DEPTH: usize = 64;
 /// How many values aliases may add.
 pub const MAX_ALIASED: usize = 100_000;
-/// How many bytes of text and keys aliases may add: written out, a file could not have had more.
+/// How many bytes of text and keys aliases may add: as many as a file without aliases could have.
 pub const MAX_ALIASED_BYTES: usize = MAX_BYTES;

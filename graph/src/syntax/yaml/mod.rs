@@ -51,12 +51,12 @@ fn too_large(source: &Source) -> Problem {
         Code::TooLarge,
         source,
         Span::default(),
-        format!("the file has more than {MAX_BYTES} bytes, a workflow has not"),
+        format!("the file has more than {MAX_BYTES} bytes, the limit for a workflow"),
     )
     .help("is it a workflow at all?")
 }
 
-/// Reads a text as one YAML document; `None` when a fault leaves nothing to go on with.
+/// Reads a text as one YAML document; `None` when a fault leaves nothing to check.
 pub fn parse(source: &Source, problems: &mut Vec<Problem>) -> Option<Tree> {
     if source.text().len() > MAX_BYTES {
         problems.push(too_large(source));
@@ -92,8 +92,8 @@ pub fn parse(source: &Source, problems: &mut Vec<Problem>) -> Option<Tree> {
     }))
 }
 
-/// Whether a character may not stand in a file: a control character, but for tabs and line breaks. YAML 1.2 leaves out
-/// nearly all of them, too; none can be seen in an editor, and a terminal that shows the file obeys them.
+/// Whether a character is not allowed in a file: a control character other than tab and line breaks. YAML 1.2 forbids
+/// nearly all of them too; no editor shows them, and a terminal that prints the file obeys them.
 #[must_use]
 pub fn is_control(c: char) -> bool {
     c.is_control() && !matches!(c, '\t' | '\n' | '\r')
@@ -115,7 +115,7 @@ fn control_characters(source: &Source) -> Option<Problem> {
         Code::Syntax,
         source,
         Span::new(at, at + c.len_utf8()),
-        format!("the control character U+{code:04X} stands in the file{more}"),
+        format!("the file contains the control character U+{code:04X}{more}"),
     );
     Some(problem.help(help))
 }
@@ -392,7 +392,7 @@ mod tests {
         let (_, problems) = read("\u{1b}\u{1b}\u{9b}");
         assert_eq!(
             problems[0].message(),
-            "the control character U+001B stands in the file; there are 2 more"
+            "the file contains the control character U+001B; there are 2 more"
         );
         assert_eq!(value("\"\\e\\x9b\"\r\n"), "\"\\u{1b}\\u{9b}\"");
     }

@@ -17,7 +17,7 @@ pub trait Payload: Any + Send + Sync + 'static {
     const FORMATS: &'static [&'static str] = &[];
 
     /// Whether the value reads files after the node that made it has finished: weights that are loaded when they are first
-    /// used. Whoever uses it then depends on these files too, and they are compared before its results are kept.
+    /// used. A node that uses it then depends on these files too, and they are compared before its results are kept.
     const LAZY: bool = false;
 
     /// Bytes of memory that the value holds, for the cache's budget.
@@ -65,8 +65,8 @@ pub trait Payload: Any + Send + Sync + 'static {
         Ok(None)
     }
 
-    /// Lets go of what none of these ops needs, the ones that are still to use the value in this run. It is called when
-    /// one of those that did is done, and nobody else holds the value: no cache, no other value.
+    /// Releases what none of these ops needs, the ones that are still to use the value in this run. It is called when one
+    /// of those that used it is done, and the value is not shared: by no cache, by no other value.
     fn trim(&self, consumers: &[&'static str]) {
         let _ = consumers;
     }
@@ -92,10 +92,10 @@ pub trait Payload: Any + Send + Sync + 'static {
     }
 }
 
-/// How a value comes back from a disk cache.
+/// Reads a value back from a disk cache.
 type Decoder = fn(&[u8]) -> Result<Value, NodeError>;
 
-/// The types of value that come back from a disk cache, by name.
+/// The types of value that can be read from a disk cache, by name.
 #[derive(Clone, Debug, Default)]
 pub struct Decoders(BTreeMap<&'static str, Decoder>);
 
@@ -228,7 +228,7 @@ impl Value {
         self.0.bytes()
     }
 
-    /// Lets go of what none of these ops needs, unless somebody else holds the payload; see [`Payload::trim`].
+    /// Releases what none of these ops needs, unless the payload is shared; see [`Payload::trim`].
     pub fn trim(&self, consumers: &[&'static str]) {
         if Arc::strong_count(&self.0) == 1 {
             self.0.trim(consumers);
