@@ -10,5 +10,6 @@ mod engine;
 mod faults;
 mod keeps;
 mod layers;
+mod order;
 mod robust;
 mod sweep;

@@ -1,13 +1,8 @@
 //! In which order the tasks of a run begin: the longest remaining path first, the earliest cell of a sweep first.
-#![allow(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
-#![allow(missing_docs, reason = "nobody reads the documentation of a test")]
-
-mod common;
-
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{Constant, Number, OneNumber};
+use crate::common::{Constant, Number, OneNumber};
 use retouch_graph::{
     Cancel, Chained, Context, Engine, Expected, MemoryFiles, Node, NodeError, Plan, Recorder,
     Registry, RunOptions, Settings, Upstream, ports,

@@ -23,3 +23,4 @@ mod sdxl;
 mod together;
 mod tokens;
 mod unets;
+mod weights;

@@ -2,8 +2,6 @@
 //! (`tests/oracle/make_weights.py`), and a model that is drawn with them.
 
 // The lints spare functions marked as tests, and not the functions that they share.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -49,7 +49,7 @@ pub fn check() -> io::Result<()> {
     }
 }
 
-/// How often a wait for the device, or for an entry in flight, looks whether it was cancelled.
+/// How often a wait for the device, or for an entry in flight, checks whether it was cancelled.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Cancels a run from elsewhere; cloning shares it.

@@ -518,7 +518,7 @@ impl Checker<'_> {
     }
 }
 
-/// The place of a value inside a tree, as far as the way leads.
+/// The place of a value inside a tree, or of the innermost part that the path reaches.
 fn place(tree: &Tree, path: &[PathStep]) -> Span {
     let mut at = tree;
     for step in path {

@@ -138,7 +138,7 @@ impl Plan {
         self.forecast_of(statuses, ports, cache, sources)
     }
 
-    pub(crate) fn forecast_of(
+    fn forecast_of(
         &self,
         mut statuses: Vec<Status>,
         ports: Vec<BTreeSet<&'static str>>,
@@ -199,7 +199,7 @@ impl Plan {
     }
 
     /// Decides from the outputs backwards; `place` is asked only for what is needed, with the ports that are.
-    pub(crate) fn decide(
+    fn decide(
         &self,
         mut place: impl FnMut(usize, &Task, &BTreeSet<&'static str>) -> Option<&'static str>,
     ) -> (Vec<Status>, Vec<BTreeSet<&'static str>>) {
