@@ -314,6 +314,74 @@ fn learned_tokens_and_custom_diffusion_draw_as_in_diffusers() {
     case.meet(&bench, "sdxl-ti");
 }
 
+/// The tensors of a file of adapters.
+fn tensors(name: &str) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(micro(&format!("adapters/{name}")), &Device::Cpu).unwrap()
+}
+
+#[test]
+fn all_kinds_of_change_in_one_file_draw_as_in_lycoris() {
+    let bench = Bench::new();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mix.safetensors");
+    let own: HashMap<String, Tensor> = tensors("changes.safetensors")
+        .into_iter()
+        .filter_map(|(name, tensor)| Some((name.strip_prefix("mix/")?.to_owned(), tensor)))
+        .filter(|(name, _)| !name.starts_with('='))
+        .collect();
+    candle_core::safetensors::save(&own, &file).unwrap();
+    let models = adapted(
+        "sd1",
+        &[("apply_lora", format!("path: '{}'", file.display()))],
+    );
+    Case::new(models, "sd1", ("adapters/changes", "mix/=")).meet(&bench, "mix");
+}
+
+#[test]
+fn embeddings_inside_a_lora_and_the_delta_of_custom_diffusion_are_read_by_both_ops() {
+    let bench = Bench::new();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("bundle.safetensors");
+    let token = tensors("sd1-ti-three.safetensors")["<toy>"].clone();
+    let at = format!("path: '{}'", file.display());
+    // The name may have dots and spaces; a token has none of the latter.
+    for (key, more) in [
+        ("bundle_emb.<toy>.string_to_param.*", ""),
+        ("bundle_emb.v1.5 toy.string_to_param.*", ", token: <toy>"),
+        ("bundle_emb.<toy>.emb_params", ""),
+        ("bundle_emb.<toy>.clip_l", ""),
+    ] {
+        let mut own = tensors("sd1-lora-kohya.safetensors");
+        own.insert(key.to_owned(), token.clone());
+        candle_core::safetensors::save(&own, &file).unwrap();
+        let lora = adapted("sd1", &[("apply_lora", at.clone())]);
+        Case::new(lora, "sd1", ("adapters/sd1", "lora.full.")).meet(&bench, key);
+        let embedding = [("apply_textual_inversion", at.clone() + more)];
+        let case = Case {
+            subject: "<toy> teddy bear",
+            ..Case::new(
+                adapted("sd1", &embedding),
+                "sd1",
+                ("adapters/sd1", "ti.three."),
+            )
+        };
+        case.meet(&bench, key);
+    }
+    let models = [
+        ("apply_custom_diffusion", adapter("delta.bin")),
+        ("apply_textual_inversion", adapter("delta.bin")),
+    ];
+    let case = Case {
+        subject: "<new1> teddy bear",
+        ..Case::new(
+            adapted("sd1", &models),
+            "sd1",
+            ("adapters/sd1", "custom.kv."),
+        )
+    };
+    case.meet(&bench, "delta.bin");
+}
+
 /// Writes vectors of the tiny SD 1's width under these names.
 fn write_tokens(file: &Path, tokens: &[(&str, usize)]) {
     let own = micro("adapters/sd1-ti-three.safetensors");
@@ -616,6 +684,21 @@ fn an_adapter_of_another_family_or_kind_is_refused_before_anything_runs() {
     refused(
         &token("sd2", "sd1-lora-kohya.safetensors", ""),
         &["is not of textual inversion", "apply_lora"],
+    );
+    refused(
+        &lora("sd1", "sd1-custom-kv/pytorch_custom_diffusion_weights.bin"),
+        &[
+            "is not a LoRA but Custom Diffusion",
+            "`apply_custom_diffusion`",
+        ],
+    );
+    refused(
+        &token(
+            "sd1",
+            "sd1-custom-kv/pytorch_custom_diffusion_weights.bin",
+            "",
+        ),
+        &["is not of textual inversion but Custom Diffusion"],
     );
     let twice = [
         ("apply_textual_inversion", adapter("sd1-ti-one.safetensors")),

@@ -555,6 +555,15 @@ fn inspect_tells_adapters_and_other_files_apart() {
             (7, 0),
             "<new1> 1",
         ),
+        (
+            "delta.bin",
+            "custom_diffusion",
+            "Custom Diffusion",
+            [0, 0],
+            [0.0, 0.0],
+            (7, 0),
+            "<new1> 1",
+        ),
     ] {
         let found = report(folder, &[&micro(&format!("adapters/{file}"))]);
         let adapter = &found["adapter"];
@@ -610,4 +619,78 @@ fn inspect_tells_adapters_and_other_files_apart() {
         assert!(err.contains(said), "{err}");
     }
     assert!(!folder.join("executed").exists());
+}
+
+#[test]
+fn an_adapter_is_told_on_one_screen_and_by_inspect_as_by_the_op() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let load = |name: &str| {
+        candle_core::safetensors::load(micro(&format!("adapters/{name}")), &Device::Cpu).unwrap()
+    };
+    let mut own = load("sd1-lora-kohya.safetensors");
+    let token = load("sd1-ti-three.safetensors")["<toy>"].clone();
+    own.insert(
+        "bundle_emb.<toy>.string_to_param.*".to_owned(),
+        token.clone(),
+    );
+    own.insert("something.else".to_owned(), token);
+    let file = folder.join("bundle.safetensors");
+    candle_core::safetensors::save(&own, &file).unwrap();
+    // As many settings as kohya's scripts write.
+    let plain = std::fs::read(&file).unwrap();
+    let (length, rest) = plain.split_at(8);
+    let length = u64::from_le_bytes(length.try_into().unwrap());
+    let (json, numbers) = rest.split_at(usize::try_from(length).unwrap());
+    let mut json: serde_json::Map<String, Json> = serde_json::from_slice(json).unwrap();
+    let mut settings: serde_json::Map<String, Json> = (0..90)
+        .map(|i| (format!("ss_setting_{i}"), "1".into()))
+        .collect();
+    settings.insert("ss_base_model_version".into(), "sd_v1".into());
+    settings.insert("modelspec.trigger_phrase".into(), "sks bear".into());
+    json.insert("__metadata__".into(), settings.into());
+    let json = serde_json::to_vec(&json).unwrap();
+    let length = (json.len() as u64).to_le_bytes();
+    std::fs::write(&file, [&length, &json[..], numbers].concat()).unwrap();
+    let (out, _) = ran(folder, 0, &["inspect", "bundle.safetensors"]);
+    for line in [
+        "bundle.safetensors: a LoRA (`apply_lora`)",
+        "dialect    kohya",
+        "kind       LoRA (102)",
+        "rank       4",
+        "alpha      2",
+        "changes    84 layers of the U-Net, 18 of text encoders",
+        "tokens     sks bear, <toy> (3 vectors)",
+        "ss_base_model_version: sd_v1",
+        "(91 more settings: `--json`)",
+        "note: 1 names are of no layer, and left out: something.else",
+        "note: embeddings inside are added by `apply_textual_inversion` with the same file",
+    ] {
+        assert!(
+            out.lines().any(|own| own.trim_end() == line),
+            "{line}\n{out}"
+        );
+    }
+    assert!(out.lines().count() <= 24, "{out}");
+    let found = report(folder, &["bundle.safetensors"]);
+    assert_eq!(found["adapter"]["kinds"]["LoRA"], 102);
+    assert_eq!(found["adapter"]["unmatched"][0], "something.else");
+    // The run leaves out the same name, and tells of the token.
+    std::fs::write(
+        folder.join("x.yaml"),
+        format!(
+            "schema: retouch/v1\nname: x\nnodes:\n  base: {{op: load_model, path: '{}'}}\n  \
+             lora: {{op: apply_lora, model: $base, path: bundle.safetensors}}\n  \
+             draw: {{op: sample, model: $lora, prompt: a cat, steps: 1, seed: 1, spacing: trailing}}\n\
+             outputs:\n  z: {{value: $draw}}\n",
+            micro("sd1")
+        ),
+    )
+    .unwrap();
+    let (out, err) = ran(folder, 0, &["run", "x.yaml"]);
+    let said = out + &err;
+    assert!(
+        said.contains("102 layers matched (84 of the U-Net, 18 of text encoders), 1 unmatched (left out: something.else)"),
+        "{said}"
+    );
 }

@@ -918,10 +918,11 @@ fn a_control_counts_all_that_a_cache_holds_with_it() {
         outputs[port].bytes()
     };
     let mut controls = 0;
-    for task in plan.tasks().filter(|task| task.op() == "swap_attention") {
-        let links = task.inputs().iter().flat_map(|(_, links)| links);
+    let swaps = plan.tasks().enumerate();
+    for (index, task) in swaps.filter(|(_, task)| task.op() == "swap_attention") {
+        let links = plan.inputs(index).into_iter().flat_map(|(_, links)| links);
         let held: usize = links
-            .map(|(from, port)| kept(plan.task(*from).unwrap(), port))
+            .map(|(from, port)| kept(plan.task(from).unwrap(), port))
             .sum();
         assert!(held > 4 << 20, "a model is among it");
         assert!(kept(task, "control") >= held);

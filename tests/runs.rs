@@ -561,6 +561,10 @@ fn with_the_cache_emptied_the_files_alone_are_compared_by_what_was_written_down(
     let id = list(folder, &[])[0]["id"].as_str().unwrap().to_owned();
     let path = folder.join(format!("cache/runs/{id}.json"));
     let mut record: Json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    // The seed that was drawn is the recorded one, whatever a version makes of the number that seeds are drawn from.
+    record["asked"]["draw"] = 3.into();
+    std::fs::write(&path, record.to_string()).unwrap();
+    assert_eq!(verified(folder, 0, "last")[0]["equal"], true);
     record["outputs"][0]["blake3"] = "0".repeat(64).into();
     std::fs::write(&path, record.to_string()).unwrap();
     let lines = verified(folder, 1, "last");

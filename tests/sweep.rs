@@ -352,7 +352,7 @@ fn what_a_sweep_cannot_do_is_said_before_anything_runs() {
     let folder = tempfile::tempdir().unwrap();
     let file = workflow("vanilla.yaml");
     for (arguments, code, said) in [
-        (vec!["sweep", &file], 3, "does not say a sweep"),
+        (vec!["sweep", &file], 3, "has no sweep"),
         (
             vec!["sweep", &file, "--over", "sead=1..3"],
             2,

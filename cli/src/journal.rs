@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use retouch_graph::event::{Event, Listener};
 use retouch_graph::write::{self, Access};
-use retouch_graph::{Forecast, Plan, Status, files};
+use retouch_graph::{Expected, Forecast, Plan, Status, files};
 use serde::{Deserialize, Serialize};
 
 /// A longer journal is none; one that is cut as it should be is far shorter.
@@ -140,7 +140,7 @@ fn cut(file: &Path) {
     }
 }
 
-/// What a run is foretold to take.
+/// What a task is expected to take.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
     /// Seconds; `None` when the journal knows nothing like it.
@@ -149,19 +149,63 @@ pub struct Cost {
     pub peak: Option<u64>,
 }
 
-/// What each task of a plan is foretold to take.
+/// What tasks took in earlier runs, by their class.
+#[derive(Debug, Default)]
+struct Past(HashMap<String, Vec<Line>>);
+
+impl Past {
+    /// Reads a journal; one that is missing or cannot be read knows nothing.
+    fn read(file: Option<&Path>) -> Self {
+        let text = file
+            .and_then(|file| files::read_text(file, MOST_BYTES).ok())
+            .unwrap_or_default();
+        let mut by_class: HashMap<String, Vec<Line>> = HashMap::new();
+        for line in text.lines() {
+            // A line that was cut off by a crash is no line.
+            if let Ok(line) = serde_json::from_str::<Line>(line) {
+                by_class.entry(line.class.clone()).or_default().push(line);
+            }
+        }
+        for lines in by_class.values_mut() {
+            lines.drain(..lines.len().saturating_sub(LAST));
+        }
+        Self(by_class)
+    }
+
+    /// The seconds that tasks are expected to take: the median of the last runs.
+    fn expected(&self) -> Expected {
+        let mut expected = Expected::new();
+        for (class, lines) in &self.0 {
+            let calls = lines.iter().filter(|line| line.calls > 0);
+            let calls = calls.map(|line| line.seconds / line.calls as f64);
+            if let Some(seconds) = median(calls.collect()) {
+                expected.call(class.as_str(), seconds);
+            }
+            if let Some(seconds) = median(lines.iter().map(|line| line.seconds).collect()) {
+                expected.run(class.as_str(), seconds);
+            }
+        }
+        expected
+    }
+
+    /// The most memory that a task of that class took, in bytes.
+    fn peak(&self, class: &str) -> Option<u64> {
+        let peaks = self.0.get(class)?.iter().map(|line| line.peak);
+        peaks.max().filter(|&peak| peak > 0)
+    }
+}
+
+/// The seconds that tasks are expected to take, from a journal.
+#[must_use]
+pub fn expected(file: Option<&Path>) -> Expected {
+    Past::read(file).expected()
+}
+
+/// What each task of a plan is expected to take.
 #[must_use]
 pub fn costs(file: Option<&Path>, plan: &Plan, forecast: &Forecast) -> Vec<Cost> {
-    let text = file
-        .and_then(|file| files::read_text(file, MOST_BYTES).ok())
-        .unwrap_or_default();
-    let mut by_class: HashMap<String, Vec<Line>> = HashMap::new();
-    for line in text.lines() {
-        // A line that was cut off by a crash is no line.
-        if let Ok(line) = serde_json::from_str::<Line>(line) {
-            by_class.entry(line.class.clone()).or_default().push(line);
-        }
-    }
+    let past = Past::read(file);
+    let expected = past.expected();
     plan.tasks()
         .enumerate()
         .map(|(index, task)| {
@@ -171,32 +215,12 @@ pub fn costs(file: Option<&Path>, plan: &Plan, forecast: &Forecast) -> Vec<Cost>
                     peak: Some(0),
                 };
             }
-            let Some(lines) = by_class.get(task.class()) else {
+            if !past.0.contains_key(task.class()) {
                 return Cost::default();
-            };
-            let last = &lines[lines.len().saturating_sub(LAST)..];
-            let calls = forecast.calls[index];
-            let seconds = if task.chain().is_some() {
-                let each: Vec<f64> = last
-                    .iter()
-                    .filter(|line| line.calls > 0)
-                    .map(|line| line.seconds / line.calls as f64)
-                    .collect();
-                if calls == 0 {
-                    Some(0.0)
-                } else {
-                    median(each).map(|each| each * calls as f64)
-                }
-            } else {
-                median(last.iter().map(|line| line.seconds).collect())
-            };
+            }
             Cost {
-                seconds,
-                peak: last
-                    .iter()
-                    .map(|line| line.peak)
-                    .max()
-                    .filter(|&peak| peak > 0),
+                seconds: expected.seconds(task, forecast.calls[index]),
+                peak: past.peak(task.class()),
             }
         })
         .collect()
@@ -250,5 +274,31 @@ mod tests {
             assert_eq!(last_byte(&file).unwrap(), last, "{text:?}");
         }
         assert!(last_byte(&folder.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn the_median_of_the_last_runs_is_expected() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("journal.jsonl");
+        let mut text = String::new();
+        for (calls, seconds) in [(0, 99.0); 30].into_iter().chain([(0, 2.0); 20]) {
+            text += &format!(
+                "{{\"class\":\"resize\",\"calls\":{calls},\"seconds\":{seconds},\"peak\":7}}\n"
+            );
+        }
+        for seconds in [10.0, 40.0, 30.0] {
+            text +=
+                &format!("{{\"class\":\"sd15\",\"calls\":10,\"seconds\":{seconds},\"peak\":0}}\n");
+        }
+        text += "{\"class\":\"cut o";
+        std::fs::write(&file, text).unwrap();
+        let past = Past::read(Some(&file));
+        let mut expected = Expected::new();
+        expected.run("resize", 2.0);
+        expected.call("sd15", 3.0);
+        expected.run("sd15", 30.0);
+        assert_eq!(past.expected(), expected);
+        assert_eq!((past.peak("resize"), past.peak("sd15")), (Some(7), None));
+        assert_eq!(Past::read(None).expected(), Expected::new());
     }
 }

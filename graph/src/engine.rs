@@ -14,22 +14,24 @@ use crate::base::paths::folder_of;
 use crate::base::problem::{Problems, Source};
 use crate::cache::in_flight::InFlight;
 use crate::cache::{Cache, HostCache};
-use crate::check::facts::Facts;
-use crate::check::{self, Checked, Settings, TextBudget, World};
+use crate::check::memo::FactsMemo;
+use crate::check::{self, CheckContext, Checked, Settings, TextBudget};
 use crate::files::{DiskFiles, Files};
 use crate::op::registry::Registry;
+use crate::plan::forecast::Forecast;
 use crate::plan::guard::{Lazies, Verdict};
-use crate::plan::plan::{Forecast, Plan};
+use crate::plan::plan::Plan;
 use crate::run::device::{Device, DevicePermit};
 use crate::run::event::{Event, Listener};
-use crate::run::execute::{Job, RunError, RunOptions, RunReport};
+use crate::run::job::{Job, RunOptions};
+use crate::run::report::{RunError, RunReport};
 use crate::sweep::{self, Sweep, SweepPlan};
 use crate::syntax::workflow::{self, Workflow};
 
 /// The memory that the cache of a new engine may take, in bytes.
 pub const DEFAULT_CACHE: usize = 1 << 30;
 
-/// The bytes of keys and values of attention that one run keeps for others, unless it is said otherwise: room for the
+/// The bytes of keys and values of attention that one run keeps for others by default: room for the
 /// reference's of all swapped steps of Stable Diffusion at 512 px (about 4 GB).
 pub const DEFAULT_SOURCES: u64 = 6 << 30;
 
@@ -56,7 +58,7 @@ pub struct Engine {
     flight: Arc<InFlight>,
     device: Arc<Device>,
     lazies: Arc<Lazies>,
-    facts: Arc<Facts>,
+    facts: Arc<FactsMemo>,
 }
 
 impl fmt::Debug for Engine {
@@ -114,7 +116,7 @@ impl Engine {
         self
     }
 
-    /// Keeps at most so many bytes of what calls give besides their result (keys and values of attention) for others.
+    /// Keeps at most `bytes` bytes of what calls give besides their result (keys and values of attention) for others.
     #[must_use]
     pub fn with_sources(mut self, bytes: u64) -> Self {
         self.sources = bytes;
@@ -201,7 +203,7 @@ impl Engine {
         let Some(workflow) = workflow::parse(source, &folder, &mut problems) else {
             return Err(Problems::new(problems));
         };
-        let world = World {
+        let context = CheckContext {
             registry: &self.registry,
             files: &*self.files,
             settings,
@@ -209,8 +211,8 @@ impl Engine {
             facts: &self.facts,
             text: &TextBudget::new(),
         };
-        let read = sweep::check_values(&world, &workflow, &mut problems);
-        check::check(&world, Arc::new(workflow), path, read, problems)
+        let read = sweep::check_values(&context, &workflow, &mut problems);
+        check::check(&context, Arc::new(workflow), path, read, problems)
     }
 
     /// Reads and checks a sweep: the file says it, or [`Settings::over`] does.
@@ -218,7 +220,7 @@ impl Engine {
     /// # Errors
     /// All faults of the sweep, of the workflow in any of its cells, and of those that it uses.
     pub fn load_sweep(&self, path: &Path, settings: &Settings) -> Result<Sweep, Problems> {
-        let world = World {
+        let context = CheckContext {
             registry: &self.registry,
             files: &*self.files,
             settings,
@@ -226,7 +228,7 @@ impl Engine {
             facts: &self.facts,
             text: &TextBudget::new(),
         };
-        sweep::load(&world, path)
+        sweep::load(&context, path)
     }
 
     /// Plans all cells of a sweep but those `without`: the outputs of these names, all when there are none.
@@ -258,7 +260,7 @@ impl Engine {
     }
 
     /// Waits for the compute device, for those who call networks outside of a run: one of an engine's runs and such callers
-    /// has it at a time, its clones included. `None` when it was cancelled first. Whoever has it must not start a run, which
+    /// has it at a time, its clones included. `None` when it was cancelled first. Its holder must not start a run, which
     /// would wait for it.
     #[must_use]
     pub fn device(&self, cancel: &Cancel) -> Option<DevicePermit> {
@@ -316,13 +318,13 @@ impl Engine {
     }
 }
 
-/// A listener whose panic is its own affair: a worker that it took along would never give back what it holds.
+/// A listener whose panics are caught: a worker that panicked with it would never release what it holds.
 struct Guarded<'a>(&'a dyn Listener);
 
 impl Listener for Guarded<'_> {
     fn event(&self, event: &Event) {
-        let heard = catch_unwind(AssertUnwindSafe(|| self.0.event(event)));
-        if heard.is_err() {
+        let result = catch_unwind(AssertUnwindSafe(|| self.0.event(event)));
+        if result.is_err() {
             tracing::warn!("a listener panicked");
         }
     }

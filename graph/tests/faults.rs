@@ -308,7 +308,7 @@ const BROKEN: &[(&str, &str, usize, usize, &str, &str)] = &[
         "nodes:\n  j: {op: join, prefix: \"a } b\"}\noutputs:\n  j: {value: $j}\n",
         3,
         28,
-        "brace by itself",
+        "single brace",
         "twice",
     ),
     (

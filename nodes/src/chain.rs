@@ -549,7 +549,9 @@ fn is_finite(t: &Tensor) -> bool {
 }
 
 /// The engine's lock on a step that is being made, released when it is dropped.
-struct StepLock<'a>(#[expect(dead_code, reason = "held, never read")] retouch_graph::Claim<'a>);
+struct StepLock<'a>(
+    #[expect(dead_code, reason = "held, never read")] retouch_graph::InFlightLock<'a>,
+);
 
 impl Held for StepLock<'_> {}
 
@@ -643,8 +645,9 @@ impl Memory for Remembers<'_> {
         let Some(key) = self.state_key(k) else {
             return Ok(None);
         };
-        let claim = self.context.claim(key).map_err(|_| Error::Cancelled)?;
-        Ok(claim.map(|claim| Box::new(StepLock(claim)) as Box<dyn Held + '_>))
+        let held = self.context.in_flight_lock(key);
+        let held = held.map_err(|_| Error::Cancelled)?;
+        Ok(held.map(|held| Box::new(StepLock(held)) as Box<dyn Held + '_>))
     }
 
     fn call(&self, branch: Branch, half: Half, k: usize) -> Option<Key> {

@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::Tensor;
 use retouch_graph::{
-    Cancel, Chain, Context, Engine, Files, Host, Key, NodeError, Note, Outputs, Plan, PortValues,
-    Ports, Quality, RunError, RunOptions, Silent, Status, Task, interrupt,
+    Cancel, Chain, Engine, Files, Host, Key, NodeError, Note, Outputs, Plan, PortValues, Ports,
+    Quality, RunError, RunOptions, Silent, Status, Task, interrupt,
 };
 
 use crate::attention::SwapAttention;
@@ -391,10 +391,10 @@ impl Reader {
     /// The words for the subject in the prompt of a branch of the node's swap, or of a swap that the node is a source of.
     #[must_use]
     pub fn subject(&self, whose: Whose) -> Option<String> {
-        let links = |task: &Task, port: &str| -> Vec<usize> {
-            let ports = task.inputs().iter().filter(|(name, _)| *name == port);
-            ports
-                .flat_map(|(_, links)| links.iter().map(|(from, _)| *from))
+        let links = |task: usize, port: &str| -> Vec<usize> {
+            let inputs = self.plan.inputs(task).into_iter();
+            (inputs.filter(|(name, _)| *name == port))
+                .flat_map(|(_, links)| links.into_iter().map(|(from, _)| from))
                 .collect()
         };
         let text = |swap: &SwapAttention, whose| {
@@ -406,15 +406,15 @@ impl Reader {
             own.map(ToString::to_string)
         };
         if self.swap().is_some() {
-            let control = links(self.plan.task(self.task)?, "control");
+            let control = links(self.task, "control");
             return text(self.plan.task(*control.first()?)?.node()?, whose);
         }
-        self.plan.tasks().find_map(|task| {
+        self.plan.tasks().enumerate().find_map(|(index, task)| {
             let swap: &SwapAttention = task.node()?;
-            if links(task, "context").contains(&self.task) {
+            if links(index, "context").contains(&self.task) {
                 return text(swap, Whose::Context);
             }
-            let index = links(task, "reference")
+            let index = links(index, "reference")
                 .iter()
                 .position(|from| *from == self.task)?;
             text(swap, Whose::Reference(index))
@@ -504,8 +504,7 @@ impl Reader {
             note: self.note.clone(),
             cancel,
         };
-        let context = Context::new(&host);
-        let done = interrupt::within(cancel, || then(&Reports(&context)));
+        let done = interrupt::within(cancel, || then(&Reports(&host)));
         drop(permit);
         if effort == Effort::Calls {
             let same = self.engine.unchanged(&self.plan, self.task);
@@ -1129,7 +1128,7 @@ impl Host for Glass<'_> {
     fn files(&self) -> &dyn Files {
         &**self.reader.engine.files()
     }
-    fn environment(&self) -> Option<&(dyn Any + Send + Sync)> {
+    fn any_environment(&self) -> Option<&(dyn Any + Send + Sync)> {
         self.reader
             .engine
             .environment()
@@ -1139,13 +1138,13 @@ impl Host for Glass<'_> {
         let task = self.reader.plan.task(self.reader.task)?;
         task.chain().map(|chain| &**chain)
     }
-    fn note(&self) -> Option<&Note> {
+    fn any_note(&self) -> Option<&Note> {
         Some(&self.note)
     }
-    fn kept(&self, key: &Key) -> Option<Outputs> {
+    fn kept_outputs(&self, key: &Key) -> Option<Outputs> {
         self.reader.engine.cache().get(key)
     }
-    fn keep(&self, key: Key, outputs: Outputs, seconds: f64) {
+    fn keep_outputs(&self, key: Key, outputs: Outputs, seconds: f64) {
         // Of calls nothing is wanted, so this is the map from latents to colours.
         let Reader {
             engine, plan, task, ..

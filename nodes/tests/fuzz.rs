@@ -10,7 +10,7 @@ use retouch_diffusion::checkpoint::layout::Sources;
 use retouch_diffusion::checkpoint::model::Description;
 use retouch_diffusion::checkpoint::pickle;
 use retouch_diffusion::checkpoint::weights::{Header, Table};
-use retouch_graph::{Context, Files, Host, MemoryFiles, Node};
+use retouch_graph::{Files, Host, MemoryFiles, Node};
 use retouch_nodes::load::load_image::{self, LoadImage};
 
 use crate::fuzz_support::{EDGES, Random, Tally, change, measured, times};
@@ -313,7 +313,7 @@ impl Host for Stage {
     fn files(&self) -> &dyn Files {
         &self.0
     }
-    fn environment(&self) -> Option<&(dyn std::any::Any + Send + Sync)> {
+    fn any_environment(&self) -> Option<&(dyn std::any::Any + Send + Sync)> {
         None
     }
 }
@@ -464,7 +464,7 @@ fn ten_thousand_broken_pictures_are_taken_or_refused() {
         let stage = Stage(MemoryFiles::new().with(path, &input));
         tally.one(&input, bound, || {
             let outputs = load
-                .run(load_image::Inputs {}, &Context::new(&stage))
+                .run(load_image::Inputs {}, &stage)
                 .map_err(|e| e.to_string())?;
             let facts = outputs.image.facts();
             assert!(facts.width > 0 && facts.height > 0);

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 
 use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageFormat};
 use retouch_graph::{
-    Context, Digest, DiskFiles, Fault, FaultKind, FileStamp, Files, Host, Known, Node, NodeError,
-    Payload, Types,
+    Digest, DiskFiles, Fault, FaultKind, FileStamp, Files, Host, Known, Node, NodeError, Payload,
+    Types,
 };
 use retouch_nodes::image::grid::{self, Grid};
 use retouch_nodes::image::mask::{self, MakeMask};
@@ -73,14 +73,14 @@ impl Host for Engine {
     fn files(&self) -> &dyn Files {
         &Disk
     }
-    fn environment(&self) -> Option<&(dyn std::any::Any + Send + Sync)> {
+    fn any_environment(&self) -> Option<&(dyn std::any::Any + Send + Sync)> {
         None
     }
 }
 
 fn run<N: Node>(params: Json, inputs: N::Inputs) -> Result<N::Outputs, NodeError> {
     let node: N = serde_json::from_value(params).unwrap();
-    node.run(inputs, &Context::new(&Engine::default()))
+    node.run(inputs, &Engine::default())
 }
 
 /// The outcome of a check: the facts of the output, or the faults.
@@ -1193,7 +1193,7 @@ fn labels_on_a_dark_sheet_are_light_and_unknown_letters_are_warned_of() {
     let inputs = grid::Inputs {
         images: vec![plain_image(1, 8, 8, &[RED])],
     };
-    let made = node.run(inputs, &Context::new(&engine)).unwrap().image;
+    let made = node.run(inputs, &engine).unwrap().image;
     assert!(
         values(&made)
             .chunks(made.size().0 * 30)

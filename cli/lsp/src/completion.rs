@@ -10,7 +10,7 @@ use lsp_types::{
 use retouch_graph::params::ParamType;
 use retouch_graph::paths::normal;
 use retouch_graph::registry::{Entry, ParamInfo};
-use retouch_graph::yaml::{Key, Node, Tree};
+use retouch_graph::yaml::{MapKey as Key, Node, Tree};
 use retouch_graph::{Arity, Span, workflow};
 
 use super::hover::{self, key_help};

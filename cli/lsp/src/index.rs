@@ -3,7 +3,7 @@
 use retouch_graph::params::is_carried;
 use retouch_graph::registry::Registry;
 use retouch_graph::template::is_name;
-use retouch_graph::yaml::{self, Key, Node, Tree};
+use retouch_graph::yaml::{self, MapKey as Key, Node, Tree};
 use retouch_graph::{Source, Span};
 
 use super::outline;

@@ -12,7 +12,7 @@
 //! says what of a file the engine would read: anchors, merge keys and tags are nodes of the tree, not values.
 
 use retouch_graph::Span;
-use retouch_graph::yaml::{Key, Node, Tree};
+use retouch_graph::yaml::{MapKey as Key, Node, Tree};
 
 /// Levels that are followed; what lies deeper is left out, as the engine would refuse it.
 const MAX_DEPTH: usize = 64;

@@ -20,6 +20,28 @@ use crate::{Exit, Failure, provenance, sharing};
 /// Longer lines of the report are cut; `--json` has them whole.
 const LONGEST_LINE: usize = 500;
 
+/// What a LoRA's metadata says that is told of it: what it was trained on, and with what.
+const TOLD: [&str; 18] = [
+    "modelspec.title",
+    "modelspec.architecture",
+    "modelspec.resolution",
+    "modelspec.prediction_type",
+    "modelspec.usage_hint",
+    "modelspec.license",
+    "ss_base_model_version",
+    "ss_sd_model_name",
+    "ss_v2",
+    "ss_output_name",
+    "ss_network_module",
+    "ss_network_args",
+    "ss_resolution",
+    "ss_clip_skip",
+    "ss_num_train_images",
+    "ss_epoch",
+    "ss_steps",
+    "ss_training_comment",
+];
+
 /// Says what a path is.
 ///
 /// # Errors
@@ -160,6 +182,14 @@ fn page(path: &Path, report: &Report) -> String {
     }
     if let Some(adapter) = &report.adapter {
         lines.push(format!("dialect    {}", adapter.dialect));
+        if !adapter.kinds.is_empty() {
+            let kinds: Vec<String> = adapter
+                .kinds
+                .iter()
+                .map(|(kind, count)| format!("{kind} ({count})"))
+                .collect();
+            lines.push(format!("kind       {}", kinds.join(", ")));
+        }
         let range = |(least, most): (f64, f64)| {
             if least == most {
                 format!("{least}")
@@ -235,12 +265,18 @@ fn page(path: &Path, report: &Report) -> String {
     }
     if !report.metadata.is_empty() {
         lines.push(String::new());
-        lines.extend(
-            report
-                .metadata
-                .iter()
-                .map(|(key, value)| format!("{key}: {value}")),
-        );
+        // A training's settings are a hundred: those that say what it is for and how it was made.
+        let is_adapter = report.kind == Kind::Lora;
+        let told = report
+            .metadata
+            .iter()
+            .filter(|(key, _)| !is_adapter || TOLD.contains(&key.as_str()));
+        let before = lines.len();
+        lines.extend(told.map(|(key, value)| format!("{key}: {value}")));
+        let left = report.metadata.len() - (lines.len() - before);
+        if left > 0 {
+            lines.push(format!("({left} more settings: `--json`)"));
+        }
     }
     if !report.notes.is_empty() {
         lines.push(String::new());

@@ -10,7 +10,7 @@ use retouch_graph::event::Listener;
 use retouch_graph::sweep::shown;
 use retouch_graph::write::{self, Access};
 use retouch_graph::{
-    Cancel, Change, Checked, Code, Engine, OutputValue, Parting, Plan, Provenance, Record,
+    Cancel, Change, Checked, Code, Divergence, Engine, OutputValue, Plan, Provenance, Record,
     RunError, RunOptions, Saver, Settings, Sweep, What,
 };
 use serde_json::{Value as Json, json};
@@ -617,13 +617,13 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Failure> {
     let changes: Vec<Change> = (b.record.changes_since(&a.record).into_iter())
         .filter(is_own)
         .collect();
-    let partings = b.record.partings(&a.record);
+    let divergences = b.record.divergences(&a.record);
     let params = params(a, b);
-    let same = changes.is_empty() && partings.is_empty();
+    let same = changes.is_empty() && divergences.is_empty();
     if args.json {
-        say_json(&as_json(&params, &changes, &partings, same).to_string())?;
+        say_json(&as_json(&params, &changes, &divergences, same).to_string())?;
     } else {
-        print(&params, &changes, &partings, same)?;
+        print(&params, &changes, &divergences, same)?;
     }
     Ok(if same { Exit::Done } else { Exit::Failed })
 }
@@ -659,7 +659,7 @@ fn params(a: &Side, b: &Side) -> Vec<(String, Option<Json>, Option<Json>)> {
 fn as_json(
     params: &[(String, Option<Json>, Option<Json>)],
     changes: &[Change],
-    partings: &[Parting],
+    divergences: &[Divergence],
     same: bool,
 ) -> Json {
     let what = |what: &What| match what {
@@ -682,13 +682,13 @@ fn as_json(
     let params: Vec<Json> = (params.iter())
         .map(|(name, from, to)| json!({"name": name, "from": from, "to": to}))
         .collect();
-    json!({"same": same, "params": params, "nodes": changes, "steps": partings})
+    json!({"same": same, "params": params, "nodes": changes, "steps": divergences})
 }
 
 fn print(
     params: &[(String, Option<Json>, Option<Json>)],
     changes: &[Change],
-    partings: &[Parting],
+    divergences: &[Divergence],
     same: bool,
 ) -> Result<(), Failure> {
     let one = |value: &Option<Json>| value.as_ref().map_or_else(|| "nothing".to_owned(), shown);
@@ -707,9 +707,9 @@ fn print(
             say(&format!("  {change}"))?;
         }
     }
-    if !partings.is_empty() {
+    if !divergences.is_empty() {
         say("steps:")?;
-        for Parting { node, step, of } in partings {
+        for Divergence { node, step, of } in divergences {
             let text = match step {
                 0 => format!("  {node}: from the first step on"),
                 step if step >= of => format!("  {node}: the same as far as it goes, {of} steps"),

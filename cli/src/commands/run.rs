@@ -13,7 +13,7 @@ use retouch_graph::{
 
 use crate::args::{ExistsArg, RunArgs};
 use crate::hub::{self, Mode};
-use crate::journal::Journal;
+use crate::journal::{self, Journal};
 use crate::output::say;
 use crate::preview::Preview;
 use crate::progress::{JsonLines, Outlook, Progress};
@@ -78,6 +78,7 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
         threads: usize::from(args.drawing.device.threads.unwrap_or(0)),
         saver: Some(Arc::new(saver)),
         previewer: preview.clone().map(|preview| preview as _),
+        expected: journal::expected(store.file("journal.jsonl").as_deref()),
         stamp,
         keep_going: args.drawing.keep_going,
         ..RunOptions::default()

@@ -146,9 +146,10 @@ fn load(
         over: asked.over.clone(),
         sheet: asked.sheet.clone(),
         draw: Some(asked.draw),
-        // Watch mode keeps seeds from one run to the next.
+        // What was drawn is drawn again, whatever this version would make of `draw`; watch mode also keeps seeds from one
+        // run to the next.
         drawn: (record.params.iter())
-            .filter(|param| record.kind == Kind::Watch && param.from == "drawn")
+            .filter(|param| param.from == "drawn")
             .filter_map(|param| {
                 let seed = param.value.as_u64()?;
                 Some((param.name.clone(), Drawn { seed, line: None }))

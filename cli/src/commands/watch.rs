@@ -20,7 +20,7 @@ use crate::commands::run::{self, SavedFiles};
 use crate::commands::sweep;
 use crate::commands::sweep::cells::{self, Cells};
 use crate::hub::Mode;
-use crate::journal::Journal;
+use crate::journal::{self, Journal};
 use crate::lines::Line;
 use crate::output::say;
 use crate::preview::Preview;
@@ -31,7 +31,7 @@ use crate::sharing::Input;
 use crate::store::Store;
 use crate::table;
 use crate::watching::{Onlooker, Planned, TaskHistory, Wish, Wishes};
-use crate::{Exit, Failure, bundle, fresh_draw, journal, records, session, signals};
+use crate::{Exit, Failure, bundle, fresh_draw, records, session, signals};
 
 /// After the last of a burst of changes it is quiet for so long.
 const QUIET: Duration = Duration::from_millis(60);
@@ -496,6 +496,8 @@ impl<W: Watcher> Loop<'_, W> {
             keep_going: self.args.drawing.keep_going,
             // The pictures of all cells may be more than memory holds.
             drop_outputs: sweep.is_some(),
+            expected: journal::expected(self.store.file("journal.jsonl").as_deref()),
+            ..RunOptions::default()
         };
         let lines: Box<dyn Listener> = if self.args.drawing.json {
             Box::new(JsonLines)

@@ -328,11 +328,11 @@ fn graph_of(plan: &Plan) -> Graph {
         graph
             .nodes
             .push(bare(task.names().to_vec(), task.op(), task.key()));
-        for (to_port, links) in task.inputs() {
+        for (to_port, links) in plan.inputs(index) {
             graph
                 .edges
-                .extend(links.iter().map(|(from, from_port)| Edge {
-                    from: *from,
+                .extend(links.into_iter().map(|(from, from_port)| Edge {
+                    from,
                     from_port,
                     to: index,
                     to_port,

@@ -19,7 +19,7 @@ use std::path::Path;
 
 use retouch_graph::files;
 use retouch_graph::write::rewrite;
-use retouch_graph::yaml::{self, Form, Key, Node, Tree, Written};
+use retouch_graph::yaml::{self, Form, MapKey as Key, Node, Tree, Written};
 use retouch_graph::{Source, Span};
 use serde_json::Value as Json;
 

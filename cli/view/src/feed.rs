@@ -306,13 +306,14 @@ pub fn graph_of(planned: &Planned<'_>, written: &Engine) -> Graph {
         let entry = task.entry();
         let history = history.get(index).cloned().unwrap_or_default();
         let first = checked.node(task.name());
+        let linked = plan.inputs(index);
         let inputs = (entry.inputs().iter())
             .map(|spec| Port {
                 name: spec.name,
                 types: spec.types,
                 docs: one_line(spec.docs),
                 key: None,
-                links: (task.inputs().iter())
+                links: (linked.iter())
                     .filter(|(name, _)| *name == spec.name)
                     .flat_map(|(_, links)| links.iter().copied())
                     .collect(),
@@ -430,10 +431,10 @@ pub fn graph_of(planned: &Planned<'_>, written: &Engine) -> Graph {
 
 /// What is on a contact sheet, if the task draws one.
 fn sheet_of(plan: &retouch_graph::Plan, task: usize) -> Option<Sheet> {
+    let links = plan.inputs(task).into_iter().flat_map(|(_, links)| links);
     let task = plan.task(task).filter(|task| task.op() == Grid::OP)?;
     let grid = serde_json::from_value(task.params().clone()).ok()?;
-    let links = task.inputs().iter().flat_map(|(_, links)| links);
-    let entries = links.filter_map(|(from, port)| Some((plan.task(*from)?.port_key(port), *port)));
+    let entries = links.filter_map(|(from, port)| Some((plan.task(from)?.port_key(port), port)));
     Some(Sheet {
         grid,
         entries: entries.collect(),

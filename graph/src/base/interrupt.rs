@@ -49,8 +49,8 @@ pub fn check() -> io::Result<()> {
     }
 }
 
-/// How long a wait for the device goes on before cancel is looked at again.
-pub(crate) const LOOK: Duration = Duration::from_millis(50);
+/// How often a wait for the device, or for an entry in flight, looks whether it was cancelled.
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Cancels a run from elsewhere; cloning shares it.
 #[derive(Clone, Debug, Default)]

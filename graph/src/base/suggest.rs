@@ -101,8 +101,18 @@ pub(crate) fn hint<'a>(
     what: &str,
     known: impl IntoIterator<Item = &'a str> + Clone,
 ) -> Option<String> {
+    hint_in(typed, what, "", known)
+}
+
+/// As [`hint`]; the nearest name is written as it is referred to, with `prefix` before it: `$params.`.
+pub(crate) fn hint_in<'a>(
+    typed: &str,
+    what: &str,
+    prefix: &str,
+    known: impl IntoIterator<Item = &'a str> + Clone,
+) -> Option<String> {
     if let Some(name) = nearest(typed, known.clone()) {
-        return Some(format!("did you mean `{name}`?"));
+        return Some(format!("did you mean `{prefix}{name}`?"));
     }
     let names: Vec<&str> = known.into_iter().take(41).collect();
     match names.len() {
@@ -132,14 +142,19 @@ pub(crate) fn a<S: AsRef<str>>(types: &[S]) -> String {
 
 /// `` `a`, `b` and `c` ``.
 pub(crate) fn list<S: AsRef<str>>(names: &[S]) -> String {
+    enumerate(names, " and ")
+}
+
+/// `` `a`, `b` or `c` ``.
+pub(crate) fn either<S: AsRef<str>>(names: &[S]) -> String {
+    enumerate(names, " or ")
+}
+
+fn enumerate<S: AsRef<str>>(names: &[S], last: &str) -> String {
     let mut text = String::new();
     for (index, name) in names.iter().enumerate() {
         if index > 0 {
-            text.push_str(if index + 1 == names.len() {
-                " and "
-            } else {
-                ", "
-            });
+            text.push_str(if index + 1 == names.len() { last } else { ", " });
         }
         text.push('`');
         text.push_str(name.as_ref());

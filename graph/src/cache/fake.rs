@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::base::error::Environment;
 use crate::base::error::NodeError;
 use crate::base::key::Key;
-use crate::cache::Outputs;
+use crate::cache::interface::Outputs;
 use crate::value::value::{Payload, Value};
 
 /// Bytes in the memory of the host or of a device.

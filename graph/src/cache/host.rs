@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use crate::base::key::Key;
 use crate::base::sync::lock;
-use crate::cache::{Cache, Outputs};
+use crate::cache::interface::{Cache, Outputs};
 use crate::value::value::Value;
 
 /// What an entry takes beside its values: the maps that it is in, the pointers and headers of its values. So a budget also
@@ -14,8 +14,8 @@ const OVERHEAD: usize = 1024;
 
 /// Keeps outputs in memory within a budget of bytes.
 ///
-/// What is given up first is what is cheapest to make again for the bytes that it holds, and of such the one that was
-/// not used for longest (GreedyDual-Size: Cao and Irani, USITS 1997).
+/// It evicts the lowest recompute cost per byte, and among equals the least recently used entry (GreedyDual-Size: Cao and
+/// Irani, USITS 1997).
 #[derive(Debug)]
 pub struct HostCache {
     budget: usize,
@@ -24,17 +24,17 @@ pub struct HostCache {
 
 #[derive(Debug, Default)]
 struct State {
-    entries: HashMap<Key, Entry>,
+    entries: HashMap<Key, Held>,
     /// The entries by worth, the least first; the number tells apart what is of equal worth, in order of use.
     order: BTreeMap<(Worth, u64), Key>,
     bytes: usize,
-    /// The worth of what was given up last: what stays unused sinks relative to it.
+    /// The worth of the last evicted entry: unused entries sink relative to it.
     floor: f64,
     uses: u64,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct Held {
     outputs: Outputs,
     bytes: usize,
     seconds: f64,
@@ -93,9 +93,9 @@ impl HostCache {
         self.len() == 0
     }
 
-    /// Gives up everything.
+    /// Evicts everything.
     pub fn clear(&self) {
-        // As elsewhere, what is given up is dropped after the lock is.
+        // As elsewhere, evicted values are dropped after the lock is.
         let old = std::mem::take(&mut *lock(&self.state));
         drop(old);
     }
@@ -106,7 +106,7 @@ impl HostCache {
         Some(entry.outputs)
     }
 
-    /// Stores outputs as [`Cache::put`] does and gives back what it gave up for them, with the seconds that each took
+    /// Stores outputs as [`Cache::put`] does and returns what it evicted for them, with the seconds that each took
     /// to make: that is the entry itself when it is larger than the budget.
     pub fn put_evicting(
         &self,
@@ -121,8 +121,8 @@ impl HostCache {
         if bytes > self.budget {
             return vec![(key, Outputs::clone(outputs), seconds)];
         }
-        // What is given up is dropped after the lock is: it may be gigabytes.
-        let mut given_up = Vec::new();
+        // Evicted values are dropped after the lock is: they may be gigabytes.
+        let mut evicted = Vec::new();
         let mut state = lock(&self.state);
         let replaced = state.remove(&key);
         while state.bytes + bytes > self.budget {
@@ -131,7 +131,7 @@ impl HostCache {
             };
             state.floor = worth.0;
             if let Some(entry) = state.remove(&least) {
-                given_up.push((least, entry.outputs, entry.seconds));
+                evicted.push((least, entry.outputs, entry.seconds));
             }
         }
         let rank = state.rank(bytes, seconds);
@@ -139,7 +139,7 @@ impl HostCache {
         state.bytes += bytes;
         state.entries.insert(
             key,
-            Entry {
+            Held {
                 outputs: Outputs::clone(outputs),
                 bytes,
                 seconds,
@@ -148,7 +148,7 @@ impl HostCache {
         );
         drop(state);
         drop(replaced);
-        given_up
+        evicted
     }
 
     /// The outputs under a key and the seconds that they took to make; this counts as a use.
@@ -175,7 +175,7 @@ impl State {
         (Worth(worth), self.uses)
     }
 
-    fn remove(&mut self, key: &Key) -> Option<Entry> {
+    fn remove(&mut self, key: &Key) -> Option<Held> {
         let entry = self.entries.remove(key)?;
         self.order.remove(&entry.rank);
         self.bytes -= entry.bytes;
@@ -206,7 +206,7 @@ impl Cache for HostCache {
             .filter(|(_, entry)| entry.outputs.values().any(Value::is_lazy))
             .map(|(key, _)| *key)
             .collect();
-        let dropped: Vec<Option<Entry>> = lazy.iter().map(|key| state.remove(key)).collect();
+        let dropped: Vec<Option<Held>> = lazy.iter().map(|key| state.remove(key)).collect();
         drop(state);
         drop(dropped);
     }
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cheapest_for_its_bytes_is_given_up_first() {
+    fn the_cheapest_for_its_bytes_is_evicted_first() {
         let cache = HostCache::new(3 * (1000 + OVERHEAD));
         cache.put(key(1), &block(1000), 10.0);
         cache.put(key(2), &block(1000), 0.1);
@@ -272,10 +272,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_up_comes_back_and_so_does_what_is_too_large() {
+    fn what_is_evicted_comes_back_and_so_does_what_is_too_large() {
         let cache = HostCache::new(1000 + OVERHEAD);
         assert!(cache.put_evicting(key(1), &block(1000), 1.0).is_empty());
-        // The same key again replaces the entry: nothing is given up for it.
+        // The same key again replaces the entry: nothing is evicted for it.
         assert!(cache.put_evicting(key(1), &block(1000), 2.0).is_empty());
         let back = cache.put_evicting(key(2), &block(10), 3.0);
         assert_eq!(

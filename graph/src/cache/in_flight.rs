@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 use std::sync::{Condvar, Mutex, PoisonError};
 
-use crate::base::interrupt::LOOK;
+use crate::base::interrupt::POLL_INTERVAL;
 use crate::base::key::Key;
-use crate::base::sync::lock;
+use crate::base::sync;
 
-/// What is being made right now, by key: who needs it too waits and finds it in the cache.
+/// What is being made right now, by key: a task that needs the same waits and finds it in the cache.
 #[derive(Debug, Default)]
 pub(crate) struct InFlight {
     busy: Mutex<HashSet<Key>>,
@@ -15,33 +15,33 @@ pub(crate) struct InFlight {
 }
 
 impl InFlight {
-    /// Takes the key for itself, after whoever has it; `None` when `stop` says so meanwhile.
-    pub(crate) fn claim(&self, key: Key, stop: impl Fn() -> bool) -> Option<Claim<'_>> {
-        let mut busy = lock(&self.busy);
+    /// Acquires the in-flight lock for `key`, waiting for its holder; `None` when `stop` says so in the meantime.
+    pub(crate) fn lock(&self, key: Key, stop: impl Fn() -> bool) -> Option<InFlightLock<'_>> {
+        let mut busy = sync::lock(&self.busy);
         while !busy.insert(key) {
             if stop() {
                 return None;
             }
             busy = self
                 .changed
-                .wait_timeout(busy, LOOK)
+                .wait_timeout(busy, POLL_INTERVAL)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
-        Some(Claim { owner: self, key })
+        Some(InFlightLock { owner: self, key })
     }
 }
 
-/// The right to make what a key names, until it is dropped.
+/// The lock of a key whose entry is being made, until it is dropped.
 #[derive(Debug)]
-pub struct Claim<'a> {
+pub struct InFlightLock<'a> {
     owner: &'a InFlight,
     key: Key,
 }
 
-impl Drop for Claim<'_> {
+impl Drop for InFlightLock<'_> {
     fn drop(&mut self) {
-        lock(&self.owner.busy).remove(&self.key);
+        sync::lock(&self.owner.busy).remove(&self.key);
         self.owner.changed.notify_all();
     }
 }
@@ -57,13 +57,13 @@ mod tests {
     #[test]
     fn work_in_flight_is_waited_for() {
         let flight = InFlight::default();
-        let claim = flight.claim(key(1), || false);
-        assert!(claim.is_some());
-        assert!(flight.claim(key(1), || true).is_none());
-        assert!(flight.claim(key(2), || true).is_some());
+        let held = flight.lock(key(1), || false);
+        assert!(held.is_some());
+        assert!(flight.lock(key(1), || true).is_none());
+        assert!(flight.lock(key(2), || true).is_some());
         std::thread::scope(|scope| {
-            let waits = scope.spawn(|| flight.claim(key(1), || false).is_some());
-            drop(claim);
+            let waits = scope.spawn(|| flight.lock(key(1), || false).is_some());
+            drop(held);
             assert!(waits.join().unwrap());
         });
     }

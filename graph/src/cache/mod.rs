@@ -6,61 +6,10 @@ pub mod disk;
 mod fake;
 mod host;
 pub mod in_flight;
+mod interface;
 mod tiered;
-
-use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::sync::Arc;
 
 pub use disk::{DiskCache, DiskEntry, Verified};
 pub use host::HostCache;
+pub use interface::{Cache, NoCache, Outputs};
 pub use tiered::TieredCache;
-
-use crate::base::key::Key;
-use crate::value::value::Value;
-
-/// Named values under one key (the outputs of a node by port); cloning shares them.
-pub type Outputs = Arc<BTreeMap<Cow<'static, str>, Value>>;
-
-/// Keeps the outputs of nodes. Only successes are stored.
-pub trait Cache: Send + Sync {
-    /// The outputs under a key.
-    fn get(&self, key: &Key) -> Option<Outputs>;
-
-    /// Where the outputs under a key are (`memory`, `device memory`, `disk`), if they are there; this is not a use.
-    fn place(&self, key: &Key) -> Option<&'static str>;
-
-    /// Stores outputs that took so many seconds to make; what does not fit is not stored.
-    fn put(&self, key: Key, outputs: &Outputs, seconds: f64);
-
-    /// Whether it keeps anything at all.
-    fn keeps(&self) -> bool {
-        true
-    }
-
-    /// Drops every entry that may still read files ([`Payload::LAZY`](crate::Payload::LAZY)): such a file changed, and what
-    /// was loaded from it may be of either content.
-    fn forget_lazy(&self) {}
-
-    /// What it had to say since it was last asked: a damaged entry, a full disk. Each is said once.
-    fn warnings(&self) -> Vec<String> {
-        Vec::new()
-    }
-}
-
-/// Keeps nothing.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoCache;
-
-impl Cache for NoCache {
-    fn get(&self, _: &Key) -> Option<Outputs> {
-        None
-    }
-    fn place(&self, _: &Key) -> Option<&'static str> {
-        None
-    }
-    fn put(&self, _: Key, _: &Outputs, _: f64) {}
-    fn keeps(&self) -> bool {
-        false
-    }
-}

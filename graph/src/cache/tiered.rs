@@ -7,10 +7,12 @@ use crate::base::error::Environment;
 use crate::base::error::NodeError;
 use crate::base::key::Key;
 use crate::base::sync::lock;
-use crate::cache::{Cache, DiskCache, HostCache, Outputs};
+use crate::cache::disk::DiskCache;
+use crate::cache::host::HostCache;
+use crate::cache::interface::{Cache, Outputs};
 use crate::value::value::Value;
 
-/// Keeps outputs in tiers, each with its budget: what one gives up moves to the one below, what is used moves up.
+/// Keeps outputs in tiers, each with its budget: what one evicts moves to the one below, what is used moves up.
 ///
 /// Outputs lie in one of the two memory tiers, in that of the device if any value holds memory of it. What can be
 /// stored on disk is written there when it comes, so that it is there after the process ends, however it ends.
@@ -23,12 +25,12 @@ pub struct TieredCache {
     said: Mutex<Said>,
 }
 
-/// Texts that are remembered as said.
+/// How many warnings are remembered.
 const MOST_SAID: usize = 256;
 
 #[derive(Debug, Default)]
 struct Said {
-    /// A device without room fails for each value: the same words once are enough.
+    /// A device without room fails for each value: each warning is given once.
     ever: HashSet<String>,
     pending: Vec<String>,
 }
@@ -81,11 +83,11 @@ impl TieredCache {
     }
 
     fn put_on_device(&self, key: Key, outputs: &Outputs, seconds: f64) {
-        let given_up = self.device.put_evicting(key, outputs, seconds);
-        if given_up.iter().all(|(other, ..)| *other != key) {
+        let evicted = self.device.put_evicting(key, outputs, seconds);
+        if evicted.iter().all(|(other, ..)| *other != key) {
             self.host.remove(&key);
         }
-        for (key, outputs, seconds) in given_up {
+        for (key, outputs, seconds) in evicted {
             self.demote(key, &outputs, seconds);
         }
     }
@@ -100,12 +102,12 @@ impl TieredCache {
         }
     }
 
-    /// Moves what the device's tier gave up to the host.
+    /// Moves what the device's tier evicted to the host.
     fn demote(&self, key: Key, outputs: &Outputs, seconds: f64) {
         match each(outputs, Value::to_host) {
             Ok(outputs) => self.put_on_host(key, &outputs, seconds),
             Err(error) => self.say(format!(
-                "what the cache gave up could not be moved from the device: {error}"
+                "what the cache evicted could not be moved from the device: {error}"
             )),
         }
     }
@@ -126,9 +128,9 @@ impl TieredCache {
             },
         };
         if on_device(&moved) {
-            for (other, given_up, seconds) in self.device.put_evicting(key, &moved, seconds) {
+            for (other, evicted, seconds) in self.device.put_evicting(key, &moved, seconds) {
                 if other != key {
-                    self.demote(other, &given_up, seconds);
+                    self.demote(other, &evicted, seconds);
                 } else if below {
                     // There is no room for it on the device, ever; what came from below need not be moved back.
                     self.put_on_host(key, &outputs, seconds);
@@ -218,7 +220,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use tempfile::TempDir;
 
-    /// The budget of a memory tier that holds so many entries of 100 bytes.
+    /// The budget of a memory tier that holds `entries` entries of 100 bytes.
     fn room(entries: usize) -> usize {
         entries * 1124
     }
@@ -256,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_up_goes_down_and_what_is_used_comes_up() {
+    fn what_is_evicted_goes_down_and_what_is_used_comes_up() {
         let folder = folder();
         let cache = TieredCache::new(room(1), room(1), disk(&folder), environment());
         for name in 1..=3 {

@@ -1,327 +1,255 @@
-//! What nodes that only read files said of them, kept from one check to the next.
-//!
-//! A model's node reads configurations, a vocabulary and the heads of weights to say what the model is. An editor checks
-//! at every key, and none of these files changes between two of them. What such a node found is believed again as long as
-//! everything that it looked at is the file that it was: the same size, times and inode. Faults are not kept.
+//! The checks of the nodes themselves: what they read and what they know of their outputs.
 
-use std::collections::HashMap;
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
 
-use crate::base::digest::Digest;
-use crate::base::error::Fault;
-use crate::base::sync::lock;
-use crate::files::{FileStamp, Files, FolderEntry, Sought, Withheld};
-use crate::op::registry::{ErasedNode, Findings};
-use crate::value::port::KnownPorts;
+use serde_json::Value as Json;
 
-/// Nodes that are remembered at most; then all are forgotten.
-const MOST: usize = 1024;
+use crate::base::error::{Fault, FaultKind};
+use crate::base::paths::display;
+use crate::base::problem::{Code, Problem};
+use crate::base::remote;
+use crate::check::checker::{Binding, Checker};
+use crate::files::Withheld;
+use crate::op::erased::ErasedNode;
+use crate::syntax::workflow::NodeBody;
+use crate::value::port::{Known, KnownPorts};
 
-/// What a node looked at, and what it was.
-#[derive(Clone)]
-struct Look {
-    path: PathBuf,
-    stamp: FileStamp,
-    /// Whether the file itself was asked for, and not only whether there is a folder.
-    file: bool,
-}
-
-struct Entry {
-    looks: Vec<Look>,
-    known: KnownPorts,
-    warnings: Vec<Fault>,
-}
-
-/// What nodes without inputs found in files.
-#[derive(Default)]
-pub(crate) struct Facts(Mutex<HashMap<Digest, Arc<Entry>>>);
-
-impl Facts {
-    /// The facts of a node without inputs: from memory while its files are the same, else from its check.
-    pub(crate) fn of(&self, op: &str, node: &dyn ErasedNode, files: &dyn Files) -> Findings {
-        let check = |files: &dyn Files| node.check(KnownPorts::new(), files);
-        let Ok(params) = node.params() else {
-            return check(files);
-        };
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&(op.len() as u64).to_le_bytes());
-        hasher.update(op.as_bytes());
-        hasher.update(params.to_string().as_bytes());
-        let key = *hasher.finalize().as_bytes();
-        let entry = lock(&self.0).get(&key).cloned();
-        if let Some(entry) = entry
-            && entry
-                .looks
-                .iter()
-                .all(|look| files.stamp(&look.path).as_ref() == Some(&look.stamp))
-        {
-            // What is read is the watch list: these files count as read.
-            for look in entry.looks.iter().filter(|look| look.file) {
-                files.is_file(&look.path);
-            }
-            return Ok((entry.known.clone(), entry.warnings.clone()));
-        }
-        let noting = Noting {
-            files,
-            looks: Mutex::new(Some(Vec::new())),
-        };
-        let (known, warnings) = check(&noting)?;
-        if let Some(looks) = lock(&noting.looks).take() {
-            let mut entries = lock(&self.0);
-            if entries.len() >= MOST {
-                entries.clear();
-            }
-            let entry = Entry {
-                looks,
-                known: known.clone(),
-                warnings: warnings.clone(),
+impl Checker<'_> {
+    /// Asks each node in order for the files that it reads and, from the facts about its inputs, for its faults and the
+    /// facts about its outputs. What is known of each node's outputs.
+    pub(super) fn facts(&mut self, order: &[usize]) -> Vec<KnownPorts> {
+        let mut known: Vec<KnownPorts> = vec![BTreeMap::new(); self.flat.len()];
+        for &index in order {
+            let Some(node) = self.flat[index].node.clone() else {
+                continue;
             };
-            entries.insert(key, Arc::new(entry));
-        }
-        Ok((known, warnings))
-    }
-}
-
-/// Notes what is looked at, before it is looked at: a change meanwhile is then seen the next time.
-struct Noting<'a> {
-    files: &'a dyn Files,
-    /// `None` as soon as something has no stamp: nothing is kept then.
-    looks: Mutex<Option<Vec<Look>>>,
-}
-
-impl Noting<'_> {
-    fn note(&self, path: &Path, file: bool) {
-        let stamp = self.files.stamp(path);
-        let mut looks = lock(&self.looks);
-        match (stamp, looks.as_mut()) {
-            (Some(stamp), Some(looks)) => {
-                let known = looks.iter_mut().find(|look| look.path == path);
-                match known {
-                    // It changed while the node read: what it says is of neither.
-                    Some(look) if look.stamp != stamp => *look = Look::never(path),
-                    Some(look) => look.file |= file,
-                    None => looks.push(Look {
-                        path: path.to_owned(),
-                        stamp,
-                        file,
-                    }),
-                }
+            let inputs = self.input_facts(index, &known);
+            if !self.reads(index, &*node) {
+                continue; // its check would fail at the same files
             }
-            _ => *looks = None,
-        }
-    }
-}
-
-impl Look {
-    /// A look that no file fits.
-    fn never(path: &Path) -> Self {
-        Self {
-            path: path.to_owned(),
-            stamp: FileStamp::never(),
-            file: true,
-        }
-    }
-}
-
-impl Files for Noting<'_> {
-    fn read(&self, path: &Path) -> io::Result<Arc<[u8]>> {
-        self.note(path, true);
-        self.files.read(path)
-    }
-
-    fn read_head(&self, path: &Path, length: usize) -> io::Result<(Vec<u8>, u64)> {
-        self.note(path, true);
-        self.files.read_head(path, length)
-    }
-
-    fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        self.note(path, true);
-        self.files.read_at(path, offset, length)
-    }
-
-    fn digest(&self, path: &Path) -> io::Result<Digest> {
-        self.note(path, true);
-        self.files.digest(path)
-    }
-
-    fn is_file(&self, path: &Path) -> bool {
-        self.note(path, true);
-        self.files.is_file(path)
-    }
-
-    fn is_dir(&self, path: &Path) -> bool {
-        self.note(path, false);
-        self.files.is_dir(path)
-    }
-
-    fn sha256(&self, path: &Path) -> io::Result<Digest> {
-        self.note(path, true);
-        let digest = self.files.sha256(path);
-        if (digest.as_ref()).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
-            // What a pin says is not known yet, so what the node says of the file is not to be kept.
-            *lock(&self.looks) = None;
-        }
-        digest
-    }
-
-    fn doubt(&self) {
-        self.files.doubt();
-    }
-
-    fn stamp(&self, path: &Path) -> Option<FileStamp> {
-        self.files.stamp(path)
-    }
-
-    fn withheld(&self, path: &Path) -> Option<Withheld> {
-        self.files.withheld(path)
-    }
-
-    fn commit(&self, path: &Path) -> Option<String> {
-        self.files.commit(path)
-    }
-
-    fn entries(&self, folder: &Path) -> io::Result<Vec<FolderEntry>> {
-        // What is in a folder has no stamp of its own.
-        *lock(&self.looks) = None;
-        self.files.entries(folder)
-    }
-
-    fn place(&self, path: &Path) -> PathBuf {
-        self.files.place(path)
-    }
-
-    fn seek(&self, path: &Path) -> Sought {
-        self.files.seek(path)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use schemars::JsonSchema;
-    use serde::{Deserialize, Serialize};
-
-    use super::*;
-    use crate::base::error::NodeError;
-    use crate::base::problem::Severity;
-    use crate::files::{DiskFiles, MemoryFiles};
-    use crate::op::node::{Context, Node};
-    use crate::value::fields::AssetPath;
-    use crate::value::port::Types;
-    use crate::value::value::Payload;
-    use crate::{Engine, Registry, Settings};
-
-    pub struct Length;
-
-    impl Payload for Length {
-        const TYPE: &'static str = "length";
-        fn bytes(&self) -> usize {
-            0
-        }
-        fn summary(&self) -> String {
-            String::new()
-        }
-    }
-
-    crate::ports! {
-        /// Nothing.
-        pub struct Inputs {}
-    }
-
-    crate::ports! {
-        /// A length.
-        pub struct Outputs {
-            /// The length.
-            pub length: Arc<Length>,
-        }
-    }
-
-    /// Refuses files of an odd length, warns of those of ten bytes and more, and counts how often it looked.
-    #[derive(Serialize, Deserialize, JsonSchema)]
-    struct Even {
-        /// The file.
-        path: AssetPath,
-    }
-
-    static CHECKS: AtomicUsize = AtomicUsize::new(0);
-
-    impl Node for Even {
-        const OP: &'static str = "even";
-        const VERSION: u32 = 1;
-        type Inputs = Inputs;
-        type Outputs = Outputs;
-
-        fn check(
-            &self,
-            _: &Types<Inputs>,
-            files: &dyn Files,
-        ) -> Result<Types<Outputs>, Vec<Fault>> {
-            CHECKS.fetch_add(1, Ordering::SeqCst);
-            match files.read(&self.path) {
-                Ok(bytes) if bytes.len() % 2 == 0 => {
-                    let long = (bytes.len() > 9).then(|| Fault::content("path", "long"));
-                    Ok(Types::unknown().warn(long))
+            let Some(inputs) = inputs else {
+                continue;
+            };
+            self.flat[index].known = Arc::new(inputs.clone());
+            let files = self.context.files;
+            let checked = if inputs.is_empty() {
+                let op = self.flat[index].entry.op();
+                self.context.facts.of(op, &*node, files)
+            } else {
+                node.check(inputs, files)
+            };
+            match checked {
+                Ok((outputs, warnings)) => {
+                    known[index] = outputs;
+                    for warning in warnings {
+                        let problem = self.problem(index, Code::NodeWarning, warning);
+                        self.node_warnings.extend(problem.map(Problem::warning));
+                    }
                 }
-                _ => Err(vec![Fault::content("path", "odd")]),
+                Err(faults) => self.faults(index, faults),
             }
         }
-
-        fn run(&self, _: Inputs, _: &Context<'_>) -> Result<Outputs, NodeError> {
-            Ok(Outputs {
-                length: Arc::new(Length),
-            })
-        }
+        known
     }
 
-    #[test]
-    fn a_file_is_looked_into_again_only_when_it_changed_and_is_watched_all_the_same() {
-        let folder = tempfile::tempdir().unwrap();
-        let (file, workflow) = (folder.path().join("a"), folder.path().join("w.yaml"));
-        let text =
-            "schema: retouch/v1\nnodes:\n  a: {op: even, path: a}\noutputs:\n  a: {value: $a}\n";
-        std::fs::write(&file, "even").unwrap();
-        std::fs::write(&workflow, text).unwrap();
-        let disk = Arc::new(DiskFiles::new());
-        let files: Arc<dyn Files> = Arc::<DiskFiles>::clone(&disk);
-        let engine = Engine::new(Registry::new().with::<Even>()).with_files(files);
-        let checks = |expected: usize, sound: bool| {
-            disk.forget_reads();
-            let before = CHECKS.load(Ordering::SeqCst);
-            let checked = engine.load(&workflow, &Settings::default());
-            assert_eq!(checked.is_ok(), sound);
-            assert_eq!(CHECKS.load(Ordering::SeqCst) - before, expected);
-            assert!(disk.read_so_far().contains(&file));
+    /// What is known of a node's inputs. `None`: it is linked to an output that will not be made, which is reported.
+    fn input_facts(&mut self, index: usize, known: &[KnownPorts]) -> Option<KnownPorts> {
+        let flat = &self.flat[index];
+        let entry = Arc::clone(&flat.entry);
+        let source = self.scopes[flat.scope].workflow.source.clone();
+        let mut inputs: KnownPorts = BTreeMap::new();
+        let mut absent = false;
+        for (port, spec) in entry.inputs().iter().enumerate() {
+            let flat = &self.flat[index];
+            let mut links = Vec::with_capacity(flat.known_links[port]);
+            for (link, span) in &flat.links[port] {
+                let fact = known[link.node]
+                    .get(link.port)
+                    .and_then(|facts| facts.first())
+                    .cloned()
+                    .unwrap_or_default();
+                if let Known::Absent(reason) = &fact {
+                    absent = true;
+                    self.problems.push(
+                        Problem::new(
+                            Code::NotMade,
+                            &source,
+                            *span,
+                            format!("`{}` will not be made: {reason}", link.port),
+                        )
+                        .help(format!(
+                            "change `{}`, or link something else",
+                            self.node_name(link.node)
+                        )),
+                    );
+                } else {
+                    links.push(fact);
+                }
+            }
+            links.resize(flat.known_links[port], Known::Unknown);
+            if !links.is_empty() {
+                inputs.insert(spec.name, links);
+            }
+        }
+        (!absent).then_some(inputs)
+    }
+
+    /// Notes the files that a node reads and reports those that are missing. `false`: the node could not tell.
+    fn reads(&mut self, index: usize, node: &dyn ErasedNode) -> bool {
+        let reads = match node.reads(self.context.files) {
+            Ok(reads) => reads,
+            Err(faults) => {
+                self.faults(index, faults);
+                return false;
+            }
         };
-        checks(1, true);
-        checks(0, true);
-        std::fs::write(&file, "odd").unwrap();
-        checks(1, false);
-        checks(1, false); // a fault is looked for again
-        std::fs::write(&file, "even again").unwrap();
-        checks(1, true);
-        checks(0, true);
-        // What it warned of is told from memory too, where it is written.
-        let checked = engine.load(&workflow, &Settings::default()).unwrap();
-        let told: Vec<String> = (checked.warnings.iter())
-            .map(|w| format!("{} {:?} {w}", w.code(), w.line_column()))
-            .collect();
-        assert_eq!(told, ["R0703 (3, 23) long"]);
-        assert_eq!(checked.warnings[0].severity(), Severity::Warning);
-        std::fs::remove_file(&file).unwrap();
-        checks(1, false);
-
-        // Files without stamps are looked into every time.
-        let memory = MemoryFiles::new().with("w.yaml", text).with("a", "even");
-        let engine = engine.with_files(Arc::new(memory));
-        let before = CHECKS.load(Ordering::SeqCst);
-        for _ in 0..2 {
-            engine
-                .load(Path::new("w.yaml"), &Settings::default())
-                .unwrap();
+        for file in &reads {
+            if !self.context.files.is_file(&file.path) {
+                let fault = Fault {
+                    field: self.path_field(index, &file.path),
+                    message: format!("there is no file `{}`", display(&file.path)),
+                    help: Some("a path is relative to the file that wrote it".to_owned()),
+                    kind: FaultKind::File,
+                };
+                self.fault(index, fault);
+            }
         }
-        assert_eq!(CHECKS.load(Ordering::SeqCst) - before, 2);
+        self.flat[index].reads = reads;
+        true
+    }
+
+    /// Reports a node's faults, unless they come from models on a hub that cannot be read now.
+    fn faults(&mut self, index: usize, faults: Vec<Fault>) {
+        if !self.is_withheld(index) {
+            for fault in faults {
+                self.fault(index, fault);
+            }
+        }
+    }
+
+    /// The parameter that leads to a file.
+    fn path_field(&self, index: usize, file: &Path) -> Option<String> {
+        let flat = &self.flat[index];
+        let scope = &self.scopes[flat.scope];
+        let (_, decl) = scope.workflow.nodes.get_index(flat.at)?;
+        let NodeBody::Op { fields, .. } = &decl.body else {
+            return None;
+        };
+        let paths = || {
+            flat.entry
+                .params()
+                .iter()
+                .filter(|info| info.shape.has_path)
+        };
+        let mut first = None;
+        for info in paths() {
+            let Some((_, tree)) = fields.iter().find(|(key, _)| key.text == info.name) else {
+                continue;
+            };
+            first = first.or(Some(info.name.clone()));
+            let written = match tree.as_text().and_then(|text| self.bound(flat.scope, text)) {
+                Some(Binding::Value(bound)) => bound
+                    .value
+                    .as_str()
+                    .map(|text| remote::join(&bound.origin.folder, text)),
+                _ => tree
+                    .as_text()
+                    .map(|text| remote::join(&scope.workflow.folder, text)),
+            };
+            if written.is_some_and(|path| file.starts_with(path)) {
+                return Some(info.name.clone());
+            }
+        }
+        first
+    }
+
+    /// Whether a node failed because models on a hub cannot be read; reports those. A model that is only not fetched yet
+    /// is a warning; the workflow is then incomplete: it can be checked, but not planned.
+    fn is_withheld(&mut self, index: usize) -> bool {
+        let flat = &self.flat[index];
+        let mut withheld: Vec<(String, Withheld)> = Vec::new();
+        let params = (flat.node.as_ref()).and_then(|node| node.params().ok());
+        for info in flat
+            .entry
+            .params()
+            .iter()
+            .filter(|info| info.shape.has_path)
+        {
+            let params = params.as_ref();
+            let mut open: Vec<&Json> = params
+                .and_then(|params| params.get(&info.name))
+                .into_iter()
+                .collect();
+            while let Some(value) = open.pop() {
+                match value {
+                    Json::String(text) if remote::is_remote(Path::new(text)) => {
+                        let why = self.context.files.withheld(Path::new(text));
+                        withheld.extend(why.map(|why| (info.name.clone(), why)));
+                    }
+                    Json::Array(items) => open.extend(items),
+                    Json::Object(entries) => open.extend(entries.values()),
+                    _ => {}
+                }
+            }
+        }
+        // Several parts of one model: reported once.
+        let mut reported: Vec<&str> = Vec::new();
+        for (field, why) in &withheld {
+            if reported.contains(&why.message.as_str()) {
+                continue;
+            }
+            reported.push(&why.message);
+            let fault = |message: &str| Fault {
+                field: Some(field.clone()),
+                message: message.to_owned(),
+                help: Some(why.help.clone()),
+                kind: FaultKind::File,
+            };
+            let Some(problem) = self.problem(index, why.code, fault(&why.message)) else {
+                continue;
+            };
+            if why.later {
+                self.open.get_or_insert_with(|| problem.clone());
+                self.not_fetched.push(problem.warning());
+            } else {
+                self.problems.push(problem);
+            }
+        }
+        !withheld.is_empty()
+    }
+
+    fn fault(&mut self, index: usize, fault: Fault) {
+        let code = match fault.kind {
+            FaultKind::Value => Code::NodeValue,
+            FaultKind::Mismatch => Code::NodeMismatch,
+            FaultKind::File => Code::NodeFile,
+            FaultKind::Content => Code::NodeContent,
+        };
+        let problem = self.problem(index, code, fault);
+        self.problems.extend(problem);
+    }
+
+    /// A node's fault at its place.
+    fn problem(&mut self, index: usize, code: Code, fault: Fault) -> Option<Problem> {
+        let flat = &self.flat[index];
+        let scope = &self.scopes[flat.scope];
+        let (name, decl) = scope.workflow.nodes.get_index(flat.at)?;
+        let NodeBody::Op { fields, .. } = &decl.body else {
+            return None;
+        };
+        let field = fault.field.as_deref().and_then(|field| {
+            let field = field.split(['.', '[']).next().unwrap_or(field);
+            fields.iter().find(|(key, _)| key.text == field)
+        });
+        let span = field.map_or(decl.name_span, |(_, tree)| tree.span);
+        let mut problem = Problem::new(code, &scope.workflow.source, span, fault.message)
+            .label(format!("in `{}{name}`", scope.prefix))
+            .maybe_help(fault.help);
+        if let Some((_, tree)) = field {
+            problem = self.with_origin(problem, flat.scope, tree);
+        }
+        Some(problem)
     }
 }

@@ -10,17 +10,10 @@ use crate::base::paths::normal;
 use crate::base::remote;
 use crate::base::sync;
 use crate::files::{FileStamp, Files, FolderEntry, Sought, Withheld};
+use crate::lock::content::Lock;
+use crate::lock::locate::{Located, Redirect, locate};
 
-/// Something that is read from another place than the one it is named by.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Redirect {
-    /// What it is named: a file, or a model's folder.
-    pub from: PathBuf,
-    /// Where it was found.
-    pub to: PathBuf,
-}
-
-/// So many names at the end of a path are looked for below a search folder: `models/world` and then `world`.
+/// How many names at the end of a path are tried below a search folder: `models/world` and then `world`.
 const NAMES: usize = 3;
 
 #[derive(Debug, Default)]
@@ -31,7 +24,7 @@ struct Table {
     folders: Vec<Redirect>,
     /// Models whose content is known, so that a folder of the same name will not do.
     strict: BTreeSet<PathBuf>,
-    /// What was found and not told yet.
+    /// What was found since the last call of [`RedirectedFiles::news`].
     news: Vec<Redirect>,
 }
 
@@ -70,12 +63,12 @@ impl RedirectedFiles {
         &self.models
     }
 
-    /// Finds what a lock has and is not at its path ([`locate`](crate::lock::locate)), and reads it there from now on,
+    /// Finds what a lock has and is not at its path ([`locate`]), and reads it there from now on,
     /// in place of what an earlier lock had. Models that were found by their name stay where they were found, unless
     /// they are gone or the lock says what they hold: a run that goes on reads them there. `folder` is the workflow's.
-    pub fn locate(&self, lock: Option<&crate::lock::Lock>, folder: &Path) -> crate::lock::Located {
+    pub fn locate(&self, lock: Option<&Lock>, folder: &Path) -> Located {
         let located = lock
-            .map(|lock| crate::lock::locate(lock, folder, &self.models, &*self.inner))
+            .map(|lock| locate(lock, folder, &self.models, &*self.inner))
             .unwrap_or_default();
         let mut table = Table::default();
         for file in &located.files {
@@ -93,7 +86,7 @@ impl RedirectedFiles {
         located
     }
 
-    /// What was found elsewhere since the last call.
+    /// What was found elsewhere since the last call of this.
     #[must_use]
     pub fn news(&self) -> Vec<Redirect> {
         std::mem::take(&mut sync::lock(&self.table).news)

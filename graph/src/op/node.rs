@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use crate::base::error::{Fault, NodeError};
 use crate::base::key::Key;
 use crate::cache::Outputs;
-use crate::cache::in_flight::Claim;
+use crate::cache::in_flight::InFlightLock;
 use crate::files::Files;
 use crate::op::chain::{Chain, Chained, Item, Note, Upstream};
 use crate::value::port::{Ports, Types};
@@ -83,35 +83,32 @@ pub struct ReadFile {
     pub path: PathBuf,
 }
 
-/// What the engine gives a running node.
-pub struct Context<'a> {
-    pub(crate) host: &'a dyn Host,
-}
-
-/// The engine's side of a [`Context`]; tests of nodes implement it too.
+/// What the engine gives a running node; tests of nodes implement it too.
+///
+/// The methods of [`Context`] that take or give values of a type are beside it, as a trait object cannot have them.
 pub trait Host: Sync {
-    /// Work done and work to do, in the node's own unit.
+    /// Reports work done and work to do, in the node's own unit (steps of a sampler, say).
     fn progress(&self, done: usize, total: usize);
-    /// Something that the user should know but that does not stop the run.
+    /// Tells the user something that does not stop the run.
     fn warn(&self, message: &str);
-    /// What was done, where that is worth knowing.
-    fn note_done(&self, message: &str) {
+    /// Tells the user what was done, where that is worth knowing and nothing is to be done about it.
+    fn say(&self, message: &str) {
         let _ = message;
     }
     /// Adds to a counter of the run, `unet_calls` for one.
     fn count(&self, counter: &'static str, by: u64);
     /// Whether the run was cancelled.
     fn is_cancelled(&self) -> bool;
-    /// All reading goes through this.
+    /// The files: all reading goes through this.
     fn files(&self) -> &dyn Files;
-    /// What the nodes need beyond their inputs (the compute device), put there by whoever made the engine.
-    fn environment(&self) -> Option<&(dyn Any + Send + Sync)>;
-    /// The steps that the node said it has.
+    /// What the nodes need beyond their inputs (the compute device), given to the engine when it was made.
+    fn any_environment(&self) -> Option<&(dyn Any + Send + Sync)>;
+    /// The steps that the node said it has, if it is run by a plan.
     fn chain(&self) -> Option<&Chain> {
         None
     }
     /// What the node said of itself while the plan was made.
-    fn note(&self) -> Option<&Note> {
+    fn any_note(&self) -> Option<&Note> {
         None
     }
     /// Whether anything needs that output port.
@@ -124,27 +121,27 @@ pub trait Host: Sync {
         let _ = call;
         &[]
     }
-    /// What is kept under a key.
-    fn kept(&self, key: &Key) -> Option<Outputs> {
+    /// The values that are kept under a key.
+    fn kept_outputs(&self, key: &Key) -> Option<Outputs> {
         let _ = key;
         None
     }
     /// Keeps values under a key; `seconds` is what they took to make. A run keeps nothing once a file behind the node
     /// changed, and ends the node at its next step.
-    fn keep(&self, key: Key, outputs: Outputs, seconds: f64) {
+    fn keep_outputs(&self, key: Key, outputs: Outputs, seconds: f64) {
         let _ = (key, outputs, seconds);
     }
-    /// Takes the making of what a key names for itself, after whoever is at it; `None` when the run was cancelled
-    /// meanwhile, or nothing else can be at it.
-    fn claim(&self, key: Key) -> Option<Claim<'_>> {
+    /// Acquires the in-flight lock for `key`, waiting for its holder; `None` when the run was cancelled in the meantime, or
+    /// nothing else can hold it.
+    fn lock_in_flight(&self, key: Key) -> Option<InFlightLock<'_>> {
         let _ = key;
         None
     }
-    /// Says where the node goes on: so many of so many steps are there already.
+    /// Reports where the node resumes: `step` of `of` steps are there already.
     fn resumed(&self, step: usize, of: usize) {
         let _ = (step, of);
     }
-    /// Whether somebody wants to see what the node has after `done` of `of` steps, and how well.
+    /// Whether a preview is wanted of what the node has after `done` of `of` steps, and of which quality.
     fn wants_preview(&self, done: usize, of: usize) -> Option<Quality> {
         let _ = (done, of);
         None
@@ -155,85 +152,39 @@ pub trait Host: Sync {
     }
 }
 
-impl<'a> Context<'a> {
-    /// Wraps a host.
-    #[must_use]
-    pub fn new(host: &'a dyn Host) -> Self {
-        Self { host }
-    }
+/// What a node is run with.
+pub type Context<'a> = dyn Host + 'a;
 
-    /// Reports work done and work to do (steps of a sampler, say).
-    pub fn progress(&self, done: usize, total: usize) {
-        self.host.progress(done, total);
-    }
-
-    /// Tells the user something that does not stop the run.
-    pub fn warn(&self, message: &str) {
-        self.host.warn(message);
-    }
-
-    /// Tells the user what was done, where that is worth knowing and nothing is to be done about it.
-    pub fn say(&self, message: &str) {
-        self.host.note_done(message);
-    }
-
-    /// Adds to a counter of the run, `unet_calls` for one.
-    pub fn count(&self, counter: &'static str, by: u64) {
-        self.host.count(counter, by);
-    }
-
-    /// The steps that the node said it has, if it is run by a plan.
-    #[must_use]
-    pub fn chain(&self) -> Option<&Chain> {
-        self.host.chain()
-    }
-
+impl dyn Host + '_ {
     /// What the node said of itself while the plan was made, as `T`.
     #[must_use]
     pub fn note<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
-        Arc::clone(self.host.note()?).downcast().ok()
-    }
-
-    /// Whether anything needs that output port.
-    #[must_use]
-    pub fn wants(&self, port: &str) -> bool {
-        self.host.wants(port)
-    }
-
-    /// What of a call is to be kept for others.
-    #[must_use]
-    pub fn wanted(&self, call: &Key) -> &[Item] {
-        self.host.wanted(call)
+        Arc::clone(self.any_note()?).downcast().ok()
     }
 
     /// The value of that name among those that are kept under a key.
     #[must_use]
     pub fn kept<T: Payload>(&self, key: &Key, name: &str) -> Option<Arc<T>> {
-        self.host.kept(key)?.get(name)?.downcast()
+        self.kept_outputs(key)?.get(name)?.downcast()
     }
 
     /// Keeps a value under a key; `seconds` is what it took to make.
     pub fn keep<T: Payload>(&self, key: Key, name: &'static str, value: Arc<T>, seconds: f64) {
         let outputs = BTreeMap::from([(name.into(), Value::from_arc(value))]);
-        self.host.keep(key, Outputs::new(outputs), seconds);
+        self.keep_outputs(key, Outputs::new(outputs), seconds);
     }
 
-    /// Takes the making of what a key names for itself, after whoever is at it.
+    /// Acquires the in-flight lock for `key`, waiting for its holder; `None` when nothing else can hold it.
     ///
     /// # Errors
-    /// [`NodeError::Cancelled`] when the run was cancelled meanwhile.
-    pub fn claim(&self, key: Key) -> Result<Option<Claim<'_>>, NodeError> {
-        let claim = self.host.claim(key);
+    /// [`NodeError::Cancelled`] when the run was cancelled in the meantime.
+    pub fn in_flight_lock(&self, key: Key) -> Result<Option<InFlightLock<'_>>, NodeError> {
+        let held = self.lock_in_flight(key);
         self.check_cancelled()?;
-        Ok(claim)
+        Ok(held)
     }
 
-    /// Says where the node goes on: so many of so many steps are there already.
-    pub fn resumed(&self, step: usize, of: usize) {
-        self.host.resumed(step, of);
-    }
-
-    /// Offers what the node has after `done` of `of` steps to whoever wants to see it; `picture` is called only then, and
+    /// Offers what the node has after `done` of `of` steps as a preview; `picture` is called only where one is wanted, and
     /// makes a value that can be saved as PNG. Neither a failure nor a panic of it is one of the node: the run goes on.
     pub fn preview(
         &self,
@@ -241,10 +192,10 @@ impl<'a> Context<'a> {
         of: usize,
         picture: impl FnOnce(Quality) -> Result<Value, NodeError>,
     ) {
-        if let Some(quality) = self.host.wants_preview(done, of) {
+        if let Some(quality) = self.wants_preview(done, of) {
             let made = catch_unwind(AssertUnwindSafe(|| picture(quality)))
                 .unwrap_or_else(|panic| Err(NodeError::panicked(&*panic)));
-            self.host.show_preview(done, of, made);
+            self.show_preview(done, of, made);
         }
     }
 
@@ -253,27 +204,21 @@ impl<'a> Context<'a> {
     /// # Errors
     /// [`NodeError::Cancelled`].
     pub fn check_cancelled(&self) -> Result<(), NodeError> {
-        if self.host.is_cancelled() {
+        if self.is_cancelled() {
             Err(NodeError::Cancelled)
         } else {
             Ok(())
         }
     }
 
-    /// All reading goes through this.
-    #[must_use]
-    pub fn files(&self) -> &dyn Files {
-        self.host.files()
-    }
-
     /// The run's environment as `T` (the nodes' crate knows which), if it is one.
     #[must_use]
     pub fn environment<T: Any>(&self) -> Option<&T> {
-        self.host.environment()?.downcast_ref::<T>()
+        self.any_environment()?.downcast_ref::<T>()
     }
 }
 
-impl fmt::Debug for Context<'_> {
+impl fmt::Debug for dyn Host + '_ {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Context")
     }

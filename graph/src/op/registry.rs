@@ -1,109 +1,21 @@
 //! The ops that a workflow may use: an explicit list, no link-time magic, no global.
 
-use std::any::Any;
 use std::any::type_name;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
 use schemars::generate::SchemaSettings;
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 
-use crate::base::error::Fault;
-use crate::base::error::NodeError;
 use crate::base::problem::Span;
-use crate::files::Files;
-use crate::op::chain::{Chained, Upstream};
-use crate::op::node::{Context, Node, ReadFile};
+use crate::op::erased::{self, ErasedNode, Refusal};
+use crate::op::node::Node;
 use crate::op::shape::{Shape, Text, unfit};
 use crate::syntax::params::{self, ParamType};
 use crate::syntax::yaml::Tree;
-use crate::value::port::KnownPorts;
-use crate::value::port::{Arity, PortSpec, PortValues, Ports, Types};
-use crate::value::value::Value;
-
-/// What a node's check says of its outputs, and its warnings; or its faults.
-pub(crate) type Findings = Result<(KnownPorts, Vec<Fault>), Vec<Fault>>;
-
-/// The engine's side of a node: without its type.
-pub(crate) trait ErasedNode: Send + Sync {
-    fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>>;
-    fn check(&self, inputs: KnownPorts, files: &dyn Files) -> Findings;
-    fn run(
-        &self,
-        inputs: PortValues,
-        context: &Context<'_>,
-    ) -> Result<BTreeMap<&'static str, Value>, NodeError>;
-    fn params(&self) -> Result<Json, String>;
-    fn chain(&self, upstream: &Upstream<'_>) -> Chained;
-    fn as_any(&self) -> &dyn Any;
-}
-
-impl<N: Node> ErasedNode for N {
-    fn reads(&self, files: &dyn Files) -> Result<Vec<ReadFile>, Vec<Fault>> {
-        Node::reads(self, files)
-    }
-
-    fn check(&self, inputs: KnownPorts, files: &dyn Files) -> Findings {
-        Node::check(self, &Types::from_known(inputs), files).map(Types::into_parts)
-    }
-
-    fn run(
-        &self,
-        inputs: PortValues,
-        context: &Context<'_>,
-    ) -> Result<BTreeMap<&'static str, Value>, NodeError> {
-        let inputs = N::Inputs::from_values(inputs)?;
-        Node::run(self, inputs, context).map(Ports::into_values)
-    }
-
-    fn params(&self) -> Result<Json, String> {
-        serde_json::to_value(self).map_err(|error| error.to_string())
-    }
-
-    fn chain(&self, upstream: &Upstream<'_>) -> Chained {
-        Node::chain(self, upstream)
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-}
-
-/// A parameter that serde refuses: which one, and why.
-pub(crate) struct Refusal {
-    pub(crate) path: Vec<Step>,
-    pub(crate) message: String,
-}
-
-/// A step of the way to a value inside a parameter.
-pub(crate) enum Step {
-    Key(String),
-    Index(usize),
-}
-
-fn make<N: Node>(params: &Json) -> Result<Box<dyn ErasedNode>, Refusal> {
-    match serde_path_to_error::deserialize::<_, N>(params) {
-        Ok(node) => Ok(Box::new(node)),
-        Err(error) => {
-            use serde_path_to_error::Segment;
-            let path = error
-                .path()
-                .iter()
-                .filter_map(|segment| match segment {
-                    Segment::Seq { index } => Some(Step::Index(*index)),
-                    Segment::Map { key } => Some(Step::Key(key.clone())),
-                    Segment::Enum { .. } | Segment::Unknown => None,
-                })
-                .collect();
-            Err(Refusal {
-                path,
-                message: error.into_inner().to_string(),
-            })
-        }
-    }
-}
+use crate::value::port::{PortSpec, Ports};
 
 /// A parameter of an op.
 #[derive(Clone, Debug)]
@@ -265,7 +177,7 @@ impl Entry {
             inputs: N::Inputs::specs(),
             outputs: N::Outputs::specs(),
             fields,
-            make: make::<N>,
+            make: erased::make::<N>,
         }
     }
 
@@ -394,7 +306,7 @@ impl Registry {
             .flat_map(|port| port.types.iter().copied())
     }
 
-    /// What is wrong with the ops themselves, for a test of whoever adds them: a parameter named like a port or like
+    /// What is wrong with the ops themselves, for tests of the crate that adds them: a parameter named like a port or like
     /// a key of the language, missing documentation, no output.
     #[must_use]
     pub fn lint(&self) -> Vec<String> {
@@ -431,221 +343,4 @@ impl Registry {
         }
         faults
     }
-
-    /// The JSON Schema of the whole language with these ops, for editors.
-    #[must_use]
-    pub fn json_schema(&self) -> Json {
-        let reference = json!({
-            "type": "string",
-            "pattern": r"^\$[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)?$",
-            "description": "A reference: `$node`, `$node.port`, `$params.name`, `$inputs.name`."
-        });
-        let mut ops = Vec::new();
-        for entry in self.entries.values() {
-            let mut properties = serde_json::Map::new();
-            let mut required = vec![Json::from("op")];
-            for port in entry.inputs {
-                let docs = format!("{}\n\nTakes {}.", port.docs, port.types.join(" or "));
-                let schema = match port.arity {
-                    Arity::Many => json!({
-                        "description": docs,
-                        "anyOf": [
-                            {"$ref": "#/$defs/reference"},
-                            {"type": "array", "items": {"$ref": "#/$defs/reference"}}
-                        ]
-                    }),
-                    _ => json!({"description": docs, "allOf": [{"$ref": "#/$defs/reference"}]}),
-                };
-                if port.arity == Arity::One {
-                    required.push(Json::from(port.name));
-                }
-                properties.insert(port.name.to_owned(), schema);
-            }
-            for param in &entry.params {
-                let mut schema = param.schema.clone();
-                let mut whole = json!({
-                    "description": param.docs,
-                    "anyOf": [{"$ref": "#/$defs/reference"}]
-                });
-                if let Some(object) = schema.as_object_mut() {
-                    object.remove("description");
-                    if let Some(default) = object.remove("default") {
-                        whole["default"] = default;
-                    }
-                }
-                // A value first, so that an editor offers its choices before references.
-                if let Some(alternatives) = whole["anyOf"].as_array_mut() {
-                    alternatives.insert(0, schema);
-                }
-                if param.required {
-                    required.push(Json::from(param.name.as_str()));
-                }
-                properties.insert(param.name.clone(), whole);
-            }
-            properties.insert("op".to_owned(), json!({"const": entry.op}));
-            properties.insert("ui".to_owned(), json!(true));
-            ops.push(json!({
-                "if": {"properties": {"op": {"const": entry.op}}, "required": ["op"]},
-                "then": {
-                    "description": entry.docs,
-                    "properties": properties,
-                    "patternProperties": {"^x-": true},
-                    "additionalProperties": false,
-                    "required": required
-                }
-            }));
-        }
-        let op_names: Vec<Json> = self
-            .entries
-            .values()
-            .map(|entry| json!({"const": entry.op, "description": entry.summary()}))
-            .collect();
-        let param_types: Vec<&str> = ParamType::ALL.iter().map(|kind| kind.name()).collect();
-        let mut port_types: Vec<&str> = Vec::new();
-        for name in self.port_types() {
-            if !port_types.contains(&name) {
-                port_types.push(name);
-            }
-        }
-        let input_types: Vec<&str> = param_types.iter().chain(&port_types).copied().collect();
-        let declaration = |types: &[&str]| {
-            json!({
-                "type": "object",
-                "properties": {
-                    "type": {"enum": types},
-                    "default": {"description": "The value when none is given."},
-                    "min": {"type": "number"},
-                    "max": {"type": "number"},
-                    "values": {"type": "array", "items": {"type": "string"}, "description": "The values of a choice."},
-                    "help": {"type": "string"},
-                    "ui": true
-                },
-                "patternProperties": {"^x-": true},
-                "additionalProperties": false,
-                "required": ["type"]
-            })
-        };
-        let param = declaration(&param_types);
-        let mut input = declaration(&input_types);
-        input["properties"]["optional"] = json!({"type": "boolean"});
-        let named = |schema: Json| {
-            json!({
-                "type": ["object", "null"],
-                "propertyNames": {"pattern": "^[A-Za-z0-9_-]+$"},
-                "properties": {"ui": true},
-                "patternProperties": {"^x-": true},
-                "additionalProperties": schema
-            })
-        };
-        json!({
-            "$schema": "https://json-schema.org/draft/2020-12/schema",
-            "title": "Retouch workflow",
-            "type": "object",
-            "properties": {
-                "schema": {"const": crate::syntax::workflow::SCHEMA},
-                "name": {"type": "string", "description": "The workflow's name; the file's name unless given."},
-                "description": {"type": "string"},
-                "params": named(param),
-                "inputs": named(input),
-                "nodes": named(json!({"$ref": "#/$defs/node"})),
-                "outputs": named(json!({
-                    "type": "object",
-                    "properties": {
-                        "value": {"$ref": "#/$defs/reference"},
-                        "save": {"type": "string", "description": "A path below the output folder, a template: `{workflow}/{seed}.png`."},
-                        "help": {"type": "string"},
-                        "description": {"type": "string"},
-                        "ui": true
-                    },
-                    "patternProperties": {"^x-": true},
-                    "additionalProperties": false,
-                    "required": ["value"]
-                })),
-                "sweep": sweep_schema(),
-                "ui": true
-            },
-            "patternProperties": {"^x-": true},
-            "additionalProperties": false,
-            "required": ["schema"],
-            "$defs": {
-                "reference": reference,
-                "node": {
-                    "type": "object",
-                    "properties": {
-                        "op": {"oneOf": op_names, "description": "What the node does."},
-                        "use": {"type": "string", "description": "Another workflow, by a path relative to this file."},
-                        "with": {"type": ["object", "null"], "description": "What the other workflow is given."}
-                    },
-                    "oneOf": [{"required": ["op"]}, {
-                        "required": ["use"],
-                        "properties": {"use": true, "with": true, "ui": true},
-                        "patternProperties": {"^x-": true},
-                        "additionalProperties": false
-                    }],
-                    "allOf": ops
-                }
-            }
-        })
-    }
-}
-
-/// The JSON Schema of `sweep:`.
-fn sweep_schema() -> Json {
-    let names = json!({
-        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]
-    });
-    let values = json!({
-        "description": "A list, a range without its end (`1..5`), `{from: 3, to: 5, step: 0.5}` with both ends, or the lines of a text: `{lines: places.txt}`.",
-        "anyOf": [
-            {"type": "array", "minItems": 1},
-            {"type": ["string", "number", "boolean"]},
-            {
-                "type": "object",
-                "properties": {
-                    "from": {"type": ["number", "string"]},
-                    "to": {"type": ["number", "string"]},
-                    "step": {"type": ["number", "string"]}
-                },
-                "required": ["from", "to", "step"],
-                "additionalProperties": false
-            },
-            {
-                "type": "object",
-                "properties": {"lines": {"type": "string"}},
-                "required": ["lines"],
-                "additionalProperties": false
-            }
-        ]
-    });
-    let cells = |description: &str, least: usize| {
-        json!({
-            "type": "array",
-            "description": description,
-            "items": {"type": "object", "minProperties": least}
-        })
-    };
-    json!({
-        "type": "object",
-        "description": "The runs that `retouch sweep` makes: one for each combination of values.",
-        "properties": {
-            "workflow": {"type": "string", "description": "The workflow that is swept, by a path relative to this file, which then has no nodes of its own."},
-            "matrix": {"type": ["object", "null"], "description": "The values of each param; every combination of them is a cell.", "additionalProperties": values},
-            "include": cells("Cells beside those of the matrix.", 0),
-            "exclude": cells("Cells of the matrix that are left out: those with all of these values.", 1),
-            "grid": {
-                "type": ["object", "null"],
-                "description": "A labelled contact sheet; further keys go to the op `grid`: cell, filter, gap, background.",
-                "properties": {
-                    "rows": names,
-                    "columns": names,
-                    "output": {"type": "string", "description": "The output whose pictures are shown; the first that is a picture unless given."},
-                    "save": {"type": "string", "description": "A path below the output folder."}
-                }
-            },
-            "table": {"type": "string", "description": "Where the table of results is saved below the output folder: .csv or .json."},
-            "ui": true
-        },
-        "patternProperties": {"^x-": true},
-        "additionalProperties": false
-    })
 }

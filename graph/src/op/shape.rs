@@ -5,7 +5,8 @@ use serde_json::{Map, Value as Json};
 
 use crate::base::problem::Code;
 use crate::base::suggest;
-use crate::syntax::params::{Mismatch, ParamType, expected, nearest_inside};
+use crate::syntax::mismatch::{Accepts, Expected, Mismatch, nearest_inside};
+use crate::syntax::params::ParamType;
 use crate::syntax::yaml::{Node as YamlNode, Tree};
 use crate::value::fields::Steps;
 
@@ -313,6 +314,32 @@ impl Shape {
         }
     }
 
+    /// What is due, for a value that is something else.
+    pub(crate) fn expected(&self) -> Expected {
+        let accepts = Accepts {
+            boolean: self.boolean,
+            integer: self.integer && !self.number,
+            number: self.number,
+            text: self.string
+                && !self.steps
+                && self.words.is_empty()
+                && matches!(self.text, Text::Plain | Text::Template),
+            list: self.array,
+        };
+        let expected = Expected::new(self.due(), accepts);
+        if self.boolean {
+            expected.example("true")
+        } else if self.string && self.steps {
+            expected.example("20%")
+        } else if self.string
+            && let Some(word) = self.words.first()
+        {
+            expected.example(word.clone())
+        } else {
+            expected
+        }
+    }
+
     /// Replaces every path in a value by null: where a file lies is not part of a key.
     pub(crate) fn without_paths(&self, value: &mut Json) {
         if !self.has_path {
@@ -341,7 +368,7 @@ impl Shape {
 
 /// Why a value does not have the shape that a parameter takes.
 pub(crate) fn unfit(name: &str, tree: &Tree, shape: &Shape) -> Option<Mismatch> {
-    let due = || Some(expected(name, &shape.due(), tree));
+    let due = || Some(shape.expected().mismatch(name, tree));
     let within = |name: &str, tree: &Tree, shape: Option<&Shape>| {
         shape.and_then(|shape| unfit(name, tree, shape))
     };
@@ -373,18 +400,14 @@ pub(crate) fn words(name: &str, text: &str, tree: &Tree, shape: &Shape) -> Optio
     if shape.steps && shape.words.is_empty() {
         return match Steps::parse(text) {
             Ok(_) if text.ends_with('%') => None,
-            _ => Some(expected(
-                name,
-                "a number of steps or a share of them, `10` or `20%`",
-                tree,
-            )),
+            _ => Some(Expected::steps().mismatch(name, tree)),
         };
     }
     if shape.words.is_empty() || shape.words.iter().any(|word| word == text) {
         return None;
     }
     // A quoted number may be meant as one.
-    let mismatch = expected(name, &shape.due(), tree);
+    let mismatch = shape.expected().mismatch(name, tree);
     if mismatch.code != Code::ValueType {
         return Some(mismatch);
     }
@@ -397,11 +420,8 @@ pub(crate) fn words(name: &str, text: &str, tree: &Tree, shape: &Shape) -> Optio
             format!("did you mean `{near}`{karras}?")
         },
     );
-    Some(Mismatch {
-        code: Code::OutOfRange,
-        message: format!("`{name}` has no value `{}`", text.escape_debug()),
-        help: Some(help),
-    })
+    let message = format!("`{name}` has no value `{}`", text.escape_debug());
+    Some(Mismatch::new(Code::OutOfRange, message).help(help))
 }
 
 pub(crate) fn range(name: &str, value: &Json, shape: &Shape) -> Option<Mismatch> {
@@ -434,4 +454,32 @@ pub(crate) fn range(name: &str, value: &Json, shape: &Shape) -> Option<Mismatch>
         )
         .help(nearest_inside(number, shape.minimum, shape.maximum)),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::base::problem::Span;
+
+    #[test]
+    fn the_words_of_a_choice_do_not_make_it_a_number() {
+        let quoted = |text: &str| Tree {
+            node: YamlNode::String {
+                text: text.to_owned(),
+                quoted: true,
+            },
+            span: Span::default(),
+        };
+        let code = |schema: Json, text: &str| {
+            let shape = Shape::of(&schema);
+            unfit("a", &quoted(text), &shape).map(|mismatch| mismatch.code)
+        };
+        let words = json!({"enum": ["number", "integer", "true"]});
+        assert_eq!(code(words.clone(), "7"), Some(Code::OutOfRange));
+        assert_eq!(code(words, "yes"), Some(Code::OutOfRange));
+        let number = json!({"anyOf": [{"enum": ["full"]}, {"type": "number"}]});
+        assert_eq!(code(number, "7"), Some(Code::QuotedNumber));
+    }
 }

@@ -1,233 +1,230 @@
-//! What is left to make of the chains of a plan.
+//! What a run of a plan would do when a cache has a part of it already.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::BTreeSet;
+use std::fmt;
 
-use crate::base::key::Key;
+use crate::base::suggest;
 use crate::cache::Cache;
-use crate::op::chain::{Chain, Item, Need};
+use crate::plan::plan::Plan;
+use crate::plan::steps::{self, ItemsToKeep, Work};
+use crate::plan::task::Task;
 
-/// What a run keeps of each call, by the call: what others need of it. What seems to be kept already is among it, in case
-/// that it is found damaged.
-pub type Wanted = HashMap<Key, Vec<Item>>;
-
-/// Finds which steps each chain is left with, how many calls that makes, and what of each call is to be kept.
-///
-/// `chains`: each chain that runs, in order, and whether the port of [`Chain::looks`] is wanted of it. `sources`: the
-/// bytes of large items that may be kept; those of the first needs come first. Gives for each chain the first step (from
-/// 0) that is made, or their number, and the calls; last the bytes that are newly kept.
-pub(crate) fn forecast(
-    chains: &[(&Chain, bool)],
-    cache: &dyn Cache,
-    sources: u64,
-) -> (Vec<(usize, u64)>, Wanted, u64) {
-    let mut known: HashMap<Key, bool> = HashMap::new();
-    let mut cached = |key: &Key| {
-        *known
-            .entry(*key)
-            .or_insert_with(|| cache.place(key).is_some())
-    };
-    // Which steps each makes: what the chains before it make in this run is there for it.
-    let mut made: HashSet<Key> = HashSet::new();
-    let mut makes: Vec<Vec<bool>> = Vec::with_capacity(chains.len());
-    for (chain, _) in chains {
-        let missing = chain
-            .states
-            .iter()
-            .map(|keys| !keys.iter().all(|key| made.contains(key) || cached(key)))
-            .collect();
-        if cache.keeps() {
-            made.extend(chain.states.iter().flatten());
-        }
-        makes.push(missing);
-    }
-    let needs = |chain: usize, step: usize| -> &[Need] {
-        let (of, looks) = &chains[chain];
-        let step_of = &of.steps[step];
-        match (makes[chain].get(step).copied().unwrap_or(true), looks) {
-            (true, _) => &step_of.needs,
-            (false, true) => &step_of.looks,
-            (false, false) => &[],
-        }
-    };
-    // What is wanted of each call; a call whose large items do not fit keeps its small ones alone.
-    let mut wanted = Wanted::new();
-    let mut counted: HashSet<Key> = HashSet::new();
-    let mut left = if cache.keeps() { sources } else { 0 };
-    // Those of steps that seem to be there count too: they may be found damaged, and who has room for what does not
-    // depend on where a run resumes.
-    let all_needs = chains.iter().enumerate().flat_map(|(chain, (of, _))| {
-        let needs = &needs;
-        let steps = of.steps.iter().enumerate();
-        steps.flat_map(move |(step, of)| of.needs.iter().chain(needs(chain, step)))
-    });
-    for need in all_needs.filter(|_| cache.keeps()) {
-        let large: u64 = need
-            .items
-            .iter()
-            .filter(|item| item.large && !counted.contains(&item.key))
-            .map(|item| item.bytes)
-            .sum();
-        let fits = large <= left;
-        if fits {
-            left -= large;
-            counted.extend(need.items.iter().map(|item| item.key));
-        }
-        for item in &need.items {
-            if fits || !item.large {
-                let items = wanted.entry(need.call).or_default();
-                if !items.iter().any(|known| known.key == item.key) {
-                    items.push(item.clone());
-                }
-            }
-        }
-    }
-    // What is left to call.
-    let mut items: HashSet<Key> = HashSet::new();
-    let mut left = Vec::with_capacity(chains.len());
-    for (index, (chain, _)) in chains.iter().enumerate() {
-        let mut count = chain.extra;
-        for (step, of) in chain.steps.iter().enumerate() {
-            // Two halves with one prompt are one call of the step, whether anything of it is kept or not.
-            let mut called: HashSet<Key> = HashSet::new();
-            for need in needs(index, step) {
-                let there = need
-                    .items
-                    .iter()
-                    .all(|item| items.contains(&item.key) || cached(&item.key));
-                if !there && called.insert(need.call) {
-                    count += need.calls;
-                    let kept = wanted.get(&need.call);
-                    items.extend(kept.into_iter().flatten().map(|item| item.key));
-                }
-            }
-            if makes[index].get(step).copied().unwrap_or(true) {
-                count += of.calls;
-                for (call, all) in &of.offers {
-                    let kept = wanted.get(call).into_iter().flatten();
-                    items.extend(kept.filter(|item| *all || item.large).map(|item| item.key));
-                }
-            }
-        }
-        let first = makes[index].iter().position(|makes| *makes);
-        left.push((first.unwrap_or(chain.steps.len()), count));
-    }
-    let mut new = 0;
-    let mut seen: HashSet<Key> = HashSet::new();
-    let admitted: HashSet<Key> = wanted.values().flatten().map(|item| item.key).collect();
-    for (chain, (of, _)) in chains.iter().enumerate() {
-        for item in (0..of.steps.len())
-            .flat_map(|step| needs(chain, step))
-            .flat_map(|need| &need.items)
-        {
-            if admitted.contains(&item.key) && !cached(&item.key) && seen.insert(item.key) {
-                new += item.bytes;
-            }
-        }
-    }
-    (left, wanted, new)
+/// Whether a task will run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Its outputs are there: the place (`memory`).
+    Cached(&'static str),
+    /// Nothing that runs needs its outputs.
+    NotNeeded,
+    /// It runs.
+    Run(Reason),
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cache::{HostCache, Outputs};
-    use crate::op::chain::Step;
-    use std::collections::BTreeMap;
+/// Why a task runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// No cache has outputs under its key, while all that it needs is there.
+    NotCached,
+    /// What it needs has to be made too: the tasks that run before it.
+    Upstream(Vec<String>),
+}
 
-    fn key(name: u8) -> Key {
-        Key([name; 32])
-    }
-
-    fn item(name: u8, large: bool) -> Item {
-        Item {
-            key: key(name),
-            tag: 0,
-            bytes: 10,
-            large,
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cached(place) => write!(f, "reused from {place}"),
+            Self::NotNeeded => f.write_str("not needed"),
+            Self::Run(Reason::NotCached) => f.write_str("runs: nothing is kept under its key"),
+            Self::Run(Reason::Upstream(names)) => {
+                write!(f, "runs: after {}", suggest::list(names))
+            }
         }
     }
+}
 
-    fn chain(states: &[u8], needs: Vec<Vec<Need>>, offers: &[u8]) -> Chain {
-        Chain {
-            states: states.iter().map(|&name| vec![key(name)]).collect(),
-            steps: needs
-                .into_iter()
-                .enumerate()
-                .map(|(index, needs)| Step {
-                    calls: 2,
-                    offers: offers
-                        .get(index)
-                        .map(|&name| (key(name), true))
-                        .into_iter()
-                        .collect(),
-                    needs,
-                    looks: Vec::new(),
-                })
-                .collect(),
-            ..Chain::default()
-        }
+/// Where a chain of steps goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resume {
+    /// The number of its first step.
+    pub first: usize,
+    /// The first step that is made; T when all are there.
+    pub at: usize,
+    /// T.
+    pub of: usize,
+}
+
+/// What a run would do.
+#[derive(Clone, Debug)]
+pub struct Forecast {
+    /// For each task: whether it runs, and why.
+    pub statuses: Vec<Status>,
+    /// For each task that is a chain and runs: where it goes on.
+    pub resumes: Vec<Option<Resume>>,
+    /// For each task: the calls of a network that it makes.
+    pub calls: Vec<u64>,
+    /// For each task: the output ports that something needs.
+    pub(crate) ports: Vec<BTreeSet<&'static str>>,
+    /// What of each call is to be kept.
+    pub(crate) to_keep: ItemsToKeep,
+    kept_bytes: u64,
+}
+
+impl Forecast {
+    /// The calls of a network that the run makes.
+    #[must_use]
+    pub fn total_calls(&self) -> u64 {
+        self.calls.iter().sum()
     }
 
-    fn kept(cache: &HostCache, names: &[u8]) {
-        for &name in names {
-            cache.put(key(name), &Outputs::new(BTreeMap::new()), 1.0);
-        }
+    /// The bytes of what calls give besides and the run newly keeps.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        self.kept_bytes
     }
 
-    #[test]
-    fn a_chain_makes_the_steps_whose_states_are_missing() {
-        let cache = HostCache::new(10_000);
-        let chain = chain(&[1, 2, 3], vec![vec![], vec![], vec![]], &[]);
-        let resume = |cache: &HostCache| forecast(&[(&chain, false)], cache, 0).0[0];
-        assert_eq!(resume(&cache), (0, 6));
-        kept(&cache, &[1, 3]);
-        assert_eq!(resume(&cache), (1, 2));
-        kept(&cache, &[2]);
-        assert_eq!(resume(&cache), (3, 0));
-    }
-
-    #[test]
-    fn states_that_two_chains_share_are_made_once() {
-        let cache = HostCache::new(10_000);
-        let first = chain(&[1, 2, 3], vec![vec![], vec![], vec![]], &[]);
-        let second = chain(&[1, 2, 9], vec![vec![], vec![], vec![]], &[]);
-        let (calls, ..) = forecast(&[(&first, false), (&second, false)], &cache, 0);
-        assert_eq!(calls, [(0, 6), (2, 2)]);
-    }
-
-    #[test]
-    fn what_is_needed_of_a_call_is_kept_when_it_is_made_or_called_for() {
-        let cache = HostCache::new(10_000);
-        let need = |call: u8, items: Vec<Item>| Need {
-            call: key(call),
-            items,
-            calls: 1,
+    /// What becomes of a task, in words.
+    #[must_use]
+    pub fn describe(&self, task: usize) -> String {
+        let Some(status) = self.statuses.get(task) else {
+            return String::new();
         };
-        let first = chain(&[1, 2], vec![vec![], vec![]], &[51, 52]);
-        let second = chain(
-            &[11, 12],
-            vec![
-                vec![need(51, vec![item(101, true), item(102, false)])],
-                vec![need(60, vec![item(103, true)])],
-            ],
-            &[],
-        );
-        let both = [(&first, false), (&second, false)];
-        // The first chain makes call 51 anyway; call 60 is the second one's own.
-        let (calls, wanted, _) = forecast(&both, &cache, 100);
-        assert_eq!(calls, [(0, 4), (0, 5)]);
-        assert_eq!(wanted[&key(51)].len(), 2);
-        assert_eq!(wanted[&key(60)].len(), 1);
-        // Without room the large ones are called for anew; small ones are kept all the same.
-        let (calls, wanted, _) = forecast(&both, &cache, 0);
-        assert_eq!(calls, [(0, 4), (0, 6)]);
-        assert_eq!(wanted[&key(51)], [item(102, false)]);
-        // With room for one, the first need has it.
-        let (calls, ..) = forecast(&both, &cache, 10);
-        assert_eq!(calls, [(0, 4), (0, 5)]);
-        // What is there is not called for.
-        kept(&cache, &[103, 1, 2]);
-        let (calls, ..) = forecast(&both, &cache, 100);
-        assert_eq!(calls, [(2, 0), (0, 5)]);
+        match (status, self.resumes.get(task).copied().flatten()) {
+            (Status::Run(_), Some(resume)) if resume.at == resume.of => {
+                "put together from its steps, which are all there".to_owned()
+            }
+            (Status::Run(reason), Some(resume)) if resume.at > resume.first => format!(
+                "resumes at step {} of {}{}",
+                resume.at,
+                resume.of,
+                because(reason)
+            ),
+            _ => status.to_string(),
+        }
+    }
+}
+
+fn because(reason: &Reason) -> String {
+    match reason {
+        Reason::NotCached => String::new(),
+        Reason::Upstream(names) => format!(", after {}", suggest::list(names)),
+    }
+}
+
+/// The place that takes longer to get at, of two.
+pub(crate) fn slower(a: &'static str, b: &'static str) -> &'static str {
+    const SLOWEST_FIRST: [&str; 3] = ["disk", "memory", "device memory"];
+    let rank = |place: &str| SLOWEST_FIRST.iter().position(|known| *known == place);
+    if rank(a) <= rank(b) { a } else { b }
+}
+
+impl Plan {
+    /// Which tasks will run, and why; by index.
+    #[must_use]
+    pub fn statuses(&self, cache: &dyn Cache) -> Vec<Status> {
+        self.forecast(cache, u64::MAX).statuses
+    }
+
+    /// What a run would do: which tasks run and why, where they resume, how many calls of a network they make. `sources`
+    /// is the budget in bytes of what calls give besides (see [`Item::large`](crate::op::chain::Item::large)).
+    #[must_use]
+    pub fn forecast(&self, cache: &dyn Cache, sources: u64) -> Forecast {
+        let (statuses, ports) = self.decide(|_, task, ports| {
+            ports
+                .iter()
+                .map(|port| cache.place(&task.port_key(port)))
+                .reduce(|all, one| Some(slower(all?, one?)))
+                .flatten()
+        });
+        self.forecast_of(statuses, ports, cache, sources)
+    }
+
+    pub(crate) fn forecast_of(
+        &self,
+        mut statuses: Vec<Status>,
+        ports: Vec<BTreeSet<&'static str>>,
+        cache: &dyn Cache,
+        sources: u64,
+    ) -> Forecast {
+        let mut resumes = vec![None; self.len()];
+        let mut calls = vec![0; self.len()];
+        let mut chains = Vec::new();
+        let mut places = Vec::new();
+        for (index, task) in self.tasks().enumerate() {
+            if !matches!(statuses[index], Status::Run(_)) {
+                continue;
+            }
+            calls[index] = task.calls;
+            if let Some(chain) = &task.chain {
+                let looks = chain.looks.is_some_and(|port| ports[index].contains(port));
+                chains.push((&**chain, looks));
+                places.push(index);
+            }
+        }
+        let Work {
+            chains: left,
+            to_keep,
+            kept_bytes,
+        } = steps::work(&chains, cache, sources);
+        for ((index, (chain, _)), (done, count)) in places.into_iter().zip(&chains).zip(left) {
+            resumes[index] = Some(Resume {
+                first: chain.first,
+                at: chain.first + done,
+                of: chain.end(),
+            });
+            calls[index] += count;
+        }
+        for index in 0..statuses.len() {
+            if !matches!(statuses[index], Status::Run(_)) {
+                continue;
+            }
+            let before: BTreeSet<usize> = self
+                .upstream(index)
+                .filter(|task| matches!(statuses[*task], Status::Run(_)))
+                .collect();
+            if !before.is_empty() {
+                let names = (before.into_iter())
+                    .filter_map(|task| Some(self.task(task)?.name().to_owned()))
+                    .collect();
+                statuses[index] = Status::Run(Reason::Upstream(names));
+            }
+        }
+        Forecast {
+            statuses,
+            resumes,
+            calls,
+            ports,
+            to_keep,
+            kept_bytes,
+        }
+    }
+
+    /// Decides from the outputs backwards; `place` is asked only for what is needed, with the ports that are.
+    pub(crate) fn decide(
+        &self,
+        mut place: impl FnMut(usize, &Task, &BTreeSet<&'static str>) -> Option<&'static str>,
+    ) -> (Vec<Status>, Vec<BTreeSet<&'static str>>) {
+        let mut statuses = vec![Status::NotNeeded; self.len()];
+        let mut ports: Vec<BTreeSet<&'static str>> = vec![BTreeSet::new(); self.len()];
+        for output in &self.outputs {
+            ports[output.task].insert(output.port);
+        }
+        for index in (0..self.len()).rev() {
+            if ports[index].is_empty() {
+                continue;
+            }
+            let place = self
+                .task(index)
+                .and_then(|task| place(index, task, &ports[index]));
+            statuses[index] = match place {
+                Some(place) => Status::Cached(place),
+                None => {
+                    for (from, edge) in self.incoming(index) {
+                        ports[from].insert(edge.from);
+                    }
+                    Status::Run(Reason::NotCached)
+                }
+            };
+        }
+        (statuses, ports)
     }
 }

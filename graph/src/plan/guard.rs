@@ -1,8 +1,8 @@
 //! Whether the files that nodes read are still those that their keys were made of.
 //!
 //! Keys hold the digests that files had while the plan was made. Nodes read the files later, and some values (a model)
-//! still read them when other nodes use them. So before anything that a node made is kept, the files behind it are
-//! compared with what they were: by their stamps, one system call each, and by their digests only where a stamp differs.
+//! still read them when other nodes use them. So before an output is kept, the files behind it are compared with what
+//! they were: by their stamps, one system call each, and by their digests only where a stamp differs.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -14,8 +14,8 @@ use crate::base::error::NodeError;
 use crate::base::key::Key;
 use crate::base::sync::lock;
 use crate::files::{FileStamp, Files};
+use crate::op::erased::ErasedNode;
 use crate::op::node::ReadFile;
-use crate::op::registry::ErasedNode;
 
 /// A file whose digest is part of a key, and what it was when the digest was taken.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ pub(crate) enum Verdict {
     /// This one has the same content, but it was written, or replaced, in the meantime: it may have had another one while
     /// it was read.
     Touched(PathBuf),
-    /// One of them has another content: the failure of whoever read it.
+    /// One of them has different content: the failure of the node that reads it.
     Changed(NodeError),
 }
 
@@ -87,7 +87,7 @@ pub(crate) struct Guard {
 }
 
 impl Guard {
-    /// Takes the digests of the files that a node reads; gives them by role too. `fault` is told what cannot be read.
+    /// Takes the digests of the files that a node reads; also returns them by role. `fault` is called for each file that cannot be read.
     pub(crate) fn of(
         reads: &[ReadFile],
         files: &dyn Files,
@@ -183,7 +183,7 @@ impl Guard {
 #[derive(Debug, Default)]
 pub(crate) struct Lazies(Mutex<HashMap<Key, Vec<PathBuf>>>);
 
-/// Values that are remembered at most; then all are forgotten, and made again when they are needed.
+/// How many entries are recorded; beyond that all are forgotten, and made again when they are needed.
 const MOST: usize = 1024;
 
 impl Lazies {
@@ -209,5 +209,5 @@ fn changed(path: &Path, how: &str) -> NodeError {
         "`{}` {how} while the run was using it",
         path.display()
     ))
-    .help("run it again: the plan is made anew, and nothing that was made from the changed file was kept")
+    .help("run it again: the plan is made again, and nothing that was made from the changed file was kept")
 }

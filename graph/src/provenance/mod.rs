@@ -11,12 +11,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use crate::base::digest::hex;
+use crate::base::order;
 use crate::base::paths::{folder_of, normal};
 use crate::base::problem::{Code, Problem, Problems, Source, Span};
 use crate::check::{Checked, CheckedNode, Link, ResolvedParam};
 use crate::engine::Engine;
 use crate::lock;
-use crate::plan::plan::{Plan, Record};
+use crate::plan::plan::Plan;
+use crate::plan::record::Record;
 use crate::provenance::canonical::{Form, Names};
 use crate::sweep::Sweep;
 use crate::syntax::params::ParamType;
@@ -196,7 +198,7 @@ impl Origin {
         };
         let unsaid = || {
             self.unsaid(
-                "a seed was drawn inside of a graph that is used, or one lies elsewhere".to_owned(),
+                "a seed was drawn inside a graph that is used, or such a graph lies outside of the workflow's folder".to_owned(),
             )
         };
         let workflow =
@@ -264,7 +266,7 @@ impl Origin {
             Code::NoProvenance,
             &self.workflow.source,
             Span::default(),
-            format!("where the output comes from cannot be written down: {message}"),
+            format!("the recipe of the output cannot be written: {message}"),
         )
         .help("give the seed as a number, and keep what belongs together in one folder")
         .into()
@@ -331,19 +333,8 @@ fn used(workflow: &Workflow) -> Vec<PathBuf> {
 
 /// The part of a workflow that one output needs.
 fn pruned(checked: &Checked, link: Link, output: &str) -> Checked {
-    let mut needed = vec![false; checked.nodes.len()];
-    let mut open = vec![link.node];
-    while let Some(index) = open.pop() {
-        if !std::mem::replace(&mut needed[index], true) {
-            open.extend(
-                checked.nodes[index]
-                    .links
-                    .iter()
-                    .flatten()
-                    .map(|link| link.node),
-            );
-        }
-    }
+    let links = order::graph(checked.nodes.len(), checked.links());
+    let needed = order::needed(&links, [link.node]);
     let mut place = vec![0; needed.len()];
     let mut nodes: Vec<CheckedNode> = Vec::new();
     for (index, node) in checked.nodes.iter().enumerate() {

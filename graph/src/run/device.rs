@@ -1,8 +1,8 @@
-//! The right to use the compute device: one at a time, whoever of an engine's runs and looks has it.
+//! The right to use the compute device: one at a time, for one of an engine's runs and its viewers.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use crate::base::interrupt::{Cancel, LOOK};
+use crate::base::interrupt::{Cancel, POLL_INTERVAL};
 use crate::base::sync::lock;
 
 /// The one permit of an engine's compute device.
@@ -17,20 +17,20 @@ pub(crate) struct Device {
 pub struct DevicePermit(Arc<Device>);
 
 impl Device {
-    /// Takes the device if nobody has it.
+    /// Takes the device if it is free.
     pub(crate) fn try_take(self: &Arc<Self>) -> Option<DevicePermit> {
         let mut taken = lock(&self.taken);
         (!std::mem::replace(&mut *taken, true)).then(|| DevicePermit(Arc::clone(self)))
     }
 
-    /// Takes the device once nobody has it; `None` when it was cancelled before that.
+    /// Waits for the device and takes it; `None` when it was cancelled before that.
     pub(crate) fn take(self: &Arc<Self>, cancel: &Cancel) -> Option<DevicePermit> {
         let mut taken = lock(&self.taken);
         while *taken {
             if cancel.is_cancelled() {
                 return None;
             }
-            let waited = self.freed.wait_timeout(taken, LOOK);
+            let waited = self.freed.wait_timeout(taken, POLL_INTERVAL);
             taken = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         *taken = true;

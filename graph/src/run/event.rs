@@ -1,4 +1,4 @@
-//! What happens during a run, for whoever listens: the command line, reports, tests.
+//! What happens during a run, for the command line, reports and tests.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -174,18 +174,18 @@ pub enum Event {
     },
 }
 
-/// A path that is not Unicode is told as near as can be: a line that is missing would be worse.
+/// A path that is not Unicode is written lossily: a missing line would be worse.
 fn as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
 }
 
-/// Hears what happens during a run, from several threads.
+/// Receives the events of a run, from several threads.
 pub trait Listener: Send + Sync {
-    /// Takes an event; it should not take long, a node waits.
+    /// Takes an event; it should return soon, as a node waits for it.
     fn event(&self, event: &Event);
 }
 
-/// Hears nothing.
+/// Ignores all events.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 
@@ -193,20 +193,20 @@ impl Listener for Silent {
     fn event(&self, _: &Event) {}
 }
 
-/// Remembers everything, for tests.
+/// Records all events, for tests.
 #[derive(Debug, Default)]
 pub struct Recorder {
     events: Mutex<Vec<Event>>,
 }
 
 impl Recorder {
-    /// Starts with nothing.
+    /// Makes an empty recorder.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// What was heard so far.
+    /// The events so far.
     #[must_use]
     pub fn events(&self) -> Vec<Event> {
         lock(&self.events).clone()

@@ -1,4 +1,4 @@
-//! Writes outputs below the output folder: to a temporary name first, then renamed.
+//! Writes outputs below the output folder: under a temporary name first, then renamed.
 
 use std::collections::HashSet;
 use std::fs;
@@ -15,7 +15,7 @@ use crate::files::output_path::{check_path, ending, suffixed};
 use crate::files::write::{Access, Draft};
 use crate::value::value::Value;
 
-/// What to do when a file is there already and has other bytes.
+/// What to do when a file already exists with different content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Exists {
     /// Write beside it: `42-2.png`.
@@ -35,7 +35,7 @@ pub enum Exists {
 pub enum SaveStatus {
     /// It was not there.
     New,
-    /// It was there and is another one now.
+    /// It was there with different bytes and was overwritten.
     Replaced,
     /// It was there with the same bytes.
     Unchanged,
@@ -173,14 +173,14 @@ impl Saver {
         self
     }
 
-    /// Replaces these files too: an earlier run of the same wrote them, and nobody changed them since.
+    /// Replaces these files too: an earlier run wrote them, and they have not been changed since.
     #[must_use]
     pub fn owning(self, paths: impl IntoIterator<Item = PathBuf>) -> Self {
         lock(&self.own).extend(paths);
         self.replacing_own()
     }
 
-    /// Writes a file that is no value of the run, as the values are.
+    /// Writes a file that is not a value of the run in the same way.
     ///
     /// # Errors
     /// When the path leaves the folder, or the file system refuses.
@@ -255,7 +255,7 @@ impl Saver {
             .collect()
     }
 
-    /// Whether a path can be saved to as far as that is known before: better said now than after hours of drawing.
+    /// Whether a path can be saved to, as far as that is known before the run.
     ///
     /// # Errors
     /// When it leaves the output folder, a folder in it is a link, or it is longer than the system takes.
@@ -367,7 +367,7 @@ impl Saver {
                     match draft.create(&candidate) {
                         Ok(()) if number == 1 => return saved(&candidate, SaveStatus::New),
                         Ok(()) => return saved(&candidate, SaveStatus::Numbered),
-                        // Another process took the name meanwhile.
+                        // Another process took the name in the meantime.
                         Err((taken, draft)) if taken.kind() == io::ErrorKind::AlreadyExists => {
                             ready = Some(draft);
                         }
@@ -417,7 +417,7 @@ fn there(path: &Path, bytes: &[u8]) -> io::Result<There> {
         Err(error) if gone(&error) => return Ok(There::Nothing),
         metadata => metadata?,
     };
-    // It may vanish meanwhile, and is another then.
+    // It may vanish in the meantime: then it is not the same.
     let same = match fs::metadata(path) {
         Err(error) if gone(&error) => false,
         Err(error) => return Err(error),

@@ -6,17 +6,19 @@ use retouch_graph::{Chained, Context, Fault, Files, Node, NodeError, ReadFile, T
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::apply_textual_inversion::in_words;
 use super::{Inputs, Outputs};
 use crate::fields::{AssetPath, Sha256Pins};
-use retouch_diffusion::checkpoint::adapters::lora::{CONFIG, Lora, low_rank};
+use retouch_diffusion::checkpoint::adapters::lora::{self, CONFIG, Lora, edits};
 use retouch_diffusion::checkpoint::adapters::{Networks, check_finite, some_of};
 use retouch_diffusion::checkpoint::model::ModelFacts;
 
-/// Adds a LoRA to a model: low-rank changes of layers of its U-Net and of its text encoders.
+/// Adds a LoRA to a model: changes of layers of its U-Net and of its text encoders.
 ///
-/// Files of diffusers, PEFT and kohya's scripts are read, with their alpha. The base's weights are shared, not copied:
-/// several LoRAs at once are several of these nodes in a row, and each model on the way can be used as well. A file of
-/// which no layer is in the model, or that was made for another family, is refused before anything runs.
+/// Files of diffusers, PEFT, kohya's scripts, LyCORIS and ComfyUI are read, with their alpha: LoRA and LoCon, DoRA, LoHa,
+/// LoKr, full differences. Of LoRA and LoCon the base's weights are shared, not copied; of the others the changed weights
+/// are copies. Several at once are several of these nodes in a row, and each model on the way can be used as well. A file
+/// of which no layer is in the model, or that was made for another family, is refused before anything runs.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApplyLora {
@@ -134,12 +136,12 @@ impl Node for ApplyLora {
         let files = context.files();
         let file = self.file(files);
         let beside = file.with_file_name(CONFIG);
-        let mut read = vec![("lora", file.as_path())];
+        let mut roles = vec![("lora", file.as_path())];
         if files.is_file(&beside) {
-            read.push(("config", beside.as_path()));
+            roles.push(("config", beside.as_path()));
         }
         let base = &inputs.model.checkpoint;
-        let digests = super::digests(context, &read)?;
+        let digests = super::digests(context, &roles)?;
         let id = super::adapted_id(base.id(), Self::OP, &digests, &self.said());
         let configs = base.description();
         let texts: Vec<_> = configs
@@ -147,13 +149,9 @@ impl Node for ApplyLora {
             .iter()
             .map(|text| text.config.clone())
             .collect();
-        let fitted = Lora::read(&file, files)?.fit(&Networks::of(&configs.unet, &texts)?)?;
-        let layers = fitted.texts.iter().chain([&fitted.unet]);
-        let factors = layers.flat_map(|layers| layers.values());
-        check_finite(
-            factors.flat_map(|factors| [&factors.down, &factors.up]),
-            files,
-        )?;
+        let read = Lora::read(&file, files)?;
+        let fitted = read.fit(&Networks::of(&configs.unet, &texts)?)?;
+        check_finite(fitted.changes().flat_map(lora::Change::tensors), files)?;
         if !fitted.unmatched.is_empty() {
             context.warn(&format!(
                 "{}: {} (left out: {})",
@@ -163,17 +161,23 @@ impl Node for ApplyLora {
             ));
         }
         context.say(&fitted.summary());
+        if !read.tokens.is_empty() {
+            context.say(&format!(
+                "it has embeddings inside: {}; `apply_textual_inversion` with the same file adds them",
+                in_words(&read.tokens)
+            ));
+        }
         let text_weight = self.text_encoder_weight.unwrap_or(self.weight);
         let texts = fitted
             .texts
             .iter()
-            .map(|factors| low_rank(factors, text_weight))
+            .map(|changes| edits(changes, text_weight))
             .collect();
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         let line = format!("LoRA {name}, weight {}: {}", self.weight, fitted.summary());
         Ok(Outputs {
             model: Arc::new(inputs.model.adapted(
-                base.with_low_rank(id, low_rank(&fitted.unet, self.weight), texts),
+                base.with_edits(id, edits(&fitted.unet, self.weight), texts),
                 line,
             )),
         })

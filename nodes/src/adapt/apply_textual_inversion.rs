@@ -16,8 +16,8 @@ use retouch_diffusion::prompt::tokenizer::Added;
 
 /// Teaches a model new tokens (textual inversion), which prompts then name: `a <cat> on a beach`.
 ///
-/// Files of diffusers and of AUTOMATIC1111's web UI are read, with one vector a token or several. Only the text encoder's
-/// embeddings grow: self-attention stays the base's, so that one U-Net plays both models of the method.
+/// Files of diffusers and of AUTOMATIC1111's web UI are read, with one vector a token or several, LoRAs that have embeddings
+/// inside, and the `delta.bin` of Custom Diffusion. Only the text encoder's embeddings grow: self-attention stays the base's, so that one U-Net plays both models of the method.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApplyTextualInversion {
@@ -52,7 +52,7 @@ impl ApplyTextualInversion {
 }
 
 /// Tokens and how many vectors they have, for people.
-fn in_words(tokens: &[LearnedToken]) -> String {
+pub(super) fn in_words(tokens: &[LearnedToken]) -> String {
     let each: Vec<String> = tokens
         .iter()
         .map(|token| match token.vectors() {

@@ -71,7 +71,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use retouch_graph::{Cancel, Context, Digest, DiskFiles, FileStamp, Files, Host, Node, NodeError};
+use retouch_graph::{Cancel, Digest, DiskFiles, FileStamp, Files, Host, Node, NodeError};
 use retouch_kernels::{Attended, Cpu, GroupNormSpec, Kernel, Layout, Terms, Weight, Window};
 use retouch_nodes::Runtime;
 use retouch_nodes::attention::SwapAttention;
@@ -242,7 +242,7 @@ impl Host for Stage {
     fn files(&self) -> &dyn Files {
         &Disk
     }
-    fn environment(&self) -> Option<&(dyn Any + Send + Sync)> {
+    fn any_environment(&self) -> Option<&(dyn Any + Send + Sync)> {
         Some(&self.runtime)
     }
 }
@@ -268,7 +268,7 @@ impl Picture {
 
 impl Stage {
     pub fn run<N: Node>(&self, node: &N, inputs: N::Inputs) -> Result<N::Outputs, NodeError> {
-        node.run(inputs, &Context::new(self))
+        node.run(inputs, self)
     }
 
     /// U-Net calls (one image, one half) since the last time.

@@ -9,14 +9,17 @@ use serde::Serialize;
 use serde_json::Value as Json;
 
 use crate::checkpoint::adapters::custom_diffusion::CustomDiffusion;
-use crate::checkpoint::adapters::family_of_width;
-use crate::checkpoint::adapters::lora::Lora;
+use crate::checkpoint::adapters::dialect::{self, Keys};
+use crate::checkpoint::adapters::lora::{Fitted, Lora};
 use crate::checkpoint::adapters::textual_inversion::{self, LearnedToken};
+use crate::checkpoint::adapters::{Networks, family_of_width, some_of};
 use crate::checkpoint::dialects::{self, Role};
 use crate::checkpoint::layout::{Layout, Part, Settings, Sources, Vocabulary, WeightFiles};
 use crate::checkpoint::model::Description;
+use crate::checkpoint::published::Published;
 use crate::checkpoint::weights::{Header, Stored, Table, foreign, is_torch};
-use crate::networks::unet::{self, PerLevel, Shown, grid_at};
+use crate::networks::clip::ClipTextConfig;
+use crate::networks::unet::{self, PerLevel, Shown, UnetConfig, grid_at};
 use crate::sampling::scheduler::{Prediction, SchedulerConfig};
 use crate::sampling::swap::auto_sites;
 use crate::{Error, Result};
@@ -116,6 +119,8 @@ pub struct SiteReport {
 pub struct AdapterReport {
     /// How its keys are written.
     pub dialect: String,
+    /// How many tensors of a LoRA's model are changed in which way: `LoRA`, `LoHa`, `DoRA`, ...
+    pub kinds: BTreeMap<String, usize>,
     /// The smallest and the largest rank of a LoRA.
     pub ranks: Option<(usize, usize)>,
     /// The smallest and the largest alpha of a LoRA.
@@ -124,6 +129,8 @@ pub struct AdapterReport {
     pub unet_layers: usize,
     /// Layers of text encoders that it changes.
     pub text_layers: usize,
+    /// Names of a LoRA that are of no layer of the published model of its family.
+    pub unmatched: Vec<String>,
     /// The tokens that it brings, or that its training set has most, and how many vectors each has (0: none of its own).
     pub tokens: Vec<(String, usize)>,
 }
@@ -472,7 +479,7 @@ fn model(layout: &Layout, request: &Request, files: &dyn Files) -> Result<Report
 }
 
 /// What a U-Net's configuration says of its blocks.
-fn shape_in_short(unet: &unet::UnetConfig) -> String {
+fn shape_in_short(unet: &UnetConfig) -> String {
     let middle = match unet.mid_block_type.as_deref() {
         None => "no middle block",
         Some("UNetMidBlock2D") => "a middle block of one ResNet block",
@@ -751,119 +758,177 @@ fn adapter(path: &Path, table: &Table, files: &dyn Files) -> Report {
     let mut report = tensors(path, table, files);
     // The layers that an adapter names are as many as the model's: together they say as much.
     let all = vec![group("adapter", table.tensors.values())];
-    if CustomDiffusion::is(table) {
-        report.kind = Kind::CustomDiffusion;
-        report.parts = all;
-        let layers: BTreeSet<&str> = table
-            .tensors
-            .keys()
-            .filter_map(|name| name.split_once(".processor.").map(|(layer, _)| layer))
-            .collect();
-        let keys = table
-            .tensors
-            .iter()
-            .find(|(name, _)| name.ends_with("to_k_custom_diffusion.weight"));
-        let width = keys.and_then(|(_, stored)| stored.shape.get(1).copied());
-        report.family = width.map(fits);
-        report.adapter = Some(AdapterReport {
-            dialect: "diffusers".into(),
-            ranks: None,
-            alphas: None,
-            unet_layers: layers.len(),
-            text_layers: 0,
-            tokens: beside(path, files),
-        });
-        if table
-            .tensors
-            .keys()
-            .any(|name| name.contains("to_q_custom_diffusion"))
-        {
-            report
-                .notes
-                .push("it changes queries and outputs too, not only keys and values".into());
-        }
-        return report;
-    }
-    match Lora::read(path, files) {
-        Ok(lora) => {
-            report.kind = Kind::Lora;
-            report.parts = all;
-            report.family = lora.text_width().map(fits);
-            let is_text =
-                |name: &str| name.starts_with("lora_te") || name.starts_with("text_encoder");
-            let text_layers = lora.modules.keys().filter(|name| is_text(name)).count();
-            let alphas: Vec<f64> = lora
-                .modules
-                .values()
-                .map(|factors| {
-                    factors.scale * factors.down.shape.first().copied().unwrap_or(0) as f64
-                })
-                .collect();
-            let least = alphas.iter().copied().reduce(f64::min);
-            let most = alphas.iter().copied().reduce(f64::max);
-            report.adapter = Some(AdapterReport {
-                dialect: lora.dialect.name().to_owned(),
-                ranks: lora.ranks(),
-                alphas: least.zip(most),
-                unet_layers: lora.modules.len() - text_layers,
-                text_layers,
-                tokens: trained_on(path, table, files),
-            });
-            if !lora.strays.is_empty() {
-                report.notes.push(format!(
-                    "{} tensors belong to no pair of factors, such as `{}`",
-                    lora.strays.len(),
-                    lora.strays[0]
-                ));
-            }
-            return report;
-        }
-        // One that nearly is one says why it is none.
-        Err(e) => {
-            let marks = [
-                ".lora_",
-                "_lora.",
-                ".hada_",
-                ".lokr_",
-                ".dora_scale",
-                ".alpha",
-                ".on_input",
-            ];
-            let near = |name: &String| marks.iter().any(|mark| name.contains(mark));
-            if table.tensors.keys().any(near) {
-                report.parts = all;
+    match dialect::keys(table) {
+        Keys::CustomDiffusion => custom(path, table, files, &mut report),
+        Keys::Layers => match Lora::of(path, table, files) {
+            Ok(lora) => layers(&lora, path, table, files, &mut report),
+            Err(e) => report.notes.push(e.to_string()),
+        },
+        // What it is, in the words of the op that refuses it.
+        Keys::Other(..) | Keys::Family(..) => {
+            if let Err(e) = Lora::of(path, table, files) {
                 report.notes.push(e.to_string());
-                return report;
             }
         }
-    }
-    if let Some((dialect, tokens, widths)) = inversion(path, table) {
-        // CLIP has 77 positions in every model, two of which are begin and end.
-        const ROOM: usize = 75;
-        for (token, vectors) in tokens.iter().filter(|(_, vectors)| *vectors > ROOM) {
-            report.notes.push(format!(
-                "{token:?} has {vectors} vectors, and a prompt has room for {ROOM}: it cannot be applied"
-            ));
+        Keys::Unknown => {
+            let Some(inversion) = inversion(path, table) else {
+                return report;
+            };
+            embeddings(inversion, &mut report);
         }
-        report.kind = Kind::TextualInversion;
-        report.parts = all;
-        report.family = Some(match widths.as_slice() {
-            [768] => "Stable Diffusion 1".into(),
-            [1024] => "Stable Diffusion 2".into(),
-            [768, 1280] => "Stable Diffusion XL".into(),
-            [width] => format!("a text encoder of {width} features"),
-            widths => format!("text encoders of {widths:?} features"),
-        });
-        report.adapter = Some(AdapterReport {
-            dialect: dialect.into(),
-            ranks: None,
-            alphas: None,
-            unet_layers: 0,
-            text_layers: 0,
-            tokens,
-        });
     }
+    report.parts = all;
     report
+}
+
+fn custom(path: &Path, table: &Table, files: &dyn Files, report: &mut Report) {
+    report.kind = Kind::CustomDiffusion;
+    let tensors = CustomDiffusion::tensors(table);
+    let layers: BTreeSet<&str> = tensors
+        .iter()
+        .filter_map(|(name, _)| name.split_once(".attn2.").map(|(layer, _)| layer))
+        .collect();
+    let keys = tensors
+        .iter()
+        .find(|(name, _)| name.ends_with("attn2.to_k.weight"));
+    let width = keys.and_then(|(_, stored)| stored.shape.get(1).copied());
+    report.family = width.map(fits);
+    let (own, mut tokens) = match inversion(path, table) {
+        Some((_, tokens, _)) => (true, tokens),
+        None => (false, Vec::new()),
+    };
+    if tokens.is_empty() {
+        tokens = beside(path, files);
+    }
+    report.adapter = Some(AdapterReport {
+        dialect: if own { "Custom Diffusion" } else { "diffusers" }.into(),
+        kinds: BTreeMap::new(),
+        ranks: None,
+        alphas: None,
+        unet_layers: layers.len(),
+        text_layers: 0,
+        unmatched: Vec::new(),
+        tokens,
+    });
+    if tensors.iter().any(|(name, _)| name.contains(".to_q.")) {
+        report
+            .notes
+            .push("it changes queries and outputs too, not only keys and values".into());
+    }
+    if own {
+        report
+            .notes
+            .push("its tokens are added by `apply_textual_inversion` with the same file".into());
+    }
+}
+
+/// A LoRA, as `apply_lora` reads it: held against the published model of its family, as far as that is known.
+fn layers(lora: &Lora, path: &Path, table: &Table, files: &dyn Files, report: &mut Report) {
+    report.kind = Kind::Lora;
+    let text_layers = lora.modules.keys().filter(|name| dialect::is_text(name));
+    let text_layers = text_layers.count();
+    let fitted = fitted(lora);
+    report.family = match &fitted {
+        Some((family, _)) => Some((*family).to_owned()),
+        None => lora.text_width().map(fits),
+    };
+    let (unet_layers, text_layers, unmatched) = match fitted {
+        Some((_, fitted)) => {
+            let (unet, texts) = fitted.layers();
+            (unet, texts.iter().sum(), fitted.unmatched)
+        }
+        None => (
+            lora.modules.len() - text_layers,
+            text_layers,
+            lora.strays.clone(),
+        ),
+    };
+    if !unmatched.is_empty() {
+        report.notes.push(format!(
+            "{} names are of no layer, and left out: {}",
+            unmatched.len(),
+            some_of(&unmatched)
+        ));
+    }
+    let mut tokens = trained_on(path, table, files);
+    if !lora.tokens.is_empty() {
+        tokens.extend(
+            lora.tokens
+                .iter()
+                .map(|token| (token.token.clone(), token.vectors())),
+        );
+        report.notes.push(
+            "embeddings inside are added by `apply_textual_inversion` with the same file".into(),
+        );
+    }
+    report.adapter = Some(AdapterReport {
+        dialect: lora.dialect.name().to_owned(),
+        kinds: lora.kinds(),
+        ranks: lora.ranks(),
+        alphas: lora.alphas(),
+        unet_layers,
+        text_layers,
+        unmatched,
+        tokens,
+    });
+}
+
+/// The published models that an adapter may be for.
+const FAMILIES: [(&str, Published); 3] = [
+    ("Stable Diffusion 1", Published::Sd1),
+    ("Stable Diffusion 2", Published::Sd2),
+    ("Stable Diffusion XL", Published::Sdxl),
+];
+
+/// The one family whose published model a LoRA fits, and how. One that leaves cross-attention as it is may fit several: then
+/// the one with the most layers, if there is one.
+fn fitted(lora: &Lora) -> Option<(&'static str, Fitted)> {
+    let mut all: Vec<(&str, Fitted)> = FAMILIES
+        .into_iter()
+        .filter_map(|(family, published)| {
+            let unet = serde_json::from_str::<UnetConfig>(published.unet()).ok()?;
+            let width = lora.text_width();
+            if width.is_some_and(|width| width != unet.context_width()) {
+                return None;
+            }
+            let texts = published.text_encoders().iter();
+            let texts: Option<Vec<ClipTextConfig>> =
+                texts.map(|text| serde_json::from_str(text).ok()).collect();
+            let networks = Networks::of(&unet, &texts?).ok()?;
+            Some((family, lora.fit(&networks).ok()?))
+        })
+        .collect();
+    all.sort_by_key(|(_, fitted)| std::cmp::Reverse(fitted.matched()));
+    let tied = all.len() > 1 && all[0].1.matched() == all[1].1.matched();
+    (!tied && !all.is_empty()).then(|| all.swap_remove(0))
+}
+
+fn embeddings((dialect, tokens, widths): Inversion, report: &mut Report) {
+    // CLIP has 77 positions in every model, two of which are begin and end.
+    const ROOM: usize = 75;
+    for (token, vectors) in tokens.iter().filter(|(_, vectors)| *vectors > ROOM) {
+        report.notes.push(format!(
+            "{token:?} has {vectors} vectors, and a prompt has room for {ROOM}: it cannot be applied"
+        ));
+    }
+    report.kind = Kind::TextualInversion;
+    report.family = Some(match widths.as_slice() {
+        [768] => "Stable Diffusion 1".into(),
+        [1024] => "Stable Diffusion 2".into(),
+        [768, 1280] => "Stable Diffusion XL".into(),
+        [width] => format!("a text encoder of {width} features"),
+        widths => format!("text encoders of {widths:?} features"),
+    });
+    report.adapter = Some(AdapterReport {
+        dialect: dialect.into(),
+        kinds: BTreeMap::new(),
+        ranks: None,
+        alphas: None,
+        unet_layers: 0,
+        text_layers: 0,
+        unmatched: Vec::new(),
+        tokens,
+    });
 }
 
 type Inversion = (&'static str, Vec<(String, usize)>, Vec<usize>);

@@ -15,8 +15,8 @@ use crate::checkpoint::dialects;
 use crate::checkpoint::layout::{
     self, Layout, Part, Settings, Sources, TOKENIZER_FILES, Vocabulary, WeightFiles, read_text,
 };
-use crate::checkpoint::memory::Memory;
-use crate::checkpoint::weights::{Changes, LowRank, Maps, Shared, Stored, Table, Tensors, Weights};
+use crate::checkpoint::memory::{Claim, Memory};
+use crate::checkpoint::weights::{Changes, Edit, Maps, Shared, Stored, Table, Tensors, Weights};
 use crate::networks::clip::{ClipText, ClipTextConfig, Layer};
 use crate::networks::preview::LinearMap;
 use crate::networks::unet::{Shown, SiteInfo, Unet, UnetConfig};
@@ -849,6 +849,8 @@ fn drop_part<T>(slot: &Network<T>) {
 struct Loaded<T> {
     network: Arc<T>,
     _tensors: Arc<Tensors>,
+    /// The room of tensors that are this model's own.
+    _own: Option<Claim>,
 }
 
 /// A network that is loaded when it is first used.
@@ -1044,19 +1046,19 @@ impl Checkpoint {
         }
     }
 
-    /// The same model, a LoRA added to the layers of its U-Net and of its text encoders. The base's tensors are shared;
-    /// the factors are applied beside them. `id` stands for both.
+    /// The same model with edits of tensors of its U-Net and of its text encoders, by name. The base's tensors are shared;
+    /// low-rank factors are applied beside them, other edits merged into copies. `id` stands for both.
     #[must_use]
-    pub fn with_low_rank(
+    pub fn with_edits(
         &self,
         id: String,
-        unet: BTreeMap<String, LowRank>,
-        texts: Vec<BTreeMap<String, LowRank>>,
+        unet: BTreeMap<String, Edit>,
+        texts: Vec<BTreeMap<String, Edit>>,
     ) -> Self {
-        let added = |changes: &Arc<Changes>, factors: BTreeMap<String, LowRank>| {
+        let added = |changes: &Arc<Changes>, edits: BTreeMap<String, Edit>| {
             let mut changes = Changes::clone(changes);
-            for (layer, factor) in factors {
-                changes.low_rank.entry(layer).or_default().push(factor);
+            for (tensor, edit) in edits {
+                changes.edits.entry(tensor).or_default().push(edit);
             }
             Arc::new(changes)
         };
@@ -1065,9 +1067,9 @@ impl Checkpoint {
             model.unet_changes = added(&model.unet_changes, unet);
             model.unet = Arc::default();
         }
-        for (i, factors) in texts.into_iter().enumerate() {
-            if !factors.is_empty() && i < model.texts.len() {
-                model.text_changes[i] = added(&model.text_changes[i], factors);
+        for (i, edits) in texts.into_iter().enumerate() {
+            if !edits.is_empty() && i < model.texts.len() {
+                model.text_changes[i] = added(&model.text_changes[i], edits);
                 model.texts[i] = Arc::default();
             }
         }
@@ -1208,9 +1210,15 @@ impl Checkpoint {
                 self.kernel.clone(),
             )
                 .with(changes.clone());
+            // What adapters are merged into is held beside the base's.
+            let merged = changes.merged_bytes(dtype.size_in_bytes()) as u64;
+            let own = (merged > 0)
+                .then(|| self.memory.claim(&format!("adapted {what} of {whose} ({dtype:?})"), merged, host))
+                .transpose()?;
             Ok(Loaded {
                 network: Arc::new(build(&weights)?),
                 _tensors: tensors,
+                _own: own,
             })
         })?;
         Ok(loaded.network.clone())

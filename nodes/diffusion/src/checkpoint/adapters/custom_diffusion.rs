@@ -2,13 +2,15 @@
 //! self-attention of the method's two stages is the base's. Some files change queries and outputs too.
 //!
 //! Keys are those that diffusers' attention processors write: `.. .attn2.processor.to_k_custom_diffusion.weight`, and
-//! `to_v_`, `to_q_`, `to_out_custom_diffusion.0`.
+//! `to_v_`, `to_q_`, `to_out_custom_diffusion.0`; or those of the original code's `delta.bin`, a dictionary of `unet` (the
+//! weights by their names in diffusers' U-Net) and `modifier_token`, whose embeddings `apply_textual_inversion` takes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use retouch_graph::Files;
 
+use super::dialect::{self, CUSTOM, DELTA, Keys};
 use super::{Networks, file_in, in_words, some_of};
 use crate::checkpoint::weights::{Stored, Table};
 use crate::{Error, Result};
@@ -19,8 +21,13 @@ pub const FILES: [&str; 2] = [
     "pytorch_custom_diffusion_weights.bin",
 ];
 
-/// What marks the tensors of this kind of adapter.
-const MARK: &str = "_custom_diffusion";
+/// The tensor of the U-Net that a key names.
+fn layer(key: &str) -> String {
+    key.strip_prefix("unet.")
+        .unwrap_or(key)
+        .replace(".processor", "")
+        .replace(CUSTOM, "")
+}
 
 /// A Custom Diffusion file whose layers were found in a model.
 #[derive(Clone, Debug)]
@@ -43,7 +50,18 @@ impl CustomDiffusion {
     /// Whether a file's tensors are of this kind.
     #[must_use]
     pub fn is(table: &Table) -> bool {
-        table.tensors.keys().any(|name| name.contains(MARK))
+        dialect::keys(table) == Keys::CustomDiffusion
+    }
+
+    /// The tensors of the U-Net that a table of this kind has, by their names there.
+    #[must_use]
+    pub fn tensors(table: &Table) -> Vec<(String, &Stored)> {
+        let [_, tokens] = DELTA;
+        let tensors = table.tensors.iter();
+        tensors
+            .filter(|(key, _)| !key.starts_with(tokens))
+            .map(|(key, stored)| (layer(key), stored))
+            .collect()
     }
 
     /// Reads a file and finds its layers in a model.
@@ -59,18 +77,14 @@ impl CustomDiffusion {
         let names: Vec<String> = table.tensors.keys().cloned().collect();
         if !Self::is(&table) {
             return Err(bad(format!(
-                "is not of Custom Diffusion: it has no tensors `to_k{MARK}`, but {}",
+                "is not of Custom Diffusion: it has no tensors `to_k{CUSTOM}`, but {}",
                 some_of(&names)
             )));
         }
         let mut replaced = BTreeMap::new();
         let mut unmatched = Vec::new();
-        for (name, stored) in &table.tensors {
-            let plain = name
-                .strip_prefix("unet.")
-                .unwrap_or(name)
-                .replace(".processor", "")
-                .replace(MARK, "");
+        for (plain, stored) in Self::tensors(&table) {
+            let name = &stored.name;
             let Some(shape) = networks.unet.get(&plain) else {
                 unmatched.push(name.clone());
                 continue;

@@ -1,17 +1,19 @@
-//! LoRA (Hu et al. 2021): low-rank additions to the weights of layers, in the key dialects that are in use.
+//! Changes of layers: LoRA (Hu et al. 2021) and its relatives, in the key dialects that are in use ([`super::dialect`]).
 //!
-//! | dialect | U-Net | text encoders |
+//! | kind | tensors of a module | the weight W' |
 //! | --- | --- | --- |
-//! | diffusers | `unet.mid_block.attentions.0.proj_in.lora_A.weight` | `text_encoder.`, `text_encoder_2.` |
-//! | PEFT | `base_model.model.mid_block. ..`, with `adapter_config.json` beside | |
-//! | diffusers, attention processors | `unet. .. .attn1.processor.to_q_lora.down.weight`, without `unet.` too | `text_encoder. .. .q_proj.lora_linear_layer.down.weight`, `.to_q_lora.down.weight` |
-//! | kohya | `lora_unet_mid_block_attentions_0_proj_in.lora_down.weight`, or by the numbers of the original layout | `lora_te_`, `lora_te1_`, `lora_te2_` |
+//! | LoRA, LoCon | `lora_down`, `lora_up` (`lora_A`, `lora_B`) | `W + alpha / R up down` |
+//! | LoRA with a Tucker core | and `lora_mid` | `W + alpha / R sum_ij up[., i] mid[i, j, ..] down[j, .]` |
+//! | LoHa | `hada_w1_a`, `_b`, `hada_w2_a`, `_b`, `hada_t1`, `_t2` | `W + alpha / R (w1_a w1_b) * (w2_a w2_b)` |
+//! | LoKr | `lokr_w1`, `lokr_w2`, or `_a`, `_b` of each, `lokr_t2` | `W + alpha / R kron(w1, w2)`; two whole matrices: without `alpha / R` |
+//! | full difference | `diff`, `diff_b`; of norms `w_norm`, `b_norm` | `W + diff` |
+//! | DoRA | of any of these, and `dora_scale` (`lora_magnitude_vector`) | `m V / norm(V)`, V being the weight above |
 //!
-//! A layer's weight counts as `W + weight alpha / R up down`. alpha is a tensor of the file (kohya), an entry of its
+//! A weight of 0.8 of the op is `W + 0.8 (W' - W)`. alpha is a tensor of the file (kohya, LyCORIS), an entry of its
 //! metadata or of `adapter_config.json` (PEFT; its `alpha_pattern` are regular expressions, of which the first that matches
 //! counts), and R, the rank, where nobody says it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use fancy_regex::Regex;
@@ -19,11 +21,14 @@ use indexmap::IndexMap;
 use retouch_graph::Files;
 use serde::Deserialize;
 
-use super::{Networks, file_in, in_words, scalar, some_of, textual_inversion};
+use super::dialect::{self, Keys, Names, Network, Part, Role};
+use super::textual_inversion::{self, LearnedToken};
+use super::{Networks, file_in, in_words, scalar, some_of};
 use crate::checkpoint::layout::read_text;
-use crate::checkpoint::ldm;
-use crate::checkpoint::weights::{LowRank, Stored, Table, bare};
+use crate::checkpoint::weights::{Delta, Edit, Factor, Magnitude, Stored, Table};
 use crate::{Error, Result};
+
+pub use super::dialect::Dialect;
 
 /// The names of files in a folder that holds a LoRA: those that diffusers and PEFT write.
 pub const FILES: [&str; 4] = [
@@ -37,82 +42,136 @@ pub const CONFIG: &str = "adapter_config.json";
 /// Where diffusers keeps PEFT's configurations in the file's metadata.
 const METADATA: &str = "lora_adapter_metadata";
 
-/// The key dialects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dialect {
-    /// diffusers, by way of PEFT.
-    Diffusers,
-    /// PEFT alone.
-    Peft,
-    /// diffusers before PEFT.
-    Processors,
-    /// kohya's scripts, and most that is shared.
-    Kohya,
+/// What one tensor of a model is changed by.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The difference.
+    pub delta: Delta,
+    /// What it is multiplied with: alpha / R, or 1.
+    pub scale: f64,
+    /// Learned norms, of DoRA.
+    pub magnitude: Option<Magnitude>,
 }
 
-impl Dialect {
-    /// Its name for people.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Diffusers => "diffusers",
-            Self::Peft => "PEFT",
-            Self::Processors => "diffusers, attention processors",
-            Self::Kohya => "kohya",
+impl Change {
+    fn plain(delta: Delta, scale: f64) -> Self {
+        Self {
+            delta,
+            scale,
+            magnitude: None,
         }
+    }
+
+    /// What it is called.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match (&self.delta, &self.magnitude) {
+            (Delta::LowRank { .. }, Some(_)) => "DoRA",
+            (Delta::LowRank { mid: Some(_), .. }, None) => "LoRA with a Tucker core",
+            (Delta::LowRank { .. }, None) => "LoRA",
+            (Delta::Hadamard { .. }, None) => "LoHa",
+            (Delta::Hadamard { .. }, Some(_)) => "LoHa with magnitudes (DoHa)",
+            (Delta::Kronecker { .. }, None) => "LoKr",
+            (Delta::Kronecker { .. }, Some(_)) => "LoKr with magnitudes (DoKr)",
+            (Delta::Full(_), _) => "full difference",
+        }
+    }
+
+    /// The tensors that it is stored in.
+    #[must_use]
+    pub fn tensors(&self) -> Vec<&Stored> {
+        let magnitude = self.magnitude.as_ref().map(Magnitude::tensor);
+        self.delta.tensors().into_iter().chain(magnitude).collect()
+    }
+
+    fn fits(&self, shape: &[usize]) -> bool {
+        let magnitude = self.magnitude.as_ref();
+        self.delta.fits(shape) && magnitude.is_none_or(|magnitude| magnitude.fits(shape))
     }
 }
 
-/// The two factors for one layer.
-#[derive(Clone, Debug)]
-pub struct Factors {
-    /// `[R, in, ..]`.
-    pub down: Stored,
-    /// `[out, R, ..]`.
-    pub up: Stored,
-    /// What the product is multiplied with: alpha / R.
-    pub scale: f64,
+/// What a module of a file changes: the weight of its layer, the bias, or both.
+#[derive(Clone, Debug, Default)]
+pub struct Module {
+    /// Of the layer's weight.
+    pub weight: Option<Change>,
+    /// Of its bias.
+    pub bias: Option<Change>,
 }
 
-/// A LoRA file.
+impl Module {
+    fn changes(&self) -> impl Iterator<Item = (&'static str, &Change)> + Clone {
+        let weight = self.weight.iter().map(|change| ("weight", change));
+        weight.chain(self.bias.iter().map(|change| ("bias", change)))
+    }
+}
+
+/// A file of changes of layers.
 #[derive(Clone, Debug)]
 pub struct Lora {
     /// The file.
     pub file: PathBuf,
     /// How its keys are written.
     pub dialect: Dialect,
-    /// The factors by the name that the file has for their layer.
-    pub modules: BTreeMap<String, Factors>,
-    /// Keys that belong to no pair of factors.
+    /// What it changes, by the name that the file has for the layer.
+    pub modules: BTreeMap<String, Module>,
+    /// Keys that belong to no change.
     pub strays: Vec<String>,
+    /// The tokens whose embeddings are in the file: `apply_textual_inversion` adds them.
+    pub tokens: Vec<LearnedToken>,
 }
 
 /// A LoRA whose layers were found in a model.
 #[derive(Clone, Debug, Default)]
 pub struct Fitted {
-    /// Factors for layers of the U-Net.
-    pub unet: BTreeMap<String, Factors>,
-    /// Factors for layers of each text encoder.
-    pub texts: Vec<BTreeMap<String, Factors>>,
+    /// Changes of tensors of the U-Net, by name.
+    pub unet: BTreeMap<String, Change>,
+    /// Changes of tensors of each text encoder.
+    pub texts: Vec<BTreeMap<String, Change>>,
     /// Names in the file that the model has no layer for.
     pub unmatched: Vec<String>,
 }
 
+/// The number of layers whose tensors these are.
+fn layers(changes: &BTreeMap<String, Change>) -> usize {
+    let mut layers: Vec<&str> = changes
+        .keys()
+        .filter_map(|name| Some(name.rsplit_once('.')?.0))
+        .collect();
+    layers.dedup();
+    layers.len()
+}
+
 impl Fitted {
+    /// Layers of the U-Net that are changed, and of each text encoder.
+    #[must_use]
+    pub fn layers(&self) -> (usize, Vec<usize>) {
+        (layers(&self.unet), self.texts.iter().map(layers).collect())
+    }
+
     /// Layers that the model has.
     #[must_use]
     pub fn matched(&self) -> usize {
-        self.unet.len() + self.texts.iter().map(BTreeMap::len).sum::<usize>()
+        let (unet, texts) = self.layers();
+        unet + texts.iter().sum::<usize>()
+    }
+
+    /// All changes.
+    pub fn changes(&self) -> impl Iterator<Item = &Change> {
+        self.texts
+            .iter()
+            .chain([&self.unet])
+            .flat_map(BTreeMap::values)
     }
 
     /// One line for people: what was found where.
     #[must_use]
     pub fn summary(&self) -> String {
-        let texts: usize = self.texts.iter().map(BTreeMap::len).sum();
+        let (unet, texts) = self.layers();
+        let texts: usize = texts.iter().sum();
         format!(
-            "{} layers matched ({} of the U-Net, {texts} of text encoders), {} unmatched",
-            self.matched(),
-            self.unet.len(),
+            "{} layers matched ({unet} of the U-Net, {texts} of text encoders), {} unmatched",
+            unet + texts,
             self.unmatched.len()
         )
     }
@@ -125,43 +184,72 @@ struct PeftConfig {
     lora_alpha: Option<f64>,
     #[serde(default)]
     alpha_pattern: IndexMap<String, f64>,
+    /// What LoHa and LoKr call it.
+    #[serde(default)]
+    alpha: Option<f64>,
+    #[serde(default)]
+    r: Option<f64>,
+    #[serde(default)]
+    rank_pattern: IndexMap<String, f64>,
     #[serde(default)]
     use_rslora: bool,
     #[serde(default)]
     use_dora: bool,
 }
 
-/// PEFT's configuration with its patterns ready to match. `rank_pattern` is not needed: a rank is that of the factors.
+/// PEFT's configuration with its patterns ready to match. A rank is that of the factors where there are any.
 #[derive(Debug)]
-struct PeftAlphas {
-    all: Option<f64>,
-    own: Vec<(Pattern, f64)>,
+struct PeftConfiguration {
+    alpha: Option<f64>,
+    alphas: Vec<(Pattern, f64)>,
+    rank: Option<f64>,
+    ranks: Vec<(Pattern, f64)>,
     use_rslora: bool,
+    use_dora: bool,
 }
 
-impl PeftAlphas {
+impl PeftConfiguration {
     /// # Errors
     /// What is wrong with a pattern.
     fn new(config: PeftConfig) -> Result<Self, String> {
-        let own = config.alpha_pattern.into_iter();
+        let patterns = |patterns: IndexMap<String, f64>| -> Result<Vec<_>, String> {
+            let patterns = patterns.into_iter();
+            patterns
+                .map(|(pattern, number)| Ok((Pattern::new(&pattern)?, number)))
+                .collect()
+        };
         Ok(Self {
-            all: config.lora_alpha,
-            own: own
-                .map(|(pattern, alpha)| Ok((Pattern::new(&pattern)?, alpha)))
-                .collect::<Result<_, String>>()?,
+            alpha: config.lora_alpha.or(config.alpha),
+            alphas: patterns(config.alpha_pattern)?,
+            rank: config.r,
+            ranks: patterns(config.rank_pattern)?,
             use_rslora: config.use_rslora,
+            use_dora: config.use_dora,
         })
     }
 
     /// alpha of a module: that of the first pattern that matches its name, else the one for all.
     fn alpha(&self, module: &str) -> Result<Option<f64>, String> {
-        for (pattern, alpha) in &self.own {
-            if pattern.matches(module)? {
-                return Ok(Some(*alpha));
-            }
-        }
-        Ok(self.all)
+        of_module(&self.alphas, self.alpha, module)
     }
+
+    /// The same of ranks.
+    fn rank(&self, module: &str) -> Result<Option<f64>, String> {
+        of_module(&self.ranks, self.rank, module)
+    }
+}
+
+fn of_module(
+    own: &[(Pattern, f64)],
+    all: Option<f64>,
+    module: &str,
+) -> Result<Option<f64>, String> {
+    for (pattern, number) in own {
+        if pattern.matches(module)? {
+            return Ok(Some(*number));
+        }
+    }
+    Ok(all)
 }
 
 /// A pattern of `alpha_pattern`: a regular expression P that is matched as `(.*\.)?(P)$` from the beginning of a module's
@@ -212,70 +300,6 @@ impl Pattern {
     }
 }
 
-/// Which of a module's tensors a key names.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Down,
-    Up,
-    Alpha,
-}
-
-/// The endings of keys, and which dialect writes them.
-const ENDINGS: [(&str, Role, Dialect); 15] = [
-    (".lora_A.weight", Role::Down, Dialect::Diffusers),
-    (".lora_B.weight", Role::Up, Dialect::Diffusers),
-    (".lora_A.default.weight", Role::Down, Dialect::Peft),
-    (".lora_B.default.weight", Role::Up, Dialect::Peft),
-    (
-        ".lora_linear_layer.down.weight",
-        Role::Down,
-        Dialect::Processors,
-    ),
-    (
-        ".lora_linear_layer.up.weight",
-        Role::Up,
-        Dialect::Processors,
-    ),
-    (".lora.down.weight", Role::Down, Dialect::Diffusers),
-    (".lora.up.weight", Role::Up, Dialect::Diffusers),
-    ("_lora.down.weight", Role::Down, Dialect::Processors),
-    ("_lora.up.weight", Role::Up, Dialect::Processors),
-    (".lora_down.weight", Role::Down, Dialect::Kohya),
-    (".lora_up.weight", Role::Up, Dialect::Kohya),
-    (".lora.alpha", Role::Alpha, Dialect::Diffusers),
-    ("_lora.alpha", Role::Alpha, Dialect::Processors),
-    (".alpha", Role::Alpha, Dialect::Kohya),
-];
-
-/// Parts of keys that other kinds of adapter have, and what these are called.
-const OTHERS: [(&str, &str); 9] = [
-    (".hada_w1", "LoHa"),
-    (".lokr_w", "LoKr"),
-    (".dora_scale", "DoRA"),
-    (".lora_magnitude_vector", "DoRA"),
-    (".lora_mid.", "a Tucker decomposition (LoCon with lora_mid)"),
-    (".oft_", "OFT"),
-    (".boft_", "BOFT"),
-    (".on_input", "IA3"),
-    (".a1.weight", "GLoRA"),
-];
-
-/// Parts of keys that adapters of other families have, and which.
-const FAMILIES: [(&str, &str); 9] = [
-    ("single_transformer_blocks", "Flux"),
-    ("single_blocks", "Flux"),
-    ("double_blocks", "Flux"),
-    ("joint_blocks", "Stable Diffusion 3"),
-    ("lora_te3_", "Stable Diffusion 3"),
-    ("caption_projection", "PixArt"),
-    ("lora_prior_", "Stable Cascade"),
-    (
-        "transformer.transformer_blocks",
-        "Stable Diffusion 3 or Flux",
-    ),
-    ("lora_transformer_", "Stable Diffusion 3 or Flux"),
-];
-
 fn bad(file: &Path, message: impl Into<String>) -> Error {
     Error::Weights {
         file: file.to_owned(),
@@ -290,164 +314,142 @@ impl Lora {
         file_in(path, &FILES, files)
     }
 
-    /// Reads what a LoRA file has factors for.
+    /// Reads what a file changes.
     ///
     /// # Errors
-    /// When it is none, is damaged, or is an adapter of another kind.
+    /// When it changes no layers, is damaged, or is an adapter of a kind or for a family that is not built.
     pub fn read(file: &Path, files: &dyn Files) -> Result<Self> {
-        let table = Table::read(file, files)?;
-        let keys = table.tensors.keys();
-        let of_family = FAMILIES.iter().find_map(|(part, family)| {
-            let mut keys = keys.clone();
-            keys.find(|key| key.contains(part)).map(|key| (key, family))
-        });
-        if let Some((key, family)) = of_family {
-            return Err(bad(
-                file,
-                format!(
-                    "is an adapter for {family} (`{key}`), which is not built here; expected a LoRA for Stable Diffusion 1, 2 or XL"
-                ),
-            ));
-        }
-        for key in keys.clone() {
-            let differences = [".diff", ".diff_b"].iter().any(|end| key.ends_with(end));
-            let other = OTHERS.iter().find(|(part, _)| key.contains(part));
-            let other = other.map(|(_, kind)| *kind);
-            if let Some(kind) = other.or(differences.then_some("full differences of weights")) {
+        Self::of(file, &Table::read(file, files)?, files)
+    }
+
+    /// What the tensors of a file change.
+    ///
+    /// # Errors
+    /// As [`Lora::read`].
+    pub fn of(file: &Path, table: &Table, files: &dyn Files) -> Result<Self> {
+        match dialect::keys(table) {
+            Keys::Layers => {}
+            Keys::Family(family, key) => {
+                return Err(bad(
+                    file,
+                    format!(
+                        "is an adapter for {family} (`{key}`), which is not built here; expected a LoRA for Stable Diffusion 1, 2 or XL"
+                    ),
+                ));
+            }
+            Keys::Other(kind, key) => {
                 return Err(bad(
                     file,
                     format!("is {kind} (`{key}`), which is not built here; expected a LoRA"),
                 ));
             }
-        }
-        let mut dialect = None;
-        let mut strays = Vec::new();
-        let mut modules: BTreeMap<String, [Option<Stored>; 3]> = BTreeMap::new();
-        for (key, stored) in &table.tensors {
-            let found = ENDINGS
-                .iter()
-                .find_map(|(end, role, by)| Some((key.strip_suffix(end)?, *role, *by)));
-            let Some((module, role, by)) = found else {
-                strays.push(key.clone());
-                continue;
-            };
-            if role != Role::Alpha && dialect.is_none() {
-                dialect = Some(if module.starts_with("base_model.model.") {
-                    Dialect::Peft
-                } else {
-                    by
-                });
-            }
-            modules.entry(module.to_owned()).or_default()[role as usize] = Some(stored.clone());
-        }
-        // alpha may lie beside `down` under a name of its own.
-        let alphas: Vec<(String, Stored)> = modules
-            .iter()
-            .filter_map(|(name, parts)| match parts {
-                [None, None, Some(alpha)] => Some((name.clone(), alpha.clone())),
-                _ => None,
-            })
-            .collect();
-        for (name, alpha) in alphas {
-            modules.remove(&name);
-            let whose = format!("{name}.lora_linear_layer");
-            if let Some(parts) = modules.get_mut(&whose) {
-                parts[Role::Alpha as usize] = Some(alpha);
-            }
-        }
-        let Some(dialect) = dialect.filter(|_| !modules.is_empty()) else {
-            let names: Vec<String> = table.tensors.keys().cloned().collect();
-            // A file of one or two small matrices could be many things; by a token's name or the web UI's keys it is one.
-            let inversion = textual_inversion::tokens(file, &table).filter(|_| names.len() <= 8);
-            if let Some((_, tokens)) = inversion {
-                let tokens: Vec<String> = tokens.into_iter().map(|token| token.token).collect();
+            Keys::CustomDiffusion => {
                 return Err(bad(
                     file,
-                    format!(
-                        "is not a LoRA but, it seems, an embedding of textual inversion ({}): apply it with `apply_textual_inversion`",
-                        some_of(&tokens)
-                    ),
+                    "is not a LoRA but Custom Diffusion weights: apply them with `apply_custom_diffusion`",
                 ));
             }
-            return Err(bad(
-                file,
-                format!(
-                    "is not a LoRA: it has no pairs of tensors such as `lora_down` and `lora_up`, but {}",
-                    some_of(&names)
-                ),
-            ));
-        };
-        let configs = configs(file, &table, files)?;
+            Keys::Unknown => return Err(not_layers(file, table)),
+        }
+        // What is wrong with an embedding inside is for `apply_textual_inversion` to say; here its keys are strays.
+        let tokens = textual_inversion::bundled(table).and_then(Result::ok);
+        let tokens = tokens.unwrap_or_default();
+        let mut dialects: BTreeMap<Dialect, usize> = BTreeMap::new();
+        let mut strays = Vec::new();
+        let mut modules: BTreeMap<String, BTreeMap<Role, Stored>> = BTreeMap::new();
+        for (key, stored) in &table.tensors {
+            let Some((module, role, by)) = dialect::role(key) else {
+                if !textual_inversion::is_bundled(key, &tokens) {
+                    strays.push(key.clone());
+                }
+                continue;
+            };
+            if role != Role::Alpha {
+                *dialects.entry(by).or_default() += 1;
+            }
+            let module = module.strip_suffix(".lora_linear_layer").unwrap_or(module);
+            let roles = modules.entry(module.to_owned()).or_default();
+            if roles.insert(role, stored.clone()).is_some() {
+                return Err(bad(
+                    file,
+                    format!("has two tensors for `{module}` that mean the same, such as `{key}`"),
+                ));
+            }
+        }
+        modules.retain(|module, roles| {
+            let lone = roles.keys().all(|role| *role == Role::Alpha);
+            if lone {
+                strays.push(format!("{module}.alpha"));
+            }
+            !lone
+        });
+        let configs = configs(file, table, files)?;
         let modules = modules
             .into_iter()
-            .map(|(module, [down, up, alpha])| {
-                let (Some(down), Some(up)) = (down, up) else {
-                    return Err(bad(
-                        file,
-                        format!("has only one of the two factors of `{module}`: it is damaged"),
-                    ));
+            .map(|(name, roles)| {
+                let parts = Parts {
+                    file,
+                    module: &name,
+                    roles,
+                    config: configs
+                        .iter()
+                        .find(|(prefix, _)| name.starts_with(prefix.as_str()))
+                        .map(|(prefix, config)| (config, &name[prefix.len()..])),
                 };
-                let rank = down.shape.first().copied().unwrap_or(0);
-                if rank == 0 || up.shape.get(1) != Some(&rank) {
-                    return Err(bad(
-                        file,
-                        format!(
-                            "has factors of {:?} and {:?} for `{module}`: their ranks differ",
-                            down.shape, up.shape
-                        ),
-                    ));
-                }
-                let config = configs
-                    .iter()
-                    .find(|(prefix, _)| module.starts_with(prefix.as_str()))
-                    .map(|(prefix, config)| (config, &module[prefix.len()..]));
-                let alpha = match &alpha {
-                    Some(alpha) => Some(scalar(alpha, file, files)?),
-                    None => match config {
-                        Some((config, name)) => config
-                            .alpha(name)
-                            .map_err(|e| bad(file, format!("{CONFIG}: {e}")))?,
-                        None => None,
-                    },
-                };
-                let divisor = match config {
-                    Some((config, _)) if config.use_rslora => (rank as f64).sqrt(),
-                    _ => rank as f64,
-                };
-                Ok((
-                    module,
-                    Factors {
-                        down,
-                        up,
-                        scale: alpha.map_or(1.0, |alpha| alpha / divisor),
-                    },
-                ))
+                let module = parts.module(files)?;
+                Ok((name.clone(), module))
             })
-            .collect::<Result<_>>()?;
+            .collect::<Result<BTreeMap<_, _>>>()?;
+        let most = dialects.iter().max_by_key(|(_, count)| **count);
         Ok(Self {
             file: file.to_owned(),
-            dialect,
+            dialect: most.map_or(Dialect::Kohya, |(dialect, _)| *dialect),
             modules,
             strays,
+            tokens,
         })
+    }
+
+    /// All changes.
+    pub fn changes(&self) -> impl Iterator<Item = &Change> + Clone {
+        let modules = self.modules.values();
+        modules.flat_map(|module| module.changes().map(|(_, change)| change))
     }
 
     /// The smallest and the largest rank.
     #[must_use]
     pub fn ranks(&self) -> Option<(usize, usize)> {
-        let ranks = self
-            .modules
-            .values()
-            .filter_map(|factors| factors.down.shape.first().copied());
+        let ranks = self.changes().filter_map(|change| change.delta.rank());
         Some((ranks.clone().min()?, ranks.max()?))
+    }
+
+    /// The smallest and the largest alpha, as far as ranks tell.
+    #[must_use]
+    pub fn alphas(&self) -> Option<(f64, f64)> {
+        let alphas = self
+            .changes()
+            .filter_map(|change| Some(change.scale * change.delta.rank()? as f64));
+        Some((alphas.clone().reduce(f64::min)?, alphas.reduce(f64::max)?))
+    }
+
+    /// How many tensors it changes in which way.
+    #[must_use]
+    pub fn kinds(&self) -> BTreeMap<String, usize> {
+        let mut kinds = BTreeMap::new();
+        for change in self.changes() {
+            *kinds.entry(change.kind().to_owned()).or_default() += 1;
+        }
+        kinds
     }
 
     /// The width of the texts that the cross-attention of its model takes, as far as it tells.
     #[must_use]
     pub fn text_width(&self) -> Option<usize> {
         let of_key = |name: &str| name.contains("attn2") && name.contains("to_k");
-        let (_, factors) = self.modules.iter().find(|(name, _)| of_key(name))?;
-        factors.down.shape.get(1).copied()
+        self.modules.iter().find_map(|(name, module)| {
+            let change = module.weight.as_ref().filter(|_| of_key(name))?;
+            Some(change.delta.inputs())
+        })
     }
 
     /// Finds its layers in a model.
@@ -469,7 +471,7 @@ impl Lora {
             unmatched: self.strays.clone(),
             ..Fitted::default()
         };
-        for (module, factors) in &self.modules {
+        for (module, changed) in &self.modules {
             let Some((network, layer)) = names.find(module) else {
                 fitted.unmatched.push(module.clone());
                 continue;
@@ -478,24 +480,31 @@ impl Lora {
                 Network::Unet => (&networks.unet, &mut fitted.unet),
                 Network::Text(index) => (&networks.texts[index], &mut fitted.texts[index]),
             };
-            let weight = &shapes[&format!("{layer}.weight")];
-            if !fits(factors, weight) {
-                let why = other
-                    .as_ref()
-                    .map_or_else(String::new, |other| format!("; {other}"));
-                return Err(bad(
-                    &self.file,
-                    format!(
-                        "does not fit the model: `{module}` has factors of {:?} and {:?}, the layer's weight is {weight:?}{why}",
-                        factors.down.shape, factors.up.shape
-                    ),
-                ));
-            }
-            if slot.insert(layer, factors.clone()).is_some() {
-                return Err(bad(
-                    &self.file,
-                    format!("has factors for the layer of `{module}` twice"),
-                ));
+            for (part, change) in changed.changes() {
+                let name = format!("{layer}.{part}");
+                let Some(shape) = shapes.get(&name) else {
+                    fitted.unmatched.push(format!("{module} ({part})"));
+                    continue;
+                };
+                if !change.fits(shape) {
+                    let why = other
+                        .as_ref()
+                        .map_or_else(String::new, |other| format!("; {other}"));
+                    return Err(bad(
+                        &self.file,
+                        format!(
+                            "does not fit the model: `{module}` has {} ({}), the layer's {part} is {shape:?}{why}",
+                            shapes_of(change),
+                            change.kind()
+                        ),
+                    ));
+                }
+                if slot.insert(name, change.clone()).is_some() {
+                    return Err(bad(
+                        &self.file,
+                        format!("has factors for the layer of `{module}` twice"),
+                    ));
+                }
             }
         }
         if fitted.matched() == 0 {
@@ -513,19 +522,253 @@ impl Lora {
     }
 }
 
-/// PEFT's configurations, each with the prefix of the modules that it is for.
-fn configs(file: &Path, table: &Table, files: &dyn Files) -> Result<Vec<(String, PeftAlphas)>> {
-    let mut found = Vec::new();
-    let config = |value: serde_json::Value, whose: &str| -> Result<PeftAlphas> {
-        let config: PeftConfig = serde_json::from_value(value)
-            .map_err(|e| bad(file, format!("{whose} is not PEFT's configuration: {e}")))?;
-        if config.use_dora {
+/// The shapes of a change's tensors, for people.
+fn shapes_of(change: &Change) -> String {
+    let shapes: Vec<String> = change
+        .tensors()
+        .iter()
+        .map(|stored| format!("{:?}", stored.shape))
+        .collect();
+    match shapes.as_slice() {
+        [one] => format!("a difference of {one}"),
+        [rest @ .., last] => format!("factors of {} and {last}", rest.join(", ")),
+        [] => "nothing".to_owned(),
+    }
+}
+
+/// Why a file changes no layers.
+fn not_layers(file: &Path, table: &Table) -> Error {
+    let names: Vec<String> = table.tensors.keys().cloned().collect();
+    // A file of one or two small matrices could be many things; by a token's name or the web UI's keys it is one.
+    let inversion = textual_inversion::tokens(file, table).filter(|_| names.len() <= 8);
+    if let Some((_, tokens)) = inversion {
+        let tokens: Vec<String> = tokens.into_iter().map(|token| token.token).collect();
+        return bad(
+            file,
+            format!(
+                "is not a LoRA but, it seems, an embedding of textual inversion ({}): apply it with `apply_textual_inversion`",
+                some_of(&tokens)
+            ),
+        );
+    }
+    bad(
+        file,
+        format!(
+            "is not a LoRA: it has no pairs of tensors such as `lora_down` and `lora_up`, but {}",
+            some_of(&names)
+        ),
+    )
+}
+
+/// The tensors of a module, and what PEFT's configuration says of it.
+struct Parts<'a> {
+    file: &'a Path,
+    module: &'a str,
+    roles: BTreeMap<Role, Stored>,
+    config: Option<(&'a PeftConfiguration, &'a str)>,
+}
+
+impl Parts<'_> {
+    fn get(&self, role: Role) -> Option<Stored> {
+        self.roles.get(&role).cloned()
+    }
+
+    fn both(&self, a: Role, b: Role) -> Result<Option<(Stored, Stored)>> {
+        match (self.get(a), self.get(b)) {
+            (Some(a), Some(b)) => Ok(Some((a, b))),
+            (None, None) => Ok(None),
+            _ => Err(bad(
+                self.file,
+                format!(
+                    "has only one of the two factors of `{}`: it is damaged",
+                    self.module
+                ),
+            )),
+        }
+    }
+
+    /// How the weight is changed.
+    fn delta(&self) -> Result<Option<Delta>> {
+        let low_rank = self.both(Role::Down, Role::Up)?;
+        let hada = |part| Role::Hada(part);
+        let first = self.both(hada(Part::W1A), hada(Part::W1B))?;
+        let second = self.both(hada(Part::W2A), hada(Part::W2B))?;
+        let hadamard = match (first, second) {
+            (Some(first), Some(second)) => Some(Delta::Hadamard {
+                first,
+                second,
+                cores: self.both(hada(Part::T1), hada(Part::T2))?,
+            }),
+            (None, None) => None,
+            _ => return Err(self.damaged()),
+        };
+        let lokr = |part| Role::Lokr(part);
+        let factor = |whole, a, b| -> Result<Option<Factor>> {
+            match (self.get(lokr(whole)), self.both(lokr(a), lokr(b))?) {
+                (Some(whole), None) => Ok(Some(Factor::Whole(whole))),
+                (None, Some((a, b))) => Ok(Some(Factor::Product(a, b))),
+                (None, None) => Ok(None),
+                (Some(_), Some(_)) => Err(self.damaged()),
+            }
+        };
+        let kronecker = match (
+            factor(Part::W1, Part::W1A, Part::W1B)?,
+            factor(Part::W2, Part::W2A, Part::W2B)?,
+        ) {
+            (Some(first), Some(second)) => Some(Delta::Kronecker {
+                first,
+                second,
+                core: self.get(lokr(Part::T2)),
+            }),
+            (None, None) => None,
+            _ => return Err(self.damaged()),
+        };
+        let low_rank = low_rank.map(|(down, up)| Delta::LowRank {
+            down,
+            up,
+            mid: self.get(Role::Mid),
+        });
+        let found: Vec<Delta> = [
+            low_rank,
+            hadamard,
+            kronecker,
+            self.get(Role::Diff).map(Delta::Full),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        if found.len() > 1 {
             return Err(bad(
-                file,
-                format!("{whose} says that it is DoRA, which is not built here; expected a LoRA"),
+                self.file,
+                format!("changes `{}` in two ways at once", self.module),
             ));
         }
-        PeftAlphas::new(config).map_err(|e| bad(file, format!("{whose}: {e}")))
+        Ok(found.into_iter().next())
+    }
+
+    fn damaged(&self) -> Error {
+        bad(
+            self.file,
+            format!(
+                "has only a part of the tensors for `{}`: it is damaged",
+                self.module
+            ),
+        )
+    }
+
+    /// alpha / R, or 1 where nobody says alpha.
+    fn scale(&self, delta: &Delta, files: &dyn Files) -> Result<f64> {
+        let peft = |message: String| bad(self.file, format!("{CONFIG}: {message}"));
+        let from_config = match &self.config {
+            Some((config, name)) => config.alpha(name).map_err(peft)?,
+            None => None,
+        };
+        let rank = match (delta.rank(), &self.config) {
+            (Some(rank), _) => rank as f64,
+            (None, Some((config, name))) if matches!(delta, Delta::Kronecker { .. }) => {
+                // PEFT divides by its setting, LyCORIS by nothing.
+                match config.rank(name).map_err(peft)? {
+                    Some(rank) => rank,
+                    None => return Ok(1.0),
+                }
+            }
+            _ => return Ok(1.0),
+        };
+        let alpha = match self.get(Role::Alpha) {
+            Some(alpha) => Some(scalar(&alpha, self.file, files)?),
+            None => from_config,
+        };
+        let divisor = match &self.config {
+            Some((config, _)) if config.use_rslora => rank.sqrt(),
+            _ => rank,
+        };
+        Ok(alpha.map_or(1.0, |alpha| alpha / divisor))
+    }
+
+    fn module(&self, files: &dyn Files) -> Result<Module> {
+        let mut module = Module::default();
+        if let Some(delta) = self.delta()? {
+            if let Delta::LowRank {
+                down,
+                up,
+                mid: None,
+            } = &delta
+            {
+                let rank = down.shape.first().copied().unwrap_or(0);
+                if rank == 0 || up.shape.get(1) != Some(&rank) {
+                    return Err(bad(
+                        self.file,
+                        format!(
+                            "has factors of {:?} and {:?} for `{}`: their ranks differ",
+                            down.shape, up.shape, self.module
+                        ),
+                    ));
+                }
+            }
+            let scale = self.scale(&delta, files)?;
+            module.bias = self
+                .get(Role::UpBias)
+                .map(|bias| Change::plain(Delta::Full(bias), scale));
+            module.weight = Some(Change {
+                magnitude: self.magnitude()?,
+                ..Change::plain(delta, scale)
+            });
+        }
+        if let Some(bias) = self.get(Role::DiffBias) {
+            module.bias = Some(Change::plain(Delta::Full(bias), 1.0));
+        }
+        if module.weight.is_none() && module.bias.is_none() {
+            return Err(self.damaged());
+        }
+        let promised = self.config.is_some_and(|(config, _)| config.use_dora);
+        if promised
+            && module
+                .weight
+                .as_ref()
+                .is_some_and(|w| w.magnitude.is_none())
+        {
+            return Err(bad(
+                self.file,
+                format!(
+                    "says that it is DoRA (`use_dora`), and has no magnitudes for `{}`: it is damaged",
+                    self.module
+                ),
+            ));
+        }
+        Ok(module)
+    }
+
+    /// Norms of rows or of columns. PEFT has rows, `[out]`, in convolutions `[1, out, 1, 1]`; LyCORIS `[out, 1, ..]` or
+    /// `[1, in, ..]`.
+    fn magnitude(&self) -> Result<Option<Magnitude>> {
+        let (stored, peft) = match (self.get(Role::DoraScale), self.get(Role::Magnitude)) {
+            (Some(scale), None) => (scale, false),
+            (None, Some(magnitude)) => (magnitude, true),
+            (None, None) => return Ok(None),
+            (Some(_), Some(_)) => return Err(self.damaged()),
+        };
+        let along_columns = stored.shape.len() > 1 && stored.shape[0] == 1 && stored.elements() > 1;
+        Ok(Some(
+            if along_columns && !(peft && stored.shape.len() > 2) {
+                Magnitude::Columns(stored)
+            } else {
+                Magnitude::Rows(stored)
+            },
+        ))
+    }
+}
+
+/// PEFT's configurations, each with the prefix of the modules that it is for.
+fn configs(
+    file: &Path,
+    table: &Table,
+    files: &dyn Files,
+) -> Result<Vec<(String, PeftConfiguration)>> {
+    let mut found = Vec::new();
+    let config = |value: serde_json::Value, whose: &str| -> Result<PeftConfiguration> {
+        let config: PeftConfig = serde_json::from_value(value)
+            .map_err(|e| bad(file, format!("{whose} is not PEFT's configuration: {e}")))?;
+        PeftConfiguration::new(config).map_err(|e| bad(file, format!("{whose}: {e}")))
     };
     if let Some(text) = table.metadata.get(METADATA) {
         let all: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text)
@@ -542,6 +785,10 @@ fn configs(file: &Path, table: &Table, files: &dyn Files) -> Result<Vec<(String,
                 found.push((prefix.to_owned(), config(own.into(), METADATA)?));
             }
         }
+        // `save_lora_adapter` of a model has the settings as they are, and no prefix in the keys either.
+        if found.is_empty() && !all.is_empty() {
+            found.push((String::new(), config(all.into(), METADATA)?));
+        }
     }
     let beside = file.with_file_name(CONFIG);
     if files.is_file(&beside) {
@@ -555,117 +802,19 @@ fn configs(file: &Path, table: &Table, files: &dyn Files) -> Result<Vec<(String,
     Ok(found)
 }
 
-/// Whether factors make a weight of this shape; a linear layer may be stored as a 1x1 convolution.
-fn fits(factors: &Factors, weight: &[usize]) -> bool {
-    let sides = |stored: &Stored| -> Vec<usize> {
-        let mut shape = stored.shape.clone();
-        if weight.len() == 2 && shape.len() == 4 && shape.ends_with(&[1, 1]) {
-            shape.truncate(2);
-        }
-        shape
-    };
-    let (down, up) = (sides(&factors.down), sides(&factors.up));
-    down.len() == weight.len()
-        && up.len() == weight.len()
-        && down[1..] == weight[1..]
-        && up[..2] == [weight[0], down[0]]
-        && up[2..].iter().all(|&side| side == 1)
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Network {
-    Unet,
-    Text(usize),
-}
-
-/// The layers of a model by the names that the dialects have for them.
-struct Names<'a> {
-    networks: &'a Networks<'a>,
-    kohya: HashMap<String, (Network, String)>,
-}
-
-impl<'a> Names<'a> {
-    fn of(networks: &'a Networks<'a>) -> Self {
-        let mut kohya = HashMap::new();
-        let flat = |name: &str| name.replace('.', "_");
-        let layers = |shapes: &'a super::Shapes| {
-            shapes
-                .keys()
-                .filter_map(|name| name.strip_suffix(".weight"))
-        };
-        for layer in layers(&networks.unet) {
-            let own = (Network::Unet, layer.to_owned());
-            if let Some(numbered) = ldm::unet(layer, networks.config) {
-                kohya.insert(format!("lora_unet_{}", flat(&numbered)), own.clone());
-            }
-            kohya.insert(format!("lora_unet_{}", flat(layer)), own);
-        }
-        for (index, shapes) in networks.texts.iter().enumerate() {
-            let prefixes: &[&str] = match index {
-                0 => &["lora_te", "lora_te1"],
-                _ => &["lora_te2"],
-            };
-            for layer in layers(shapes) {
-                for prefix in prefixes {
-                    let name = format!("{prefix}_text_model_{}", flat(layer));
-                    kohya.insert(name, (Network::Text(index), layer.to_owned()));
-                }
-            }
-        }
-        Self { networks, kohya }
-    }
-
-    /// The layer that a module of a file is for.
-    fn find(&self, module: &str) -> Option<(Network, String)> {
-        if let Some(found) = self.kohya.get(module) {
-            return Some(found.clone());
-        }
-        let name = module.strip_prefix("base_model.model.").unwrap_or(module);
-        let (network, name) = if let Some(name) = name.strip_prefix("unet.") {
-            (Network::Unet, name)
-        } else if let Some(name) = name.strip_prefix("text_encoder_2.") {
-            (Network::Text(1), name)
-        } else if let Some(name) = name.strip_prefix("text_encoder.") {
-            (Network::Text(0), name)
-        } else if name.starts_with("text_model.") {
-            (Network::Text(0), name)
-        } else {
-            (Network::Unet, name)
-        };
-        let shapes = match network {
-            Network::Unet => &self.networks.unet,
-            Network::Text(index) => self.networks.texts.get(index)?,
-        };
-        // Attention processors name the projection after themselves: `attn1.processor.to_out` is `attn1.to_out.0`.
-        let plain = bare(name).replace(".processor", "");
-        let candidates = [
-            plain.clone(),
-            format!("{plain}.0"),
-            plain.replace(".to_out", ".out_proj"),
-            plain
-                .replace(".to_q", ".q_proj")
-                .replace(".to_k", ".k_proj")
-                .replace(".to_v", ".v_proj"),
-        ];
-        let layer = candidates
-            .into_iter()
-            .find(|layer| shapes.contains_key(&format!("{layer}.weight")))?;
-        Some((network, layer))
-    }
-}
-
-/// The factors of a network as what is added to its layers, by a weight.
+/// Changes as edits of their tensors, by a weight.
 #[must_use]
-pub fn low_rank(factors: &BTreeMap<String, Factors>, weight: f64) -> BTreeMap<String, LowRank> {
-    factors
+pub fn edits(changes: &BTreeMap<String, Change>, weight: f64) -> BTreeMap<String, Edit> {
+    changes
         .iter()
-        .map(|(layer, factors)| {
-            let added = LowRank {
-                down: factors.down.clone(),
-                up: factors.up.clone(),
-                scale: factors.scale * weight,
+        .map(|(tensor, change)| {
+            let edit = Edit {
+                delta: change.delta.clone(),
+                scale: change.scale,
+                magnitude: change.magnitude.clone(),
+                strength: weight,
             };
-            (layer.clone(), added)
+            (tensor.clone(), edit)
         })
         .collect()
 }
@@ -708,7 +857,7 @@ mod tests {
 
     #[test]
     fn the_first_pattern_in_the_order_of_the_file_counts() {
-        let of = |text: &str| PeftAlphas::new(serde_json::from_str(text).unwrap()).unwrap();
+        let of = |text: &str| PeftConfiguration::new(serde_json::from_str(text).unwrap()).unwrap();
         let alphas = of(r#"{"lora_alpha": 8, "alpha_pattern": {"to_q": 32, "attn1.to_q": 1}}"#);
         assert_eq!(alphas.alpha("up.attn1.to_q").unwrap(), Some(32.0));
         assert_eq!(alphas.alpha("up.attn1.to_k").unwrap(), Some(8.0));

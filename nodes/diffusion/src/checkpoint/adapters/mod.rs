@@ -1,6 +1,7 @@
 //! Adapters: small files that change a model without holding it, and how what they name is found in it.
 
 pub mod custom_diffusion;
+pub mod dialect;
 pub mod lora;
 pub mod textual_inversion;
 

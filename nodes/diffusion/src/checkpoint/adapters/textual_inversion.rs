@@ -7,12 +7,17 @@
 //! | the same as safetensors | `emb_params` |
 //! | kohya's scripts, Stable Diffusion XL | `clip_l`, `clip_g`: one for each text encoder |
 //!
-//! A key `*` is a token without a name. The last two name none either; the file's own name is taken then.
+//! | inside a LoRA (kohya, OneTrainer) | `bundle_emb.TOKEN.`, and then one of the last three above |
+//! | Custom Diffusion's `delta.bin` | `modifier_token.TOKEN` |
+//!
+//! A key `*` is a token without a name. Files of the web UI as safetensors and kohya's name none either; the file's own name is taken then.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use retouch_graph::Files;
 
+use super::dialect::{self, Keys};
 use super::{family_of_width, file_in, some_of};
 use crate::checkpoint::weights::{Stored, Table, is_readable};
 use crate::networks::clip::ClipTextConfig;
@@ -86,6 +91,10 @@ pub enum Dialect {
     A1111,
     /// kohya's scripts.
     Kohya,
+    /// Inside a LoRA.
+    Bundled,
+    /// Custom Diffusion's own code.
+    Delta,
 }
 
 impl Dialect {
@@ -96,6 +105,8 @@ impl Dialect {
             Self::Diffusers => "diffusers",
             Self::A1111 => "A1111",
             Self::Kohya => "kohya",
+            Self::Bundled => "inside a LoRA",
+            Self::Delta => "Custom Diffusion",
         }
     }
 }
@@ -104,8 +115,76 @@ impl Dialect {
 const ENCODERS: [&str; 2] = ["clip_l", "clip_g"];
 /// What the keys of the web UI's files begin with.
 const PARAM: &str = "string_to_param.";
+/// What the keys of embeddings inside a LoRA begin with: `bundle_emb.NAME.`, and then as in a file of their own.
+const BUNDLE: &str = "bundle_emb.";
+/// What the keys of tokens begin with in the `delta.bin` of Custom Diffusion's own code.
+const MODIFIER: &str = "modifier_token.";
 /// The token that files have in place of a name.
 const NAMELESS: &str = "*";
+
+/// A key of an embedding inside a LoRA, as its token's name and the rest. Names may have dots.
+fn in_bundle(key: &str) -> Option<(&str, &str)> {
+    let inside = key.strip_prefix(BUNDLE)?;
+    let param = format!(".{PARAM}");
+    let at = match inside.find(&param) {
+        Some(at) => at,
+        None => inside.rfind('.')?,
+    };
+    (at > 0).then(|| (&inside[..at], &inside[at + 1..]))
+}
+
+/// The tokens whose embeddings are inside a LoRA: those of the encoders that the keys name. `None` when there are none.
+///
+/// # Errors
+/// What is wrong with one.
+#[must_use]
+pub fn bundled(table: &Table) -> Option<Result<Vec<LearnedToken>, String>> {
+    let mut found: BTreeMap<&str, Vec<(usize, &Stored)>> = BTreeMap::new();
+    for (key, stored) in &table.tensors {
+        let Some((token, inner)) = in_bundle(key) else {
+            continue;
+        };
+        let encoder = match inner {
+            "emb_params" => 0,
+            inner if inner.starts_with(PARAM) => 0,
+            inner => match ENCODERS.iter().position(|name| *name == inner) {
+                Some(encoder) => encoder,
+                None => continue,
+            },
+        };
+        found.entry(token).or_default().push((encoder, stored));
+    }
+    if found.is_empty() {
+        return None;
+    }
+    let tokens = found.into_iter().map(|(token, mut rows)| {
+        rows.sort_by_key(|(encoder, _)| *encoder);
+        let bad =
+            |what: &str| format!("has an embedding of the token {token:?} inside, which {what}");
+        if rows
+            .iter()
+            .enumerate()
+            .any(|(at, (encoder, _))| at != *encoder)
+        {
+            return Err(bad("is not one for each text encoder"));
+        }
+        let rows = rows.into_iter().map(|(_, stored)| matrix(stored));
+        let rows = rows.collect::<Option<_>>();
+        Ok(LearnedToken {
+            token: token.to_owned(),
+            by_file: false,
+            rows: rows.ok_or_else(|| bad("is no matrix of numbers"))?,
+        })
+    });
+    Some(tokens.collect())
+}
+
+/// Whether a key is of one of these embeddings inside a LoRA.
+#[must_use]
+pub fn is_bundled(key: &str, tokens: &[LearnedToken]) -> bool {
+    let mut rows = tokens.iter().flat_map(|token| &token.rows);
+    key.starts_with(BUNDLE) && rows.any(|stored| stored.name == key)
+}
 
 /// The tokens of a table whose numbers of dimensions are those of embeddings, and how its keys are written. `None` where
 /// they are not.
@@ -113,6 +192,23 @@ const NAMELESS: &str = "*";
 pub fn tokens(file: &Path, table: &Table) -> Option<(Dialect, Vec<LearnedToken>)> {
     // A checkpoint or a LoRA has matrices under dotted names, by the hundred.
     const MOST: usize = 64;
+    if let Some(tokens) = bundled(table) {
+        return Some((Dialect::Bundled, tokens.ok()?));
+    }
+    let modifiers = table.tensors.iter();
+    let modifiers: Vec<(&str, &Stored)> = modifiers
+        .filter_map(|(key, rows)| Some((key.strip_prefix(MODIFIER)?, rows)))
+        .collect();
+    if !modifiers.is_empty() {
+        let tokens = modifiers.into_iter().map(|(token, rows)| {
+            Some(LearnedToken {
+                token: token.to_owned(),
+                by_file: false,
+                rows: vec![matrix(rows)?],
+            })
+        });
+        return Some((Dialect::Delta, tokens.collect::<Option<_>>()?));
+    }
     let tensors = &table.tensors;
     let named = |name: &str| (name != NAMELESS).then(|| name.to_owned());
     let only = |known: &[&str]| tensors.keys().all(|key| known.contains(&key.as_str()));
@@ -159,11 +255,23 @@ pub fn read(file: &Path, name: Option<&str>, files: &dyn Files) -> Result<Vec<Le
     };
     let table = Table::read(file, files)?;
     let names: Vec<String> = table.tensors.keys().cloned().collect();
+    if let Some(Err(message)) = bundled(&table) {
+        return Err(bad(message));
+    }
     let Some((_, mut found)) = tokens(file, &table) else {
-        if names.iter().any(|name| name.contains("lora")) {
-            return Err(bad(
-                "is not of textual inversion but a LoRA: apply it with `apply_lora`".into(),
-            ));
+        let other = match dialect::keys(&table) {
+            Keys::Layers => Some("a LoRA: apply it with `apply_lora`".to_owned()),
+            Keys::CustomDiffusion => Some(
+                "Custom Diffusion weights: apply them with `apply_custom_diffusion`".to_owned(),
+            ),
+            Keys::Other(kind, key) => Some(format!("{kind} (`{key}`), which is not built here")),
+            Keys::Family(family, key) => Some(format!(
+                "an adapter for {family} (`{key}`), which is not built here"
+            )),
+            Keys::Unknown => None,
+        };
+        if let Some(other) = other {
+            return Err(bad(format!("is not of textual inversion but {other}")));
         }
         return Err(bad(format!(
             "is not of textual inversion: expected the embeddings of a token, it has {}",

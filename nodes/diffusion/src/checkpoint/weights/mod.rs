@@ -1,5 +1,6 @@
 //! Weights: checked against what the configuration implies before a byte of data is read, then mapped from their files.
 
+mod change;
 mod data;
 mod foreign;
 mod header;
@@ -11,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use candle_core::{DType, Device, Shape, Tensor};
 
+pub use change::{Delta, Edit, Factor, Magnitude};
 pub use data::{Maps, is_readable};
 pub use foreign::foreign;
 pub use header::{Header, NO_SUCH_FILE, TensorInfo};
@@ -20,35 +22,49 @@ use crate::checkpoint::memory::Claim;
 use crate::{Error, Result, goes_on};
 use retouch_kernels::{Kernel, Weight};
 
-/// Low-rank factors of one adapter for one layer (Hu et al. 2021, LoRA): the layer's weight counts as
-/// `W + scale up down`.
-#[derive(Clone, Debug)]
-pub struct LowRank {
-    /// `[R, in]`, or `[R, in, k, k]` of a convolution.
-    pub down: Stored,
-    /// `[out, R]`, or `[out, R, 1, 1]`.
-    pub up: Stored,
-    /// alpha / R times the weight that the adapter was applied with.
-    pub scale: f64,
-}
-
 /// What adapters change in one network; the base's tensors stay what and where they are.
 #[derive(Clone, Debug, Default)]
 pub struct Changes {
-    /// Low-rank factors by layer (`mid_block.attentions.0.proj_in`), in the order in which they were applied.
-    pub low_rank: BTreeMap<String, Vec<LowRank>>,
-    /// Tensors in place of the network's own, by name (`mid_block.attentions.0.proj_in.weight`).
+    /// Edits by the name of their tensor (`mid_block.attentions.0.proj_in.weight`), in the order in which they were applied.
+    pub edits: BTreeMap<String, Vec<Edit>>,
+    /// Tensors in place of the network's own, by name (`mid_block.attentions.0.proj_in.weight`), before all edits.
     pub replaced: BTreeMap<String, Stored>,
 }
 
 impl Changes {
-    /// Bytes of all of it, with elements of `size` bytes.
+    /// Bytes of all of it, with elements of `size` bytes: factors that stay beside their tensor, and whole tensors where
+    /// others are merged into it.
     #[must_use]
     pub fn bytes(&self, size: usize) -> usize {
-        let factors = self.low_rank.values().flatten();
-        let factors = factors.map(|factor| factor.down.elements() + factor.up.elements());
+        let edited = self.edits.values().map(|edits| {
+            let (beside, merged) = change::split(edits);
+            let factors = beside.iter().flat_map(|edit| edit.delta.tensors());
+            factors.map(Stored::elements).sum::<usize>()
+                + merged.first().map_or(0, |edit| edit.elements())
+        });
         let replaced = self.replaced.values().map(Stored::elements);
-        factors.chain(replaced).sum::<usize>().saturating_mul(size)
+        edited.chain(replaced).sum::<usize>().saturating_mul(size)
+    }
+
+    /// The bytes of tensors that are held beside the base's own, with elements of `size` bytes: those that edits are merged
+    /// into.
+    #[must_use]
+    pub fn merged_bytes(&self, size: usize) -> usize {
+        let merged = self.edits.values().map(|edits| {
+            let (_, merged) = change::split(edits);
+            merged.first().map_or(0, |edit| edit.elements())
+        });
+        merged.sum::<usize>().saturating_mul(size)
+    }
+
+    /// The edits that are merged into a tensor: of a weight of a product those that cannot be applied beside it, of what is
+    /// looked up or multiplied element by element (embeddings, norms, biases) all.
+    fn merged(&self, name: &str, product: bool) -> Vec<&Edit> {
+        match self.edits.get(bare(name)) {
+            Some(edits) if product => change::split(edits).1,
+            Some(edits) => edits.iter().collect(),
+            None => Vec::new(),
+        }
     }
 }
 
@@ -270,7 +286,14 @@ impl Weights {
                         own.name, own.dtype
                     )
                 } else if let Some(target) = &self.target {
-                    return target.load(name, &stored, replaced.is_some(), packed);
+                    let edits = self
+                        .changes
+                        .as_ref()
+                        .map(|changes| changes.merged(name, packed));
+                    return match edits.filter(|edits| !edits.is_empty()) {
+                        Some(edits) => target.edited(&stored, &edits, packed),
+                        None => target.load(name, &stored, replaced.is_some(), packed),
+                    };
                 } else {
                     return Ok(Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape)?);
                 }
@@ -289,38 +312,36 @@ impl Weights {
     /// The low-rank factors for the layer `name` whose weight has this shape, all adapters' side by side:
     /// `[R, in, ..]` and `[out, R, ..]`, the scales multiplied in.
     fn low_rank(&self, name: &str, shape: &[usize]) -> Result<Option<(Weight, Weight)>> {
-        let Some((target, factors)) = self
+        let name = format!("{}.weight", bare(name));
+        let Some((target, edits)) = self
             .target
             .as_ref()
             .zip(self.changes.as_ref())
-            .and_then(|(target, changes)| Some((target, changes.low_rank.get(bare(name))?)))
+            .and_then(|(target, changes)| Some((target, changes.edits.get(&name)?)))
         else {
             return Ok(None);
         };
         let (mut downs, mut ups) = (Vec::new(), Vec::new());
-        for factor in factors {
-            let down = trimmed(&factor.down, shape.len());
-            let up = trimmed(&factor.up, shape.len());
-            let rank = down.shape.first().copied().unwrap_or(0);
-            let fits = rank > 0
-                && down.shape[1..] == shape[1..]
-                && up.shape[..2] == [shape[0], rank]
-                && up.shape[2..].iter().all(|&side| side == 1);
-            if !fits {
-                return Err(Error::Weights {
-                    file: factor.down.file.to_path_buf(),
-                    message: format!(
-                        "the factors for `{name}` are {:?} and {:?}; the layer's weight is {shape:?}",
-                        factor.down.shape, factor.up.shape
-                    ),
-                });
+        for edit in change::split(edits).0 {
+            let stored = edit.delta.tensors();
+            let bad = || Error::Weights {
+                file: stored[0].file.to_path_buf(),
+                message: format!(
+                    "the factors for `{name}` are {:?} and {:?}; the layer's weight is {shape:?}",
+                    stored[0].shape, stored[1].shape
+                ),
+            };
+            if shape.len() < 2 || !edit.delta.fits(shape) {
+                return Err(bad());
             }
-            let (down, up) = (
-                target.maps.load(&down, DType::F32, &Device::Cpu)?,
-                target.maps.load(&up, DType::F32, &Device::Cpu)?,
-            );
+            let Some((down, up)) = edit.delta.factors(shape, &target.maps)? else {
+                return Err(bad());
+            };
             downs.push(down);
-            ups.push((up * factor.scale)?);
+            ups.push((up * (edit.scale * edit.strength))?);
+        }
+        if downs.is_empty() {
+            return Ok(None);
         }
         let place = |t: Tensor| {
             let t = t.to_dtype(target.dtype)?.to_device(&target.device)?;
@@ -334,6 +355,24 @@ impl Weights {
 }
 
 impl Target {
+    /// A tensor with edits merged into it: widened to float32 for that, this one alone.
+    fn edited(&self, stored: &Stored, edits: &[&Edit], packed: bool) -> Result<Tensor> {
+        goes_on()?;
+        let base = self.maps.load(stored, DType::F32, &Device::Cpu)?;
+        let made = change::merged(base, edits, &self.maps)?;
+        let dtype = if stored.shape.len() > 1 {
+            self.dtype
+        } else {
+            DType::F32
+        };
+        let tensor = made.to_dtype(dtype)?.to_device(&self.device)?;
+        if packed {
+            Ok(self.kernel.pack(&tensor)?)
+        } else {
+            Ok(tensor)
+        }
+    }
+
     /// A tensor of the files, `packed` for the kernels if it is a weight of a product.
     fn load(&self, name: &str, stored: &Stored, own: bool, packed: bool) -> Result<Tensor> {
         goes_on()?;
