@@ -663,7 +663,7 @@ fn an_adapter_is_told_on_one_screen_and_by_inspect_as_by_the_op() {
         "tokens     sks bear, <toy> (3 vectors)",
         "ss_base_model_version: sd_v1",
         "(91 more settings: `--json`)",
-        "note: 1 names are of no layer, and left out: something.else",
+        "note: 1 unmatched (left out: something.else)",
         "note: embeddings inside are added by `apply_textual_inversion` with the same file",
     ] {
         assert!(

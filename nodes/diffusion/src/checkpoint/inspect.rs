@@ -889,7 +889,7 @@ fn layers(lora: &Lora, path: &Path, table: &Table, files: &dyn Files, report: &m
     };
     if !unmatched.is_empty() {
         report.notes.push(format!(
-            "{} names are of no layer, and left out: {}",
+            "{} unmatched (left out: {})",
             unmatched.len(),
             some_of(&unmatched)
         ));
