@@ -441,7 +441,7 @@ sweep:
     assert_eq!(count(&events, "cell_finished"), 3);
     let ran = named(&events, "node_started");
     assert_eq!(ran.len(), 2, "{ran:?}");
-    assert!(ran.contains(&"3/small".to_owned()), "{ran:?}");
+    assert!(ran.contains(&"small [side=24]".to_owned()), "{ran:?}");
     assert_eq!(table().lines().count(), 4);
     // The workflow that is swept is watched too.
     let one = std::fs::read_to_string(folder.path().join("one.yaml")).unwrap();

@@ -851,7 +851,7 @@ mod tests {
         });
         let mut cases = vec![
             (picture(), "no recipe"),
-            (b"nothing".to_vec(), "no PNG"),
+            (b"nothing".to_vec(), "not a PNG"),
             (embed(&picture(), KEYWORD, "{").unwrap(), "damaged"),
             (
                 embed(
