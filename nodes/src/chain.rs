@@ -46,11 +46,11 @@ use crate::payload::{Attention, Latent, SolverState, TrajectoryFacts};
 use retouch_diffusion::checkpoint::model::ModelFacts;
 use retouch_diffusion::networks::unet::grid_at;
 use retouch_diffusion::prompt::conditioning::reads_chunks;
-use retouch_diffusion::sampling::control::{Branch, Given, Half, Part};
+use retouch_diffusion::sampling::control::{Branch, Captured, Half, Part};
 use retouch_diffusion::sampling::scheduler::Ddim;
 use retouch_diffusion::sampling::solver::{Sampler, Solver};
 use retouch_diffusion::sampling::swap::{RetouchSettings, of_half};
-use retouch_diffusion::sampling::{Drawn, Held, Memory};
+use retouch_diffusion::sampling::{Held, StepProvenance, StepStore};
 use retouch_diffusion::{Error, Result};
 
 /// The name of the one value under a state's key; the port of a sampler's last state has it too.
@@ -104,7 +104,7 @@ pub(crate) struct TrajectoryNote {
     /// The keys of z_0 .. z_T.
     pub states: Vec<Key>,
     /// What drew each step; `None` where that is known only once it is there (a file).
-    pub drawn: Vec<Option<Drawn>>,
+    pub drawn: Vec<Option<StepProvenance>>,
     pub facts: TrajectoryFacts,
 }
 
@@ -316,9 +316,9 @@ impl Draw<'_> {
     /// Whether both halves are called.
     pub(crate) fn halves(&self) -> &'static [Half] {
         if self.guidance == 1.0 {
-            &[Half::Prompt]
+            &[Half::Conditional]
         } else {
-            &[Half::Negative, Half::Prompt]
+            &[Half::Unconditional, Half::Conditional]
         }
     }
 
@@ -427,8 +427,8 @@ impl Draw<'_> {
     /// The call of a half at a state.
     pub(crate) fn call(&self, state: &Key, timestep: f32, half: Half) -> Key {
         let (text, other) = match half {
-            Half::Negative => (self.negative, self.prompt),
-            Half::Prompt => (self.prompt, self.negative),
+            Half::Unconditional => (self.negative, self.prompt),
+            Half::Conditional => (self.prompt, self.negative),
         };
         let mut hasher = KeyHasher::new("retouch/call/1");
         hasher.field("state", &state.0);
@@ -439,7 +439,7 @@ impl Draw<'_> {
             hasher.field("beside", other.as_bytes());
         }
         hasher.field("numerics", self.numerics.as_bytes());
-        if half == Half::Prompt {
+        if half == Half::Conditional {
             empty_prompt_field(&mut hasher, self.prompt, self.blank_is_zero);
         }
         if let Some((shown, _)) = self.beside {
@@ -534,7 +534,12 @@ pub(crate) fn plain_step(
         offers: draw
             .halves()
             .iter()
-            .map(|half| (draw.call(before, timestep, *half), *half == Half::Prompt))
+            .map(|half| {
+                (
+                    draw.call(before, timestep, *half),
+                    *half == Half::Conditional,
+                )
+            })
             .collect(),
         ..Step::default()
     }
@@ -568,12 +573,12 @@ struct StepLock<'a>(
 impl Held for StepLock<'_> {}
 
 /// The engine's cache as the memory of a sampler.
-pub(crate) struct Remembers<'a> {
+pub(crate) struct CacheStore<'a> {
     context: &'a Context<'a>,
     note: Option<Arc<SamplerNote>>,
 }
 
-impl<'a> Remembers<'a> {
+impl<'a> CacheStore<'a> {
     /// The memory of the node that runs.
     pub(crate) fn new(context: &'a Context<'a>) -> Self {
         Self {
@@ -594,14 +599,14 @@ impl<'a> Remembers<'a> {
         self.note.as_ref()?.maps.get(&k).copied()
     }
 
-    fn keep_attention(&self, key: Key, given: &Given, seconds: f64) {
+    fn keep_attention(&self, key: Key, given: &Captured, seconds: f64) {
         // It may be there already, and sound.
         if self.context.kept::<Attention>(&key, PART).is_some() {
             return;
         }
         let finite = match given {
-            Given::KeysValues { k, v, .. } => is_finite(k) && is_finite(v),
-            Given::Queries(t) | Given::Map(t) => is_finite(t),
+            Captured::KeysValues { k, v, .. } => is_finite(k) && is_finite(v),
+            Captured::Queries(t) | Captured::Map(t) => is_finite(t),
         };
         // What cannot be copied cannot be kept; the run goes on without.
         if finite && let Ok(attention) = Attention::of(given) {
@@ -610,7 +615,7 @@ impl<'a> Remembers<'a> {
     }
 }
 
-impl Memory for Remembers<'_> {
+impl StepStore for CacheStore<'_> {
     fn state(&self, k: usize) -> Option<Tensor> {
         let latent = self.context.kept::<Latent>(&self.state_key(k)?, LATENT)?;
         Some(latent.tensor.clone())
@@ -642,14 +647,14 @@ impl Memory for Remembers<'_> {
     fn target_map(&self, k: usize) -> Option<Tensor> {
         let kept = self.context.kept::<Attention>(&self.map_key(k)?, PART)?;
         match &kept.0 {
-            Given::Map(map) => Some(map.clone()),
+            Captured::Map(map) => Some(map.clone()),
             _ => None,
         }
     }
 
     fn keep_target_map(&self, k: usize, map: &Tensor, seconds: f64) {
         if let Some(key) = self.map_key(k) {
-            self.keep_attention(key, &Given::Map(map.clone()), seconds);
+            self.keep_attention(key, &Captured::Map(map.clone()), seconds);
         }
     }
 
@@ -674,14 +679,14 @@ impl Memory for Remembers<'_> {
             .collect()
     }
 
-    fn part(&self, call: &Key, part: Part) -> Option<Given> {
+    fn part(&self, call: &Key, part: Part) -> Option<Captured> {
         let kept = self
             .context
             .kept::<Attention>(&part_key(call, part), PART)?;
         Some(kept.0.clone())
     }
 
-    fn keep_part(&self, call: &Key, part: Part, given: &Given, seconds: f64) {
+    fn keep_part(&self, call: &Key, part: Part, given: &Captured, seconds: f64) {
         self.keep_attention(part_key(call, part), given, seconds);
     }
 
@@ -723,7 +728,7 @@ mod tests {
                 blank_is_zero: false,
                 beside: None,
             };
-            draw.call(&Key([0; 32]), 501.0, Half::Prompt)
+            draw.call(&Key([0; 32]), 501.0, Half::Conditional)
         };
         assert_eq!(key(&plain, "b", 5.0), key(&plain, "c", 5.0));
         assert_eq!(key(&plain, "b", 5.0), key(&plain, "b", 1.0));
@@ -748,7 +753,7 @@ mod tests {
             };
             draw.call(&Key([0; 32]), 501.0, half)
         };
-        let (prompt, negative) = (Half::Prompt, Half::Negative);
+        let (prompt, negative) = (Half::Conditional, Half::Unconditional);
         assert_ne!(call("", prompt, true), call("", prompt, false));
         assert_ne!(call("", prompt, true), call("", negative, true));
         assert_eq!(call("", prompt, false), call("", negative, false));

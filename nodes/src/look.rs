@@ -19,7 +19,7 @@ use retouch_graph::{
 };
 
 use crate::attention::SwapAttention;
-use crate::chain::{LATENT, Remembers, SamplerNote, SwapNote};
+use crate::chain::{CacheStore, LATENT, SamplerNote, SwapNote};
 use crate::latent::Invert;
 use crate::latent::invert;
 use crate::payload::{Control, Image, Latent, Masks, Model, Trajectory};
@@ -29,16 +29,18 @@ use crate::sample::{Sample, StepBlendSample, sample, step_blend_sample};
 use retouch_diffusion::checkpoint::model::Parts;
 use retouch_diffusion::networks::unet::grid_at;
 use retouch_diffusion::sampling::Monitor;
-use retouch_diffusion::sampling::control::{Branch, Given, Half, Part as CallPart};
+use retouch_diffusion::sampling::control::{Branch, Captured, Half, Part as CallPart};
 use retouch_diffusion::sampling::masks::subject_maps;
 use retouch_diffusion::sampling::scheduler::Ddim;
 use retouch_diffusion::sampling::solver::Sampler;
 use retouch_diffusion::sampling::swap::CallContext;
 use retouch_diffusion::sampling::swap::{MaskGrid, mask_level};
-use retouch_diffusion::sampling::{Draws, Found, Memory, Prompted, Sought, look};
+use retouch_diffusion::sampling::{Conditioner, Found, Prompted, Sought, StepStore, look};
 
 pub use retouch_diffusion::networks::unet::Part;
-pub use retouch_diffusion::sampling::gaze::{Gaze, GazeRow, Heads, QueriesOf, Whose, outlines};
+pub use retouch_diffusion::sampling::attention_row::{
+    AttentionRow, GazeRow, Heads, QueriesOf, Whose, outlines,
+};
 pub use retouch_diffusion::sampling::masks::Plane;
 pub use retouch_diffusion::sampling::swap::StepMasks;
 
@@ -126,7 +128,7 @@ pub enum Place {
     /// It is kept: `memory`, `disk`.
     Kept(&'static str),
     /// It comes with the node's inputs (starting noise, a picture, the context's latent), without a call of the U-Net.
-    Given,
+    Captured,
     /// It is not kept: only a run of the node makes it.
     Gone,
 }
@@ -231,7 +233,7 @@ pub struct Reader {
     note: Arc<SamplerNote>,
     inputs: Mutex<PortValues>,
     /// Step, site, and what was found there; what was looked at last is last.
-    gazes: Mutex<VecDeque<(usize, usize, Arc<Gaze>)>>,
+    gazes: Mutex<VecDeque<(usize, usize, Arc<AttentionRow>)>>,
     calls: AtomicU64,
 }
 
@@ -359,7 +361,7 @@ impl Reader {
         let latents = states
             .map(|(k, key)| match cache.place(key).or(whole) {
                 Some(place) => Place::Kept(place),
-                None if self.is_given(k, &kind) => Place::Given,
+                None if self.is_given(k, &kind) => Place::Captured,
                 None => Place::Gone,
             })
             .collect();
@@ -706,7 +708,7 @@ impl Reader {
             return planes_of(&masks, k - steps.start);
         }
         let kept = self.with_swap(effort, cancel, |swap, model, control, reports| {
-            let memory = Remembers::new(reports.0);
+            let memory = CacheStore::new(reports.0);
             swap.with_retouch(model, control, reports, |retouch, ddim| {
                 Ok(retouch.kept_masks(k, with(ddim, reports, &memory))?)
             })
@@ -871,7 +873,7 @@ impl Reader {
                 Whose::Context | Whose::Reference(_) => None,
             };
             let maps = self.with_swap(effort, cancel, |node, model, control, reports| {
-                let memory = Remembers::new(reports.0);
+                let memory = CacheStore::new(reports.0);
                 node.with_retouch(model, control, reports, |retouch, ddim| {
                     let (raw, span, grid) = match &z {
                         Some(z) => {
@@ -935,7 +937,7 @@ impl Reader {
         let grid = grid_at(size, level);
         let call = self.plain_call(k, effort, cancel)?;
         let maps = self.within(effort, cancel, |reports| {
-            let memory = Remembers::new(reports.0);
+            let memory = CacheStore::new(reports.0);
             let draws = Prompted::new(
                 &call.model.checkpoint,
                 &call.prompt,
@@ -944,10 +946,10 @@ impl Reader {
             );
             let span = draws.span(subject)?;
             // A swap that this is a source of may have had it kept.
-            let kept = memory.call(Branch::Plain, Half::Prompt, k);
+            let kept = memory.call(Branch::Plain, Half::Conditional, k);
             let kept = kept.and_then(|kept| memory.part(&kept, CallPart::Map(level)));
             let raw = match kept {
-                Some(Given::Map(map)) => map,
+                Some(Captured::Map(map)) => map,
                 _ if !calls => return Err(takes()),
                 _ => match plain_look(&draws, &call, k, Sought::Map(grid), reports)? {
                     Found::Map(map) => map,
@@ -973,7 +975,7 @@ impl Reader {
     /// What the queries of a self-attention site meet at step k: their own keys, or where the swap acts the references'
     /// and the context's, each with its softmax, exactly as the step had it. One call of the U-Net, which ends at the
     /// site, unless all of it is kept; for the next queries of the site there is nothing left to do but
-    /// [`Gaze::row`].
+    /// [`AttentionRow::row`].
     ///
     /// # Errors
     /// When there is no such site, or what it takes is not kept.
@@ -983,7 +985,7 @@ impl Reader {
         site: usize,
         effort: Effort,
         cancel: &Cancel,
-    ) -> Result<Arc<Gaze>> {
+    ) -> Result<Arc<AttentionRow>> {
         self.is_own_step(k)?;
         if let Some(gaze) = self.recent(k, site) {
             return Ok(gaze);
@@ -1004,7 +1006,7 @@ impl Reader {
         let found = if self.swap().is_some() {
             let z = self.latent(k, effort, cancel)?;
             let found = self.with_swap(effort, cancel, |node, model, control, reports| {
-                let memory = Remembers::new(reports.0);
+                let memory = CacheStore::new(reports.0);
                 node.with_retouch(model, control, reports, |retouch, ddim| {
                     Ok(retouch.look(k, &z, sought, with(ddim, reports, &memory), calls)?)
                 })
@@ -1037,7 +1039,7 @@ impl Reader {
         let gaze = Arc::new(gaze);
         let mut gazes = lock(&self.gazes);
         gazes.push_back((k, site, gaze.clone()));
-        let held = |gazes: &VecDeque<(usize, usize, Arc<Gaze>)>| -> usize {
+        let held = |gazes: &VecDeque<(usize, usize, Arc<AttentionRow>)>| -> usize {
             gazes.iter().map(|(.., gaze)| gaze.bytes()).sum()
         };
         // The one that was just found stays, however large.
@@ -1049,7 +1051,7 @@ impl Reader {
 
     /// What was found at a step and site before, if it is still held.
     #[must_use]
-    pub fn recent(&self, k: usize, site: usize) -> Option<Arc<Gaze>> {
+    pub fn recent(&self, k: usize, site: usize) -> Option<Arc<AttentionRow>> {
         let mut gazes = lock(&self.gazes);
         let at = gazes
             .iter()
@@ -1073,7 +1075,7 @@ fn plain_look(
     sought: Sought,
     reports: &Reports<'_>,
 ) -> Result<Found> {
-    let drawer = draws.drawer()?;
+    let drawer = draws.conditioned()?;
     let found = look(
         drawer,
         call.guidance,
@@ -1156,7 +1158,11 @@ impl Host for Glass<'_> {
 }
 
 /// What a swap's calls are made with when they are looked at.
-fn with<'a>(ddim: &'a Ddim, monitor: &'a dyn Monitor, memory: &'a dyn Memory) -> CallContext<'a> {
+fn with<'a>(
+    ddim: &'a Ddim,
+    monitor: &'a dyn Monitor,
+    memory: &'a dyn StepStore,
+) -> CallContext<'a> {
     CallContext {
         ddim,
         monitor,

@@ -11,7 +11,7 @@ use retouch_diffusion::sampling::control::{
     AttentionControl, AttentionKind, Branch, Half, Qkv, Rows, Site,
 };
 use retouch_diffusion::sampling::scheduler::Ddim;
-use retouch_diffusion::sampling::{self, Conditions, Draws, Monitor, Prompted, Sought};
+use retouch_diffusion::sampling::{self, Conditioner, Conditions, Monitor, Prompted, Sought};
 use retouch_graph::{
     Cache, Cancel, Engine, HostCache, Key, NodeError, Outputs, Plan, Previewer, Quality,
     RunOptions, RunReport, Settings, Silent, Value,
@@ -19,7 +19,7 @@ use retouch_graph::{
 use retouch_kernels::Kernel;
 use retouch_nodes::Runtime;
 use retouch_nodes::look::{
-    Effort, Gaze, LookError, Place, Plane, QueriesOf, Reader, StepMasks, Whose,
+    AttentionRow, Effort, LookError, Place, Plane, QueriesOf, Reader, StepMasks, Whose,
 };
 use retouch_nodes::payload::{Image, Masks, Model, Trajectory};
 
@@ -278,7 +278,7 @@ impl AttentionControl for Note {
         kernel: &dyn Kernel,
     ) -> retouch_diffusion::Result<Tensor> {
         if site.kind == AttentionKind::SelfAttention && site.index == self.0 {
-            assert!(site.rows.half(Half::Prompt).is_some());
+            assert!(site.rows.half(Half::Conditional).is_some());
             self.1 = Some((qkv.q.clone(), qkv.k.clone(), qkv.heads));
         }
         qkv.attend(kernel)
@@ -465,7 +465,7 @@ fn a_querys_row_is_the_softmax_over_what_it_met_at_the_step_and_sums_to_one() {
     assert!(draw.attention(3, 99, Effort::Calls, &go()).is_err());
 }
 
-fn all_rows(gaze: &Gaze) -> Vec<(Whose, Vec<f32>)> {
+fn all_rows(gaze: &AttentionRow) -> Vec<(Whose, Vec<f32>)> {
     let (h, w) = gaze.grid;
     let queries = (0..gaze.images()).flat_map(|i| (0..h * w).map(move |n| (i, (n / w, n % w))));
     queries
@@ -519,7 +519,7 @@ fn what_is_not_kept_is_said_and_never_drawn_again() {
     for (node, given) in [("layout", 0), ("draw", 1), ("inverted", 6)] {
         let reader = ran.reader(node);
         let summary = reader.summary().unwrap();
-        assert_eq!(summary.latents[given], Place::Given, "{node}");
+        assert_eq!(summary.latents[given], Place::Captured, "{node}");
         assert_eq!(summary.latents[3], Place::Gone);
         for error in [
             reader.latent(3, Effort::Calls, &go()).unwrap_err(),
@@ -626,7 +626,7 @@ fn a_call_that_is_looked_at_ends_at_the_layer_where_the_looker_moves_on() {
         let prompted = Prompted::new(&model.checkpoint, "a teddy bear", "", &monitor);
         let (_, _, h, w) = z.dims4().unwrap();
         let sought = Sought::Map((h, w));
-        let drawer = prompted.drawer().unwrap();
+        let drawer = prompted.conditioned().unwrap();
         let found = sampling::look(drawer, 5.0, z, 401.0, 3, sought, &monitor);
         let (asked, calls) = (monitor.asked, monitor.calls);
         (found, asked.into_inner(), calls.into_inner())

@@ -17,7 +17,7 @@ use retouch_diffusion::sampling::control::{
 };
 use retouch_diffusion::sampling::noise::starting_noise;
 use retouch_diffusion::sampling::solver::{Sampler, Schedule};
-use retouch_diffusion::sampling::{Drawing, Forgets, Monitor, Prompted};
+use retouch_diffusion::sampling::{Drawing, Monitor, NoStore, Prompted};
 use retouch_diffusion::{Error, Result};
 use retouch_graph::{Cancel, interrupt};
 use retouch_kernels::{Cpu, Kernel, Plain};
@@ -249,7 +249,7 @@ fn keys_and_values_of_a_prompt_are_made_once_a_run_whatever_the_batch() {
             0,
             &Drawing::plain(&sampler, guidance),
             &steps,
-            &Forgets,
+            &NoStore,
         );
         drawn.unwrap();
         let halves = if guidance == 1.0 { 1 } else { 2 };

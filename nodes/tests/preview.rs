@@ -11,7 +11,7 @@ use retouch_diffusion::networks::preview::{LinearMap, area_mean, decode_scaled};
 use retouch_diffusion::networks::tiles::Tiled;
 use retouch_diffusion::sampling::noise::starting_noise;
 use retouch_diffusion::sampling::solver::{Sampler, Schedule};
-use retouch_diffusion::sampling::{Drawing, Forgets, Monitor, Prompted, step_blend_sample};
+use retouch_diffusion::sampling::{Drawing, Monitor, NoStore, Prompted, step_blend_sample};
 use retouch_diffusion::{Error, Result};
 use retouch_kernels::Cpu;
 
@@ -56,7 +56,7 @@ fn the_map_explains_nearly_all_of_finished_pictures_and_most_of_unfinished_ones(
         0,
         &Drawing::plain(&sampler, 4.0),
         &Quiet,
-        &Forgets,
+        &NoStore,
     )
     .unwrap();
     let map = map_of(&model);

@@ -10,14 +10,16 @@ use retouch_diffusion::Result;
 use retouch_diffusion::checkpoint::layout::Sources;
 use retouch_diffusion::checkpoint::model::{Checkpoint, Description};
 use retouch_diffusion::networks::unet::{Call, Text, grid_at};
-use retouch_diffusion::sampling::control::{Branch, Capture, Given, Half, Part, Rows, Store};
+use retouch_diffusion::sampling::control::{
+    Branch, Capture, Captured, CapturedParts, Half, Part, Rows,
+};
 use retouch_diffusion::sampling::masks::{Plane, Threshold};
 use retouch_diffusion::sampling::noise::starting_noise;
 use retouch_diffusion::sampling::scheduler::Ddim;
 use retouch_diffusion::sampling::swap::{
     Blend, GivenMasks, Givens, Retouch, RetouchSettings, Source, SourceStep, auto_sites,
 };
-use retouch_diffusion::sampling::{Forgets, Memory, Monitor, Prompted};
+use retouch_diffusion::sampling::{Monitor, NoStore, Prompted, StepStore};
 use retouch_graph::Key;
 
 const STEPS: usize = 5;
@@ -65,21 +67,21 @@ fn name(branch: Branch, half: Half, k: usize) -> Key {
 
 /// Knows what the sources' calls give.
 #[derive(Default)]
-struct Knows(HashMap<(Key, Part), Given>);
+struct Knows(HashMap<(Key, Part), Captured>);
 
-impl Memory for Knows {
+impl StepStore for Knows {
     fn call(&self, branch: Branch, half: Half, k: usize) -> Option<Key> {
         (branch != Branch::Target).then(|| name(branch, half, k))
     }
-    fn part(&self, call: &Key, part: Part) -> Option<Given> {
+    fn part(&self, call: &Key, part: Part) -> Option<Captured> {
         self.0.get(&(*call, part)).cloned()
     }
 }
 
-fn tensors(given: &Given) -> Vec<&Tensor> {
+fn tensors(given: &Captured) -> Vec<&Tensor> {
     match given {
-        Given::KeysValues { k, v, .. } => vec![k, v],
-        Given::Queries(t) | Given::Map(t) => vec![t],
+        Captured::KeysValues { k, v, .. } => vec![k, v],
+        Captured::Queries(t) | Captured::Map(t) => vec![t],
     }
 }
 
@@ -92,7 +94,7 @@ fn alone(
     k: usize,
     prompt: &str,
     asked: &BTreeSet<(Half, Part)>,
-) -> Store {
+) -> CapturedParts {
     let texts = ["", prompt].map(|text| Text::new(model.encode_prompt(text).unwrap().states));
     let (_, _, h, w) = z.dims4().unwrap();
     let mut capture = Capture::new(asked.clone(), |level| grid_at((h, w), level));
@@ -175,7 +177,7 @@ fn retouch(side: usize, memory: impl Fn(&Checkpoint, &Ddim) -> Knows) -> (Vec<u3
         settings,
     };
     let drawn = match known.0.is_empty() {
-        true => retouch.run(&ddim, &calls, &Forgets),
+        true => retouch.run(&ddim, &calls, &NoStore),
         false => retouch.run(&ddim, &calls, &known),
     };
     let most = kernel.images.load(Ordering::Relaxed);
@@ -190,7 +192,7 @@ fn sources_called_for_together_give_the_picture_of_sources_called_for_one_by_one
         let sites = auto_sites(&model.description().unet.sites());
         let asked: BTreeSet<(Half, Part)> = (sites.iter())
             .flat_map(|&site| [Part::KeysValues(site), Part::Queries(site)])
-            .flat_map(|part| [(Half::Negative, part), (Half::Prompt, part)])
+            .flat_map(|part| [(Half::Unconditional, part), (Half::Conditional, part)])
             .collect();
         let mut known = Knows::default();
         for (branch, seed, prompt) in [

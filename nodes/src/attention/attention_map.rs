@@ -17,7 +17,7 @@ use retouch_diffusion::networks::unet::grid_at;
 use retouch_diffusion::sampling::masks::{Plane, subject_maps};
 use retouch_diffusion::sampling::solver::{Sampler, Schedule};
 use retouch_diffusion::sampling::swap::mask_level;
-use retouch_diffusion::sampling::{Conditions, Drawer, cross_attention};
+use retouch_diffusion::sampling::{ConditionedModel, Conditions, cross_attention};
 
 /// Shows where the words of a prompt are looked for: the subject's cross-attention at one step of a trajectory.
 ///
@@ -186,7 +186,7 @@ impl Node for AttentionMap {
                 sampler.steps()
             )));
         }
-        let drawer = Drawer {
+        let drawer = ConditionedModel {
             model,
             conditions: &conditions,
         };

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::decode::{channel_fault, decode};
-use crate::chain::{self, Draw, Remembers, SamplerNote, TrajectoryNote};
+use crate::chain::{self, CacheStore, Draw, SamplerNote, TrajectoryNote};
 use crate::fields::Template;
 use crate::payload::{Latent, LatentFacts, Model, Table, Trajectory, TrajectoryFacts};
 use crate::runtime::{Reports, tensor_error};
@@ -20,7 +20,9 @@ use retouch_diffusion::checkpoint::model::{Checkpoint, ModelFacts};
 use retouch_diffusion::networks::tiles::Tiled;
 use retouch_diffusion::sampling::scheduler::Ddim;
 use retouch_diffusion::sampling::solver::{Sampler, Schedule};
-use retouch_diffusion::sampling::{Drawing, Drawn, Forgets, Prompted, invert, step_blend_sample};
+use retouch_diffusion::sampling::{
+    Drawing, NoStore, Prompted, StepProvenance, invert, step_blend_sample,
+};
 
 /// Inverts a latent: finds, by running DDIM (eta 0) backwards, the noise that it could have come from, and every latent between.
 ///
@@ -96,7 +98,7 @@ impl Invert {
             calls: images,
             ..Step::default()
         };
-        let drawn = Drawn {
+        let drawn = StepProvenance {
             model: id.clone(),
             vanilla: false,
             prompt: self.prompt.to_string(),
@@ -198,7 +200,13 @@ impl Node for Invert {
         let latent = &inputs.latent.tensor;
         let ddim = Ddim::new(&model.description().scheduler, self.steps)?;
         let prompted = Prompted::new(model, &self.prompt, "", &reports);
-        let latents = invert(&prompted, latent, &ddim, &reports, &Remembers::new(context))?;
+        let latents = invert(
+            &prompted,
+            latent,
+            &ddim,
+            &reports,
+            &CacheStore::new(context),
+        )?;
         let noise = latents.first().unwrap_or(latent).clone();
         let (mut replay, mut report) = (None, None);
         if self.measure {
@@ -206,13 +214,13 @@ impl Node for Invert {
             let sampler = Sampler::new(&model.description().scheduler, schedule)?;
             let drawing = Drawing::plain(&sampler, 1.0);
             let back = step_blend_sample(
-                &prompted, &prompted, &noise, 0, &drawing, &reports, &Forgets,
+                &prompted, &prompted, &noise, 0, &drawing, &reports, &NoStore,
             )?;
             let back = back.last().unwrap_or(&noise).clone();
             report = Some(Arc::new(measure(model, latent, &back, self.steps)?));
             replay = Some(Arc::new(Latent { tensor: back }));
         }
-        let drawn = Drawn {
+        let drawn = StepProvenance {
             model: model.id().to_owned(),
             vanilla: false,
             prompt: self.prompt.to_string(),

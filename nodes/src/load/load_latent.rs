@@ -16,7 +16,7 @@ use crate::payload::{
 };
 use crate::runtime::{Runtime, tensor_error};
 use retouch_diffusion::checkpoint::weights::{self, Header};
-use retouch_diffusion::sampling::Drawn;
+use retouch_diffusion::sampling::StepProvenance;
 use retouch_diffusion::sampling::solver::Schedule;
 
 /// Loads a latent, a trajectory or masks from a safetensors file.
@@ -353,7 +353,7 @@ impl Node for LoadLatent {
                 let latents = (0..=steps)
                     .map(|k| tensor.get(k).map_err(tensor_error).and_then(|z| placed(&z)))
                     .collect::<Result<_, _>>()?;
-                let drawn: Vec<Option<Drawn>> = found
+                let drawn: Vec<Option<StepProvenance>> = found
                     .drawn
                     .and_then(|text| serde_json::from_str(&text).ok())
                     .filter(|drawn: &Vec<_>| drawn.len() == steps)

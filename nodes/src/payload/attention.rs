@@ -6,11 +6,11 @@ use candle_core::Tensor;
 use retouch_graph::{Environment, NodeError, Payload};
 
 use super::tensors::{self, Packed};
-use retouch_diffusion::sampling::control::Given;
+use retouch_diffusion::sampling::control::Captured;
 
 /// A part of a call, kept in the cache and never on a port.
 #[derive(Debug)]
-pub(crate) struct Attention(pub Given);
+pub(crate) struct Attention(pub Captured);
 
 /// The name of the grid of keys and values among the metadata.
 const GRID: &str = "grid";
@@ -18,9 +18,9 @@ const GRID: &str = "grid";
 impl Attention {
     fn parts(&self) -> Vec<(&'static str, &Tensor)> {
         match &self.0 {
-            Given::KeysValues { k, v, .. } => vec![("k", k), ("v", v)],
-            Given::Queries(q) => vec![("q", q)],
-            Given::Map(map) => vec![("map", map)],
+            Captured::KeysValues { k, v, .. } => vec![("k", k), ("v", v)],
+            Captured::Queries(q) => vec![("q", q)],
+            Captured::Map(map) => vec![("map", map)],
         }
     }
 
@@ -30,27 +30,27 @@ impl Attention {
         mut f: impl FnMut(&Tensor) -> Result<Option<Tensor>, NodeError>,
     ) -> Result<Option<Self>, NodeError> {
         Ok(match &self.0 {
-            Given::KeysValues { k, v, grid } => f(k)?.zip(f(v)?).map(|(k, v)| {
+            Captured::KeysValues { k, v, grid } => f(k)?.zip(f(v)?).map(|(k, v)| {
                 let grid = *grid;
-                Self(Given::KeysValues { k, v, grid })
+                Self(Captured::KeysValues { k, v, grid })
             }),
-            Given::Queries(q) => f(q)?.map(|q| Self(Given::Queries(q))),
-            Given::Map(map) => f(map)?.map(|map| Self(Given::Map(map))),
+            Captured::Queries(q) => f(q)?.map(|q| Self(Captured::Queries(q))),
+            Captured::Map(map) => f(map)?.map(|map| Self(Captured::Map(map))),
         })
     }
 
     /// A copy that does not hold on to the whole batch that it is a part of.
-    pub(crate) fn of(given: &Given) -> Result<Self, NodeError> {
+    pub(crate) fn of(given: &Captured) -> Result<Self, NodeError> {
         // `Tensor::copy` would copy all that the tensor is a part of.
         let copy = |t: &Tensor| t.force_contiguous().map_err(crate::runtime::tensor_error);
         Ok(Self(match given {
-            Given::KeysValues { k, v, grid } => Given::KeysValues {
+            Captured::KeysValues { k, v, grid } => Captured::KeysValues {
                 k: copy(k)?,
                 v: copy(v)?,
                 grid: *grid,
             },
-            Given::Queries(q) => Given::Queries(copy(q)?),
-            Given::Map(map) => Given::Map(copy(map)?),
+            Captured::Queries(q) => Captured::Queries(copy(q)?),
+            Captured::Map(map) => Captured::Map(copy(map)?),
         }))
     }
 }
@@ -85,7 +85,7 @@ impl Payload for Attention {
 
     fn to_disk(&self) -> Option<Result<Vec<u8>, NodeError>> {
         let mut metadata = HashMap::new();
-        if let Given::KeysValues { grid, .. } = &self.0 {
+        if let Captured::KeysValues { grid, .. } = &self.0 {
             metadata.insert(GRID.to_owned(), format!("[{},{}]", grid.0, grid.1));
         }
         Some(tensors::pack(&self.parts(), metadata))
@@ -94,15 +94,15 @@ impl Payload for Attention {
     fn from_disk(bytes: &[u8]) -> Result<Self, NodeError> {
         let mut packed = Packed::read(bytes)?;
         Ok(Self(if packed.tensors.contains_key("k") {
-            Given::KeysValues {
+            Captured::KeysValues {
                 grid: packed.know(GRID)?,
                 k: packed.take("k")?,
                 v: packed.take("v")?,
             }
         } else if packed.tensors.contains_key("q") {
-            Given::Queries(packed.take("q")?)
+            Captured::Queries(packed.take("q")?)
         } else {
-            Given::Map(packed.take("map")?)
+            Captured::Map(packed.take("map")?)
         }))
     }
 }
@@ -119,7 +119,7 @@ mod tests {
         let all = Tensor::arange(0f32, 240.0, &Device::Cpu).unwrap();
         let all = all.reshape((8, 5, 6)).unwrap();
         let part = all.narrow(0, 3, 2).unwrap();
-        let given = Given::KeysValues {
+        let given = Captured::KeysValues {
             k: part.clone(),
             v: Tensor::zeros((2, 5, 6), DType::F32, &Device::Cpu).unwrap(),
             grid: (1, 5),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::LatentFacts;
 use super::tensors::{self, Packed, READ_AS, encode_safetensors};
 use crate::runtime::tensor_error;
-use retouch_diffusion::sampling::Drawn;
+use retouch_diffusion::sampling::StepProvenance;
 use retouch_diffusion::sampling::solver::Schedule;
 
 /// The latents z_0 .. z_T of a run, noisiest first.
@@ -18,7 +18,7 @@ pub struct Trajectory {
     /// T + 1 latents `[B, C, h, w]`, float32, on the compute device.
     pub latents: Vec<Tensor>,
     /// What drew each of the T steps; `None` when nobody knows (a file without metadata).
-    pub drawn: Vec<Option<Drawn>>,
+    pub drawn: Vec<Option<StepProvenance>>,
     /// How its steps were laid out, if not as DDIM with eta 0 lays out T steps.
     pub schedule: Option<Schedule>,
 }

@@ -33,7 +33,7 @@ use retouch_diffusion::sampling::control::Branch;
 use retouch_diffusion::sampling::noise::starting_noise;
 use retouch_diffusion::sampling::scheduler::{Ddim, Spacing};
 use retouch_diffusion::sampling::solver::{Sampler, Schedule, Sigmas, Solver};
-use retouch_diffusion::sampling::{Beside, Drawing, Drawn, Inpaint};
+use retouch_diffusion::sampling::{Beside, Drawing, Inpaint, StepProvenance};
 
 /// A fault that only the run can see.
 pub(crate) fn failed(fault: Fault) -> NodeError {
@@ -616,7 +616,7 @@ impl Start {
         &self,
         upstream: &Upstream<'_>,
         model: &ModelFacts,
-        drawn: impl Fn(usize) -> Drawn,
+        drawn: impl Fn(usize) -> StepProvenance,
     ) -> Option<Chained> {
         let beside = upstream.link("picture");
         let linked = Linked {
@@ -658,7 +658,7 @@ impl Start {
             seed,
             inpaint: inpaint.as_ref(),
         };
-        let drawn: Vec<Drawn> = (0..sampler.steps()).map(drawn).collect();
+        let drawn: Vec<StepProvenance> = (0..sampler.steps()).map(drawn).collect();
         let (mut states, mut plain, mut calls) = (vec![start], Vec::new(), HashMap::new());
         let (mut kept, mut pasts) = (Vec::new(), HashMap::new());
         for (k, drawn) in drawn.iter().enumerate() {

@@ -17,7 +17,7 @@ use super::{
     prompt_warnings, rescale_fault, steps_fault,
 };
 use crate::attention::Texts;
-use crate::chain::{self, Remembers};
+use crate::chain::{self, CacheStore};
 use crate::fields::{Seed, Template};
 use crate::latent::channel_fault;
 use crate::payload::{
@@ -30,7 +30,7 @@ use retouch_diffusion::checkpoint::model::ModelFacts;
 use retouch_diffusion::sampling::scheduler::Spacing;
 use retouch_diffusion::sampling::solver::{Schedule, Sigmas};
 use retouch_diffusion::sampling::swap::{Retouched, mask_level};
-use retouch_diffusion::sampling::{Drawn, Prompted, step_blend_sample};
+use retouch_diffusion::sampling::{Prompted, StepProvenance, step_blend_sample};
 
 /// Draws a picture's latent from noise by a scheduler; with a `control`, stage 2: the retouch.
 ///
@@ -335,7 +335,7 @@ impl Sample {
             0,
             &begun.drawing(),
             &Previews::new(reports, model),
-            &Remembers::new(reports.0),
+            &CacheStore::new(reports.0),
         )?;
         let retouched = Retouched {
             trajectory,
@@ -347,7 +347,7 @@ impl Sample {
     /// The steps and keys of a plain sampler.
     fn plain_keys(&self, upstream: &Upstream<'_>) -> Option<Chained> {
         let (model, facts) = chain::model(upstream, "model")?;
-        let drawn = Drawn {
+        let drawn = StepProvenance {
             model,
             vanilla: false,
             prompt: self.prompt.to_string(),
@@ -467,7 +467,7 @@ impl Node for Sample {
         let reports = Reports(context);
         let model = &inputs.model.checkpoint;
         let own = |_| {
-            Some(Drawn {
+            Some(StepProvenance {
                 model: model.id().to_owned(),
                 vanilla: false,
                 prompt: self.prompt.to_string(),
@@ -484,7 +484,7 @@ impl Node for Sample {
                 let schedule = control.context.schedule.filter(|_| start > 0);
                 let retouched = self.with_retouch(model, control, &reports, |retouch, ddim| {
                     let previews = Previews::new(&reports, model);
-                    Ok(retouch.run(ddim, &previews, &Remembers::new(context))?)
+                    Ok(retouch.run(ddim, &previews, &CacheStore::new(context))?)
                 })?;
                 (retouched, drawn, first, schedule)
             }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fields::{SchedulerField, is_zero};
 use super::{Linked, Scheduling, Start, plain_fault, prompt_faults, prompt_warnings};
-use crate::chain::{self, Remembers};
+use crate::chain::{self, CacheStore};
 use crate::fields::{Seed, Steps, Template};
 use crate::latent::channel_fault;
 use crate::payload::{Latent, LatentFacts, Model, Trajectory};
@@ -17,7 +17,7 @@ use crate::runtime::Reports;
 use retouch_diffusion::checkpoint::model::ModelFacts;
 use retouch_diffusion::sampling::scheduler::Spacing;
 use retouch_diffusion::sampling::solver::Sigmas;
-use retouch_diffusion::sampling::{Drawn, Prompted, step_blend_sample};
+use retouch_diffusion::sampling::{Prompted, StepProvenance, step_blend_sample};
 
 /// Draws the layout, stage 1: the vanilla model the first steps, and with them the layout, the personalised model the rest.
 ///
@@ -119,14 +119,20 @@ impl StepBlendSample {
         })
     }
 
-    fn drawn(&self, k: usize, blend_steps: usize, vanilla: &str, personalized: &str) -> Drawn {
+    fn drawn(
+        &self,
+        k: usize,
+        blend_steps: usize,
+        vanilla: &str,
+        personalized: &str,
+    ) -> StepProvenance {
         let by_vanilla = k < blend_steps;
         let (model, prompt) = if by_vanilla {
             (vanilla, &self.vanilla_prompt)
         } else {
             (personalized, &self.personalized_prompt)
         };
-        Drawn {
+        StepProvenance {
             model: model.to_owned(),
             vanilla: by_vanilla,
             prompt: prompt.to_string(),
@@ -282,7 +288,7 @@ impl Node for StepBlendSample {
             blend_steps,
             &begun.drawing(),
             &Previews::new(&reports, personalized),
-            &Remembers::new(context),
+            &CacheStore::new(context),
         )?;
         let drawn = (0..self.steps)
             .map(|k| Some(self.drawn(k, blend_steps, vanilla.id(), personalized.id())))

@@ -13,7 +13,7 @@ use crate::chain::{self, Draw, SamplerNote, SwapNote, TrajectoryNote, empty_prom
 use crate::payload::TrajectoryFacts;
 use retouch_diffusion::checkpoint::model::ModelFacts;
 use retouch_diffusion::prompt::conditioning::reads_chunks;
-use retouch_diffusion::sampling::Drawn;
+use retouch_diffusion::sampling::StepProvenance;
 use retouch_diffusion::sampling::control::{Branch, Half, Part};
 use retouch_diffusion::sampling::scheduler::Ddim;
 use retouch_diffusion::sampling::swap::{Blend, maps_alone};
@@ -95,7 +95,7 @@ pub(super) fn keys(sample: &Sample, upstream: &Upstream<'_>) -> Option<Chained> 
         kept.push(entries);
     }
     let SwapKeys { plan, calls, .. } = keys;
-    let own = Drawn {
+    let own = StepProvenance {
         model: id.clone(),
         vanilla: false,
         prompt: sample.prompt.to_string(),
@@ -243,7 +243,12 @@ impl SwapKeys<'_> {
         let mut hasher = KeyHasher::new("retouch/call-of-file/1");
         hasher.field("state", &state.0);
         hasher.field("timestep", &(timestep as u64).to_le_bytes());
-        hasher.field("half", format!("{half:?}").as_bytes());
+        // The names that the halves had when the format was set.
+        let name: &[u8] = match half {
+            Half::Unconditional => b"Negative",
+            Half::Conditional => b"Prompt",
+        };
+        hasher.field("half", name);
         hasher.field("model", id.as_bytes());
         hasher.field("vanilla", format!("{:?}", control.vanilla).as_bytes());
         hasher.field("prompt", format!("{prompt:?}").as_bytes());
@@ -253,7 +258,7 @@ impl SwapKeys<'_> {
             hasher.field("guided", &[1]);
         }
         if let Some(prompt) = prompt
-            && half == Half::Prompt
+            && half == Half::Conditional
         {
             empty_prompt_field(&mut hasher, prompt, self.facts.blank_is_zero);
         }

@@ -9,7 +9,7 @@ use crate::attention::{BlendField, SwapAttention};
 use crate::fields::Template;
 use crate::payload::TrajectoryFacts;
 use retouch_diffusion::checkpoint::model::ModelFacts;
-use retouch_diffusion::sampling::Drawn;
+use retouch_diffusion::sampling::StepProvenance;
 use retouch_diffusion::sampling::swap::{Givens, MaskGrid, RetouchSettings, StepNeeds, mask_level};
 
 /// What drew a step of the context.
@@ -19,7 +19,7 @@ pub(super) enum Provenance<'a> {
     /// The file does not say.
     Unsaid,
     /// This did.
-    By(&'a Drawn),
+    By(&'a StepProvenance),
 }
 
 /// All that decides what a swap does; it is known before anything runs, but for what files say of themselves.
@@ -174,7 +174,7 @@ pub(super) fn taken_over(context: TrajectoryFacts, start: usize) -> TrajectoryFa
 fn context_prompts(
     k: usize,
     input: &SwapInput<'_>,
-    drawn: Option<&Drawn>,
+    drawn: Option<&StepProvenance>,
 ) -> Result<Prompts, NodeError> {
     let given = input.control.context_prompt.as_deref();
     let Some(drawn) = drawn else {

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::weights::{Scope, Weights};
 use crate::networks::layers::{Conv2d, GroupNorm, LayerNorm, Linear};
+use crate::sampling::attention_row::Heads;
 use crate::sampling::control::{AttentionControl, AttentionKind, Qkv, Rows, Site};
-use crate::sampling::gaze::Heads;
 use crate::{Error, Result};
 use retouch_kernels::{Kernel, Padding};
 

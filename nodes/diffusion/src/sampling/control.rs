@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use crate::sampling::gaze::{Gaze, Heads, QueriesOf, Seen, Whose};
+use crate::sampling::attention_row::{AttentionRow, Heads, QueriesOf, Seen, Whose};
 use crate::sampling::masks::Plane;
 use crate::{Error, Result};
 use retouch_kernels::{Attended, Kernel};
@@ -33,13 +33,13 @@ pub enum Branch {
     Target,
 }
 
-/// One of the two network outputs of guidance.
+/// One of the two network outputs of classifier-free guidance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Half {
     /// u, by the negative prompt.
-    Negative,
+    Unconditional,
     /// c, by the prompt.
-    Prompt,
+    Conditional,
 }
 
 /// What the rows of a call are: the negative half of every image, if it is there, then the prompt half of each.
@@ -70,7 +70,7 @@ impl Rows {
     /// The rows of each half that is there, the prompt's last.
     #[must_use]
     pub fn halves(&self) -> Vec<(Half, Range<usize>)> {
-        [Half::Negative, Half::Prompt]
+        [Half::Unconditional, Half::Conditional]
             .into_iter()
             .filter_map(|half| Some((half, self.half(half)?)))
             .collect()
@@ -80,8 +80,8 @@ impl Rows {
     #[must_use]
     pub fn half(&self, half: Half) -> Option<Range<usize>> {
         let first = match half {
-            Half::Negative => self.negative.then_some(0),
-            Half::Prompt => self
+            Half::Unconditional => self.negative.then_some(0),
+            Half::Conditional => self
                 .prompt
                 .then_some(if self.negative { self.images } else { 0 }),
         }?;
@@ -187,7 +187,7 @@ impl MapRecorder {
         if site.kind != AttentionKind::CrossAttention || site.grid != self.grid {
             return Ok(());
         }
-        let Some(rows) = site.rows.half(Half::Prompt) else {
+        let Some(rows) = site.rows.half(Half::Conditional) else {
             return Ok(());
         };
         let prompt = qkv.rows(&rows)?;
@@ -253,7 +253,7 @@ impl Part {
 
 /// A [`Part`] as it was given, for every image of the batch.
 #[derive(Clone, Debug)]
-pub enum Given {
+pub enum Captured {
     /// `[B, N, C]` each.
     KeysValues {
         /// Keys.
@@ -270,14 +270,14 @@ pub enum Given {
 }
 
 /// What a source branch gave, by half.
-pub type Store = BTreeMap<(Half, Part), Given>;
+pub type CapturedParts = BTreeMap<(Half, Part), Captured>;
 
 /// Looks at a call and keeps what is wanted of it.
 #[derive(Debug, Default)]
 pub struct Capture {
     wanted: BTreeSet<(Half, Part)>,
     maps: BTreeMap<usize, MapRecorder>,
-    given: Store,
+    given: CapturedParts,
 }
 
 impl Capture {
@@ -294,7 +294,7 @@ impl Capture {
         Self {
             wanted,
             maps,
-            given: Store::new(),
+            given: CapturedParts::new(),
         }
     }
 
@@ -308,11 +308,11 @@ impl Capture {
     ///
     /// # Errors
     /// When a map was wanted and no layer is on its grid.
-    pub fn finish(mut self) -> Result<Store> {
+    pub fn finish(mut self) -> Result<CapturedParts> {
         for (level, recorder) in self.maps {
             self.given.insert(
-                (Half::Prompt, Part::Map(level)),
-                Given::Map(recorder.finish()?),
+                (Half::Conditional, Part::Map(level)),
+                Captured::Map(recorder.finish()?),
             );
         }
         Ok(self.given)
@@ -330,7 +330,7 @@ impl Capture {
                     (Part::KeysValues(site.index), Part::Queries(site.index));
                 if self.wanted.contains(&(half, keys_values)) {
                     let own = qkv.rows(&rows)?;
-                    let given = Given::KeysValues {
+                    let given = Captured::KeysValues {
                         k: own.k,
                         v: own.v,
                         grid: site.grid,
@@ -338,7 +338,7 @@ impl Capture {
                     self.given.insert((half, keys_values), given);
                 }
                 if self.wanted.contains(&(half, queries)) {
-                    let given = Given::Queries(qkv.rows(&rows)?.q);
+                    let given = Captured::Queries(qkv.rows(&rows)?.q);
                     self.given.insert((half, queries), given);
                 }
             }
@@ -369,7 +369,7 @@ impl Captures {
     ///
     /// # Errors
     /// As [`Capture::finish`].
-    pub fn finish(self) -> Result<Vec<Store>> {
+    pub fn finish(self) -> Result<Vec<CapturedParts>> {
         let captures = self.0.into_iter();
         captures.map(|(.., capture)| capture.finish()).collect()
     }
@@ -400,14 +400,14 @@ pub enum Action<'a> {
     /// The context's attention takes the place of the target's.
     Lock {
         /// What the context gave.
-        context: &'a Store,
+        context: &'a CapturedParts,
     },
     /// Inside the mask the reference's keys and values, outside the context's.
     Swap {
         /// What the context gave; `None` when the mask leaves nothing to it and the queries are the target's own.
-        context: Option<&'a Store>,
+        context: Option<&'a CapturedParts>,
         /// What each reference gave.
-        references: &'a [Store],
+        references: &'a [CapturedParts],
         /// Whether the queries are the context's (k < structure_until) or the target's own.
         context_queries: bool,
         /// M_ref of each reference's images; a key counts from 0.5.
@@ -483,15 +483,15 @@ impl<'a> Swap<'a> {
         let missing =
             |name: &str| Error::request(format!("the {name} branch gave nothing at site {site}"));
         let keys_values =
-            |store: &Store, name: &str| match store.get(&(half, Part::KeysValues(site))) {
-                Some(Given::KeysValues { k, v, grid }) => Ok((k.clone(), v.clone(), *grid)),
+            |store: &CapturedParts, name: &str| match store.get(&(half, Part::KeysValues(site))) {
+                Some(Captured::KeysValues { k, v, grid }) => Ok((k.clone(), v.clone(), *grid)),
                 _ => Err(missing(name)),
             };
-        let queries = |store: &Store| match store.get(&(half, Part::Queries(site))) {
-            Some(Given::Queries(q)) => Ok(q.clone()),
+        let queries = |store: &CapturedParts| match store.get(&(half, Part::Queries(site))) {
+            Some(Captured::Queries(q)) => Ok(q.clone()),
             _ => Err(missing("context")),
         };
-        let of_context = |store: &Store| {
+        let of_context = |store: &CapturedParts| {
             let (k, v, grid) = keys_values(store, "context")?;
             Ok::<_, Error>(Met {
                 k,
@@ -545,13 +545,13 @@ impl<'a> Swap<'a> {
         site: usize,
         heads: Heads,
         own: Option<(&Qkv, Site)>,
-    ) -> Result<Option<Gaze>> {
-        let rows = |of: &Qkv, at: &Site| match at.rows.half(Half::Prompt) {
+    ) -> Result<Option<AttentionRow>> {
+        let rows = |of: &Qkv, at: &Site| match at.rows.half(Half::Conditional) {
             Some(rows) => of.rows(&rows),
             None => Err(Error::request("the call has no prompt half")),
         };
         let meeting = match self.sites.contains(&site) {
-            true => self.meeting(site, Half::Prompt)?,
+            true => self.meeting(site, Half::Conditional)?,
             false => None,
         };
         let Some(meeting) = meeting else {
@@ -560,7 +560,8 @@ impl<'a> Swap<'a> {
             };
             let own = rows(qkv, &at)?;
             let seen = Seen::of(&own.k, &[(Whose::Own, at.grid)], None)?;
-            return Gaze::of(&own.q, heads, at.grid, QueriesOf::Own, vec![seen], &[]).map(Some);
+            return AttentionRow::of(&own.q, heads, at.grid, QueriesOf::Own, vec![seen], &[])
+                .map(Some);
         };
         let (queries, whose) = match (&meeting.queries, own) {
             (Some(queries), _) => (queries.clone(), QueriesOf::Context),
@@ -592,7 +593,7 @@ impl<'a> Swap<'a> {
             Action::Swap { blend, .. } => blend.iter().map(|plane| plane.nearest(grid)).collect(),
             _ => Vec::new(),
         };
-        Gaze::of(&queries, heads, grid, whose, seen, &blend).map(Some)
+        AttentionRow::of(&queries, heads, grid, whose, seen, &blend).map(Some)
     }
 }
 
@@ -618,7 +619,7 @@ impl AttentionControl for Swap<'_> {
             let Some(meeting) = self.meeting(site.index, half)? else {
                 return qkv.attend(kernel);
             };
-            self.unmasked += usize::from(meeting.unmasked && half == Half::Prompt);
+            self.unmasked += usize::from(meeting.unmasked && half == Half::Conditional);
             let queries = match meeting.queries {
                 Some(queries) => queries,
                 None => qkv.rows(&rows)?.q,

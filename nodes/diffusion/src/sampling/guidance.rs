@@ -9,15 +9,17 @@ use crate::checkpoint::model::Checkpoint;
 use crate::networks::unet::{Addition, Call, Text};
 use crate::prompt::conditioning::{Encoded, Span};
 use crate::sampling::beside::{Beside, with_beside};
-use crate::sampling::control::{AttentionControl, Branch, Half, Part, Rows, Store, Untouched};
-use crate::sampling::memory::Memory;
+use crate::sampling::control::{
+    AttentionControl, Branch, CapturedParts, Half, Part, Rows, Untouched,
+};
+use crate::sampling::memory::StepStore;
 use crate::sampling::monitor::Monitor;
 use crate::sampling::swap::of_half;
 use crate::{Error, Result};
 
 /// What drew a step of a trajectory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Drawn {
+pub struct StepProvenance {
     /// The model's id.
     pub model: String,
     /// Whether it was the vanilla model of step-blended sampling.
@@ -91,16 +93,16 @@ impl Conditions {
     /// The text of a half.
     fn text(&self, half: Half, guided: bool) -> &Text {
         match half {
-            Half::Negative => &self.guided[0],
-            Half::Prompt if guided => &self.guided[1],
-            Half::Prompt => &self.alone,
+            Half::Unconditional => &self.guided[0],
+            Half::Conditional if guided => &self.guided[1],
+            Half::Conditional => &self.alone,
         }
     }
 
     fn half(&self, half: Half) -> &Encoded {
         match half {
-            Half::Negative => &self.negative,
-            Half::Prompt => &self.prompt,
+            Half::Unconditional => &self.negative,
+            Half::Conditional => &self.prompt,
         }
     }
 }
@@ -303,7 +305,7 @@ fn deviation(t: &Tensor) -> Result<f64> {
 
 /// What is wanted of the halves of a branch's call at step k by whoever comes later.
 pub(super) fn wanted(
-    memory: &dyn Memory,
+    memory: &dyn StepStore,
     branch: Branch,
     k: usize,
     rows: Rows,
@@ -320,11 +322,11 @@ pub(super) fn wanted(
 
 /// Keeps what was wanted of a call that took so many seconds.
 pub(super) fn keep(
-    memory: &dyn Memory,
+    memory: &dyn StepStore,
     branch: Branch,
     k: usize,
     rows: Rows,
-    store: &Store,
+    store: &CapturedParts,
     seconds: f64,
 ) {
     let halves = rows.halves();
@@ -344,12 +346,12 @@ pub(super) fn keep(
 }
 
 /// Gives a model with its encoded prompts when a step needs it: what is kept already needs neither.
-pub trait Draws {
+pub trait Conditioner {
     /// The model and the prompts.
     ///
     /// # Errors
     /// When a part of the model cannot be loaded.
-    fn drawer(&self) -> Result<Drawer<'_>>;
+    fn conditioned(&self) -> Result<ConditionedModel<'_>>;
     /// The tokens of a phrase in the prompt.
     ///
     /// # Errors
@@ -391,8 +393,8 @@ impl<'a> Prompted<'a> {
     }
 }
 
-impl Draws for Prompted<'_> {
-    fn drawer(&self) -> Result<Drawer<'_>> {
+impl Conditioner for Prompted<'_> {
+    fn conditioned(&self) -> Result<ConditionedModel<'_>> {
         if self.conditions.get().is_none() {
             let conditions =
                 Conditions::encode(self.model, self.prompt, self.negative, self.monitor)?;
@@ -402,7 +404,7 @@ impl Draws for Prompted<'_> {
             .conditions
             .get()
             .ok_or_else(|| Error::request("the prompts were not encoded"))?;
-        Ok(Drawer {
+        Ok(ConditionedModel {
             model: self.model,
             conditions,
         })
@@ -415,7 +417,7 @@ impl Draws for Prompted<'_> {
 
 /// A model with the prompts that it draws with.
 #[derive(Clone, Copy, Debug)]
-pub struct Drawer<'a> {
+pub struct ConditionedModel<'a> {
     /// The model.
     pub model: &'a Checkpoint,
     /// Its encoded prompts.

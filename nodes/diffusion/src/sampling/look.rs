@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use candle_core::Tensor;
 
+use crate::sampling::attention_row::{AttentionRow, Heads};
 use crate::sampling::control::{
     Action, AttentionControl, AttentionKind, Branch, MapRecorder, Rows, Swap,
 };
-use crate::sampling::gaze::{Gaze, Heads};
-use crate::sampling::guidance::{Drawer, Guided};
+use crate::sampling::guidance::{ConditionedModel, Guided};
 use crate::sampling::monitor::Monitor;
 use crate::{Error, Result};
 
@@ -32,14 +32,14 @@ pub enum Found {
     /// `[B, h w, tokens]`: mean over heads and layers.
     Map(Tensor),
     /// What every query of the site meets.
-    Site(Gaze),
+    Site(AttentionRow),
 }
 
 /// Looks on while a swap acts, and ends the call at the site that it is for.
 struct Looking<'a, 'b> {
     swap: Swap<'a>,
     sought: Sought,
-    found: Option<Gaze>,
+    found: Option<AttentionRow>,
     monitor: &'b dyn Monitor,
 }
 
@@ -106,7 +106,7 @@ impl Guided<'_> {
 /// # Errors
 /// When the call fails, or [`Monitor::goes_on`] ends it.
 pub fn look(
-    drawer: Drawer<'_>,
+    drawer: ConditionedModel<'_>,
     guidance: f64,
     z: &Tensor,
     timestep: f32,
@@ -133,7 +133,7 @@ pub fn look(
 /// # Errors
 /// When a call fails or no layer is on the grid.
 pub fn cross_attention(
-    drawer: Drawer<'_>,
+    drawer: ConditionedModel<'_>,
     z: &Tensor,
     timestep: f32,
     k: usize,

@@ -4,14 +4,14 @@ use candle_core::Tensor;
 use retouch_graph::Key;
 
 use crate::Result;
-use crate::sampling::control::{Branch, Given, Half, Part};
+use crate::sampling::control::{Branch, Captured, Half, Part};
 
 /// Something that is held until it is dropped.
 pub trait Held {}
 
 /// What is kept between runs: the states between steps, and what calls give besides their result. All of it may be
 /// forgotten at any time, and is made again then.
-pub trait Memory {
+pub trait StepStore {
     /// z_k, if it is kept.
     fn state(&self, k: usize) -> Option<Tensor> {
         let _ = k;
@@ -58,12 +58,12 @@ pub trait Memory {
         Vec::new()
     }
     /// A part of a call, if it is kept.
-    fn part(&self, call: &Key, part: Part) -> Option<Given> {
+    fn part(&self, call: &Key, part: Part) -> Option<Captured> {
         let _ = (call, part);
         None
     }
     /// Keeps a part of a call.
-    fn keep_part(&self, call: &Key, part: Part, given: &Given, seconds: f64) {
+    fn keep_part(&self, call: &Key, part: Part, given: &Captured, seconds: f64) {
         let _ = (call, part, given, seconds);
     }
     /// Whether the masks of the swap are wanted.
@@ -78,16 +78,16 @@ pub trait Memory {
 
 /// Keeps nothing.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Forgets;
+pub struct NoStore;
 
-impl Memory for Forgets {}
+impl StepStore for NoStore {}
 
 /// The right to make something, if anybody else could be at it.
 pub(super) type Claimed<'a> = Option<Box<dyn Held + 'a>>;
 
 /// What `kept` finds of state k; if it is nothing, the right to make it, after whoever is at it may have made it.
 pub(super) fn recall<'a, T>(
-    memory: &'a dyn Memory,
+    memory: &'a dyn StepStore,
     k: usize,
     kept: impl Fn() -> Option<T>,
 ) -> Result<(Option<T>, Claimed<'a>)> {
@@ -101,13 +101,13 @@ pub(super) fn recall<'a, T>(
 
 /// Says once where a run goes on.
 pub(super) struct Resume<'a> {
-    memory: &'a dyn Memory,
+    memory: &'a dyn StepStore,
     said: bool,
     steps: usize,
 }
 
 impl<'a> Resume<'a> {
-    pub(super) fn new(memory: &'a dyn Memory, steps: usize) -> Self {
+    pub(super) fn new(memory: &'a dyn StepStore, steps: usize) -> Self {
         Self {
             memory,
             said: false,

@@ -1,8 +1,8 @@
 //! The loop: schedules, solvers, noise, step blending, inversion, attention control and its masks.
 
+pub mod attention_row;
 mod beside;
 pub mod control;
-pub mod gaze;
 mod guidance;
 mod look;
 pub mod masks;
@@ -17,8 +17,8 @@ mod steps;
 pub mod swap;
 
 pub use beside::Beside;
-pub use guidance::{Conditions, Drawer, Drawn, Draws, Prompted};
+pub use guidance::{ConditionedModel, Conditioner, Conditions, Prompted, StepProvenance};
 pub use look::{Found, Sought, cross_attention, look};
-pub use memory::{Forgets, Held, Memory};
+pub use memory::{Held, NoStore, StepStore};
 pub use monitor::Monitor;
 pub use plain::{Drawing, Inpaint, invert, step_blend_sample};

@@ -7,8 +7,8 @@ use candle_core::Tensor;
 use crate::networks::unet::grid_at;
 use crate::sampling::beside::Beside;
 use crate::sampling::control::{Branch, Capture, Untouched};
-use crate::sampling::guidance::{Draws, Guided, keep, wanted};
-use crate::sampling::memory::{Memory, Resume, recall};
+use crate::sampling::guidance::{Conditioner, Guided, keep, wanted};
+use crate::sampling::memory::{Resume, StepStore, recall};
 use crate::sampling::monitor::Monitor;
 use crate::sampling::noise::{second_step_noise, step_noise};
 use crate::sampling::scheduler::Ddim;
@@ -103,13 +103,13 @@ impl<'a> Drawing<'a> {
 /// # Errors
 /// When a call fails or the run is cancelled.
 pub fn step_blend_sample(
-    vanilla: &dyn Draws,
-    personalized: &dyn Draws,
+    vanilla: &dyn Conditioner,
+    personalized: &dyn Conditioner,
     start: &Tensor,
     blend_steps: usize,
     drawing: &Drawing<'_>,
     monitor: &dyn Monitor,
-    memory: &dyn Memory,
+    memory: &dyn StepStore,
 ) -> Result<Vec<Tensor>> {
     let sampler = drawing.sampler;
     let steps = sampler.steps();
@@ -134,9 +134,9 @@ pub fn step_blend_sample(
             None => {
                 resume.makes(k, 0);
                 let drawer = if k < blend_steps {
-                    vanilla.drawer()?
+                    vanilla.conditioned()?
                 } else {
-                    personalized.drawer()?
+                    personalized.conditioned()?
                 };
                 let guided = Guided {
                     model: drawer.model,
@@ -188,11 +188,11 @@ pub fn step_blend_sample(
 /// # Errors
 /// When a call fails or the run is cancelled.
 pub fn invert(
-    draws: &dyn Draws,
+    draws: &dyn Conditioner,
     latent: &Tensor,
     ddim: &Ddim,
     monitor: &dyn Monitor,
-    memory: &dyn Memory,
+    memory: &dyn StepStore,
 ) -> Result<Vec<Tensor>> {
     let mut trajectory = vec![latent.clone()];
     let mut z = latent.clone();
@@ -204,7 +204,7 @@ pub fn invert(
             Some(next) => next,
             None => {
                 resume.makes(done, 0);
-                let drawer = draws.drawer()?;
+                let drawer = draws.conditioned()?;
                 let guided = Guided {
                     model: drawer.model,
                     conditions: drawer.conditions,

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use candle_core::Tensor;
 
 use crate::Result;
-use crate::sampling::control::{Branch, Given, Half, Part, Rows, Store, Swap};
-use crate::sampling::guidance::{Draws, Guided};
+use crate::sampling::control::{Branch, Captured, CapturedParts, Half, Part, Rows, Swap};
+use crate::sampling::guidance::{Conditioner, Guided};
 use crate::sampling::look::{Found, Sought};
-use crate::sampling::memory::Memory;
+use crate::sampling::memory::StepStore;
 use crate::sampling::swap::{CallContext, Retouch, action, grid_of};
 
 impl Retouch<'_> {
@@ -43,7 +43,7 @@ impl Retouch<'_> {
             };
             parts.iter().copied().filter(before).collect()
         };
-        let (mut context, mut references) = (Store::new(), Vec::new());
+        let (mut context, mut references) = (CapturedParts::new(), Vec::new());
         if needs.lock || needs.swap {
             let sources = self.sources(k, needs, &of, with, true)?;
             (context, references) = sources.unwrap_or_default();
@@ -56,7 +56,7 @@ impl Retouch<'_> {
             false => None,
         };
         let action = action(needs, &context, &references, masks.as_ref());
-        let target = self.target.drawer()?;
+        let target = self.target.conditioned()?;
         let guided = Guided {
             model: target.model,
             conditions: target.conditions,
@@ -135,8 +135,8 @@ impl Retouch<'_> {
         let parts = BTreeSet::from([part]);
         let store = self.halves(source, k, &parts, rows, with, calls)?;
         Ok(
-            store.and_then(|mut store| match store.remove(&(Half::Prompt, part)) {
-                Some(Given::Map(map)) => Some(map),
+            store.and_then(|mut store| match store.remove(&(Half::Conditional, part)) {
+                Some(Captured::Map(map)) => Some(map),
                 _ => None,
             }),
         )

@@ -3,9 +3,9 @@
 use candle_core::Tensor;
 
 use crate::prompt::conditioning::Span;
-use crate::sampling::control::{Given, Half, Part, Store};
+use crate::sampling::control::{Captured, CapturedParts, Half, Part};
 use crate::sampling::masks::{Plane, subject_maps};
-use crate::sampling::memory::Memory;
+use crate::sampling::memory::StepStore;
 use crate::sampling::swap::{
     Blend, CallContext, Retouch, Source, StepMasks, grid_of, maps_alone, missing_span,
 };
@@ -17,23 +17,25 @@ impl Retouch<'_> {
         &self,
         k: usize,
         start: usize,
-        context: &Store,
-        references: &[Store],
+        context: &CapturedParts,
+        references: &[CapturedParts],
         previous: Option<Tensor>,
-        memory: &dyn Memory,
+        memory: &dyn StepStore,
     ) -> Result<StepMasks> {
         let s = &self.settings;
-        let computed =
-            |source: &Source<'_>, store: &Store, level: usize| -> Result<Option<Vec<Plane>>> {
-                let Some(Given::Map(map)) = store.get(&(Half::Prompt, Part::Map(level))) else {
-                    return Ok(None);
-                };
-                let Some(span) = source.drawers[k].span.clone() else {
-                    return Ok(None);
-                };
-                let grid = grid_of(&source.trajectory[k], level)?;
-                Ok(Some(self.binarised(map, span, grid)?))
+        let computed = |source: &Source<'_>,
+                        store: &CapturedParts,
+                        level: usize|
+         -> Result<Option<Vec<Plane>>> {
+            let Some(Captured::Map(map)) = store.get(&(Half::Conditional, Part::Map(level))) else {
+                return Ok(None);
             };
+            let Some(span) = source.drawers[k].span.clone() else {
+                return Ok(None);
+            };
+            let grid = grid_of(&source.trajectory[k], level)?;
+            Ok(Some(self.binarised(map, span, grid)?))
+        };
         let reference_masks = self
             .references
             .iter()
@@ -104,8 +106,8 @@ impl Retouch<'_> {
         &self,
         k: usize,
         with: CallContext<'_>,
-        context: &Store,
-        references: &[Store],
+        context: &CapturedParts,
+        references: &[CapturedParts],
     ) -> Result<Option<StepMasks>> {
         let start = self.settings.start_step.min(with.ddim.steps());
         let by_target = self.blend_mask.is_none() && self.settings.blend != Blend::Context;

@@ -15,10 +15,10 @@ use serde::Serialize;
 
 use crate::networks::unet::grid_at;
 use crate::prompt::conditioning::Span;
-use crate::sampling::control::{Action, Branch, Half, MapRecorder, Part, Store, Swap};
-use crate::sampling::guidance::{Draws, Guided};
+use crate::sampling::control::{Action, Branch, CapturedParts, Half, MapRecorder, Part, Swap};
+use crate::sampling::guidance::{Conditioner, Guided};
 use crate::sampling::masks::{Plane, Threshold};
-use crate::sampling::memory::{Memory, Resume, recall};
+use crate::sampling::memory::{Resume, StepStore, recall};
 use crate::sampling::monitor::Monitor;
 use crate::sampling::scheduler::Ddim;
 use crate::{Error, Result};
@@ -115,7 +115,7 @@ impl GivenMasks {
 #[derive(Clone)]
 pub struct SourceStep<'a> {
     /// The model and its prompts.
-    pub draws: &'a dyn Draws,
+    pub draws: &'a dyn Conditioner,
     /// The subject's tokens in its prompt, which may be missing when no map is needed.
     pub span: Option<Span>,
 }
@@ -123,7 +123,7 @@ pub struct SourceStep<'a> {
 /// Everything that stage 2 works on.
 pub struct Retouch<'a> {
     /// The target's model and prompts.
-    pub target: &'a dyn Draws,
+    pub target: &'a dyn Conditioner,
     /// The subject's tokens in the target's prompt.
     pub target_span: Option<Span>,
     /// The trajectory of stage 1 and what drew it.
@@ -223,7 +223,7 @@ pub fn of_half(parts: &BTreeSet<Part>, half: Half) -> BTreeSet<Part> {
     parts
         .iter()
         .copied()
-        .filter(|part| half == Half::Prompt || !matches!(part, Part::Map(_)))
+        .filter(|part| half == Half::Conditional || !matches!(part, Part::Map(_)))
         .collect()
 }
 
@@ -256,7 +256,7 @@ pub struct CallContext<'a> {
     /// Who watches.
     pub monitor: &'a dyn Monitor,
     /// What is kept of earlier calls.
-    pub memory: &'a dyn Memory,
+    pub memory: &'a dyn StepStore,
 }
 
 /// What stage 2 gives.
@@ -271,8 +271,8 @@ pub struct Retouched {
 /// What the target's sites do at a step, given what the branches gave and the step's masks.
 pub(super) fn action<'a>(
     needs: &StepNeeds,
-    context: &'a Store,
-    references: &'a [Store],
+    context: &'a CapturedParts,
+    references: &'a [CapturedParts],
     masks: Option<&'a StepMasks>,
 ) -> Action<'a> {
     match masks {
@@ -313,7 +313,7 @@ impl Retouch<'_> {
         &self,
         ddim: &Ddim,
         monitor: &dyn Monitor,
-        memory: &dyn Memory,
+        memory: &dyn StepStore,
     ) -> Result<Retouched> {
         let steps = ddim.steps();
         let start = self.settings.start_step.min(steps);
@@ -329,7 +329,7 @@ impl Retouch<'_> {
         let mut before: Option<Tensor> = None;
         let mut warned = false;
         let mut resume = Resume::new(memory, steps);
-        let mut ahead: HashMap<(usize, Branch), Store> = HashMap::new();
+        let mut ahead: HashMap<(usize, Branch), CapturedParts> = HashMap::new();
         for k in start..steps {
             monitor.step(k, steps)?;
             let needs = self.needs(k)?;
@@ -375,10 +375,10 @@ impl Retouch<'_> {
         k: usize,
         made: bool,
         with: CallContext<'_>,
-        ahead: &mut HashMap<(usize, Branch), Store>,
-    ) -> Result<(Store, Vec<Store>)> {
+        ahead: &mut HashMap<(usize, Branch), CapturedParts>,
+    ) -> Result<(CapturedParts, Vec<CapturedParts>)> {
         let needs = self.needs(k)?;
-        let (mut context, mut references) = (Store::new(), Vec::new());
+        let (mut context, mut references) = (CapturedParts::new(), Vec::new());
         let swaps = needs.swap && (made || with.memory.wants_masks());
         if !(swaps || needs.lock && made) {
             return Ok((context, references));
@@ -397,7 +397,7 @@ impl Retouch<'_> {
                 self.references.iter().zip(&needs.references).enumerate()
             {
                 let store = match self.twin(index, k, with.memory) {
-                    Some(twin) => Store::clone(&references[twin]),
+                    Some(twin) => CapturedParts::clone(&references[twin]),
                     None => {
                         let branch = Branch::Reference(index);
                         self.source(source, k, &of(parts), branch, with, ahead)?
@@ -427,7 +427,7 @@ impl Retouch<'_> {
             fired: 0,
             unmasked: 0,
         };
-        let target = self.target.drawer()?;
+        let target = self.target.conditioned()?;
         let guided = Guided {
             model: target.model,
             conditions: target.conditions,
@@ -465,10 +465,10 @@ impl Retouch<'_> {
     }
 
     /// An earlier reference whose calls at step k are the same, so that what it gave is not called for again.
-    pub(super) fn twin(&self, index: usize, k: usize, memory: &dyn Memory) -> Option<usize> {
+    pub(super) fn twin(&self, index: usize, k: usize, memory: &dyn StepStore) -> Option<usize> {
         let calls = |index| {
             let of = |half| memory.call(Branch::Reference(index), half, k);
-            Some((of(Half::Negative), of(Half::Prompt)?))
+            Some((of(Half::Unconditional), of(Half::Conditional)?))
         };
         let own = calls(index)?;
         (0..index).find(|&earlier| calls(earlier) == Some(own))

@@ -5,9 +5,11 @@ use std::time::Instant;
 
 use crate::checkpoint::model::Checkpoint;
 use crate::networks::unet::grid_at;
-use crate::sampling::control::{Branch, Capture, Captures, Given, Half, Part, Rows, Store};
-use crate::sampling::guidance::{Draws, Member, keep, together, wanted};
-use crate::sampling::memory::Memory;
+use crate::sampling::control::{
+    Branch, Capture, Captured, CapturedParts, Captures, Half, Part, Rows,
+};
+use crate::sampling::guidance::{Conditioner, Member, keep, together, wanted};
+use crate::sampling::memory::StepStore;
 use crate::sampling::monitor::Monitor;
 use crate::sampling::swap::{CallContext, Retouch, Source, StepNeeds, of_half};
 use crate::{Error, Result};
@@ -27,8 +29,13 @@ struct Due<'a> {
 }
 
 /// What is kept of what these halves of a branch give at step k, and the rows of the halves that lack something.
-fn lacking(k: usize, parts: &BTreeSet<Part>, all: Rows, memory: &dyn Memory) -> (Store, Rows) {
-    let mut store = Store::new();
+fn lacking(
+    k: usize,
+    parts: &BTreeSet<Part>,
+    all: Rows,
+    memory: &dyn StepStore,
+) -> (CapturedParts, Rows) {
+    let mut store = CapturedParts::new();
     let mut rows = Rows {
         negative: false,
         prompt: false,
@@ -36,7 +43,7 @@ fn lacking(k: usize, parts: &BTreeSet<Part>, all: Rows, memory: &dyn Memory) -> 
     };
     for (half, _) in all.halves() {
         let parts = of_half(parts, half);
-        let kept: Option<Vec<Given>> = memory
+        let kept: Option<Vec<Captured>> = memory
             .call(all.branch, half, k)
             .and_then(|call| parts.iter().map(|part| memory.part(&call, *part)).collect());
         match kept {
@@ -44,7 +51,7 @@ fn lacking(k: usize, parts: &BTreeSet<Part>, all: Rows, memory: &dyn Memory) -> 
                 store.extend(parts.into_iter().map(|part| (half, part)).zip(kept));
             }
             None if parts.is_empty() => {}
-            None if half == Half::Negative => rows.negative = true,
+            None if half == Half::Unconditional => rows.negative = true,
             None => rows.prompt = true,
         }
     }
@@ -52,7 +59,7 @@ fn lacking(k: usize, parts: &BTreeSet<Part>, all: Rows, memory: &dyn Memory) -> 
 }
 
 /// Makes calls of one model as one, and keeps what is wanted of each.
-fn make(dues: &[Due<'_>], with: CallContext<'_>) -> Result<Vec<Store>> {
+fn make(dues: &[Due<'_>], with: CallContext<'_>) -> Result<Vec<CapturedParts>> {
     let Some(model) = dues.first().map(|due| due.model) else {
         return Ok(Vec::new());
     };
@@ -76,9 +83,9 @@ fn make(dues: &[Due<'_>], with: CallContext<'_>) -> Result<Vec<Store>> {
         if due.same {
             let negative = store.iter().filter_map(|((_, part), given)| {
                 let large = !matches!(part, Part::Map(_));
-                large.then(|| ((Half::Negative, *part), given.clone()))
+                large.then(|| ((Half::Unconditional, *part), given.clone()))
             });
-            let negative: Store = negative.collect();
+            let negative: CapturedParts = negative.collect();
             store.extend(negative);
         }
     }
@@ -95,8 +102,8 @@ impl Retouch<'_> {
         parts: &BTreeSet<Part>,
         branch: Branch,
         with: CallContext<'_>,
-        ahead: &mut HashMap<(usize, Branch), Store>,
-    ) -> Result<Store> {
+        ahead: &mut HashMap<(usize, Branch), CapturedParts>,
+    ) -> Result<CapturedParts> {
         if let Some(made) = ahead.remove(&(k, branch)) {
             return Ok(made);
         }
@@ -115,7 +122,7 @@ impl Retouch<'_> {
         all: Rows,
         with: CallContext<'_>,
         calls: bool,
-    ) -> Result<Option<Store>> {
+    ) -> Result<Option<CapturedParts>> {
         let (mut store, rows) = lacking(k, parts, all, with.memory);
         if rows.count() == 0 {
             return Ok(Some(store));
@@ -144,7 +151,7 @@ impl Retouch<'_> {
         let name = |half| memory.call(rows.branch, half, k);
         let same = rows.negative
             && rows.prompt
-            && name(Half::Negative).is_some_and(|call| name(Half::Prompt) == Some(call));
+            && name(Half::Unconditional).is_some_and(|call| name(Half::Conditional) == Some(call));
         if same {
             rows.negative = false;
         }
@@ -152,7 +159,7 @@ impl Retouch<'_> {
         for (half, _) in rows.halves() {
             asked.extend(of_half(parts, half).into_iter().map(|part| (half, part)));
         }
-        let drawer = source.drawers[k].draws.drawer()?;
+        let drawer = source.drawers[k].draws.conditioned()?;
         Ok(Due {
             model: drawer.model,
             member: Member {
@@ -175,7 +182,7 @@ impl Retouch<'_> {
         &self,
         k: usize,
         with: CallContext<'_>,
-        ahead: &mut HashMap<(usize, Branch), Store>,
+        ahead: &mut HashMap<(usize, Branch), CapturedParts>,
     ) -> Result<()> {
         let CallContext { ddim, memory, .. } = with;
         let s = &self.settings;
@@ -273,7 +280,7 @@ impl Retouch<'_> {
         of: &dyn Fn(&BTreeSet<Part>) -> BTreeSet<Part>,
         with: CallContext<'_>,
         calls: bool,
-    ) -> Result<Option<(Store, Vec<Store>)>> {
+    ) -> Result<Option<(CapturedParts, Vec<CapturedParts>)>> {
         let half = |source: &Source<'_>, parts: &BTreeSet<Part>, branch| {
             with.monitor.goes_on()?;
             // With guidance or without, the prompt's half alone.
@@ -286,7 +293,7 @@ impl Retouch<'_> {
         let mut references = Vec::new();
         for (index, (source, parts)) in self.references.iter().zip(&needs.references).enumerate() {
             let store = match self.twin(index, k, with.memory) {
-                Some(twin) => Some(Store::clone(&references[twin])),
+                Some(twin) => Some(CapturedParts::clone(&references[twin])),
                 None => half(source, parts, Branch::Reference(index))?,
             };
             match store {

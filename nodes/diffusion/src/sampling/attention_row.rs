@@ -63,7 +63,7 @@ impl Seen {
 
 /// What the queries of one site meet at one step, the prompt's half: enough to find any query's row.
 #[derive(Clone, Debug)]
-pub struct Gaze {
+pub struct AttentionRow {
     /// (rows, columns) of the queries.
     pub grid: (usize, usize),
     /// Whose the queries are.
@@ -95,7 +95,7 @@ fn numbers(t: &Tensor) -> Result<Vec<Vec<f32>>> {
         .to_vec2()?)
 }
 
-impl Gaze {
+impl AttentionRow {
     /// Queries `[B, N, C]` of a site's grid.
     pub(crate) fn of(
         queries: &Tensor,
@@ -294,7 +294,7 @@ mod tests {
             width: 2,
             data: vec![0.0, 0.75],
         };
-        let gaze = Gaze::of(
+        let gaze = AttentionRow::of(
             &queries,
             heads,
             (1, 2),
