@@ -186,7 +186,7 @@ impl Delta {
     fn sides(&self) -> (usize, usize) {
         match self {
             Self::LowRank { down, up, mid } => {
-                let window = mid.as_ref().map_or(1, |mid| window(mid));
+                let window = mid.as_ref().map_or(1, window);
                 (first(up), rest(down).saturating_mul(window))
             }
             Self::Hadamard {
