@@ -125,7 +125,7 @@ fn a_folder_without_a_scheduler_gets_that_of_its_family_and_says_so() {
         let path = copy.folder.path().display();
         let yaml = format!(
             "schema: retouch/v1\nnodes:\n  base: {{op: load_model, path: '{path}'{more}}}\n  \
-             draw: {{op: sample, model: $base, prompt: a cat, steps: 2, seed: 1}}\noutputs:\n  z: {{value: $draw}}\n"
+             draw: {{op: sample, model: $base, prompt: a cat, steps: 2, spacing: trailing, seed: 1}}\noutputs:\n  z: {{value: $draw}}\n"
         );
         let (values, recorder) = Bench::new().run_with(&yaml, &[]);
         let latent = values["z"].downcast::<Latent>().unwrap();

@@ -1148,7 +1148,7 @@ fn authorities_that_the_system_trusts_are_trusted_and_no_others() {
         "{asked:?}"
     );
     let index = format!("/tiny/sd1/resolve/{COMMIT}/model_index.json");
-    assert_eq!(contents(&asked), [index]);
+    assert_eq!(contents(&asked).first(), Some(&index));
 }
 
 #[test]

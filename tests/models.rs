@@ -258,7 +258,7 @@ fn a_picture_of_another_program_says_its_prompt_and_is_no_workflow() {
     assert_eq!(found["metadata"]["3 KSampler"], "seed: 7");
     write("plain.png", &[]);
     let (_, err) = ran(folder, 1, &["inspect", "plain.png"]);
-    assert!(err.contains("is a PNG picture"), "{err}");
+    assert!(err.contains("carries no recipe"), "{err}");
     let output = retouch(folder, &["check", "web.png"]);
     let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     assert!(

@@ -764,7 +764,10 @@ outputs: {picture: {value: $drawn.picture, save: a.png}}
     let output = place.run(&["run", "box/drawn/wf.yaml"]);
     assert!(output.status.success());
     let heard = said(&output);
-    assert!(heard.contains("cannot be written down"), "{heard}");
+    assert!(
+        heard.contains("the recipe of the output cannot be written"),
+        "{heard}"
+    );
     let (engine, path) = (Bench::new().engine, place.path().join("box/drawn/wf.yaml"));
     let checked = engine.load(&path, &Settings::default()).unwrap();
     let origin = Origin::of(&engine, &path, "a test").unwrap();

@@ -442,7 +442,8 @@ impl Start {
             self.guidance,
             self.image_guidance,
         ));
-        let shown_mask = model.is_some_and(|model| model.shown() == Shown::Masked);
+        // A model that is not known yet may be an inpainting one if it is shown a picture.
+        let shown_mask = model.map_or(picture.is, |model| model.shown() == Shown::Masked);
         if mask && !shown_mask && !(latent && self.strength.is_some()) {
             let needed = if latent { "`strength`" } else { "a `latent`" };
             faults.push(

@@ -719,7 +719,7 @@ mod tests {
 
     /// A single file of one tensor that says its family, with this metadata and with empty tensors of these names.
     fn file(width: usize, metadata: &str, markers: &[&str]) -> MemoryFiles {
-        let markers: String = ["first_stage_model.x", "cond_stage_model.x"]
+        let markers: String = ["first_stage_model.x", "cond_stage_model.transformer.x"]
             .iter()
             .chain(markers)
             .map(|name| format!(r#""{name}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}},"#))
