@@ -128,7 +128,7 @@ pub enum Place {
     /// It is kept: `memory`, `disk`.
     Kept(&'static str),
     /// It comes with the node's inputs (starting noise, a picture, the context's latent), without a call of the U-Net.
-    Captured,
+    Given,
     /// It is not kept: only a run of the node makes it.
     Gone,
 }
@@ -361,7 +361,7 @@ impl Reader {
         let latents = states
             .map(|(k, key)| match cache.place(key).or(whole) {
                 Some(place) => Place::Kept(place),
-                None if self.is_given(k, &kind) => Place::Captured,
+                None if self.is_given(k, &kind) => Place::Given,
                 None => Place::Gone,
             })
             .collect();

@@ -519,7 +519,7 @@ fn what_is_not_kept_is_said_and_never_drawn_again() {
     for (node, given) in [("layout", 0), ("draw", 1), ("inverted", 6)] {
         let reader = ran.reader(node);
         let summary = reader.summary().unwrap();
-        assert_eq!(summary.latents[given], Place::Captured, "{node}");
+        assert_eq!(summary.latents[given], Place::Given, "{node}");
         assert_eq!(summary.latents[3], Place::Gone);
         for error in [
             reader.latent(3, Effort::Calls, &go()).unwrap_err(),
