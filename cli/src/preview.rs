@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use retouch_graph::paths::normal;
 use retouch_graph::write::{self, Access};
 use retouch_graph::{Checked, CheckedNode, NodeError, Previewer, Quality, Value};
 
@@ -54,11 +55,26 @@ impl Preview {
         })))
     }
 
-    /// Refuses to write over what the workflow reads.
+    /// Refuses to write over what the workflow reads, and where an output below the folder `out` is saved.
     ///
     /// # Errors
     /// When the file is one of the workflow's.
-    pub fn spares(&self, workflow: &Checked) -> Result<(), Failure> {
+    pub fn spares(&self, workflow: &Checked, out: &Path) -> Result<(), Failure> {
+        let whole = |path: &Path| {
+            std::path::absolute(path).map_or_else(|_| normal(path), |path| normal(&path))
+        };
+        let preview = whole(&self.file);
+        let mut saved = workflow
+            .outputs
+            .iter()
+            .filter_map(|output| output.save.as_ref());
+        if saved.any(|save| whole(&out.join(save)) == preview) {
+            return Err(Failure::unwritable(format!(
+                "the preview {} is where an output of the workflow is saved",
+                self.file.display()
+            ))
+            .help("name another with `--preview FILE.png`"));
+        }
         let Ok(own) = self.file.canonicalize() else {
             return Ok(()); // it is not there yet, so nothing reads it
         };

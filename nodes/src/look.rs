@@ -1,10 +1,14 @@
 //! Looking at a sampler's steps after it ran: the latent of each as a picture, the masks of a swap, the subject's
 //! cross-attention, and where a query of self-attention looks.
 //!
-//! What a run kept (see [`retouch_graph::chain`]) is read and nothing of it is drawn again: a step whose latent is not
+//! What a run kept (see [`retouch_graph::Chain`]) is read and nothing of it is drawn again: a step whose latent is not
 //! kept is said to be gone. What no run keeps is found by calling the U-Net once, on a latent that is kept, with a
 //! control that looks on; such a call ends at the layer that it is for. Looks keep nothing in the cache but the map from
 //! latents to colours of a VAE, and change nothing that a run gives.
+
+mod what;
+
+mod glass;
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -37,213 +41,18 @@ use retouch_diffusion::sampling::swap::CallContext;
 use retouch_diffusion::sampling::swap::{MaskGrid, mask_level};
 use retouch_diffusion::sampling::{Conditioner, Found, Prompted, Sought, StepStore, look};
 
+use glass::{Glass, with};
 pub use retouch_diffusion::networks::unet::Part;
 pub use retouch_diffusion::sampling::attention_row::{
     AttentionRow, GazeRow, Heads, QueriesOf, Whose, outlines,
 };
 pub use retouch_diffusion::sampling::masks::Plane;
 pub use retouch_diffusion::sampling::swap::StepMasks;
+use what::{BLEND, INVERT, Kind, PlainCall, SAMPLE};
+pub use what::{Effort, LookError, Place, Reader, Result, SiteSummary, Summary};
 
 /// The most bytes of queries and keys that are held for whoever moves a pointer over a picture.
 const GAZES: usize = 128 << 20;
-
-/// Why something cannot be looked at.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LookError {
-    /// It is not kept, and only a run makes it.
-    #[error("{message}")]
-    NotKept {
-        /// What is not kept.
-        message: String,
-        /// How to have it.
-        help: String,
-    },
-    /// It takes so much work, which this look was not to do ([`Effort::Kept`]).
-    #[error("it takes {0}")]
-    Takes(String),
-    /// Whoever looked moved on.
-    #[error("cancelled")]
-    Cancelled,
-    /// It cannot be looked at.
-    #[error("{message}")]
-    Failed {
-        /// Why.
-        message: String,
-        /// What to do about it.
-        help: Option<String>,
-    },
-}
-
-impl LookError {
-    fn failed(message: impl Into<String>) -> Self {
-        Self::Failed {
-            message: message.into(),
-            help: None,
-        }
-    }
-}
-
-impl From<NodeError> for LookError {
-    fn from(error: NodeError) -> Self {
-        match error {
-            NodeError::Cancelled => Self::Cancelled,
-            NodeError::Failed { message, help } => Self::Failed { message, help },
-        }
-    }
-}
-
-impl From<retouch_diffusion::Error> for LookError {
-    fn from(error: retouch_diffusion::Error) -> Self {
-        NodeError::from(error).into()
-    }
-}
-
-impl From<RunError> for LookError {
-    fn from(error: RunError) -> Self {
-        match error {
-            RunError::Cancelled => Self::Cancelled,
-            other => Self::Failed {
-                help: other.hint(),
-                message: other.to_string(),
-            },
-        }
-    }
-}
-
-/// The result of a look.
-pub type Result<T, E = LookError> = std::result::Result<T, E>;
-
-/// How much a look may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effort {
-    /// Read what is kept, call no network: milliseconds of one thread. Fit for while a run goes on.
-    Kept,
-    /// Call networks too: the VAE, or the U-Net once (and once for each source whose keys and values are not kept).
-    Calls,
-}
-
-/// Where the latent of a step is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// It is kept: `memory`, `disk`.
-    Kept(&'static str),
-    /// It comes with the node's inputs (starting noise, a picture, the context's latent), without a call of the U-Net.
-    Given,
-    /// It is not kept: only a run of the node makes it.
-    Gone,
-}
-
-/// A self-attention site of the node's model.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SiteSummary {
-    /// Its number, in running order.
-    pub index: usize,
-    /// Where in the network it is.
-    pub part: Part,
-    /// (rows, columns) of its queries for the node's latents.
-    pub grid: (usize, usize),
-    /// How its features are split.
-    pub heads: Heads,
-    /// Whether the node's swap acts there.
-    pub swapped: bool,
-}
-
-/// What there is to look at of a node.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Summary {
-    /// The node's name.
-    pub node: String,
-    /// Its op.
-    pub op: &'static str,
-    /// T: step k leads from latent k to latent k + 1.
-    pub steps: usize,
-    /// The first step that the node makes itself; the latents up to it are its context's.
-    pub first: usize,
-    /// Images of the batch.
-    pub images: usize,
-    /// (rows, columns) of a latent.
-    pub latent: (usize, usize),
-    /// For each of the T + 1 latents, noisiest first, where it is.
-    pub latents: Vec<Place>,
-    /// The steps that have masks.
-    pub masks: Range<usize>,
-    /// References of its swap.
-    pub references: usize,
-    /// Its sites.
-    pub sites: Vec<SiteSummary>,
-    /// The words that its swap calls the subject, or a swap that it is a source of.
-    pub subject: Option<String>,
-}
-
-impl Summary {
-    /// How many of the latents can be looked at.
-    #[must_use]
-    pub fn kept(&self) -> usize {
-        let there = |place: &&Place| **place != Place::Gone;
-        self.latents.iter().filter(there).count()
-    }
-}
-
-/// The nodes whose steps can be looked at.
-enum Kind<'a> {
-    Sample(&'a Sample),
-    Blend(&'a StepBlendSample),
-    Invert(&'a Invert),
-}
-
-impl<'a> Kind<'a> {
-    fn of(task: &'a Task) -> Option<Self> {
-        (task.node().map(Self::Sample))
-            .or_else(|| task.node().map(Self::Blend))
-            .or_else(|| task.node().map(Self::Invert))
-    }
-
-    /// The port of the model whose VAE its previews are made with.
-    fn model_port(&self) -> &'static str {
-        match self {
-            Self::Blend(_) => "personalized",
-            Self::Sample(_) | Self::Invert(_) => "model",
-        }
-    }
-}
-
-/// The ports of all of a node's inputs.
-const SAMPLE: &[&str] = &["model", "control", "latent", "mask"];
-const BLEND: &[&str] = &["vanilla", "personalized", "latent"];
-const INVERT: &[&str] = &["model", "latent"];
-
-/// The call that a plain sampler made at a step.
-struct PlainCall {
-    model: Arc<Model>,
-    prompt: String,
-    negative: String,
-    guidance: f64,
-    z: Tensor,
-    timestep: f32,
-}
-
-/// Looks at the steps of one node of a plan: `sample`, `step_blend_sample` or `invert`.
-///
-/// All of it may be called from any thread; whoever draws a window calls it from another than the window's. The inputs of
-/// the node (its model among them) and a few sites' queries and keys are held between looks: see [`Reader::release`].
-pub struct Reader {
-    engine: Engine,
-    plan: Arc<Plan>,
-    task: usize,
-    note: Arc<SamplerNote>,
-    inputs: Mutex<PortValues>,
-    /// Step, site, and what was found there; what was looked at last is last.
-    gazes: Mutex<VecDeque<(usize, usize, Arc<AttentionRow>)>>,
-    calls: AtomicU64,
-}
-
-impl std::fmt::Debug for Reader {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reader")
-            .field("task", &self.plan.task(self.task))
-            .finish_non_exhaustive()
-    }
-}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -1106,66 +915,5 @@ fn planes_of(masks: &Masks, step: usize) -> Result<StepMasks> {
             blend,
         }),
         _ => Err(LookError::failed("masks of no plane")),
-    }
-}
-
-/// The engine's side of a look: what is kept is read, what is warned of was warned of when the node ran.
-struct Glass<'a> {
-    reader: &'a Reader,
-    note: Note,
-    cancel: &'a Cancel,
-}
-
-impl Host for Glass<'_> {
-    fn progress(&self, _: usize, _: usize) {}
-    fn warn(&self, _: &str) {}
-    fn count(&self, counter: &'static str, by: u64) {
-        if counter == "unet_calls" {
-            self.reader.calls.fetch_add(by, Ordering::Relaxed);
-        }
-    }
-    fn is_cancelled(&self) -> bool {
-        self.cancel.is_cancelled()
-    }
-    fn files(&self) -> &dyn Files {
-        &**self.reader.engine.files()
-    }
-    fn any_environment(&self) -> Option<&(dyn Any + Send + Sync)> {
-        self.reader
-            .engine
-            .environment()
-            .map(|environment| &**environment)
-    }
-    fn chain(&self) -> Option<&Chain> {
-        let task = self.reader.plan.task(self.reader.task)?;
-        task.chain().map(|chain| &**chain)
-    }
-    fn any_note(&self) -> Option<&Note> {
-        Some(&self.note)
-    }
-    fn kept_outputs(&self, key: &Key) -> Option<Outputs> {
-        self.reader.engine.cache().get(key)
-    }
-    fn keep_outputs(&self, key: Key, outputs: Outputs, seconds: f64) {
-        // Of calls nothing is wanted, so this is the map from latents to colours.
-        let Reader {
-            engine, plan, task, ..
-        } = self.reader;
-        if matches!(engine.unchanged(plan, *task), Ok(true)) {
-            engine.cache().put(key, &outputs, seconds);
-        }
-    }
-}
-
-/// What a swap's calls are made with when they are looked at.
-fn with<'a>(
-    ddim: &'a Ddim,
-    monitor: &'a dyn Monitor,
-    memory: &'a dyn StepStore,
-) -> CallContext<'a> {
-    CallContext {
-        ddim,
-        monitor,
-        memory,
     }
 }

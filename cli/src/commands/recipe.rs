@@ -321,7 +321,10 @@ pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
         ));
     }
     if let Some(preview) = &preview {
-        preview.spares(made.checked())?;
+        preview.spares(
+            made.checked(),
+            args.out.as_deref().unwrap_or(Path::new("out")),
+        )?;
     }
     let stamp = Stamps::of(&engine, &workflow, made);
     if let Some(out) = &args.out {

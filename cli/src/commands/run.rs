@@ -56,7 +56,7 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
     };
     session::warn(&checked, args.drawing.json)?;
     if let Some(preview) = &preview {
-        preview.spares(&checked)?;
+        preview.spares(&checked, &args.drawing.out)?;
     }
     let plan = match engine.plan(&checked, &args.targets) {
         Ok(mut plan) => {

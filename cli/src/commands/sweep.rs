@@ -72,7 +72,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     };
     let sweep = Arc::new(sweep);
     if let Some(preview) = &preview {
-        preview.spares(sweep.all_cells())?;
+        preview.spares(sweep.all_cells(), &drawing.out)?;
     }
     session::warn_all(sweep.warnings(), drawing.json)?;
     let mut rows = cells::rows(&sweep);

@@ -335,7 +335,7 @@ impl<W: Watcher> Loop<'_, W> {
                     .collect();
                 session::warn(&checked, self.args.drawing.json)?;
                 if let Some(preview) = &self.preview {
-                    preview.spares(&checked)?;
+                    preview.spares(&checked, &self.args.drawing.out)?;
                 }
                 let shown = self.looking.is_some().then(|| (checked.clone(), settings));
                 self.stamp = (!self.args.drawing.provenance.no_provenance)

@@ -48,26 +48,29 @@ pub(crate) fn decode(
     latents: &candle_core::Tensor,
     tiled: Tiled,
 ) -> NetworkResult<candle_core::Tensor> {
-    by_vae(model, |vae| {
-        let pictures = (0..latents.dim(0)?)
-            .map(|b| {
-                let picture = decode_scaled(vae, &latents.narrow(0, b, 1)?, tiled, model.kernel())?;
+    let pictures = (0..latents.dim(0)?)
+        .map(|b| {
+            let latent = latents.narrow(0, b, 1)?;
+            by_vae(model, |vae| {
+                let picture = decode_scaled(vae, &latent, tiled, model.kernel())?;
                 Ok(picture.to_device(&candle_core::Device::Cpu)?)
             })
-            .collect::<NetworkResult<Vec<_>>>()?;
-        Ok(candle_core::Tensor::cat(&pictures, 0)?)
-    })
+        })
+        .collect::<NetworkResult<Vec<_>>>()?;
+    Ok(candle_core::Tensor::cat(&pictures, 0)?)
 }
 
-/// What the VAE makes; once more in float32 where it is of half precision and gave numbers that are not finite, as the
-/// AUTOMATIC1111 web UI does.
+/// What the VAE makes of one image; once more in float32 where it is of half precision and gave numbers that are not finite,
+/// as the AUTOMATIC1111 web UI does. The next image is tried in half precision again, so that no picture depends on others.
 pub(crate) fn by_vae(
     model: &Checkpoint,
     make: impl Fn(&Vae) -> NetworkResult<candle_core::Tensor>,
 ) -> NetworkResult<candle_core::Tensor> {
     let made = make(&*model.vae()?)?;
-    if check_finite(&made, "it").is_err() && model.widen_vae() {
-        return make(&*model.vae()?);
+    if check_finite(&made, "it").is_err()
+        && let Some(wide) = model.wide_vae()?
+    {
+        return make(&wide);
     }
     Ok(made)
 }
@@ -77,7 +80,7 @@ pub(crate) fn tell_widened(model: &Checkpoint, context: &Context<'_>) {
     if model.vae_was_widened() {
         context.count("vae_fallbacks", 1);
         context.warn(
-            "the VAE gave numbers that are not finite in half precision: it is computed in float32 from now on; leave out `half_vae`, or load a VAE that was made for half precision",
+            "the VAE gave numbers that are not finite in half precision: it was computed in float32 instead; leave out `half_vae`, or load a VAE that was made for half precision",
         );
     }
 }

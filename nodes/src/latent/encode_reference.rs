@@ -120,18 +120,16 @@ impl Node for EncodeReference {
         let vae = &model.description().vae;
         let factor = vae.factor();
         let tiling = (self.tiled).tiling(size.height / factor, size.width / factor);
-        let mean = by_vae(model, |vae| {
-            let means = (0..pixels.dim(0)?)
-                .map(|b| {
-                    let picture = pixels.narrow(0, b, 1)?;
-                    match tiling {
-                        Some(tiling) => vae.encode_mean_tiled(&picture, tiling, model.kernel()),
-                        None => vae.encode_mean(&picture, model.kernel()),
-                    }
+        let means = (0..pixels.dim(0).map_err(tensor_error)?)
+            .map(|b| {
+                let picture = pixels.narrow(0, b, 1)?;
+                by_vae(model, |vae| match tiling {
+                    Some(tiling) => vae.encode_mean_tiled(&picture, tiling, model.kernel()),
+                    None => vae.encode_mean(&picture, model.kernel()),
                 })
-                .collect::<NetworkResult<Vec<_>>>()?;
-            Ok(Tensor::cat(&means, 0)?)
-        })?;
+            })
+            .collect::<NetworkResult<Vec<_>>>()?;
+        let mean = Tensor::cat(&means, 0).map_err(tensor_error)?;
         tell_widened(model, context);
         let tensor = (mean * vae.scaling_factor).map_err(tensor_error)?;
         Ok(Outputs {

@@ -19,6 +19,7 @@ use crate::sample::{plain_fault, prompt_faults, prompt_warnings, steps_fault};
 use retouch_diffusion::checkpoint::model::{Checkpoint, ModelFacts};
 use retouch_diffusion::networks::tiles::Tiled;
 use retouch_diffusion::sampling::scheduler::Ddim;
+use retouch_diffusion::sampling::scheduler::Prediction;
 use retouch_diffusion::sampling::solver::{Sampler, Schedule};
 use retouch_diffusion::sampling::{
     Drawing, NoStore, Prompted, StepProvenance, invert, step_blend_sample,
@@ -163,6 +164,15 @@ impl Node for Invert {
         faults.extend(plain_fault(model.as_ref(), "model", Self::OP));
         if let Some(model) = &model {
             faults.extend(steps_fault(model, self.steps));
+            if model.scheduler.prediction_type == Prediction::Sample {
+                faults.push(
+                    Fault::mismatch(
+                        "model",
+                        "this model predicts the picture itself (`prediction_type: sample`), and without noise nothing of it can be inverted",
+                    )
+                    .help("invert with a model of epsilon or v prediction"),
+                );
+            }
             if let Some(latent) = &latent {
                 faults.extend(channel_fault(model, latent.channels, "latent"));
             }

@@ -1,6 +1,7 @@
 //! What a file of tensors is that holds one network and not a model, by the names and shapes of its tensors.
 
 use crate::checkpoint::adapters::family_of_width;
+use crate::checkpoint::ldm;
 use crate::checkpoint::weights::Table;
 
 /// A network alone.
@@ -30,6 +31,10 @@ impl Alone {
                 .map(|stored| stored.shape.as_slice())
         };
         let begins = |first: &str| table.tensors.keys().any(|name| name.starts_with(first));
+        // A whole model, if perhaps of no family that is known, is no network alone.
+        if begins(ldm::UNET) {
+            return None;
+        }
         // diffusers' AutoencoderTiny, one half of TAESD as it was published, and the web UI's VAEApprox.
         let tiny = has("decoder.layers.0.weight") || has("encoder.layers.0.weight");
         let half = has("3.conv.0.weight") && (has("1.weight") || has("0.weight"));

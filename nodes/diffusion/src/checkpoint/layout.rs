@@ -1,6 +1,10 @@
 //! Where the parts of a model lie: a folder in the diffusers layout, or one file with everything in it, each part
 //! replaceable by another folder or file.
 
+mod tables;
+
+mod refused;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -21,6 +25,8 @@ use crate::networks::vae::{Vae, VaeConfig};
 use crate::prompt::tokenizer::PadToken;
 use crate::sampling::scheduler::{Prediction, SchedulerConfig, Spacing};
 use crate::{Error, Result};
+use refused::{missing_parts, other_pipeline};
+pub use tables::{text_table, unet_table, vae_table};
 
 /// What a model is loaded from, as `load_model` names it.
 #[derive(Clone, Debug, Default)]
@@ -440,79 +446,6 @@ impl Said {
             prediction: by_metadata.or(by_marker).or(by_step),
             zero_snr,
         })
-    }
-}
-
-/// Parts that a single file does not hold and that nothing else is named for.
-fn missing_parts(table: &Table, sources: &Sources) -> Vec<Error> {
-    let vae = sources.vae.is_some() || dialects::holds(table, |role| role == Role::Vae);
-    let text = sources.text_encoder.is_some()
-        || dialects::holds(table, |role| matches!(role, Role::Text { .. }));
-    [("VAE", "vae", vae), ("text encoder", "text_encoder", text)]
-    .into_iter()
-    .filter(|(_, _, there)| !there)
-    .map(|(part, param, _)| Error::Weights {
-        file: table.file.clone(),
-        message: format!(
-            "holds no {part}: name one by `{param}: FOLDER` (or a file) of load_model, such as that of another model of its family"
-        ),
-    })
-    .collect()
-}
-
-/// Refuses folders of pipelines that are not built here, by the class in `model_index.json`.
-fn other_pipeline(folder: &Path, files: &dyn Files) -> Result<()> {
-    #[derive(Deserialize)]
-    struct Class {
-        #[serde(rename = "_class_name")]
-        name: String,
-        /// Of the refiner alone.
-        #[serde(default)]
-        requires_aesthetics_score: bool,
-    }
-    let index = folder.join("model_index.json");
-    let class = files
-        .is_file(&index)
-        .then(|| read_text(files, &index).ok())
-        .flatten()
-        .and_then(|text| serde_json::from_str::<Class>(&text).ok());
-    let Some(Class {
-        name,
-        requires_aesthetics_score,
-    }) = class
-    else {
-        return Ok(());
-    };
-    if requires_aesthetics_score {
-        return Err(Error::Config {
-            file: index,
-            message: format!("is {}", dialects::REFINER),
-        });
-    }
-    let known = [
-        ("StableDiffusion3", "Stable Diffusion 3"),
-        ("Flux", "Flux"),
-        ("Kolors", "Kolors"),
-        ("PixArt", "PixArt"),
-        ("StableCascade", "Stable Cascade"),
-        ("Wuerstchen", "Wuerstchen"),
-        ("HunyuanDiT", "Hunyuan-DiT"),
-        ("AuraFlow", "AuraFlow"),
-        ("Sana", "Sana"),
-        ("Kandinsky", "Kandinsky"),
-        ("IFPipeline", "DeepFloyd IF"),
-        ("StableDiffusionUpscale", "the x4 upscaler"),
-        ("StableDiffusionLatentUpscale", "the latent upscaler"),
-        ("StableVideoDiffusion", "Stable Video Diffusion"),
-    ];
-    match known.iter().find(|(class, _)| name.starts_with(class)) {
-        Some((_, what)) => Err(Error::Config {
-            file: index,
-            message: format!(
-                "is of {what} ({name}), which is not built here; expected Stable Diffusion 1, 2 or XL"
-            ),
-        }),
-        None => Ok(()),
     }
 }
 
@@ -1004,137 +937,4 @@ impl WeightFiles {
             }
         }
     }
-}
-
-/// A table by other names: for each that `asked` lists, the tensor that `find` finds for it. What else the file has
-/// below `prefix` is kept under its own name, so that it is seen that nobody asked for it, unless `spare` says so.
-fn renamed(
-    table: &Table,
-    prefix: &str,
-    asked: &[(String, Vec<usize>)],
-    find: impl Fn(&str) -> Option<(String, ldm::Cut)>,
-    spare: impl Fn(&str) -> bool,
-) -> Table {
-    let mut used = BTreeSet::new();
-    let mut tensors = BTreeMap::new();
-    for (name, _) in asked {
-        let Some((theirs, cut)) = find(name) else {
-            continue;
-        };
-        let theirs = format!("{prefix}{theirs}");
-        if let Some(whole) = table.tensors.get(&theirs)
-            && let Some(stored) = cut.of(whole)
-        {
-            used.insert(theirs);
-            tensors.insert(name.clone(), stored);
-        }
-    }
-    for (name, stored) in &table.tensors {
-        if let Some(rest) = name.strip_prefix(prefix)
-            && !used.contains(name)
-            && !spare(rest)
-        {
-            tensors.insert(name.clone(), stored.clone());
-        }
-    }
-    Table {
-        file: table.file.clone(),
-        tensors,
-        metadata: table.metadata.clone(),
-    }
-}
-
-/// The U-Net's tensors by diffusers' names, whichever the file has.
-///
-/// # Errors
-/// When the configuration describes no network.
-pub fn unet_table(table: &Arc<Table>, config: &UnetConfig) -> Result<Arc<Table>> {
-    for prefix in [ldm::UNET, "diffusion_model.", ""] {
-        if table.contains(&format!("{prefix}input_blocks.0.0.weight")) {
-            let asked = Weights::asked(|w| Unet::load(config, w).map(drop))?;
-            let find = |name: &str| Some((ldm::unet(name, config)?, ldm::Cut::Whole));
-            let spare = |rest: &str| prefix.is_empty() && !is_unet(rest);
-            return Ok(Arc::new(renamed(table, prefix, &asked, find, spare)));
-        }
-    }
-    Ok(table.clone())
-}
-
-/// Whether a name without prefix is one of an LDM U-Net.
-fn is_unet(name: &str) -> bool {
-    [
-        "input_blocks.",
-        "middle_block.",
-        "output_blocks.",
-        "time_embed.",
-        "label_emb.",
-        "out.",
-    ]
-    .iter()
-    .any(|first| name.starts_with(first))
-}
-
-/// The VAE's tensors by diffusers' names, whichever the file has.
-///
-/// # Errors
-/// When the configuration describes no network.
-pub fn vae_table(table: &Arc<Table>, config: &VaeConfig) -> Result<Arc<Table>> {
-    for prefix in [ldm::VAE, ""] {
-        if table.contains(&format!("{prefix}encoder.down.0.block.0.norm1.weight")) {
-            let asked = Weights::asked(|w| Vae::load(config, w).map(drop))?;
-            let find = |name: &str| Some((ldm::vae(name, config)?, ldm::Cut::Whole));
-            // A VAE that is published alone has the parts of its training beside it.
-            let spare = |rest: &str| {
-                !["encoder.", "decoder.", "quant_conv.", "post_quant_conv."]
-                    .iter()
-                    .any(|first| rest.starts_with(first))
-            };
-            return Ok(Arc::new(renamed(table, prefix, &asked, find, spare)));
-        }
-    }
-    Ok(table.clone())
-}
-
-/// The tensors of text encoder `index` by transformers' names, whichever the file has; `asked` are the network's.
-#[must_use]
-pub fn text_table(table: &Arc<Table>, index: usize, asked: &[(String, Vec<usize>)]) -> Arc<Table> {
-    let of_text = |role| matches!(role, Role::Text { index: own, .. } if own == index);
-    for (prefix, role) in dialects::prefixes(of_text) {
-        let spare = |_: &str| true;
-        let names = match role {
-            Role::Text { names, .. } => names,
-            _ => continue,
-        };
-        match names {
-            Names::Clip if table.tensors.keys().any(|name| name.starts_with(prefix)) => {
-                let bare = !table.contains(&format!(
-                    "{prefix}text_model.embeddings.token_embedding.weight"
-                ));
-                let find = |name: &str| {
-                    let name = if bare {
-                        crate::checkpoint::weights::bare(name)
-                    } else {
-                        name
-                    };
-                    // OpenCLIP's projection, as it was: its two dimensions are the other way round.
-                    let projection = "text_model.text_projection";
-                    let has = |name: &str| table.contains(&format!("{prefix}{name}"));
-                    if name == "text_projection.weight" && !has(name) && has(projection) {
-                        return Some((projection.to_owned(), ldm::Cut::Transposed));
-                    }
-                    if let Some((whole, cut)) = ldm::fused(name).filter(|(whole, _)| has(whole)) {
-                        return Some((whole, cut));
-                    }
-                    Some((name.to_owned(), ldm::Cut::Whole))
-                };
-                return Arc::new(renamed(table, prefix, asked, find, spare));
-            }
-            // The layers above those that the configuration has are Stable Diffusion 2's last one.
-            Names::OpenClip if table.contains(&format!("{prefix}token_embedding.weight")) => {
-                return Arc::new(renamed(table, prefix, asked, ldm::open_clip, spare));
-            }
-            Names::Clip | Names::OpenClip => {}
-        }
-    }
-    table.clone()
 }

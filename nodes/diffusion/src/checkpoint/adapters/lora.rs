@@ -213,6 +213,15 @@ impl PeftConfiguration {
     /// What is wrong with a pattern.
     fn new(config: PeftConfig) -> Result<Self, String> {
         let patterns = |patterns: IndexMap<String, f64>| -> Result<Vec<_>, String> {
+            let regexes = patterns.keys().filter(|text| !Pattern::is_plain(text));
+            if regexes.clone().count() > MOST_REGEXES {
+                return Err(format!(
+                    "it has more than {MOST_REGEXES} patterns that are no names"
+                ));
+            }
+            if regexes.clone().any(|text| text.len() > LONGEST_REGEX) {
+                return Err(format!("a pattern has more than {LONGEST_REGEX} bytes"));
+            }
             let patterns = patterns.into_iter();
             patterns
                 .map(|(pattern, number)| Ok((Pattern::new(&pattern)?, number)))
@@ -252,6 +261,11 @@ fn of_module(
     Ok(all)
 }
 
+/// The most patterns of a file that are no plain names; each of them is tried on every module.
+const MOST_REGEXES: usize = 64;
+/// The longest of them, in bytes.
+const LONGEST_REGEX: usize = 512;
+
 /// A pattern of `alpha_pattern`: a regular expression P that is matched as `(.*\.)?(P)$` from the beginning of a module's
 /// name, as PEFT's `get_pattern_key` does.
 #[derive(Debug)]
@@ -264,13 +278,16 @@ enum Pattern {
 }
 
 impl Pattern {
+    /// Whether it is only letters, digits, `_` and dots.
+    fn is_plain(text: &str) -> bool {
+        text.chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.')
+    }
+
     /// # Errors
     /// Why it is no regular expression.
     fn new(text: &str) -> Result<Self, String> {
-        if text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.')
-        {
+        if Self::is_plain(text) {
             return Ok(Self::Plain(text.chars().collect()));
         }
         let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{text})$"))

@@ -138,6 +138,9 @@ pub fn check_finite<'a>(
             "BF16" => 0x7f80,
             "F32" => 0x7f80_0000,
             "F64" => 0x7ff0_0000_0000_0000,
+            "F8_E5M2" => 0x7c,
+            // It has no infinities: of the largest exponent only the code with all bits set is no number.
+            "F8_E4M3" => 0x7f,
             _ => continue,
         };
         let (mut at, end) = (0, stored.elements() * size);

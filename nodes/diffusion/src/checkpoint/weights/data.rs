@@ -135,7 +135,7 @@ impl Maps {
         };
         let element = Element::of(&stored.dtype).ok_or_else(|| {
             bad(format!(
-                "the tensor `{}` is of type {}; expected F16, BF16 or F32",
+                "the tensor `{}` is of type {}; expected one of F16, BF16, F32, F64, F8_E4M3, F8_E5M2 or a block type of GGUF",
                 stored.name, stored.dtype
             ))
         })?;

@@ -292,7 +292,7 @@ impl Weights {
                     )
                 } else if !is_readable(&stored) {
                     format!(
-                        "the tensor `{}` is of type {}; expected F16, BF16 or F32",
+                        "the tensor `{}` is of type {}; expected one of F16, BF16, F32, F64, F8_E4M3, F8_E5M2 or a block type of GGUF",
                         own.name, own.dtype
                     )
                 } else if let Some(target) = &self.target {
