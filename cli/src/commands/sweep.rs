@@ -101,7 +101,6 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
             .then(|| Stamps::of(&engine, &input.file, Made::sweep(&sweep, &plan)))
             .flatten(),
         expected: journal::expected(store.file("journal.jsonl").as_deref()),
-        ..RunOptions::default()
     };
     let mut log = Log::begin(log, draw, &asked, &kept)?;
     begins(drawing, &engine, &sweep, &plan)?;

@@ -497,7 +497,6 @@ impl<W: Watcher> Loop<'_, W> {
             // The pictures of all cells may be more than memory holds.
             drop_outputs: sweep.is_some(),
             expected: journal::expected(self.store.file("journal.jsonl").as_deref()),
-            ..RunOptions::default()
         };
         let lines: Box<dyn Listener> = if self.args.drawing.json {
             Box::new(JsonLines)

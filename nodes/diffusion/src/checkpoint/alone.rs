@@ -128,7 +128,8 @@ mod tests {
     fn a_network_alone_is_named_with_what_to_do() {
         let unet = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight";
         let own = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight";
-        let cases: [(&[(&str, &[usize])], &str); 8] = [
+        type Tensors<'a> = &'a [(&'a str, &'a [usize])];
+        let cases: [(Tensors<'_>, &str); 8] = [
             (
                 &[
                     ("conv_in.weight", &[320, 4, 3, 3]),

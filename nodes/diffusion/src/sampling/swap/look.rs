@@ -6,9 +6,8 @@ use candle_core::Tensor;
 
 use crate::Result;
 use crate::sampling::control::{Branch, Captured, CapturedParts, Half, Part, Rows, Swap};
-use crate::sampling::guidance::{Conditioner, Guided};
+use crate::sampling::guidance::Guided;
 use crate::sampling::look::{Found, Sought};
-use crate::sampling::memory::StepStore;
 use crate::sampling::swap::{CallContext, Retouch, action, grid_of};
 
 impl Retouch<'_> {

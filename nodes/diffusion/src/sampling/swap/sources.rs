@@ -8,9 +8,8 @@ use crate::networks::unet::grid_at;
 use crate::sampling::control::{
     Branch, Capture, Captured, CapturedParts, Captures, Half, Part, Rows,
 };
-use crate::sampling::guidance::{Conditioner, Member, keep, together, wanted};
+use crate::sampling::guidance::{Member, keep, together, wanted};
 use crate::sampling::memory::StepStore;
-use crate::sampling::monitor::Monitor;
 use crate::sampling::swap::{CallContext, Retouch, Source, StepNeeds, of_half};
 use crate::{Error, Result};
 
