@@ -1,7 +1,7 @@
 //! From a workflow as it is written to one that can run: `use:` inlined, references resolved, parameters read, facts
 //! of the inputs known. All faults at once.
 //!
-//! One file a phase, each with methods of [`checker::Checker`]; a phase calls only those before it: settings are bound
+//! One file a phase, each with methods of `Checker`; a phase calls only those before it: settings are bound
 //! (`bind`), the workflow and those that it includes become scopes (`scope`, `with`), references (`resolve`) and
 //! templates (`fill`) lead to values and nodes, the fields of nodes are read (`fields`, `links`), outputs follow
 //! (`outputs`), then the graph as a whole: its order (`order`), what the nodes say of it (`facts`), and `warnings`.

@@ -61,7 +61,7 @@ pub trait Node: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stati
     const DEVICE: bool = false;
 
     /// Says, while the plan is made, what those downstream need to know of it and which steps it has (see
-    /// [`chain`](crate::op::chain)). A node without steps needs none of this.
+    /// `chain.rs`). A node without steps needs none of this.
     fn chain(&self, upstream: &Upstream<'_>) -> Chained {
         let _ = upstream;
         Chained::default()

@@ -100,7 +100,7 @@ pub(crate) fn layout(text: &str) -> Option<Layout> {
     Some(layout)
 }
 
-/// A value as it is written, for edits that change one place and nothing else. The tree has the shape of [`Tree`],
+/// A value as it is written, for edits that change one place and nothing else. The tree has the shape of [`Tree`](super::Tree),
 /// but for aliases, which are leaves here.
 #[derive(Clone, Debug)]
 pub struct Written {
@@ -146,7 +146,7 @@ pub enum Form {
     },
 }
 
-/// How the values of a text are written; `None` when it is not YAML or has none. The text is one that [`parse`] reads
+/// How the values of a text are written; `None` when it is not YAML or has none. The text is one that [`parse`](super::parse) reads
 /// without a fault: that bounds its depth.
 // Longer than other functions: one arm for each event of the parser, and nothing else.
 #[must_use]

@@ -42,7 +42,7 @@ pub trait StepStore {
     /// Takes the making of z_k for itself, after whoever is at it, until what is returned is dropped.
     ///
     /// # Errors
-    /// [`Error::Cancelled`].
+    /// [`Error::Cancelled`](crate::Error::Cancelled).
     fn claim(&self, k: usize) -> Result<Option<Box<dyn Held + '_>>> {
         let _ = k;
         Ok(None)

@@ -9,7 +9,7 @@ pub trait Monitor {
     /// `done` of `total` steps are done.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] to end the run.
+    /// [`Error::Cancelled`](crate::Error::Cancelled) to end the run.
     fn step(&self, done: usize, total: usize) -> Result<()>;
     /// `images` more images (one half each) went through a U-Net.
     fn unet_calls(&self, images: usize);
@@ -22,7 +22,7 @@ pub trait Monitor {
     /// Whether whoever looks has moved on: asked at every layer of a call that is made for nothing but to be looked at.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] to end the call.
+    /// [`Error::Cancelled`](crate::Error::Cancelled) to end the call.
     fn goes_on(&self) -> Result<()> {
         Ok(())
     }

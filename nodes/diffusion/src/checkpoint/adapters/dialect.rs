@@ -1,8 +1,8 @@
 //! The one table of the names that adapters give to their tensors: the loader, `inspect` and errors all read it.
 //!
 //! A key is the name of a module and an ending: `lora_unet_mid_block_attentions_0_proj_in` and `.lora_down.weight`. The
-//! ending says what the tensor is for its module ([`ENDINGS`]); the beginning of the module's name says which network it
-//! is in ([`PREFIXES`]). What is left is the layer's name, as diffusers or transformers have it or as the original code
+//! ending says what the tensor is for its module (`ENDINGS`); the beginning of the module's name says which network it
+//! is in (`PREFIXES`). What is left is the layer's name, as diffusers or transformers have it or as the original code
 //! has it, with dots or (kohya) with `_` in their place: all are compared with `_`.
 
 use std::collections::HashMap;

@@ -16,7 +16,7 @@ impl Retouch<'_> {
     /// takes a call and `calls` forbids it, or the target's map of the step before is not kept.
     ///
     /// # Errors
-    /// When a call fails, or [`Monitor::goes_on`] ends it.
+    /// When a call fails, or [`Monitor::goes_on`](crate::sampling::Monitor::goes_on) ends it.
     pub fn look(
         &self,
         k: usize,

@@ -100,7 +100,7 @@ pub(super) fn unread(name: &str) -> Option<&'static str> {
 
 /// Modules of Python's library (and of programs that pickle code) whose objects act on the machine, or make others act:
 /// nothing of them is data.
-pub(super) const ACTING: [&str; 108] = [
+pub(super) const ACTING: [&str; 107] = [
     "__builtin__",
     "_asyncio",
     "_ctypes",
@@ -168,7 +168,6 @@ pub(super) const ACTING: [&str; 108] = [
     "ntpath",
     "operator",
     "os",
-    "pathlib",
     "pdb",
     "pickle",
     "pip",
