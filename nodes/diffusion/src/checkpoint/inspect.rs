@@ -750,7 +750,7 @@ fn custom(path: &Path, table: &Table, files: &dyn Files, report: &mut Report) {
     if own {
         report
             .notes
-            .push("its tokens are added by `apply_textual_inversion` with the same file".into());
+            .push("its tokens are added by `apply_textual_inversion` with the same file (a token with a space in its name needs `token: NAME` there)".into());
     }
 }
 
@@ -790,7 +790,7 @@ fn layers(lora: &Lora, path: &Path, table: &Table, files: &dyn Files, report: &m
                 .map(|token| (token.token.clone(), token.vectors())),
         );
         report.notes.push(
-            "embeddings inside are added by `apply_textual_inversion` with the same file".into(),
+            "embeddings inside are added by `apply_textual_inversion` with the same file (a token with a space in its name needs `token: NAME` there)".into(),
         );
     }
     report.adapter = Some(AdapterReport {

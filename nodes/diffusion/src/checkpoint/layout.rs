@@ -344,7 +344,7 @@ fn family(table: &Table) -> Result<Published> {
         Some(Family::Built(family)) => Ok(family),
         Some(Family::Other(what)) => Err(bad(&format!("is {what}"))),
         None if dialects::texts(table).is_some() => Err(bad(
-            "is a single file of no known family: its cross-attention has another width; say what it is by `config`",
+            "is a single file of no known family: its cross-attention has another width; say what it is by `config` (of load_model; `--config` of inspect)",
         )),
         None if Alone::of(table).is_none() && (has("lora_") || has("unet.")) => Err(bad(
             "holds no U-Net; it looks like an adapter: apply it with `apply_lora` to a model",
