@@ -170,7 +170,9 @@ fn page(path: &Path, report: &Report) -> String {
         Kind::Lora => "a LoRA (`apply_lora`)",
         Kind::TextualInversion => "a textual inversion (`apply_textual_inversion`)",
         Kind::CustomDiffusion => "a Custom Diffusion file (`apply_custom_diffusion`)",
-        Kind::Tensors => "tensors, neither a model nor an adapter that is read here (the notes say more, where more is known)",
+        Kind::Tensors => {
+            "tensors, neither a model nor an adapter that is read here (the notes say more, where more is known)"
+        }
         Kind::Picture => "a picture, no model or adapter",
     };
     let mut lines = vec![format!("{}: {what}", path.display())];

@@ -74,7 +74,11 @@ pub(super) fn other_pipeline(folder: &Path, files: &dyn Files) -> Result<()> {
             None => Ok(()),
         };
     };
-    if text_encoder.iter().flatten().any(|class| class == "ChatGLMModel") {
+    if text_encoder
+        .iter()
+        .flatten()
+        .any(|class| class == "ChatGLMModel")
+    {
         return Err(is_of(index, "Kolors", "ChatGLMModel"));
     }
     if requires_aesthetics_score {
@@ -119,9 +123,17 @@ mod tests {
         };
         // Kolors' own index, as far as it matters.
         let kolors = r#"{"_class_name": "StableDiffusionXLPipeline", "text_encoder": ["kolors", "ChatGLMModel"]}"#;
-        assert!(refused("model_index.json", kolors).unwrap_err().contains("is of Kolors"));
+        assert!(
+            refused("model_index.json", kolors)
+                .unwrap_err()
+                .contains("is of Kolors")
+        );
         let flux = r#"{"_class_name": "FluxTransformer2DModel"}"#;
-        assert!(refused("transformer/config.json", flux).unwrap_err().contains("is of Flux"));
+        assert!(
+            refused("transformer/config.json", flux)
+                .unwrap_err()
+                .contains("is of Flux")
+        );
         let other = r#"{"_class_name": "SomeTransformer2DModel"}"#;
         let told = refused("transformer/config.json", other).unwrap_err();
         assert!(told.contains("SomeTransformer2DModel"), "{told}");
