@@ -664,7 +664,7 @@ fn an_adapter_is_told_on_one_screen_and_by_inspect_as_by_the_op() {
         "ss_base_model_version: sd_v1",
         "(91 more settings: `--json`)",
         "note: 1 unmatched (left out: something.else)",
-        "note: embeddings inside are added by `apply_textual_inversion` with the same file",
+        "note: embeddings inside are added by `apply_textual_inversion` with the same file (a token with a space in its name needs `token: NAME` there)",
     ] {
         assert!(
             out.lines().any(|own| own.trim_end() == line),
