@@ -695,7 +695,7 @@ fn width_and_height(text: &str) -> Result<(usize, usize), String> {
 /// `retouch convert`.
 #[derive(Args, Debug)]
 pub struct ConvertArgs {
-    /// The model: a folder in the diffusers layout, or a single file (`.safetensors`, `.ckpt`).
+    /// The model: a folder in the diffusers layout, or a single file (`.safetensors`, `.ckpt`, `.gguf`).
     pub model: PathBuf,
     /// The output path; it must not exist.
     pub out: PathBuf,

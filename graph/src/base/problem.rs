@@ -313,7 +313,7 @@ codes! {
     /// A template is not quoted.
     UnquotedTemplate = "R0214", "YAML reads `{place}` without quotes as a map. Quote the template:\n\n    prompt: \"{place}\"";
     /// The file is a sweep, not a workflow.
-    SweepOnly = "R0215", "The file says a sweep of another workflow and has no nodes of its own. `retouch sweep FILE` runs it, and `check`, `plan`, `lock` and `bundle` take it; `run`, `watch` and `view` take the workflow that it names.";
+    SweepOnly = "R0215", "The file says a sweep of another workflow and has no nodes of its own. `retouch sweep FILE` runs it, and `check`, `plan`, `watch`, `lock` and `bundle` take it; `run` and `view` take the workflow that it names.";
     /// An op is not known.
     UnknownOp = "R0301", "`op` names what a node does; `retouch nodes` lists all ops.";
     /// A node is not known.
