@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod networks;
 pub mod prompt;
 pub mod sampling;
+pub mod training;
 
 use std::path::PathBuf;
 

@@ -8,6 +8,7 @@ mod cpu;
 mod plain;
 #[cfg(target_os = "linux")]
 mod refused;
+pub mod train;
 
 pub use arena::Arena;
 pub use cpu::{Cpu, Isa};
@@ -15,9 +16,11 @@ pub use plain::Plain;
 #[cfg(target_os = "linux")]
 pub use refused::{Running, exit_when_refused};
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 use std::fmt::Debug;
 use std::sync::Arc;
+
+use train::{Backward, Part};
 
 /// The arithmetic under the networks. Shapes: B images, C channels, N queries, M keys. All but weights is float32;
 /// images are laid out as [`Kernel::layout`] says.
@@ -38,6 +41,13 @@ pub trait Kernel: Debug + Send + Sync {
     /// The numbers of a weight `[O, K]` or `[O, C, kh, kw]` of float32, float16 or bfloat16 in the order in which this kernel
     /// set reads them.
     fn pack(&self, w: &Tensor) -> Result<Tensor>;
+
+    /// The weight of the product that takes gradients back, in float32: `[K, O]`, or `[C, O, kh, kw]` with the window turned
+    /// round.
+    fn transposed(&self, w: &Weight) -> Result<Weight>;
+
+    /// The way back through what is not a product with weights.
+    fn backward(&self) -> &dyn Backward;
 
     /// `x w^T + terms`: x `[B, N, K]`, w `[O, K]`; gives `[B, N, O]`.
     fn linear(&self, x: &Tensor, w: &Weight, terms: Terms<'_>) -> Result<Tensor>;
@@ -94,6 +104,110 @@ pub trait Kernel: Debug + Send + Sync {
 
     /// The mean over heads of `softmax(q k^T scale)`: q `[B, N, C]`, k `[B or 1, M, C]`; gives `[B, N, M]`.
     fn attention_map(&self, q: &Tensor, k: &Tensor, heads: usize, scale: f64) -> Result<Tensor>;
+
+    /// `softmax(q k^T scale) v` for each head, each query seeing the keys up to its own: q, k and v `[1, N, C]`.
+    fn causal_attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        heads: usize,
+        scale: f64,
+    ) -> Result<Tensor> {
+        let (_, n, c) = q.dims3()?;
+        let split = |t: &Tensor| plain::split_heads(t, heads);
+        let scores = (split(q)?.matmul(&split(k)?.transpose(1, 2)?)? * scale)?;
+        let scores = scores.broadcast_add(&train::causal_mask(n, q.device())?)?;
+        candle_nn::ops::softmax_last_dim(&scores)?
+            .matmul(&split(v)?)?
+            .transpose(0, 1)?
+            .reshape((1, n, c))
+    }
+
+    // What follows moves numbers or changes each by itself. It is asked of the kernels, and not of candle, so that a
+    // [`train::Recorder`] knows of it.
+
+    /// [`Layout::tokens`].
+    fn tokens(&self, x: &Tensor) -> Result<Tensor> {
+        self.layout().tokens(x)
+    }
+
+    /// [`Layout::images_of_tokens`].
+    fn images_of_tokens(&self, x: &Tensor, h: usize, w: usize) -> Result<Tensor> {
+        self.layout().images_of_tokens(x, h, w)
+    }
+
+    /// [`Layout::planes`].
+    fn planes(&self, x: &Tensor) -> Result<Tensor> {
+        self.layout().planes(x)
+    }
+
+    /// The same numbers in another shape.
+    fn reshape(&self, x: &Tensor, shape: &[usize]) -> Result<Tensor> {
+        x.reshape(shape)
+    }
+
+    /// `len` places along a dimension, from `start` on.
+    fn slice(&self, x: &Tensor, dim: usize, start: usize, len: usize) -> Result<Tensor> {
+        x.narrow(dim, start, len)
+    }
+
+    /// Tensors one after another along the first dimension.
+    fn stack(&self, parts: &[Tensor]) -> Result<Tensor> {
+        match parts {
+            [one] => Ok(one.clone()),
+            _ => Tensor::cat(parts, 0),
+        }
+    }
+
+    /// The features of two tensors side by side, those of the first before those of the second.
+    fn join(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        Tensor::cat(&[a, b], D::Minus1)
+    }
+
+    /// `a + b` of one shape.
+    fn add(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        a + b
+    }
+
+    /// `x by`.
+    fn scale(&self, x: &Tensor, by: f64) -> Result<Tensor> {
+        x * by
+    }
+
+    /// `x mask` of one shape; the mask is a constant.
+    fn masked(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
+        x * mask
+    }
+
+    /// The rows of those numbers of a table `[R, C]`, in float32.
+    fn rows(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
+        let ids = Tensor::new(ids, table.device())?;
+        table.index_select(&ids, 0)?.to_dtype(DType::F32)
+    }
+
+    /// `x / (1 + exp(-x))`.
+    fn silu(&self, x: &Tensor) -> Result<Tensor> {
+        x.silu()
+    }
+
+    /// GELU by erf.
+    fn gelu(&self, x: &Tensor) -> Result<Tensor> {
+        x.gelu_erf()
+    }
+
+    /// `x sigmoid(1.702 x)`.
+    fn quick_gelu(&self, x: &Tensor) -> Result<Tensor> {
+        x * candle_nn::ops::sigmoid(&(x * 1.702)?)?
+    }
+
+    /// Whether [`Kernel::part`] saves memory.
+    fn recomputes(&self) -> bool {
+        false
+    }
+
+    /// A part of a network whose inner results need not be kept for its gradient: [`train::Recorder`] may compute them again.
+    fn part(&self, inputs: &[&Tensor], part: Part) -> Result<Tensor>;
 }
 
 /// What queries attend to.
@@ -206,6 +320,8 @@ enum Numbers {
     Packed(Tensor),
     /// To be packed each time that they are used.
     Late(Arc<dyn Source>),
+    /// A variable that is trained, `[O, K]` or `[O, C, kh, kw]` of float32: packed each time, as it changes.
+    Trained(Tensor),
 }
 
 /// A weight, its numbers in the order in which a kernel set reads them, or made so when they are used.
@@ -245,11 +361,40 @@ impl Weight {
         Self::of(Numbers::Late(source), shape)
     }
 
+    /// A weight that is trained: a candle variable of float32.
+    ///
+    /// # Errors
+    /// When it is of another rank than a weight's.
+    pub fn of_variable(w: &Tensor) -> Result<Self> {
+        Self::of(Numbers::Trained(w.clone()), w.dims())
+    }
+
+    /// The variable, if it is trained.
+    #[must_use]
+    pub fn trained(&self) -> Option<&Tensor> {
+        match &self.numbers {
+            Numbers::Trained(w) => Some(w),
+            _ => None,
+        }
+    }
+
+    /// The same weight with its present numbers, packed.
+    pub(crate) fn packed_for(&self, kernel: &dyn Kernel) -> Result<Self> {
+        Ok(Self {
+            numbers: match &self.numbers {
+                Numbers::Trained(w) => Numbers::Packed(kernel.pack(&w.detach())?),
+                other => other.clone(),
+            },
+            ..*self
+        })
+    }
+
     /// The numbers as `kernel` reads them.
     pub(crate) fn packed(&self, kernel: &dyn Kernel) -> Result<Tensor> {
         match &self.numbers {
             Numbers::Packed(data) => Ok(data.clone()),
             Numbers::Late(source) => kernel.pack(&source.tensor()?),
+            Numbers::Trained(w) => kernel.pack(&w.detach()),
         }
     }
 

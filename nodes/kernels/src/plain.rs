@@ -3,6 +3,7 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
+use super::train::{Backward, Part};
 use super::{GroupNormSpec, Kernel, Layout, Padding, Terms, Weight, Window};
 
 /// The kernels made of candle's operators.
@@ -22,7 +23,7 @@ fn per_image(x: &Tensor, mut f: impl FnMut(usize, &Tensor) -> Result<Tensor>) ->
 }
 
 /// `[1, N, C]` to `[heads, N, C / heads]`.
-fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
+pub(crate) fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
     let (_, n, c) = x.dims3()?;
     x.reshape((n, heads, c / heads))?
         .transpose(0, 1)?
@@ -51,6 +52,28 @@ impl Kernel for Plain {
 
     fn pack(&self, w: &Tensor) -> Result<Tensor> {
         Ok(w.clone())
+    }
+
+    fn transposed(&self, w: &Weight) -> Result<Weight> {
+        let numbers = w.packed(self)?.to_dtype(DType::F32)?;
+        let turned = numbers.transpose(0, 1)?.contiguous()?;
+        let turned = match w.window {
+            (1, 1) => turned,
+            (kh, kw) => {
+                let taps = kh * kw;
+                let order: Vec<u32> = (0..taps as u32).rev().collect();
+                let order = Tensor::new(order, turned.device())?;
+                let shape = turned.dims().to_vec();
+                let flat = turned.reshape((w.inputs, w.outputs, taps))?;
+                flat.index_select(&order, 2)?.reshape(shape)?
+            }
+        };
+        let shape = turned.dims().to_vec();
+        Weight::of_packed(turned, &shape)
+    }
+
+    fn backward(&self) -> &dyn Backward {
+        self
     }
 
     fn linear(&self, x: &Tensor, w: &Weight, terms: Terms<'_>) -> Result<Tensor> {
@@ -170,5 +193,10 @@ impl Kernel for Plain {
             let scores = (split_heads(q, heads)?.matmul(&k.transpose(1, 2)?)? * scale)?;
             candle_nn::ops::softmax_last_dim(&scores)?.mean_keepdim(0)
         })
+    }
+
+    fn part(&self, inputs: &[&Tensor], part: Part) -> Result<Tensor> {
+        let inputs: Vec<_> = inputs.iter().map(|&t| t.clone()).collect();
+        part(self, &inputs)
     }
 }

@@ -1,5 +1,6 @@
 //! The types that cross ports.
 
+mod adapter;
 pub mod animation;
 mod attention;
 mod colour_map;
@@ -12,8 +13,10 @@ mod model;
 mod solver_state;
 pub mod table;
 mod tensors;
+mod training_state;
 mod trajectory;
 
+pub use adapter::Adapter;
 pub use animation::Animation;
 pub use control::{Control, ControlFacts};
 pub use image::{Image, ImageFacts};
@@ -38,6 +41,8 @@ pub fn decoders() -> retouch_graph::Decoders {
         .with::<Animation>()
         .with::<ColourMap>()
         .with::<SolverState>()
+        .with::<Adapter>()
+        .with::<TrainingState>()
 }
 
 pub(crate) use attention::Attention;
@@ -45,4 +50,5 @@ pub(crate) use colour_map::ColourMap;
 pub(crate) use masks::FIRST_STEP;
 pub(crate) use solver_state::SolverState;
 pub(crate) use tensors::READ_AS;
+pub(crate) use training_state::TrainingState;
 pub(crate) use trajectory::{DRAWN, SCHEDULE};

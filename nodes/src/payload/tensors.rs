@@ -112,30 +112,57 @@ pub(crate) fn pack(
     tensors: &[(&str, &Tensor)],
     metadata: HashMap<String, String>,
 ) -> Result<Vec<u8>, NodeError> {
-    let failed = |e: &dyn std::fmt::Display| NodeError::failed(e.to_string());
+    let bytes = tensors
+        .iter()
+        .map(|(_, tensor)| {
+            let values: Vec<f32> = tensor
+                .to_device(&Device::Cpu)
+                .and_then(|t| t.flatten_all())
+                .and_then(|t| t.to_vec1())
+                .map_err(|e| NodeError::failed(e.to_string()))?;
+            Ok(values.into_iter().flat_map(f32::to_le_bytes).collect())
+        })
+        .collect::<Result<Vec<Vec<u8>>, NodeError>>()?;
+    let entries = tensors.iter().zip(&bytes).map(|((name, tensor), bytes)| Entry {
+        name,
+        dtype: "F32",
+        shape: tensor.dims(),
+        bytes,
+    });
+    write(entries, &metadata.into_iter().collect())
+}
+
+/// A tensor of a safetensors file.
+pub(crate) struct Entry<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The type of its elements, as safetensors names it.
+    pub dtype: &'a str,
+    /// Its dimensions.
+    pub shape: &'a [usize],
+    /// Its elements, little-endian.
+    pub bytes: &'a [u8],
+}
+
+/// A safetensors file of tensors in the order in which they are given. Equal ones give equal bytes.
+pub(crate) fn write<'a>(
+    entries: impl IntoIterator<Item = Entry<'a>>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<Vec<u8>, NodeError> {
     // Written here rather than by the safetensors crate, whose metadata is a hash map: its order, and with it the file's
     // bytes, would differ from run to run.
-    let metadata: BTreeMap<String, String> = metadata.into_iter().collect();
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".to_owned(), serde_json::json!(metadata));
     let mut bytes: Vec<u8> = Vec::new();
-    for (name, tensor) in tensors {
-        let values: Vec<f32> = tensor
-            .to_device(&Device::Cpu)
-            .and_then(|t| t.flatten_all())
-            .and_then(|t| t.to_vec1())
-            .map_err(|e| failed(&e))?;
+    for entry in entries {
         let start = bytes.len();
-        bytes.reserve(values.len() * 4);
-        for value in values {
-            bytes.extend_from_slice(&value.to_le_bytes());
-        }
+        bytes.extend_from_slice(entry.bytes);
         header.insert(
-            (*name).to_owned(),
-            serde_json::json!({"dtype": "F32", "shape": tensor.dims(), "data_offsets": [start, bytes.len()]}),
+            entry.name.to_owned(),
+            serde_json::json!({"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [start, bytes.len()]}),
         );
     }
-    let mut header = serde_json::to_vec(&header).map_err(|e| failed(&e))?;
+    let mut header = serde_json::to_vec(&header).map_err(|e| NodeError::failed(e.to_string()))?;
     // The format asks for data that begin at a multiple of 8.
     header.resize(header.len().next_multiple_of(8), b' ');
     let mut file = Vec::with_capacity(8 + header.len() + bytes.len());
@@ -143,6 +170,46 @@ pub(crate) fn pack(
     file.extend(header);
     file.extend(bytes);
     Ok(file)
+}
+
+/// The type, the dimensions and the bytes of a tensor.
+pub(crate) type Raw = (Dtype, Vec<usize>, Vec<u8>);
+
+/// The tensors of a safetensors file, of any type.
+pub(crate) struct Read {
+    /// By name.
+    pub tensors: BTreeMap<String, Raw>,
+    /// What the file says of itself.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Reads what [`write`] wrote.
+///
+/// # Errors
+/// When the bytes are not that.
+pub(crate) fn read(bytes: &[u8]) -> Result<Read, NodeError> {
+    let failed = |e: safetensors::SafeTensorError| NodeError::failed(format!("not a packed value: {e}"));
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(failed)?;
+    let metadata = header.metadata().clone().unwrap_or_default();
+    let file = SafeTensors::deserialize(bytes).map_err(failed)?;
+    let tensors = file.tensors().into_iter();
+    Ok(Read {
+        tensors: tensors
+            .map(|(name, view)| {
+                let raw = (view.dtype(), view.shape().to_vec(), view.data().to_vec());
+                (name, raw)
+            })
+            .collect(),
+        metadata: metadata.into_iter().collect(),
+    })
+}
+
+/// Little-endian float32 numbers.
+pub(crate) fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect()
 }
 
 /// How many numbers a tensor keeps in memory: those that it is a part of, too.

@@ -1,6 +1,7 @@
 //! A checkpoint: its parts found, checked against their own configurations, and loaded one by one when they are used.
 
 mod checkpoint;
+mod trained;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use crate::checkpoint::layout::{
     self, Layout, Part, Settings, Sources, TOKENIZER_FILES, Vocabulary, WeightFiles, read_text,
 };
 use crate::checkpoint::memory::{Claim, Memory};
-use crate::checkpoint::weights::{Changes, Edit, Maps, Shared, Stored, Table, Tensors, Weights};
+use crate::checkpoint::weights::{Changes, Edit, Maps, Shared, Stored, Table, Tensors, Variables, Weights};
 use crate::networks::clip::{ClipText, ClipTextConfig, Layer};
 use crate::networks::preview::LinearMap;
 use crate::networks::unet::{Shown, SiteInfo, Unet, UnetConfig};
@@ -31,6 +32,7 @@ use crate::prompt::tokenizer::{self, Added, Recipe, Tokenizer, TokenizerFiles};
 use crate::sampling::scheduler::{SchedulerConfig, Spacing};
 use crate::{Error, Result};
 pub use checkpoint::{Checkpoint, Parts};
+pub use trained::Replaced;
 use retouch_kernels::Kernel;
 
 /// A text encoder and its tokenizer, without their weights.

@@ -118,8 +118,8 @@ struct Block {
 pub struct ClipText {
     config: ClipTextConfig,
     tokens: Tensor,
-    /// The embeddings of added tokens `[n, C]`, for the ids from `vocab_size` on.
-    added: Option<Tensor>,
+    /// The embeddings of added tokens `[n, C]`, for the ids from `vocab_size` on: a table for each that was added.
+    added: Vec<Tensor>,
     positions: Tensor,
     layers: Vec<Block>,
     final_norm: LayerNorm,
@@ -203,7 +203,7 @@ impl ClipText {
                 (config.max_position_embeddings, c),
             )?,
             layers,
-            added: None,
+            added: Vec::new(),
             final_norm: norm(root.at("final_layer_norm"))?,
             projection: projected
                 .then(|| {
@@ -227,14 +227,23 @@ impl ClipText {
                 "{n} embeddings of {width} features for a text encoder of {c}: they are of different families"
             )));
         }
-        let rows = rows
-            .to_device(self.tokens.device())?
-            .to_dtype(self.tokens.dtype())?;
-        self.added = Some(match self.added.take() {
-            Some(before) => Tensor::cat(&[&before, &rows], 0)?,
-            None => rows,
-        });
+        // What is trained is of float32 and on the device already, and stays the variable that it is.
+        let dtype = if rows.is_variable() {
+            DType::F32
+        } else {
+            self.tokens.dtype()
+        };
+        let rows = rows.to_device(self.tokens.device())?.to_dtype(dtype)?;
+        self.added.push(rows);
         Ok(self)
+    }
+
+    /// The embeddings `[n, C]` of ids that it knows.
+    ///
+    /// # Errors
+    /// When it does not know one.
+    pub fn embeddings(&self, ids: &[u32]) -> Result<Tensor> {
+        self.embed(ids, &retouch_kernels::Plain)
     }
 
     /// How many layers it has.
@@ -244,21 +253,22 @@ impl ClipText {
     }
 
     /// The embeddings `[N, C]` of ids; those of added tokens lie apart, so that the vocabulary's are not copied.
-    fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        let vocabulary = self.config.vocab_size as u32;
-        let device = self.tokens.device();
+    fn embed(&self, ids: &[u32], kernel: &dyn Kernel) -> Result<Tensor> {
+        // The tables, and the id that each begins at.
+        let mut tables = vec![(0, &self.tokens)];
+        let mut next = self.config.vocab_size as u32;
+        for table in &self.added {
+            tables.push((next, table));
+            next += table.dim(0)? as u32;
+        }
+        let of = |id: u32| tables.partition_point(|(first, _)| *first <= id) - 1;
         let mut parts = Vec::new();
-        for run in ids.chunk_by(|a, b| (*a < vocabulary) == (*b < vocabulary)) {
-            let added = self.added.as_ref().filter(|_| run[0] >= vocabulary);
-            let (table, first) = added.map_or((&self.tokens, 0), |added| (added, vocabulary));
+        for run in ids.chunk_by(|a, b| of(*a) == of(*b)) {
+            let (first, table) = tables[of(run[0])];
             let rows: Vec<u32> = run.iter().map(|id| id - first).collect();
-            let rows = table.index_select(&Tensor::new(rows, device)?, 0)?;
-            parts.push(rows.to_dtype(DType::F32)?);
+            parts.push(kernel.rows(table, &rows)?);
         }
-        match parts.as_slice() {
-            [one] => Ok(one.clone()),
-            _ => Ok(Tensor::cat(&parts, 0)?),
-        }
+        Ok(kernel.stack(&parts)?)
     }
 
     /// The position whose state is pooled, as transformers has it: the first end token, or with an old configuration the
@@ -305,31 +315,19 @@ impl ClipText {
                 self.config.max_position_embeddings
             )));
         }
-        let added = self.added.as_ref().map_or(Ok(0), |rows| rows.dim(0))?;
+        let added = self.added.iter().map(|rows| rows.dims()[0]).sum::<usize>();
         let known = self.config.vocab_size + added;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= known) {
             return Err(Error::request(format!(
                 "the tokenizer gives the id {id}, the text encoder knows {known} tokens: they don't belong together"
             )));
         }
-        let device = self.tokens.device();
-        let positions = self.positions.narrow(0, 0, n)?.to_dtype(DType::F32)?;
-        let mut x = (self.embed(ids)? + positions)?.unsqueeze(0)?;
-        let mask: Vec<f32> = (0..n * n)
-            .map(|i| {
-                if i % n > i / n {
-                    f32::NEG_INFINITY
-                } else {
-                    0.0
-                }
-            })
-            .collect();
-        let mask = Tensor::from_vec(mask, (1, n, n), device)?;
+        let positions = kernel.slice(&self.positions, 0, 0, n)?;
+        let positions = positions.to_dtype(DType::F32)?;
+        let x = kernel.add(&self.embed(ids, kernel)?, &positions)?;
         let heads = self.config.num_attention_heads;
-        let size = self.config.hidden_size / heads;
-        let split = |t: Tensor| -> Result<Tensor> {
-            Ok(t.reshape((n, heads, size))?.transpose(0, 1)?.contiguous()?)
-        };
+        let scale = ((self.config.hidden_size / heads) as f64).powf(-0.5);
+        let mut x = kernel.reshape(&x, &[1, n, self.config.hidden_size])?;
         let wanted = layers.saturating_sub(layer.from_end - 1);
         let mut states = None;
         // Without a projection nothing needs the layers after the one that is asked for.
@@ -340,24 +338,19 @@ impl ClipText {
         };
         for (i, layer) in self.layers.iter().take(needed).enumerate() {
             let h = layer.norm1.forward(&x, kernel)?;
-            let q = split(layer.q.forward(&h, kernel)?)?;
-            let k = split(layer.k.forward(&h, kernel)?)?;
-            let v = split(layer.v.forward(&h, kernel)?)?;
-            let scores = (q.matmul(&k.transpose(1, 2)?)? * (size as f64).powf(-0.5))?;
-            let weights = candle_nn::ops::softmax_last_dim(&scores.broadcast_add(&mask)?)?;
-            let h = weights
-                .matmul(&v)?
-                .transpose(0, 1)?
-                .reshape((1, n, heads * size))?;
-            x = (x + layer.out.forward(&h, kernel)?)?;
+            let q = layer.q.forward(&h, kernel)?;
+            let k = layer.k.forward(&h, kernel)?;
+            let v = layer.v.forward(&h, kernel)?;
+            let h = kernel.causal_attention(&q, &k, &v, heads, scale)?;
+            x = kernel.add(&x, &layer.out.forward(&h, kernel)?)?;
             let h = layer
                 .fc1
                 .forward(&layer.norm2.forward(&x, kernel)?, kernel)?;
             let h = match self.config.hidden_act {
-                Activation::QuickGelu => (&h * candle_nn::ops::sigmoid(&(&h * 1.702)?)?)?,
-                Activation::Gelu => h.gelu_erf()?,
+                Activation::QuickGelu => kernel.quick_gelu(&h)?,
+                Activation::Gelu => kernel.gelu(&h)?,
             };
-            x = (x + layer.fc2.forward(&h, kernel)?)?;
+            x = kernel.add(&x, &layer.fc2.forward(&h, kernel)?)?;
             if i + 1 == wanted {
                 states = Some(x.clone());
             }
@@ -365,9 +358,10 @@ impl ClipText {
         debug_assert_eq!(x.dim(D::Minus1)?, self.config.hidden_size);
         let pooled = match &self.projection {
             Some(projection) => {
-                let state = x.narrow(1, self.pooled_position(ids), 1)?;
+                let state = kernel.slice(&x, 1, self.pooled_position(ids), 1)?;
                 let state = self.final_norm.forward(&state, kernel)?;
-                Some(projection.forward(&state, kernel)?.squeeze(1)?)
+                let pooled = projection.forward(&state, kernel)?;
+                Some(kernel.reshape(&pooled, &[1, pooled.elem_count()])?)
             }
             None => None,
         };

@@ -2,17 +2,25 @@
 
 use candle_core::Tensor;
 
-use crate::checkpoint::weights::Scope;
+use crate::checkpoint::weights::{LowRank, Scope};
 use crate::{Result, goes_on};
 use retouch_kernels::{GroupNormSpec, Kernel, Padding, Terms, Weight, Window};
+
+/// `x by`, and x itself by 1.
+fn scaled(x: Tensor, by: f64, kernel: &dyn Kernel) -> Result<Tensor> {
+    if by == 1.0 {
+        return Ok(x);
+    }
+    Ok(kernel.scale(&x, by)?)
+}
 
 /// A fully connected layer over `[B, N, in]`.
 #[derive(Debug)]
 pub struct Linear {
     weight: Weight,
     bias: Option<Tensor>,
-    /// What adapters add to the weight: `[R, in]` and `[out, R]`.
-    low_rank: Option<(Weight, Weight)>,
+    /// What is added to the weight: `[R, in]` and `[out, R]`.
+    low_rank: Vec<LowRank>,
 }
 
 impl Linear {
@@ -44,7 +52,7 @@ impl Linear {
         Ok(Self {
             weight: scope.weight_any(&named("weight"), (output, input))?,
             bias: Some(scope.get_any(&named("bias"), output)?),
-            low_rank: None,
+            low_rank: Vec::new(),
         })
     }
 
@@ -62,10 +70,10 @@ impl Linear {
     /// When the shapes do not fit.
     pub fn forward_geglu(&self, x: &Tensor, kernel: &dyn Kernel) -> Result<Tensor> {
         goes_on()?;
-        match &self.low_rank {
-            Some(_) => Ok(kernel.geglu(&self.forward(x, kernel)?)?),
-            None => Ok(kernel.linear_geglu(x, &self.weight, self.bias.as_ref())?),
+        if self.low_rank.is_empty() {
+            return Ok(kernel.linear_geglu(x, &self.weight, self.bias.as_ref())?);
         }
+        Ok(kernel.geglu(&self.forward(x, kernel)?)?)
     }
 
     /// [`Self::forward`] plus `residual` `[B, N, out]`.
@@ -84,18 +92,16 @@ impl Linear {
             residual,
             image: None,
         };
-        let y = kernel.linear(x, &self.weight, terms)?;
-        match &self.low_rank {
-            Some((down, up)) => {
-                let inner = kernel.linear(x, down, Terms::default())?;
-                let terms = Terms {
-                    residual: Some(&y),
-                    ..Terms::default()
-                };
-                Ok(kernel.linear(&inner, up, terms)?)
-            }
-            None => Ok(y),
+        let mut y = kernel.linear(x, &self.weight, terms)?;
+        for LowRank { down, up, scale } in &self.low_rank {
+            let inner = scaled(kernel.linear(x, down, Terms::default())?, *scale, kernel)?;
+            let terms = Terms {
+                residual: Some(&y),
+                ..Terms::default()
+            };
+            y = kernel.linear(&inner, up, terms)?;
         }
+        Ok(y)
     }
 }
 
@@ -106,8 +112,8 @@ pub struct Conv2d {
     bias: Tensor,
     stride: usize,
     padding: Padding,
-    /// What adapters add to the weight: `[R, in, k, k]` and `[out, R, 1, 1]`.
-    low_rank: Option<(Weight, Weight)>,
+    /// What is added to the weight: `[R, in, k, k]` and `[out, R, 1, 1]`.
+    low_rank: Vec<LowRank>,
 }
 
 impl Conv2d {
@@ -194,19 +200,18 @@ impl Conv2d {
             image,
             residual,
         };
-        let y = kernel.conv2d(x, &self.weight, window, terms)?;
-        match &self.low_rank {
-            Some((down, up)) => {
-                let inner = kernel.conv2d(x, down, window, Terms::default())?;
-                let terms = Terms {
-                    residual: Some(&y),
-                    ..Terms::default()
-                };
-                let at_pixel = Window::padded(Padding::same(0));
-                Ok(kernel.conv2d(&inner, up, at_pixel, terms)?)
-            }
-            None => Ok(y),
+        let mut y = kernel.conv2d(x, &self.weight, window, terms)?;
+        for LowRank { down, up, scale } in &self.low_rank {
+            let inner = kernel.conv2d(x, down, window, Terms::default())?;
+            let inner = scaled(inner, *scale, kernel)?;
+            let terms = Terms {
+                residual: Some(&y),
+                ..Terms::default()
+            };
+            let at_pixel = Window::padded(Padding::same(0));
+            y = kernel.conv2d(&inner, up, at_pixel, terms)?;
         }
+        Ok(y)
     }
 }
 

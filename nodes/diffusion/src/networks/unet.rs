@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::weights::{Scope, Weights};
 use crate::networks::layers::{Conv2d, GroupNorm, LayerNorm, Linear};
 use crate::sampling::attention_row::Heads;
-use crate::sampling::control::{AttentionControl, AttentionKind, Qkv, Rows, Site};
+use crate::sampling::control::{AttentionControl, AttentionKind, Qkv, Rows, Site, Untouched};
 use crate::{Error, Result};
 use config::Stack;
 pub use config::{Depth, Depths, Part, PerLevel, SIZES, Shown, SiteInfo, UnetConfig, grid_at};
@@ -49,7 +49,9 @@ impl Resnet {
 
     /// `time`: SiLU of the timestep's embedding, `[B, 1, E]`.
     fn forward(&self, x: &Tensor, time: &Tensor, kernel: &dyn Kernel) -> Result<Tensor> {
-        let time = self.time.forward(time, kernel)?.squeeze(1)?;
+        let time = self.time.forward(time, kernel)?;
+        let (rows, _, width) = time.dims3()?;
+        let time = kernel.reshape(&time, &[rows, width])?;
         let h = self.norm1.forward_silu(x, kernel)?;
         let h = self.conv1.forward_onto(&h, Some(&time), None, kernel)?;
         let h = self.norm2.forward_silu(&h, kernel)?;
@@ -116,8 +118,8 @@ impl Attention {
             }
         }
         Ok(KeysValues {
-            k: Tensor::cat(&keys, 0)?,
-            v: Tensor::cat(&values, 0)?,
+            k: run.kernel.stack(&keys)?,
+            v: run.kernel.stack(&values)?,
         })
     }
 
@@ -207,7 +209,7 @@ impl Transformer {
         let kernel = run.kernel;
         let layout = kernel.layout();
         let (h, w) = layout.grid(x)?;
-        let mut t = layout.tokens(&self.norm.forward(x, kernel)?)?;
+        let mut t = kernel.tokens(&self.norm.forward(x, kernel)?)?;
         t = self.project_in.forward(&t, kernel)?;
         for layer in &self.layers {
             let site = |kind| Site {
@@ -231,15 +233,33 @@ impl Transformer {
             let y = layer.gate.forward_geglu(&y, kernel)?;
             t = layer.out.forward_onto(&y, Some(&t), kernel)?;
         }
-        let residual = layout.tokens(x)?;
+        let residual = kernel.tokens(x)?;
         let y = self.project_out.forward_onto(&t, Some(&residual), kernel)?;
-        Ok(layout.images_of_tokens(&y, h, w)?)
+        Ok(kernel.images_of_tokens(&y, h, w)?)
+    }
+}
+
+/// A ResNet block, and the transformer behind it where there is one: what is computed again in training when memory is to be
+/// saved.
+#[derive(Debug)]
+struct Stage {
+    resnet: Resnet,
+    transformer: Option<Transformer>,
+}
+
+impl Stage {
+    fn forward(&self, x: &Tensor, time: &Tensor, run: &mut Run<'_>) -> Result<Tensor> {
+        let x = self.resnet.forward(x, time, run.kernel)?;
+        match &self.transformer {
+            Some(transformer) => transformer.forward(&x, run),
+            None => Ok(x),
+        }
     }
 }
 
 #[derive(Debug)]
 struct Block {
-    resnets: Vec<(Resnet, Option<Transformer>)>,
+    stages: Vec<Arc<Stage>>,
     resample: Option<Conv2d>,
 }
 
@@ -342,9 +362,9 @@ pub struct Addition<'a> {
 /// What is between the way down and the way up.
 #[derive(Debug)]
 struct Middle {
-    first: Resnet,
+    first: Arc<Stage>,
     /// What follows where the middle has attention.
-    attends: Option<(Transformer, Resnet)>,
+    last: Option<Resnet>,
 }
 
 /// The U-Net.
@@ -401,7 +421,7 @@ impl Unet {
         let mut down = Vec::new();
         for (level, &output) in channels.iter().enumerate() {
             let scope = root.at("down_blocks").at(level);
-            let mut resnets = Vec::new();
+            let mut stages = Vec::new();
             for i in 0..config.layers(level) {
                 let input = *skips.last().unwrap_or(&first);
                 let resnet = Resnet::load(&scope.at("resnets").at(i), input, output, config)?;
@@ -412,7 +432,10 @@ impl Unet {
                         Transformer::load(&scope.at("attentions").at(i), stack, config, &mut site)
                     })
                     .transpose()?;
-                resnets.push((resnet, transformer));
+                stages.push(Arc::new(Stage {
+                    resnet,
+                    transformer,
+                }));
                 skips.push(output);
             }
             let resample = (level + 1 < levels)
@@ -430,7 +453,7 @@ impl Unet {
             if resample.is_some() {
                 skips.push(output);
             }
-            down.push(Block { resnets, resample });
+            down.push(Block { stages, resample });
         }
         let scope = root.at("mid_block");
         let resnet =
@@ -438,8 +461,11 @@ impl Unet {
         let mid = match config.mid_block_type {
             None => None,
             Some(_) if !config.mid_attends() => Some(Middle {
-                first: resnet(0)?,
-                attends: None,
+                first: Arc::new(Stage {
+                    resnet: resnet(0)?,
+                    transformer: None,
+                }),
+                last: None,
             }),
             Some(_) => {
                 let first = resnet(0)?;
@@ -447,8 +473,11 @@ impl Unet {
                 let transformer =
                     Transformer::load(&scope.at("attentions.0"), stack, config, &mut site)?;
                 Some(Middle {
-                    first,
-                    attends: Some((transformer, resnet(1)?)),
+                    first: Arc::new(Stage {
+                        resnet: first,
+                        transformer: Some(transformer),
+                    }),
+                    last: Some(resnet(1)?),
                 })
             }
         };
@@ -458,7 +487,7 @@ impl Unet {
             let level = levels - 1 - i;
             let scope = root.at("up_blocks").at(i);
             let output = channels[level];
-            let mut resnets = Vec::new();
+            let mut stages = Vec::new();
             for j in 0..=config.layers(level) {
                 let skip = skips.pop().unwrap_or(first);
                 let resnet =
@@ -470,13 +499,16 @@ impl Unet {
                         Transformer::load(&scope.at("attentions").at(j), stack, config, &mut site)
                     })
                     .transpose()?;
-                resnets.push((resnet, transformer));
+                stages.push(Arc::new(Stage {
+                    resnet,
+                    transformer,
+                }));
                 input = output;
             }
             let resample = (i + 1 < levels)
                 .then(|| Conv2d::load_same(&scope.at("upsamplers.0.conv"), output, output, 3))
                 .transpose()?;
-            up.push(Block { resnets, resample });
+            up.push(Block { stages, resample });
         }
         let groups = config.norm_num_groups.unwrap_or(1);
         Ok(Self {
@@ -548,9 +580,43 @@ impl Unet {
         let sizes = Tensor::from_vec(sizes, (1, SIZES * width), addition.pooled.device())?
             .to_dtype(addition.pooled.dtype())?
             .repeat((rows, 1))?;
-        let x = Tensor::cat(&[addition.pooled, &sizes], 1)?.unsqueeze(1)?;
-        let x = linear1.forward(&x, kernel)?.silu()?;
+        let x = kernel.join(addition.pooled, &sizes)?;
+        let x = kernel.reshape(&x, &[rows, 1, x.elem_count() / rows])?;
+        let x = kernel.silu(&linear1.forward(&x, kernel)?)?;
         Ok(Some(linear2.forward(&x, kernel)?))
+    }
+
+    /// One stage; in training it may be computed again in place of being kept.
+    fn stage(
+        &self,
+        stage: &Arc<Stage>,
+        x: &Tensor,
+        time: &Tensor,
+        run: &mut Run<'_>,
+    ) -> Result<Tensor> {
+        if !run.kernel.recomputes() {
+            return stage.forward(x, time, run);
+        }
+        let (stage, mark, step, rows) = (stage.clone(), self.mark.clone(), run.step, run.rows);
+        let mut inputs = vec![x, time];
+        inputs.extend(run.texts.iter().map(|text| &text.states));
+        let part = move |kernel: &dyn Kernel, inputs: &[Tensor]| {
+            let texts: Vec<_> = inputs[2..].iter().cloned().map(Text::new).collect();
+            let run = &mut Run {
+                step,
+                rows,
+                texts: &texts.iter().collect::<Vec<_>>(),
+                network: &mark,
+                control: &mut Untouched,
+                kernel,
+            };
+            let y = stage.forward(&inputs[0], &inputs[1], run);
+            y.map_err(|e| match e {
+                Error::Tensor(e) => e,
+                other => candle_core::Error::wrap(other),
+            })
+        };
+        Ok(run.kernel.part(&inputs, Arc::new(part))?)
     }
 
     /// What the network predicts for each row: `[R, C, h, w]`.
@@ -587,22 +653,19 @@ impl Unet {
             kernel,
         };
         let time = self.timestep_embedding(call.timesteps, call.latent.device())?;
-        let time = self.time1.forward(&time, kernel)?.silu()?;
+        let time = kernel.silu(&self.time1.forward(&time, kernel)?)?;
         let mut time = self.time2.forward(&time, kernel)?;
         if let Some(added) = self.added(&call, kernel)? {
-            time = (time + added)?;
+            time = kernel.add(&time, &added)?;
         }
         // Every ResNet block takes SiLU of the embedding: applied once.
-        let time = time.silu()?;
+        let time = kernel.silu(&time)?;
         let layout = kernel.layout();
         let mut x = self.conv_in.forward(&layout.images(call.latent)?, kernel)?;
         let mut skips = vec![x.clone()];
         for block in &self.down {
-            for (resnet, transformer) in &block.resnets {
-                x = resnet.forward(&x, &time, kernel)?;
-                if let Some(transformer) = transformer {
-                    x = transformer.forward(&x, run)?;
-                }
+            for stage in &block.stages {
+                x = self.stage(stage, &x, &time, run)?;
                 skips.push(x.clone());
             }
             if let Some(resample) = &block.resample {
@@ -611,22 +674,18 @@ impl Unet {
             }
         }
         if let Some(mid) = &self.mid {
-            x = mid.first.forward(&x, &time, kernel)?;
-            if let Some((transformer, last)) = &mid.attends {
-                x = transformer.forward(&x, run)?;
+            x = self.stage(&mid.first, &x, &time, run)?;
+            if let Some(last) = &mid.last {
                 x = last.forward(&x, &time, kernel)?;
             }
         }
         for block in &self.up {
-            for (resnet, transformer) in &block.resnets {
+            for stage in &block.stages {
                 let skip = skips
                     .pop()
                     .ok_or_else(|| Error::request("the U-Net has fewer skips than it uses"))?;
                 let joined = kernel.concat(&x, &skip)?;
-                x = resnet.forward(&joined, &time, kernel)?;
-                if let Some(transformer) = transformer {
-                    x = transformer.forward(&x, run)?;
-                }
+                x = self.stage(stage, &joined, &time, run)?;
             }
             if let Some(resample) = &block.resample {
                 // To the grid of the next skip: twice the size, or one less where the way down rounded up.
@@ -641,6 +700,6 @@ impl Unet {
             }
         }
         let x = self.norm_out.forward_silu(&x, kernel)?;
-        Ok(layout.planes(&self.conv_out.forward(&x, kernel)?)?)
+        Ok(kernel.planes(&self.conv_out.forward(&x, kernel)?)?)
     }
 }

@@ -695,7 +695,7 @@ impl Encoded {
     ///
     /// # Errors
     /// When one made more chunks of it than the other.
-    pub fn beside(&self, other: &Self) -> Result<Self> {
+    pub fn beside(&self, other: &Self, kernel: &dyn Kernel) -> Result<Self> {
         if self.chunks != other.chunks {
             return Err(Error::request(format!(
                 "one text encoder makes {} chunks of the prompt, the other {}: their vocabularies differ",
@@ -703,7 +703,7 @@ impl Encoded {
             )));
         }
         Ok(Self {
-            states: Tensor::cat(&[&self.states, &other.states], 2)?,
+            states: kernel.join(&self.states, &other.states)?,
             pooled: other.pooled.clone().or_else(|| self.pooled.clone()),
             chunks: self.chunks,
             cut: self.cut.max(other.cut),
@@ -742,8 +742,17 @@ pub fn encode(
         states.push(weigh(&given.states, &chunk.weights)?);
         pooled = pooled.or(given.pooled);
     }
+    let states = match states.as_slice() {
+        [one] => one.clone(),
+        _ => {
+            let rows = |t: &Tensor| kernel.reshape(t, &t.dims()[1..]);
+            let rows: Vec<_> = states.iter().map(rows).collect::<Result<_, _>>()?;
+            let all = kernel.stack(&rows)?;
+            kernel.reshape(&all, &[1, all.dim(0)?, all.dim(1)?])?
+        }
+    };
     Ok(Encoded {
-        states: Tensor::cat(&states, 1)?,
+        states,
         pooled,
         chunks: prompt.chunks.len(),
         cut: prompt.cut,

@@ -6,6 +6,7 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
+mod backward;
 mod pointwise;
 mod products;
 mod simd;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
+use super::train::{Backward, Part};
 use super::{Attended, GroupNormSpec, Kernel, Layout, Terms, Weight, Window};
 use products::{Machine, Matrix as Packed};
 
@@ -220,6 +222,19 @@ impl Kernel for Cpu {
             DType::BF16 => pack!(bf16),
             other => bail!("weights of {other:?} cannot be computed with"),
         }
+    }
+
+    fn transposed(&self, w: &Weight) -> Result<Weight> {
+        backward::transposed(self, w)
+    }
+
+    fn backward(&self) -> &dyn Backward {
+        self
+    }
+
+    fn part(&self, inputs: &[&Tensor], part: Part) -> Result<Tensor> {
+        let inputs: Vec<_> = inputs.iter().map(|&t| t.clone()).collect();
+        part(self, &inputs)
     }
 
     fn linear(&self, x: &Tensor, w: &Weight, terms: Terms<'_>) -> Result<Tensor> {

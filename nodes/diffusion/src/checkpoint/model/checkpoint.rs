@@ -433,6 +433,7 @@ impl Checkpoint {
         shared: &Shared,
         changes: &Arc<Changes>,
         build: impl FnOnce(&Weights) -> Result<T>,
+        variables: Option<Arc<Variables>>,
     ) -> Result<Arc<T>> {
         let loaded = slot.get(|| {
             tracing::debug!(file = %table.file.display(), tensors = table.tensors.len(), "reads weights");
@@ -457,6 +458,10 @@ impl Checkpoint {
                 self.kernel.clone(),
             )
                 .with(changes.clone());
+            let weights = match variables {
+                Some(variables) => weights.with_variables(variables),
+                None => weights,
+            };
             // What adapters are merged into is held beside the base's.
             let merged = changes.merged_bytes(dtype.size_in_bytes()) as u64;
             let own = (merged > 0)
@@ -486,6 +491,7 @@ impl Checkpoint {
             &self.pools.unet,
             &self.unet_changes,
             build,
+            None,
         )
     }
 
@@ -504,19 +510,24 @@ impl Checkpoint {
             &self.text_changes[index],
             |w| {
                 let mut encoder = load_text(&text.config, index, w)?;
-                let maps = Maps::default();
                 for token in &self.added {
-                    let rows = token.rows.get(index).ok_or_else(|| {
-                        Error::request(format!(
-                            "the token {:?} was not learned for text encoder {index}",
-                            token.token
-                        ))
-                    })?;
-                    encoder = encoder.with_rows(&maps.load(rows, DType::F32, &Device::Cpu)?)?;
+                    encoder = encoder.with_rows(&self.rows_of(token, index)?)?;
                 }
                 Ok(encoder)
             },
+            None,
         )
+    }
+
+    /// The embeddings `[n, C]` of an added token in a text encoder.
+    pub(super) fn rows_of(&self, token: &LearnedToken, index: usize) -> Result<Tensor> {
+        let rows = token.rows.get(index).ok_or_else(|| {
+            Error::request(format!(
+                "the token {:?} was not learned for text encoder {index}",
+                token.token
+            ))
+        })?;
+        Maps::default().load(rows, DType::F32, &Device::Cpu)
     }
 
     /// The VAE.
@@ -544,6 +555,7 @@ impl Checkpoint {
             pool,
             &Arc::default(),
             load,
+            None,
         )
     }
 
@@ -629,7 +641,7 @@ impl Checkpoint {
             let clip = self.text_encoder(index)?;
             let own = encode(&clip, &prompt, layer, self.kernel())?;
             all = Some(match all {
-                Some(before) => before.beside(&own)?,
+                Some(before) => before.beside(&own, self.kernel())?,
                 None => own,
             });
         }
@@ -657,5 +669,31 @@ impl Checkpoint {
             })
             .chain(changes)
             .sum()
+    }
+
+    /// How many text encoders it has.
+    #[must_use]
+    pub fn texts(&self) -> usize {
+        self.description.texts.len()
+    }
+
+    /// How it reads prompts.
+    #[must_use]
+    pub fn reading(&self) -> Reading {
+        self.reading
+    }
+
+    /// Reads prompts for text encoder `index`, counted from 0.
+    ///
+    /// # Errors
+    /// When the tokenizer's files are not what they should be.
+    pub fn reader_at(&self, index: usize) -> Result<Reader> {
+        self.reader_of(index)
+    }
+
+    /// The kernels, to be shared.
+    #[must_use]
+    pub fn shared_kernel(&self) -> Arc<dyn Kernel> {
+        self.kernel.clone()
     }
 }

@@ -8,6 +8,7 @@ mod gguf;
 mod header;
 mod late;
 mod table;
+mod variables;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -22,6 +23,7 @@ pub use foreign::foreign;
 pub use gguf::is_gguf;
 pub use header::{Header, NO_SUCH_FILE, TensorInfo};
 pub use table::{Stored, Table, dense_strides, is_torch};
+pub use variables::{TrainedFactors, Variables};
 
 use late::Late;
 
@@ -140,6 +142,7 @@ struct Target {
 pub struct Weights {
     table: Arc<Table>,
     changes: Option<Arc<Changes>>,
+    variables: Option<Arc<Variables>>,
     target: Option<Target>,
     faults: RefCell<Vec<String>>,
     used: RefCell<BTreeSet<String>>,
@@ -175,6 +178,7 @@ impl Weights {
         Self {
             table,
             changes: None,
+            variables: None,
             target: None,
             faults: RefCell::default(),
             used: RefCell::default(),
@@ -222,6 +226,36 @@ impl Weights {
     pub fn with(mut self, changes: Arc<Changes>) -> Self {
         self.changes = Some(changes);
         self
+    }
+
+    /// Puts what is trained in place of the files' tensors, and beside them.
+    #[must_use]
+    pub fn with_variables(mut self, variables: Arc<Variables>) -> Self {
+        self.variables = Some(variables);
+        self
+    }
+
+    /// The variable that is trained in place of one of these names.
+    fn variable(&self, names: &[String], shape: &Shape) -> Result<Option<Tensor>> {
+        let Some(variables) = &self.variables else {
+            return Ok(None);
+        };
+        let found = names.iter().find_map(|name| {
+            let variable = variables.tensors.get(bare(name))?;
+            Some((name, variable))
+        });
+        let Some((name, variable)) = found else {
+            return Ok(None);
+        };
+        if variable.shape() != shape {
+            return Err(Error::request(format!(
+                "the trained tensor `{name}` is {:?}; the network asks for {:?}",
+                variable.dims(),
+                shape.dims()
+            )));
+        }
+        self.used.borrow_mut().insert(name.clone());
+        Ok(Some(variable.clone()))
     }
 
     /// The root of the names.
@@ -390,6 +424,33 @@ impl Weights {
     }
 }
 
+impl Weights {
+    /// The low-rank factors that are trained beside the layer `name`.
+    fn trained_factors(&self, name: &str) -> Result<Option<LowRank>> {
+        let name = format!("{}.weight", bare(name));
+        let factors = self.variables.as_ref().and_then(|v| v.factors.get(&name));
+        let of = |factors: &TrainedFactors| -> Result<_> {
+            Ok(LowRank {
+                down: Weight::of_variable(&factors.down)?,
+                up: Weight::of_variable(&factors.up)?,
+                scale: factors.scale,
+            })
+        };
+        factors.map(of).transpose()
+    }
+}
+
+/// Low-rank factors beside a weight: `scale up down` is added to it.
+#[derive(Debug)]
+pub struct LowRank {
+    /// `[R, in, ..]`.
+    pub down: Weight,
+    /// `[out, R, ..]`.
+    pub up: Weight,
+    /// 1 where it is multiplied into the factors.
+    pub scale: f64,
+}
+
 impl Target {
     /// A tensor with edits merged into it: widened to float32 for that, this one alone.
     fn edited(&self, stored: &Stored, edits: &[&Edit], packed: bool) -> Result<Tensor> {
@@ -511,7 +572,7 @@ impl<'a> Scope<'a> {
     /// # Errors
     /// When it is missing or of another shape; while checking the fault is noted instead.
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
-        self.weights.get(&[self.name(name)], &shape.into(), false)
+        self.get_any(&[name], shape)
     }
 
     /// The weight `name` of a product, packed.
@@ -529,6 +590,9 @@ impl<'a> Scope<'a> {
     pub fn weight_any(&self, names: &[impl AsRef<str>], shape: impl Into<Shape>) -> Result<Weight> {
         let names: Vec<_> = names.iter().map(|name| self.name(name.as_ref())).collect();
         let shape = shape.into();
+        if let Some(variable) = self.weights.variable(&names, &shape)? {
+            return Ok(Weight::of_variable(&variable)?);
+        }
         if let Some(late) = self.weights.late(&names, &shape)? {
             return Ok(late);
         }
@@ -542,7 +606,11 @@ impl<'a> Scope<'a> {
     /// As [`Scope::get`].
     pub fn get_any(&self, names: &[impl AsRef<str>], shape: impl Into<Shape>) -> Result<Tensor> {
         let names: Vec<_> = names.iter().map(|name| self.name(name.as_ref())).collect();
-        self.weights.get(&names, &shape.into(), false)
+        let shape = shape.into();
+        match self.weights.variable(&names, &shape)? {
+            Some(variable) => Ok(variable),
+            None => self.weights.get(&names, &shape, false),
+        }
     }
 
     /// Whether the file has a tensor of this name.
@@ -551,12 +619,25 @@ impl<'a> Scope<'a> {
         self.weights.contains(&self.name(name))
     }
 
-    /// The low-rank factors that adapters add to this layer, whose weight has this shape: `[R, in, ..]` and
-    /// `[out, R, ..]`, scales multiplied in.
+    /// The low-rank factors that are added to this layer, whose weight has this shape: those of all adapters, and those that
+    /// are trained.
     ///
     /// # Errors
     /// When they do not fit the shape, or cannot be read.
-    pub fn low_rank(&self, shape: &[usize]) -> Result<Option<(Weight, Weight)>> {
-        self.weights.low_rank(&self.prefix, shape)
+    pub fn low_rank(&self, shape: &[usize]) -> Result<Vec<LowRank>> {
+        // What is trained in place of the weight began with the adapters in it.
+        let own = format!("{}.weight", bare(&self.prefix));
+        let variables = self.weights.variables.as_ref();
+        let applied = match variables.is_some_and(|v| v.tensors.contains_key(&own)) {
+            true => None,
+            false => self.weights.low_rank(&self.prefix, shape)?,
+        };
+        let trained = self.weights.trained_factors(&self.prefix)?;
+        let applied = applied.map(|(down, up)| LowRank {
+            down,
+            up,
+            scale: 1.0,
+        });
+        Ok(applied.into_iter().chain(trained).collect())
     }
 }

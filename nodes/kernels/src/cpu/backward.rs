@@ -1,0 +1,798 @@
+//! The way back on the CPU: transposed weights in the packed order, norms and GEGLU in as few passes as they take, attention
+//! without its whole score matrix.
+
+use candle_core::{D, Device, Result, Tensor, bail};
+use gemm::{Parallelism, gemm};
+
+use super::products::{PANEL, Scratch, padded_columns};
+use super::simd::{Isa, SUM_LANES, Simd, erf, multiversion};
+use super::{Cpu, team, with_data, with_packed};
+use crate::train::{AttentionGradients, Backward, NormGradients};
+use crate::{GroupNormSpec, Weight};
+
+/// Bytes of scores that a task of attention's gradient holds at a time, about: they stay in the L2 cache.
+const SCORES: usize = 1 << 19;
+/// Numbers that a task of the pointwise passes handles, about.
+const TASK: usize = 1 << 14;
+
+/// The packed weight `[I, O, taps turned round]` of a packed weight `[O, I, taps]`, in float32 panels.
+pub(super) fn transposed(kernel: &Cpu, w: &Weight) -> Result<Weight> {
+    let (outputs, inputs, taps) = (w.outputs, w.inputs, w.window.0 * w.window.1);
+    let mut to = vec![0f32; padded_columns(inputs) * outputs * taps];
+    with_packed(kernel, w, |w| {
+        // A panel of the result is 64 of the inputs: what it takes of each panel of the weight is a block of 64 x 64 for each
+        // tap, of which lines of both are whole cache lines.
+        let wide = PANEL * outputs * taps;
+        let mut scratch = Scratch::default();
+        for column in (0..outputs).step_by(PANEL) {
+            let (panel, width) = w.panel(column, &mut scratch);
+            let panel = Block(panel, inputs * taps * width);
+            let columns = width.min(outputs - column);
+            team::for_each_chunk(&mut to, wide, |q, to| {
+                let first = q * PANEL;
+                let to_width = to.len() / (outputs * taps);
+                let rows = to_width.min(inputs - first);
+                for tap in 0..taps {
+                    let from = panel.rows(tap * inputs + first, rows, width);
+                    let start = ((taps - 1 - tap) * outputs + column) * to_width;
+                    let to = &mut to[start..start + columns * to_width];
+                    for (o, to) in to.chunks_exact_mut(to_width).enumerate() {
+                        for (to, from) in to[..rows].iter_mut().zip(from.chunks_exact(width)) {
+                            *to = from[o];
+                        }
+                    }
+                }
+            });
+        }
+        Ok(())
+    })?;
+    let len = to.len();
+    let data = Tensor::from_vec(to, len, &Device::Cpu)?;
+    let shape = match w.window {
+        (1, 1) => vec![inputs, outputs],
+        (kh, kw) => vec![inputs, outputs, kh, kw],
+    };
+    Weight::of_packed(data, &shape)
+}
+
+/// A panel that all threads read.
+struct Block(*const f32, usize);
+
+// SAFETY: it is only read.
+unsafe impl Sync for Block {}
+
+impl Block {
+    /// `count` rows of `width` numbers.
+    fn rows(&self, first: usize, count: usize, width: usize) -> &[f32] {
+        assert!((first + count) * width <= self.1, "rows of the panel");
+        // SAFETY: they are inside of the panel, which the weight or the scratch holds as long as it is used.
+        unsafe { std::slice::from_raw_parts(self.0.add(first * width), count * width) }
+    }
+}
+
+/// The slope of SiLU: `s (1 + x (1 - s))` with s = sigmoid(x).
+#[inline(always)]
+unsafe fn silu_slope<S: Simd>(x: S::V) -> S::V {
+    // SAFETY: no pointers; the set is there, by the caller's promise.
+    unsafe {
+        let one = S::splat(1.0);
+        let e = S::exp(S::min(S::sub(S::splat(0.0), x), S::splat(88.0)));
+        let s = S::div(one, S::add(one, e));
+        S::mul(s, S::fma(x, S::sub(one, s), one))
+    }
+}
+
+/// What is left of a slice from `c`, at most a vector, and zeros.
+#[inline(always)]
+unsafe fn part<S: Simd>(from: &[f32], c: usize) -> S::V {
+    // SAFETY: a full vector is inside of the slice; the rest goes through a buffer of 16 lanes, as many as any set has.
+    unsafe {
+        if c + S::LANES <= from.len() {
+            return S::load(from.as_ptr().add(c));
+        }
+        let mut lanes = [0f32; SUM_LANES];
+        lanes[..from.len() - c].copy_from_slice(&from[c..]);
+        S::load(lanes.as_ptr())
+    }
+}
+
+#[inline(always)]
+unsafe fn put<S: Simd>(to: &mut [f32], c: usize, v: S::V) {
+    // SAFETY: as for `part`.
+    unsafe {
+        if c + S::LANES <= to.len() {
+            S::store(to.as_mut_ptr().add(c), v);
+        } else {
+            let mut lanes = [0f32; SUM_LANES];
+            S::store(lanes.as_mut_ptr(), v);
+            let count = to.len() - c;
+            to[c..].copy_from_slice(&lanes[..count]);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn total<S: Simd>(v: S::V) -> f32 {
+    let mut lanes = [0f32; SUM_LANES];
+    // SAFETY: 16 lanes, as many as a vector has at most.
+    unsafe { S::store(lanes.as_mut_ptr(), v) };
+    lanes.iter().sum()
+}
+
+/// What a group norm's channels are made with: y = x scale + shift before SiLU.
+#[derive(Clone, Copy)]
+struct Channels<'a> {
+    mean: &'a [f32],
+    inverse: &'a [f32],
+    weight: &'a [f32],
+    bias: &'a [f32],
+}
+
+/// For each row of C channels: the gradient before SiLU, added to `sums` (C of it, then C of it times the normalised x).
+#[inline(always)]
+unsafe fn group_sums_generic<S: Simd>(
+    grad: &[f32],
+    x: &[f32],
+    c: Channels<'_>,
+    silu: bool,
+    sums: &mut [f32],
+) {
+    let channels = c.mean.len();
+    let (sum, along) = sums.split_at_mut(channels);
+    for (grad, x) in grad.chunks_exact(channels).zip(x.chunks_exact(channels)) {
+        let mut i = 0;
+        while i < channels {
+            // SAFETY: all are `channels` long, and i is below that.
+            unsafe {
+                let y = S::mul(
+                    S::sub(part::<S>(x, i), part::<S>(c.mean, i)),
+                    part::<S>(c.inverse, i),
+                );
+                let mut g = part::<S>(grad, i);
+                if silu {
+                    let z = S::fma(y, part::<S>(c.weight, i), part::<S>(c.bias, i));
+                    g = S::mul(g, silu_slope::<S>(z));
+                }
+                put::<S>(sum, i, S::add(part::<S>(sum, i), g));
+                put::<S>(along, i, S::fma(g, y, part::<S>(along, i)));
+            }
+            i += S::LANES;
+        }
+    }
+}
+
+multiversion! {
+    unsafe fn group_sums(grad: &[f32], x: &[f32], c: Channels<'_>, silu: bool, sums: &mut [f32]) = group_sums_generic
+}
+
+/// `out = inverse (weight g - mean(weight g) - y mean(weight g y))`, means over the group given by channel.
+#[inline(always)]
+unsafe fn group_apply_generic<S: Simd>(
+    grad: &[f32],
+    x: &[f32],
+    c: Channels<'_>,
+    silu: bool,
+    means: &[f32],
+    out: &mut [f32],
+) {
+    let channels = c.mean.len();
+    let (mean, along) = means.split_at(channels);
+    let rows = grad.chunks_exact(channels).zip(x.chunks_exact(channels));
+    for ((grad, x), out) in rows.zip(out.chunks_exact_mut(channels)) {
+        let mut i = 0;
+        while i < channels {
+            // SAFETY: all are `channels` long, and i is below that.
+            unsafe {
+                let inverse = part::<S>(c.inverse, i);
+                let y = S::mul(S::sub(part::<S>(x, i), part::<S>(c.mean, i)), inverse);
+                let weight = part::<S>(c.weight, i);
+                let mut g = part::<S>(grad, i);
+                if silu {
+                    let z = S::fma(y, weight, part::<S>(c.bias, i));
+                    g = S::mul(g, silu_slope::<S>(z));
+                }
+                let g = S::sub(S::mul(g, weight), part::<S>(mean, i));
+                let g = S::sub(g, S::mul(y, part::<S>(along, i)));
+                put::<S>(out, i, S::mul(g, inverse));
+            }
+            i += S::LANES;
+        }
+    }
+}
+
+multiversion! {
+    unsafe fn group_apply(grad: &[f32], x: &[f32], c: Channels<'_>, silu: bool, means: &[f32], out: &mut [f32]) = group_apply_generic
+}
+
+/// The mean and 1 / sqrt(variance + eps) of each channel's group, of one image.
+fn group_statistics(x: &[f32], channels: usize, groups: usize, eps: f64) -> (Vec<f32>, Vec<f32>) {
+    let per_group = channels / groups;
+    let pixels = x.len() / channels;
+    let mut sums = vec![0f64; 2 * channels];
+    // In runs of pixels whose sums float32 can hold, around the first of each so that squares lose nothing.
+    let shift: Vec<f32> = x[..channels].to_vec();
+    for rows in x.chunks(32 * channels) {
+        let mut run = vec![0f32; 2 * channels];
+        let (sum, square) = run.split_at_mut(channels);
+        for row in rows.chunks_exact(channels) {
+            for c in 0..channels {
+                let d = row[c] - shift[c];
+                sum[c] += d;
+                square[c] += d * d;
+            }
+        }
+        for (to, from) in sums.iter_mut().zip(&run) {
+            *to += f64::from(*from);
+        }
+    }
+    let (mut means, mut inverses) = (vec![0f32; channels], vec![0f32; channels]);
+    let n = (pixels * per_group) as f64;
+    for group in 0..groups {
+        let own = group * per_group..(group + 1) * per_group;
+        let mean = own
+            .clone()
+            .map(|c| sums[c] + f64::from(shift[c]) * pixels as f64)
+            .sum::<f64>()
+            / n;
+        let squares: f64 = own
+            .clone()
+            .map(|c| {
+                let off = f64::from(shift[c]) - mean;
+                sums[channels + c] + 2.0 * off * sums[c] + off * off * pixels as f64
+            })
+            .sum();
+        let inverse = 1.0 / (squares / n + eps).sqrt();
+        means[own.clone()].fill(mean as f32);
+        inverses[own].fill(inverse as f32);
+    }
+    (means, inverses)
+}
+
+fn group_norm(
+    isa: Isa,
+    grad: &[f32],
+    x: &[f32],
+    images: usize,
+    norm: (usize, f64, &[f32], &[f32]),
+    silu: bool,
+) -> (Vec<f32>, Vec<f32>) {
+    let (groups, eps, weight, bias) = norm;
+    let channels = weight.len();
+    let image = x.len() / images;
+    let pixels = image / channels;
+    let per_group = channels / groups;
+    let rows = (TASK / channels).clamp(1, pixels);
+    let parts = pixels.div_ceil(rows);
+    let mut statistics = vec![(Vec::new(), Vec::new()); images];
+    team::for_each_chunk(&mut statistics, 1, |i, to| {
+        to[0] = group_statistics(&x[i * image..][..image], channels, groups, eps);
+    });
+    let of = |i: usize| Channels {
+        mean: &statistics[i].0,
+        inverse: &statistics[i].1,
+        weight,
+        bias,
+    };
+    let own = |part: usize| {
+        let start = part / parts * image + part % parts * rows * channels;
+        let end = (start + rows * channels).min((part / parts + 1) * image);
+        start..end
+    };
+    // Of every part of every image the sums by channel, added in order afterwards.
+    let mut partial = vec![0f32; images * parts * 2 * channels];
+    team::for_each_chunk(&mut partial, 2 * channels, |part, sums| {
+        let own = own(part);
+        // SAFETY: whole rows of channels; `isa` is there.
+        unsafe {
+            group_sums(isa, &grad[own.clone()], &x[own], of(part / parts), silu, sums);
+        }
+    });
+    let mut affine = vec![0f64; 2 * channels];
+    let mut means = vec![0f32; images * 2 * channels];
+    for (partial, means) in partial
+        .chunks(parts * 2 * channels)
+        .zip(means.chunks_mut(2 * channels))
+    {
+        let mut sums = vec![0f64; 2 * channels];
+        for part in partial.chunks(2 * channels) {
+            for (to, from) in sums.iter_mut().zip(part) {
+                *to += f64::from(*from);
+            }
+        }
+        for group in 0..groups {
+            let own = group * per_group..(group + 1) * per_group;
+            for half in [0, channels] {
+                let sum: f64 = own
+                    .clone()
+                    .map(|c| f64::from(weight[c]) * sums[half + c])
+                    .sum();
+                let mean = sum / (pixels * per_group) as f64;
+                means[half + own.start..half + own.end].fill(mean as f32);
+            }
+        }
+        for (to, from) in affine.iter_mut().zip(&sums) {
+            *to += from;
+        }
+    }
+    let mut out = vec![0f32; x.len()];
+    // Parts of images need not be of one length: an image at a time when they are not.
+    if pixels.is_multiple_of(rows) {
+        team::for_each_chunk(&mut out, rows * channels, |part, out| {
+            let (own, image) = (own(part), part / parts);
+            let means = &means[image * 2 * channels..][..2 * channels];
+            // SAFETY: whole rows of channels; `isa` is there.
+            unsafe { group_apply(isa, &grad[own.clone()], &x[own], of(image), silu, means, out) };
+        });
+    } else {
+        team::for_each_chunk(&mut out, image, |i, out| {
+            let own = i * image..(i + 1) * image;
+            let means = &means[i * 2 * channels..][..2 * channels];
+            // SAFETY: as above.
+            unsafe { group_apply(isa, &grad[own.clone()], &x[own], of(i), silu, means, out) };
+        });
+    }
+    (out, affine.into_iter().map(|sum| sum as f32).collect())
+}
+
+/// The gradient of rows of a layer norm; adds that of scale and shift to `affine` (C each).
+#[inline(always)]
+unsafe fn layer_norm_generic<S: Simd>(
+    grad: &[f32],
+    x: &[f32],
+    weight: &[f32],
+    eps: f64,
+    affine: &mut [f32],
+    out: &mut [f32],
+) {
+    let width = weight.len();
+    let rows = grad.chunks_exact(width).zip(x.chunks_exact(width));
+    for ((grad, x), out) in rows.zip(out.chunks_exact_mut(width)) {
+        // SAFETY: all are `width` long, affine twice that, and i is below that.
+        unsafe {
+            let n = width as f32;
+            let mut sum = S::splat(0.0);
+            let mut i = 0;
+            while i < width {
+                sum = S::add(sum, part::<S>(x, i));
+                i += S::LANES;
+            }
+            let mean = total::<S>(sum) / n;
+            let mut squares = S::splat(0.0);
+            let mut i = 0;
+            while i + S::LANES <= width {
+                let d = S::sub(part::<S>(x, i), S::splat(mean));
+                squares = S::fma(d, d, squares);
+                i += S::LANES;
+            }
+            let rest: f32 = x[i..].iter().map(|x| (x - mean) * (x - mean)).sum();
+            let variance = (total::<S>(squares) + rest) / n;
+            let inverse = 1.0 / (variance + eps as f32).sqrt();
+            let (mut sum, mut along) = (S::splat(0.0), S::splat(0.0));
+            let mut i = 0;
+            while i < width {
+                let y = S::mul(
+                    S::sub(part::<S>(x, i), S::splat(mean)),
+                    S::splat(inverse),
+                );
+                let g = S::mul(part::<S>(grad, i), part::<S>(weight, i));
+                sum = S::add(sum, g);
+                along = S::fma(g, y, along);
+                i += S::LANES;
+            }
+            let (sum, along) = (total::<S>(sum) / n, total::<S>(along) / n);
+            let mut i = 0;
+            while i < width {
+                let y = S::mul(
+                    S::sub(part::<S>(x, i), S::splat(mean)),
+                    S::splat(inverse),
+                );
+                let own = part::<S>(grad, i);
+                let g = S::mul(own, part::<S>(weight, i));
+                let g = S::sub(S::sub(g, S::splat(sum)), S::mul(y, S::splat(along)));
+                put::<S>(out, i, S::mul(g, S::splat(inverse)));
+                if !affine.is_empty() {
+                    let (scale, shift) = affine.split_at_mut(width);
+                    put::<S>(scale, i, S::fma(own, y, part::<S>(scale, i)));
+                    put::<S>(shift, i, S::add(part::<S>(shift, i), own));
+                }
+                i += S::LANES;
+            }
+        }
+    }
+}
+
+multiversion! {
+    unsafe fn layer_norm(grad: &[f32], x: &[f32], weight: &[f32], eps: f64, affine: &mut [f32], out: &mut [f32]) = layer_norm_generic
+}
+
+/// The gradient `[2 K]` of rows of GEGLU, h and then g.
+#[inline(always)]
+unsafe fn geglu_generic<S: Simd>(grad: &[f32], x: &[f32], half: usize, out: &mut [f32]) {
+    let rows = grad.chunks_exact(half).zip(x.chunks_exact(2 * half));
+    for ((grad, x), out) in rows.zip(out.chunks_exact_mut(2 * half)) {
+        let (h, g) = x.split_at(half);
+        let (of_h, of_g) = out.split_at_mut(half);
+        let mut i = 0;
+        while i < half {
+            // SAFETY: all are `half` long, and i is below that.
+            unsafe {
+                let (grad, h, g) = (part::<S>(grad, i), part::<S>(h, i), part::<S>(g, i));
+                let e = erf::<S>(S::mul(g, S::splat(std::f32::consts::FRAC_1_SQRT_2)));
+                let cumulative = S::mul(S::splat(0.5), S::add(S::splat(1.0), e));
+                // exp(-g^2 / 2) / sqrt(2 pi)
+                let square = S::mul(S::mul(g, g), S::splat(-0.5));
+                let density = S::mul(S::exp(square), S::splat(0.398_942_3));
+                let slope = S::fma(g, density, cumulative);
+                put::<S>(of_h, i, S::mul(grad, S::mul(g, cumulative)));
+                put::<S>(of_g, i, S::mul(S::mul(grad, h), slope));
+            }
+            i += S::LANES;
+        }
+    }
+}
+
+multiversion! {
+    unsafe fn geglu(grad: &[f32], x: &[f32], half: usize, out: &mut [f32]) = geglu_generic
+}
+
+/// Rows of scores to their softmax over the first `seen(row)` numbers, zeros behind.
+#[inline(always)]
+unsafe fn softmax_generic<S: Simd>(scores: &mut [f32], width: usize, first: usize, causal: bool) {
+    for (i, row) in scores.chunks_exact_mut(width).enumerate() {
+        let seen = if causal { (first + i + 1).min(width) } else { width };
+        let (row, behind) = row.split_at_mut(seen);
+        behind.fill(0.0);
+        let most = row.iter().fold(f32::NEG_INFINITY, |most, x| most.max(*x));
+        let mut sum = 0f32;
+        let mut c = 0;
+        while c < seen {
+            // SAFETY: c is inside of the row.
+            unsafe {
+                let e = S::exp(S::sub(part::<S>(row, c), S::splat(most)));
+                put::<S>(row, c, e);
+                c += S::LANES;
+            }
+        }
+        // In lanes of their own, so that the sum's rounding grows with their length alone.
+        let mut lanes = [0f32; SUM_LANES];
+        for chunk in row.chunks(SUM_LANES) {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                *lane += x;
+            }
+        }
+        sum += lanes.iter().sum::<f32>();
+        let inverse = 1.0 / sum;
+        row.iter_mut().for_each(|x| *x *= inverse);
+    }
+}
+
+multiversion! {
+    unsafe fn softmax(scores: &mut [f32], width: usize, first: usize, causal: bool) = softmax_generic
+}
+
+/// Rows of `p (dp - sum(p dp)) scale`, put in place of dp.
+#[inline(always)]
+unsafe fn scores_back_generic<S: Simd>(p: &[f32], dp: &mut [f32], width: usize, scale: f32) {
+    for (p, dp) in p.chunks_exact(width).zip(dp.chunks_exact_mut(width)) {
+        // SAFETY: both are `width` long, and c is below that.
+        unsafe {
+            let mut along = S::splat(0.0);
+            let mut c = 0;
+            while c < width {
+                along = S::fma(part::<S>(p, c), part::<S>(dp, c), along);
+                c += S::LANES;
+            }
+            let along = S::splat(total::<S>(along));
+            let mut c = 0;
+            while c < width {
+                let d = S::mul(part::<S>(p, c), S::sub(part::<S>(dp, c), along));
+                put::<S>(dp, c, S::mul(d, S::splat(scale)));
+                c += S::LANES;
+            }
+        }
+    }
+}
+
+multiversion! {
+    unsafe fn scores_back(p: &[f32], dp: &mut [f32], width: usize, scale: f32) = scores_back_generic
+}
+
+/// A matrix inside of a slice: its first number and the steps from row to row and from column to column.
+#[derive(Clone, Copy)]
+struct View<'a> {
+    data: &'a [f32],
+    start: usize,
+    row: usize,
+    column: usize,
+}
+
+impl<'a> View<'a> {
+    fn new(data: &'a [f32], start: usize, row: usize) -> Self {
+        Self {
+            data,
+            start,
+            row,
+            column: 1,
+        }
+    }
+
+    fn turned(self) -> Self {
+        Self {
+            row: self.column,
+            column: self.row,
+            ..self
+        }
+    }
+
+    fn from(&self, rows: usize, columns: usize) -> *const f32 {
+        let last = self.start + (rows - 1) * self.row + (columns - 1) * self.column;
+        assert!(last < self.data.len(), "a matrix inside of its numbers");
+        self.data[self.start..].as_ptr()
+    }
+}
+
+/// `to = beta a b (+ to)`, m x n x k; `to` has rows of n numbers.
+fn multiply(
+    to: &mut [f32],
+    (m, n, k): (usize, usize, usize),
+    a: View<'_>,
+    b: View<'_>,
+    beta: f32,
+    adds: bool,
+) {
+    assert!(to.len() >= m * n, "room for the product");
+    let (lhs, rhs) = (a.from(m, k), b.from(k, n));
+    // SAFETY: the operands lie inside of their slices by the checks above, the result inside of `to`.
+    unsafe {
+        gemm(
+            m,
+            n,
+            k,
+            to.as_mut_ptr(),
+            1,
+            n as isize,
+            adds,
+            lhs,
+            a.column as isize,
+            a.row as isize,
+            rhs,
+            b.column as isize,
+            b.row as isize,
+            1.0,
+            beta,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}
+
+/// What one head of one image needs.
+struct Head<'a> {
+    isa: Isa,
+    grad: &'a [f32],
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    /// Queries, keys, channels of all heads, channels of one.
+    n: usize,
+    m: usize,
+    c: usize,
+    d: usize,
+    scale: f32,
+    causal: bool,
+}
+
+impl Head<'_> {
+    /// The gradients of queries `[N, d]`, keys and values `[M, d]` of the head that begins at `q_start` and `k_start`.
+    fn gradients(&self, q_start: usize, k_start: usize) -> [Vec<f32>; 3] {
+        let &Self { n, m, c, d, .. } = self;
+        let mut of = [vec![0f32; n * d], vec![0f32; m * d], vec![0f32; m * d]];
+        let block = (SCORES / 4 / m).clamp(8, 256).min(n);
+        let (mut p, mut dp) = (vec![0f32; block * m], vec![0f32; block * m]);
+        let k = View::new(self.k, k_start, c);
+        let v = View::new(self.v, k_start, c);
+        for first in (0..n).step_by(block) {
+            let rows = block.min(n - first);
+            let q = View::new(self.q, q_start + first * c, c);
+            let grad = View::new(self.grad, q_start + first * c, c);
+            let (p, dp) = (&mut p[..rows * m], &mut dp[..rows * m]);
+            multiply(p, (rows, m, d), q, k.turned(), self.scale, false);
+            // SAFETY: whole rows of m; `isa` is there.
+            unsafe { softmax(self.isa, p, m, first, self.causal) };
+            multiply(dp, (rows, m, d), grad, v.turned(), 1.0, false);
+            let own = View::new(p, 0, m);
+            multiply(&mut of[2], (m, d, rows), own.turned(), grad, 1.0, true);
+            // SAFETY: as above.
+            unsafe { scores_back(self.isa, p, dp, m, self.scale) };
+            let own = View::new(dp, 0, m);
+            let to = &mut of[0][first * d..(first + rows) * d];
+            multiply(to, (rows, d, m), own, k, 1.0, false);
+            multiply(&mut of[1], (m, d, rows), own.turned(), q, 1.0, true);
+        }
+        of
+    }
+}
+
+impl Backward for Cpu {
+    fn group_norm_backward(
+        &self,
+        grad: &Tensor,
+        x: &Tensor,
+        norm: &GroupNormSpec<'_>,
+        silu: bool,
+        trained: bool,
+    ) -> Result<NormGradients> {
+        let channels = x.dim(D::Minus1)?;
+        let fits = norm.groups > 0 && channels > 0 && channels.is_multiple_of(norm.groups);
+        if !fits || x.elem_count() == 0 || grad.dims() != x.dims() {
+            bail!("the gradient {:?} of a group norm of {:?}", grad.dims(), x.dims());
+        }
+        let (of, affine) = with_data(grad, |grad| {
+            with_data(x, |x_data| {
+                with_data(norm.weight, |weight| {
+                    with_data(norm.bias, |bias| {
+                        if weight.len() != channels || bias.len() != channels {
+                            bail!("group norm: {channels} channels for {} scales", weight.len());
+                        }
+                        let spec = (norm.groups, norm.eps, weight, bias);
+                        let isa = self.machine.isa;
+                        Ok(group_norm(isa, grad, x_data, x.dim(0)?, spec, silu))
+                    })
+                })
+            })
+        })?;
+        let affine = || -> Result<_> {
+            let shift = Tensor::new(&affine[..channels], &Device::Cpu)?;
+            Ok((Tensor::new(&affine[channels..], &Device::Cpu)?, shift))
+        };
+        Ok(NormGradients {
+            x: Tensor::from_vec(of, x.shape(), &Device::Cpu)?,
+            affine: trained.then(affine).transpose()?,
+        })
+    }
+
+    fn layer_norm_backward(
+        &self,
+        grad: &Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f64,
+        trained: bool,
+    ) -> Result<NormGradients> {
+        let width = x.dim(D::Minus1)?;
+        if width == 0 || weight.elem_count() != width || grad.dims() != x.dims() {
+            bail!("the gradient {:?} of a layer norm of {:?}", grad.dims(), x.dims());
+        }
+        let rows = (TASK / width).max(1) * width;
+        let parts = x.elem_count().div_ceil(rows);
+        let mut out = vec![0f32; x.elem_count()];
+        let own = if trained { 2 * width } else { 0 };
+        let mut affine: Vec<Vec<f32>> = vec![vec![0f32; own]; parts];
+        with_data(grad, |grad| {
+            with_data(x, |x| {
+                with_data(weight, |weight| {
+                    let mut tasks: Vec<_> = out.chunks_mut(rows).zip(&mut affine).collect();
+                    team::for_each_chunk(&mut tasks, 1, |i, task| {
+                        let (out, affine) = &mut task[0];
+                        let own = i * rows..i * rows + out.len();
+                        let (grad, x) = (&grad[own.clone()], &x[own]);
+                        // SAFETY: whole rows of `width`; `isa` is there.
+                        unsafe {
+                            layer_norm(self.machine.isa, grad, x, weight, eps, affine, out);
+                        }
+                    });
+                    Ok(())
+                })
+            })
+        })?;
+        let sums = || -> Result<_> {
+            let mut sums = vec![0f64; 2 * width];
+            for part in &affine {
+                for (to, from) in sums.iter_mut().zip(part) {
+                    *to += f64::from(*from);
+                }
+            }
+            let sums: Vec<f32> = sums.into_iter().map(|sum| sum as f32).collect();
+            Ok((
+                Tensor::new(&sums[..width], &Device::Cpu)?,
+                Tensor::new(&sums[width..], &Device::Cpu)?,
+            ))
+        };
+        let affine = trained.then(sums).transpose()?;
+        Ok(NormGradients {
+            x: Tensor::from_vec(out, x.shape(), &Device::Cpu)?,
+            affine,
+        })
+    }
+
+    fn geglu_backward(&self, grad: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let half = grad.dim(D::Minus1)?;
+        if half == 0 || x.dim(D::Minus1)? != 2 * half || x.elem_count() != 2 * grad.elem_count() {
+            bail!("the gradient {:?} of GEGLU of {:?}", grad.dims(), x.dims());
+        }
+        let rows = (TASK / half).max(1);
+        let mut out = vec![0f32; x.elem_count()];
+        with_data(grad, |grad| {
+            with_data(x, |x| {
+                team::for_each_chunk(&mut out, rows * 2 * half, |i, out| {
+                    let (first, len) = (i * rows * half, out.len() / 2);
+                    let (grad, x) = (&grad[first..first + len], &x[2 * first..][..out.len()]);
+                    // SAFETY: whole rows; `isa` is there.
+                    unsafe { geglu(self.machine.isa, grad, x, half, out) };
+                });
+                Ok(())
+            })
+        })?;
+        Tensor::from_vec(out, x.shape(), &Device::Cpu)
+    }
+
+    fn attention_backward(
+        &self,
+        grad: &Tensor,
+        (q, k, v): (&Tensor, &Tensor, &Tensor),
+        heads: usize,
+        scale: f64,
+        causal: bool,
+    ) -> Result<AttentionGradients> {
+        let (images, n, c) = q.dims3()?;
+        let (sources, m, _) = k.dims3()?;
+        let fits = heads > 0 && c > 0 && c.is_multiple_of(heads) && (sources == images || sources == 1);
+        if !fits || n == 0 || m == 0 || grad.dims() != q.dims() || v.dims() != k.dims() {
+            bail!(
+                "the gradient {:?} of attention of {:?} to {:?}",
+                grad.dims(),
+                q.dims(),
+                k.dims()
+            );
+        }
+        let d = c / heads;
+        let mut made: Vec<[Vec<f32>; 3]> = vec![Default::default(); images * heads];
+        with_data(grad, |grad| {
+            with_data(q, |q| {
+                with_data(k, |k| {
+                    with_data(v, |v| {
+                        let head = Head {
+                            isa: self.machine.isa,
+                            grad,
+                            q,
+                            k,
+                            v,
+                            n,
+                            m,
+                            c,
+                            d,
+                            scale: scale as f32,
+                            causal,
+                        };
+                        team::for_each_chunk(&mut made, 1, |i, to| {
+                            let (image, own) = (i / heads, i % heads * d);
+                            let source = if sources == 1 { 0 } else { image };
+                            to[0] = head.gradients(image * n * c + own, source * m * c + own);
+                        });
+                        Ok(())
+                    })
+                })
+            })
+        })?;
+        let joined = |which: usize, rows: usize, sources: usize| {
+            let mut out = vec![0f32; sources * rows * c];
+            for (i, made) in made.iter().enumerate() {
+                let (image, own) = (if sources == 1 { 0 } else { i / heads }, i % heads * d);
+                let to = &mut out[image * rows * c..][..rows * c];
+                for (to, from) in to.chunks_exact_mut(c).zip(made[which].chunks_exact(d)) {
+                    for (to, from) in to[own..own + d].iter_mut().zip(from) {
+                        *to += from;
+                    }
+                }
+            }
+            Tensor::from_vec(out, (sources, rows, c), &Device::Cpu)
+        };
+        Ok(AttentionGradients {
+            q: joined(0, n, images)?,
+            k: joined(1, m, sources)?,
+            v: joined(2, m, sources)?,
+        })
+    }
+}
