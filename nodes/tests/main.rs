@@ -22,5 +22,6 @@ mod registry;
 mod sdxl;
 mod together;
 mod tokens;
+mod training;
 mod unets;
 mod weights;

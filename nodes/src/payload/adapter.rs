@@ -24,12 +24,16 @@ impl Adapter {
             .iter()
             .map(|t| t.numbers.iter().flat_map(|x| x.to_le_bytes()).collect())
             .collect();
-        let entries = self.tensors.iter().zip(&bytes).map(|(tensor, bytes)| Entry {
-            name: &tensor.name,
-            dtype: "F32",
-            shape: &tensor.shape,
-            bytes,
-        });
+        let entries = self
+            .tensors
+            .iter()
+            .zip(&bytes)
+            .map(|(tensor, bytes)| Entry {
+                name: &tensor.name,
+                dtype: "F32",
+                shape: &tensor.shape,
+                bytes,
+            });
         tensors::write(entries, &self.metadata)
     }
 }
@@ -44,7 +48,10 @@ impl Payload for Adapter {
 
     fn summary(&self) -> String {
         let numbers: usize = self.tensors.iter().map(|t| t.numbers.len()).sum();
-        format!("adapter of {} tensors, {numbers} numbers", self.tensors.len())
+        format!(
+            "adapter of {} tensors, {numbers} numbers",
+            self.tensors.len()
+        )
     }
 
     fn to_disk(&self) -> Option<Result<Vec<u8>, NodeError>> {

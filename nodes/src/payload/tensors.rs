@@ -123,12 +123,15 @@ pub(crate) fn pack(
             Ok(values.into_iter().flat_map(f32::to_le_bytes).collect())
         })
         .collect::<Result<Vec<Vec<u8>>, NodeError>>()?;
-    let entries = tensors.iter().zip(&bytes).map(|((name, tensor), bytes)| Entry {
-        name,
-        dtype: "F32",
-        shape: tensor.dims(),
-        bytes,
-    });
+    let entries = tensors
+        .iter()
+        .zip(&bytes)
+        .map(|((name, tensor), bytes)| Entry {
+            name,
+            dtype: "F32",
+            shape: tensor.dims(),
+            bytes,
+        });
     write(entries, &metadata.into_iter().collect())
 }
 
@@ -188,7 +191,8 @@ pub(crate) struct Read {
 /// # Errors
 /// When the bytes are not that.
 pub(crate) fn read(bytes: &[u8]) -> Result<Read, NodeError> {
-    let failed = |e: safetensors::SafeTensorError| NodeError::failed(format!("not a packed value: {e}"));
+    let failed =
+        |e: safetensors::SafeTensorError| NodeError::failed(format!("not a packed value: {e}"));
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(failed)?;
     let metadata = header.metadata().clone().unwrap_or_default();
     let file = SafeTensors::deserialize(bytes).map_err(failed)?;

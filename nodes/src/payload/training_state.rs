@@ -42,7 +42,8 @@ impl TrainingState {
             all.push((format!("ema/{name}"), "F32", bytes_of(numbers)));
         }
         for (name, moments) in moments {
-            let mut put = |part: &str, dtype, bytes| all.push((format!("{part}/{name}"), dtype, bytes));
+            let mut put =
+                |part: &str, dtype, bytes| all.push((format!("{part}/{name}"), dtype, bytes));
             match moments {
                 Moments::Full(first, second) => {
                     put("first", "F32", bytes_of(first));
@@ -63,18 +64,30 @@ impl TrainingState {
             .collect();
         let metadata = BTreeMap::from([
             (STEP.to_owned(), step.to_string()),
-            (REPORTS.to_owned(), serde_json::to_string(&rows).map_err(failed)?),
+            (
+                REPORTS.to_owned(),
+                serde_json::to_string(&rows).map_err(failed)?,
+            ),
         ]);
         let shapes: Vec<[usize; 1]> = all
             .iter()
-            .map(|(_, dtype, bytes)| [if *dtype == "U8" { bytes.len() } else { bytes.len() / 4 }])
+            .map(|(_, dtype, bytes)| {
+                [if *dtype == "U8" {
+                    bytes.len()
+                } else {
+                    bytes.len() / 4
+                }]
+            })
             .collect();
-        let entries = all.iter().zip(&shapes).map(|((name, dtype, bytes), shape)| Entry {
-            name,
-            dtype,
-            shape,
-            bytes,
-        });
+        let entries = all
+            .iter()
+            .zip(&shapes)
+            .map(|((name, dtype, bytes), shape)| Entry {
+                name,
+                dtype,
+                shape,
+                bytes,
+            });
         tensors::write(entries, &metadata)
     }
 }
@@ -126,7 +139,9 @@ impl Payload for TrainingState {
             let (part, name) = parted(&name).ok_or_else(bad)?;
             match part {
                 "value" => {
-                    state.values.insert(name.to_owned(), tensors::floats(&bytes));
+                    state
+                        .values
+                        .insert(name.to_owned(), tensors::floats(&bytes));
                 }
                 "ema" => {
                     state.ema.insert(name.to_owned(), tensors::floats(&bytes));
@@ -140,7 +155,9 @@ impl Payload for TrainingState {
         for (name, mut parts) in parts {
             let mut take = |part: &str| parts.remove(part).ok_or_else(bad);
             let moments = match take("first") {
-                Ok(first) => Moments::Full(tensors::floats(&first), tensors::floats(&take("second")?)),
+                Ok(first) => {
+                    Moments::Full(tensors::floats(&first), tensors::floats(&take("second")?))
+                }
                 Err(_) => Moments::Quantised {
                     first: (take("first8")?, tensors::floats(&take("first8_scale")?)),
                     second: (take("second8")?, tensors::floats(&take("second8_scale")?)),

@@ -167,6 +167,16 @@ impl Kernel for Noting {
         self.count();
         self.kernel.pack(w)
     }
+    fn transposed(&self, w: &Weight) -> candle_core::Result<Weight> {
+        self.kernel.transposed(w)
+    }
+    fn backward(&self) -> &dyn Backward {
+        self.kernel.backward()
+    }
+    fn part(&self, inputs: &[&Tensor], part: Part) -> Tensors {
+        let inputs: Vec<_> = inputs.iter().map(|&t| t.clone()).collect();
+        part(self, &inputs)
+    }
     fn linear(&self, x: &Tensor, w: &Weight, terms: Terms<'_>) -> Tensors {
         self.product(x);
         self.kernel.linear(x, w, terms)

@@ -20,7 +20,9 @@ use crate::checkpoint::layout::{
     self, Layout, Part, Settings, Sources, TOKENIZER_FILES, Vocabulary, WeightFiles, read_text,
 };
 use crate::checkpoint::memory::{Claim, Memory};
-use crate::checkpoint::weights::{Changes, Edit, Maps, Shared, Stored, Table, Tensors, Variables, Weights};
+use crate::checkpoint::weights::{
+    Changes, Edit, Maps, Shared, Stored, Table, Tensors, Variables, Weights,
+};
 use crate::networks::clip::{ClipText, ClipTextConfig, Layer};
 use crate::networks::preview::LinearMap;
 use crate::networks::unet::{Shown, SiteInfo, Unet, UnetConfig};
@@ -32,8 +34,8 @@ use crate::prompt::tokenizer::{self, Added, Recipe, Tokenizer, TokenizerFiles};
 use crate::sampling::scheduler::{SchedulerConfig, Spacing};
 use crate::{Error, Result};
 pub use checkpoint::{Checkpoint, Parts};
-pub use trained::Replaced;
 use retouch_kernels::Kernel;
+pub use trained::Replaced;
 
 /// A text encoder and its tokenizer, without their weights.
 #[derive(Clone, Debug)]

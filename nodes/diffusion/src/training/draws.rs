@@ -12,9 +12,11 @@ impl Draws {
     #[must_use]
     pub fn new(seed: u64, purpose: &str) -> Self {
         // FNV-1a of the purpose, mixed with the seed by Philox.
-        let hash = purpose.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let hash = purpose
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+            });
         Self(mixed(hash, seed))
     }
 

@@ -13,7 +13,9 @@ use crate::checkpoint::weights::{Delta, Edit, Stored, dense_strides};
 use crate::{Error, Result};
 
 /// Whose names an adapter's tensors have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum AdapterFormat {
@@ -213,7 +215,12 @@ pub fn adapter(
                 numbers,
             });
         };
-        let scaled = || numbers.iter().map(|x| (f64::from(*x) * scale) as f32).collect();
+        let scaled = || {
+            numbers
+                .iter()
+                .map(|x| (f64::from(*x) * scale) as f32)
+                .collect()
+        };
         match (parameter.role, format) {
             (Role::Token, _) => {}
             (Role::Tensor, _) => whole.push(value),
@@ -284,7 +291,11 @@ fn add_whole(all: &mut Vec<AdapterTensor>, whole: &[&Value], base: &Checkpoint) 
         all.push(AdapterTensor {
             name: format!("{}.{ending}", kohya(parameter.network, base.texts(), name)),
             shape,
-            numbers: numbers.iter().zip(before).map(|(new, old)| new - old).collect(),
+            numbers: numbers
+                .iter()
+                .zip(before)
+                .map(|(new, old)| new - old)
+                .collect(),
         });
     }
     Ok(false)
@@ -299,7 +310,10 @@ fn add_tokens(
     format: AdapterFormat,
     custom: bool,
 ) {
-    let own: Vec<&Value> = values.iter().filter(|(p, _)| p.role == Role::Token).collect();
+    let own: Vec<&Value> = values
+        .iter()
+        .filter(|(p, _)| p.role == Role::Token)
+        .collect();
     let several = own.iter().any(|(p, _)| p.tensor != own[0].0.tensor);
     let beside = !all.is_empty() || several;
     for (parameter, numbers) in own {
@@ -312,7 +326,11 @@ fn add_tokens(
         let name = match format {
             _ if custom && texts == 1 => format!("modifier_token.{token}"),
             AdapterFormat::Kohya if beside => {
-                let part = if texts == 1 { "string_to_param.*" } else { part };
+                let part = if texts == 1 {
+                    "string_to_param.*"
+                } else {
+                    part
+                };
                 format!("bundle_emb.{token}.{part}")
             }
             AdapterFormat::Kohya => part.to_owned(),

@@ -45,7 +45,12 @@ impl Moments {
         if !eight_bit || count < LEAST_8BIT {
             return Self::Full(vec![0.0; count], vec![0.0; count]);
         }
-        let zero = |signed| (vec![Map::of(signed).nearest(0.0); count], vec![0.0; count.div_ceil(BLOCK)]);
+        let zero = |signed| {
+            (
+                vec![Map::of(signed).nearest(0.0); count],
+                vec![0.0; count.div_ceil(BLOCK)],
+            )
+        };
         Self::Quantised {
             first: zero(true),
             second: zero(false),
@@ -320,7 +325,11 @@ impl RateSchedule {
 pub fn ema_decay(decay: f64, t: u64) -> f64 {
     // diffusers counts the step before: (1 + s) / (10 + s), s = t - 1; its first step copies nothing but decays by 0.
     let s = t.saturating_sub(1) as f64;
-    let warm = if s <= 0.0 { 0.0 } else { (1.0 + s) / (10.0 + s) };
+    let warm = if s <= 0.0 {
+        0.0
+    } else {
+        (1.0 + s) / (10.0 + s)
+    };
     warm.min(decay)
 }
 

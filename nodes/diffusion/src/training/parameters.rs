@@ -138,8 +138,9 @@ fn is_convolution(name: &str) -> bool {
 
 fn is_text_attention(name: &str) -> bool {
     let ends = ["q_proj", "k_proj", "v_proj", "out_proj"];
-    name.strip_suffix(".weight")
-        .is_some_and(|layer| layer.contains(".self_attn.") && ends.iter().any(|end| layer.ends_with(end)))
+    name.strip_suffix(".weight").is_some_and(|layer| {
+        layer.contains(".self_attn.") && ends.iter().any(|end| layer.ends_with(end))
+    })
 }
 
 fn variable(values: &Tensor, device: &Device) -> Result<Tensor> {
@@ -158,12 +159,27 @@ impl Trained {
             parameters: Vec::new(),
             scale: options.alpha / options.rank as f64,
         };
-        let unet = |name: &str| is_attention(name) || (options.convolutions && is_convolution(name));
-        trained.add_factors(model, Network::Unet, &networks.unet, unet, options.rank, seed)?;
+        let unet =
+            |name: &str| is_attention(name) || (options.convolutions && is_convolution(name));
+        trained.add_factors(
+            model,
+            Network::Unet,
+            &networks.unet,
+            unet,
+            options.rank,
+            seed,
+        )?;
         if options.text {
             for (i, shapes) in networks.texts.iter().enumerate() {
                 let network = Network::Text(i);
-                trained.add_factors(model, network, shapes, is_text_attention, options.rank, seed)?;
+                trained.add_factors(
+                    model,
+                    network,
+                    shapes,
+                    is_text_attention,
+                    options.rank,
+                    seed,
+                )?;
             }
         }
         if trained.parameters.is_empty() {

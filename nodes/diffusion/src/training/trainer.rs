@@ -153,7 +153,9 @@ impl<'a> Trainer<'a> {
         let prior_order = Order::new(prior_examples, settings.batch, draws("prior"));
         let unet = model.unet_with(trained.variables(Network::Unet))?;
         let texts = (0..model.texts())
-            .map(|i| model.text_encoder_with(i, trained.variables(Network::Text(i)), &trained.rows(i)))
+            .map(|i| {
+                model.text_encoder_with(i, trained.variables(Network::Text(i)), &trained.rows(i))
+            })
             .collect::<Result<_>>()?;
         let recorder = Recorder::new(model.shared_kernel(), settings.recompute);
         for parameter in &trained.parameters {
@@ -349,11 +351,7 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// As [`Trainer::advance`].
-    pub fn advance_with(
-        &mut self,
-        batches: &[Vec<usize>],
-        given: &[Given],
-    ) -> Result<StepReport> {
+    pub fn advance_with(&mut self, batches: &[Vec<usize>], given: &[Given]) -> Result<StepReport> {
         let first = self.step * self.settings.accumulation as u64;
         let count = batches.len().max(1) as f64;
         let mut sums: Vec<Option<Tensor>> = vec![None; self.trained.parameters.len()];
@@ -390,14 +388,22 @@ impl<'a> Trainer<'a> {
         let s = &self.settings;
         let factor = s.schedule.factor(self.step, s.warmup, s.steps);
         let t = self.step + 1;
-        for (i, (parameter, gradient)) in self.trained.parameters.iter().zip(&gradients).enumerate() {
+        for (i, (parameter, gradient)) in self.trained.parameters.iter().zip(&gradients).enumerate()
+        {
             let rate = match parameter.network {
                 Network::Unet => s.rate,
                 Network::Text(_) => s.text_rate,
             };
             let scale = clipped / count;
             let moments = &mut self.moments[i];
-            s.optimizer.step(&parameter.variable, gradient, moments, rate * factor, t, scale)?;
+            s.optimizer.step(
+                &parameter.variable,
+                gradient,
+                moments,
+                rate * factor,
+                t,
+                scale,
+            )?;
         }
         if let Some(decay) = s.ema {
             let kept = ema_decay(decay, t) as f32;
@@ -485,7 +491,11 @@ impl<'a> Trainer<'a> {
         let weights: Vec<f64> = (0..rows)
             .map(|row| {
                 let snr = |gamma| min_snr(signal[row], gamma, kind);
-                let own = if row < b { 1.0 } else { self.settings.prior_weight };
+                let own = if row < b {
+                    1.0
+                } else {
+                    self.settings.prior_weight
+                };
                 own * share * self.settings.min_snr.map_or(1.0, snr)
             })
             .collect();
@@ -496,7 +506,13 @@ impl<'a> Trainer<'a> {
         };
         let loss = of(0..b, 1.0);
         let weight = self.settings.prior_weight;
-        let prior = (rows > b).then(|| if weight > 0.0 { of(b..rows, weight) } else { 0.0 });
+        let prior = (rows > b).then(|| {
+            if weight > 0.0 {
+                of(b..rows, weight)
+            } else {
+                0.0
+            }
+        });
         let mut gradients = self.recorder.backward(&predicted, gradient)?;
         for (sum, parameter) in sums.iter_mut().zip(&self.trained.parameters) {
             if let Some(gradient) = gradients.take(&parameter.variable) {
@@ -540,8 +556,18 @@ impl<'a> Trainer<'a> {
         let (unet, kernel) = (self.model.unet()?, self.model.kernel());
         let rows = timesteps.len();
         let states = kernel.stack(&vec![encoded.states.clone(); rows])?;
-        let pooled = encoded.pooled.map(|pooled| kernel.stack(&vec![pooled; rows]));
-        call(&unet, z, timesteps, states, pooled.transpose()?, self.factor(), kernel)
+        let pooled = encoded
+            .pooled
+            .map(|pooled| kernel.stack(&vec![pooled; rows]));
+        call(
+            &unet,
+            z,
+            timesteps,
+            states,
+            pooled.transpose()?,
+            self.factor(),
+            kernel,
+        )
     }
 
     fn factor(&self) -> usize {
@@ -562,7 +588,15 @@ impl<'a> Trainer<'a> {
         let states = kernel.stack(&states)?;
         let pooled: Option<Vec<Tensor>> = rows.iter().map(|e| e.pooled.clone()).collect();
         let pooled = pooled.map(|pooled| kernel.stack(&pooled)).transpose()?;
-        call(&self.unet, z, timesteps, states, pooled, self.factor(), kernel)
+        call(
+            &self.unet,
+            z,
+            timesteps,
+            states,
+            pooled,
+            self.factor(),
+            kernel,
+        )
     }
 
     fn encode(&mut self, caption: &str) -> Result<Encoded> {
@@ -570,7 +604,10 @@ impl<'a> Trainer<'a> {
             return Ok(encoded.clone());
         }
         let frozen = !self.trained.trains_text();
-        let layer = self.model.description().layer(self.model.reading().clip_skip);
+        let layer = self
+            .model
+            .description()
+            .layer(self.model.reading().clip_skip);
         let mut all: Option<Encoded> = None;
         for (i, text) in self.texts.iter().enumerate() {
             let prompt = self.model.reader_at(i)?.read(caption)?;

@@ -284,7 +284,14 @@ fn group_norm(
         let own = own(part);
         // SAFETY: whole rows of channels; `isa` is there.
         unsafe {
-            group_sums(isa, &grad[own.clone()], &x[own], of(part / parts), silu, sums);
+            group_sums(
+                isa,
+                &grad[own.clone()],
+                &x[own],
+                of(part / parts),
+                silu,
+                sums,
+            );
         }
     });
     let mut affine = vec![0f64; 2 * channels];
@@ -321,7 +328,17 @@ fn group_norm(
             let (own, image) = (own(part), part / parts);
             let means = &means[image * 2 * channels..][..2 * channels];
             // SAFETY: whole rows of channels; `isa` is there.
-            unsafe { group_apply(isa, &grad[own.clone()], &x[own], of(image), silu, means, out) };
+            unsafe {
+                group_apply(
+                    isa,
+                    &grad[own.clone()],
+                    &x[own],
+                    of(image),
+                    silu,
+                    means,
+                    out,
+                )
+            };
         });
     } else {
         team::for_each_chunk(&mut out, image, |i, out| {
@@ -370,10 +387,7 @@ unsafe fn layer_norm_generic<S: Simd>(
             let (mut sum, mut along) = (S::splat(0.0), S::splat(0.0));
             let mut i = 0;
             while i < width {
-                let y = S::mul(
-                    S::sub(part::<S>(x, i), S::splat(mean)),
-                    S::splat(inverse),
-                );
+                let y = S::mul(S::sub(part::<S>(x, i), S::splat(mean)), S::splat(inverse));
                 let g = S::mul(part::<S>(grad, i), part::<S>(weight, i));
                 sum = S::add(sum, g);
                 along = S::fma(g, y, along);
@@ -382,10 +396,7 @@ unsafe fn layer_norm_generic<S: Simd>(
             let (sum, along) = (total::<S>(sum) / n, total::<S>(along) / n);
             let mut i = 0;
             while i < width {
-                let y = S::mul(
-                    S::sub(part::<S>(x, i), S::splat(mean)),
-                    S::splat(inverse),
-                );
+                let y = S::mul(S::sub(part::<S>(x, i), S::splat(mean)), S::splat(inverse));
                 let own = part::<S>(grad, i);
                 let g = S::mul(own, part::<S>(weight, i));
                 let g = S::sub(S::sub(g, S::splat(sum)), S::mul(y, S::splat(along)));
@@ -439,7 +450,11 @@ multiversion! {
 #[inline(always)]
 unsafe fn softmax_generic<S: Simd>(scores: &mut [f32], width: usize, first: usize, causal: bool) {
     for (i, row) in scores.chunks_exact_mut(width).enumerate() {
-        let seen = if causal { (first + i + 1).min(width) } else { width };
+        let seen = if causal {
+            (first + i + 1).min(width)
+        } else {
+            width
+        };
         let (row, behind) = row.split_at_mut(seen);
         behind.fill(0.0);
         let most = row.iter().fold(f32::NEG_INFINITY, |most, x| most.max(*x));
@@ -627,14 +642,21 @@ impl Backward for Cpu {
         let channels = x.dim(D::Minus1)?;
         let fits = norm.groups > 0 && channels > 0 && channels.is_multiple_of(norm.groups);
         if !fits || x.elem_count() == 0 || grad.dims() != x.dims() {
-            bail!("the gradient {:?} of a group norm of {:?}", grad.dims(), x.dims());
+            bail!(
+                "the gradient {:?} of a group norm of {:?}",
+                grad.dims(),
+                x.dims()
+            );
         }
         let (of, affine) = with_data(grad, |grad| {
             with_data(x, |x_data| {
                 with_data(norm.weight, |weight| {
                     with_data(norm.bias, |bias| {
                         if weight.len() != channels || bias.len() != channels {
-                            bail!("group norm: {channels} channels for {} scales", weight.len());
+                            bail!(
+                                "group norm: {channels} channels for {} scales",
+                                weight.len()
+                            );
                         }
                         let spec = (norm.groups, norm.eps, weight, bias);
                         let isa = self.machine.isa;
@@ -663,7 +685,11 @@ impl Backward for Cpu {
     ) -> Result<NormGradients> {
         let width = x.dim(D::Minus1)?;
         if width == 0 || weight.elem_count() != width || grad.dims() != x.dims() {
-            bail!("the gradient {:?} of a layer norm of {:?}", grad.dims(), x.dims());
+            bail!(
+                "the gradient {:?} of a layer norm of {:?}",
+                grad.dims(),
+                x.dims()
+            );
         }
         let rows = (TASK / width).max(1) * width;
         let parts = x.elem_count().div_ceil(rows);
@@ -738,7 +764,8 @@ impl Backward for Cpu {
     ) -> Result<AttentionGradients> {
         let (images, n, c) = q.dims3()?;
         let (sources, m, _) = k.dims3()?;
-        let fits = heads > 0 && c > 0 && c.is_multiple_of(heads) && (sources == images || sources == 1);
+        let fits =
+            heads > 0 && c > 0 && c.is_multiple_of(heads) && (sources == images || sources == 1);
         if !fits || n == 0 || m == 0 || grad.dims() != q.dims() || v.dims() != k.dims() {
             bail!(
                 "the gradient {:?} of attention of {:?} to {:?}",

@@ -256,7 +256,10 @@ impl InplaceOp1 for Taken {
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> Result<()> {
         if storage.dtype() != candle_core::DType::F32 {
-            bail!("gradients are computed in float32, not {:?}", storage.dtype());
+            bail!(
+                "gradients are computed in float32, not {:?}",
+                storage.dtype()
+            );
         }
         let numbers = std::mem::replace(storage, CpuStorage::F32(Vec::new()));
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(numbers);
