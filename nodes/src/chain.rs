@@ -23,6 +23,7 @@
 //! | `retouch/control/1` | sites; the calls of context and reference; for a swap whose queries, and each mask: a given one by its key and level, a computed one by its rule |
 //! | `retouch/linear-map/1` | VAE, numerics: the map from latents to colours of previews |
 //! | `retouch/blank/1` | in place of a node's key for outputs beside a trajectory, where an empty prompt was zeros before: trajectory, model, port |
+//! | `retouch/training/1` | the state of a training after so many steps: see `train/mod.rs` |
 //! | `retouch/call-of-file/1` | in place of a call, where only a file says what drew its step: state, timestep, half, both models, context_prompt |
 //!
 //! Steps, inverse steps and calls with an empty prompt have a field `empty prompt` if the model's empty *negative* prompt is
@@ -90,6 +91,8 @@ fn id_of<'a>(
 pub(crate) struct ModelNote {
     /// Stands for its content.
     pub id: String,
+    /// Of one that is trained: the steps whose states are kept, and the states' keys.
+    pub training: Vec<(u64, Key)>,
 }
 
 /// What `mask` says of itself: whether its masks are 1 everywhere.

@@ -15,6 +15,7 @@ pub mod payload;
 mod preview;
 mod runtime;
 pub mod sample;
+pub mod train;
 
 pub use runtime::Runtime;
 
@@ -27,6 +28,10 @@ pub fn registry() -> retouch_graph::registry::Registry {
         .with::<adapt::ApplyTextualInversion>()
         .with::<adapt::ApplyCustomDiffusion>()
         .with::<adapt::LoadVae>()
+        .with::<train::TrainLora>()
+        .with::<train::TrainTextualInversion>()
+        .with::<train::TrainCustomDiffusion>()
+        .with::<train::TrainDreambooth>()
         .with::<load::LoadImage>()
         .with::<load::LoadMask>()
         .with::<load::LoadLatent>()

@@ -4,11 +4,19 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
+use retouch_diffusion::checkpoint::model::Checkpoint;
+use retouch_diffusion::training::examples::Example;
+use retouch_diffusion::training::export::with_new_tokens;
+use retouch_diffusion::training::optimizer::{AdamW, RateSchedule, change};
+use retouch_diffusion::training::parameters::{
+    LoraOptions, Network, NewToken, Parameter, Role, Trained,
+};
+use retouch_diffusion::training::trainer::{Given, Prior, Settings, Trainer};
 use retouch_kernels::train::Recorder;
 use retouch_kernels::{Cpu, GroupNormSpec, Isa, Kernel, Padding, Plain, Terms, Weight, Window};
 use serde_json::Value;
 
-use crate::support::{self, assert_close};
+use crate::support::{self, Stage, assert_close};
 
 /// Gradients, in the measure of modules.
 const GRADIENT: f32 = 1e-4;
@@ -322,4 +330,424 @@ fn a_gradient_that_would_be_lost_is_an_error() {
     // What was recorded is forgotten; what is watched is not.
     assert!(recorder.backward(&y, grad).is_err());
     assert!(recorder.geglu(&x).is_ok());
+}
+
+/// The name that the oracle has for a parameter.
+fn name_of(parameter: &Parameter) -> String {
+    let network = match parameter.network {
+        Network::Unet => "unet.".to_owned(),
+        Network::Text(0) => "text_encoder.text_model.".to_owned(),
+        Network::Text(i) => format!("text_encoder_{}.text_model.", i + 1),
+    };
+    let layer = parameter.tensor.trim_end_matches(".weight");
+    match parameter.role {
+        // The projection is beside the text model.
+        Role::Tensor if parameter.tensor.starts_with("text_projection") => {
+            format!("{}{}", network.replace("text_model.", ""), parameter.tensor)
+        }
+        Role::Tensor => format!("{network}{}", parameter.tensor),
+        Role::Down => format!("{network}{layer}.lora_A.weight"),
+        Role::Up => format!("{network}{layer}.lora_B.weight"),
+        Role::Token => format!("{network}embeddings.token_embedding.weight"),
+    }
+}
+
+/// A case of whole networks.
+struct Run {
+    name: String,
+    facts: Value,
+    tensors: HashMap<String, Tensor>,
+    base: Arc<retouch_nodes::payload::Model>,
+    /// The base with the case's new tokens.
+    model: Checkpoint,
+}
+
+impl Run {
+    fn new(name: &str, facts: &Value, tensors: &HashMap<String, Tensor>) -> Self {
+        let family = format!("micro/{}", facts["model"].as_str().unwrap());
+        let base = Stage::default().model(&family, false);
+        let mut run = Self {
+            name: name.to_owned(),
+            facts: facts.clone(),
+            tensors: tensors.clone(),
+            model: with_new_tokens(&base.checkpoint, "tokens", &[]).unwrap(),
+            base,
+        };
+        run.model = with_new_tokens(&run.base.checkpoint, "tokens", &run.tokens()).unwrap();
+        run
+    }
+
+    fn tokens(&self) -> Vec<NewToken> {
+        let token = |token: &str, vectors| NewToken {
+            token: token.into(),
+            initial: "bear".into(),
+            vectors,
+        };
+        match self.name.as_str() {
+            name if name.ends_with("textual_inversion") => vec![token("<toy>", 2)],
+            "custom_diffusion" => vec![token("<new1>", 1)],
+            _ => Vec::new(),
+        }
+    }
+
+    fn trained(&self) -> Trained {
+        let parameters: Vec<String> =
+            serde_json::from_value(self.facts["parameters"].clone()).unwrap();
+        let text = parameters
+            .iter()
+            .any(|name| name.starts_with("text_encoder"));
+        let trained = match self.name.trim_start_matches("sdxl_") {
+            name if name.starts_with("dreambooth") => Trained::dreambooth(&self.model, text),
+            "textual_inversion" => Trained::textual_inversion(&self.model, &self.tokens()),
+            "custom_diffusion" => Trained::custom_diffusion(&self.model, &self.tokens()),
+            name => {
+                let options = LoraOptions {
+                    rank: 4,
+                    alpha: 8.0,
+                    dropout: 0.0,
+                    convolutions: name.contains("conv"),
+                    text,
+                };
+                Trained::lora(&self.model, &options, 0)
+            }
+        }
+        .unwrap();
+        let init = self.facts["init"].as_str().unwrap_or(&self.name);
+        for parameter in &trained.parameters {
+            let key = format!("{init}.init.{}", name_of(parameter));
+            if let Some(init) = self.tensors.get(&key) {
+                let numbers = numbers(init);
+                change(&parameter.variable, |w| w.copy_from_slice(&numbers)).unwrap();
+            }
+        }
+        trained
+    }
+
+    fn rows(&self, of: &str) -> Vec<Tensor> {
+        let all = &self.tensors[of];
+        (0..all.dim(0).unwrap())
+            .map(|i| all.narrow(0, i, 1).unwrap())
+            .collect()
+    }
+
+    fn examples(&self, latents: &str, prompts: &[String], masked: bool) -> Vec<Example> {
+        let masks = masked.then(|| self.rows("mask"));
+        let latents = self.rows(latents).into_iter().enumerate();
+        latents
+            .map(|(i, latent)| Example {
+                latent,
+                caption: prompts[i % prompts.len()].replace(" <toy>_1", ""),
+                mask: masks.as_ref().map(|masks| masks[i].clone()),
+            })
+            .collect()
+    }
+
+    fn prompts(&self) -> Vec<String> {
+        serde_json::from_value(self.facts["prompts"].clone()).unwrap()
+    }
+
+    /// A training as the case has it; `loss` is where its facts on the loss are.
+    fn trainer(&self, loss: &Value, recompute: bool) -> Trainer<'_> {
+        let masked = loss.get("background").is_some();
+        let class = vec!["a photo of a teddy bear".to_owned()];
+        let prior = match self.facts.get("prior") {
+            Some(_) => Prior::Pictures(self.examples("class_latents", &class, false)),
+            None => Prior::None,
+        };
+        let number = |name: &str, default: f64| self.facts[name].as_f64().unwrap_or(default);
+        let rate = number("rate", 1e-3);
+        let settings = Settings {
+            rate,
+            text_rate: number("text_rate", rate),
+            schedule: match self.facts["schedule"].as_str() {
+                Some("cosine") => RateSchedule::Cosine,
+                _ => RateSchedule::Constant,
+            },
+            warmup: self.facts["warmup"].as_u64().unwrap_or(0),
+            steps: 20,
+            batch: 2,
+            accumulation: self.facts["accumulation"].as_u64().unwrap_or(1) as usize,
+            optimizer: AdamW {
+                betas: (0.9, 0.999),
+                eps: 1e-8,
+                weight_decay: 0.01,
+                eight_bit: false,
+            },
+            max_norm: number("max_norm", 0.0),
+            min_snr: loss["gamma"].as_f64(),
+            noise_offset: 0.0,
+            prior_weight: number("prior", 0.0),
+            background_weight: loss["background"].as_f64().unwrap_or(1.0),
+            ema: self.facts.get("ema").map(|_| 0.99),
+            seed: 0,
+            recompute,
+        };
+        let examples = self.examples("latents", &self.prompts(), masked);
+        Trainer::new(&self.model, self.trained(), examples, prior, settings).unwrap()
+    }
+
+    /// The norm, the sum and eight entries of numbers, and what they may be off by.
+    fn check_summary(&self, what: &str, own: &[f32], expected: &[f32], tolerance: f64) {
+        let n = own.len();
+        let entry = |k: usize| own[(2 * k + 1) * n / 16];
+        let sum = |f: &dyn Fn(f64) -> f64| own.iter().map(|&x| f(f64::from(x))).sum::<f64>();
+        let norm = f64::from(expected[0]);
+        let largest = expected[2..]
+            .iter()
+            .fold(0.0, |most: f64, x| most.max(f64::from(x.abs())));
+        let unit = largest.max(norm / (n as f64).sqrt());
+        let close = |what: &str, a: f64, b: f64, unit: f64| {
+            assert!(
+                (a - b).abs() <= tolerance * unit,
+                "{}: {what}: {a:e} for {b:e}",
+                self.name
+            );
+        };
+        close(&format!("{what}: norm"), sum(&|x| x * x).sqrt(), norm, norm);
+        let of_sum = norm * (n as f64).sqrt();
+        close(
+            &format!("{what}: sum"),
+            sum(&|x| x),
+            f64::from(expected[1]),
+            of_sum,
+        );
+        for k in 0..8 {
+            let (a, b) = (f64::from(entry(k)), f64::from(expected[2 + k]));
+            close(&format!("{what}: entry {k}"), a, b, unit);
+        }
+    }
+
+    /// Compares the numbers of each parameter with what the oracle has under `whole` or `summary`. Returns how many were compared.
+    fn compare(
+        &self,
+        values: &HashMap<String, Vec<f32>>,
+        whole: &str,
+        summary: &str,
+        left_out: &[String],
+        tolerance: f64,
+    ) -> usize {
+        let names: Vec<String> = serde_json::from_value(self.facts["parameters"].clone()).unwrap();
+        let summaries = self.tensors.get(&format!("{}.{summary}", self.name));
+        let summaries = summaries.map(|t| t.to_vec2::<f32>().unwrap());
+        let mut compared = 0;
+        for (i, name) in names.iter().enumerate() {
+            let own = values
+                .get(name)
+                .unwrap_or_else(|| panic!("{}: no {name}", self.name));
+            if left_out.contains(name) {
+                continue;
+            }
+            let expected = self.tensors.get(&format!("{}.{whole}.{name}", self.name));
+            if let Some(expected) = expected {
+                let expected = numbers(expected);
+                assert_eq!(own.len(), expected.len(), "{name}");
+                let largest = expected
+                    .iter()
+                    .fold(0f64, |most, x| most.max(f64::from(x.abs())));
+                for (a, b) in own.iter().zip(&expected) {
+                    let off = f64::from(a - b).abs();
+                    assert!(
+                        off <= tolerance * largest,
+                        "{}: {name}: {a:e} for {b:e}, largest {largest:e}",
+                        self.name
+                    );
+                }
+            } else {
+                let rows = summaries.as_ref().unwrap();
+                self.check_summary(name, own, &rows[i], tolerance);
+            }
+            compared += 1;
+        }
+        compared
+    }
+
+    fn list(&self, name: &str) -> Vec<String> {
+        serde_json::from_value(self.facts[name].clone()).unwrap_or_default()
+    }
+
+    fn scalar(&self, name: &str) -> f64 {
+        f64::from(
+            self.tensors[&format!("{}.{name}", self.name)]
+                .to_scalar::<f32>()
+                .unwrap(),
+        )
+    }
+}
+
+/// Every case of some files.
+fn runs(files: &[&str], mut f: impl FnMut(&Run)) -> usize {
+    let mut count = 0;
+    for file in files {
+        let (tensors, facts) = read(file);
+        for (name, facts) in facts["cases"].as_object().unwrap() {
+            f(&Run::new(name, facts, &tensors));
+            count += 1;
+        }
+    }
+    count
+}
+
+#[test]
+fn every_trained_parameter_has_torchs_gradient_with_every_method() {
+    let files = [
+        "gradients-all",
+        "gradients-lora",
+        "gradients-tokens",
+        "gradients-sdxl",
+    ];
+    let count = runs(&files, |run| {
+        if run.facts["loss"].get("background").is_some() && run.facts["loss"]["normalised"] != true
+        {
+            return; // weights here have the mean 1
+        }
+        for recompute in [false, true] {
+            let mut trainer = run.trainer(&run.facts["loss"], recompute);
+            let timesteps = run.tensors["timesteps"].to_vec1::<i64>().unwrap();
+            let given = Given {
+                noise: run.tensors["noise"].clone(),
+                timesteps: timesteps.into_iter().map(|t| t as usize).collect(),
+            };
+            let (loss, prior, gradients) = trainer.gradients(&[0, 1], &given).unwrap();
+            assert!(
+                (loss - run.scalar("loss")).abs() < 1e-5 * loss,
+                "{}: {loss}",
+                run.name
+            );
+            assert_eq!(prior, None);
+            let values: HashMap<String, Vec<f32>> = trainer
+                .trained()
+                .parameters
+                .iter()
+                .zip(&gradients)
+                .filter_map(|(p, g)| Some((name_of(p), numbers(g.as_ref()?))))
+                .collect();
+            let silent = run.list("silent");
+            let names = run.list("parameters").len();
+            let compared = run.compare(&values, "grad", "grad_summary", &silent, 3e-4);
+            assert_eq!(compared, names - silent.len());
+        }
+    });
+    assert_eq!(count, 14);
+}
+
+#[test]
+fn twenty_steps_of_every_method_go_as_torchs() {
+    let count = runs(&["runs-dreambooth", "runs-lora", "runs-tokens"], |run| {
+        if run.facts.get("background").is_some() && run.facts["normalised"] != true {
+            return; // weights here have the mean 1
+        }
+        let mut trainer = run.trainer(&run.facts, false);
+        let before: HashMap<String, Vec<f32>> = values(&trainer);
+        let accumulation = run.facts["accumulation"].as_u64().unwrap_or(1) as usize;
+        let rows = if run.facts.get("prior").is_some() {
+            4
+        } else {
+            2
+        };
+        let noise = &run.tensors["noise"];
+        let timesteps = run.tensors["timesteps"].to_vec2::<i64>().unwrap();
+        let losses = run.tensors[&format!("{}.losses", run.name)]
+            .flatten_all()
+            .unwrap();
+        let losses = losses.to_vec1::<f32>().unwrap();
+        let norms = numbers(&run.tensors[&format!("{}.norms", run.name)]);
+        let rates = numbers(&run.tensors[&format!("{}.rates", run.name)]);
+        for (step, timesteps) in timesteps.iter().enumerate() {
+            let own = noise.get(step).unwrap();
+            let given: Vec<Given> = (0..accumulation)
+                .map(|i| {
+                    let mut noise = own.narrow(0, i * rows, rows).unwrap();
+                    if run.facts.get("offset").is_some() {
+                        let offset = run.tensors["offset_noise"].get(step).unwrap();
+                        let offset =
+                            (offset.unsqueeze(2).unwrap().unsqueeze(3).unwrap() * 0.1).unwrap();
+                        noise = noise.broadcast_add(&offset).unwrap();
+                    }
+                    let timesteps = timesteps[i * rows..(i + 1) * rows].iter();
+                    Given {
+                        noise,
+                        timesteps: timesteps.map(|&t| t as usize).collect(),
+                    }
+                })
+                .collect();
+            let batches = vec![vec![0, 1]; accumulation];
+            let report = trainer.advance_with(&batches, &given).unwrap();
+            let expected = losses[step * accumulation..(step + 1) * accumulation].iter();
+            let expected = expected.map(|&x| f64::from(x)).sum::<f64>() / accumulation as f64;
+            let weight = run.facts["prior"].as_f64().unwrap_or(0.0);
+            let loss = report.loss + weight * report.prior.unwrap_or(0.0);
+            let close = |what: &str, a: f64, b: f64| {
+                assert!(
+                    (a - b).abs() <= 1e-3 * b.abs(),
+                    "{} step {step}: {what} {a} for {b}",
+                    run.name
+                );
+            };
+            close("loss", loss, expected);
+            close("norm", report.norm, f64::from(norms[step]));
+            close("rate", report.rate, f64::from(rates[step]));
+        }
+        let after = values(&trainer);
+        let change = after.iter().map(|(name, after)| {
+            let change = after.iter().zip(&before[name]).map(|(a, b)| a - b);
+            (name.clone(), change.collect::<Vec<f32>>())
+        });
+        let change: HashMap<_, _> = change.collect();
+        let loose = run.list("loose");
+        if run.facts["whole"] == true {
+            run.compare(&after, "final", "", &loose, 2e-3);
+        } else {
+            run.compare(&change, "-", "change_summary", &loose, 3e-2);
+        }
+        if run.facts.get("ema").is_some() {
+            let average = trainer.result().unwrap().into_iter();
+            let average = average.map(|(parameter, average)| {
+                let name = name_of(&parameter);
+                let change = average.iter().zip(&before[&name]).map(|(a, b)| a - b);
+                let change: Vec<f32> = change.collect();
+                (name, change)
+            });
+            run.compare(&average.collect(), "-", "ema_0.99_summary", &loose, 3e-2);
+        }
+    });
+    assert_eq!(count, 18);
+}
+
+fn values(trainer: &Trainer<'_>) -> HashMap<String, Vec<f32>> {
+    let parameters = trainer.trained().parameters.iter();
+    parameters
+        .map(|p| (name_of(p), numbers(&p.variable)))
+        .collect()
+}
+
+#[test]
+fn eight_bit_moments_are_quantised_as_the_paper_has_it() {
+    use retouch_diffusion::training::optimizer::Moments;
+    let (tensors, _) = read("eight_bit");
+    let start = numbers(&tensors["adamw.start"]);
+    let gradients = numbers(&tensors["adamw.gradients"]);
+    for (eight_bit, expected) in [(true, "adamw.final"), (false, "adamw.final_without")] {
+        let optimizer = AdamW {
+            betas: (0.9, 0.999),
+            eps: 1e-8,
+            weight_decay: 0.01,
+            eight_bit,
+        };
+        let w = Tensor::from_vec(start.clone(), start.len(), &Device::Cpu).unwrap();
+        let w = Var::from_tensor(&w).unwrap().into_inner();
+        // The case is smaller than what is quantised by default.
+        let mut moments = Moments::zeros_of(start.len(), eight_bit);
+        for (t, gradient) in gradients.chunks(start.len()).enumerate() {
+            optimizer
+                .step(&w, gradient, &mut moments, 0.01, t as u64 + 1, 1.0)
+                .unwrap();
+        }
+        let expected = numbers(&tensors[expected]);
+        for (own, expected) in numbers(&w).iter().zip(&expected) {
+            assert!(
+                (own - expected).abs() < 2e-6 * expected.abs().max(1.0),
+                "{own} for {expected}"
+            );
+        }
+    }
 }

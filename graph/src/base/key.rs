@@ -77,6 +77,7 @@ impl schemars::JsonSchema for Key {
 }
 
 /// Builds a key from fields.
+#[derive(Clone)]
 pub struct KeyHasher(blake3::Hasher);
 
 impl KeyHasher {

@@ -180,6 +180,11 @@ pub trait Kernel: Debug + Send + Sync {
         x * mask
     }
 
+    /// x `[B, N, C]`, through whose first token no gradient goes.
+    fn hold_first(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.clone())
+    }
+
     /// The rows of those numbers of a table `[R, C]`, in float32.
     fn rows(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
         let ids = Tensor::new(ids, table.device())?;

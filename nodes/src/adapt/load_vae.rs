@@ -74,7 +74,10 @@ impl Node for LoadVae {
             return Chained::default();
         };
         Chained {
-            note: Some(Arc::new(ModelNote { id })),
+            note: Some(Arc::new(ModelNote {
+                id,
+                training: Vec::new(),
+            })),
             ..Chained::default()
         }
     }

@@ -84,6 +84,7 @@ fn adapted(upstream: &Upstream<'_>, op: &str, said: &[(&str, String)]) -> Chaine
     Chained {
         note: Some(Arc::new(ModelNote {
             id: adapted_id(&base, op, upstream.files, said),
+            training: Vec::new(),
         })),
         ..Chained::default()
     }

@@ -353,7 +353,10 @@ impl Node for LoadModel {
                 .chain(said),
         ) + &self.reading().suffix();
         Chained {
-            note: Some(Arc::new(ModelNote { id })),
+            note: Some(Arc::new(ModelNote {
+                id,
+                training: Vec::new(),
+            })),
             ..Chained::default()
         }
     }

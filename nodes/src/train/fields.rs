@@ -267,8 +267,11 @@ impl Common {
         let mut above_zero = |name: &'static str, value: f64| {
             if !(value.is_finite() && value > 0.0) {
                 faults.push(
-                    Fault::value(name, format!("{name} is {value}; expected a number above 0"))
-                        .help("1e-4 is usual for LoRA, 5e-6 for all weights, 5e-4 for embeddings"),
+                    Fault::value(
+                        name,
+                        format!("{name} is {value}; expected a number above 0"),
+                    )
+                    .help("1e-4 is usual for LoRA, 5e-6 for all weights, 5e-4 for embeddings"),
                 );
             }
         };
@@ -281,14 +284,20 @@ impl Common {
         }
         if let Some(gamma) = self.snr_gamma.filter(|g| !(g.is_finite() && *g > 0.0)) {
             faults.push(
-                Fault::value("snr_gamma", format!("snr_gamma is {gamma}; expected a number above 0"))
-                    .help("5 is the paper's; leave it out to weigh all timesteps alike"),
+                Fault::value(
+                    "snr_gamma",
+                    format!("snr_gamma is {gamma}; expected a number above 0"),
+                )
+                .help("5 is the paper's; leave it out to weigh all timesteps alike"),
             );
         }
         if let Some(ema) = self.ema.filter(|ema| !(*ema > 0.0 && *ema < 1.0)) {
             faults.push(
-                Fault::value("ema", format!("ema is {ema}; expected a number between 0 and 1"))
-                    .help("0.999 for trainings of thousands of steps, 0.99 for hundreds"),
+                Fault::value(
+                    "ema",
+                    format!("ema is {ema}; expected a number between 0 and 1"),
+                )
+                .help("0.999 for trainings of thousands of steps, 0.99 for hundreds"),
             );
         }
         if let Some(step) = self.checkpoint

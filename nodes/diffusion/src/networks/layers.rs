@@ -93,13 +93,14 @@ impl Linear {
             image: None,
         };
         let mut y = kernel.linear(x, &self.weight, terms)?;
-        for LowRank { down, up, scale } in &self.low_rank {
-            let inner = scaled(kernel.linear(x, down, Terms::default())?, *scale, kernel)?;
+        for low in &self.low_rank {
+            let inner = kernel.linear(&low.seen(x, kernel)?, &low.down, Terms::default())?;
+            let inner = scaled(inner, low.scale, kernel)?;
             let terms = Terms {
                 residual: Some(&y),
                 ..Terms::default()
             };
-            y = kernel.linear(&inner, up, terms)?;
+            y = kernel.linear(&inner, &low.up, terms)?;
         }
         Ok(y)
     }
@@ -201,15 +202,16 @@ impl Conv2d {
             residual,
         };
         let mut y = kernel.conv2d(x, &self.weight, window, terms)?;
-        for LowRank { down, up, scale } in &self.low_rank {
-            let inner = kernel.conv2d(x, down, window, Terms::default())?;
-            let inner = scaled(inner, *scale, kernel)?;
+        for low in &self.low_rank {
+            let inner =
+                kernel.conv2d(&low.seen(x, kernel)?, &low.down, window, Terms::default())?;
+            let inner = scaled(inner, low.scale, kernel)?;
             let terms = Terms {
                 residual: Some(&y),
                 ..Terms::default()
             };
             let at_pixel = Window::padded(Padding::same(0));
-            y = kernel.conv2d(&inner, up, at_pixel, terms)?;
+            y = kernel.conv2d(&inner, &low.up, at_pixel, terms)?;
         }
         Ok(y)
     }

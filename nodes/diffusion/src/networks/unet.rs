@@ -85,6 +85,8 @@ struct Attention {
     out: Linear,
     heads: usize,
     scale: f64,
+    /// Of cross-attention in Custom Diffusion's training.
+    holds_first_token: bool,
 }
 
 impl Attention {
@@ -96,14 +98,35 @@ impl Attention {
             out: Linear::load(&scope.at("to_out.0"), channels, channels, true)?,
             heads,
             scale: head_scale(channels, heads),
+            holds_first_token: false,
+        })
+    }
+
+    /// Cross-attention.
+    fn load_cross(
+        scope: &Scope<'_>,
+        channels: usize,
+        context: usize,
+        heads: usize,
+    ) -> Result<Self> {
+        Ok(Self {
+            holds_first_token: scope.holds_first_token(),
+            ..Self::load(scope, channels, context, heads)?
         })
     }
 
     fn keys_values(&self, source: &Tensor, kernel: &dyn Kernel) -> Result<KeysValues> {
-        Ok(KeysValues {
-            k: self.k.forward(source, kernel)?,
-            v: self.v.forward(source, kernel)?,
-        })
+        let (k, v) = (
+            self.k.forward(source, kernel)?,
+            self.v.forward(source, kernel)?,
+        );
+        if self.holds_first_token {
+            return Ok(KeysValues {
+                k: kernel.hold_first(&k)?,
+                v: kernel.hold_first(&v)?,
+            });
+        }
+        Ok(KeysValues { k, v })
     }
 
     /// Those of the texts, for every row of the call.
@@ -188,7 +211,12 @@ impl Transformer {
                     norm1: norm("norm1")?,
                     attention: Attention::load(&layer.at("attn1"), c, c, stack.heads)?,
                     norm2: norm("norm2")?,
-                    cross: Attention::load(&layer.at("attn2"), c, stack.context, stack.heads)?,
+                    cross: Attention::load_cross(
+                        &layer.at("attn2"),
+                        c,
+                        stack.context,
+                        stack.heads,
+                    )?,
                     norm3: norm("norm3")?,
                     gate: Linear::load(&layer.at("ff.net.0.proj"), c, 8 * c, true)?,
                     out: Linear::load(&layer.at("ff.net.2"), 4 * c, c, true)?,

@@ -26,6 +26,22 @@ impl Draws {
         Self(mixed(index, self.0))
     }
 
+    /// Those of a part of the purpose that has a name.
+    #[must_use]
+    pub fn named(self, name: &str) -> Self {
+        Self::new(self.0, name)
+    }
+
+    /// Words of 32 bits, each as likely.
+    #[must_use]
+    pub fn words(self, count: usize) -> Vec<u32> {
+        let key = [self.0 as u32, (self.0 >> 32) as u32];
+        let blocks = 0..count.div_ceil(4) as u64;
+        let words =
+            blocks.flat_map(|block| philox4x32_10([block as u32, (block >> 32) as u32, 0, 4], key));
+        words.take(count).collect()
+    }
+
     /// Standard normal numbers.
     #[must_use]
     pub fn normal(self, count: usize) -> Vec<f32> {

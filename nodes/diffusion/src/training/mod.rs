@@ -5,6 +5,7 @@
 //! same numbers.
 
 pub mod draws;
+pub mod dropout;
 pub mod examples;
 pub mod export;
 pub mod loss;

@@ -42,7 +42,13 @@ impl Moments {
     /// Zeros for a parameter of so many numbers.
     #[must_use]
     pub fn zeros(count: usize, eight_bit: bool) -> Self {
-        if !eight_bit || count < LEAST_8BIT {
+        Self::zeros_of(count, eight_bit && count >= LEAST_8BIT)
+    }
+
+    /// Zeros in 8 bits, or in float32, however many there are.
+    #[must_use]
+    pub fn zeros_of(count: usize, eight_bit: bool) -> Self {
+        if !eight_bit {
             return Self::Full(vec![0.0; count], vec![0.0; count]);
         }
         let zero = |signed| {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::draws::Draws;
+use super::dropout::Dropout;
 use crate::checkpoint::adapters::{Networks, Shapes};
 use crate::checkpoint::model::Checkpoint;
 use crate::checkpoint::weights::{TrainedFactors, Variables};
@@ -80,6 +81,8 @@ impl Parameter {
 pub struct LoraOptions {
     /// R.
     pub rank: usize,
+    /// The share of a layer's inputs that its factors do not see at a step.
+    pub dropout: f64,
     /// What is learned counts alpha / R.
     pub alpha: f64,
     /// Whether the convolutions of ResNet blocks and of resampling are adapted beside the attentions' projections.
@@ -106,6 +109,10 @@ pub struct Trained {
     pub parameters: Vec<Parameter>,
     /// alpha / R of low-rank factors.
     pub scale: f64,
+    /// What of their inputs low-rank factors see.
+    pub dropout: Option<Dropout>,
+    /// Whether no gradient goes through a text's first token.
+    pub holds_first_token: bool,
 }
 
 /// The projections of an attention that LoRA and Custom Diffusion name.
@@ -158,6 +165,9 @@ impl Trained {
         let mut trained = Self {
             parameters: Vec::new(),
             scale: options.alpha / options.rank as f64,
+            dropout: (options.dropout > 0.0)
+                .then(|| Dropout::new(options.dropout, seed, model.device())),
+            holds_first_token: false,
         };
         let unet =
             |name: &str| is_attention(name) || (options.convolutions && is_convolution(name));
@@ -282,7 +292,10 @@ impl Trained {
     /// As [`Trained::textual_inversion`].
     pub fn custom_diffusion(model: &Checkpoint, tokens: &[NewToken]) -> Result<Self> {
         let networks = networks(model)?;
-        let mut trained = Self::default();
+        let mut trained = Self {
+            holds_first_token: true,
+            ..Self::default()
+        };
         trained.add_tensors(model, Network::Unet, &networks.unet, is_cross_key_or_value)?;
         trained.add_tokens(model, tokens, model.texts())?;
         Ok(trained)
@@ -306,7 +319,10 @@ impl Trained {
     /// The variables of a network, for building it.
     #[must_use]
     pub fn variables(&self, network: Network) -> Arc<Variables> {
-        let mut variables = Variables::default();
+        let mut variables = Variables {
+            holds_first_token: self.holds_first_token && network == Network::Unet,
+            ..Variables::default()
+        };
         let own = self.parameters.iter().filter(|p| p.network == network);
         let mut downs: BTreeMap<&str, &Tensor> = BTreeMap::new();
         for parameter in own {
@@ -325,6 +341,7 @@ impl Trained {
                             down: (*down).clone(),
                             up: value.clone(),
                             scale: self.scale,
+                            dropout: self.dropout.as_ref().map(|d| d.layer(&parameter.name())),
                         };
                         variables.factors.insert(name.to_owned(), factors);
                     }

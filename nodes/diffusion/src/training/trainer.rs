@@ -106,6 +106,22 @@ pub struct State {
     pub reports: Vec<StepReport>,
 }
 
+impl State {
+    /// What a training that stands here gives, of what is trained.
+    ///
+    /// # Errors
+    /// When the state is of another training.
+    pub fn result(&self, trained: &Trained) -> Result<Vec<(Parameter, Vec<f32>)>> {
+        let all = trained.parameters.iter().map(|parameter| {
+            let name = parameter.name();
+            let values = self.ema.get(&name).or_else(|| self.values.get(&name))?;
+            Some((parameter.clone(), values.clone()))
+        });
+        all.collect::<Option<_>>()
+            .ok_or_else(|| Error::request("the kept state of the training is of another training"))
+    }
+}
+
 /// A training.
 pub struct Trainer<'a> {
     model: &'a Checkpoint,
@@ -426,6 +442,21 @@ impl<'a> Trainer<'a> {
         Ok(report)
     }
 
+    /// The error of a batch's pictures, that of its prior, and the gradient of each parameter, in their order; `None` where the
+    /// loss does not depend on one. Nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Trainer::advance`].
+    pub fn gradients(
+        &mut self,
+        batch: &[usize],
+        given: &Given,
+    ) -> Result<(f64, Option<f64>, Vec<Option<Tensor>>)> {
+        let mut sums = vec![None; self.trained.parameters.len()];
+        let (loss, prior) = self.batch(self.step, batch, given, &mut sums)?;
+        Ok((loss, prior, sums))
+    }
+
     fn diverged(&self, what: &str) -> Error {
         Error::request(format!(
             "{what} of step {} is not a number: the training diverged",
@@ -443,6 +474,9 @@ impl<'a> Trainer<'a> {
         sums: &mut [Option<Tensor>],
     ) -> Result<(f64, Option<f64>)> {
         goes_on()?;
+        if let Some(dropout) = &self.trained.dropout {
+            dropout.begin(index);
+        }
         let own: Vec<Example> = batch.iter().map(|&i| self.examples[i].clone()).collect();
         let b = own.len();
         let prompts = |of: &[Example]| of.iter().map(|e| e.caption.clone()).collect::<Vec<_>>();

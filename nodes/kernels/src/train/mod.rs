@@ -319,6 +319,16 @@ impl Kernel for Recorder {
         })
     }
 
+    fn hold_first(&self, x: &Tensor) -> Result<Tensor> {
+        let id = x.id();
+        self.tape
+            .record(bare(x).copy()?, &[x], move |grad, gradients| {
+                let tokens = grad.dim(1)?;
+                let rest = grad.narrow(1, 1, tokens - 1)?;
+                gradients.add(id, rest.pad_with_zeros(1, 1, 0)?)
+            })
+    }
+
     fn rows(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
         let own = bare(table);
         let y = self.inner.rows(&own, ids)?;

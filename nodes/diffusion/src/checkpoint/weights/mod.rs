@@ -23,7 +23,7 @@ pub use foreign::foreign;
 pub use gguf::is_gguf;
 pub use header::{Header, NO_SUCH_FILE, TensorInfo};
 pub use table::{Stored, Table, dense_strides, is_torch};
-pub use variables::{TrainedFactors, Variables};
+pub use variables::{InputMask, TrainedFactors, Variables};
 
 use late::Late;
 
@@ -434,6 +434,7 @@ impl Weights {
                 down: Weight::of_variable(&factors.down)?,
                 up: Weight::of_variable(&factors.up)?,
                 scale: factors.scale,
+                dropout: factors.dropout.clone(),
             })
         };
         factors.map(of).transpose()
@@ -449,6 +450,21 @@ pub struct LowRank {
     pub up: Weight,
     /// 1 where it is multiplied into the factors.
     pub scale: f64,
+    /// What of their inputs they see while they are trained.
+    pub dropout: Option<Arc<dyn InputMask>>,
+}
+
+impl LowRank {
+    /// What the factors see of a layer's inputs.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn seen(&self, x: &Tensor, kernel: &dyn Kernel) -> Result<Tensor> {
+        match &self.dropout {
+            Some(dropout) => Ok(kernel.masked(x, &dropout.mask(x.shape())?)?),
+            None => Ok(x.clone()),
+        }
+    }
 }
 
 impl Target {
@@ -619,6 +635,13 @@ impl<'a> Scope<'a> {
         self.weights.contains(&self.name(name))
     }
 
+    /// Whether no gradient goes through what cross-attention makes of a text's first token.
+    #[must_use]
+    pub fn holds_first_token(&self) -> bool {
+        let variables = self.weights.variables.as_ref();
+        variables.is_some_and(|variables| variables.holds_first_token)
+    }
+
     /// The low-rank factors that are added to this layer, whose weight has this shape: those of all adapters, and those that
     /// are trained.
     ///
@@ -637,6 +660,7 @@ impl<'a> Scope<'a> {
             down,
             up,
             scale: 1.0,
+            dropout: None,
         });
         Ok(applied.into_iter().chain(trained).collect())
     }
