@@ -436,7 +436,7 @@ impl LoadImages {
         }
         let original_size = (picture.width, picture.height);
         let whole = match linked {
-            Some(masks) => masks.whole(index, original_size, &found.name)?,
+            Some(masks) => Some(masks.whole(index, original_size, &found.name)?),
             None => self.mask_beside(found, original_size, files)?,
         };
         let (size, crop) = self.place(original_size, whole.as_ref(), &found.name)?;

@@ -134,7 +134,7 @@ macro_rules! training {
             pub gradient_checkpointing: bool,
             /// What noise, timesteps and the order of pictures are drawn from.
             #[serde(default)]
-            pub seed: Option<retouch_graph::Seed>,
+            pub seed: Option<crate::fields::Seed>,
             /// Steps from one checkpoint to the next. A training that is stopped goes on at the last one.
             #[serde(default = "crate::train::fields::every")]
             #[schemars(range(min = 1))]
@@ -179,7 +179,7 @@ macro_rules! training {
                     preserve: text(&self.preserve),
                     ema: self.ema,
                     gradient_checkpointing: self.gradient_checkpointing,
-                    seed: self.seed.map_or(0, retouch_graph::Seed::get),
+                    seed: self.seed.map_or(0, crate::fields::Seed::get),
                     every: self.every,
                     checkpoint: self.checkpoint,
                     sample_prompt: text(&self.sample_prompt),

@@ -14,7 +14,7 @@ use retouch_diffusion::training::export::{AdapterFormat, adapter, trained_model,
 use retouch_diffusion::training::parameters::{NewToken, Trained};
 use retouch_diffusion::training::trainer::{Prior, StepReport, Trainer};
 use retouch_graph::key::KeyHasher;
-use retouch_graph::value::payload::Value;
+use retouch_graph::Value;
 use retouch_graph::{
     Chain, Chained, Context, Fault, Files, Key, Node, NodeError, Step, Types, Upstream,
 };
@@ -31,9 +31,8 @@ use crate::sample::prompt_warnings;
 use retouch_diffusion::networks::tiles::Tiled;
 use retouch_diffusion::prompt::conditioning::suffix_of;
 
-/// The name of the one value under a state's key, and under that of a sample.
+/// The name of the one value under a state's key.
 const STATE: &str = "state";
-const SAMPLE: &str = "sample";
 
 /// What one method does otherwise than the others.
 pub(super) trait Method: Node<Inputs = Inputs, Outputs = Outputs> {
