@@ -1,4 +1,4 @@
-"""Makes what training is held to: `python make_training.py MICRO OUT [--seed N] [--parts kernels]` (`data/micro data/training`).
+"""Makes what training is held to: `python make_training.py MICRO OUT [--seed N] [--parts kernels,gradients,...]` (`data/micro data/training`).
 
 Needs torch, diffusers, transformers, peft, safetensors, numpy (PyPI) and the models of make_formats.py and make_sdxl.py in MICRO. All is computed in float64 and
 written in float32; README.md says what is in each file.
@@ -8,10 +8,16 @@ from pathlib import Path
 
 import torch
 
+import training_eight_bit
+import training_gradients
 import training_kernels
+import training_runs
 
 PARTS = {
     "kernels": lambda micro, out, seed: training_kernels.make(out, seed),
+    "gradients": training_gradients.make,
+    "eight_bit": training_eight_bit.make,
+    "runs": training_runs.make,
 }
 
 
