@@ -606,6 +606,7 @@ fn every_trained_parameter_has_torchs_gradient_with_every_method() {
             let given = Given {
                 noise: run.tensors["noise"].clone(),
                 timesteps: timesteps.into_iter().map(|t| t as usize).collect(),
+                class: Vec::new(),
             };
             let (loss, prior, gradients) = trainer.gradients(&[0, 1], &given).unwrap();
             assert!(
@@ -667,6 +668,7 @@ fn twenty_steps_of_every_method_go_as_torchs() {
                     Given {
                         noise,
                         timesteps: timesteps.map(|&t| t as usize).collect(),
+                        class: vec![0, 1],
                     }
                 })
                 .collect();

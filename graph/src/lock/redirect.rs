@@ -192,14 +192,14 @@ impl Files for RedirectedFiles {
         }
         match (self.inner.entries(folder), self.elsewhere(folder)) {
             (Ok(here), _) => entries.extend(here),
-            (Err(_), Some(to)) => entries.extend(self.inner.entries(&to)?.into_iter().filter_map(
-                |entry| {
+            (Err(_), Some(to)) => {
+                entries.extend(self.inner.entries(&to)?.into_iter().filter_map(|entry| {
                     Some(FolderEntry {
                         path: folder.join(entry.path.file_name()?),
                         size: entry.size,
                     })
-                },
-            )),
+                }))
+            }
             (Err(_), None) if !entries.is_empty() => {}
             (Err(error), None) => return Err(error),
         }
@@ -318,13 +318,22 @@ mod tests {
         let redirected = RedirectedFiles::new(Arc::new(DiskFiles::new()), Vec::new());
         assert!(redirected.entries(&named).is_err());
         // Found one by one: each under the name that it is asked for by.
-        let files = [("a.png", "x.png"), ("b.png", "b.png"), ("deep/c.png", "b.png")];
+        let files = [
+            ("a.png", "x.png"),
+            ("b.png", "b.png"),
+            ("deep/c.png", "b.png"),
+        ];
         sync::lock(&redirected.table).files = (files.iter())
             .map(|(name, at)| (normal(&named.join(name)), kept.join(at)))
             .collect();
         let listed = |redirected: &RedirectedFiles| -> Vec<(String, u64)> {
             (redirected.entries(&named).unwrap().into_iter())
-                .map(|e| (e.path.file_name().unwrap().to_str().unwrap().to_owned(), e.size.unwrap()))
+                .map(|e| {
+                    (
+                        e.path.file_name().unwrap().to_str().unwrap().to_owned(),
+                        e.size.unwrap(),
+                    )
+                })
                 .collect()
         };
         let both = [("a.png".to_owned(), 3), ("b.png".to_owned(), 5)];
@@ -332,7 +341,10 @@ mod tests {
         // What is there itself is listed once.
         fs::create_dir(&named).unwrap();
         fs::write(named.join("b.png"), "here").unwrap();
-        assert_eq!(listed(&redirected), [both[0].clone(), ("b.png".to_owned(), 4)]);
+        assert_eq!(
+            listed(&redirected),
+            [both[0].clone(), ("b.png".to_owned(), 4)]
+        );
         // A whole folder that was found.
         fs::remove_dir_all(&named).unwrap();
         sync::lock(&redirected.table).files.clear();
@@ -340,8 +352,15 @@ mod tests {
             from: normal(&named),
             to: kept.clone(),
         }];
-        assert_eq!(listed(&redirected), [both[1].clone(), ("x.png".to_owned(), 3)]);
-        assert!(redirected.entries(&named).unwrap()[0].path.starts_with(&named));
+        assert_eq!(
+            listed(&redirected),
+            [both[1].clone(), ("x.png".to_owned(), 3)]
+        );
+        assert!(
+            redirected.entries(&named).unwrap()[0]
+                .path
+                .starts_with(&named)
+        );
     }
 
     #[test]

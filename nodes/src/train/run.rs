@@ -13,8 +13,8 @@ use retouch_diffusion::sampling::{Drawing, NoStore, Prompted, step_blend_sample}
 use retouch_diffusion::training::export::{AdapterFormat, adapter, trained_model, with_new_tokens};
 use retouch_diffusion::training::parameters::{NewToken, Trained};
 use retouch_diffusion::training::trainer::{Prior, StepReport, Trainer};
-use retouch_graph::key::KeyHasher;
 use retouch_graph::Value;
+use retouch_graph::key::KeyHasher;
 use retouch_graph::{
     Chain, Chained, Context, Fault, Files, Key, Node, NodeError, Step, Types, Upstream,
 };

@@ -108,7 +108,13 @@ fn convolution(
         dilation,
         ..Conv2dConfig::default()
     };
-    Ok(candle_nn::conv2d(input, output, 3, config, weights.clone())?)
+    Ok(candle_nn::conv2d(
+        input,
+        output,
+        3,
+        config,
+        weights.clone(),
+    )?)
 }
 
 /// `x` at the size of `like`: bilinear, corners not aligned.
@@ -142,9 +148,18 @@ impl U2Net {
             let input = if index == 0 { 3 } else { WIDE };
             Block::load(&weights.pp(format!("stage{}", index + 1)), input, *stage)
         });
-        let up = STAGES.iter().enumerate().take(5).rev().map(|(index, stage)| {
-            Block::load(&weights.pp(format!("stage{}d", index + 1)), 2 * WIDE, *stage)
-        });
+        let up = STAGES
+            .iter()
+            .enumerate()
+            .take(5)
+            .rev()
+            .map(|(index, stage)| {
+                Block::load(
+                    &weights.pp(format!("stage{}d", index + 1)),
+                    2 * WIDE,
+                    *stage,
+                )
+            });
         let side = (1..=STAGES.len())
             .map(|number| convolution(&weights.pp(format!("side{number}")), WIDE, 1, 1));
         Ok(Self {
@@ -170,9 +185,8 @@ impl U2Net {
     pub fn forward(&self, pictures: &Tensor) -> Result<Tensor> {
         let (batch, _, _, _) = pictures.dims4()?;
         let largest = pictures.flatten_from(1)?.max(1)?.clamp(1e-6f32, f32::MAX)?;
-        let constant = |values: &[f32; 3]| {
-            Tensor::new(values, pictures.device())?.reshape((1, 3, 1, 1))
-        };
+        let constant =
+            |values: &[f32; 3]| Tensor::new(values, pictures.device())?.reshape((1, 3, 1, 1));
         let x = pictures
             .broadcast_div(&largest.reshape((batch, 1, 1, 1))?)?
             .broadcast_sub(&constant(&MEAN)?)?

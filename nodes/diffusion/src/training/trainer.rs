@@ -89,6 +89,8 @@ pub struct Given {
     pub noise: Tensor,
     /// One a row, below the number of training timesteps.
     pub timesteps: Vec<usize>,
+    /// The numbers of the class pictures beside the batch, as many as it has, where there are any.
+    pub class: Vec<usize>,
 }
 
 /// Where a training stands: all that its next step depends on.
@@ -360,6 +362,7 @@ impl<'a> Trainer<'a> {
         Ok(Given {
             noise: noise.to_device(latent.device())?,
             timesteps,
+            class: self.prior_order.batch(index),
         })
     }
 
@@ -490,13 +493,11 @@ impl<'a> Trainer<'a> {
         match &self.prior {
             Prior::None => {}
             Prior::Pictures(all) => {
-                let mut of_class: Vec<Example> = self
-                    .prior_order
-                    .batch(index)
-                    .into_iter()
-                    .map(|i| all[i].clone())
-                    .collect();
-                of_class.truncate(b);
+                let of_class: Option<Vec<Example>> =
+                    given.class.iter().map(|&i| all.get(i).cloned()).collect();
+                let of_class = of_class
+                    .filter(|of_class| of_class.len() == b)
+                    .ok_or_else(|| Error::request("a batch without its class pictures"))?;
                 captions.extend(prompts(&of_class));
                 z0 = Tensor::cat(&[&z0, &stacked(&of_class)?], 0)?;
             }
