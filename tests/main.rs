@@ -31,6 +31,7 @@ mod runs;
 mod schedulers;
 mod sdxl;
 mod sharing;
+mod subjects;
 mod sweep;
 mod terminal;
 mod watch;
