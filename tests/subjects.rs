@@ -84,18 +84,18 @@ fn a_training_goes_on_at_its_last_checkpoint_and_a_changed_caption_begins_anew()
     assert_eq!(resumed(&recorder), [(2, 3)]);
     let fresh = Bench::new().run_with(&workflow, &["steps=6"]);
     assert_eq!(steps(&fresh.1), 6);
-    assert_eq!(adapter(&longer), adapter(&fresh.0));
-    assert_eq!(numbers(&longer), numbers(&fresh.0));
-    assert_ne!(numbers(&longer), numbers(&first));
+    assert!(adapter(&longer) == adapter(&fresh.0));
+    assert!(numbers(&longer) == numbers(&fresh.0));
+    assert!(numbers(&longer) != numbers(&first));
     // Where checkpoints are is no part of what a step is.
     let (other, recorder) = bench.run_with(&workflow, &["every=3", "steps=6"]);
     assert_eq!(steps(&recorder), 0);
-    assert_eq!(adapter(&other), adapter(&longer));
+    assert!(adapter(&other) == adapter(&longer));
     // The caption and the weight of the background are.
     for set in ["caption=\"a sks toy\"", "margin=0.5"] {
         let (changed, recorder) = bench.run_with(&workflow, &[set]);
         assert_eq!((steps(&recorder), resumed(&recorder).len()), (4, 0), "{set}");
-        assert_ne!(adapter(&changed), adapter(&first));
+        assert!(adapter(&changed) != adapter(&first));
     }
 }
 
@@ -157,19 +157,26 @@ fn a_checkpoint_is_given_in_place_of_the_last_and_samples_show_each() {
     let at = workflow.replace("rank: 2,", "rank: 2, checkpoint: 2,");
     let (second, recorder) = bench.run_with(&at, &[]);
     assert_eq!(steps(&recorder), 0);
-    assert_ne!(adapter(&second), adapter(&last));
+    assert!(adapter(&second) != adapter(&last));
     let of_two = bench.run_with(&workflow, &["steps=2"]).0;
     let weights = |outputs: &BTreeMap<String, Value>| {
         outputs["adapter"].downcast::<Adapter>().unwrap().tensors.clone()
     };
-    assert_eq!(weights(&second), weights(&of_two));
+    assert!(weights(&second) == weights(&of_two));
 }
 
 #[test]
-fn less_memory_by_computing_again_gives_the_same_adapter() {
-    let plain = Bench::new().run(&training("train_lora", "rank: 2"));
-    let again = Bench::new().run(&training("train_lora", "rank: 2, gradient_checkpointing: true"));
-    assert_eq!(adapter(&plain), adapter(&again));
+fn less_memory_by_computing_again_gives_the_same_adapter_but_for_rounding() {
+    let weights = |more: &str| {
+        let outputs = Bench::new().run(&training("train_lora", more));
+        let adapter = outputs["adapter"].downcast::<Adapter>().unwrap();
+        adapter.tensors.iter().flat_map(|t| t.numbers.clone()).collect::<Vec<f32>>()
+    };
+    let plain = weights("rank: 2, max_grad_norm: 0");
+    let again = weights("rank: 2, max_grad_norm: 0, gradient_checkpointing: true");
+    let off = plain.iter().zip(&again).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+    // Adam makes steps of the learning rate: a thousandth of one.
+    assert!(off < 1e-7, "{off}");
 }
 
 #[test]

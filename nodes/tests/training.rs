@@ -753,3 +753,62 @@ fn eight_bit_moments_are_quantised_as_the_paper_has_it() {
         }
     }
 }
+
+/// The tensors of a file by name.
+fn file(name: &str) -> HashMap<String, Vec<f32>> {
+    let path = support::data().join("training/interchange").join(name);
+    let tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    let floats = |t: Tensor| numbers(&t.to_dtype(DType::F32).unwrap());
+    tensors.into_iter().map(|(name, t)| (name, floats(t))).collect()
+}
+
+#[test]
+fn an_adapter_is_written_as_other_programs_write_it() {
+    use retouch_diffusion::training::export::{AdapterFormat, adapter};
+    let (lora, lora_facts) = read("runs-lora");
+    let (tokens, token_facts) = read("runs-tokens");
+    let cases = [
+        ("lora_text", AdapterFormat::Kohya, vec!["lora-kohya.safetensors"]),
+        ("lora_text", AdapterFormat::Diffusers, vec!["lora-diffusers.safetensors"]),
+        ("textual_inversion", AdapterFormat::Diffusers, vec!["learned_embeds.safetensors"]),
+        (
+            "custom_diffusion",
+            AdapterFormat::Diffusers,
+            vec!["custom-diffusion/pytorch_custom_diffusion_weights.safetensors"],
+        ),
+    ];
+    for (case, format, files) in cases {
+        let (tensors, facts) = if case == "lora_text" {
+            (&lora, &lora_facts)
+        } else {
+            (&tokens, &token_facts)
+        };
+        let run = Run::new(case, &facts["cases"][case], tensors);
+        let trained = run.trained();
+        let values: Vec<_> = trained
+            .parameters
+            .iter()
+            .map(|p| (p.clone(), numbers(&tensors[&format!("{case}.final.{}", name_of(p))])))
+            .collect();
+        let scale = if case == "lora_text" { 2.0 } else { 1.0 };
+        let own = adapter(&values, &run.base.checkpoint, scale, format).unwrap();
+        let own: HashMap<String, Vec<f32>> = own.into_iter().map(|t| (t.name, t.numbers)).collect();
+        let expected: HashMap<String, Vec<f32>> = files.into_iter().flat_map(file).collect();
+        let beside = own.keys().filter(|name| !expected.contains_key(*name));
+        let beside: Vec<_> = beside.collect();
+        // The new token of Custom Diffusion is in a file of its own there.
+        let of_token = case == "custom_diffusion" && beside == ["modifier_token.<new1>"];
+        assert!(beside.is_empty() || of_token, "{case} {format:?}: {beside:?}");
+        for (name, expected) in &expected {
+            let own = own.get(name).unwrap_or_else(|| panic!("{case} {format:?}: no {name}"));
+            // Our file for diffusers has alpha in the second factor, theirs in its metadata.
+            let factor = match format {
+                AdapterFormat::Diffusers if name.ends_with("lora_B.weight") => 2.0,
+                _ => 1.0,
+            };
+            for (a, b) in own.iter().zip(expected) {
+                assert!((a - factor * b).abs() < 1e-6, "{case} {format:?}: {name}: {a} for {b}");
+            }
+        }
+    }
+}

@@ -184,7 +184,6 @@ impl Keys {
             "sample_prompt",
             "sample_steps",
             "sample_guidance",
-            "gradient_checkpointing",
         ] {
             fields.remove(name);
         }

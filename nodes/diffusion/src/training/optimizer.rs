@@ -139,6 +139,18 @@ impl Map {
         }
         scale
     }
+
+    /// The same of a second moment: what is above 0 stays so, as a step is divided by its root.
+    fn write_positive(&self, from: &[f32], codes: &mut [u8]) -> f32 {
+        let scale = self.write(from, codes);
+        let zero = self.nearest(0.0);
+        for (code, x) in codes.iter_mut().zip(from) {
+            if *code == zero && *x > 0.0 {
+                *code = zero + 1;
+            }
+        }
+        scale
+    }
 }
 
 /// One step for some numbers of a parameter.
@@ -195,7 +207,7 @@ impl Update {
                         Map::of(false).read(v, *vs, &mut second[..count]);
                         self.apply(w, g, &mut first[..count], &mut second[..count]);
                         *ms = Map::of(true).write(&first[..count], m);
-                        *vs = Map::of(false).write(&second[..count], v);
+                        *vs = Map::of(false).write_positive(&second[..count], v);
                     });
                 *first = (m, ms);
                 *second = (v, vs);
@@ -354,6 +366,16 @@ mod tests {
                 assert_eq!(usize::from(Map::of(signed).nearest(*number)), code);
             }
         }
+    }
+
+    #[test]
+    fn a_small_second_moment_does_not_become_zero() {
+        let map = Map::of(false);
+        let mut codes = [0; 3];
+        let scale = map.write_positive(&[1.0, 1e-9, 0.0], &mut codes);
+        let mut back = [0.0; 3];
+        map.read(&codes, scale, &mut back);
+        assert!(back[1] > 0.0 && back[1] < 1e-6 && back[2] == 0.0, "{back:?}");
     }
 
     #[test]
