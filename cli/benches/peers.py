@@ -13,6 +13,8 @@ OpenVINO with one stream and its own hint of the precision. Nothing is compiled 
 diffusers' modules, the halves of guidance and both sources of the swap in one call where the method allows. The
 seconds of `retouch-loaded` and `torch-f32` are those of a run in a process that has loaded the models and drawn before, without
 imports; all others are of whole processes that draw once, `retouch-fresh` with nothing kept and `retouch-cached` with an empty cache.
+
+`train` are steps of training, measured only where they are asked for (peers_train.py; needs peft too).
 """
 import argparse
 import json
@@ -27,6 +29,8 @@ from pathlib import Path
 
 import numpy as np
 
+import peers_train
+
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {
     # part: who is measured on it; the first is Retouch itself, the differences are from torch's float32
@@ -36,6 +40,7 @@ PARTS = {
     "text": ("retouch-f32", "torch-f32", "retouch-bf16", "torch-bf16"),
     "demo": ("retouch-loaded", "retouch-fresh", "retouch-cached", "torch-f32", "torch-process"),
 }
+TRAIN = peers_train.parts()
 # On a GPU, where half precision is float16 and nothing but torch has a peer's word. Float32 is float32 there, not TF32, on both sides.
 ON_GPU = ("retouch-f32", "torch-f32", "retouch-f16", "torch-f16")
 GIVEN = {"unet": ("unet.latent", "unet.timestep", "unet.context"), "vae": ("vae.latent",), "vae-encode": ("vae-encode.picture",), "text": ("text.ids",)}
@@ -246,6 +251,8 @@ def worker(args):
     """Measures in this process; prints a line of JSON and writes the output beside it."""
     if args.who == "convert":
         return convert(args.folder, args.part, args.dump, args.model)
+    if args.part in TRAIN:
+        return peers_train.worker(args.folder, args.part, args.who, args.dump, args.calls, args.threads, args.device)
     kind, precision = args.who.split("-")
     if args.part == "demo":
         seconds, out = with_torch_demo(args.calls, args.threads)
@@ -308,6 +315,11 @@ class Run:
         self.note(part, who, seconds, figures["peak_memory"])
         self.outputs[part, who] = np.load(out)
 
+    demo_model = ROOT / "models" / "world"
+
+    def peer_process(self, part, who, folder, more):
+        return self.process([sys.executable, __file__, "--worker", who, "--part", part, *more, folder])
+
     def demo(self, who, turn):
         """The whole process: with nothing kept between nodes, or as a user's first run, with an empty cache."""
         from PIL import Image
@@ -326,8 +338,11 @@ class Run:
     def measure(self):
         for part in self.args.parts:
             for turn in range(self.args.rounds):
-                for who in PARTS[part] if self.args.device == "cpu" else ON_GPU:
-                    if part == "demo" and who.startswith("retouch"):
+                for who in TRAIN.get(part) or (PARTS[part] if self.args.device == "cpu" else ON_GPU):
+                    if part in TRAIN:
+                        if not (self.args.peers_only and who.startswith("retouch")):
+                            peers_train.measure(self, part, who)
+                    elif part == "demo" and who.startswith("retouch"):
                         self.demo(who, turn)
                     elif who.startswith("retouch"):
                         self.retouch(part, who.split("-")[1])
@@ -336,11 +351,14 @@ class Run:
 
     def report(self):
         processor = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
-        names = ", ".join(f"{p} {version(p)}" for p in ("torch", "diffusers", *(["openvino"] if self.args.device == "cpu" else [])))
+        names = ", ".join(f"{p} {version(p)}" for p in ("torch", "diffusers", *(["openvino"] if self.args.device == "cpu" and set(self.args.parts) - set(TRAIN) else [])))
         print(f"{processor}, {self.args.threads} threads, {self.args.device}; {names}; fastest of {self.args.rounds} x {self.args.calls} calls\n")
+        peers_train.report({k: v for k, v in self.best.items() if k[0] in TRAIN}, self.outputs)
+        if all(part in TRAIN for part in self.args.parts):
+            return
         print("| part | Retouch | s | peer | s | Retouch / peer |\n| --- | --- | --- | --- | --- | --- |")
         for (part, own), (seconds, _) in self.best.items():
-            if not own.startswith("retouch"):
+            if part in TRAIN or not own.startswith("retouch"):
                 continue
             for (other, peer), (theirs, _) in self.best.items():
                 # Of the demo like with like: a run in a process that is warm, or a whole process.
@@ -349,6 +367,8 @@ class Run:
                     print(f"| {part} | {own.split('-')[1]} | {seconds:.3f} | {peer} | {theirs:.3f} | {seconds / theirs:.2f} |")
         print("\n| part | who | difference from torch-f32, largest / std | root mean square / std | most memory |\n| --- | --- | --- | --- | --- |")
         for (part, who), out in self.outputs.items():
+            if part in TRAIN:
+                continue
             expected = self.outputs[part, "torch-f32"]
             d, memory = np.abs(out.astype(np.float64) - expected), self.best[part, who][1]
             memory = f"{memory / 2**30:.2f} GiB" if memory else ""
@@ -360,7 +380,8 @@ def main():
     parser.add_argument("folder", help="the model, a folder in the diffusers layout")
     parser.add_argument("--retouch", default=ROOT / "target" / "release" / "retouch", help="the program, built for release")
     parser.add_argument("--retouch-dev", help="the program that measures; `retouch-dev` beside the other unless given")
-    parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS), help=",".join(PARTS))
+    parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS), help=f"{','.join(PARTS)} (all these unless given), {','.join(TRAIN)}; train: those three")
+    parser.add_argument("--peers-only", action="store_true", help="of training, measure the peers alone, on inputs of their own")
     parser.add_argument("--rounds", type=int, default=2, help="how often everybody has a turn")
     parser.add_argument("--calls", type=int, default=3, help="calls that are measured in a turn")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -374,7 +395,8 @@ def main():
     if args.who:
         return worker(args)
     args.retouch_dev = args.retouch_dev or Path(args.retouch).with_name("retouch-dev")
-    unknown = set(args.parts) - set(PARTS)
+    args.parts = [p for part in args.parts for p in (TRAIN if part == "train" else [part])]
+    unknown = set(args.parts) - set(PARTS) - set(TRAIN)
     if unknown:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     if args.device != "cpu":
