@@ -245,10 +245,15 @@ pub fn adapter(
                     }
                     _ => diffusers(network, name),
                 };
+                let endings = match (format, network) {
+                    (AdapterFormat::Peft, _) => ["lora_A", "lora_B"],
+                    (_, Network::Unet) => ["lora.down", "lora.up"],
+                    (_, Network::Text(_)) => ["lora_linear_layer.down", "lora_linear_layer.up"],
+                };
                 if role == Role::Down {
-                    put(format!("{module}.lora_A.weight"), shape, numbers.clone());
+                    put(format!("{module}.{}.weight", endings[0]), shape, numbers.clone());
                 } else {
-                    put(format!("{module}.lora_B.weight"), shape, scaled());
+                    put(format!("{module}.{}.weight", endings[1]), shape, scaled());
                 }
             }
         }
