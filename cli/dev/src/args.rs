@@ -73,6 +73,15 @@ pub struct BenchArgs {
     /// Rows of the U-Net call; of an even number one half is guided by the empty prompt.
     #[arg(long, value_name = "ROWS", default_value_t = 2, requires = "model", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub batch: u16,
+    /// Measure steps of a training of the model instead, all on one batch of `--batch` rows.
+    #[arg(long, value_enum, value_name = "METHOD", requires = "model")]
+    pub train: Option<TrainMethod>,
+    /// The rank of a LoRA that is trained.
+    #[arg(long, default_value_t = 4, requires = "train", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub rank: u16,
+    /// Compute inner results of the U-Net's blocks again in place of keeping them.
+    #[arg(long, requires = "train")]
+    pub checkpointing: bool,
     /// Write what the measured parts were given and gave to this file, for comparison with other programs.
     #[arg(long, value_name = "FILE.safetensors", requires = "model")]
     pub dump: Option<PathBuf>,
@@ -98,6 +107,15 @@ pub struct BenchArgs {
     /// Print the figures as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// A method of training that `retouch-dev bench --train` measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TrainMethod {
+    /// All weights of the U-Net.
+    Dreambooth,
+    /// Low-rank factors beside the projections of its attentions.
+    Lora,
 }
 
 /// A part of a model that `retouch-dev bench --model` measures.

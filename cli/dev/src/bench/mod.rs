@@ -2,6 +2,7 @@
 
 mod kernels;
 mod model;
+mod train;
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -125,7 +126,10 @@ pub fn bench(args: &BenchArgs) -> Result<Exit, Failure> {
         return kernels::bench(args);
     }
     if let Some(model) = &args.model {
-        return model::bench(args, model);
+        return match args.train {
+            Some(method) => train::bench(args, model, method),
+            None => model::bench(args, model),
+        };
     }
     #[cfg(feature = "view")]
     if args.view {

@@ -16,6 +16,7 @@ use retouch_diffusion::sampling::control::{Branch, Rows, Untouched};
 use retouch_diffusion::sampling::noise::starting_noise;
 use retouch_diffusion::{Error, Result as Computed};
 use retouch_graph::{NoCache, Settings};
+use retouch_nodes::payload::Model;
 use serde_json::{Value, json};
 
 use crate::args::{BenchArgs, BenchPart};
@@ -27,7 +28,7 @@ const TIMESTEP: f32 = 501.0;
 /// Seeds of the U-Net's latent, the latent that is decoded, the picture that is encoded.
 const SEEDS: [u64; 3] = [7, 8, 9];
 
-fn failed(error: Error) -> Failure {
+pub(super) fn failed(error: Error) -> Failure {
     let failure = Failure::failed(error.to_string());
     match error.help_text() {
         Some(help) => failure.help(help),
@@ -36,9 +37,9 @@ fn failed(error: Error) -> Failure {
 }
 
 /// What a part took.
-struct Figures {
+pub(super) struct Figures {
     /// Seconds of the first call, which loads the weights.
-    first: f64,
+    pub(super) first: f64,
     /// Seconds of each call after it, sorted.
     seconds: Vec<f64>,
     /// Minor page faults of each of these calls, sorted; empty where the system does not tell.
@@ -46,17 +47,17 @@ struct Figures {
 }
 
 impl Figures {
-    fn min(&self) -> f64 {
+    pub(super) fn min(&self) -> f64 {
         self.seconds.first().copied().unwrap_or(0.0)
     }
-    fn median(&self) -> f64 {
+    pub(super) fn median(&self) -> f64 {
         let middle = self.seconds.len() / 2;
         self.seconds.get(middle).copied().unwrap_or(0.0)
     }
-    fn max(&self) -> f64 {
+    pub(super) fn max(&self) -> f64 {
         self.seconds.last().copied().unwrap_or(0.0)
     }
-    fn faults(&self) -> Option<u64> {
+    pub(super) fn faults(&self) -> Option<u64> {
         self.faults.get(self.faults.len() / 2).copied()
     }
 }
@@ -70,7 +71,7 @@ fn page_faults() -> Option<u64> {
 }
 
 /// The most memory that this process has held, in bytes. Linux alone tells.
-fn peak_memory() -> Option<u64> {
+pub(super) fn peak_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -78,7 +79,7 @@ fn peak_memory() -> Option<u64> {
 }
 
 /// Calls `f` once to load and `runs` times to measure; gives the figures and what the last call gave.
-fn figures(
+pub(super) fn figures(
     runs: u16,
     device: &Device,
     mut f: impl FnMut() -> Computed<Tensor>,
@@ -203,12 +204,12 @@ fn ids(checkpoint: &Checkpoint) -> Computed<Tensor> {
     Ok(Tensor::stack(&rows, 0)?)
 }
 
-fn factor(checkpoint: &Checkpoint) -> usize {
+pub(super) fn factor(checkpoint: &Checkpoint) -> usize {
     checkpoint.description().vae.factor()
 }
 
 /// The side of the pictures in pixels: what was asked for, or what the U-Net was made for.
-fn side(checkpoint: &Checkpoint, asked: Option<u16>) -> Result<usize, Failure> {
+pub(super) fn side(checkpoint: &Checkpoint, asked: Option<u16>) -> Result<usize, Failure> {
     let factor = factor(checkpoint);
     let own = checkpoint.description().unet.sample_size.unwrap_or(64) * factor;
     let side = asked.map_or(own, usize::from);
@@ -260,12 +261,11 @@ fn name(part: BenchPart) -> &'static str {
     }
 }
 
-/// Measures the parts of a model and prints.
+/// The model at a path, as `load_model` takes it.
 ///
 /// # Errors
-/// When the model cannot be loaded, a part fails, or the dump cannot be written.
-// Long: one measurement after the other, on the same model.
-pub fn bench(args: &BenchArgs, path: &Path) -> Result<Exit, Failure> {
+/// When it cannot be loaded.
+pub(super) fn load(args: &BenchArgs, path: &Path) -> Result<Arc<Model>, Failure> {
     let engine = session::engine_for(&args.device)?.with_cache(Arc::new(NoCache));
     let folder = std::env::current_dir().map_err(|e| Failure::failed(e.to_string()))?;
     let text = format!(
@@ -275,7 +275,16 @@ pub fn bench(args: &BenchArgs, path: &Path) -> Result<Exit, Failure> {
     let checked = engine
         .load_str("bench.yaml", &text, &Settings::default())
         .map_err(|problems| Failure::failed(problems.to_string()))?;
-    let model = super::load_model(&engine, &checked)?;
+    super::load_model(&engine, &checked)
+}
+
+/// Measures the parts of a model and prints.
+///
+/// # Errors
+/// When the model cannot be loaded, a part fails, or the dump cannot be written.
+// Long: one measurement after the other, on the same model.
+pub fn bench(args: &BenchArgs, path: &Path) -> Result<Exit, Failure> {
+    let model = load(args, path)?;
     let checkpoint = &model.checkpoint;
     let (device, kernel) = (checkpoint.device(), checkpoint.kernel());
     let side = side(checkpoint, args.size)?;
@@ -402,7 +411,7 @@ pub fn bench(args: &BenchArgs, path: &Path) -> Result<Exit, Failure> {
 }
 
 /// Writes the tensors as float32.
-fn write(file: &Path, tensors: HashMap<String, Tensor>) -> Result<(), Failure> {
+pub(super) fn write(file: &Path, tensors: HashMap<String, Tensor>) -> Result<(), Failure> {
     let tensors: candle_core::Result<HashMap<String, Tensor>> = tensors
         .into_iter()
         .map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?.contiguous()?)))
