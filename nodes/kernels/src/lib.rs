@@ -5,17 +5,19 @@
 
 mod arena;
 mod cpu;
+mod device;
 mod plain;
 #[cfg(target_os = "linux")]
 mod refused;
 
 pub use arena::Arena;
 pub use cpu::{Cpu, Isa};
+pub use device::for_device;
 pub use plain::Plain;
 #[cfg(target_os = "linux")]
 pub use refused::{Running, exit_when_refused};
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -350,14 +352,4 @@ pub struct GroupNormSpec<'a> {
     pub weight: &'a Tensor,
     /// Shift of each channel.
     pub bias: &'a Tensor,
-}
-
-/// The kernels for a device: [`Cpu`] on the CPU, candle's own operators elsewhere.
-#[must_use]
-pub fn for_device(device: &Device) -> Arc<dyn Kernel> {
-    if device.is_cpu() {
-        Arc::new(Cpu::default())
-    } else {
-        Arc::new(Plain)
-    }
 }
