@@ -20,7 +20,7 @@ use crate::checkpoint::layout::{
 };
 use crate::checkpoint::memory::{Claim, Memory};
 use crate::checkpoint::weights::{Changes, Edit, Maps, Shared, Stored, Table, Tensors, Weights};
-use crate::networks::clip::{ClipText, ClipTextConfig, Layer};
+use crate::networks::clip::{ClipText, ClipTextConfig, Layer, load_text};
 use crate::networks::preview::LinearMap;
 use crate::networks::unet::{Shown, SiteInfo, Unet, UnetConfig};
 use crate::networks::vae::{Vae, VaeConfig};
@@ -64,17 +64,6 @@ pub struct Description {
     pub distilled: Option<&'static str>,
     unet_table: Arc<Table>,
     vae_table: Arc<Table>,
-}
-
-/// Loads text encoder `index`, counted from 0: the second has the projection that makes the pooled state.
-///
-/// # Errors
-/// As [`ClipText::load`].
-pub fn load_text(config: &ClipTextConfig, index: usize, weights: &Weights) -> Result<ClipText> {
-    match index {
-        0 => ClipText::load(config, weights),
-        _ => ClipText::load_projected(config, weights),
-    }
 }
 
 /// What `model_index.json` says that changes results.
