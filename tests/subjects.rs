@@ -43,7 +43,9 @@ fn numbers(outputs: &BTreeMap<String, Value>) -> Vec<f32> {
 
 fn adapter(outputs: &BTreeMap<String, Value>) -> Vec<u8> {
     let adapter = outputs["adapter"].downcast::<Adapter>().unwrap();
-    retouch_graph::Payload::encode(&*adapter, "safetensors").unwrap().remove(0)
+    retouch_graph::Payload::encode(&*adapter, "safetensors")
+        .unwrap()
+        .remove(0)
 }
 
 /// How many optimizer steps were made.
@@ -94,7 +96,11 @@ fn a_training_goes_on_at_its_last_checkpoint_and_a_changed_caption_begins_anew()
     // The caption and the weight of the background are.
     for set in ["caption=\"a sks toy\"", "margin=0.5"] {
         let (changed, recorder) = bench.run_with(&workflow, &[set]);
-        assert_eq!((steps(&recorder), resumed(&recorder).len()), (4, 0), "{set}");
+        assert_eq!(
+            (steps(&recorder), resumed(&recorder).len()),
+            (4, 0),
+            "{set}"
+        );
         assert!(adapter(&changed) != adapter(&first));
     }
 }
@@ -114,11 +120,27 @@ fn the_adapter_of_every_method_applied_to_the_base_is_the_trained_model() {
     let token = "token: \"<t>\", initial: bear, learning_rate: 0.01";
     let cases = [
         ("train_lora", "rank: 2, learning_rate: 0.01", "apply_lora"),
-        ("train_lora", "rank: 2, learning_rate: 0.01, convolutions: true, text_encoder: true, alpha: 1, format: diffusers", "apply_lora"),
-        ("train_lora", "rank: 2, learning_rate: 0.01, dropout: 0.2, format: peft", "apply_lora"),
-        ("train_dreambooth", "learning_rate: 0.001, text_encoder: true, eight_bit: true", "apply_lora"),
+        (
+            "train_lora",
+            "rank: 2, learning_rate: 0.01, convolutions: true, text_encoder: true, alpha: 1, format: diffusers",
+            "apply_lora",
+        ),
+        (
+            "train_lora",
+            "rank: 2, learning_rate: 0.01, dropout: 0.2, format: peft",
+            "apply_lora",
+        ),
+        (
+            "train_dreambooth",
+            "learning_rate: 0.001, text_encoder: true, eight_bit: true",
+            "apply_lora",
+        ),
         ("train_textual_inversion", token, "apply_textual_inversion"),
-        ("train_custom_diffusion", "learning_rate: 0.01", "apply_custom_diffusion"),
+        (
+            "train_custom_diffusion",
+            "learning_rate: 0.01",
+            "apply_custom_diffusion",
+        ),
     ];
     for (index, (op, more, apply)) in cases.into_iter().enumerate() {
         let more = format!("{more}, preserve: \"a bear\", ema: 0.9, accumulation: 2");
@@ -130,7 +152,11 @@ fn the_adapter_of_every_method_applied_to_the_base_is_the_trained_model() {
         let outputs = bench.run(&workflow);
         let file = folder.path().join(format!("{index}.safetensors"));
         std::fs::write(&file, adapter(&outputs)).unwrap();
-        let of_token = if op == "train_textual_inversion" { ", token: \"<t>\"" } else { "" };
+        let of_token = if op == "train_textual_inversion" {
+            ", token: \"<t>\""
+        } else {
+            ""
+        };
         let applied = format!(
             "  applied: {{op: {apply}, model: $model, path: '{}'{of_token}}}\n  draw: {{op: sample, model: $applied,",
             file.display()
@@ -138,7 +164,10 @@ fn the_adapter_of_every_method_applied_to_the_base_is_the_trained_model() {
         let workflow = workflow.replace("  draw: {op: sample, model: $train.model,", &applied);
         let again = bench.run(&workflow);
         let (own, again) = (numbers(&outputs), numbers(&again));
-        let off = own.iter().zip(&again).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+        let off = own
+            .iter()
+            .zip(&again)
+            .fold(0f32, |most, (a, b)| most.max((a - b).abs()));
         // The differences of whole weights are rounded when they are taken and added again.
         let tolerance = if op == "train_dreambooth" { 1e-3 } else { 2e-5 };
         assert!(off < tolerance, "{op} {more}: {off}");
@@ -148,8 +177,11 @@ fn the_adapter_of_every_method_applied_to_the_base_is_the_trained_model() {
 #[test]
 fn a_checkpoint_is_given_in_place_of_the_last_and_samples_show_each() {
     let bench = Bench::new();
-    let workflow = training("train_lora", "rank: 2, sample_prompt: \"a sks bear\", sample_steps: 2")
-        .replace("  losses:", "  samples: {value: $train.samples}\n  losses:");
+    let workflow = training(
+        "train_lora",
+        "rank: 2, sample_prompt: \"a sks bear\", sample_steps: 2",
+    )
+    .replace("  losses:", "  samples: {value: $train.samples}\n  losses:");
     let (last, recorder) = bench.run_with(&workflow, &[]);
     assert_eq!(steps(&recorder), 4);
     let samples = last["samples"].downcast::<Image>().unwrap();
@@ -160,7 +192,11 @@ fn a_checkpoint_is_given_in_place_of_the_last_and_samples_show_each() {
     assert!(adapter(&second) != adapter(&last));
     let of_two = bench.run_with(&workflow, &["steps=2"]).0;
     let weights = |outputs: &BTreeMap<String, Value>| {
-        outputs["adapter"].downcast::<Adapter>().unwrap().tensors.clone()
+        outputs["adapter"]
+            .downcast::<Adapter>()
+            .unwrap()
+            .tensors
+            .clone()
     };
     assert!(weights(&second) == weights(&of_two));
 }
@@ -170,11 +206,18 @@ fn less_memory_by_computing_again_gives_the_same_adapter_but_for_rounding() {
     let weights = |more: &str| {
         let outputs = Bench::new().run(&training("train_lora", more));
         let adapter = outputs["adapter"].downcast::<Adapter>().unwrap();
-        adapter.tensors.iter().flat_map(|t| t.numbers.clone()).collect::<Vec<f32>>()
+        adapter
+            .tensors
+            .iter()
+            .flat_map(|t| t.numbers.clone())
+            .collect::<Vec<f32>>()
     };
     let plain = weights("rank: 2, max_grad_norm: 0");
     let again = weights("rank: 2, max_grad_norm: 0, gradient_checkpointing: true");
-    let off = plain.iter().zip(&again).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+    let off = plain
+        .iter()
+        .zip(&again)
+        .fold(0f32, |most, (a, b)| most.max((a - b).abs()));
     // Adam makes steps of the learning rate: a thousandth of one.
     assert!(off < 1e-7, "{off}");
 }
@@ -183,8 +226,15 @@ fn less_memory_by_computing_again_gives_the_same_adapter_but_for_rounding() {
 fn what_cannot_be_trained_is_refused_before_anything_runs() {
     let bench = Bench::new();
     let refused = |op: &str, more: &str| -> String {
-        let checked = bench.engine.load_str("test.yaml", &training(op, more), &Settings::default());
-        format!("{:?}", checked.err().unwrap_or_else(|| panic!("{op} {more} was taken")))
+        let checked = bench
+            .engine
+            .load_str("test.yaml", &training(op, more), &Settings::default());
+        format!(
+            "{:?}",
+            checked
+                .err()
+                .unwrap_or_else(|| panic!("{op} {more} was taken"))
+        )
     };
     for (op, more, said) in [
         ("train_lora", "learning_rate: 0", "learning_rate is 0"),
@@ -193,7 +243,11 @@ fn what_cannot_be_trained_is_refused_before_anything_runs() {
         ("train_lora", "ema: 1.5", "ema is 1.5"),
         ("train_lora", "snr_gamma: 0", "snr_gamma is 0"),
         ("train_lora", "rank: 0", "rank"),
-        ("train_lora", "class_images: $photos.reference", "`class_images` needs `class_prompt`"),
+        (
+            "train_lora",
+            "class_images: $photos.reference",
+            "`class_images` needs `class_prompt`",
+        ),
         (
             "train_lora",
             "class_images: $photos.reference, class_prompt: a bear, preserve: a bear",
@@ -204,7 +258,9 @@ fn what_cannot_be_trained_is_refused_before_anything_runs() {
         assert!(all.contains(said), "{more}: {all}");
     }
     let small = training("train_lora", "rank: 2").replace("size: 64", "size: 60");
-    let checked = bench.engine.load_str("test.yaml", &small, &Settings::default());
+    let checked = bench
+        .engine
+        .load_str("test.yaml", &small, &Settings::default());
     let all = format!("{:?}", checked.err().unwrap());
     assert!(all.contains("multiples of"), "{all}");
 }
@@ -212,12 +268,24 @@ fn what_cannot_be_trained_is_refused_before_anything_runs() {
 #[test]
 fn a_training_that_diverges_names_the_step_and_keeps_the_last_checkpoint() {
     let bench = Bench::new();
-    let workflow = training("train_lora", "rank: 2, learning_rate: 1e30, max_grad_norm: 0, warmup: 3");
-    let checked = bench.engine.load_str("test.yaml", &workflow, &Settings::default()).ok().unwrap();
+    let workflow = training(
+        "train_lora",
+        "rank: 2, learning_rate: 1e30, max_grad_norm: 0, warmup: 3",
+    );
+    let checked = bench
+        .engine
+        .load_str("test.yaml", &workflow, &Settings::default())
+        .ok()
+        .unwrap();
     let plan = bench.engine.plan(&checked, &[]).unwrap();
     let error = bench
         .engine
-        .run(&plan, &Recorder::new(), &retouch_graph::Cancel::new(), &retouch_graph::RunOptions::default())
+        .run(
+            &plan,
+            &Recorder::new(),
+            &retouch_graph::Cancel::new(),
+            &retouch_graph::RunOptions::default(),
+        )
         .unwrap_err();
     let said = format!("{error:?}");
     assert!(said.contains("of step 3 is not a number"), "{said}");
@@ -226,7 +294,16 @@ fn a_training_that_diverges_names_the_step_and_keeps_the_last_checkpoint() {
 /// Runs a training by the command line, with its cache in `cache`.
 fn start(folder: &Path, cache: &str, out: &str) -> std::process::Child {
     Command::new(env!("CARGO_BIN_EXE_retouch"))
-        .args(["run", "w.yaml", "--out", out, "--cache-dir", cache, "--exists", "replace"])
+        .args([
+            "run",
+            "w.yaml",
+            "--out",
+            out,
+            "--cache-dir",
+            cache,
+            "--exists",
+            "replace",
+        ])
         .current_dir(folder)
         .env("RETOUCH_CONFIG", "")
         .env_remove("RETOUCH_NO_CACHE")
@@ -247,7 +324,10 @@ fn killed_at_any_moment_a_training_ends_in_the_same_bytes() {
     let workflow = training("train_lora", "rank: 2, batch: 2")
         .replace("default: 4}", "default: 200}")
         .replace("default: 2}", "default: 5}")
-        .replace("adapter: {value: $train.adapter}", "adapter: {value: $train.adapter, save: a.safetensors}");
+        .replace(
+            "adapter: {value: $train.adapter}",
+            "adapter: {value: $train.adapter, save: a.safetensors}",
+        );
     std::fs::write(folder.join("w.yaml"), workflow).unwrap();
     let ended = |child: std::process::Child| {
         let output = child.wait_with_output().unwrap();

@@ -47,10 +47,10 @@ use crate::payload::{Attention, Latent, SolverState, TrajectoryFacts};
 use retouch_diffusion::checkpoint::model::ModelFacts;
 use retouch_diffusion::networks::unet::grid_at;
 use retouch_diffusion::prompt::conditioning::reads_chunks;
-use retouch_diffusion::sampling::control::{Branch, Captured, Half, Part};
+use retouch_diffusion::sampling::control::{Branch, Captured, Half, Part, of_half};
 use retouch_diffusion::sampling::scheduler::Ddim;
 use retouch_diffusion::sampling::solver::{Sampler, Solver};
-use retouch_diffusion::sampling::swap::{RetouchSettings, of_half};
+use retouch_diffusion::sampling::swap::RetouchSettings;
 use retouch_diffusion::sampling::{Held, StepProvenance, StepStore};
 use retouch_diffusion::{Error, Result};
 

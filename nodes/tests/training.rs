@@ -760,8 +760,12 @@ fn file(name: &str) -> HashMap<String, Vec<f32>> {
     let tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
     let floats = |t: Tensor| numbers(&t.to_dtype(DType::F32).unwrap());
     // transformers 5 has no `text_model` in the names; files that are shared have.
-    let name = |name: String| name.replace("text_encoder.encoder", "text_encoder.text_model.encoder");
-    tensors.into_iter().map(|(key, t)| (name(key), floats(t))).collect()
+    let name =
+        |name: String| name.replace("text_encoder.encoder", "text_encoder.text_model.encoder");
+    tensors
+        .into_iter()
+        .map(|(key, t)| (name(key), floats(t)))
+        .collect()
 }
 
 #[test]
@@ -770,9 +774,21 @@ fn an_adapter_is_written_as_other_programs_write_it() {
     let (lora, lora_facts) = read("runs-lora");
     let (tokens, token_facts) = read("runs-tokens");
     let cases = [
-        ("lora_text", AdapterFormat::Kohya, vec!["lora-kohya.safetensors"]),
-        ("lora_text", AdapterFormat::Diffusers, vec!["lora-diffusers.safetensors"]),
-        ("textual_inversion", AdapterFormat::Diffusers, vec!["learned_embeds.safetensors"]),
+        (
+            "lora_text",
+            AdapterFormat::Kohya,
+            vec!["lora-kohya.safetensors"],
+        ),
+        (
+            "lora_text",
+            AdapterFormat::Diffusers,
+            vec!["lora-diffusers.safetensors"],
+        ),
+        (
+            "textual_inversion",
+            AdapterFormat::Diffusers,
+            vec!["learned_embeds.safetensors"],
+        ),
         (
             "custom_diffusion",
             AdapterFormat::Diffusers,
@@ -790,7 +806,12 @@ fn an_adapter_is_written_as_other_programs_write_it() {
         let values: Vec<_> = trained
             .parameters
             .iter()
-            .map(|p| (p.clone(), numbers(&tensors[&format!("{case}.final.{}", name_of(p))])))
+            .map(|p| {
+                (
+                    p.clone(),
+                    numbers(&tensors[&format!("{case}.final.{}", name_of(p))]),
+                )
+            })
             .collect();
         let scale = if case == "lora_text" { 2.0 } else { 1.0 };
         let own = adapter(&values, &run.base.checkpoint, scale, format).unwrap();
@@ -800,16 +821,24 @@ fn an_adapter_is_written_as_other_programs_write_it() {
         let beside: Vec<_> = beside.collect();
         // The new token of Custom Diffusion is in a file of its own there.
         let of_token = case == "custom_diffusion" && beside == ["modifier_token.<new1>"];
-        assert!(beside.is_empty() || of_token, "{case} {format:?}: {beside:?}");
+        assert!(
+            beside.is_empty() || of_token,
+            "{case} {format:?}: {beside:?}"
+        );
         for (name, expected) in &expected {
-            let own = own.get(name).unwrap_or_else(|| panic!("{case} {format:?}: no {name}"));
+            let own = own
+                .get(name)
+                .unwrap_or_else(|| panic!("{case} {format:?}: no {name}"));
             // Our file for diffusers has alpha in the second factor, theirs in its metadata.
             let factor = match format {
                 AdapterFormat::Diffusers if name.ends_with(".up.weight") => 2.0,
                 _ => 1.0,
             };
             for (a, b) in own.iter().zip(expected) {
-                assert!((a - factor * b).abs() < 1e-6, "{case} {format:?}: {name}: {a} for {b}");
+                assert!(
+                    (a - factor * b).abs() < 1e-6,
+                    "{case} {format:?}: {name}: {a} for {b}"
+                );
             }
         }
     }

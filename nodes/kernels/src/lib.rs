@@ -5,6 +5,8 @@
 
 mod arena;
 mod cpu;
+mod device;
+mod heads;
 mod plain;
 #[cfg(target_os = "linux")]
 mod refused;
@@ -12,15 +14,14 @@ pub mod train;
 
 pub use arena::Arena;
 pub use cpu::{Cpu, Isa};
+pub use device::for_device;
 pub use plain::Plain;
 #[cfg(target_os = "linux")]
 pub use refused::{Running, exit_when_refused};
 
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use std::fmt::Debug;
 use std::sync::Arc;
-
-use train::{Backward, Part};
 
 /// The arithmetic under the networks. Shapes: B images, C channels, N queries, M keys. All but weights is float32;
 /// images are laid out as [`Kernel::layout`] says.
@@ -115,9 +116,9 @@ pub trait Kernel: Debug + Send + Sync {
         scale: f64,
     ) -> Result<Tensor> {
         let (_, n, c) = q.dims3()?;
-        let split = |t: &Tensor| plain::split_heads(t, heads);
+        let split = |t: &Tensor| heads::split_heads(t, heads);
         let scores = (split(q)?.matmul(&split(k)?.transpose(1, 2)?)? * scale)?;
-        let scores = scores.broadcast_add(&train::causal_mask(n, q.device())?)?;
+        let scores = scores.broadcast_add(&heads::causal_mask(n, q.device())?)?;
         candle_nn::ops::softmax_last_dim(&scores)?
             .matmul(&split(v)?)?
             .transpose(0, 1)?
@@ -213,6 +214,78 @@ pub trait Kernel: Debug + Send + Sync {
 
     /// A part of a network whose inner results need not be kept for its gradient: [`train::Recorder`] may compute them again.
     fn part(&self, inputs: &[&Tensor], part: Part) -> Result<Tensor>;
+}
+
+/// A part of a network that may be computed again when its gradient is taken, in place of keeping what is inside: gets kernels
+/// and its inputs.
+pub type Part = Arc<dyn Fn(&dyn Kernel, &[Tensor]) -> Result<Tensor> + Send + Sync>;
+
+/// The gradients of a norm.
+#[derive(Debug)]
+pub struct NormGradients {
+    /// Of its input.
+    pub x: Tensor,
+    /// Of scale and shift `[C]`, where they are trained.
+    pub affine: Option<(Tensor, Tensor)>,
+}
+
+/// The gradients of an attention's queries, keys and values, each of its tensor's shape.
+#[derive(Debug)]
+pub struct AttentionGradients {
+    /// `[B, N, C]`.
+    pub q: Tensor,
+    /// `[B or 1, M, C]`.
+    pub k: Tensor,
+    /// `[B or 1, M, C]`.
+    pub v: Tensor,
+}
+
+/// The way back through what is not a product with weights. `grad` is the gradient of the result, of its shape.
+pub trait Backward: Sync {
+    /// Of [`Kernel::group_norm`]; of scale and shift too if `trained`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    fn group_norm_backward(
+        &self,
+        grad: &Tensor,
+        x: &Tensor,
+        norm: &GroupNormSpec<'_>,
+        silu: bool,
+        trained: bool,
+    ) -> Result<NormGradients>;
+
+    /// Of [`Kernel::layer_norm`]; of scale and shift too if `trained`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    fn layer_norm_backward(
+        &self,
+        grad: &Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f64,
+        trained: bool,
+    ) -> Result<NormGradients>;
+
+    /// Of [`Kernel::geglu`]: `[B, N, 2 K]` from grad `[B, N, K]`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    fn geglu_backward(&self, grad: &Tensor, x: &Tensor) -> Result<Tensor>;
+
+    /// Of [`Kernel::attention`] to all keys, or, if `causal`, of each query to the keys up to its own.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    fn attention_backward(
+        &self,
+        grad: &Tensor,
+        qkv: (&Tensor, &Tensor, &Tensor),
+        heads: usize,
+        scale: f64,
+        causal: bool,
+    ) -> Result<AttentionGradients>;
 }
 
 /// What queries attend to.
@@ -500,14 +573,4 @@ pub struct GroupNormSpec<'a> {
     pub weight: &'a Tensor,
     /// Shift of each channel.
     pub bias: &'a Tensor,
-}
-
-/// The kernels for a device: [`Cpu`] on the CPU, candle's own operators elsewhere.
-#[must_use]
-pub fn for_device(device: &Device) -> Arc<dyn Kernel> {
-    if device.is_cpu() {
-        Arc::new(Cpu::default())
-    } else {
-        Arc::new(Plain)
-    }
 }

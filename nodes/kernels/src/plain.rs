@@ -3,8 +3,12 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::train::{Backward, Part};
-use super::{GroupNormSpec, Kernel, Layout, Padding, Terms, Weight, Window};
+use super::heads::{causal_mask, split_heads};
+use super::train::slopes::{gelu_slope, normalised, silu};
+use super::{
+    AttentionGradients, Backward, GroupNormSpec, Kernel, Layout, NormGradients, Padding, Part,
+    Terms, Weight, Window,
+};
 
 /// The kernels made of candle's operators.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,14 +24,6 @@ fn per_image(x: &Tensor, mut f: impl FnMut(usize, &Tensor) -> Result<Tensor>) ->
     } else {
         Tensor::cat(&images, 0)
     }
-}
-
-/// `[1, N, C]` to `[heads, N, C / heads]`.
-pub(crate) fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
-    let (_, n, c) = x.dims3()?;
-    x.reshape((n, heads, c / heads))?
-        .transpose(0, 1)?
-        .contiguous()
 }
 
 /// Enlarges x `[B, C, H, W]` to h x w, nearest: source index floor(i * in / out).
@@ -198,5 +194,112 @@ impl Kernel for Plain {
     fn part(&self, inputs: &[&Tensor], part: Part) -> Result<Tensor> {
         let inputs: Vec<_> = inputs.iter().map(|&t| t.clone()).collect();
         part(self, &inputs)
+    }
+}
+
+impl Backward for Plain {
+    fn group_norm_backward(
+        &self,
+        grad: &Tensor,
+        x: &Tensor,
+        norm: &GroupNormSpec<'_>,
+        silu_follows: bool,
+        trained: bool,
+    ) -> Result<NormGradients> {
+        let (shape, images) = (x.dims().to_vec(), x.dim(0)?);
+        let channels = x.dim(Layout::ChannelsFirst.channels())?;
+        let planes = |t: &Tensor| t.reshape((images, channels, ()));
+        let grouped = |t: &Tensor| t.reshape((images, norm.groups, ()));
+        let weight = norm.weight.reshape((1, channels, 1))?;
+        let mut grad = planes(grad)?;
+        if silu_follows {
+            let (_, y) = normalised(&grouped(&grad)?, &grouped(x)?, norm.eps)?;
+            let y = planes(&y)?
+                .broadcast_mul(&weight)?
+                .broadcast_add(&norm.bias.reshape((1, channels, 1))?)?;
+            grad = silu(&grad, &y)?;
+        }
+        let scaled = grad.broadcast_mul(&weight)?;
+        let (of, y) = normalised(&grouped(&scaled)?, &grouped(x)?, norm.eps)?;
+        let affine = || -> Result<_> {
+            let scale = (&grad * planes(&y)?)?.sum((0, 2))?;
+            Ok((scale, grad.sum((0, 2))?))
+        };
+        Ok(NormGradients {
+            x: of.reshape(shape)?,
+            affine: trained.then(affine).transpose()?,
+        })
+    }
+
+    fn layer_norm_backward(
+        &self,
+        grad: &Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f64,
+        trained: bool,
+    ) -> Result<NormGradients> {
+        let (of, y) = normalised(&grad.broadcast_mul(weight)?, x, eps)?;
+        let affine = || -> Result<_> {
+            let rows = |t: Tensor| t.flatten_to(t.rank() - 2)?.sum(0);
+            Ok((rows((grad * y)?)?, rows(grad.clone())?))
+        };
+        Ok(NormGradients {
+            x: of,
+            affine: trained.then(affine).transpose()?,
+        })
+    }
+
+    fn geglu_backward(&self, grad: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let half = x.dim(D::Minus1)? / 2;
+        let h = x.narrow(D::Minus1, 0, half)?.contiguous()?;
+        let g = x.narrow(D::Minus1, half, half)?.contiguous()?;
+        let of_h = (grad * g.gelu_erf()?)?;
+        let of_g = ((grad * h)? * gelu_slope(&g)?)?;
+        Tensor::cat(&[of_h, of_g], D::Minus1)
+    }
+
+    fn attention_backward(
+        &self,
+        grad: &Tensor,
+        (q, k, v): (&Tensor, &Tensor, &Tensor),
+        heads: usize,
+        scale: f64,
+        causal: bool,
+    ) -> Result<AttentionGradients> {
+        let (images, n, c) = q.dims3()?;
+        let (sources, m, _) = k.dims3()?;
+        let joined = |t: Tensor, rows: usize| t.transpose(0, 1)?.reshape((1, rows, c));
+        let mut of = [Vec::new(), Vec::new(), Vec::new()];
+        for image in 0..images {
+            let source = if sources == 1 { 0 } else { image };
+            let own = |t: &Tensor, i| split_heads(&t.narrow(0, i, 1)?, heads);
+            let (grad, q) = (own(grad, image)?, own(q, image)?);
+            let (k, v) = (own(k, source)?, own(v, source)?);
+            let mut scores = (q.matmul(&k.transpose(1, 2)?)? * scale)?;
+            if causal {
+                scores = scores.broadcast_add(&causal_mask(n, q.device())?)?;
+            }
+            let p = candle_nn::ops::softmax_last_dim(&scores)?;
+            let of_p = grad.matmul(&v.transpose(1, 2)?)?;
+            let along = (&p * &of_p)?.sum_keepdim(D::Minus1)?;
+            let of_scores = ((&p * of_p.broadcast_sub(&along)?)? * scale)?;
+            of[0].push(joined(of_scores.matmul(&k)?, n)?);
+            of[1].push(joined(of_scores.transpose(1, 2)?.matmul(&q)?, m)?);
+            of[2].push(joined(p.transpose(1, 2)?.matmul(&grad)?, m)?);
+        }
+        let [q, k, v] = of.map(|parts| Tensor::cat(&parts, 0));
+        let shared = |t: Tensor| {
+            if sources == 1 && images > 1 {
+                t.sum_keepdim(0)
+            } else {
+                Ok(t)
+            }
+        };
+        Ok(AttentionGradients {
+            q: q?,
+            k: shared(k?)?,
+            v: shared(v?)?,
+        })
     }
 }

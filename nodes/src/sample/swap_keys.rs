@@ -14,9 +14,9 @@ use crate::payload::TrajectoryFacts;
 use retouch_diffusion::checkpoint::model::ModelFacts;
 use retouch_diffusion::prompt::conditioning::reads_chunks;
 use retouch_diffusion::sampling::StepProvenance;
-use retouch_diffusion::sampling::control::{Branch, Half, Part};
+use retouch_diffusion::sampling::control::{Branch, Half, Part, maps_alone};
 use retouch_diffusion::sampling::scheduler::Ddim;
-use retouch_diffusion::sampling::swap::{Blend, maps_alone};
+use retouch_diffusion::sampling::swap::Blend;
 
 /// A swap while the plan of a run is made.
 struct SwapKeys<'a> {

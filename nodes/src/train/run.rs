@@ -21,7 +21,7 @@ use retouch_graph::{
 
 use super::fields::Common;
 use super::pictures::{self, multiple, size_fault};
-use super::{Inputs, Outputs};
+use super::ports::{Inputs, Outputs};
 use crate::chain::{self, ModelNote};
 use crate::latent::decode::decode;
 use crate::payload::photos::PhotosFacts;

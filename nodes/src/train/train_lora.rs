@@ -5,8 +5,8 @@ use retouch_diffusion::training::export::AdapterFormat;
 use retouch_diffusion::training::parameters::{LoraOptions, NewToken, Trained};
 use retouch_graph::{Chained, Context, Fault, Files, Node, NodeError, Types, Upstream};
 
+use super::ports::{Inputs, Outputs};
 use super::run::{self, Method};
-use super::{Inputs, Outputs};
 
 training! {
     /// Trains a LoRA on pictures of a subject: low-rank factors beside the projections of the U-Net's attentions.

@@ -72,8 +72,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use retouch_graph::{Cancel, Digest, DiskFiles, FileStamp, Files, Host, Node, NodeError};
-use retouch_kernels::train::{Backward, Part};
-use retouch_kernels::{Attended, Cpu, GroupNormSpec, Kernel, Layout, Terms, Weight, Window};
+use retouch_kernels::{
+    Attended, Backward, Cpu, GroupNormSpec, Kernel, Layout, Part, Terms, Weight, Window,
+};
 use retouch_nodes::Runtime;
 use retouch_nodes::attention::SwapAttention;
 use retouch_nodes::load::LoadModel;

@@ -66,14 +66,21 @@ fn batch(checkpoint: &Checkpoint, side: usize, rows: usize) -> Computed<(Tensor,
     Ok((latents, given))
 }
 
-fn dump(checkpoint: &Checkpoint, latents: &Tensor, given: &Given) -> Computed<HashMap<String, Tensor>> {
+fn dump(
+    checkpoint: &Checkpoint,
+    latents: &Tensor,
+    given: &Given,
+) -> Computed<HashMap<String, Tensor>> {
     let states = checkpoint.encode_prompt(CAPTION)?.states;
     let rows = given.timesteps.len();
     let timesteps: Vec<f32> = given.timesteps.iter().map(|&t| t as f32).collect();
     Ok(HashMap::from([
         ("train.latents".to_owned(), latents.clone()),
         ("train.noise".to_owned(), given.noise.clone()),
-        ("train.timesteps".to_owned(), Tensor::from_vec(timesteps, rows, &Device::Cpu)?),
+        (
+            "train.timesteps".to_owned(),
+            Tensor::from_vec(timesteps, rows, &Device::Cpu)?,
+        ),
         ("train.context".to_owned(), states.repeat((rows, 1, 1))?),
     ]))
 }
@@ -116,12 +123,13 @@ pub fn bench(args: &BenchArgs, path: &Path, method: TrainMethod) -> Result<Exit,
     }
     .map_err(failed)?;
     let count = trained.count();
-    let mut trainer = Trainer::new(checkpoint, trained, examples, Prior::None, settings(args))
-        .map_err(failed)?;
+    let mut trainer =
+        Trainer::new(checkpoint, trained, examples, Prior::None, settings(args)).map_err(failed)?;
     let own: Vec<usize> = (0..rows).collect();
     let mut losses = Vec::new();
     let (figures, _) = figures(args.runs, checkpoint.device(), || {
-        let report = trainer.advance_with(std::slice::from_ref(&own), std::slice::from_ref(&given))?;
+        let report =
+            trainer.advance_with(std::slice::from_ref(&own), std::slice::from_ref(&given))?;
         losses.push(report.loss);
         Ok(Tensor::zeros((), DType::F32, &Device::Cpu)?)
     })

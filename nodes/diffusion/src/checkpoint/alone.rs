@@ -1,6 +1,6 @@
 //! What a file of tensors is that holds one network and not a model, by the names and shapes of its tensors.
 
-use crate::checkpoint::adapters::family_of_width;
+use crate::checkpoint::family::family_of_width;
 use crate::checkpoint::ldm;
 use crate::checkpoint::weights::Table;
 

@@ -6,6 +6,7 @@ pub mod alone;
 pub mod dialects;
 mod exif;
 pub mod export;
+pub mod family;
 pub mod inspect;
 pub mod layout;
 pub mod ldm;

@@ -1,7 +1,6 @@
 //! A checkpoint: its parts found, checked against their own configurations, and loaded one by one when they are used.
 
 mod checkpoint;
-mod trained;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +22,7 @@ use crate::checkpoint::memory::{Claim, Memory};
 use crate::checkpoint::weights::{
     Changes, Edit, Maps, Shared, Stored, Table, Tensors, Variables, Weights,
 };
-use crate::networks::clip::{ClipText, ClipTextConfig, Layer};
+use crate::networks::clip::{ClipText, ClipTextConfig, Layer, load_text};
 use crate::networks::preview::LinearMap;
 use crate::networks::unet::{Shown, SiteInfo, Unet, UnetConfig};
 use crate::networks::vae::{Vae, VaeConfig};
@@ -33,9 +32,8 @@ use crate::prompt::conditioning::{
 use crate::prompt::tokenizer::{self, Added, Recipe, Tokenizer, TokenizerFiles};
 use crate::sampling::scheduler::{SchedulerConfig, Spacing};
 use crate::{Error, Result};
-pub use checkpoint::{Checkpoint, Parts};
+pub use checkpoint::{Checkpoint, Parts, Replaced};
 use retouch_kernels::Kernel;
-pub use trained::Replaced;
 
 /// A text encoder and its tokenizer, without their weights.
 #[derive(Clone, Debug)]
@@ -68,17 +66,6 @@ pub struct Description {
     pub distilled: Option<&'static str>,
     unet_table: Arc<Table>,
     vae_table: Arc<Table>,
-}
-
-/// Loads text encoder `index`, counted from 0: the second has the projection that makes the pooled state.
-///
-/// # Errors
-/// As [`ClipText::load`].
-pub fn load_text(config: &ClipTextConfig, index: usize, weights: &Weights) -> Result<ClipText> {
-    match index {
-        0 => ClipText::load(config, weights),
-        _ => ClipText::load_projected(config, weights),
-    }
 }
 
 /// What `model_index.json` says that changes results.

@@ -376,3 +376,14 @@ impl ClipText {
         })
     }
 }
+
+/// Loads text encoder `index`, counted from 0: the second has the projection that makes the pooled state.
+///
+/// # Errors
+/// As [`ClipText::load`].
+pub fn load_text(config: &ClipTextConfig, index: usize, weights: &Weights) -> Result<ClipText> {
+    match index {
+        0 => ClipText::load(config, weights),
+        _ => ClipText::load_projected(config, weights),
+    }
+}

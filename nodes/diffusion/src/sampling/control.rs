@@ -251,6 +251,26 @@ impl Part {
     }
 }
 
+/// The parts that are needed of a half: maps are the prompt's alone.
+#[must_use]
+pub fn of_half(parts: &BTreeSet<Part>, half: Half) -> BTreeSet<Part> {
+    parts
+        .iter()
+        .copied()
+        .filter(|part| half == Half::Conditional || !matches!(part, Part::Map(_)))
+        .collect()
+}
+
+/// Of the parts those that masks are made of.
+#[must_use]
+pub fn maps_alone(parts: &BTreeSet<Part>) -> BTreeSet<Part> {
+    parts
+        .iter()
+        .copied()
+        .filter(|part| matches!(part, Part::Map(_)))
+        .collect()
+}
+
 /// A [`Part`] as it was given, for every image of the batch.
 #[derive(Clone, Debug)]
 pub enum Captured {

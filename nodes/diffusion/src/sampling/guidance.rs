@@ -10,11 +10,10 @@ use crate::networks::unet::{Addition, Call, Text};
 use crate::prompt::conditioning::{Encoded, Span};
 use crate::sampling::beside::{Beside, with_beside};
 use crate::sampling::control::{
-    AttentionControl, Branch, CapturedParts, Half, Part, Rows, Untouched,
+    AttentionControl, Branch, CapturedParts, Half, Part, Rows, Untouched, of_half,
 };
 use crate::sampling::memory::StepStore;
 use crate::sampling::monitor::Monitor;
-use crate::sampling::swap::of_half;
 use crate::{Error, Result};
 
 /// What drew a step of a trajectory.

@@ -251,7 +251,11 @@ pub fn adapter(
                     (_, Network::Text(_)) => ["lora_linear_layer.down", "lora_linear_layer.up"],
                 };
                 if role == Role::Down {
-                    put(format!("{module}.{}.weight", endings[0]), shape, numbers.clone());
+                    put(
+                        format!("{module}.{}.weight", endings[0]),
+                        shape,
+                        numbers.clone(),
+                    );
                 } else {
                     put(format!("{module}.{}.weight", endings[1]), shape, scaled());
                 }

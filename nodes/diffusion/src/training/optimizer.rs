@@ -375,7 +375,10 @@ mod tests {
         let scale = map.write_positive(&[1.0, 1e-9, 0.0], &mut codes);
         let mut back = [0.0; 3];
         map.read(&codes, scale, &mut back);
-        assert!(back[1] > 0.0 && back[1] < 1e-6 && back[2] == 0.0, "{back:?}");
+        assert!(
+            back[1] > 0.0 && back[1] < 1e-6 && back[2] == 0.0,
+            "{back:?}"
+        );
     }
 
     #[test]

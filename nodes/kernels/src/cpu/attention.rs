@@ -13,9 +13,10 @@ use std::cell::RefCell;
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use super::products::Machine;
+use super::data::with_data;
+use super::machine::Machine;
 use super::simd::{Isa, Simd, multiversion};
-use super::{team, with_data};
+use super::team;
 use crate::{Attended, blend as blend_rows};
 
 /// Queries of a panel.

@@ -4,11 +4,12 @@
 use candle_core::{D, Device, Result, Tensor, bail};
 use gemm::{Parallelism, gemm};
 
-use super::products::{PANEL, Scratch, padded_columns};
+use super::buffers::Scratch;
+use super::data::with_data;
+use super::packing::{PANEL, padded_columns};
 use super::simd::{Isa, SUM_LANES, Simd, erf, multiversion};
-use super::{Cpu, team, with_data, with_packed};
-use crate::train::{AttentionGradients, Backward, NormGradients};
-use crate::{GroupNormSpec, Weight};
+use super::{Cpu, team, with_packed};
+use crate::{AttentionGradients, Backward, GroupNormSpec, NormGradients, Weight};
 
 /// Bytes of scores that a task of attention's gradient holds at a time, about: they stay in the L2 cache.
 const SCORES: usize = 1 << 19;

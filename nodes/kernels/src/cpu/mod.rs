@@ -7,10 +7,16 @@
 mod amx;
 mod attention;
 mod backward;
+mod buffers;
+mod data;
+mod geometry;
+mod machine;
+mod packing;
 mod pointwise;
 mod products;
 mod simd;
 mod team;
+mod terms;
 mod winograd;
 
 use candle_core::{DType, Device, Result, Storage, Tensor, bail};
@@ -18,9 +24,10 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use super::train::{Backward, Part};
-use super::{Attended, GroupNormSpec, Kernel, Layout, Terms, Weight, Window};
-use products::{Machine, Matrix as Packed};
+use super::{Attended, Backward, GroupNormSpec, Kernel, Layout, Part, Terms, Weight, Window};
+use data::{with_data, with_optional};
+use machine::Machine;
+use packing::Matrix as Packed;
 
 pub use simd::Isa;
 
@@ -84,7 +91,7 @@ impl Cpu {
 /// That it does.
 unsafe fn written<R>(
     len: usize,
-    f: impl FnOnce(products::Unfilled<'_>) -> Result<R>,
+    f: impl FnOnce(buffers::Unfilled<'_>) -> Result<R>,
 ) -> Result<(Vec<f32>, R)> {
     let mut out = Vec::with_capacity(len);
     let given = f(&mut out.spare_capacity_mut()[..len])?;
@@ -103,13 +110,13 @@ fn with_packed<R>(kernel: &Cpu, w: &Weight, f: impl FnOnce(Packed<'_>) -> Result
     };
     let taps = w.window.0 * w.window.1;
     let data = match data.dtype() {
-        DType::F32 => products::Packed::F32(&storage.as_slice()?[start..end]),
-        DType::F16 => products::Packed::F16(&storage.as_slice()?[start..end]),
-        DType::BF16 => products::Packed::Bf16(&storage.as_slice()?[start..end]),
+        DType::F32 => packing::Packed::F32(&storage.as_slice()?[start..end]),
+        DType::F16 => packing::Packed::F16(&storage.as_slice()?[start..end]),
+        DType::BF16 => packing::Packed::Bf16(&storage.as_slice()?[start..end]),
         DType::U32 => {
-            let one = products::packed_len(DType::BF16, w.outputs, w.inputs, taps) / 2;
+            let one = packing::packed_len(DType::BF16, w.outputs, w.inputs, taps) / 2;
             let parts = (end - start).checked_div(one).unwrap_or(1);
-            products::Packed::Split(&storage.as_slice()?[start..end], parts)
+            packing::Packed::Split(&storage.as_slice()?[start..end], parts)
         }
         other => bail!("weights of {other:?} cannot be computed with"),
     };
@@ -122,11 +129,11 @@ fn with_packed<R>(kernel: &Cpu, w: &Weight, f: impl FnOnce(Packed<'_>) -> Result
 }
 
 /// Gives `f` the terms' numbers.
-fn with_terms<R>(terms: Terms<'_>, f: impl FnOnce(products::Terms<'_>) -> Result<R>) -> Result<R> {
+fn with_terms<R>(terms: Terms<'_>, f: impl FnOnce(terms::Terms<'_>) -> Result<R>) -> Result<R> {
     with_optional(terms.bias, |bias| {
         with_optional(terms.image, |image| {
             with_optional(terms.residual, |residual| {
-                f(products::Terms {
+                f(terms::Terms {
                     bias,
                     image,
                     residual,
@@ -134,30 +141,6 @@ fn with_terms<R>(terms: Terms<'_>, f: impl FnOnce(products::Terms<'_>) -> Result
             })
         })
     })
-}
-
-/// Gives `f` the elements of `t` in row-major order.
-fn with_data<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
-    // Of activations, norms and biases all is float32; what a caller gives in half precision is widened.
-    let t = match t.dtype() {
-        DType::F32 => t.contiguous()?,
-        DType::F16 | DType::BF16 => t.to_dtype(DType::F32)?.contiguous()?,
-        other => bail!("the CPU kernels compute in float32, not {other:?}"),
-    };
-    let (storage, layout) = t.storage_and_layout();
-    let Storage::Cpu(storage) = &*storage else {
-        bail!("the CPU kernels were given a tensor of another device");
-    };
-    let start = layout.start_offset();
-    f(&storage.as_slice::<f32>()?[start..start + layout.shape().elem_count()])
-}
-
-/// The same for an optional tensor.
-fn with_optional<R>(t: Option<&Tensor>, f: impl FnOnce(Option<&[f32]>) -> Result<R>) -> Result<R> {
-    match t {
-        Some(t) => with_data(t, |data| f(Some(data))),
-        None => f(None),
-    }
 }
 
 impl Kernel for Cpu {
@@ -201,7 +184,7 @@ impl Kernel for Cpu {
         macro_rules! pack {
             ($type:ty) => {{
                 let data = &storage.as_slice::<$type>()?[start..end];
-                let packed = products::pack(data, w.dtype(), outputs, inputs, taps);
+                let packed = packing::pack(data, w.dtype(), outputs, inputs, taps);
                 let len = packed.len();
                 Tensor::from_vec(packed, len, &Device::Cpu)
             }};
@@ -209,11 +192,11 @@ impl Kernel for Cpu {
         match w.dtype() {
             DType::F32 if self.machine.amx => {
                 let data = &storage.as_slice::<f32>()?[start..end];
-                let parts = products::parts(data);
+                let parts = packing::parts(data);
                 if parts == 3 {
                     return pack!(f32); // half as much again as float32 takes: cut when they are used
                 }
-                let packed = products::pack_split(data, parts, outputs, inputs, taps);
+                let packed = packing::pack_split(data, parts, outputs, inputs, taps);
                 let len = packed.len();
                 Tensor::from_vec(packed, len, &Device::Cpu)
             }
@@ -290,7 +273,7 @@ impl Kernel for Cpu {
         if len == 0 {
             return Tensor::zeros(shape, DType::F32, &Device::Cpu);
         }
-        let geometry = products::Geometry {
+        let geometry = geometry::Geometry {
             height,
             width,
             source: (source_height, source_width),

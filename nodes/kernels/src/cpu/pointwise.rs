@@ -1,6 +1,6 @@
 //! Norms and what is done number by number, each in as few passes over memory as it takes.
 
-use super::products::{Shared, Unfilled};
+use super::buffers::{Shared, Unfilled};
 use super::simd::{Isa, SUM_LANES, Simd, erf, multiversion, silu};
 use super::team;
 

@@ -11,25 +11,21 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
 use candle_core::{DType, Result, bail};
-use half::{bf16, f16};
-use rayon::prelude::*;
 
+use super::buffers::{Scratch, Shared, Unfilled};
+use super::geometry::{Gather, Geometry, NONE};
+use super::machine::Machine;
+use super::packing::{Matrix, PANEL, Packed, SQUARE, packed_len, padded_columns};
 #[cfg(target_arch = "x86_64")]
 use super::pointwise::geglu_one;
-use super::simd::{Isa, Simd, multiversion};
+use super::simd::{Simd, multiversion};
 use super::team;
+use super::terms::{Terms, shifts};
 use super::winograd;
-use crate::Padding;
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 
-/// Columns of a panel of packed float32 or float16 weights: four AVX-512 vectors.
-pub(super) const PANEL: usize = 64;
-/// Columns and inner indices of a block of packed bfloat16 weights, see [`pack`].
-const SQUARE: usize = 32;
-/// No row: outside of the image, or not a pixel of the result.
-const NONE: u32 = u32::MAX;
 /// Rows of a register block.
 const REGISTER_ROWS: usize = 6;
 /// Inner indices that are summed in one go by vector units: a panel of that many rows (32 KiB) stays in the L1 cache,
@@ -41,379 +37,6 @@ const RUN: usize = 128;
 const NEAR: usize = 2;
 /// Bytes of scratch that a task may fill with activations: half of a usual L2 cache, the other half being the weights'.
 const SCRATCH: usize = 1 << 20;
-
-/// The elements of packed weights.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Packed<'a> {
-    F32(&'a [f32]),
-    F16(&'a [f16]),
-    Bf16(&'a [bf16]),
-    /// Float32 numbers as the exact sums of so many bfloat16 parts, two of which share a word: tiles of the matrix unit.
-    Split(&'a [u32], usize),
-}
-
-/// A weight as matrix: inner index = (tap, input), column = output.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Matrix<'a> {
-    pub data: Packed<'a>,
-    pub outputs: usize,
-    pub inputs: usize,
-    pub taps: usize,
-}
-
-impl Matrix<'_> {
-    /// The panel that begins at a column, in float32, `[taps * inputs][width]`, and its width.
-    pub fn panel(&self, column: usize, scratch: &mut Scratch) -> (*const f32, usize) {
-        let inner = self.inputs * self.taps;
-        let width = PANEL.min(padded_columns(self.outputs) - column);
-        let len = inner * width;
-        let mut widened = || {
-            let to = scratch.bytes(len * 4).cast::<f32>();
-            // SAFETY: the scratch is that long and aligned to 64; any bytes are float32 numbers.
-            unsafe { std::slice::from_raw_parts_mut(to, len) }
-        };
-        match self.data {
-            Packed::F32(data) => (data[column * inner..][..len].as_ptr(), width),
-            Packed::F16(data) => {
-                use half::slice::HalfFloatSliceExt;
-                let to = widened();
-                data[column * inner..][..len].convert_to_f32_slice(to);
-                (to.as_ptr(), width)
-            }
-            Packed::Bf16(_) | Packed::Split(..) => {
-                let to = widened();
-                let parts = match self.data {
-                    Packed::Split(_, parts) => parts,
-                    _ => 1,
-                };
-                let depth = self.inputs.next_multiple_of(SQUARE);
-                // A tile, of 16 columns, by its number.
-                let tile = |number: usize, to: &mut [f32], at: usize, rows: usize, first: bool| {
-                    for pair in 0..rows.div_ceil(2) {
-                        for c in 0..16 {
-                            let word = number * 256 + pair * 16 + c;
-                            let (even, odd) = match self.data {
-                                Packed::Bf16(data) => (
-                                    u32::from(data[2 * word].to_bits()) << 16,
-                                    u32::from(data[2 * word + 1].to_bits()) << 16,
-                                ),
-                                Packed::Split(data, _) => {
-                                    (data[word] << 16, data[word] & 0xffff_0000)
-                                }
-                                _ => (0, 0),
-                            };
-                            let mut put = |row: usize, bits: u32| {
-                                let to = &mut to[at + row * width + c];
-                                let x = f32::from_bits(bits);
-                                *to = if first { x } else { *to + x };
-                            };
-                            put(2 * pair, even);
-                            if 2 * pair + 1 < rows {
-                                put(2 * pair + 1, odd);
-                            }
-                        }
-                    }
-                };
-                let squares = depth / SQUARE;
-                for tap in 0..self.taps {
-                    for square in 0..squares {
-                        let rows = SQUARE.min(self.inputs - square * SQUARE);
-                        let k = tap * self.inputs + square * SQUARE;
-                        for c in (0..width).step_by(16) {
-                            let block = (column + c) / SQUARE * self.taps * squares;
-                            let number = (block + tap * squares + square) * parts;
-                            for part in 0..parts {
-                                // Small parts last, so that the sum of the first two is exact.
-                                let number = (number + part) * 2 + (column + c) / 16 % 2;
-                                tile(number, to, k * width + c, rows, part == 0);
-                            }
-                        }
-                    }
-                }
-                (to.as_ptr(), width)
-            }
-        }
-    }
-}
-
-/// How many elements a weight takes when it is packed in that type.
-pub(super) fn packed_len(dtype: DType, outputs: usize, inputs: usize, taps: usize) -> usize {
-    match dtype {
-        DType::BF16 => outputs.next_multiple_of(SQUARE) * inputs.next_multiple_of(SQUARE) * taps,
-        _ => padded_columns(outputs) * inputs * taps,
-    }
-}
-
-/// Into how many bfloat16 parts float32 numbers must be cut so that nothing is lost: 1 if they were bfloat16 once, 2 if
-/// float16 (11 bits, and no smaller exponents than bfloat16 has), 3 else.
-pub(super) fn parts(numbers: &[f32]) -> usize {
-    let bits = numbers
-        .par_chunks(1 << 16)
-        .map(|chunk| chunk.iter().fold(0, |all, x| all | x.to_bits()))
-        .reduce(|| 0, |a, b| a | b);
-    match bits {
-        _ if bits & 0xffff == 0 => 1,
-        _ if bits & 0xff == 0 => 2,
-        _ => 3,
-    }
-}
-
-/// Packs a float32 weight `[outputs, inputs, taps]` as blocks of [`SQUARE`] columns, each
-/// `[tap][input / 32][part][column / 16 % 2][input / 2 % 16][column % 16][input % 2]` of bfloat16.
-pub(super) fn pack_split(
-    from: &[f32],
-    parts: usize,
-    outputs: usize,
-    inputs: usize,
-    taps: usize,
-) -> Vec<u32> {
-    let depth = inputs.next_multiple_of(SQUARE);
-    let block = SQUARE * depth * taps * parts / 2;
-    let mut packed = vec![0u32; outputs.div_ceil(SQUARE) * block];
-    packed
-        .par_chunks_mut(block)
-        .enumerate()
-        .for_each(|(block, to)| {
-            in_tiles(block, outputs, inputs, taps, |square, inside, o, i, tap| {
-                let number = |i: usize| from[(o * inputs + i) * taps + tap];
-                let mut pair = [number(i), if i + 1 < inputs { number(i + 1) } else { 0.0 }];
-                for part in 0..parts {
-                    let high = pair.map(|x| x.to_bits() & 0xffff_0000);
-                    to[(square * parts + part) * SQUARE * SQUARE / 2 + inside] =
-                        high[0] >> 16 | high[1];
-                    pair[0] -= f32::from_bits(high[0]);
-                    pair[1] -= f32::from_bits(high[1]);
-                }
-            });
-        });
-    packed
-}
-
-/// Calls `f(square, place of the pair in it, output, first input of the pair, tap)` for every pair of inputs of a block of
-/// [`SQUARE`] columns, in the order in which they are packed: what is written follows itself, and what is read of the
-/// block's rows, 32 inputs of each, stays in the first cache while all taps are taken from it.
-fn in_tiles(
-    block: usize,
-    outputs: usize,
-    inputs: usize,
-    taps: usize,
-    mut f: impl FnMut(usize, usize, usize, usize, usize),
-) {
-    let first = block * SQUARE;
-    let columns = SQUARE.min(outputs - first);
-    for i in (0..inputs).step_by(SQUARE) {
-        for tap in 0..taps {
-            let square = (tap * inputs.next_multiple_of(SQUARE) + i) / SQUARE;
-            for half in 0..columns.div_ceil(16) {
-                for pair in 0..SQUARE.min(inputs - i).div_ceil(2) {
-                    for c in 0..16.min(columns - half * 16) {
-                        let inside = (half * 16 + pair) * 16 + c;
-                        f(square, inside, first + half * 16 + c, i + 2 * pair, tap);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Columns with the last panel's padding.
-pub(super) fn padded_columns(outputs: usize) -> usize {
-    outputs.next_multiple_of(16)
-}
-
-/// Packs a weight `[outputs, inputs, taps]`.
-///
-/// Float32 and float16: panels of [`PANEL`] columns (the last as many as there are, rounded up to 16), each
-/// `[tap][input][column]`. Bfloat16: blocks of [`SQUARE`] columns, each `[tap][input / 32][column / 16 % 2][input / 2 % 16]
-/// [column % 16][input % 2]`: tiles of the matrix unit, and vectors of pairs for those that multiply pairs. What is padded
-/// is zero.
-pub(super) fn pack<T: Copy + Send + Sync + Default>(
-    from: &[T],
-    dtype: DType,
-    outputs: usize,
-    inputs: usize,
-    taps: usize,
-) -> Vec<T> {
-    let mut packed = vec![T::default(); packed_len(dtype, outputs, inputs, taps)];
-    let source = |o: usize, i: usize, tap: usize| from[(o * inputs + i) * taps + tap];
-    if dtype == DType::BF16 {
-        let depth = inputs.next_multiple_of(SQUARE);
-        packed
-            .par_chunks_mut(SQUARE * depth * taps)
-            .enumerate()
-            .for_each(|(block, to)| {
-                in_tiles(block, outputs, inputs, taps, |square, inside, o, i, tap| {
-                    let at = square * SQUARE * SQUARE + 2 * inside;
-                    to[at] = source(o, i, tap);
-                    if i + 1 < inputs {
-                        to[at + 1] = source(o, i + 1, tap);
-                    }
-                });
-            });
-    } else {
-        let inner = inputs * taps;
-        packed
-            .par_chunks_mut(PANEL * inner)
-            .enumerate()
-            .for_each(|(panel, to)| {
-                let width = to.len() / inner;
-                let columns = width.min(outputs - panel * PANEL);
-                // In blocks of inputs, so that what is read of each row is a few whole cache lines at a time, and stays
-                // in the first cache while all taps are taken from it.
-                for first in (0..inputs).step_by(16) {
-                    for tap in 0..taps {
-                        for i in first..inputs.min(first + 16) {
-                            let row = &mut to[(tap * inputs + i) * width..][..columns];
-                            for (column, to) in row.iter_mut().enumerate() {
-                                *to = source(panel * PANEL + column, i, tap);
-                            }
-                        }
-                    }
-                }
-            });
-    }
-    packed
-}
-
-/// Which rows of the activations a product takes, and where its rows go.
-#[derive(Debug)]
-struct Gather {
-    /// The row of the activations in each row of the scratch, or [`NONE`] for zeros.
-    rows: Vec<u32>,
-    /// Where in the scratch the rows of each tap begin.
-    taps: Vec<usize>,
-    /// The row of the result that each position is, or [`NONE`].
-    out: Vec<u32>,
-}
-
-/// A convolution's geometry, for one image.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Geometry {
-    /// Of the picture that is convolved.
-    pub height: usize,
-    pub width: usize,
-    /// Of what is given: enlarged to the above, nearest, on the way.
-    pub source: (usize, usize),
-    pub kernel: (usize, usize),
-    pub stride: usize,
-    pub padding: Padding,
-    pub out: (usize, usize),
-}
-
-impl Geometry {
-    /// Whether every output pixel is made of the pixel at its place.
-    pub fn is_pointwise(&self) -> bool {
-        self.kernel == (1, 1)
-            && self.stride == 1
-            && self.padding == Padding::same(0)
-            && self.source == (self.height, self.width)
-    }
-
-    /// Cells of a row of the padded picture, for each phase of the stride.
-    ///
-    /// With stride 1 the zeros behind a row are those before the next, unless the result is wider still.
-    fn pitch(&self) -> usize {
-        if self.stride == 1 {
-            (self.width + self.padding.left.max(self.padding.right)).max(self.out.1)
-        } else {
-            (self.width + self.padding.left + self.padding.right).div_ceil(self.stride)
-        }
-    }
-
-    /// Lines of output from an image to the next when all images are stacked into one.
-    ///
-    /// With stride 1 the zeros below an image are those above the next, as with the pitch.
-    fn image_lines(&self) -> usize {
-        let Padding { top, bottom, .. } = self.padding;
-        if self.stride == 1 {
-            (self.height + top.max(bottom)).max(self.out.0)
-        } else {
-            (self.height + top + bottom).div_ceil(self.stride)
-        }
-    }
-
-    /// Lines of output of all images, stacked.
-    fn lines(&self, images: usize) -> usize {
-        images.saturating_sub(1) * self.image_lines() + self.out.0
-    }
-
-    /// The lines `lines` of the output of all images, stacked.
-    fn gather(&self, images: usize, lines: std::ops::Range<usize>) -> Gather {
-        let (s, pitch, image_lines) = (self.stride, self.pitch(), self.image_lines());
-        // The padded picture is cut into s x s pictures, of every s-th row and column: in each, the pixels under a tap
-        // of neighbouring outputs are neighbours.
-        let height = lines.len() + (self.kernel.0 - 1) / s;
-        let phase = height * pitch;
-        let taps: Vec<usize> = (0..self.kernel.0)
-            .flat_map(|i| (0..self.kernel.1).map(move |j| (i, j)))
-            .map(|(i, j)| (i % s * s + j % s) * phase + i / s * pitch + j / s)
-            .collect();
-        let positions = lines.len() * pitch;
-        let last = taps.iter().max().copied().unwrap_or(0);
-        let size = (last + positions.next_multiple_of(SQUARE)).max(s * s * phase);
-        let mut rows = vec![NONE; size];
-        for y in 0..height * s {
-            // Line y of the padded pictures below the first that is needed.
-            let line = y + lines.start * s;
-            let (image, line) = (line / (image_lines * s), line % (image_lines * s));
-            let line = line.wrapping_sub(self.padding.top);
-            if image >= images || line >= self.height {
-                continue;
-            }
-            let line = image * self.source.0 + line * self.source.0 / self.height;
-            for x in 0..self.width {
-                let padded = x + self.padding.left;
-                let at = (y % s * s + padded % s) * phase + y / s * pitch + padded / s;
-                if let Some(row) = rows.get_mut(at) {
-                    *row = (line * self.source.1 + x * self.source.1 / self.width) as u32;
-                }
-            }
-        }
-        let out = lines
-            .flat_map(|y| {
-                let (image, y) = (y / image_lines, y % image_lines);
-                (0..pitch).map(move |x| {
-                    if x < self.out.1 && y < self.out.0 {
-                        ((image * self.out.0 + y) * self.out.1 + x) as u32
-                    } else {
-                        NONE
-                    }
-                })
-            })
-            .collect();
-        Gather { rows, taps, out }
-    }
-}
-
-/// What is added to a product.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Terms<'a> {
-    /// `[O]`.
-    pub bias: Option<&'a [f32]>,
-    /// `[images, O]`, to every pixel of an image.
-    pub image: Option<&'a [f32]>,
-    /// Of the result's shape.
-    pub residual: Option<&'a [f32]>,
-}
-
-/// What the kernels use of the processor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Machine {
-    pub isa: Isa,
-    /// The matrix unit.
-    pub amx: bool,
-    /// Products of pairs of bfloat16.
-    pub pairs: bool,
-    /// Whether the matrix unit may take the operands of attention rounded to bfloat16.
-    pub rounds: bool,
-}
-
-impl Machine {
-    /// Whether products with this weight are made tile by tile, by the matrix unit or products of pairs.
-    fn in_tiles(self, w: Matrix<'_>) -> bool {
-        self.amx || self.pairs && matches!(w.data, Packed::Bf16(_))
-    }
-}
 
 /// `out [rows, O] = x [rows, K] w + terms`.
 pub(super) fn linear(
@@ -640,49 +263,6 @@ impl Tiled {
     }
 }
 
-/// Numbers that are yet to be written, which all of the functions here do that succeed.
-pub(super) type Unfilled<'a> = &'a mut [MaybeUninit<f32>];
-
-/// The result, written by all tasks, each its own rows and columns.
-#[derive(Clone, Copy)]
-pub(super) struct Shared {
-    data: *mut f32,
-    len: usize,
-}
-
-impl Shared {
-    /// What may be written, each element by one task.
-    pub fn of(out: Unfilled<'_>) -> Self {
-        Self {
-            data: out.as_mut_ptr().cast(),
-            len: out.len(),
-        }
-    }
-
-    pub fn data(self) -> *mut f32 {
-        self.data
-    }
-
-    pub fn len(self) -> usize {
-        self.len
-    }
-
-    /// A part of it.
-    ///
-    /// # Safety
-    /// Nobody else has any of it as long as this is used.
-    pub unsafe fn part<'a>(self, start: usize, len: usize) -> Unfilled<'a> {
-        assert!(start + len <= self.len, "a part inside");
-        // SAFETY: it is inside, and the caller's alone.
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(start).cast(), len) }
-    }
-}
-
-// SAFETY: tasks write disjoint elements: see `run`.
-unsafe impl Send for Shared {}
-// SAFETY: as above.
-unsafe impl Sync for Shared {}
-
 #[allow(clippy::too_many_arguments)]
 fn run(
     machine: Machine,
@@ -768,40 +348,6 @@ fn check(
     Ok(())
 }
 
-/// What every row of an image is shifted by: bias and the image's term, `[images or 1, O]`.
-pub(super) fn shifts(terms: Terms<'_>, outputs: usize) -> Option<Vec<f32>> {
-    match (terms.bias, terms.image) {
-        (None, None) => None,
-        (Some(one), None) | (None, Some(one)) => Some(one.to_vec()),
-        (Some(bias), Some(images)) => Some(
-            images
-                .chunks_exact(outputs)
-                .flat_map(|image| image.iter().zip(bias).map(|(a, b)| a + b))
-                .collect(),
-        ),
-    }
-}
-
-/// 64 bytes on a cache line of their own.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
-/// A scratch that keeps its memory from task to task.
-#[derive(Default)]
-pub(super) struct Scratch(Vec<Line>);
-
-impl Scratch {
-    /// At least that many bytes, whatever was left in them.
-    pub fn bytes(&mut self, len: usize) -> *mut u8 {
-        let lines = len.div_ceil(64);
-        if self.0.len() < lines {
-            self.0.resize(lines, Line([0; 64]));
-        }
-        self.0.as_mut_ptr().cast()
-    }
-}
-
 thread_local! {
     /// Activations and weights of the task at hand.
     static SCRATCHES: RefCell<(Scratch, Scratch)> = RefCell::default();
@@ -869,9 +415,9 @@ unsafe fn emit_whole<S: Simd, const V: usize>(block: Block<'_>) {
                 continue;
             }
             let at = row as usize * block.outputs + block.column;
-            assert!(at + V * S::LANES <= block.out.len);
+            assert!(at + V * S::LANES <= block.out.len());
             let sums = block.sums.add(i * block.stride);
-            let to = block.out.data.add(at);
+            let to = block.out.data().add(at);
             for (v, &shift) in shift.iter().enumerate() {
                 let c = v * S::LANES;
                 let mut sum = S::load(sums.add(c));
@@ -924,7 +470,7 @@ unsafe fn emit_generic<S: Simd>(block: Block<'_>) {
             continue;
         }
         let at = row as usize * outputs + column;
-        assert!(at + columns <= out.len);
+        assert!(at + columns <= out.len());
         let shift = shifts.map(|shifts| {
             let image = (row as usize).checked_div(pixels).unwrap_or(0);
             &shifts[image * outputs..][..outputs]
@@ -933,7 +479,7 @@ unsafe fn emit_generic<S: Simd>(block: Block<'_>) {
         // by the assertion, and so are the residual's, which is of the same length, and the shift's, of `outputs`.
         unsafe {
             let sums = sums.add(i * stride);
-            let to = out.data.add(at);
+            let to = out.data().add(at);
             let mut c = 0;
             while c + S::LANES <= columns {
                 let mut v = S::load(sums.add(c));
@@ -989,7 +535,7 @@ unsafe fn emit_gated_generic<S: Simd>(block: Block<'_>, gates: *const f32) {
             continue;
         }
         let at = row as usize * half + column;
-        assert!(at + columns <= block.out.len);
+        assert!(at + columns <= block.out.len());
         for c in (0..columns).step_by(S::LANES) {
             // SAFETY: `columns` numbers, a multiple of a vector, at row i of both sums are the caller's promise; those of
             // the result are inside it and those of the shifts below 2 half, by the assertions.
@@ -1000,7 +546,7 @@ unsafe fn emit_gated_generic<S: Simd>(block: Block<'_>, gates: *const f32) {
                     h = S::add(h, S::load(shifts.as_ptr().add(column + c)));
                     g = S::add(g, S::load(shifts.as_ptr().add(half + column + c)));
                 }
-                S::store(block.out.data.add(at + c), geglu_one::<S>(h, g));
+                S::store(block.out.data().add(at + c), geglu_one::<S>(h, g));
             }
         }
     }
@@ -1243,7 +789,7 @@ impl Task<'_> {
         };
         for &row in rows {
             let at = (row as usize).wrapping_mul(outputs).wrapping_add(column);
-            let to = self.out.data.wrapping_add(at).cast::<i8>();
+            let to = self.out.data().wrapping_add(at).cast::<i8>();
             // SAFETY: a hint, which may name any address; SSE is part of x86-64.
             unsafe {
                 _mm_prefetch::<_MM_HINT_T0>(to);

@@ -11,12 +11,13 @@ use std::cell::RefCell;
 
 use candle_core::Result;
 
-use super::products::{
-    Geometry, Matrix, PANEL, Scratch, Segment, Shared, Terms, Unfilled, padded_columns,
-    rows_by_panel, runs, shifts,
-};
+use super::buffers::{Scratch, Shared, Unfilled};
+use super::geometry::Geometry;
+use super::packing::{Matrix, PANEL, padded_columns};
+use super::products::{Segment, rows_by_panel, runs};
 use super::simd::{Isa, Simd, multiversion};
 use super::team;
+use super::terms::{Terms, shifts};
 
 /// Pixels of a tile's side, of the result and of what is under it.
 const SIDE: usize = 4;

@@ -1,23 +1,19 @@
 //! Kernels that record what they compute, so that gradients can be taken: around a plain or a fast set of kernels, used by the
 //! same networks.
 
-mod backward;
 mod products;
+pub(crate) mod slopes;
 mod tape;
 
-pub(crate) use backward::causal_mask;
-pub use backward::{AttentionGradients, Backward, NormGradients};
 pub use tape::{Gradients, Tape};
 
 use std::sync::Arc;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, TensorId};
 
-use crate::{Attended, GroupNormSpec, Kernel, Layout, Terms, Weight, Window};
-
-/// A part of a network that is computed again when its gradient is taken, in place of keeping what is inside: gets kernels
-/// and its inputs.
-pub type Part = Arc<dyn Fn(&dyn Kernel, &[Tensor]) -> Result<Tensor> + Send + Sync>;
+use crate::{
+    Attended, Backward, GroupNormSpec, Kernel, Layout, NormGradients, Part, Terms, Weight, Window,
+};
 
 /// Kernels that record.
 #[derive(Debug)]
@@ -63,6 +59,20 @@ impl Recorder {
 /// A tensor's numbers without its history.
 fn bare(t: &Tensor) -> Tensor {
     t.detach()
+}
+
+/// Adds a norm's gradients to those of its input, scale and shift.
+fn give(
+    of: NormGradients,
+    (x, weight, bias): (TensorId, TensorId, TensorId),
+    gradients: &mut Gradients,
+) -> Result<()> {
+    gradients.add(x, of.x)?;
+    if let Some((scale, shift)) = of.affine {
+        gradients.add(weight, scale)?;
+        gradients.add(bias, shift)?;
+    }
+    Ok(())
 }
 
 fn bare_terms(terms: Terms<'_>, f: impl FnOnce(Terms<'_>) -> Result<Tensor>) -> Result<Tensor> {
@@ -134,7 +144,7 @@ impl Kernel for Recorder {
                 };
                 let back = inner.backward();
                 let of = back.group_norm_backward(grad, &own, &spec, silu, trained)?;
-                of.give(ids, gradients)
+                give(of, ids, gradients)
             })
     }
 
@@ -147,8 +157,11 @@ impl Kernel for Recorder {
         self.tape
             .record(y, &[x, weight, bias], move |grad, gradients| {
                 let back = inner.backward();
-                back.layer_norm_backward(grad, &own, &scale, eps, trained)?
-                    .give(ids, gradients)
+                give(
+                    back.layer_norm_backward(grad, &own, &scale, eps, trained)?,
+                    ids,
+                    gradients,
+                )
             })
     }
 
@@ -343,7 +356,7 @@ impl Kernel for Recorder {
         let own = bare(x);
         let (y, id) = (self.inner.silu(&own)?, x.id());
         self.tape.record(y, &[x], move |grad, gradients| {
-            gradients.add(id, backward::silu(grad, &own)?)
+            gradients.add(id, slopes::silu(grad, &own)?)
         })
     }
 
@@ -351,7 +364,7 @@ impl Kernel for Recorder {
         let own = bare(x);
         let (y, id) = (self.inner.gelu(&own)?, x.id());
         self.tape.record(y, &[x], move |grad, gradients| {
-            gradients.add(id, (grad * backward::gelu_slope(&own)?)?)
+            gradients.add(id, (grad * slopes::gelu_slope(&own)?)?)
         })
     }
 
@@ -359,7 +372,7 @@ impl Kernel for Recorder {
         let own = bare(x);
         let (y, id) = (self.inner.quick_gelu(&own)?, x.id());
         self.tape.record(y, &[x], move |grad, gradients| {
-            gradients.add(id, backward::quick_gelu(grad, &own)?)
+            gradients.add(id, slopes::quick_gelu(grad, &own)?)
         })
     }
 

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use retouch_graph::Files;
 
 use super::dialect::{self, CUSTOM, DELTA, Keys};
-use super::{Networks, file_in, in_words, some_of};
+use super::{Networks, file_in, some_of};
+use crate::checkpoint::family::in_words;
 use crate::checkpoint::weights::{Stored, Table};
 use crate::{Error, Result};
 

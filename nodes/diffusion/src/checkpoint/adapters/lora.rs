@@ -23,7 +23,8 @@ use serde::Deserialize;
 
 use super::dialect::{self, Keys, Names, Network, Part, Role};
 use super::textual_inversion::{self, LearnedToken};
-use super::{Networks, file_in, in_words, scalar, some_of};
+use super::{Networks, file_in, scalar, some_of};
+use crate::checkpoint::family::in_words;
 use crate::checkpoint::layout::read_text;
 use crate::checkpoint::weights::{Delta, Edit, Factor, Magnitude, Stored, Table};
 use crate::{Error, Result};

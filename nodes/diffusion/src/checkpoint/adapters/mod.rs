@@ -10,9 +10,8 @@ use std::path::Path;
 
 use retouch_graph::Files;
 
-use crate::checkpoint::model::load_text;
 use crate::checkpoint::weights::{Stored, Weights, bare};
-use crate::networks::clip::ClipTextConfig;
+use crate::networks::clip::{ClipTextConfig, load_text};
 use crate::networks::unet::{Unet, UnetConfig};
 use crate::{Error, Result};
 
@@ -55,25 +54,6 @@ impl<'a> Networks<'a> {
                 })
                 .collect::<Result<_>>()?,
         })
-    }
-}
-
-/// The families by the width of the texts that their cross-attention takes.
-#[must_use]
-pub fn family_of_width(width: usize) -> Option<&'static str> {
-    match width {
-        768 => Some("Stable Diffusion 1"),
-        1024 => Some("Stable Diffusion 2"),
-        2048 => Some("Stable Diffusion XL"),
-        _ => None,
-    }
-}
-
-/// A width of texts in words.
-fn in_words(width: usize) -> String {
-    match family_of_width(width) {
-        Some(family) => format!("texts of {width} features ({family})"),
-        None => format!("texts of {width} features"),
     }
 }
 

@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 use retouch_graph::Files;
 
 use super::dialect::{self, Keys};
-use super::{family_of_width, file_in, some_of};
+use super::{file_in, some_of};
+use crate::checkpoint::family::family_of_width;
 use crate::checkpoint::weights::{Stored, Table, is_readable};
 use crate::networks::clip::ClipTextConfig;
 use crate::{Error, Result};

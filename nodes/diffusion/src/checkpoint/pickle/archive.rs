@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use super::machine::Machine;
-use super::{Fault, Skipped, Source, Value, u16_at, u32_at, u64_at};
+use super::value::{Fault, Skipped, Source, Value, u16_at, u32_at, u64_at};
 
 /// Where a table of contents ends: 22 bytes and a comment of at most 65,535.
 const END: usize = 22;

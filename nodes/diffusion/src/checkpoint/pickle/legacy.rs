@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::machine::{Machine, Plain};
-use super::{Fault, Skipped, Source, Value, u64_at};
+use super::value::{Fault, Skipped, Source, Value, u64_at};
 
 /// 0x1950a86a20f9469cfc6c, little-endian.
 const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];

@@ -8,7 +8,7 @@ use crate::Result;
 use crate::sampling::control::{Branch, Captured, CapturedParts, Half, Part, Rows, Swap};
 use crate::sampling::guidance::Guided;
 use crate::sampling::look::{Found, Sought};
-use crate::sampling::swap::{CallContext, Retouch, action, grid_of};
+use crate::sampling::swap::setup::{CallContext, Retouch, action, grid_of};
 
 impl Retouch<'_> {
     /// Looks at the target at step k, whose latent is `z`: at what is kept, else, if `calls`, by calling the target's prompt

@@ -3,11 +3,11 @@
 use candle_core::Tensor;
 
 use crate::prompt::conditioning::Span;
-use crate::sampling::control::{Captured, CapturedParts, Half, Part};
+use crate::sampling::control::{Captured, CapturedParts, Half, Part, maps_alone};
 use crate::sampling::masks::{Plane, subject_maps};
 use crate::sampling::memory::StepStore;
-use crate::sampling::swap::{
-    Blend, CallContext, Retouch, Source, StepMasks, grid_of, maps_alone, missing_span,
+use crate::sampling::swap::setup::{
+    Blend, CallContext, Retouch, Source, StepMasks, grid_of, missing_span,
 };
 use crate::{Error, Result};
 

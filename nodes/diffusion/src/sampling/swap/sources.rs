@@ -6,11 +6,11 @@ use std::time::Instant;
 use crate::checkpoint::model::Checkpoint;
 use crate::networks::unet::grid_at;
 use crate::sampling::control::{
-    Branch, Capture, Captured, CapturedParts, Captures, Half, Part, Rows,
+    Branch, Capture, Captured, CapturedParts, Captures, Half, Part, Rows, of_half,
 };
 use crate::sampling::guidance::{Member, keep, together, wanted};
 use crate::sampling::memory::StepStore;
-use crate::sampling::swap::{CallContext, Retouch, Source, StepNeeds, of_half};
+use crate::sampling::swap::setup::{CallContext, Retouch, Source, StepNeeds};
 use crate::{Error, Result};
 
 /// Pixels of latents, over all rows, that calls of sources are made together for. A call of few pixels spends its time

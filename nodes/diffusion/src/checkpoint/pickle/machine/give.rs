@@ -1,6 +1,12 @@
 //! The value that a finished machine holds, as a tree of plain data.
 
-use super::*;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::super::value::{Skipped, TorchTensor, Value};
+use super::Machine;
+use super::names::latin1;
+use super::parts::*;
 
 /// The texts that were given out: two that are equal are one, so that they are compared by their address. A pickle may
 /// name one text of megabytes as often as it has steps.
@@ -197,5 +203,99 @@ impl Giver<'_> {
             all.push((key, item));
         }
         Ok(Value::Dict(all))
+    }
+}
+
+impl Machine<'_> {
+    /// A value with all that is in it, of a file of `length` bytes whose storages have been found.
+    ///
+    /// # Errors
+    /// When values lie too deep in one another, or share so much that they would not fit memory when each is written
+    /// out.
+    pub(in crate::checkpoint::pickle) fn value(
+        self,
+        root: Id,
+        length: u64,
+    ) -> Step<(Value, Skipped)> {
+        // A tensor that repeats its elements may be larger than its storage, but not without end.
+        let most = length.max(SMALL);
+        for tensor in &self.tensors {
+            let elements = tensor.shape.iter().product::<usize>() as u64;
+            if elements
+                .checked_mul(tensor.element)
+                .is_none_or(|bytes| bytes > most)
+            {
+                return Err(format!(
+                    "is refused: its tensor {:?} repeats its elements (strides {:?}) to more bytes \
+                     than the file has",
+                    tensor.shape, tensor.strides
+                ));
+            }
+        }
+        // What is written once and named once costs less than it took to write it.
+        let left = self.steps + (1 << 16);
+        let mut giver = Giver {
+            machine: &self,
+            texts: Texts::default(),
+            bytes: HashMap::new(),
+            left,
+            names: (1 << 20) + 16 * self.tape.bytes.len() as u64,
+        };
+        let value = giver.give(root, 0, 0)?;
+        Ok((value, self.skipped))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use retouch_graph::MemoryFiles;
+
+    use super::super::super::value::Source;
+    use super::*;
+
+    /// A dictionary of `entries` numbers, all under one text of `length` bytes that is written twice.
+    fn same_key(length: u32, entries: usize) -> Vec<u8> {
+        let text = vec![b'x'; length as usize];
+        let mut pickle = b"\x80\x02}(".to_vec();
+        for slot in [0, 1] {
+            pickle.push(b'X');
+            pickle.extend(length.to_le_bytes());
+            pickle.extend(&text);
+            pickle.extend([b'q', slot, b'N']);
+        }
+        for entry in 0..entries {
+            pickle.extend([b'h', (entry % 2) as u8, b'N']);
+        }
+        pickle.extend(b"u.");
+        pickle
+    }
+
+    #[test]
+    fn a_text_is_hashed_once_for_each_time_that_it_is_written_however_often_it_is_named() {
+        let length = 1 << 16;
+        let pickle = same_key(length, 20_000);
+        let files = MemoryFiles::new().with("p", &pickle);
+        let source = Source {
+            path: Path::new("p"),
+            files: &files,
+        };
+        let mut machine = Machine::new(source, 0, pickle.len() as u64);
+        let root = machine.run().unwrap();
+        let mut giver = Giver {
+            machine: &machine,
+            texts: Texts::default(),
+            bytes: HashMap::new(),
+            left: machine.steps + (1 << 16),
+            names: 0,
+        };
+        let value = giver.give(root, 0, 0).unwrap();
+        assert_eq!(giver.texts.hashed, 2 * length as usize);
+        assert_eq!(giver.texts.all.len(), 1);
+        let Value::Dict(entries) = value else {
+            panic!("no dictionary")
+        };
+        assert_eq!(entries.len(), 1, "a key that comes again is the same");
     }
 }

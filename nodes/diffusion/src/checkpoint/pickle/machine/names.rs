@@ -1,6 +1,6 @@
 //! Which names of a pickle are known, which act, and which are classes of other programs.
 
-use super::*;
+use super::parts::{Kind, Known};
 
 /// The bytes that a text of characters below 256 stands for.
 pub(super) fn latin1(text: &[u8]) -> Option<Vec<u8>> {

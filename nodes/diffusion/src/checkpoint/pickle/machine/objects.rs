@@ -1,6 +1,9 @@
 //! What calls, states and persistent ids of a pickle describe: dictionaries, arrays, storages, tensors.
 
-use super::*;
+use super::super::value::element_bytes;
+use super::Machine;
+use super::names::{is_foreign_class, latin1};
+use super::parts::*;
 
 impl Machine<'_> {
     pub(super) fn arguments(&self, id: Id) -> Step<&[Id]> {

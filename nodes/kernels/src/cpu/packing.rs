@@ -1,0 +1,245 @@
+//! Weights in the order in which products read them.
+
+use candle_core::DType;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::buffers::Scratch;
+
+/// Columns of a panel of packed float32 or float16 weights: four AVX-512 vectors.
+pub(super) const PANEL: usize = 64;
+/// Columns and inner indices of a block of packed bfloat16 weights, see [`pack`].
+pub(super) const SQUARE: usize = 32;
+
+/// The elements of packed weights.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Packed<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    Bf16(&'a [bf16]),
+    /// Float32 numbers as the exact sums of so many bfloat16 parts, two of which share a word: tiles of the matrix unit.
+    Split(&'a [u32], usize),
+}
+
+/// A weight as matrix: inner index = (tap, input), column = output.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Matrix<'a> {
+    pub data: Packed<'a>,
+    pub outputs: usize,
+    pub inputs: usize,
+    pub taps: usize,
+}
+
+impl Matrix<'_> {
+    /// The panel that begins at a column, in float32, `[taps * inputs][width]`, and its width.
+    pub fn panel(&self, column: usize, scratch: &mut Scratch) -> (*const f32, usize) {
+        let inner = self.inputs * self.taps;
+        let width = PANEL.min(padded_columns(self.outputs) - column);
+        let len = inner * width;
+        let mut widened = || {
+            let to = scratch.bytes(len * 4).cast::<f32>();
+            // SAFETY: the scratch is that long and aligned to 64; any bytes are float32 numbers.
+            unsafe { std::slice::from_raw_parts_mut(to, len) }
+        };
+        match self.data {
+            Packed::F32(data) => (data[column * inner..][..len].as_ptr(), width),
+            Packed::F16(data) => {
+                use half::slice::HalfFloatSliceExt;
+                let to = widened();
+                data[column * inner..][..len].convert_to_f32_slice(to);
+                (to.as_ptr(), width)
+            }
+            Packed::Bf16(_) | Packed::Split(..) => {
+                let to = widened();
+                let parts = match self.data {
+                    Packed::Split(_, parts) => parts,
+                    _ => 1,
+                };
+                let depth = self.inputs.next_multiple_of(SQUARE);
+                // A tile, of 16 columns, by its number.
+                let tile = |number: usize, to: &mut [f32], at: usize, rows: usize, first: bool| {
+                    for pair in 0..rows.div_ceil(2) {
+                        for c in 0..16 {
+                            let word = number * 256 + pair * 16 + c;
+                            let (even, odd) = match self.data {
+                                Packed::Bf16(data) => (
+                                    u32::from(data[2 * word].to_bits()) << 16,
+                                    u32::from(data[2 * word + 1].to_bits()) << 16,
+                                ),
+                                Packed::Split(data, _) => {
+                                    (data[word] << 16, data[word] & 0xffff_0000)
+                                }
+                                _ => (0, 0),
+                            };
+                            let mut put = |row: usize, bits: u32| {
+                                let to = &mut to[at + row * width + c];
+                                let x = f32::from_bits(bits);
+                                *to = if first { x } else { *to + x };
+                            };
+                            put(2 * pair, even);
+                            if 2 * pair + 1 < rows {
+                                put(2 * pair + 1, odd);
+                            }
+                        }
+                    }
+                };
+                let squares = depth / SQUARE;
+                for tap in 0..self.taps {
+                    for square in 0..squares {
+                        let rows = SQUARE.min(self.inputs - square * SQUARE);
+                        let k = tap * self.inputs + square * SQUARE;
+                        for c in (0..width).step_by(16) {
+                            let block = (column + c) / SQUARE * self.taps * squares;
+                            let number = (block + tap * squares + square) * parts;
+                            for part in 0..parts {
+                                // Small parts last, so that the sum of the first two is exact.
+                                let number = (number + part) * 2 + (column + c) / 16 % 2;
+                                tile(number, to, k * width + c, rows, part == 0);
+                            }
+                        }
+                    }
+                }
+                (to.as_ptr(), width)
+            }
+        }
+    }
+}
+
+/// How many elements a weight takes when it is packed in that type.
+pub(super) fn packed_len(dtype: DType, outputs: usize, inputs: usize, taps: usize) -> usize {
+    match dtype {
+        DType::BF16 => outputs.next_multiple_of(SQUARE) * inputs.next_multiple_of(SQUARE) * taps,
+        _ => padded_columns(outputs) * inputs * taps,
+    }
+}
+
+/// Into how many bfloat16 parts float32 numbers must be cut so that nothing is lost: 1 if they were bfloat16 once, 2 if
+/// float16 (11 bits, and no smaller exponents than bfloat16 has), 3 else.
+pub(super) fn parts(numbers: &[f32]) -> usize {
+    let bits = numbers
+        .par_chunks(1 << 16)
+        .map(|chunk| chunk.iter().fold(0, |all, x| all | x.to_bits()))
+        .reduce(|| 0, |a, b| a | b);
+    match bits {
+        _ if bits & 0xffff == 0 => 1,
+        _ if bits & 0xff == 0 => 2,
+        _ => 3,
+    }
+}
+
+/// Packs a float32 weight `[outputs, inputs, taps]` as blocks of [`SQUARE`] columns, each
+/// `[tap][input / 32][part][column / 16 % 2][input / 2 % 16][column % 16][input % 2]` of bfloat16.
+pub(super) fn pack_split(
+    from: &[f32],
+    parts: usize,
+    outputs: usize,
+    inputs: usize,
+    taps: usize,
+) -> Vec<u32> {
+    let depth = inputs.next_multiple_of(SQUARE);
+    let block = SQUARE * depth * taps * parts / 2;
+    let mut packed = vec![0u32; outputs.div_ceil(SQUARE) * block];
+    packed
+        .par_chunks_mut(block)
+        .enumerate()
+        .for_each(|(block, to)| {
+            in_tiles(block, outputs, inputs, taps, |square, inside, o, i, tap| {
+                let number = |i: usize| from[(o * inputs + i) * taps + tap];
+                let mut pair = [number(i), if i + 1 < inputs { number(i + 1) } else { 0.0 }];
+                for part in 0..parts {
+                    let high = pair.map(|x| x.to_bits() & 0xffff_0000);
+                    to[(square * parts + part) * SQUARE * SQUARE / 2 + inside] =
+                        high[0] >> 16 | high[1];
+                    pair[0] -= f32::from_bits(high[0]);
+                    pair[1] -= f32::from_bits(high[1]);
+                }
+            });
+        });
+    packed
+}
+
+/// Calls `f(square, place of the pair in it, output, first input of the pair, tap)` for every pair of inputs of a block of
+/// [`SQUARE`] columns, in the order in which they are packed: what is written follows itself, and what is read of the
+/// block's rows, 32 inputs of each, stays in the first cache while all taps are taken from it.
+fn in_tiles(
+    block: usize,
+    outputs: usize,
+    inputs: usize,
+    taps: usize,
+    mut f: impl FnMut(usize, usize, usize, usize, usize),
+) {
+    let first = block * SQUARE;
+    let columns = SQUARE.min(outputs - first);
+    for i in (0..inputs).step_by(SQUARE) {
+        for tap in 0..taps {
+            let square = (tap * inputs.next_multiple_of(SQUARE) + i) / SQUARE;
+            for half in 0..columns.div_ceil(16) {
+                for pair in 0..SQUARE.min(inputs - i).div_ceil(2) {
+                    for c in 0..16.min(columns - half * 16) {
+                        let inside = (half * 16 + pair) * 16 + c;
+                        f(square, inside, first + half * 16 + c, i + 2 * pair, tap);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Columns with the last panel's padding.
+pub(super) fn padded_columns(outputs: usize) -> usize {
+    outputs.next_multiple_of(16)
+}
+
+/// Packs a weight `[outputs, inputs, taps]`.
+///
+/// Float32 and float16: panels of [`PANEL`] columns (the last as many as there are, rounded up to 16), each
+/// `[tap][input][column]`. Bfloat16: blocks of [`SQUARE`] columns, each `[tap][input / 32][column / 16 % 2][input / 2 % 16]
+/// [column % 16][input % 2]`: tiles of the matrix unit, and vectors of pairs for those that multiply pairs. What is padded
+/// is zero.
+pub(super) fn pack<T: Copy + Send + Sync + Default>(
+    from: &[T],
+    dtype: DType,
+    outputs: usize,
+    inputs: usize,
+    taps: usize,
+) -> Vec<T> {
+    let mut packed = vec![T::default(); packed_len(dtype, outputs, inputs, taps)];
+    let source = |o: usize, i: usize, tap: usize| from[(o * inputs + i) * taps + tap];
+    if dtype == DType::BF16 {
+        let depth = inputs.next_multiple_of(SQUARE);
+        packed
+            .par_chunks_mut(SQUARE * depth * taps)
+            .enumerate()
+            .for_each(|(block, to)| {
+                in_tiles(block, outputs, inputs, taps, |square, inside, o, i, tap| {
+                    let at = square * SQUARE * SQUARE + 2 * inside;
+                    to[at] = source(o, i, tap);
+                    if i + 1 < inputs {
+                        to[at + 1] = source(o, i + 1, tap);
+                    }
+                });
+            });
+    } else {
+        let inner = inputs * taps;
+        packed
+            .par_chunks_mut(PANEL * inner)
+            .enumerate()
+            .for_each(|(panel, to)| {
+                let width = to.len() / inner;
+                let columns = width.min(outputs - panel * PANEL);
+                // In blocks of inputs, so that what is read of each row is a few whole cache lines at a time, and stays
+                // in the first cache while all taps are taken from it.
+                for first in (0..inputs).step_by(16) {
+                    for tap in 0..taps {
+                        for i in first..inputs.min(first + 16) {
+                            let row = &mut to[(tap * inputs + i) * width..][..columns];
+                            for (column, to) in row.iter_mut().enumerate() {
+                                *to = source(panel * PANEL + column, i, tap);
+                            }
+                        }
+                    }
+                }
+            });
+    }
+    packed
+}
