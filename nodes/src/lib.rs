@@ -28,6 +28,7 @@ pub fn registry() -> retouch_graph::registry::Registry {
         .with::<adapt::ApplyCustomDiffusion>()
         .with::<adapt::LoadVae>()
         .with::<load::LoadImage>()
+        .with::<load::LoadImages>()
         .with::<load::LoadMask>()
         .with::<load::LoadLatent>()
         .with::<latent::EncodeReference>()
@@ -39,7 +40,9 @@ pub fn registry() -> retouch_graph::registry::Registry {
         .with::<latent::Animate>()
         .with::<image::ResizeImage>()
         .with::<image::MakeMask>()
+        .with::<image::Segment>()
         .with::<image::Grid>()
+        .with::<image::Plot>()
         .with::<attention::MaskImage>()
         .with::<attention::AttentionMap>()
 }

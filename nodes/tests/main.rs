@@ -14,6 +14,7 @@ mod headers;
 mod laws;
 mod look;
 mod modules;
+mod photos;
 mod pickles;
 mod pictures;
 mod preview;

@@ -9,6 +9,7 @@ mod latent;
 pub mod mask;
 mod masks;
 mod model;
+pub mod photos;
 mod solver_state;
 pub mod table;
 mod tensors;
@@ -21,6 +22,10 @@ pub use latent::{Latent, LatentFacts};
 pub use mask::Mask;
 pub use masks::{MaskOrMasks, Masks, MasksFacts};
 pub use model::Model;
+pub use photos::{
+    ImageOrPhotos, MaskOrPhotoMasks, Photo, PhotoMask, PhotoMasks, PhotoMasksFacts, Photos,
+    PhotosFacts,
+};
 pub use table::Table;
 pub use trajectory::{Trajectory, TrajectoryFacts};
 
@@ -33,6 +38,8 @@ pub fn decoders() -> retouch_graph::Decoders {
         .with::<Mask>()
         .with::<Masks>()
         .with::<Image>()
+        .with::<Photos>()
+        .with::<PhotoMasks>()
         .with::<Table>()
         .with::<Attention>()
         .with::<Animation>()
