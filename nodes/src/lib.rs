@@ -47,6 +47,7 @@ pub fn registry() -> retouch_graph::registry::Registry {
         .with::<image::MakeMask>()
         .with::<image::Segment>()
         .with::<image::Grid>()
+        .with::<image::Plot>()
         .with::<attention::MaskImage>()
         .with::<attention::AttentionMap>()
 }

@@ -1,10 +1,12 @@
 //! Photos of a subject: what is found in a folder, how it is framed, what it is called, and where its subject is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use candle_core::{Device, Tensor};
 use image::{DynamicImage, Rgb, RgbImage};
+use retouch_diffusion::networks::sam::{Prompt, Sam};
 use retouch_graph::{DiskFiles, Fault, FaultKind, Known, Node, NodeError, Types};
 use retouch_nodes::image::segment::{self, Segment};
 use retouch_nodes::load::LoadImages;
@@ -433,4 +435,82 @@ fn what_segment_makes_is_known_before_it_runs() {
         Known::Facts(json!({"mask_sizes": [[5, 4], [6, 4]]}))
     );
     assert!(check(photos.into_iter().chain(image).collect()).is_err());
+}
+
+#[test]
+fn segment_anything_gives_the_masks_of_transformers() {
+    let mut expected = crate::support::expected("sam");
+    let weights: HashMap<String, Tensor> = (expected.iter())
+        .filter_map(|(name, tensor)| {
+            Some((name.strip_prefix("weights.")?.to_owned(), tensor.clone()))
+        })
+        .collect();
+    let network = Sam::load(weights, &Device::Cpu).unwrap();
+    assert_eq!(network.side(), 64);
+    let picture = expected.remove("picture").unwrap();
+    let corners = Some([0.125, 0.25, 0.75, 0.875]);
+    for (name, points, corners) in [
+        ("point", vec![(0.25, 0.5, true)], None),
+        ("points", vec![(0.25, 0.5, true), (0.75, 0.25, false)], None),
+        ("box", vec![], corners),
+        ("both", vec![(0.5, 0.5, true)], corners),
+    ] {
+        let prompt = Prompt { points, corners };
+        let (masks, scores) = network.masks(&picture, &prompt).unwrap();
+        let (masks, scores) = (masks.squeeze(0).unwrap(), scores.squeeze(0).unwrap());
+        // candle-transformers' decoder takes GELU by tanh, the original by erf.
+        for (what, got) in [("masks", masks), ("scores", scores)] {
+            let expected = &expected[&format!("{name}.{what}")];
+            let apart = (got - expected)
+                .unwrap()
+                .abs()
+                .unwrap()
+                .flatten_all()
+                .unwrap();
+            let apart: f32 = apart.max(0).unwrap().to_scalar().unwrap();
+            println!("{name} {what}: {apart:e}");
+            assert!(apart < 1e-2, "{name} {what}: {apart}");
+        }
+        // Of several masks the one of the highest score, at the picture's size.
+        let mask = network.forward(&picture, &prompt).unwrap();
+        assert_eq!(mask.dims(), [48, 64]);
+    }
+    assert!(network.masks(&picture, &Prompt::default()).is_err());
+    let error = Sam::load(HashMap::new(), &Device::Cpu)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("this is no Segment Anything"), "{error}");
+}
+
+#[test]
+fn what_segment_anything_is_told_is_checked() {
+    let faults = |params: Json| {
+        let links = BTreeMap::from([("image", vec![Known::Unknown])]);
+        let checked = node::<Segment>(params).check(&Types::from_known(links), &DiskFiles::new());
+        let faults = checked.map(|_| ()).err().unwrap_or_default();
+        faults
+            .into_iter()
+            .map(|fault| fault.field.unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(faults(json!({})), [""; 0]);
+    assert_eq!(faults(json!({"points": [[0.5, 0.5]]})), ["points"]);
+    assert_eq!(faults(json!({"model": "sam.safetensors"})), ["model"]);
+    assert_eq!(
+        faults(json!({"model": "m", "points": [[0.5, 1.5]]})),
+        ["points"]
+    );
+    assert_eq!(
+        faults(json!({"model": "m", "box": [0.5, 0.1, 0.4, 0.9]})),
+        ["box"]
+    );
+    assert_eq!(
+        faults(json!({"model": "m", "box": [0.1, 0.1, 0.4, 0.9]})),
+        [""; 0]
+    );
+    let missing = node::<Segment>(json!({"model": "nowhere.safetensors", "points": [[0.5, 0.5]]}));
+    assert_eq!(
+        missing.reads(&DiskFiles::new()).unwrap_err()[0].kind,
+        FaultKind::File
+    );
 }

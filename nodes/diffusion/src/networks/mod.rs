@@ -4,6 +4,7 @@
 pub mod clip;
 pub mod layers;
 pub mod preview;
+pub mod sam;
 pub mod tiles;
 pub mod u2net;
 pub mod unet;

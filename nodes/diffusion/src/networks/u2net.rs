@@ -17,7 +17,7 @@ const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 /// The deviation of each channel that pictures are divided by: ImageNet's.
 const DEVIATION: [f32; 3] = [0.229, 0.224, 0.225];
 
-/// The weights, float16: see `data/README.md`.
+/// The weights, float32: see `data/README.md`.
 static WEIGHTS: &[u8] = include_bytes!("../../data/u2netp.safetensors");
 
 /// The channels of every stage's result.
