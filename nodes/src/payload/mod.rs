@@ -4,11 +4,13 @@ pub mod animation;
 mod attention;
 mod colour_map;
 mod control;
+pub mod features;
 pub mod image;
 mod latent;
 pub mod mask;
 mod masks;
 mod model;
+mod report;
 mod solver_state;
 pub mod table;
 mod tensors;
@@ -16,11 +18,13 @@ mod trajectory;
 
 pub use animation::Animation;
 pub use control::{Control, ControlFacts};
+pub use features::{Features, FeaturesFacts};
 pub use image::{Image, ImageFacts};
 pub use latent::{Latent, LatentFacts};
 pub use mask::Mask;
 pub use masks::{MaskOrMasks, Masks, MasksFacts};
 pub use model::Model;
+pub use report::Report;
 pub use table::Table;
 pub use trajectory::{Trajectory, TrajectoryFacts};
 
@@ -34,6 +38,8 @@ pub fn decoders() -> retouch_graph::Decoders {
         .with::<Masks>()
         .with::<Image>()
         .with::<Table>()
+        .with::<Features>()
+        .with::<Report>()
         .with::<Attention>()
         .with::<Animation>()
         .with::<ColourMap>()

@@ -1,8 +1,12 @@
-//! The networks: text encoder, U-Net with numbered attention sites, VAE, and the layers that they share.
+//! The networks: text encoder, U-Net with numbered attention sites, VAE, those that look at pictures to measure them, and the
+//! layers that they share.
 
+pub mod bicubic;
 pub mod clip;
 pub mod layers;
+pub mod lite;
 pub mod preview;
 pub mod tiles;
 pub mod unet;
 pub mod vae;
+pub mod vit;
