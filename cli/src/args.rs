@@ -204,6 +204,9 @@ pub struct RunsArgs {
     /// Number of runs to list, newest first; 0: all.
     #[arg(short, value_name = "N", default_value_t = 20)]
     pub number: usize,
+    /// Print these after each run: params, and scores, which are the means of the columns of the tables that it saved.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub columns: Vec<String>,
     /// Print JSON lines.
     #[arg(long)]
     pub json: bool,

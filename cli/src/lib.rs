@@ -14,6 +14,7 @@ mod provenance;
 mod records;
 pub mod report;
 mod runs;
+mod scores;
 pub mod session;
 mod sharing;
 mod signals;

@@ -128,6 +128,8 @@ impl Stamps {
                     let checked = sweep.cell(*cell)?;
                     self.origin.output(&self.engine, &checked, name)
                 }
+                // A recipe says how one picture is drawn; a plot of many measures has none.
+                Some((None, name)) if name != sweep.sheet_name() => return None,
                 _ => self.origin.sheet(&self.engine, sweep),
             },
         };

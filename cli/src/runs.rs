@@ -17,6 +17,7 @@ use serde_json::Value as Json;
 
 use crate::args::{ParamArgs, SharingArgs};
 use crate::output::tell;
+use crate::scores;
 use crate::store::{Store, making_room, write_private};
 use crate::{Failure, clock};
 
@@ -255,6 +256,9 @@ pub struct Record {
     pub counters: BTreeMap<String, u64>,
     /// The files of its outputs.
     pub outputs: Vec<OutputEntry>,
+    /// The mean of each column of numbers of the tables that it saved.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub scores: BTreeMap<String, f64>,
     /// What went wrong first.
     pub error: Option<ErrorEntry>,
     /// Its nodes in the order of the plan.
@@ -342,6 +346,7 @@ impl Noted {
             reused: 0,
             counters: BTreeMap::new(),
             outputs: Vec::new(),
+            scores: BTreeMap::new(),
             error: None,
             nodes: nodes.collect(),
             plan_blake3: digest_of(&made_of),
@@ -466,7 +471,10 @@ impl Noted {
                     status: word(status),
                     blake3: made.then(|| digest(path).ok()).flatten(),
                 };
-                lock(&self.state).outputs.push(entry);
+                let scores = scores::of(path);
+                let mut record = lock(&self.state);
+                record.outputs.push(entry);
+                record.scores.extend(scores);
             }
             Event::OutputFailed {
                 output,

@@ -11,6 +11,7 @@ use serde_json::Value as Json;
 use crate::Failure;
 use crate::lines::Line;
 use crate::output::say;
+use crate::scores;
 
 /// What became of a cell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -52,6 +53,15 @@ pub struct Row {
     pub unet_calls: u64,
     /// Why it failed.
     pub error: Option<String>,
+}
+
+/// A row with the scores of its cell.
+#[derive(Serialize)]
+struct Scored<'a> {
+    #[serde(flatten)]
+    row: &'a Row,
+    #[serde(skip_serializing_if = "IndexMap::is_empty")]
+    scores: IndexMap<String, f64>,
 }
 
 /// Writes a table as .csv or .json, as a whole: to a temporary name, then renamed.
@@ -99,7 +109,14 @@ fn failed(path: &Path, what: &str) -> Failure {
 /// None that a table of results could cause; the libraries' are handed on.
 fn bytes(path: &Path, rows: &[Row]) -> Result<Vec<u8>, Failure> {
     if is_json(path) {
-        let mut text = serde_json::to_vec_pretty(rows).map_err(|e| failed(path, &e.to_string()))?;
+        let rows: Vec<Scored<'_>> = (rows.iter())
+            .map(|row| Scored {
+                row,
+                scores: scores_of(row),
+            })
+            .collect();
+        let mut text =
+            serde_json::to_vec_pretty(&rows).map_err(|e| failed(path, &e.to_string()))?;
         text.push(b'\n');
         Ok(text)
     } else {
@@ -121,7 +138,36 @@ fn is_json(path: &Path) -> bool {
         .is_some_and(|ending| ending.eq_ignore_ascii_case("json"))
 }
 
+/// The scores of a cell: the means of the columns of the tables that it saved. One that is called as a column of the table is called
+/// after its output too.
+fn scores_of(row: &Row) -> IndexMap<String, f64> {
+    let mut found: IndexMap<String, f64> = IndexMap::new();
+    for (output, files) in &row.outputs {
+        for (name, score) in files.iter().flat_map(|file| scores::of(file)) {
+            let own = ["cell", "status", "seconds", "unet_calls", "error"];
+            let is_taken = own.contains(&name.as_str())
+                || row.params.contains_key(&name)
+                || row.outputs.contains_key(&name)
+                || found.contains_key(&name);
+            let name = if is_taken {
+                format!("{output}.{name}")
+            } else {
+                name
+            };
+            found.insert(name, score);
+        }
+    }
+    found
+}
+
 fn csv(rows: &[Row]) -> Result<Vec<u8>, csv::Error> {
+    let scores: Vec<IndexMap<String, f64>> = rows.iter().map(scores_of).collect();
+    let mut scored: Vec<&str> = Vec::new();
+    for name in scores.iter().flat_map(IndexMap::keys) {
+        if !scored.contains(&name.as_str()) {
+            scored.push(name);
+        }
+    }
     let mut outputs: Vec<&str> = Vec::new();
     for name in rows.iter().flat_map(|row| row.outputs.keys()) {
         if !outputs.contains(&name.as_str()) {
@@ -134,16 +180,19 @@ fn csv(rows: &[Row]) -> Result<Vec<u8>, csv::Error> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let mut head = vec!["cell"];
     head.extend(&params);
+    head.extend(&scored);
     head.extend(["status", "seconds", "unet_calls", "error"]);
     head.extend(&outputs);
     writer.write_record(&head)?;
-    for row in rows {
+    for (row, scores) in rows.iter().zip(&scores) {
         let mut fields = vec![row.cell.to_string()];
         fields.extend(
             params
                 .iter()
                 .map(|name| row.params.get(*name).map_or_else(String::new, shown)),
         );
+        let score = |name: &&str| scores.get(*name).map_or_else(String::new, f64::to_string);
+        fields.extend(scored.iter().map(score));
         fields.push(row.status.name().to_owned());
         fields.push(format!("{:.3}", row.seconds));
         fields.push(row.unet_calls.to_string());
@@ -209,6 +258,20 @@ mod tests {
                 "no\nroom",
                 "out/a.png"
             ]
+        );
+        // What a cell measured stands beside its params; a name that is taken has its output before it.
+        let scores = folder.path().join("scores.csv");
+        std::fs::write(&scores, "look,place\n0.25,1\n0.75,3\n").unwrap();
+        let mut scored = row.clone();
+        scored.outputs.insert("scores".to_owned(), vec![scores]);
+        write(&path, &[scored]).unwrap();
+        let mut reader = csv::Reader::from_path(&path).unwrap();
+        let head = reader.headers().unwrap().clone();
+        let record = reader.records().next().unwrap().unwrap();
+        let cell = |name: &str| record.get(head.iter().position(|own| own == name).unwrap());
+        assert_eq!(
+            (cell("look"), cell("scores.place")),
+            (Some("0.5"), Some("2"))
         );
         let path = folder.path().join("t.json");
         write(&path, &[row]).unwrap();

@@ -11,6 +11,7 @@ pub mod image;
 pub mod latent;
 pub mod load;
 pub mod look;
+pub mod measure;
 pub mod payload;
 mod preview;
 mod runtime;
@@ -50,4 +51,14 @@ pub fn registry() -> retouch_graph::registry::Registry {
         .with::<image::Plot>()
         .with::<attention::MaskImage>()
         .with::<attention::AttentionMap>()
+        .with::<measure::ImageFeatures>()
+        .with::<measure::TextFeatures>()
+        .with::<measure::Similarity>()
+        .with::<measure::PromptScore>()
+        .with::<measure::Diversity>()
+        .with::<measure::MeasureLayout>()
+        .with::<measure::MeasureLook>()
+        .with::<measure::PictureError>()
+        .with::<measure::Scores>()
+        .with::<measure::MakeReport>()
 }

@@ -13,6 +13,7 @@ mod fuzz;
 mod headers;
 mod laws;
 mod look;
+mod measure;
 mod modules;
 mod photos;
 mod pickles;

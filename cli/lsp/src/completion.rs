@@ -43,6 +43,20 @@ const SWEEP: &[LanguageKey] = &[
     ("exclude", ""),
     ("grid", ""),
     ("table", " "),
+    ("report", ""),
+];
+
+/// The keys of a sweep's `report:`.
+const REPORT: &[LanguageKey] = &[
+    ("tables", " "),
+    ("images", " "),
+    ("save", " "),
+    ("title", " "),
+    ("columns", " "),
+    ("baseline", " "),
+    ("claims", " "),
+    ("worst", " "),
+    ("pictures", " "),
 ];
 
 /// The keys of a sweep's `grid:`.
@@ -270,6 +284,7 @@ impl Place<'_> {
                 ["sweep"] => self.keys(SWEEP),
                 ["sweep", "matrix"] | ["sweep", "include" | "exclude", "*"] => self.swept(true),
                 ["sweep", "grid"] => self.keys(SHEET),
+                ["sweep", "report"] => self.keys(REPORT),
                 // A value that is to stand below its key.
                 ["nodes", _, _] if self.typed().is_empty() => return self.value(&path),
                 _ => Vec::new(),
@@ -300,7 +315,9 @@ impl Place<'_> {
             ["sweep", "grid", "rows" | "columns"] | ["sweep", "grid", "rows" | "columns", "*"] => {
                 self.swept(false)
             }
-            ["sweep", "grid", "output"] => self.swept_outputs(),
+            ["sweep", "grid", "output"]
+            | ["sweep", "report", "tables" | "images"]
+            | ["sweep", "report", "tables" | "images", "*"] => self.swept_outputs(),
             ["sweep", "workflow"] => return self.paths(true),
             ["outputs", name, "save"] => return self.save(name, word),
             _ => Vec::new(),

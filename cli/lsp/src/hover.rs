@@ -129,6 +129,13 @@ pub(super) fn key_help(key: &str) -> &'static str {
         "include" => "Cells beside those of the matrix.",
         "exclude" => "Cells of the matrix that are left out: those with all of these values.",
         "grid" => "A labelled contact sheet of all cells.",
+        "report" => {
+            "A report on what all cells measured: `report: {tables: [scores], images: [picture], save: \"{workflow}/report.html\"}`."
+        }
+        "tables" => "The outputs of a cell that `scores` made.",
+        "images" => {
+            "The outputs of a cell that are the pictures of these tables, in the same order."
+        }
         "rows" => "The params whose values are the rows.",
         "columns" => "The params whose values are the columns.",
         "output" => {

@@ -8,6 +8,7 @@ use crate::args::{RunsArgs, RunsCommand};
 use crate::output::{say, say_json, tell};
 use crate::runs::{NodeEntry, Outcome, Record, Runs, Since, Status};
 use crate::safe::{NAME, VALUE, brief, path};
+use crate::scores;
 use crate::store::Store;
 use crate::{Exit, Failure, clock, duration};
 
@@ -58,8 +59,12 @@ fn list(args: &RunsArgs, runs: &Runs) -> Result<Exit, Failure> {
     }
     for record in &shown {
         match args.json {
-            true => say_json(&summary(record).to_string())?,
-            false => say(&line(record))?,
+            true => say_json(&summary(record, &args.columns).to_string())?,
+            false => say(&format!(
+                "{}{}",
+                line(record),
+                columns(record, &args.columns)
+            ))?,
         }
     }
     if unreadable > 0 {
@@ -76,13 +81,43 @@ fn list(args: &RunsArgs, runs: &Runs) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-fn summary(record: &Record) -> serde_json::Value {
-    json!({
+/// The value of a param of that name, or else the score.
+fn column(record: &Record, name: &str) -> Option<serde_json::Value> {
+    let param = record.params.iter().find(|param| param.name == name);
+    let value = param.map(|param| param.value.clone());
+    value.or_else(|| record.scores.get(name).map(|score| json!(score)))
+}
+
+/// What `--columns` adds to a line.
+fn columns(record: &Record, names: &[String]) -> String {
+    let shown = |name: &String| {
+        let text = match column(record, name) {
+            None => "-".to_owned(),
+            Some(serde_json::Value::String(text)) => text,
+            Some(value) => match (value.as_f64(), value.is_f64()) {
+                (Some(number), true) => scores::shown(number),
+                _ => value.to_string(),
+            },
+        };
+        format!("  {}={}", brief(name, NAME), brief(&text, VALUE))
+    };
+    names.iter().map(shown).collect()
+}
+
+fn summary(record: &Record, names: &[String]) -> serde_json::Value {
+    let mut summary = json!({
         "id": record.id, "kind": record.kind, "started": record.started, "status": record.status,
         "file": record.asked.file, "workflow": record.workflow, "seconds": record.seconds,
         "unet_calls": record.calls(), "ran": record.ran, "reused": record.reused,
         "error": record.error.as_ref().map(|error| &error.code),
-    })
+    });
+    if !names.is_empty() {
+        let columns = names
+            .iter()
+            .map(|name| (name.clone(), json!(column(record, name))));
+        summary["columns"] = columns.collect::<serde_json::Map<_, _>>().into();
+    }
+    summary
 }
 
 fn line(record: &Record) -> String {
@@ -198,6 +233,16 @@ fn show(record: &Record, json: bool) -> Result<Exit, Failure> {
                 Since::Gone => "GONE",
                 Since::NotCompared => "it is not the run's",
             }
+        ))?;
+    }
+    if !record.scores.is_empty() {
+        say("scores")?;
+    }
+    for (name, score) in &record.scores {
+        say(&format!(
+            "  {} = {}",
+            brief(name, NAME),
+            scores::shown(*score)
         ))?;
     }
     say(&format!(

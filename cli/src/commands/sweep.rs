@@ -122,7 +122,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     let drawn = (plan.outputs.iter().enumerate())
         .any(|(index, (cell, _))| cell.is_none() && heard.saved.contains_key(&index));
     if drawing.keep_going && !drawn && !failed.is_empty() && !cancel.is_cancelled() {
-        results.extend(running.sheet_without(&failed, &asked, &options));
+        results.extend(running.shared_without(&failed, &asked, &options));
     }
     noted.end();
     engine.files().flush();
@@ -504,21 +504,21 @@ impl Running<'_> {
         (result, heard)
     }
 
-    /// With cells missing the sheet is drawn of those that are there, if it was asked for; the files of it.
-    fn sheet_without(
+    /// With cells missing the sheet and the report are made of those that are there, if they were asked for; their files.
+    fn shared_without(
         &self,
         failed: &BTreeSet<usize>,
         asked: &What,
         options: &RunOptions,
     ) -> Vec<(String, PathBuf, SaveStatus)> {
-        let name = self.sweep.sheet_name();
-        let wanted = self.sweep.has_sheet()
-            && failed.len() < self.sweep.cells.len()
-            && (asked.targets.is_empty() || asked.targets.iter().any(|one| one == name));
-        if !wanted {
+        let names: Vec<String> = (self.sweep.shared_outputs())
+            .filter(|name| asked.targets.is_empty() || asked.targets.iter().any(|one| one == name))
+            .map(str::to_owned)
+            .collect();
+        if names.is_empty() || failed.len() == self.sweep.cells.len() {
             return Vec::new();
         }
-        let Ok(plan) = (self.engine).plan_sweep(self.sweep, &[name.to_owned()], failed) else {
+        let Ok(plan) = (self.engine).plan_sweep(self.sweep, &names, failed) else {
             return Vec::new();
         };
         // A sheet with blanks is not what the sweep says: it carries no recipe.

@@ -223,6 +223,16 @@ fn sweep_schema() -> Json {
                     "save": {"type": "string", "description": "A path below the output folder."}
                 }
             },
+            "report": {
+                "type": "object",
+                "description": "A report on what all cells measured; further keys go to the op `report`: title, columns, baseline, claims, worst, pictures.",
+                "properties": {
+                    "tables": names,
+                    "images": names,
+                    "save": names
+                },
+                "required": ["tables", "save"]
+            },
             "table": {"type": "string", "description": "Where the table of results is saved below the output folder: .csv or .json."},
             "ui": true
         },

@@ -250,6 +250,7 @@ impl<'a> Joiner<'a> {
             table: None,
             whole,
             sheet: None,
+            report: None,
             named: params_in_paths(self.workflow),
         })
     }

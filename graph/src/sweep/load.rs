@@ -9,9 +9,9 @@ use crate::base::problem::{Code, Problem, Problems, Source, Span};
 use crate::check::{self, CheckContext};
 use crate::files::output_path;
 use crate::sweep::join::Joiner;
-use crate::sweep::sheet;
 use crate::sweep::sweep::{SHEET, Sweep};
 use crate::sweep::values::CellReader;
+use crate::sweep::{report, sheet};
 use crate::syntax::workflow::{self, SheetDecl, Spanned, SweepDecl, Workflow};
 
 /// The endings of pictures that a contact sheet is saved as.
@@ -88,6 +88,9 @@ pub(crate) fn load(context: &CheckContext<'_>, path: &Path) -> Result<Sweep, Pro
     let mut sweep = joiner.join(cells, included)?;
     let mut problems = Vec::new();
     sweep.lay_out(context, decl.as_ref(), &source, &mut problems);
+    if let Some(asked) = decl.as_ref().and_then(|decl| decl.report.as_ref()) {
+        sweep.report = report::read(&sweep, asked, context, &source, &mut problems);
+    }
     if let Some(table) = decl.as_ref().and_then(|decl| decl.table.as_ref()) {
         sweep.table = sweep.path_of(table, "table", &source, &mut problems);
         let known = (sweep.table.as_deref().and_then(output_path::ending))
@@ -116,6 +119,10 @@ pub(crate) fn load(context: &CheckContext<'_>, path: &Path) -> Result<Sweep, Pro
             context.files,
             &BTreeSet::new(),
         )?;
+    }
+    if let Some(report) = &sweep.report {
+        let all = BTreeSet::new();
+        report::node(&sweep, report, context.registry, context.files, &all)?;
     }
     Ok(sweep)
 }

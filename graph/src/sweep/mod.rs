@@ -6,6 +6,7 @@ mod label;
 mod load;
 mod path;
 mod plan;
+mod report;
 mod sheet;
 #[expect(clippy::module_inception, reason = "the room and what it is about")]
 mod sweep;

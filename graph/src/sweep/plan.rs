@@ -15,8 +15,8 @@ use crate::plan::plan::Plan;
 use crate::plan::targets;
 use crate::plan::task::Task;
 use crate::sweep::label::{in_path, label, shown, titled};
-use crate::sweep::sheet;
 use crate::sweep::sweep::{Cell, Sweep};
+use crate::sweep::{report, sheet};
 
 /// The plan of a sweep.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ impl Sweep {
         without: &BTreeSet<usize>,
     ) -> Result<SweepPlan, Problems> {
         let names: Vec<&str> = (self.named.keys().map(String::as_str))
-            .chain(self.sheet.is_some().then_some(self.sheet_name()))
+            .chain(self.shared_outputs())
             .collect();
         for target in targets {
             if !names.contains(&target.as_str()) {
@@ -115,6 +115,23 @@ impl Sweep {
             });
             whole.nodes.push(node);
             outputs.push((None, self.sheet_name().to_owned()));
+        }
+        if let Some(report) = (self.report.as_ref())
+            .filter(|report| report.saves.iter().any(|save| asked(&save.name)))
+            && let Some(node) = report::node(self, report, registry, files, without)?
+        {
+            for save in report.saves.iter().filter(|save| asked(&save.name)) {
+                whole.outputs.push(CheckedOutput {
+                    name: save.name.clone(),
+                    link: Link {
+                        node: whole.nodes.len(),
+                        port: save.port,
+                    },
+                    save: Some(save.path.clone()),
+                });
+                outputs.push((None, save.name.clone()));
+            }
+            whole.nodes.push(node);
         }
         let mut plan = Plan::new(&whole, &[], files, numerics)?;
         let mut taken: HashSet<String> = HashSet::new();

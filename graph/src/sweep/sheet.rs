@@ -5,17 +5,18 @@ use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 
-use crate::base::problem::{Code, Problem, Problems, Source};
+use crate::base::problem::{Code, Problem, Problems, Source, Span};
 use crate::base::suggest;
-use crate::check::{CheckContext, CheckedNode, CheckedOutput};
+use crate::check::{CheckContext, CheckedNode, CheckedOutput, Link};
 use crate::files::{Files, output_path};
 use crate::op::erased::PathStep;
-use crate::op::registry::Registry;
+use crate::op::registry::{Entry, Registry};
 use crate::sweep::label::{in_path, shown};
 use crate::sweep::sweep::{Cell, SHEET, Sheet, Sweep};
 use crate::sweep::values::MAX_CELLS;
 use crate::syntax::workflow::{SheetDecl, Spanned};
-use crate::value::port::Known;
+use crate::syntax::yaml::{MapKey, Tree};
+use crate::value::port::{Known, KnownPorts};
 
 /// The op that draws the contact sheet.
 const SHEET_OP: &str = "grid";
@@ -342,44 +343,79 @@ pub(super) fn node(
     for (key, tree) in &sheet.decl.fields {
         given[&key.text] = tree.to_json();
     }
-    let place = |field: Option<&str>| {
-        (sheet.decl.fields.iter())
-            .find(|(key, _)| Some(key.text.as_str()) == field)
-            .map_or(sheet.span, |(_, tree)| tree.span)
-    };
-    let node = entry.make(&given).map_err(|refusal| {
-        let field = match refusal.path.first() {
-            Some(PathStep::Key(name)) => Some(name.as_str()),
-            _ => None,
-        };
-        Problem::new(
-            Code::BadSweep,
-            &sheet.source,
-            place(field),
-            format!("the sheet cannot be drawn: {}", refusal.message),
-        )
-        .help(format!("see `retouch nodes {SHEET_OP}`"))
-    })?;
-    let known = Arc::new(BTreeMap::from([(port.name, known)]));
-    if let Err(faults) = node.check((*known).clone(), files) {
-        let problems = faults.into_iter().map(|fault| {
-            let field = fault.field.as_deref();
-            Problem::new(Code::BadSweep, &sheet.source, place(field), fault.message)
-                .maybe_help(fault.help)
-        });
-        return Err(Problems::new(problems.collect()));
-    }
-    let params = node.params().map_err(fault)?;
-    Ok(Some(CheckedNode {
-        name: SHEET.to_owned(),
-        cell: None,
-        entry: Arc::clone(entry),
-        node: Arc::from(node),
-        params: Arc::new(params),
-        links: vec![links],
-        reads: Vec::new(),
-        known,
-        source: sheet.source.clone(),
+    let written = Written {
+        what: "the sheet cannot be drawn",
+        name: SHEET,
+        fields: &sheet.decl.fields,
+        source: &sheet.source,
         span: sheet.span,
-    }))
+    };
+    let known = BTreeMap::from([(port.name, known)]);
+    written
+        .node(entry, &given, vec![links], known, files)
+        .map(Some)
+}
+
+/// A node that a sweep asks for beside its cells, as it is written.
+pub(super) struct Written<'a> {
+    /// What is said when it cannot be made.
+    pub(super) what: &'a str,
+    /// What it is called.
+    pub(super) name: &'a str,
+    /// Its params.
+    pub(super) fields: &'a [(MapKey, Tree)],
+    pub(super) source: &'a Source,
+    /// Where its key is.
+    pub(super) span: Span,
+}
+
+impl Written<'_> {
+    /// The node with these params and links (one list for each port), checked.
+    pub(super) fn node(
+        &self,
+        entry: &Arc<Entry>,
+        given: &Json,
+        links: Vec<Vec<Link>>,
+        known: KnownPorts,
+        files: &dyn Files,
+    ) -> Result<CheckedNode, Problems> {
+        let place = |field: Option<&str>| {
+            (self.fields.iter())
+                .find(|(key, _)| Some(key.text.as_str()) == field)
+                .map_or(self.span, |(_, tree)| tree.span)
+        };
+        let problem =
+            |span, message: String| Problem::new(Code::BadSweep, self.source, span, message);
+        let node = entry.make(given).map_err(|refusal| {
+            let field = match refusal.path.first() {
+                Some(PathStep::Key(name)) => Some(name.as_str()),
+                _ => None,
+            };
+            problem(place(field), format!("{}: {}", self.what, refusal.message))
+                .help(format!("see `retouch nodes {}`", entry.op()))
+        })?;
+        let known = Arc::new(known);
+        if let Err(faults) = node.check((*known).clone(), files) {
+            let problems = faults.into_iter().map(|fault| {
+                let span = place(fault.field.as_deref());
+                problem(span, fault.message).maybe_help(fault.help)
+            });
+            return Err(Problems::new(problems.collect()));
+        }
+        let params = node
+            .params()
+            .map_err(|message| problem(self.span, message))?;
+        Ok(CheckedNode {
+            name: self.name.to_owned(),
+            cell: None,
+            entry: Arc::clone(entry),
+            node: Arc::from(node),
+            params: Arc::new(params),
+            links,
+            reads: Vec::new(),
+            known,
+            source: self.source.clone(),
+            span: self.span,
+        })
+    }
 }

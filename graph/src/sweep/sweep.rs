@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 
 use crate::base::problem::{Problem, Source, Span};
 use crate::check::{Checked, CheckedNode, ResolvedParam};
-use crate::syntax::workflow::SheetDecl;
+use crate::syntax::workflow::{ReportDecl, SheetDecl};
 
 /// What the contact sheet is called among nodes and outputs.
 pub(super) const SHEET: &str = "sheet";
@@ -49,6 +49,7 @@ pub struct Sweep {
     /// All cells side by side, each node with its cell.
     pub(super) whole: Checked,
     pub(super) sheet: Option<Sheet>,
+    pub(super) report: Option<Report>,
     /// For each output of the workflow: the params that its template of a path names.
     pub(super) named: HashMap<String, HashSet<String>>,
 }
@@ -67,6 +68,24 @@ pub(super) struct Sheet {
     pub(super) decl: SheetDecl,
     pub(super) source: Source,
     pub(super) span: Span,
+}
+
+/// The report of a sweep.
+#[derive(Debug)]
+pub(super) struct Report {
+    pub(super) decl: ReportDecl,
+    pub(super) source: Source,
+    pub(super) saves: Vec<Save>,
+}
+
+/// A part of the report that is saved.
+#[derive(Debug)]
+pub(super) struct Save {
+    /// What it is called among outputs: `report.html`. No output of a workflow has a dot in its name.
+    pub(super) name: String,
+    /// The output port of the op.
+    pub(super) port: &'static str,
+    pub(super) path: String,
 }
 
 impl Sweep {
@@ -161,6 +180,13 @@ impl Sweep {
     #[must_use]
     pub fn has_sheet(&self) -> bool {
         self.sheet.is_some()
+    }
+
+    /// The names among outputs of what is made of all cells: the contact sheet, and the parts of the report.
+    pub fn shared_outputs(&self) -> impl Iterator<Item = &str> {
+        let sheet = self.sheet.as_ref().map(|_| self.sheet_name());
+        let report = self.report.iter().flat_map(|report| &report.saves);
+        (sheet.into_iter()).chain(report.map(|save| save.name.as_str()))
     }
 
     /// The cells by the row and column of the contact sheet, if there is one: columns, then the cells row by row.

@@ -279,5 +279,6 @@ fn measure(
             .map(str::to_owned)
             .to_vec(),
         rows,
+        ..Table::default()
     })
 }

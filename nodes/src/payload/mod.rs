@@ -5,12 +5,14 @@ pub mod animation;
 mod attention;
 mod colour_map;
 mod control;
+pub mod features;
 pub mod image;
 mod latent;
 pub mod mask;
 mod masks;
 mod model;
 pub mod photos;
+mod report;
 mod solver_state;
 pub mod table;
 mod tensors;
@@ -20,6 +22,7 @@ mod trajectory;
 pub use adapter::Adapter;
 pub use animation::Animation;
 pub use control::{Control, ControlFacts};
+pub use features::{Features, FeaturesFacts};
 pub use image::{Image, ImageFacts};
 pub use latent::{Latent, LatentFacts};
 pub use mask::Mask;
@@ -29,6 +32,7 @@ pub use photos::{
     ImageOrPhotos, MaskOrPhotoMasks, Photo, PhotoMask, PhotoMasks, PhotoMasksFacts, Photos,
     PhotosFacts,
 };
+pub use report::Report;
 pub use table::Table;
 pub use trajectory::{Trajectory, TrajectoryFacts};
 
@@ -44,6 +48,8 @@ pub fn decoders() -> retouch_graph::Decoders {
         .with::<Photos>()
         .with::<PhotoMasks>()
         .with::<Table>()
+        .with::<Features>()
+        .with::<Report>()
         .with::<Attention>()
         .with::<Animation>()
         .with::<ColourMap>()

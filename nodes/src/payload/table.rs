@@ -1,5 +1,7 @@
 //! Tables: what a node measured, for people and for other programs.
 
+use std::collections::BTreeMap;
+
 use retouch_graph::{NodeError, Payload};
 use serde_json::{Map, Value as Json};
 
@@ -12,6 +14,8 @@ pub struct Table {
     pub columns: Vec<String>,
     /// The rows, each with one value a column; `null` where there is none.
     pub rows: Vec<Vec<Json>>,
+    /// What the numbers of columns are, by column; for reports, and in no file of the table's own.
+    pub definitions: BTreeMap<String, String>,
 }
 
 impl Table {
@@ -21,7 +25,19 @@ impl Table {
         Self {
             columns: columns.into_iter().map(Into::into).collect(),
             rows: Vec::new(),
+            definitions: BTreeMap::new(),
         }
+    }
+
+    /// Says what the numbers of a column are.
+    pub fn define(&mut self, column: &str, text: &str) {
+        self.definitions.insert(column.to_owned(), text.to_owned());
+    }
+
+    /// The place of a column.
+    #[must_use]
+    pub fn column(&self, name: &str) -> Option<usize> {
+        self.columns.iter().position(|column| column == name)
     }
 
     /// Adds a row.
@@ -110,14 +126,24 @@ impl Payload for Table {
     const FORMATS: &'static [&'static str] = &["csv", "json"];
 
     fn to_disk(&self) -> Option<Result<Vec<u8>, NodeError>> {
-        let parts = (&self.columns, &self.rows);
+        let parts = (&self.columns, &self.rows, &self.definitions);
         Some(serde_json::to_vec(&parts).map_err(|e| NodeError::failed(e.to_string())))
     }
 
     fn from_disk(bytes: &[u8]) -> Result<Self, NodeError> {
-        let (columns, rows) =
-            serde_json::from_slice(bytes).map_err(|e| NodeError::failed(e.to_string()))?;
-        let table = Self { columns, rows };
+        type Parts = (Vec<String>, Vec<Vec<Json>>, BTreeMap<String, String>);
+        // Tables that were kept before they had definitions are of two parts.
+        let (columns, rows, definitions) = serde_json::from_slice::<Parts>(bytes)
+            .or_else(|_| {
+                serde_json::from_slice(bytes)
+                    .map(|(columns, rows)| (columns, rows, BTreeMap::new()))
+            })
+            .map_err(|e| NodeError::failed(e.to_string()))?;
+        let table = Self {
+            columns,
+            rows,
+            definitions,
+        };
         table.check()?;
         Ok(table)
     }
@@ -133,6 +159,9 @@ impl Payload for Table {
         values * size_of::<Json>()
             + texts.sum::<usize>()
             + self.columns.iter().map(String::len).sum::<usize>()
+            + (self.definitions.iter())
+                .map(|(column, text)| column.len() + text.len())
+                .sum::<usize>()
     }
 
     fn summary(&self) -> String {

@@ -151,6 +151,23 @@ pub struct SweepDecl {
     pub grid: Option<SheetDecl>,
     /// Where the table of results is saved: a template of a path that ends in `.csv` or `.json`.
     pub table: Option<Spanned<String>>,
+    /// The report on what all cells measured.
+    pub report: Option<ReportDecl>,
+}
+
+/// The report of a sweep as it is written.
+#[derive(Clone, Debug)]
+pub struct ReportDecl {
+    /// Where the key `report` is.
+    pub key_span: Span,
+    /// The outputs of a cell that are tables.
+    pub tables: Vec<Spanned<String>>,
+    /// The outputs of a cell that are the pictures of these tables; none, or as many.
+    pub images: Vec<Spanned<String>>,
+    /// The templates of the paths that it is saved to; the ending says which part.
+    pub save: Vec<Spanned<String>>,
+    /// All other keys go to the op `report`.
+    pub fields: Vec<(MapKey, Tree)>,
 }
 
 /// The contact sheet of a sweep as it is written.

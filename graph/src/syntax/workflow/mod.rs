@@ -17,8 +17,8 @@ use crate::syntax::workflow::reader::WorkflowReader;
 use crate::syntax::yaml::{self, Node, Tree};
 
 pub use decl::{
-    InputDecl, InputKind, NodeBody, NodeDecl, OutputDecl, ParamDecl, SheetDecl, Spanned, SweepDecl,
-    Workflow,
+    InputDecl, InputKind, NodeBody, NodeDecl, OutputDecl, ParamDecl, ReportDecl, SheetDecl,
+    Spanned, SweepDecl, Workflow,
 };
 
 /// The schema that this program reads.

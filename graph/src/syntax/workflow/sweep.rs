@@ -2,13 +2,15 @@
 
 use crate::base::problem::{Code, Problem};
 use crate::syntax::params::is_carried;
-use crate::syntax::workflow::decl::{SheetDecl, Spanned, SweepDecl, Workflow};
+use crate::syntax::workflow::decl::{ReportDecl, SheetDecl, Spanned, SweepDecl, Workflow};
 use crate::syntax::workflow::reader::WorkflowReader;
 use crate::syntax::yaml::{MapKey, Node, Tree};
 
 impl WorkflowReader<'_> {
     pub(super) fn sweep(&mut self, key: &MapKey, tree: Tree) -> Option<SweepDecl> {
-        const KEYS: &[&str] = &["workflow", "matrix", "include", "exclude", "grid", "table"];
+        const KEYS: &[&str] = &[
+            "workflow", "matrix", "include", "exclude", "grid", "table", "report",
+        ];
         let example = "matrix: {seed: 1..5}";
         let mut sweep = SweepDecl {
             key_span: key.span,
@@ -18,6 +20,7 @@ impl WorkflowReader<'_> {
             exclude: Vec::new(),
             grid: None,
             table: None,
+            report: None,
         };
         let entries = self.map(tree, "`sweep`", &format!("write `sweep: {{{example}}}`"))?;
         for (key, tree) in entries {
@@ -28,6 +31,7 @@ impl WorkflowReader<'_> {
                 "include" => sweep.include = self.cells(&key, tree),
                 "exclude" => sweep.exclude = self.cells(&key, tree),
                 "grid" => sweep.grid = self.sheet(&key, tree),
+                "report" => sweep.report = self.report_decl(&key, tree),
                 other if is_carried(other) => {}
                 _ => self.unknown_key(&key, "`sweep`", KEYS),
             }
@@ -92,8 +96,8 @@ impl WorkflowReader<'_> {
         let help = "write `grid: {rows: steps, columns: seed, save: \"{workflow}/sheet.png\"}`";
         for (key, tree) in self.map(tree, "`grid`", help)? {
             match key.text.as_str() {
-                "rows" => sheet.rows = self.axis(&key, &tree),
-                "columns" => sheet.columns = self.axis(&key, &tree),
+                "rows" => sheet.rows = self.several(&key, &tree),
+                "columns" => sheet.columns = self.several(&key, &tree),
                 "output" => sheet.output = self.spanned(&key, &tree),
                 "save" => sheet.save = self.spanned(&key, &tree),
                 other if is_carried(other) => {}
@@ -103,8 +107,29 @@ impl WorkflowReader<'_> {
         Some(sheet)
     }
 
-    /// A param, or several.
-    fn axis(&mut self, key: &MapKey, tree: &Tree) -> Option<Vec<Spanned<String>>> {
+    fn report_decl(&mut self, key: &MapKey, tree: Tree) -> Option<ReportDecl> {
+        let mut report = ReportDecl {
+            key_span: key.span,
+            tables: Vec::new(),
+            images: Vec::new(),
+            save: Vec::new(),
+            fields: Vec::new(),
+        };
+        let help = "write `report: {tables: [scores], images: [picture], save: \"{workflow}/report.html\"}`";
+        for (key, tree) in self.map(tree, "`report`", help)? {
+            match key.text.as_str() {
+                "tables" => report.tables = self.several(&key, &tree)?,
+                "images" => report.images = self.several(&key, &tree)?,
+                "save" => report.save = self.several(&key, &tree)?,
+                other if is_carried(other) => {}
+                _ => report.fields.push((key, tree)),
+            }
+        }
+        Some(report)
+    }
+
+    /// A text, or several: params, outputs, paths.
+    fn several(&mut self, key: &MapKey, tree: &Tree) -> Option<Vec<Spanned<String>>> {
         match &tree.node {
             Node::Seq(items) => items.iter().map(|item| self.spanned(key, item)).collect(),
             _ => self.spanned(key, tree).map(|one| vec![one]),

@@ -441,6 +441,20 @@ impl Tokenizer {
         (self.bos, self.eos, self.pad)
     }
 
+    /// The ids of a text between begin and end, without padding, and whether some of it did not fit and was left out.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot read the text.
+    pub fn framed(&self, text: &str) -> Result<(Vec<u32>, bool)> {
+        let room = self.length.saturating_sub(2);
+        let words = self.words(text)?.into_iter().flat_map(Word::ids);
+        let mut ids: Vec<u32> = std::iter::once(self.bos).chain(words).collect();
+        let is_cut = ids.len() > room + 1;
+        ids.truncate(room + 1);
+        ids.push(self.eos);
+        Ok((ids, is_cut))
+    }
+
     /// The tokens of a text, without begin, end and padding.
     pub(crate) fn words(&self, text: &str) -> Result<Vec<Word>> {
         let encoding = self
