@@ -536,5 +536,6 @@ fn losses(reports: &[StepReport]) -> Table {
             .map(str::to_owned)
             .to_vec(),
         rows: rows.collect(),
+        ..Table::default()
     }
 }
