@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::value::{Fault, Source};
 use names::{known, opcode, unread};
-use parts::*;
 pub(super) use parts::Plain;
+use parts::*;
 
 /// Runs the pickles of one file, one after another.
 pub(super) struct Machine<'a> {
