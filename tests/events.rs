@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value as Json, json};
 
-use crate::support::root;
+use crate::support::{self, root};
 
 fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_retouch"));
@@ -186,13 +186,6 @@ fn until(reader: &mut Reader, lines: &mut dyn Iterator<Item = String>, event: &s
     panic!("it ended before {event}: {heard:#?}");
 }
 
-fn interrupt(id: u32) {
-    let sent = Command::new("kill")
-        .args(["-TERM", &id.to_string()])
-        .status();
-    assert!(sent.unwrap().success());
-}
-
 #[test]
 fn every_line_of_real_runs_satisfies_the_schema_and_every_event_of_the_schema_occurs() {
     let folder = tempfile::tempdir().unwrap();
@@ -335,7 +328,7 @@ fn every_line_of_real_runs_satisfies_the_schema_and_every_event_of_the_schema_oc
     let out = child.stdout.take().unwrap();
     let mut lines = BufReader::new(out).lines().map_while(Result::ok);
     until(&mut reader, &mut lines, "node_progress");
-    interrupt(child.id());
+    support::signal(&child, libc::SIGTERM);
     let rest = until(&mut reader, &mut lines, "error");
     assert_eq!(codes(&rest, "error"), ["R1007"]);
     assert_eq!(rest[rest.len() - 2]["status"], "cancelled");
@@ -358,7 +351,7 @@ fn every_line_of_real_runs_satisfies_the_schema_and_every_event_of_the_schema_oc
     std::fs::write(folder.join("wf.yaml"), text("a teddy bear")).unwrap();
     until(&mut reader, &mut lines, "run_finished");
     until(&mut reader, &mut lines, "watching");
-    interrupt(child.id());
+    support::signal(&child, libc::SIGTERM);
     assert!(child.wait().unwrap().success());
 
     let mut all = names(&schema());

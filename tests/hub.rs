@@ -12,7 +12,7 @@ use std::time::Duration;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use crate::support::root;
+use crate::support::{self, root};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const OTHER: &str = "89abcdef0123456789abcdef0123456789abcdef";
@@ -1056,9 +1056,7 @@ fn the_question_whether_to_fetch_is_answered_on_the_terminal_or_interrupted() {
         match answer {
             Some(answer) => terminal.write_all(answer.as_bytes()).unwrap(),
             None => {
-                let id = libc::pid_t::try_from(child.id()).unwrap();
-                // SAFETY: it has no preconditions; the process is not waited for yet, so its number is its own.
-                assert_eq!(unsafe { libc::kill(id, libc::SIGINT) }, 0);
+                support::signal(&child, libc::SIGINT);
             }
         }
         let ended = (0..400).find_map(|_| {
@@ -1684,14 +1682,7 @@ fn ctrl_c_while_fetching_leaves_what_the_next_run_goes_on_from() {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let started = |line: &str| line.contains("fetch_started") && line.contains(UNET);
     assert!(lines.by_ref().any(|line| started(&line.unwrap())));
-    let id = child.id().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-TERM", &id])
-            .status()
-            .unwrap()
-            .success()
-    );
+    support::signal(&child, libc::SIGTERM);
     // The program has heard it, and then the hub goes on.
     let mut told = String::new();
     let mut errors = BufReader::new(child.stderr.take().unwrap());

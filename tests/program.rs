@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use retouch_graph::{Cancel, Event, Recorder, RunOptions, Settings};
 
-use crate::support::{Bench, retouch, root, unchanged};
+use crate::support::{self, Bench, retouch, root, unchanged};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -577,11 +577,7 @@ fn an_interrupt_ends_within_a_step_with_130_and_leaves_nothing_half_written() {
         std::io::BufRead::read_line(&mut events, &mut line).unwrap();
         assert!(!line.is_empty(), "the run ended before it drew");
     }
-    let sent = Command::new("kill")
-        .args(["-TERM", &child.id().to_string()])
-        .status()
-        .unwrap();
-    assert!(sent.success());
+    support::signal(&child, libc::SIGTERM);
     let deadline = Instant::now() + Duration::from_secs(60);
     let drain = std::thread::spawn(move || {
         let mut rest = String::new();
@@ -915,7 +911,7 @@ outputs:
 
 /// Runs a workflow of many steps in a shell that ignores a signal first, as `nohup` does, and sends it while it draws.
 #[cfg(unix)]
-fn signalled(ignored: &str, signal: &str) -> (Option<i32>, String) {
+fn signalled(ignored: &str, signal: libc::c_int, steps: u32) -> (Option<i32>, String) {
     let out = tempfile::tempdir().unwrap();
     let mut child = Command::new("sh")
         .args(["-c", &format!("trap '' {ignored}; exec \"$0\" \"$@\"")])
@@ -925,7 +921,7 @@ fn signalled(ignored: &str, signal: &str) -> (Option<i32>, String) {
             &workflow("vanilla.yaml"),
             "raw",
             "--set",
-            "steps=40",
+            &format!("steps={steps}"),
             "--json",
         ])
         .current_dir(out.path())
@@ -942,9 +938,7 @@ fn signalled(ignored: &str, signal: &str) -> (Option<i32>, String) {
         std::io::BufRead::read_line(&mut events, &mut line).unwrap();
         assert!(!line.is_empty(), "the run ended before it drew");
     }
-    let id = child.id().to_string();
-    let sent = Command::new("kill").args([signal, &id]).status().unwrap();
-    assert!(sent.success());
+    support::signal(&child, signal);
     let mut rest = String::new();
     std::io::Read::read_to_string(&mut events, &mut rest).unwrap();
     (child.wait().unwrap().code(), rest)
@@ -953,13 +947,14 @@ fn signalled(ignored: &str, signal: &str) -> (Option<i32>, String) {
 #[cfg(unix)]
 #[test]
 fn a_signal_that_was_ignored_when_the_program_began_stays_ignored() {
-    for (ignored, signal, code, status) in [
-        ("HUP", "-HUP", 0, "ok"),
-        ("INT", "-INT", 0, "ok"),
-        ("HUP", "-TERM", 130, "cancelled"),
-        ("INT", "-TERM", 130, "cancelled"),
+    // What a signal is to end draws for far longer than the signal can take; what goes on is waited for.
+    for (ignored, signal, steps, code, status) in [
+        ("HUP", libc::SIGHUP, 40, 0, "ok"),
+        ("INT", libc::SIGINT, 40, 0, "ok"),
+        ("HUP", libc::SIGTERM, 999, 130, "cancelled"),
+        ("INT", libc::SIGTERM, 999, 130, "cancelled"),
     ] {
-        let (ended, rest) = signalled(ignored, signal);
+        let (ended, rest) = signalled(ignored, signal, steps);
         assert_eq!(ended, Some(code), "{signal} with {ignored} ignored: {rest}");
         assert!(rest.contains(&format!("\"status\":\"{status}\"")), "{rest}");
     }

@@ -1226,25 +1226,23 @@ fn a_bundle_runs_where_the_cache_cannot_be_written_and_leaves_nothing() {
     assert!(project.at("else/other/o.png").is_file());
 }
 
+/// Bytes that do not shrink when they are compressed.
+#[cfg(unix)]
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut state = 1u64;
+    let next = |_| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 56) as u8
+    };
+    (0..bytes).map(next).collect()
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupted_unbundle_leaves_nothing_and_what_a_killed_one_left_is_removed() {
     let project = Project::empty();
-    // Bytes that do not shrink, so that unpacking takes a moment.
-    let mut state = 1u64;
-    let noise: Vec<u8> = (0..24 << 20)
-        .map(|_| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            (state >> 56) as u8
-        })
-        .collect();
-    std::fs::write(
-        project.at("else/x.tar.zst"),
-        listed(&[entry("noise", noise)]),
-    )
-    .unwrap();
     let names = || {
         let mut names: Vec<String> = std::fs::read_dir(project.at("else"))
             .unwrap()
@@ -1254,22 +1252,43 @@ fn an_interrupted_unbundle_leaves_nothing_and_what_a_killed_one_left_is_removed(
         names
     };
     let draft = || names().into_iter().find(|name| name.ends_with(".part"));
-    let stopped = |signal: &str| {
-        let arguments = ["unbundle", "x.tar.zst", "open"];
-        let mut child = project.command("else", &arguments).spawn().unwrap();
-        while draft().is_none() {
-            assert!(child.try_wait().unwrap().is_none(), "it ended before");
-            std::thread::sleep(std::time::Duration::from_millis(1));
+    // Sends a signal while the program is held in the middle of unpacking. Where the program is faster than this test, it is
+    // tried again with twice as much to unpack.
+    let mut size = 12 << 20;
+    let mut stopped = |signal: libc::c_int| {
+        for _ in 0..6 {
+            let bundle = listed(&[entry("noise", noise(size))]);
+            std::fs::write(project.at("else/x.tar.zst"), bundle).unwrap();
+            let arguments = ["unbundle", "x.tar.zst", "open"];
+            let mut child = project.command("else", &arguments).spawn().unwrap();
+            while draft().is_none() && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            let written = |draft: String| {
+                let file = project.at("else").join(draft).join("noise");
+                file.metadata().map_or(0, |file| file.len() as usize)
+            };
+            let is_running = child.try_wait().unwrap().is_none() && support::hold(&child);
+            let is_amid = is_running && draft().map(written).is_some_and(|it| it < size / 2);
+            if is_amid {
+                support::signal(&child, signal);
+            }
+            if is_running {
+                support::signal(&child, libc::SIGCONT);
+            }
+            let code = child.wait().unwrap().code();
+            if code != Some(0) {
+                assert!(is_amid, "it ended with {code:?} by itself");
+                return code;
+            }
+            std::fs::remove_dir_all(project.at("else/open")).unwrap();
+            size *= 2;
         }
-        let sent = Command::new("kill")
-            .args([signal, &child.id().to_string()])
-            .status();
-        assert!(sent.unwrap().success());
-        child.wait().unwrap().code()
+        panic!("it unpacks {size} bytes before it hears a signal");
     };
-    assert_eq!(stopped("-TERM"), Some(130));
+    assert_eq!(stopped(libc::SIGTERM), Some(130));
     assert_eq!(names(), ["x.tar.zst"]);
-    assert_eq!(stopped("-KILL"), None);
+    assert_eq!(stopped(libc::SIGKILL), None);
     let left = project.at("else").join(draft().unwrap());
     let old = std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 60 * 60);
     for path in std::fs::read_dir(&left).unwrap() {

@@ -1,6 +1,8 @@
 //! What the end-to-end suites share: an engine with all ops, and the program itself.
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+#[cfg(unix)]
+use std::process::Child;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
@@ -25,6 +27,30 @@ pub fn retouch(folder: &Path, arguments: &[&str]) -> Output {
         .env("RETOUCH_CONFIG", "")
         .output()
         .unwrap()
+}
+
+/// Sends a signal to a child that was not waited for yet.
+#[cfg(unix)]
+#[track_caller]
+pub fn signal(child: &Child, signal: libc::c_int) {
+    let id = libc::pid_t::try_from(child.id()).unwrap();
+    // SAFETY: it has no preconditions; the process was not waited for, so its number is its own.
+    assert_eq!(unsafe { libc::kill(id, signal) }, 0);
+}
+
+/// Holds a child where it is, until `SIGCONT`. False: it has ended already.
+#[cfg(unix)]
+#[track_caller]
+pub fn hold(child: &Child) -> bool {
+    signal(child, libc::SIGSTOP);
+    let mut status = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
+    // `WNOWAIT`: the child stays to be waited for.
+    let what = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT;
+    // SAFETY: `status` is large enough for what is written to it.
+    let waited = unsafe { libc::waitid(libc::P_PID, child.id(), status.as_mut_ptr(), what) };
+    assert_eq!(waited, 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: plain numbers, of which any value is one; the call has filled them in.
+    unsafe { status.assume_init() }.si_code == libc::CLD_STOPPED
 }
 
 /// What a run printed of its outputs: that each file is what lay there already, and that there is one.
