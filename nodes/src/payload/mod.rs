@@ -9,6 +9,7 @@ mod latent;
 pub mod mask;
 mod masks;
 mod model;
+pub(crate) mod planes;
 mod solver_state;
 pub mod table;
 mod tensors;
