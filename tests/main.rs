@@ -11,6 +11,7 @@ mod support;
 
 mod animation;
 mod checkpoints;
+mod circles;
 mod crash;
 mod events;
 mod formats;

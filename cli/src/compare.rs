@@ -116,7 +116,7 @@ impl Cache for Comparing {
 pub fn first<'a>(plan: &Plan, keys: impl Iterator<Item = &'a Key>) -> Option<DifferenceLine> {
     let places = places(plan);
     let unknown = |key: &Key| Place {
-        // Every key that a run puts is one of its plan's; one that is not comes last and is still told.
+        // Every key that a run puts is one of its plan's; one that is not comes last and is still reported.
         order: (usize::MAX, 0, 0),
         node: String::new(),
         step: None,

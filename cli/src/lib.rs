@@ -1,5 +1,6 @@
 //! The command line of Retouch: `retouch` is [`main`] alone.
 
+mod arena;
 pub mod args;
 mod bundle;
 mod clock;
@@ -23,10 +24,10 @@ mod table;
 
 use std::borrow::Cow;
 use std::process::ExitCode;
-use std::sync::OnceLock;
 
 use clap::{CommandFactory, Parser};
 
+use arena::ARENA;
 use args::{Cli, Command, SchemaOf};
 use lines::Line;
 use retouch_common::{
@@ -34,9 +35,6 @@ use retouch_common::{
 };
 use retouch_graph::{Code, interrupt};
 use retouch_kernels::Arena;
-
-/// The allocator of the program, if it is one that keeps what is freed: the watch gives that back when it waits.
-pub(crate) static ARENA: OnceLock<&'static Arena> = OnceLock::new();
 
 fn log() {
     use tracing_subscriber::EnvFilter;
@@ -98,14 +96,14 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     }
 }
 
-/// Tells people why the command ends, and programs too if they listen.
+/// Prints why the command ends; with `json` as an event too.
 fn tell(failure: &Failure, json: bool) {
     if json {
         let line = Line::error(failure.code, &failure.message, failure.help.as_deref());
-        // When nobody reads it, standard error and the exit code say the same.
+        // When it is not read, standard error and the exit code say the same.
         let _ = line.say();
     }
-    // An interruption is no error of anybody's.
+    // An interruption is not an error.
     let what = match failure.exit {
         Exit::Interrupted => "",
         _ => "error: ",
@@ -129,7 +127,7 @@ fn print_clap(error: &clap::Error) {
         let _ = error.print();
         return;
     }
-    // Without its colours, which could not be told from those of an argument.
+    // Without its colours, which could be those of an argument.
     let text = error.render().to_string();
     match error.use_stderr() {
         true => output::tell(text.trim_end()),

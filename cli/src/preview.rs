@@ -156,7 +156,7 @@ impl Previewer for Preview {
             return Err(NodeError::failed("there is no picture to show"));
         };
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        // Whoever looks finds a whole picture.
+        // A reader finds a whole picture at any time.
         write::replace(&self.file, &bytes, Access::Usual).map_err(|e| {
             NodeError::failed(format!("{} cannot be written: {e}", self.file.display()))
         })?;

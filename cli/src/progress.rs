@@ -19,7 +19,7 @@ pub struct JsonLines;
 impl Listener for JsonLines {
     fn event(&self, event: &Event) {
         if let Ok(line) = serde_json::to_string(event) {
-            let _ = crate::output::say_line(&line); // what is lost is told at the end
+            let _ = crate::output::say_line(&line); // what is lost is reported at the end
         }
     }
 }
@@ -129,7 +129,7 @@ impl Screen {
         }
     }
 
-    /// Shows how far a node is; gives the line to tell instead where there is no bar, every so often.
+    /// Shows how far a node is; gives the line to print instead where there is no bar, every so often.
     fn goes_on(&self, running: &mut Running, done: usize, total: usize) -> Option<String> {
         if let Some(bar) = &self.0 {
             if done == 0 || bar.length() != Some(total as u64) {
@@ -493,14 +493,14 @@ pub struct Bytes {
     what: String,
     quiet: bool,
     bar: Option<ProgressBar>,
-    /// The bytes that are done, and when they were last told.
+    /// The bytes that are done, and when they were last printed.
     state: Mutex<(u64, Option<Instant>)>,
     /// When the first were done.
     since: OnceLock<Instant>,
 }
 
 impl Bytes {
-    /// Begins; `what` is being done, in a word or two: `packing`. With `quiet` nothing is told of it.
+    /// Begins; `what` is being done, in a word or two: `packing`. With `quiet` nothing is printed.
     #[must_use]
     pub fn new(what: impl Into<String>, quiet: bool) -> Self {
         let bar = (!quiet && crate::output::terminal()).then(|| {

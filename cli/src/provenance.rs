@@ -277,7 +277,7 @@ pub fn read(path: &Path) -> Result<Provenance, Failure> {
     read_with_image(path).map(|(recipe, _)| recipe)
 }
 
-/// The keyword of the chunk that tells a preview from other pictures.
+/// The keyword of the chunk that marks a preview.
 const PREVIEW: &str = "retouch-preview";
 
 /// The same picture, marked as a preview.
@@ -354,7 +354,7 @@ pub fn read_with_image(path: &Path) -> Result<(Provenance, Option<(u64, u64)>), 
     let provenance: Provenance =
         serde_json::from_str(&text).map_err(|e| none(&format!("carries a damaged recipe: {e}")))?;
     let strange = |path: &str| {
-        // The beginning tells which one it is.
+        // The first bytes say which one it is.
         let text = format!(
             "carries a recipe with the path `{}`",
             shortened(&path.escape_debug().to_string(), 100)

@@ -14,7 +14,7 @@ fn file(store: &Store, workflow: &Path) -> Option<PathBuf> {
     store.file(&format!("plans/{}.json", hasher.finish()))
 }
 
-/// Notes what a run was made of; nobody misses it when that fails.
+/// Notes what a run was made of; a failure is ignored.
 pub fn write(store: &Store, workflow: &Path, plan: &Plan) {
     if let (Some(cache), Some(file)) = (&store.folder, file(store, workflow))
         && let Ok(text) = serde_json::to_vec(&plan.record())

@@ -463,7 +463,7 @@ impl Noted {
                 status,
             } => {
                 drop(record);
-                // Whoever keeps a file keeps one that the run did not make.
+                // A file that is kept was not made by the run.
                 let made = *status != SaveStatus::Kept;
                 let entry = OutputEntry {
                     output: output.clone(),

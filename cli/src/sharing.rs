@@ -87,7 +87,7 @@ pub fn models(args: &ModelsArgs) -> Vec<PathBuf> {
     folders
 }
 
-/// An engine that reads models on hubs. `foreign` is the file that names them, when somebody else made it.
+/// An engine that reads models on hubs. `foreign` is the file that names them, when a third party made it.
 #[must_use]
 pub fn hubs(
     engine: Engine,
@@ -400,7 +400,7 @@ impl Input {
         (written.and_then(|workflow| workflow.sweep)).is_some_and(|sweep| sweep.workflow.is_some())
     }
 
-    /// A workflow from a bundle is somebody else's: it reads the bundle, models and assets that were found in search
+    /// A workflow from a bundle is a third party's: it reads the bundle, models and assets that were found in search
     /// folders, and what the command line named.
     fn allow(&self, settings: &Settings) {
         if let Some((_, _, confined)) = &self.bundle {

@@ -246,7 +246,7 @@ fn tidy(folder: &Path) {
         .chain(ours.then_some(folder))
     {
         if folder.is_dir() {
-            // That it belongs to somebody else is said when it cannot be written.
+            // That it belongs to another user is reported when it cannot be written.
             let _ = write::private_folder(folder);
             write::remove_stale(folder);
         }

@@ -659,6 +659,7 @@ impl Reader {
     ///
     /// # Errors
     /// When the words are not in the branch's prompt, or what it takes is not kept.
+    // Long: a swap and a plain sampler, whose maps come from the same three places in turn.
     pub fn cross_attention(
         &self,
         k: usize,

@@ -50,7 +50,7 @@ impl Runtime {
             "bf16" => DType::BF16,
             other => {
                 return Err(
-                    NodeError::failed(format!("{other:?} is no type of weights"))
+                    NodeError::failed(format!("{other:?} is not a data type of weights"))
                         .help("give `f32`, `f16` or `bf16`"),
                 );
             }

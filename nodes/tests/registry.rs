@@ -55,3 +55,27 @@ fn every_op_param_and_port_is_documented_in_a_third_person_sentence() {
         assert!(!entry.outputs().is_empty(), "{} gives nothing", entry.op());
     }
 }
+
+#[test]
+fn every_parameter_has_its_documentation_in_the_schema() {
+    let registry = retouch_nodes::registry();
+    assert!(registry.len() > 15, "{}", registry.len());
+    for entry in registry.iter() {
+        let (op, docs) = (entry.op(), entry.docs());
+        let is_sentence = docs.contains(". ") || docs.ends_with('.');
+        assert!(is_sentence, "{op}: {docs:?}");
+        for param in entry.params() {
+            let name = &param.name;
+            assert!(
+                !param.docs.trim().is_empty(),
+                "{op}.{name} has no documentation"
+            );
+            // `#[schemars(inline)]` on the type.
+            let schema = param.schema.to_string();
+            assert!(
+                !schema.contains("$ref"),
+                "{op}.{name} has a schema that is not inline"
+            );
+        }
+    }
+}

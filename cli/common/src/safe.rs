@@ -104,7 +104,7 @@ pub fn json(text: &str) -> Cow<'_, str> {
 }
 
 /// Text with colours of our own. It has no control characters but line breaks, tabs and the sequences that set colours
-/// (`ESC [ … m`): whoever makes one replaces those of others' text first.
+/// (`ESC [ … m`): the code that makes one replaces those of other text first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Styled(String);
 

@@ -8,32 +8,32 @@ use retouch_graph::{Checked, Engine, Files, Forecast, Plan, Problems, Settings};
 
 use crate::Failure;
 
-/// What somebody who looks on may wish for.
+/// What an observer may request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wish {
-    /// What is tried has changed, see [`Onlooker::trying`]: read everything again and run what differs.
+pub enum Request {
+    /// What is tried has changed, see [`Observer::trying`]: read everything again and run what differs.
     Tried,
     /// Read everything again and run.
     Run,
-    /// End the run; what comes next is an edit, or another wish.
+    /// End the run; what comes next is an edit, or another request.
     Stop,
     /// End, after the run that goes on.
     Close,
 }
 
-/// Where wishes are sent.
+/// Where requests are sent.
 #[derive(Clone)]
-pub struct Wishes(Arc<dyn Fn(Wish) + Send + Sync>);
+pub struct Requests(Arc<dyn Fn(Request) + Send + Sync>);
 
-impl Wishes {
-    /// Wishes that `hear` is called with.
-    pub fn new(hear: impl Fn(Wish) + Send + Sync + 'static) -> Self {
+impl Requests {
+    /// Requests, each passed to `hear`.
+    pub fn new(hear: impl Fn(Request) + Send + Sync + 'static) -> Self {
         Self(Arc::new(hear))
     }
 
-    /// Wishes for something; a loop that has ended does not hear it.
-    pub fn send(&self, wish: Wish) {
-        (self.0)(wish);
+    /// Sends a request; a loop that has ended ignores it.
+    pub fn send(&self, request: Request) {
+        (self.0)(request);
     }
 }
 
@@ -42,7 +42,7 @@ impl Wishes {
 pub struct TaskHistory {
     /// What of the task itself changed since the last run, in words.
     pub changed: Option<String>,
-    /// The seconds that it is expected to take; `None`: there is nothing to tell from.
+    /// The seconds that it is expected to take; `None`: nothing is known of it.
     pub seconds: Option<f64>,
     /// The most bytes that the process had while such a task ran.
     pub peak: Option<u64>,
@@ -60,16 +60,16 @@ pub struct Planned<'a> {
     pub engine: &'a Engine,
     /// What of it the cache has.
     pub forecast: &'a Forecast,
-    /// What earlier runs tell, task by task.
+    /// What earlier runs recorded, task by task.
     pub history: &'a [TaskHistory],
     /// The workflow's file.
     pub file: &'a Path,
 }
 
-/// Looks on while the loop works. It is told what happens, and must not keep it waiting.
-pub trait Onlooker: Listener {
-    /// The loop has begun: the engine that it runs on, and where wishes are sent.
-    fn begun(&self, engine: &Engine, wishes: Wishes);
+/// Observes the loop while it works. It is called with what happens, and must not block.
+pub trait Observer: Listener {
+    /// The loop has begun: the engine that it runs on, and where requests are sent.
+    fn begun(&self, engine: &Engine, requests: Requests);
 
     /// What the engine is to read through in place of `inner`: there, files may say what is tried.
     fn files(&self, inner: Arc<dyn Files>) -> Arc<dyn Files>;

@@ -42,7 +42,7 @@ impl Workspace {
         !self.dirty.is_empty()
     }
 
-    /// Checks what changed; what the editor is to be told, by file. A document whose text changed is told of in any case: the
+    /// Checks what changed; the diagnostics to publish, by file. A document whose text changed is published in any case: the
     /// editor may have moved what it showed.
     pub fn diagnose(&mut self) -> Vec<PublishDiagnosticsParams> {
         let dirty = std::mem::take(&mut self.dirty);

@@ -46,7 +46,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Overlay {
     /// An overlay that does not wait for the digests of large files: they are made by a thread of their own, one after the
-    /// other, and `done` is told of each file that was read.
+    /// other, and `done` is called with each file that was read.
     ///
     /// # Errors
     /// When the thread cannot be started.
@@ -281,7 +281,7 @@ mod tests {
         let overlay = Overlay::reading_aside(move |path| to.send(path).unwrap()).unwrap();
         let of = |path: &Path| DiskFiles::new().sha256(path).unwrap();
         assert_eq!(overlay.sha256(&small).unwrap(), of(&small));
-        // Asked for many times while it is read, as at every key: nobody waits.
+        // Asked for many times while it is read, as at every key: it is not waited for.
         let before = overlay.digested();
         for _ in 0..20 {
             match overlay.sha256(&large) {
@@ -306,7 +306,7 @@ mod tests {
             overlay.sha256(&large).unwrap(),
             text.sha256(Path::new("a")).unwrap()
         );
-        // What cannot be read is told, and not tried again until it changes.
+        // What cannot be read is reported, and not tried again until it changes.
         let missing = folder.path().join("missing");
         assert_eq!(
             overlay.sha256(&missing).unwrap_err().kind(),

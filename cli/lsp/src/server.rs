@@ -100,7 +100,7 @@ struct Server<'a> {
     shut_down: bool,
     /// Whether the client said all that it will.
     gone: bool,
-    /// Whether the client can be asked to tell of files that change.
+    /// Whether the client can watch files.
     watches: bool,
     /// How many requests were sent to the client.
     asked: i32,
@@ -247,7 +247,7 @@ impl Server<'_> {
         }
     }
 
-    /// Asks to be told of workflows that change on the disk.
+    /// Asks the client to watch workflows on the disk.
     fn watch(&mut self) -> io::Result<()> {
         if !self.watches {
             return Ok(());
@@ -474,7 +474,7 @@ fn notification(workspace: &mut Workspace, note: Notification) -> Result<(), Ref
             workspace.close(&params.text_document.uri);
         }
         "textDocument/didSave" | "workspace/didChangeWatchedFiles" => workspace.disk_changed(),
-        // What else a client tells is nothing to this server.
+        // Other notifications are ignored.
         _ => {}
     }
     Ok(())

@@ -29,7 +29,7 @@ pub enum Incoming {
 /// Reads messages until the pipe ends, its frame is broken, or the client says `exit`.
 ///
 /// # Errors
-/// When the frame of a message cannot be read: nobody knows where the next one begins.
+/// When the frame of a message cannot be read: where the next one begins is not known.
 pub fn read(input: &mut dyn BufRead, to: &mpsc::Sender<Incoming>) -> io::Result<()> {
     while let Some(body) = body(input)? {
         let incoming = match serde_json::from_slice::<Message>(&body) {
@@ -38,7 +38,7 @@ pub fn read(input: &mut dyn BufRead, to: &mpsc::Sender<Incoming>) -> io::Result<
         };
         let exit = matches!(&incoming, Incoming::Message(message)
             if matches!(&**message, Message::Notification(note) if note.method == "exit"));
-        // Nobody listens any more: the session is over.
+        // The client is gone: the session is over.
         if to.send(incoming).is_err() || exit {
             break;
         }
@@ -88,7 +88,7 @@ fn body(input: &mut dyn BufRead) -> io::Result<Option<Vec<u8>>> {
 /// Writes a message.
 ///
 /// # Errors
-/// When nobody reads.
+/// When the other side is closed.
 pub fn write(output: &mut dyn Write, message: &Message) -> io::Result<()> {
     // Made here and not by the crate, so that a value that is no JSON is an error and no panic.
     let mut value = serde_json::to_value(message).map_err(io::Error::other)?;
@@ -101,7 +101,7 @@ pub fn write(output: &mut dyn Write, message: &Message) -> io::Result<()> {
 /// Answers what is no message: without an id, as none could be read.
 ///
 /// # Errors
-/// When nobody reads.
+/// When the other side is closed.
 pub fn refuse(output: &mut dyn Write, why: &str) -> io::Result<()> {
     let code = lsp_server::ErrorCode::ParseError as i32;
     let error = json!({"code": code, "message": format!("invalid message: {why}")});

@@ -47,7 +47,7 @@ pub struct Document {
 pub struct Output {
     /// The port's name.
     pub name: String,
-    /// The types of value that it may give; empty when that cannot be told.
+    /// The types of value that it may give; empty when they are not known.
     pub types: Vec<String>,
     /// What it is.
     pub docs: String,
@@ -76,7 +76,7 @@ pub struct Workspace {
     pub(super) edited: BTreeSet<PathBuf>,
     /// What the last check of each document found.
     pub(super) found: BTreeMap<PathBuf, Vec<Problem>>,
-    /// What the editor was told last, by file.
+    /// The diagnostics that were published last, by file.
     pub(super) told: BTreeMap<PathBuf, Vec<lsp_types::Diagnostic>>,
     indices: RefCell<HashMap<PathBuf, Rc<Index>>>,
 }
@@ -195,7 +195,7 @@ impl Workspace {
         self.overlay.close(&path);
         self.found.remove(&path);
         self.edited.remove(&path);
-        // Not to be checked, but what was told of it is to be taken back.
+        // Not to be checked, but its diagnostics are to be withdrawn.
         self.dirty.insert(path.clone());
         self.indices.borrow_mut().remove(&path);
         self.concerned(&path);

@@ -77,7 +77,7 @@ pub struct SharingArgs {
     pub max_unpacked: Option<u64>,
 }
 
-/// What is fetched for a bundle or a picture, which somebody else may have made.
+/// What is fetched for a bundle or a picture, which a third party may have made.
 #[derive(Args, Clone, Debug, Default)]
 pub struct FetchingArgs {
     /// Download the models on hubs that a bundle or a picture names, without asking and without your token.

@@ -1,7 +1,7 @@
 //! Bundles: a workflow with what it reads, in one file to share (`docs/sharing.md` writes the format down).
 //!
 //! A bundle is a zstd frame around a plain ustar archive whose first member is a manifest. Whatever comes out of one is
-//! somebody else's: nothing is believed that was not checked, and nothing is written outside of a folder made for it.
+//! a third party's: nothing is believed that was not checked, and nothing is written outside of a folder made for it.
 
 pub mod manifest;
 pub mod names;

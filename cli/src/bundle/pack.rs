@@ -39,7 +39,7 @@ pub struct Request<'a> {
     pub most: u64,
     /// Ends it.
     pub cancel: &'a Cancel,
-    /// Is told how many bytes more are packed, and of how many.
+    /// Called with the number of bytes that were packed since, and of how many in all.
     pub packed: &'a dyn Fn(u64, u64),
     /// Likewise when what was packed is read back.
     pub read_back: &'a dyn Fn(u64, u64),

@@ -22,7 +22,7 @@ const MOST_KEPT: usize = 16;
 /// What was used so shortly ago may be in use.
 const IN_USE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Counts what a stream gives, and ends it when that is too much or nobody waits for it any more.
+/// Counts what a stream gives, and ends it when that is too much or the run is cancelled.
 struct Capped<'a, R> {
     inner: R,
     given: u64,
@@ -369,7 +369,7 @@ fn keep(
         Err(error) => return Ok(Err(error)),
     };
     if folder.exists() {
-        // Somebody changed what lies there.
+        // What lies there was changed.
         fs::remove_dir_all(folder)?;
     }
     match draft.settle(folder) {

@@ -47,7 +47,7 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
         } else {
             input.load(&engine, &settings).map(Some)
         };
-        // What the workflow's own faults are is told first: each cell would have them.
+        // What the workflow's own faults are is reported first: each cell would have them.
         let loaded = loaded.and_then(|checked| {
             let sweep = written.map(|_| input.load_sweep(&engine, &settings));
             Ok((checked, sweep.transpose()?))
@@ -72,7 +72,7 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
         match checked {
             Some(_) if args.json => {}
             Some((checked, sweep)) => {
-                // A part has nodes that wait for its inputs: what is told is what the file has.
+                // A part has nodes that wait for its inputs: what is reported is what the file has.
                 let part = engine
                     .read(&input.file)
                     .is_ok_and(|workflow| !workflow.inputs.is_empty());

@@ -112,7 +112,7 @@ pub struct Writing<'a> {
 }
 
 impl<'a> Writing<'a> {
-    /// Begins; `what` is being done, in a word: `writing`. With `quiet` nothing is told of it.
+    /// Begins; `what` is being done, in a word: `writing`. With `quiet` nothing is printed.
     #[must_use]
     pub fn new(what: &str, quiet: bool, cancel: &'a Cancel) -> Self {
         Self {
@@ -146,7 +146,7 @@ pub fn finish(
         Ok(written) => written,
         Err(Error::Cancelled) => return Err(Failure::interrupted("nothing was written")),
         Err(error) => {
-            // The draft's own name is nobody's business.
+            // The draft's own name is an implementation detail.
             let text = error.to_string();
             let text = text.replace(
                 &draft.path().display().to_string(),
@@ -248,7 +248,7 @@ impl Draft {
     /// Gives it its own name.
     ///
     /// # Errors
-    /// When somebody else took the name meanwhile.
+    /// When the name was taken meanwhile.
     fn settle(self, out: &Path) -> Result<(), Failure> {
         let settled = if self.is_file {
             self.folder.settle_file(FILE, out)

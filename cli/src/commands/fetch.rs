@@ -29,7 +29,7 @@ pub fn fetch(args: &FetchArgs) -> Result<Exit, Failure> {
     let engine = session::caching_engine("cpu", &store)?;
     let cancel = Cancel::new();
     run::interrupts(&cancel)?;
-    // To be told to fetch is consent enough; the token is another matter.
+    // The command itself is consent enough; the token is another matter.
     let mode =
         Mode::fetching(&cancel, args.json, args.telling.quiet).permitting(true, &args.token_for);
     let mut exit = Exit::Done;

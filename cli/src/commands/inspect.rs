@@ -20,7 +20,7 @@ use crate::{Exit, Failure, provenance, sharing};
 /// Longer lines of the report are cut; `--json` has them whole.
 const LONGEST_LINE: usize = 500;
 
-/// What a LoRA's metadata says that is told of it: what it was trained on, and with what.
+/// What a LoRA's metadata says that is shown of it: what it was trained on, and with what.
 const TOLD: [&str; 18] = [
     "modelspec.title",
     "modelspec.architecture",

@@ -13,7 +13,7 @@ use crate::{Exit, Failure, session, sharing};
 /// What the server reads files through, as `retouch check` does.
 #[must_use]
 pub fn wrapped(files: Arc<dyn Files>) -> Arc<dyn Files> {
-    // Models on hubs are read as far as they are in the cache: nothing is fetched while somebody types.
+    // Models on hubs are read as far as they are in the cache: nothing is fetched while the user types.
     let settings = Settings::of_environment(false);
     let files: Arc<dyn Files> = Arc::new(HubFiles::new(files, settings, Mode::Look, None));
     let models = sharing::models(&ModelsArgs::default());

@@ -48,7 +48,7 @@ pub fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
         Ok(checked) => checked,
         Err(problems) => return Stop::from(problems).tell(args.json),
     };
-    // What is only odd in a workflow is what stops its plan when a model is not fetched yet: it is told once.
+    // What is only odd in a workflow is what stops its plan when a model is not fetched yet: it is reported once.
     let plan = match engine.plan(&checked, &args.targets) {
         Ok(mut plan) => {
             plan.save_pictures();

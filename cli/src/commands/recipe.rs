@@ -152,7 +152,7 @@ pub fn extract(args: &ExtractArgs) -> Result<Exit, Failure> {
                 names.join(", "),
                 args.picture.display()
             );
-            // What is redirected to a file says so itself, to whoever runs it later.
+            // What is redirected to a file says so itself when it is run later.
             say_raw(&format!("# {}\n", safe(&incomplete).replace('\n', " ")))?;
             tell(&format!("the workflow is {incomplete}"));
         }
@@ -510,7 +510,7 @@ fn nearest(original: &[u8], drawn: impl Iterator<Item = Vec<u8>>) -> Found {
         .unwrap_or_else(|| Found::of(Replay::OtherSize))
 }
 
-/// What tells whether two PNGs can be compared value by value: size, colours, frames.
+/// What decides whether two PNGs can be compared value by value: size, colours, frames.
 fn shape(png: &[u8]) -> Option<(u32, u32, png::ColorType, png::BitDepth, u32)> {
     let reader = png::Decoder::new(Cursor::new(png)).read_info().ok()?;
     let info = reader.info();

@@ -159,7 +159,7 @@ pub struct SavedFiles<'a> {
 }
 
 impl<'a> SavedFiles<'a> {
-    /// Notes beside `inner`; `tells`: what cannot be saved is told to people at once, as the run goes on.
+    /// Notes beside `inner`; `tells`: what cannot be saved is printed at once, as the run goes on.
     #[must_use]
     pub fn new(inner: &'a dyn Listener, tells: bool) -> Self {
         Self {
@@ -267,7 +267,7 @@ fn tell(text: &str) {
 /// The first Ctrl-C (or SIGTERM, SIGHUP) cancels what this thread and its runs do, the third ends the program at once.
 ///
 /// # Errors
-/// When the system lets nobody listen.
+/// When the signals cannot be handled.
 pub fn interrupts(cancel: &Cancel) -> Result<(), Failure> {
     interrupt::attend(cancel);
     let cancel = cancel.clone();

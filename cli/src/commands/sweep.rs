@@ -146,7 +146,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
 struct Before {
     /// The file of the log.
     log: PathBuf,
-    /// What the last sweep of this file wrote, and nobody changed since: its table may be replaced, and when it is resumed its
+    /// What the last sweep of this file wrote, and was not changed since: its table may be replaced, and when it is resumed its
     /// sheet too.
     own: Vec<PathBuf>,
     /// The last sweep, if it is resumed.
@@ -263,7 +263,7 @@ fn noted(args: &SweepArgs, asked: &What, draw: u64) -> Asked {
     noted
 }
 
-/// Writes the tables that the sweep and the command line ask for; their paths. Before anything is told: whoever reads the
+/// Writes the tables that the sweep and the command line ask for; their paths. Before anything is reported: a program that reads the
 /// lines may be gone.
 fn tables(
     sweep: &Sweep,
@@ -287,7 +287,7 @@ fn tables(
     Ok(tables)
 }
 
-/// How a sweep ends, and what is told of it; `failed` of its `cells` lack something.
+/// How a sweep ends, and what is reported of it; `failed` of its `cells` lack something.
 fn ended(
     args: &SweepArgs,
     asked: &What,

@@ -177,14 +177,14 @@ fn load(
     })
 }
 
-/// Whether what goes into the run is what it was; each difference is told.
+/// Whether what goes into the run is what it was; each difference is reported.
 fn same_made_of(record: &Record, loaded: &Loaded, json: bool) -> Result<(), Failure> {
     let now = loaded.plan.record();
     if runs::digest_of(&now) == record.plan_blake3 {
         return Ok(());
     }
     let changes = (record.plan.as_ref()).map_or_else(Vec::new, |then| now.changes_since(then));
-    // What a node is linked to changes because of another node, which is told.
+    // What a node is linked to changes because of another node, which is reported.
     let own: Vec<&Change> = (changes.iter())
         .filter(|change| !matches!(change.what, What::Input(_)))
         .collect();

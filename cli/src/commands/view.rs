@@ -10,7 +10,7 @@ use retouch_view::{Options, Screenshot};
 use super::watch::{self, Looking};
 use crate::args::{FollowArgs, ViewArgs, ViewTab, ViewTheme};
 use crate::runs::Kind;
-use crate::watching::Onlooker;
+use crate::watching::Observer;
 use crate::{Exit, Failure};
 
 impl From<ViewTab> for Tab {
@@ -43,15 +43,15 @@ fn options(args: &ViewArgs) -> Options {
     }
 }
 
-/// The watch loop, looked at by `onlooker`; without `runs` it ends once the workflow is planned.
+/// The watch loop, looked at by `observer`; without `runs` it ends once the workflow is planned.
 fn looked_at(
     args: &FollowArgs,
-    onlooker: &dyn Onlooker,
+    observer: &dyn Observer,
     runs: bool,
     kind: Kind,
 ) -> Result<Exit, Failure> {
     let looking = Looking {
-        onlooker,
+        observer,
         runs,
         kind,
     };
@@ -71,12 +71,12 @@ pub fn view(args: &ViewArgs) -> Result<Exit, Failure> {
                 scale: args.scale,
                 named: !follow.drawing.json,
             };
-            retouch_view::picture(options(args), &screenshot, |onlooker| {
-                looked_at(follow, onlooker, !args.no_run, Kind::View)
+            retouch_view::picture(options(args), &screenshot, |observer| {
+                looked_at(follow, observer, !args.no_run, Kind::View)
             })
         }
-        None => retouch_view::window(options(args), true, |onlooker| {
-            looked_at(follow, onlooker, true, Kind::View)
+        None => retouch_view::window(options(args), true, |observer| {
+            looked_at(follow, observer, true, Kind::View)
         }),
     }
 }
@@ -86,7 +86,7 @@ pub fn view(args: &ViewArgs) -> Result<Exit, Failure> {
 /// # Errors
 /// As [`view`].
 pub fn watch(args: &FollowArgs) -> Result<Exit, Failure> {
-    retouch_view::window(Options::default(), false, |onlooker| {
-        looked_at(args, onlooker, true, Kind::Watch)
+    retouch_view::window(Options::default(), false, |observer| {
+        looked_at(args, observer, true, Kind::Watch)
     })
 }

@@ -30,7 +30,7 @@ use crate::runs::{Asked, Kind, Noted};
 use crate::sharing::Input;
 use crate::store::Store;
 use crate::table;
-use crate::watching::{Onlooker, Planned, TaskHistory, Wish, Wishes};
+use crate::watching::{Observer, Planned, Request, Requests, TaskHistory};
 use crate::{Exit, Failure, bundle, fresh_draw, records, session, signals};
 
 /// After the last of a burst of changes it is quiet for so long.
@@ -48,28 +48,28 @@ enum Signal {
     Change,
     /// The run is over.
     Done(Box<Result<RunReport, RunError>>),
-    /// Whoever looks on wishes for something.
-    Wish(Wish),
+    /// A request of the observer.
+    Request(Request),
 }
 
-/// A listener, and whoever looks on.
-struct Beside<'a>(&'a dyn Listener, Option<&'a dyn Onlooker>);
+/// A listener and an observer.
+struct Beside<'a>(&'a dyn Listener, Option<&'a dyn Observer>);
 
 impl Listener for Beside<'_> {
     fn event(&self, event: &Event) {
         self.0.event(event);
-        if let Some(onlooker) = self.1 {
-            onlooker.event(event);
+        if let Some(observer) = self.1 {
+            observer.event(event);
         }
     }
 }
 
-/// Somebody who looks on, and whether there are runs to look at.
+/// An observer of the loop, and whether there are runs to observe.
 #[derive(Clone, Copy)]
 #[cfg_attr(not(feature = "view"), allow(dead_code))]
 pub struct Looking<'a> {
     /// Who looks on.
-    pub onlooker: &'a dyn Onlooker,
+    pub observer: &'a dyn Observer,
     /// Whether what is planned is run; else the loop ends once it is planned.
     pub runs: bool,
     /// What its runs are written down as.
@@ -79,7 +79,7 @@ pub struct Looking<'a> {
 /// What was read, and what it held: `None` where there was no file.
 type Snapshot = BTreeMap<PathBuf, Option<[u8; 32]>>;
 
-/// Runs a workflow, and again whenever what it reads changes, until Ctrl-C or until whoever looks on wishes for its end.
+/// Runs a workflow, and again whenever what it reads changes, until Ctrl-C or until the observer requests its end.
 ///
 /// # Errors
 /// When the device cannot be used, or no file system can be watched.
@@ -124,17 +124,17 @@ pub fn watch(args: &FollowArgs, looking: Option<Looking<'_>>) -> Result<Exit, Fa
     })?;
     let engine = match &looking {
         Some(looking) => {
-            let files = looking.onlooker.files(Arc::clone(engine.files()));
+            let files = looking.observer.files(Arc::clone(engine.files()));
             engine.with_files(files)
         }
         None => engine,
     };
     if let Some(looking) = &looking {
-        let wishes = sender.clone();
-        let wishes = Wishes::new(move |wish| {
-            let _ = wishes.send(Signal::Wish(wish));
+        let requests = sender.clone();
+        let requests = Requests::new(move |request| {
+            let _ = requests.send(Signal::Request(request));
         });
-        looking.onlooker.begun(&engine, wishes);
+        looking.observer.begun(&engine, requests);
     }
     let loop_ = Loop {
         args,
@@ -241,12 +241,12 @@ impl<W: Watcher> Loop<'_, W> {
             ..self.input.settings(&self.args.drawing.params)
         };
         if let Some(looking) = &self.looking {
-            self.tried = (looking.onlooker).trying(&self.input.file, &mut settings);
+            self.tried = (looking.observer).trying(&self.input.file, &mut settings);
         }
         settings
     }
 
-    /// Tells whoever looks on what is about to run; `again`: what runs already.
+    /// Reports to the observer what is about to run; `again`: what runs already.
     fn show(&self, loaded: &Loaded, again: bool) -> Result<(), Failure> {
         if let (Some(looking), Some((checked, settings))) = (&self.looking, &loaded.shown) {
             let forecast = self.engine.forecast(&loaded.plan);
@@ -260,16 +260,16 @@ impl<W: Watcher> Loop<'_, W> {
                 file: &self.input.file,
             };
             if again {
-                looking.onlooker.again(&planned);
+                looking.observer.again(&planned);
             } else {
-                looking.onlooker.accepts(&planned)?;
-                looking.onlooker.planned(&planned);
+                looking.observer.accepts(&planned)?;
+                looking.observer.planned(&planned);
             }
         }
         Ok(())
     }
 
-    /// What earlier runs tell of the tasks of a plan.
+    /// What earlier runs recorded of the tasks of a plan.
     fn history(&self, plan: &Plan, forecast: &Forecast) -> Vec<TaskHistory> {
         let journal = self.store.file("journal.jsonl");
         let costs = journal::costs(journal.as_deref(), plan, forecast);
@@ -283,7 +283,7 @@ impl<W: Watcher> Loop<'_, W> {
             .collect()
     }
 
-    /// Reads, checks and plans; notes what was read. A workflow with faults is told and waited for.
+    /// Reads, checks and plans; notes what was read. The faults of a workflow are reported, and an edit is waited for.
     fn load(&mut self) -> Result<Option<Loaded>, Failure> {
         // What files hold is looked at before they are read: a save in between is then a change that is still to come.
         let mut known: BTreeSet<PathBuf> = self.snapshot.keys().cloned().collect();
@@ -365,7 +365,7 @@ impl<W: Watcher> Loop<'_, W> {
             return Ok(()); // what could not be read was not to be read any more
         }
         if let Some(looking) = &self.looking {
-            looking.onlooker.faults(problems);
+            looking.observer.faults(problems);
         }
         if self.args.drawing.json {
             session::say_faults(problems)?;
@@ -453,7 +453,7 @@ impl<W: Watcher> Loop<'_, W> {
             Line::Watching { files }.say()?;
         }
         // What the last run allocated again and again is not needed before the next one.
-        if let Some(arena) = crate::ARENA.get() {
+        if let Some(arena) = crate::arena::ARENA.get() {
             arena.trim(IDLE);
         }
         let mut looked = Instant::now();
@@ -461,20 +461,20 @@ impl<W: Watcher> Loop<'_, W> {
             if self.stop.load(Ordering::SeqCst) || self.closing {
                 return Ok(false);
             }
-            let wish = match self.receiver.recv_timeout(LOOK) {
+            let request = match self.receiver.recv_timeout(LOOK) {
                 Ok(Signal::Change) => match self.settle() {
-                    Some(Signal::Wish(wish)) => Some(wish),
+                    Some(Signal::Request(request)) => Some(request),
                     _ => None, // nothing runs that could be done
                 },
                 Ok(Signal::Done(_)) => continue,
-                Ok(Signal::Wish(wish)) => Some(wish),
+                Ok(Signal::Request(request)) => Some(request),
                 Err(RecvTimeoutError::Timeout) if looked.elapsed() >= POLL => None,
                 Err(_) => continue,
             };
-            match wish {
-                Some(Wish::Tried | Wish::Run) => return Ok(true),
-                Some(Wish::Close) => return Ok(false),
-                Some(Wish::Stop) | None => {}
+            match request {
+                Some(Request::Tried | Request::Run) => return Ok(true),
+                Some(Request::Close) => return Ok(false),
+                Some(Request::Stop) | None => {}
             }
             looked = Instant::now();
             if self.changed() {
@@ -530,11 +530,11 @@ impl<W: Watcher> Loop<'_, W> {
             }
             None => noted,
         };
-        let both = Beside(lines.as_ref(), self.looking.map(|looking| looking.onlooker));
+        let both = Beside(lines.as_ref(), self.looking.map(|looking| looking.observer));
         let lines = noted.beside(&both);
         let journal = Journal::new(&lines, self.store.file("journal.jsonl"), plan);
         let (json, saver) = (self.args.drawing.json, Arc::clone(&self.saver));
-        // Who hears of the cells of a sweep tells what cannot be saved.
+        // The listener of a sweep's cells reports what cannot be saved.
         let tells = self.args.drawing.keep_going && !json && sweep.is_none();
         let files = SavedFiles::new(&journal, tells);
         let cells = sweep.map(|(sweep, plan)| Cells::new(&files, json, sweep, plan, None));
@@ -586,22 +586,22 @@ impl<W: Watcher> Loop<'_, W> {
                     // An edit that came while the last node ran is drawn at once.
                     return self.after(*result, files.take(plan), next, edited);
                 }
-                Some(Signal::Wish(Wish::Tried)) => edited = true,
-                Some(Signal::Wish(Wish::Stop)) => {
+                Some(Signal::Request(Request::Tried)) => edited = true,
+                Some(Signal::Request(Request::Stop)) => {
                     cancel.cancel();
                     next = Some(Next::Wait);
                 }
-                Some(Signal::Wish(Wish::Close)) => self.closing = true,
-                Some(Signal::Wish(Wish::Run)) if matches!(next, Some(Next::Wait)) => {
+                Some(Signal::Request(Request::Close)) => self.closing = true,
+                Some(Signal::Request(Request::Run)) if matches!(next, Some(Next::Wait)) => {
                     next = Some(Next::Load); // a run that is being stopped, and is wanted after all
                 }
-                Some(Signal::Wish(Wish::Run) | Signal::Change) | None => {}
+                Some(Signal::Request(Request::Run) | Signal::Change) | None => {}
             }
             // A loop that is about to end draws nothing anew, and leaves its run to its end.
             if !edited || self.closing || matches!(next, Some(Next::Stop)) {
                 continue;
             }
-            // A broken edit is told, and the run goes on with what it has.
+            // The faults of an edit are reported, and the run goes on with what it has.
             if let Some(edited) = self.load()? {
                 let same = edited.plan.record() == plan.record()
                     && edited.plan.outputs() == plan.outputs();
@@ -705,7 +705,7 @@ struct Loaded {
     plan: Arc<Plan>,
     /// The sweep that the plan is of.
     sweep: Option<Swept>,
-    /// What it came from, for whoever looks on.
+    /// What it came from, for the observer.
     shown: Option<(Checked, Settings)>,
 }
 

@@ -10,12 +10,12 @@ use retouch_graph::problem::Code;
 use retouch_graph::remote::{self, Address};
 use retouch_graph::text::shortened;
 use serde::{Deserialize, Serialize};
+use ureq::http::Response;
 use ureq::http::header::HeaderMap;
-use ureq::http::{Response, Uri};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
-use super::{Settings, withheld};
+use super::settings::{Settings, origin, withheld};
 
 /// Redirects that are followed; a hub needs two.
 const MOST_REDIRECTS: usize = 8;
@@ -81,7 +81,7 @@ pub enum Refused {
 }
 
 impl Refused {
-    /// What to tell.
+    /// The message.
     pub fn why(self) -> Withheld {
         match self {
             Self::Passing(why) | Self::Lasting(why) => why,
@@ -126,23 +126,6 @@ fn agent(silence: Duration) -> Agent {
         .tls_config(TlsConfig::builder().root_certs(authorities()).build())
         .build()
         .into()
-}
-
-/// The scheme, host and port of an address.
-pub fn origin(url: &str) -> Option<(String, String, u16)> {
-    let uri: Uri = url.parse().ok()?;
-    let scheme = uri.scheme_str()?.to_ascii_lowercase();
-    let port = match scheme.as_str() {
-        "https" => 443,
-        "http" => 80,
-        _ => return None,
-    };
-    // A name and password in the address would be shown in messages.
-    if uri.authority()?.as_str().contains('@') {
-        return None;
-    }
-    let host = uri.host()?.to_ascii_lowercase();
-    Some((scheme, host, uri.port_u16().unwrap_or(port)))
 }
 
 /// A path for a URL: what is not plain is written as `%XX`.

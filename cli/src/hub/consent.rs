@@ -1,4 +1,4 @@
-//! What may be fetched for a file that somebody else made. A bundle, or the recipe in a picture, names models on hubs; the
+//! What may be fetched for a third party's file. A bundle, or the recipe in a picture, names models on hubs; the
 //! user has not. Nothing is fetched for it unless the user says so, and the user's token is not sent for it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,14 +29,14 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Whether there is somebody to ask.
+    /// Whether the user can be asked.
     #[must_use]
     pub fn can_ask(json: bool, quiet: bool) -> bool {
         !json && !quiet && io::stdin().is_terminal() && crate::output::terminal()
     }
 }
 
-/// A file that somebody else made and that names models.
+/// A third party's file that names models.
 #[derive(Clone, Debug)]
 pub enum Foreign {
     /// A bundle.

@@ -9,10 +9,11 @@ use retouch_graph::problem::Code;
 use retouch_graph::remote::{self, Address};
 use retouch_graph::{Digest, FileStamp, Files, FolderEntry, Searched, Withheld};
 
+use super::Mode;
 use super::client::{Client, Listing, Refused};
 use super::consent::Consent;
+use super::settings::{Settings, withheld};
 use super::store::{Shelf, Watch};
-use super::{Mode, Settings, withheld};
 use crate::store::size;
 use crate::total;
 
@@ -47,7 +48,7 @@ pub struct HubFiles {
     client: Client,
     /// Asks without the user's token.
     anonymous: Client,
-    /// What may be fetched, when the models are named by a file that somebody else made.
+    /// What may be fetched, when the models are named by a third party's file.
     consent: Option<Consent>,
     state: Mutex<State>,
     /// One fetch at a time.
@@ -68,7 +69,7 @@ fn normal(path: &Path) -> PathBuf {
 }
 
 impl HubFiles {
-    /// Reads what is on this machine through `inner`. With a `consent` the models are named by a file that somebody else
+    /// Reads what is on this machine through `inner`. With a `consent` the models are named by a file that a third party
     /// made, and the hub is asked only as far as it goes.
     pub fn new(
         inner: Arc<dyn Files>,
@@ -119,7 +120,7 @@ impl HubFiles {
         Shelf::new(&self.settings.cache, address)
     }
 
-    /// What may be fetched, when somebody else names the models.
+    /// What may be fetched, when a third party's file names the models.
     pub fn consent(&self) -> Option<&Consent> {
         self.consent.as_ref()
     }
@@ -145,7 +146,7 @@ impl HubFiles {
         why
     }
 
-    /// That a model is not in the cache, and nobody agreed to fetch it.
+    /// That a model is not in the cache, and the user did not agree to fetch it.
     fn unasked(consent: &Consent, address: &Address) -> Withheld {
         let (message, help) = consent.refusal(address);
         withheld(Code::NotFetched, message, help)
@@ -197,7 +198,7 @@ impl HubFiles {
             }
             state.pins.get(&model).cloned()
         };
-        // A commit never changes, and nobody need be asked which one it is.
+        // A commit never changes, and need not be resolved.
         let wanted = pinned.unwrap_or_else(|| address.wanted().to_owned());
         let whole = Address {
             revision: Some(wanted.clone()),
@@ -277,8 +278,8 @@ impl HubFiles {
             }
             Err(Refused::Passing(why)) => match cached {
                 Some(snapshot) if shelf.snapshot(&snapshot.commit).is_dir() => {
-                    if let Mode::Fetch { teller, .. } = &self.mode {
-                        teller.warn(&format!(
+                    if let Mode::Fetch { reporter, .. } = &self.mode {
+                        reporter.warn(&format!(
                             "{}; `{}` is used as it is in the cache, at {}",
                             why.message,
                             address.repo(),
@@ -321,7 +322,10 @@ impl HubFiles {
         if address.file.is_empty() || listed == Some(None) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let Mode::Fetch { cancel, teller, .. } = &self.mode else {
+        let Mode::Fetch {
+            cancel, reporter, ..
+        } = &self.mode
+        else {
             let size = listed.flatten().and_then(|listed| listed.size);
             lock(&self.state).missed.insert(key, size);
             return Err(other(&self.absent(&format!("`{}`", path.display()))));
@@ -337,7 +341,7 @@ impl HubFiles {
         if place.is_file() {
             return Ok(place);
         }
-        self.fetch(&address, &snapshot, &Watch { cancel, teller })
+        self.fetch(&address, &snapshot, &Watch { cancel, reporter })
             .map_err(|why| {
                 let error = other(&why);
                 lock(&self.state).failed.insert(key, why);
@@ -393,7 +397,7 @@ impl HubFiles {
         match &snapshot.listing {
             Some(listing) => listing.files.contains_key(&address.file),
             None => {
-                // Nobody knows whether it is there: it is asked for only if the model turns out to lack something.
+                // It is not known to be there: it is asked for only if the model turns out to lack something.
                 if !address.file.is_empty() {
                     lock(&self.state).missed.insert(normal(path), None);
                 }
@@ -437,7 +441,7 @@ impl HubFiles {
                     size(bytes),
                     first.display()
                 ),
-                // Nobody asked the hub yet which of them there are.
+                // The hub was not asked yet which of them there are.
                 (_, None) => {
                     let names = missed.iter().map(|(file, _)| {
                         let name = file.strip_prefix(&key).unwrap_or(file);

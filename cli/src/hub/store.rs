@@ -17,8 +17,8 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::client::{Announced, Client, Listing, Refused};
-use super::tell::Teller;
-use super::withheld;
+use super::reporter::Reporter;
+use super::settings::withheld;
 
 /// A listing of a hub's repository that was written down has no more bytes.
 const MOST_LISTING: u64 = 256 << 20;
@@ -41,7 +41,7 @@ pub struct Shelf {
 /// Progress reporting and cancellation of a download.
 pub struct Watch<'a> {
     pub cancel: &'a Cancel,
-    pub teller: &'a Teller,
+    pub reporter: &'a Reporter,
 }
 
 fn unwritable(path: &Path, error: &io::Error) -> Withheld {
@@ -163,7 +163,7 @@ impl Shelf {
         });
         if !whole {
             self.bring(client, address, commit, &announced, &blob, watch)
-                .inspect_err(|_| watch.teller.end(false))?;
+                .inspect_err(|_| watch.reporter.end(false))?;
         }
         link(&blob, &place, self.depth(address)).map_err(|e| unwritable(&place, &e))?;
         Ok(place)
@@ -194,7 +194,7 @@ impl Shelf {
             if !told {
                 told = true;
                 watch
-                    .teller
+                    .reporter
                     .warn(&format!("{named}: another process fetches it; waiting"));
             }
             interrupted(watch)?;
@@ -223,7 +223,7 @@ impl Shelf {
         let mut hasher = Sha256::new();
         let mut done = file.metadata().map_err(|e| cannot(&e))?.len();
         let most = announced.size.unwrap_or(MOST_UNANNOUNCED);
-        // Of a file without an announced size nobody knows whether the piece is all of it.
+        // Of a file without an announced size it is not known whether the piece is all of it.
         if done > most || announced.size.is_none() {
             file.set_len(0).map_err(|e| cannot(&e))?;
             done = 0;
@@ -240,7 +240,7 @@ impl Shelf {
             interrupted(watch)?;
         }
         watch
-            .teller
+            .reporter
             .start(&named, announced.size.unwrap_or(0), done);
         let mut failures = 0;
         let mut piece = vec![0; 256 << 10];
@@ -273,7 +273,7 @@ impl Shelf {
                                 file.write_all(&piece[..count]).map_err(|e| cannot(&e))?;
                                 hasher.update(&piece[..count]);
                                 done += count as u64;
-                                watch.teller.progress(done);
+                                watch.reporter.progress(done);
                             }
                             Err(error) => {
                                 break Err(broken(&named, done, announced, &error.to_string()));
@@ -321,7 +321,7 @@ impl Shelf {
             ));
         }
         fs::rename(&partial, blob).map_err(|e| unwritable(blob, &e))?;
-        watch.teller.end(true);
+        watch.reporter.end(true);
         Ok(())
     }
 }
@@ -334,14 +334,14 @@ fn open_partial(partial: &Path) -> io::Result<File> {
     match write::open_known(&options, partial) {
         Err(_) if fs::symlink_metadata(partial).is_ok_and(|there| there.is_symlink()) => {
             fs::remove_file(partial)?;
-            // Another link by now is somebody's intent, and an error.
+            // Another link by now was made on purpose, and is an error.
             write::open_known(&options, partial)
         }
         opened => opened,
     }
 }
 
-/// How a file is told: with the commit, which is what is fetched.
+/// How a file is shown: with the commit, which is what is fetched.
 fn at_commit(address: &Address, commit: &str) -> String {
     address
         .at(&commit[..commit.len().min(12)])

@@ -1,4 +1,4 @@
-//! The window: what is where, the keys, and what is wished for.
+//! The window: what is where, the keys, and what is requested.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use eframe::egui::{
     TopBottomPanel, Ui, ViewportCommand, WidgetInfo, WidgetType, vec2,
 };
 
-use retouch_common::watching::Wish;
+use retouch_common::watching::Request;
 use retouch_graph::Engine;
 
 use crate::canvas::Canvas;
@@ -143,8 +143,8 @@ const KEYS: &[(&str, &[(&str, &str)])] = &[
 /// The window.
 pub struct App {
     desk: Arc<Desk>,
-    /// Sends a wish to the loop.
-    wish: Box<dyn Fn(Wish) + Send>,
+    /// Sends a request to the loop.
+    request: Box<dyn Fn(Request) + Send>,
     engine: Option<Engine>,
     shelf: Option<Shelf>,
     model: Model,
@@ -179,10 +179,10 @@ pub struct App {
 
 /// What a window begins with.
 pub struct Start {
-    /// What the loop's side tells.
+    /// What the loop reports.
     pub desk: Arc<Desk>,
-    /// Sends a wish to the loop.
-    pub wish: Box<dyn Fn(Wish) + Send>,
+    /// Sends a request to the loop.
+    pub request: Box<dyn Fn(Request) + Send>,
     /// The engine that runs the workflow, with its values and ops.
     pub engine: Option<Engine>,
     /// What is remembered.
@@ -210,7 +210,7 @@ impl App {
         }
         Self {
             desk: start.desk,
-            wish: start.wish,
+            request: start.request,
             engine: start.engine,
             shelf: None,
             model: Model::default(),
@@ -407,12 +407,12 @@ impl App {
 
     fn run(&mut self) {
         self.notice = None;
-        (self.wish)(Wish::Run);
+        (self.request)(Request::Run);
     }
 
     fn stop(&mut self) {
         if self.model.phase == Phase::Running {
-            (self.wish)(Wish::Stop);
+            (self.request)(Request::Stop);
         }
     }
 
@@ -695,7 +695,7 @@ impl App {
                     .tries
                     .show(ui, &self.model, &self.desk, registry, selected)
                 {
-                    (self.wish)(Wish::Tried);
+                    (self.request)(Request::Tried);
                 }
             }
             Tab::Problems => {

@@ -1,4 +1,4 @@
-//! What the window costs: a frame of a large graph, and what a sampler loses while somebody looks on.
+//! What the window costs: a frame of a large graph, and what a sampler loses while it is observed.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -90,7 +90,7 @@ pub fn graph(count: usize) -> Graph {
     graph
 }
 
-/// A window that nobody sees.
+/// A window that is not shown.
 struct Window {
     app: App,
     ctx: Context,
@@ -105,7 +105,7 @@ impl Window {
         };
         let start = Start {
             desk,
-            wish: Box::new(|_| {}),
+            request: Box::new(|_| {}),
             engine: None,
             memory,
             memory_file: None,
@@ -157,7 +157,7 @@ fn frames(what: &'static str, window: &mut Window, pointer: bool) -> View {
     let mut seconds = Vec::with_capacity(FRAMES);
     let mut triangles = 0;
     for frame in 0..FRAMES {
-        // The pointer goes over the boxes, as it does when somebody looks.
+        // The pointer goes over the boxes, as a user's does.
         let at = egui::pos2(100.0 + 5.0 * frame as f32, 120.0 + 2.0 * frame as f32);
         let events = if pointer {
             vec![Event::PointerMoved(at)]

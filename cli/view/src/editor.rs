@@ -15,7 +15,7 @@ pub struct Spot {
     pub column: usize,
 }
 
-/// How an editor is told the place.
+/// How the place is passed to an editor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Goto {
     /// `--goto file:line:column`
@@ -30,7 +30,7 @@ enum Goto {
     None,
 }
 
-/// Editors that are known: their names, how they are told the place, and whether they need a terminal.
+/// Editors that are known: their names, how the place is passed to them, and whether they need a terminal.
 const KNOWN: &[(&[&str], Goto, bool)] = &[
     (
         &[
@@ -89,7 +89,7 @@ const KNOWN: &[(&[&str], Goto, bool)] = &[
     ),
 ];
 
-/// What is tried when nobody says which editor.
+/// What is tried when no editor is set.
 const TRIED: &[&str] = &[
     "code",
     "codium",
@@ -215,7 +215,7 @@ fn editor() -> Result<Vec<String>, String> {
 /// What to say when there is none, or it does not start.
 pub fn open(spot: &Spot) -> Result<String, String> {
     let editor = editor()?;
-    let (mut words, terminal) = command(&editor, spot).ok_or("VISUAL names no program")?;
+    let (mut words, terminal) = command(&editor, spot).ok_or("VISUAL does not name a program")?;
     if terminal {
         let own = named("TERMINAL").transpose()?;
         let before: Option<Words> =
@@ -250,7 +250,7 @@ pub fn open(spot: &Spot) -> Result<String, String> {
     let mut child = command
         .spawn()
         .map_err(|e| format!("`{}` does not start: {e}", words[0].to_string_lossy()))?;
-    // Somebody has to take note of its end.
+    // Its end must be waited for.
     std::thread::spawn(move || child.wait());
     Ok(format!(
         "{}:{} in {}",

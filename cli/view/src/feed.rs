@@ -1,5 +1,5 @@
 //! From the loop's threads to the window: plans and events go into a queue, and one thread of its own makes a model of
-//! them. Whoever computes only pushes.
+//! them. The computing threads only push.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use retouch_common::Failure;
-use retouch_common::watching::{Onlooker, Planned, Wish, Wishes};
+use retouch_common::watching::{Observer, Planned, Request, Requests};
 use retouch_graph::event::{Event, Listener};
 use retouch_graph::{Engine, Files, Node as _, Problems, Settings, Severity};
 use retouch_nodes::image::Grid;
@@ -29,11 +29,11 @@ const MOST_CELLS: usize = 400;
 pub struct Begun {
     /// The engine.
     pub engine: Engine,
-    /// Where wishes are sent.
-    pub wishes: Wishes,
+    /// Where requests are sent.
+    pub requests: Requests,
 }
 
-/// Wakes whoever draws.
+/// Wakes the thread that draws.
 type Waker = Box<dyn Fn() + Send>;
 
 /// What the loop's side and the window's side share.
@@ -216,15 +216,15 @@ impl Listener for Feed {
     }
 }
 
-impl Onlooker for Feed {
-    fn begun(&self, engine: &Engine, wishes: Wishes) {
+impl Observer for Feed {
+    fn begun(&self, engine: &Engine, requests: Requests) {
         if self.once {
-            wishes.send(Wish::Close);
+            requests.send(Request::Close);
         }
         let _ = self.begun.send(Begun {
             engine: engine.clone(),
-            wishes,
-        }); // nobody waits for it when only a picture of the view is made
+            requests,
+        }); // it is not waited for when only a picture of the view is made
     }
 
     fn files(&self, inner: Arc<dyn Files>) -> Arc<dyn Files> {
@@ -697,7 +697,7 @@ mod tests {
         for number in 0..1000 {
             run(&feed, &engine, [f64::from(number % 900), 2.0, 3.0]);
             if number % 250 == 249 {
-                // Once all that was told is in.
+                // Once all events are in.
                 while desk.model().past.len() < 100 || desk.model().plans <= number as u64 {
                     std::thread::yield_now();
                 }

@@ -463,7 +463,7 @@ fn layers(count: usize, links: &[(usize, usize)]) -> Vec<usize> {
         let least = before[*node].iter().map(|from| layer[*from] + 1).max();
         layer[*node] = least.unwrap_or(0);
     }
-    // Whoever has more links out than in goes as near to those after it as it can, and the other way round.
+    // A node with more links out than in goes as near to those after it as it can, and the other way round.
     for _ in 0..8 {
         let mut moved = false;
         for node in sorted.iter().rev().chain(&sorted) {

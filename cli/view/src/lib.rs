@@ -1,7 +1,7 @@
 //! The viewer: a window beside the editor that shows what a workflow is doing, and what it did.
 //!
-//! The loop of `retouch watch` runs on a thread of its own and tells [`feed`] what happens; that makes a [`model`] of it,
-//! which knows nothing of windows; [`app`] draws the model. Wishes go back to the loop: values to try, stop, run again.
+//! The loop of `retouch watch` runs on a thread of its own and reports to [`feed`] what happens; that makes a [`model`] of it,
+//! which knows nothing of windows; [`app`] draws the model. Requests go back to the loop: values to try, stop, run again.
 
 pub mod app;
 pub mod bench;
@@ -34,7 +34,7 @@ use std::sync::Arc;
 
 use eframe::egui::{Context, ViewportBuilder, vec2};
 use retouch_common::output::{say, tell};
-use retouch_common::watching::{Onlooker, Wish};
+use retouch_common::watching::{Observer, Request};
 use retouch_common::{Exit, Failure};
 use retouch_graph::write::{self, Access};
 use retouch_graph::{Code, Problems};
@@ -81,7 +81,7 @@ pub struct Screenshot<'a> {
 pub fn window(
     options: Options,
     ends: bool,
-    watch: impl FnOnce(&dyn Onlooker) -> Result<Exit, Failure> + Send,
+    watch: impl FnOnce(&dyn Observer) -> Result<Exit, Failure> + Send,
 ) -> Result<Exit, Failure> {
     screen()?;
     let (feed, desk, beginning, _) = Feed::new(false);
@@ -96,19 +96,19 @@ pub fn window(
         let Ok(begun) = beginning.recv() else {
             return joined(looping);
         };
-        let wishes = begun.wishes.clone();
+        let requests = begun.requests.clone();
         let shown = catch_unwind(AssertUnwindSafe(|| show(Arc::clone(&desk), begun, options)));
         match shown {
             Ok(Ok(())) => {}
             Ok(Err(failure)) => {
-                wishes.send(Wish::Stop);
-                wishes.send(Wish::Close);
-                let _ = joined(looping); // why there is no window is what is told
+                requests.send(Request::Stop);
+                requests.send(Request::Close);
+                let _ = joined(looping); // why there is no window is what is reported
                 return Err(failure);
             }
             // A window that breaks takes no run along.
             Err(_) => {
-                wishes.send(Wish::Close);
+                requests.send(Request::Close);
                 joined(looping)?;
                 return Err(Failure::failed(
                     "the window crashed; this is a bug of the program",
@@ -119,7 +119,7 @@ pub fn window(
             if desk.model().phase == Phase::Running {
                 tell("the window is closed; the run continues, Ctrl-C stops it");
             }
-            wishes.send(Wish::Close);
+            requests.send(Request::Close);
         } else if desk.model().phase != Phase::Over {
             tell("the window is closed; watching continues until Ctrl-C");
         }
@@ -127,13 +127,13 @@ pub fn window(
     })
 }
 
-/// The loop, told to the feed; the feed ends with it.
+/// The loop, reporting to the feed; the feed ends with it.
 ///
 /// # Errors
 /// As `watch` says.
 pub fn follow(
     feed: Feed,
-    watch: impl FnOnce(&dyn Onlooker) -> Result<Exit, Failure>,
+    watch: impl FnOnce(&dyn Observer) -> Result<Exit, Failure>,
 ) -> Result<Exit, Failure> {
     let ended = watch(&feed);
     feed.over(
@@ -169,10 +169,10 @@ fn show(desk: Arc<feed::Desk>, begun: Begun, options: Options) -> Result<(), Fai
     let made = move |creation: &eframe::CreationContext<'_>| {
         let waker = creation.egui_ctx.clone();
         desk.wake_with(move || waker.request_repaint());
-        let wishes = begun.wishes;
+        let requests = begun.requests;
         let start = Start {
             desk,
-            wish: Box::new(move |wish| wishes.send(wish)),
+            request: Box::new(move |request| requests.send(request)),
             engine: Some(begun.engine),
             memory,
             memory_file,
@@ -219,7 +219,7 @@ fn screen() -> Result<(), Failure> {
 pub fn picture(
     options: Options,
     screenshot: &Screenshot<'_>,
-    watch: impl FnOnce(&dyn Onlooker) -> Result<Exit, Failure>,
+    watch: impl FnOnce(&dyn Observer) -> Result<Exit, Failure>,
 ) -> Result<Exit, Failure> {
     let file = screenshot.file;
     let png = file
@@ -242,7 +242,7 @@ pub fn picture(
     if ended == Exit::Interrupted {
         return Ok(ended); // what would be drawn is not what was asked for
     }
-    let _ = making.join(); // all that was told is in the model now
+    let _ = making.join(); // all events are in the model now
     let Ok(begun) = beginning.recv() else {
         return Ok(ended);
     };
@@ -250,14 +250,14 @@ pub fn picture(
     let found = Arc::clone(&desk.model().faults);
     let faults = !found.is_empty();
     let (width, height) = options.size.unwrap_or(SIZE);
-    // Nobody is there to drag it: steps and params take more room than pictures.
+    // It cannot be dragged: steps and params take more room than pictures.
     let share = match options.tab {
         Some(Tab::Steps | Tab::Params) => 0.56,
         _ => 0.44,
     };
     let start = Start {
         desk: Arc::clone(&desk),
-        wish: Box::new(|_| {}),
+        request: Box::new(|_| {}),
         engine: Some(begun.engine),
         memory: Memory {
             colours: options.colours.unwrap_or(Colours::Dark),

@@ -16,7 +16,7 @@ use retouch_nodes::look::{
 
 /// Something to look at. What of it is of one image of a batch says which.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Wish {
+pub enum Request {
     /// What there is to look at.
     Summary,
     /// Latent k as a picture.
@@ -86,18 +86,18 @@ pub struct GazeAt {
     pub row: GazeRow,
 }
 
-/// An answer to a wish; cloning shares it.
+/// An answer to a request; cloning shares it.
 #[derive(Clone, Debug)]
 pub enum Answer {
-    /// To [`Wish::Summary`].
+    /// To [`Request::Summary`].
     Summary(Arc<Summary>),
-    /// To [`Wish::Picture`] and [`Wish::Source`].
+    /// To [`Request::Picture`] and [`Request::Source`].
     Picture(Arc<Pixels>),
-    /// To [`Wish::Masks`].
+    /// To [`Request::Masks`].
     Masks(Arc<StepMasks>),
-    /// To [`Wish::Words`]: a plane for each image.
+    /// To [`Request::Words`]: a plane for each image.
     Words(Arc<Vec<Plane>>),
-    /// To [`Wish::Gaze`].
+    /// To [`Request::Gaze`].
     Gaze(Arc<GazeAt>),
 }
 
@@ -125,7 +125,7 @@ impl Answer {
     }
 }
 
-/// What became of a wish so far.
+/// The state of a request.
 #[derive(Clone, Debug)]
 pub enum Reply {
     /// Here it is.
@@ -143,12 +143,12 @@ pub enum Reply {
     },
 }
 
-/// Who answers wishes. The panel calls [`Looks::frame`] and then asks for all that it shows.
+/// Who answers requests. The panel calls [`Looks::frame`] and then asks for all that it shows.
 pub trait Looks {
-    /// A frame begins: what is not asked for in it or in the one before is not wished for any more.
+    /// A frame begins: what is not asked for in it or in the one before is dropped.
     fn frame(&mut self);
     /// Asks for something; returns at once.
-    fn ask(&mut self, wish: &Wish) -> Reply;
+    fn ask(&mut self, request: &Request) -> Reply;
     /// The words for the subject in the prompt of a branch, as the workflow has them.
     fn subject(&self, whose: Whose) -> Option<String>;
 }
@@ -159,7 +159,7 @@ const ANSWERS: usize = 64 << 20;
 /// Called when there is a new answer, from the thread that looks.
 pub type Wake = Box<dyn Fn() + Send + Sync>;
 
-/// How a wish is doing.
+/// The progress of a request.
 #[derive(Debug)]
 enum Progress {
     Queued,
@@ -178,7 +178,7 @@ struct Entry {
 
 #[derive(Debug, Default)]
 struct State {
-    wishes: HashMap<Wish, Entry>,
+    requests: HashMap<Request, Entry>,
     frame: u64,
     /// Whether a run goes on.
     busy: bool,
@@ -186,7 +186,7 @@ struct State {
     changes: u64,
     over: bool,
     /// What is looked at, how it is ended, and whether it calls networks.
-    at: Option<(Wish, Cancel, bool)>,
+    at: Option<(Request, Cancel, bool)>,
 }
 
 impl State {
@@ -195,16 +195,16 @@ impl State {
         entry.asked + 1 >= self.frame
     }
 
-    /// What is to be looked at next; what nobody wishes for any more is forgotten.
-    fn next(&mut self) -> Option<Wish> {
+    /// The request to be computed next; those that are no longer asked for are dropped.
+    fn next(&mut self) -> Option<Request> {
         let frame = self.frame;
-        self.wishes.retain(|_, entry| {
+        self.requests.retain(|_, entry| {
             let waits = matches!(entry.progress, Progress::Queued | Progress::Waiting(_));
             !waits || entry.asked + 1 >= frame
         });
         let queued = |entry: &Entry| matches!(entry.progress, Progress::Queued);
-        let queued = self.wishes.iter().filter(|(_, entry)| queued(entry));
-        queued.map(|(wish, _)| wish).min().cloned()
+        let queued = self.requests.iter().filter(|(_, entry)| queued(entry));
+        queued.map(|(request, _)| request).min().cloned()
     }
 
     /// Forgets the answers that were not asked for for longest, once they are too many.
@@ -213,17 +213,20 @@ impl State {
             Progress::Done(answer) => answer.bytes(),
             _ => 0,
         };
-        let mut held: usize = self.wishes.values().map(bytes).sum();
+        let mut held: usize = self.requests.values().map(bytes).sum();
         while held > ANSWERS {
-            let old = self.wishes.iter().filter(|(_, entry)| bytes(entry) > 0);
+            let old = self.requests.iter().filter(|(_, entry)| bytes(entry) > 0);
             let Some(oldest) = old.min_by_key(|(_, entry)| entry.asked) else {
                 return;
             };
             if self.is_wished(oldest.1) {
                 return;
             }
-            let wish = oldest.0.clone();
-            held -= self.wishes.remove(&wish).map_or(0, |entry| bytes(&entry));
+            let request = oldest.0.clone();
+            held -= self
+                .requests
+                .remove(&request)
+                .map_or(0, |entry| bytes(&entry));
         }
     }
 }
@@ -300,7 +303,7 @@ impl EngineLooks {
     pub fn run_ends(&self) {
         let mut state = self.shared.lock();
         state.busy = false;
-        for entry in state.wishes.values_mut() {
+        for entry in state.requests.values_mut() {
             if matches!(entry.progress, Progress::Waiting(_)) {
                 entry.progress = Progress::Queued;
             }
@@ -314,16 +317,18 @@ impl EngineLooks {
     pub fn refresh(&self) {
         let mut state = self.shared.lock();
         state.changes += 1;
-        let stale = |wish: &Wish, entry: &Entry| {
-            *wish == Wish::Summary || matches!(entry.progress, Progress::Failed(..))
+        let stale = |request: &Request, entry: &Entry| {
+            *request == Request::Summary || matches!(entry.progress, Progress::Failed(..))
         };
-        state.wishes.retain(|wish, entry| !stale(wish, entry));
+        state
+            .requests
+            .retain(|request, entry| !stale(request, entry));
         drop(state);
         self.shared.changed.notify_all();
         (self.shared.wake)();
     }
 
-    /// Whether nothing that is still wished for is being looked at.
+    /// Whether nothing that is still requested is being computed.
     #[must_use]
     pub fn idle(&self) -> bool {
         let state = self.shared.lock();
@@ -331,7 +336,7 @@ impl EngineLooks {
             state.is_wished(entry)
                 && matches!(entry.progress, Progress::Queued | Progress::Working(_))
         };
-        !state.wishes.values().any(going)
+        !state.requests.values().any(going)
     }
 
     /// Calls of the U-Net (images, one half each) that looks made so far.
@@ -358,22 +363,22 @@ impl Looks for EngineLooks {
     fn frame(&mut self) {
         let mut state = self.shared.lock();
         state.frame += 1;
-        // Whoever looked moved on: two frames went by without it.
-        if let Some((wish, cancel, _)) = &state.at
+        // It is no longer asked for: two frames went by without it.
+        if let Some((request, cancel, _)) = &state.at
             && !state
-                .wishes
-                .get(wish)
+                .requests
+                .get(request)
                 .is_some_and(|entry| state.is_wished(entry))
         {
             cancel.cancel();
         }
     }
 
-    fn ask(&mut self, wish: &Wish) -> Reply {
+    fn ask(&mut self, request: &Request) -> Reply {
         let mut state = self.shared.lock();
         let asked = state.frame;
         let mut new = false;
-        let entry = state.wishes.entry(wish.clone()).or_insert_with(|| {
+        let entry = state.requests.entry(request.clone()).or_insert_with(|| {
             new = true;
             Entry {
                 asked,
@@ -403,33 +408,33 @@ impl Looks for EngineLooks {
     }
 }
 
-/// Looks at what is wished for until nobody is there any more.
+/// Computes what is requested until the other side is gone.
 fn work(shared: &Shared) {
     loop {
-        let (wish, cancel, changes) = {
+        let (request, cancel, changes) = {
             let mut state = shared.lock();
             loop {
                 if state.over {
                     return;
                 }
-                if let Some(wish) = state.next() {
+                if let Some(request) = state.next() {
                     let cancel = Cancel::new();
-                    state.at = Some((wish.clone(), cancel.clone(), false));
-                    break (wish, cancel, state.changes);
+                    state.at = Some((request.clone(), cancel.clone(), false));
+                    break (request, cancel, state.changes);
                 }
                 let waited = shared.changed.wait(state);
                 state = waited.unwrap_or_else(PoisonError::into_inner);
             }
         };
-        let mut found = look(&shared.reader, &wish, Effort::Kept, &cancel);
+        let mut found = look(&shared.reader, &request, Effort::Kept, &cancel);
         if let Err(LookError::Takes(what)) = found {
-            found = harder(shared, &wish, what, &cancel);
+            found = harder(shared, &request, what, &cancel);
         }
         let mut state = shared.lock();
         state.at = None;
         let busy = state.busy;
         let changed = state.changes != changes;
-        if let Some(entry) = state.wishes.get_mut(&wish) {
+        if let Some(entry) = state.requests.get_mut(&request) {
             entry.progress = match found {
                 Ok(answer) => Progress::Done(answer),
                 Err(LookError::Takes(what)) if busy => Progress::Waiting(what),
@@ -445,7 +450,8 @@ fn work(shared: &Shared) {
                 Err(LookError::NotKept { message, help }) => Progress::Failed(message, Some(help)),
                 Err(LookError::Failed { message, help }) => Progress::Failed(message, help),
             };
-            let passing = wish == Wish::Summary || matches!(entry.progress, Progress::Failed(..));
+            let passing =
+                request == Request::Summary || matches!(entry.progress, Progress::Failed(..));
             if passing && changed {
                 entry.progress = Progress::Queued; // it may be of before a step that is kept by now
             }
@@ -459,7 +465,7 @@ fn work(shared: &Shared) {
 /// Looks again, calling networks, unless a run goes on.
 fn harder(
     shared: &Shared,
-    wish: &Wish,
+    request: &Request,
     what: String,
     cancel: &Cancel,
 ) -> Result<Answer, LookError> {
@@ -467,22 +473,22 @@ fn harder(
     if state.busy {
         return Err(LookError::Takes(what));
     }
-    state.at = Some((wish.clone(), cancel.clone(), true));
-    if let Some(entry) = state.wishes.get_mut(wish) {
+    state.at = Some((request.clone(), cancel.clone(), true));
+    if let Some(entry) = state.requests.get_mut(request) {
         entry.progress = Progress::Working(what);
     }
     drop(state);
     (shared.wake)();
-    look(&shared.reader, wish, Effort::Calls, cancel)
+    look(&shared.reader, request, Effort::Calls, cancel)
 }
 
 fn look(
     reader: &Reader,
-    wish: &Wish,
+    request: &Request,
     effort: Effort,
     cancel: &Cancel,
 ) -> Result<Answer, LookError> {
-    let found = catch_unwind(AssertUnwindSafe(|| found(reader, wish, effort, cancel)));
+    let found = catch_unwind(AssertUnwindSafe(|| found(reader, request, effort, cancel)));
     found.unwrap_or_else(|_| {
         Err(LookError::Failed {
             message: "looking at it panicked".to_owned(),
@@ -493,7 +499,7 @@ fn look(
 
 fn found(
     reader: &Reader,
-    wish: &Wish,
+    request: &Request,
     effort: Effort,
     cancel: &Cancel,
 ) -> Result<Answer, LookError> {
@@ -502,24 +508,24 @@ fn found(
         let rgb = image.to_rgb8(0)?;
         Ok(Answer::Picture(Arc::new(Pixels { width, height, rgb })))
     };
-    match wish {
-        Wish::Summary => Ok(Answer::Summary(Arc::new(reader.summary()?))),
-        Wish::Picture { k, image, exact } => {
+    match request {
+        Request::Summary => Ok(Answer::Summary(Arc::new(reader.summary()?))),
+        Request::Picture { k, image, exact } => {
             let quality = match exact {
                 true => Quality::Exact,
                 false => Quality::Quick,
             };
             pixels(reader.picture(*k, *image, quality, effort, cancel)?)
         }
-        Wish::Masks { k } => Ok(Answer::Masks(Arc::new(reader.masks(*k, effort, cancel)?))),
-        Wish::Words { k, whose, subject } => {
+        Request::Masks { k } => Ok(Answer::Masks(Arc::new(reader.masks(*k, effort, cancel)?))),
+        Request::Words { k, whose, subject } => {
             let planes = reader.cross_attention(*k, *whose, subject, effort, cancel)?;
             Ok(Answer::Words(Arc::new(planes)))
         }
-        Wish::Source { whose, image } => {
+        Request::Source { whose, image } => {
             pixels(reader.source_picture(*whose, *image, effort, cancel)?)
         }
-        Wish::Gaze {
+        Request::Gaze {
             k,
             site,
             image,

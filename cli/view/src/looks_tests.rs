@@ -54,11 +54,11 @@ fn looks(busy: bool) -> (EngineLooks, Arc<AtomicUsize>) {
 
 /// Asks in frame after frame, as a window does, until `done` says so.
 #[track_caller]
-fn until(looks: &mut EngineLooks, wish: &Wish, done: impl Fn(&Reply) -> bool) -> Reply {
+fn until(looks: &mut EngineLooks, request: &Request, done: impl Fn(&Reply) -> bool) -> Reply {
     let since = Instant::now();
     loop {
         looks.frame();
-        let reply = looks.ask(wish);
+        let reply = looks.ask(request);
         if done(&reply) {
             return reply;
         }
@@ -71,8 +71,8 @@ fn is_ready(reply: &Reply) -> bool {
     matches!(reply, Reply::Ready(_))
 }
 
-fn gaze(k: usize) -> Wish {
-    Wish::Gaze {
+fn gaze(k: usize) -> Request {
+    Request::Gaze {
         k,
         site: 3,
         image: 0,
@@ -84,11 +84,12 @@ fn gaze(k: usize) -> Wish {
 #[test]
 fn wishes_are_answered_by_another_thread_which_wakes_the_window() {
     let (mut looks, woken) = looks(false);
-    let Reply::Ready(Answer::Summary(summary)) = until(&mut looks, &Wish::Summary, is_ready) else {
+    let Reply::Ready(Answer::Summary(summary)) = until(&mut looks, &Request::Summary, is_ready)
+    else {
         panic!("no summary");
     };
     assert_eq!((summary.steps, summary.kept()), (5, 6));
-    let picture = |exact| Wish::Picture {
+    let picture = |exact| Request::Picture {
         k: 3,
         image: 0,
         exact,
@@ -107,7 +108,7 @@ fn wishes_are_answered_by_another_thread_which_wakes_the_window() {
     let calls = looks.calls();
     assert_eq!(calls, 1);
     // Another query of the same site and step costs no call.
-    let other = Wish::Gaze {
+    let other = Request::Gaze {
         k: 3,
         site: 3,
         image: 0,
@@ -118,7 +119,7 @@ fn wishes_are_answered_by_another_thread_which_wakes_the_window() {
     assert_eq!(looks.calls(), calls);
     assert!(woken.load(Ordering::SeqCst) >= 5);
     // What cannot be is said.
-    let words = Wish::Words {
+    let words = Request::Words {
         k: 3,
         whose: Whose::Own,
         subject: "giraffe".to_owned(),
@@ -132,7 +133,7 @@ fn wishes_are_answered_by_another_thread_which_wakes_the_window() {
 #[test]
 fn while_a_run_goes_on_what_takes_a_network_waits_and_is_done_after_it() {
     let (mut looks, _) = looks(true);
-    until(&mut looks, &Wish::Summary, is_ready);
+    until(&mut looks, &Request::Summary, is_ready);
     let waits = |reply: &Reply| matches!(reply, Reply::Waiting(what) if what.contains("U-Net"));
     until(&mut looks, &gaze(2), waits);
     std::thread::sleep(Duration::from_millis(30));
@@ -152,7 +153,7 @@ fn while_a_run_goes_on_what_takes_a_network_waits_and_is_done_after_it() {
 fn what_is_not_wished_for_any_more_is_not_begun() {
     let (mut looks, _) = looks(true);
     looks.frame();
-    // A person who runs over the steps: only the last is still wished for when the run is over.
+    // A person who runs over the steps: only the last is still requested when the run is over.
     for k in 0..5 {
         looks.frame();
         looks.frame();
@@ -162,5 +163,5 @@ fn what_is_not_wished_for_any_more_is_not_begun() {
     until(&mut looks, &gaze(4), is_ready);
     assert_eq!(looks.calls(), 1);
     let held = looks.shared.lock();
-    assert!(!held.wishes.contains_key(&gaze(0)));
+    assert!(!held.requests.contains_key(&gaze(0)));
 }

@@ -95,7 +95,7 @@ impl Memory {
         memory
     }
 
-    /// Writes it down as a whole; nobody misses it when that fails.
+    /// Writes it down as a whole; a failure is ignored.
     pub fn write(&self, file: Option<&Path>) {
         if let Some(file) = file
             && let Ok(text) = serde_json::to_vec_pretty(self)

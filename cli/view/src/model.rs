@@ -249,7 +249,7 @@ pub enum State {
     Queued(Option<(usize, usize)>),
     /// It runs.
     Running {
-        /// The steps that are done and how many there are, in the node's own unit; 0 of 0 before the first is told.
+        /// The steps that are done and how many there are, in the node's own unit; 0 of 0 before the first is reported.
         progress: (usize, usize),
         /// The step that it went on from.
         resumed: Option<usize>,
@@ -503,7 +503,7 @@ pub struct Model {
     pub version: u64,
     /// Raised with each plan.
     pub plans: u64,
-    /// Raised whenever values may have come to the cache: whoever missed one asks again.
+    /// Raised whenever values may have come to the cache: what missed one asks again.
     pub values: u64,
     /// The index of each node, by name.
     index: Arc<HashMap<String, usize>>,
@@ -690,7 +690,7 @@ impl Model {
                 self.phase = Phase::Waiting;
                 self.values += 1;
             }
-            // The file of a preview is somebody else's; what is not known yet says nothing here.
+            // The file of a preview belongs to the run; what is not known yet says nothing here.
             _ => {}
         }
     }

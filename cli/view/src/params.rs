@@ -1,7 +1,7 @@
 //! The panel of params: what a workflow and a node take, as widgets that fit, tried as soon as they change.
 //!
-//! The panel takes plain data and gives back [`Wish`]es; it neither reads nor writes a file. While a widget is dragged a
-//! value is tried a few times a second, on release at once. A value that does not fit is told below its widget and not
+//! The panel takes plain data and gives back [`Action`]s; it neither reads nor writes a file. While a widget is dragged a
+//! value is tried a few times a second, on release at once. A value that does not fit is reported below its widget and not
 //! tried.
 
 #[cfg(test)]
@@ -103,7 +103,7 @@ pub struct Entry {
     pub written: Option<Json>,
     /// What holds where the file says nothing.
     pub default: Option<Json>,
-    /// Tells what is wrong with a value, as far as that can be told without the rest of the workflow.
+    /// Reports what is wrong with a value, as far as that is known without the rest of the workflow.
     pub check: Check,
 }
 
@@ -328,7 +328,7 @@ pub struct Told {
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Wish {
+pub enum Action {
     /// Run with this value.
     Try {
         /// The file.
@@ -462,10 +462,10 @@ impl Panel {
         sections: &[Section],
         trying: &Trying,
         told: &[Told],
-    ) -> Vec<Wish> {
-        let mut wishes = Vec::new();
+    ) -> Vec<Action> {
+        let mut actions = Vec::new();
         let any = !trying.is_empty();
-        self.buttons(ui, any, &mut wishes);
+        self.buttons(ui, any, &mut actions);
         if let Some(message) = &self.message {
             ui.label(message);
         }
@@ -481,15 +481,15 @@ impl Panel {
                         ui.weak("no params");
                     }
                     for entry in &section.entries {
-                        self.entry(ui, entry, trying, told, &mut wishes);
+                        self.entry(ui, entry, trying, told, &mut actions);
                     }
                 }
             });
-        self.dialog(ui.ctx(), &mut wishes);
-        wishes
+        self.dialog(ui.ctx(), &mut actions);
+        actions
     }
 
-    fn buttons(&mut self, ui: &mut Ui, any: bool, wishes: &mut Vec<Wish>) {
+    fn buttons(&mut self, ui: &mut Ui, any: bool, actions: &mut Vec<Action>) {
         let keys = |ui: &Ui, shortcut: &KeyboardShortcut| ui.ctx().format_shortcut(shortcut);
         ui.horizontal_wrapped(|ui| {
             let button = |ui: &mut Ui, name: &str, what: &str, shortcut: KeyboardShortcut| {
@@ -503,10 +503,10 @@ impl Panel {
             };
             if button(ui, "Reset all", "Go back to what the files say", RESET) {
                 self.drafts.clear();
-                wishes.push(Wish::ResetAll);
+                actions.push(Action::ResetAll);
             }
             if button(ui, "Copy as YAML", "Copy the tried values", COPY) {
-                wishes.push(Wish::CopyAsYaml);
+                actions.push(Action::CopyAsYaml);
             }
             if button(
                 ui,
@@ -514,7 +514,7 @@ impl Panel {
                 "Show what would change in the files",
                 WRITE,
             ) {
-                wishes.push(Wish::AskToWrite);
+                actions.push(Action::AskToWrite);
             }
         });
     }
@@ -525,7 +525,7 @@ impl Panel {
         entry: &Entry,
         trying: &Trying,
         told: &[Told],
-        wishes: &mut Vec<Wish>,
+        actions: &mut Vec<Action>,
     ) {
         let id = (entry.file.clone(), entry.place.clone());
         let tried = (trying.of(&entry.file).iter())
@@ -565,7 +565,7 @@ impl Panel {
                         if reset.clicked() {
                             draft = None;
                             if tried.is_some() {
-                                wishes.push(Wish::Reset {
+                                actions.push(Action::Reset {
                                     file: entry.file.clone(),
                                     place: entry.place.clone(),
                                 });
@@ -585,7 +585,7 @@ impl Panel {
             let typed = draft.as_ref().and_then(|draft| draft.text.clone());
             let took = self.widget(ui, entry, &shown, typed, &label);
             let before = draft.take();
-            draft = self.took(entry, took, before, tried, now, wishes);
+            draft = self.took(entry, took, before, tried, now, actions);
             if draft.as_ref().is_some_and(|draft| draft.due) {
                 ui.ctx()
                     .request_repaint_after(std::time::Duration::from_secs_f64(EVERY / 2.0));
@@ -611,7 +611,7 @@ impl Panel {
         before: Option<Draft>,
         tried: Option<&Json>,
         now: f64,
-        wishes: &mut Vec<Wish>,
+        actions: &mut Vec<Action>,
     ) -> Option<Draft> {
         let last = before
             .as_ref()
@@ -654,11 +654,11 @@ impl Panel {
             let (file, place) = (entry.file.clone(), entry.place.clone());
             if equal(&draft.value, entry.value()) {
                 if tried.is_some() {
-                    wishes.push(Wish::Reset { file, place });
+                    actions.push(Action::Reset { file, place });
                 }
             } else if tried.is_none_or(|tried| !equal(tried, &draft.value)) {
                 let value = draft.value.clone();
-                wishes.push(Wish::Try { file, place, value });
+                actions.push(Action::Try { file, place, value });
             }
         }
         // What is tried is shown from there; a fault stays until something else is entered.
@@ -741,7 +741,7 @@ impl Panel {
     }
 
     /// What would be written, to be confirmed.
-    fn dialog(&mut self, ctx: &egui::Context, wishes: &mut Vec<Wish>) {
+    fn dialog(&mut self, ctx: &egui::Context, actions: &mut Vec<Action>) {
         let Some(proposals) = self.asked.take() else {
             return;
         };
@@ -785,7 +785,7 @@ impl Panel {
                 !cancel && ui.input_mut(|input| input.consume_key(Modifiers::NONE, Key::Enter));
         });
         if write {
-            wishes.push(Wish::Write(proposals));
+            actions.push(Action::Write(proposals));
         } else if !cancel && !modal.should_close() {
             self.asked = Some(proposals);
         }

@@ -33,7 +33,7 @@ pub struct Canvas {
 #[must_use]
 pub fn no_adapter(error: &WgpuError) -> Failure {
     let why = match error {
-        // What each of the ways to an adapter has to say fills lines, and helps nobody.
+        // What each of the ways to an adapter has to say fills lines, and helps little.
         WgpuError::RequestAdapterError(_) => "there is no graphics adapter".to_owned(),
         error => one_line(&error.to_string()),
     };
@@ -51,7 +51,7 @@ fn one_line(text: &str) -> String {
 pub fn ask_no_screen() {
     let set = |name: &str| std::env::var_os(name).is_some();
     if cfg!(target_os = "linux") && !set("XDG_RUNTIME_DIR") && !set("WAYLAND_DISPLAY") {
-        // SAFETY: the command has begun no threads yet, so nobody reads the environment meanwhile.
+        // SAFETY: the command has begun no threads yet, so the environment is not read meanwhile.
         unsafe {
             std::env::set_var("NODEVICE_SELECT", "1");
             // No socket can be below it, so the library finds none, silently.
@@ -330,7 +330,7 @@ mod tests {
         desk.model().apply(News::Planned(Arc::new(graph)));
         App::new(Start {
             desk,
-            wish: Box::new(|_| {}),
+            request: Box::new(|_| {}),
             engine: None,
             memory: Memory {
                 colours,

@@ -23,7 +23,7 @@ struct Looked {
     steps: Steps,
     /// Whether the area was drawn since the frame before.
     seen: bool,
-    /// Whether the thread was told that a run goes on.
+    /// Whether the thread knows that a run goes on.
     busy: bool,
     /// What of the model was last looked at, and when.
     version: u64,
@@ -73,7 +73,7 @@ impl Stepping {
             return;
         };
         if !seen {
-            looks.frame(); // what nobody sees is not wished for
+            looks.frame(); // what is not shown is not requested
         }
         let busy = model.phase == Phase::Running;
         if busy != looked.busy {

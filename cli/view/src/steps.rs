@@ -18,7 +18,7 @@ use self::parts::{
     draw, fit, heat_texture, hold_arrows, legend, line, mark, name_of, named, normalised, notice,
     outline, picture_id, scrubber_id, shares, show, side_of, strongest, tell, warm, where_is,
 };
-use super::looks::{Answer, GazeAt, Looks, Pixels, Reply, Wish};
+use super::looks::{Answer, GazeAt, Looks, Pixels, Reply, Request};
 
 /// How long a latent is shown while the steps are played.
 const FRAME: f64 = 0.125;
@@ -129,7 +129,7 @@ impl Steps {
     pub fn show(&mut self, ui: &mut Ui, looks: &mut dyn Looks) {
         looks.frame();
         let mut notices = Vec::new();
-        match looks.ask(&Wish::Summary) {
+        match looks.ask(&Request::Summary) {
             Reply::Ready(Answer::Summary(summary)) => self.summary = Some(summary),
             // Which steps are kept is read again while a run goes on; what was known stays on the screen.
             other if self.summary.is_none() => notices.extend(notice("steps", other)),
@@ -541,7 +541,7 @@ impl Steps {
         let mut masks = None;
         if self.masks && !summary.masks.is_empty() {
             if summary.masks.contains(&k) {
-                match looks.ask(&Wish::Masks { k }) {
+                match looks.ask(&Request::Masks { k }) {
                     Reply::Ready(Answer::Masks(found)) => masks = Some(found),
                     other => notices.extend(notice("masks", other)),
                 }
@@ -647,15 +647,15 @@ impl Steps {
         if summary.latents.get(k) == Some(&Place::Gone) {
             self.picture = None;
         }
-        let wish = |exact| Wish::Picture {
+        let request = |exact| Request::Picture {
             k,
             image: self.image,
             exact,
         };
-        let mut reply = looks.ask(&wish(self.exact));
+        let mut reply = looks.ask(&request(self.exact));
         // While the VAE is at it the quick picture of the same latent stands in.
         if self.exact && matches!(reply, Reply::Working(_) | Reply::Waiting(_)) {
-            let quick = looks.ask(&wish(false));
+            let quick = looks.ask(&request(false));
             if let Reply::Ready(_) = quick {
                 notices.extend(notice("picture", std::mem::replace(&mut reply, quick)));
             }
@@ -691,7 +691,7 @@ impl Steps {
             return;
         }
         let whose = self.whose(summary);
-        match looks.ask(&Wish::Words { k, whose, subject }) {
+        match looks.ask(&Request::Words { k, whose, subject }) {
             Reply::Ready(Answer::Words(planes)) => {
                 let index = if planes.len() == 1 { 0 } else { self.image };
                 match planes.get(index) {
@@ -715,14 +715,14 @@ impl Steps {
         looks: &mut dyn Looks,
         notices: &mut Vec<Notice>,
     ) {
-        let wish = Wish::Gaze {
+        let request = Request::Gaze {
             k,
             site,
             image: self.image,
             at: self.cell(grid),
             head: self.head,
         };
-        match looks.ask(&wish) {
+        match looks.ask(&request) {
             Reply::Ready(Answer::Gaze(gaze)) => {
                 let planes = normalised(&gaze.row);
                 if planes.len() != self.looks.len()
@@ -761,7 +761,8 @@ impl Steps {
         for whose in sources {
             let image = self.image;
             // Without it the heat map lies on black.
-            if let Reply::Ready(Answer::Picture(pixels)) = looks.ask(&Wish::Source { whose, image })
+            if let Reply::Ready(Answer::Picture(pixels)) =
+                looks.ask(&Request::Source { whose, image })
             {
                 let at = self.sources.iter().position(|(of, _)| *of == whose);
                 let mut shown = at.map(|at| self.sources.swap_remove(at).1);

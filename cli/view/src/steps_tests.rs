@@ -8,7 +8,7 @@ use retouch_nodes::look::{
     GazeRow, Heads, Part, Place, Plane, QueriesOf, SiteSummary, StepMasks, Summary, Whose,
 };
 
-use super::super::looks::{Answer, GazeAt, Looks, Pixels, Reply, Wish};
+use super::super::looks::{Answer, GazeAt, Looks, Pixels, Reply, Request};
 use super::*;
 
 fn plane(h: usize, w: usize, of: impl Fn(usize, usize) -> f32) -> Plane {
@@ -58,9 +58,9 @@ fn summary() -> Summary {
 #[derive(Default)]
 struct Fake {
     summary: Option<Arc<Summary>>,
-    replies: BTreeMap<Wish, Reply>,
-    asked: BTreeSet<Wish>,
-    answers: BTreeMap<Wish, Answer>,
+    replies: BTreeMap<Request, Reply>,
+    asked: BTreeSet<Request>,
+    answers: BTreeMap<Request, Answer>,
     busy: bool,
 }
 
@@ -72,11 +72,11 @@ impl Fake {
         }
     }
 
-    fn make(wish: &Wish) -> Answer {
+    fn make(request: &Request) -> Answer {
         let colour = |n: usize| (n * 37 % 256) as u8;
-        match wish {
-            Wish::Summary => Answer::Summary(Arc::new(summary())),
-            Wish::Picture { k, image, exact } => {
+        match request {
+            Request::Summary => Answer::Summary(Arc::new(summary())),
+            Request::Picture { k, image, exact } => {
                 let side = if *exact { 64 } else { 8 };
                 let pixel = |n: usize| [colour(n), colour(k * 3), colour(image * 5 + 2)];
                 Answer::Picture(Arc::new(Pixels {
@@ -85,12 +85,12 @@ impl Fake {
                     rgb: (0..side * side).flat_map(pixel).collect(),
                 }))
             }
-            Wish::Source { .. } => Answer::Picture(Arc::new(Pixels {
+            Request::Source { .. } => Answer::Picture(Arc::new(Pixels {
                 width: 8,
                 height: 8,
                 rgb: vec![90; 192],
             })),
-            Wish::Masks { k } => {
+            Request::Masks { k } => {
                 let mask = |from: usize, to: usize| {
                     vec![plane(4, 4, |y, x| {
                         f32::from(u8::from((from..to).contains(&y) && (from..to).contains(&x)))
@@ -102,11 +102,11 @@ impl Fake {
                     blend: mask(1, 3 + k % 2),
                 }))
             }
-            Wish::Words { .. } => {
+            Request::Words { .. } => {
                 let map = plane(4, 4, |y, x| (x + y) as f32 / 6.0);
                 Answer::Words(Arc::new(vec![map.clone(), map]))
             }
-            Wish::Gaze { site, at, .. } => {
+            Request::Gaze { site, at, .. } => {
                 let side = if *site == 2 { 4 } else { 2 };
                 let near = |y: usize, x: usize| {
                     if (y, x) == *at {
@@ -143,25 +143,25 @@ impl Looks for Fake {
         self.asked.clear();
     }
 
-    fn ask(&mut self, wish: &Wish) -> Reply {
-        self.asked.insert(wish.clone());
-        if let Some(reply) = self.replies.get(wish) {
+    fn ask(&mut self, request: &Request) -> Reply {
+        self.asked.insert(request.clone());
+        if let Some(reply) = self.replies.get(request) {
             return reply.clone();
         }
-        match (wish, &self.summary) {
-            (Wish::Summary, Some(summary)) => Reply::Ready(Answer::Summary(summary.clone())),
-            (Wish::Summary, None) => Reply::Working("reading what is kept".to_owned()),
-            (Wish::Picture { k: 9, .. }, _) => Reply::Failed {
+        match (request, &self.summary) {
+            (Request::Summary, Some(summary)) => Reply::Ready(Answer::Summary(summary.clone())),
+            (Request::Summary, None) => Reply::Working("reading what is kept".to_owned()),
+            (Request::Picture { k: 9, .. }, _) => Reply::Failed {
                 message: "latent 9 of `draw` is not kept, and looking draws nothing again"
                     .to_owned(),
                 help: Some("run the workflow again".to_owned()),
             },
-            (Wish::Gaze { .. }, _) if self.busy => {
+            (Request::Gaze { .. }, _) if self.busy => {
                 Reply::Waiting("a call of the U-Net up to site 2".to_owned())
             }
             _ => {
-                let answer = self.answers.entry(wish.clone());
-                Reply::Ready(answer.or_insert_with(|| Self::make(wish)).clone())
+                let answer = self.answers.entry(request.clone());
+                Reply::Ready(answer.or_insert_with(|| Self::make(request)).clone())
             }
         }
     }
@@ -200,7 +200,7 @@ fn step(harness: &Harness<'_, Stage>) -> usize {
     harness.state().steps.step().unwrap()
 }
 
-fn wished(harness: &Harness<'_, Stage>, of: impl Fn(&Wish) -> bool) -> bool {
+fn requested(harness: &Harness<'_, Stage>, of: impl Fn(&Request) -> bool) -> bool {
     harness.state().looks.asked.iter().any(of)
 }
 
@@ -240,9 +240,9 @@ fn the_scrubber_is_moved_by_keys_by_the_pointer_and_by_a_screen_reader() {
     harness.run();
     assert_eq!(step(&harness), 6);
     harness.get_by_label("Latent 6 of 12, image 1");
-    assert!(wished(&harness, |wish| matches!(
-        wish,
-        Wish::Picture {
+    assert!(requested(&harness, |request| matches!(
+        request,
+        Request::Picture {
             k: 6,
             image: 0,
             exact: false
@@ -250,7 +250,7 @@ fn the_scrubber_is_moved_by_keys_by_the_pointer_and_by_a_screen_reader() {
     )));
     // What is asked for at once is what is shown, no more.
     let pictures = harness.state().looks.asked.iter();
-    let pictures = pictures.filter(|wish| matches!(wish, Wish::Picture { .. }));
+    let pictures = pictures.filter(|request| matches!(request, Request::Picture { .. }));
     assert_eq!(pictures.count(), 1);
 }
 
@@ -313,7 +313,7 @@ fn masks_are_outlined_at_the_steps_that_swap_with_a_legend() {
     harness.get_by_label_contains("steps 3 to 11 do");
     harness.state_mut().steps.go_to(5);
     harness.run();
-    assert!(wished(&harness, |wish| *wish == Wish::Masks { k: 5 }));
+    assert!(requested(&harness, |request| *request == Request::Masks { k: 5 }));
     assert!(
         harness
             .query_by_label_contains("steps 3 to 11 do")
@@ -325,7 +325,10 @@ fn masks_are_outlined_at_the_steps_that_swap_with_a_legend() {
     harness.state_mut().looks.summary = Some(Arc::new(plain));
     harness.run();
     assert!(harness.get_by_label("Masks").accesskit_node().is_disabled());
-    assert!(!wished(&harness, |wish| matches!(wish, Wish::Masks { .. })));
+    assert!(!requested(&harness, |request| matches!(
+        request,
+        Request::Masks { .. }
+    )));
 }
 
 #[test]
@@ -335,12 +338,13 @@ fn cross_attention_is_asked_for_by_the_words_of_the_branch() {
     harness.run();
     harness.get_by_label("Cross-attention").click();
     harness.run();
-    let words = |whose, subject: &str| Wish::Words {
+    let words = |whose, subject: &str| Request::Words {
         k: 4,
         whose,
         subject: subject.to_owned(),
     };
-    assert!(wished(&harness, |wish| *wish == words(Whose::Own, "teddy bear")));
+    assert!(requested(&harness, |request| *request
+        == words(Whose::Own, "teddy bear")));
     harness.get_by_label("opacity");
     harness
         .get_by(|node| node.role() == egui::accesskit::Role::ComboBox)
@@ -348,12 +352,16 @@ fn cross_attention_is_asked_for_by_the_words_of_the_branch() {
     harness.run();
     harness.get_by_label("the context").click();
     harness.run();
-    assert!(wished(&harness, |wish| *wish == words(Whose::Context, "bear")));
+    assert!(requested(&harness, |request| *request
+        == words(Whose::Context, "bear")));
     // Steps before the first are another node's.
     harness.state_mut().steps.go_to(1);
     harness.run();
     harness.get_by_label_contains("steps before 2 are the context's own");
-    assert!(!wished(&harness, |wish| matches!(wish, Wish::Words { .. })));
+    assert!(!requested(&harness, |request| matches!(
+        request,
+        Request::Words { .. }
+    )));
 }
 
 #[test]
@@ -366,8 +374,8 @@ fn the_query_follows_the_pointer_is_pinned_by_a_click_and_moved_by_arrows() {
     // The first swapped site, and the middle.
     let at = |harness: &Harness<'_, Stage>| {
         let mut asked = harness.state().looks.asked.iter();
-        asked.find_map(|wish| match wish {
-            Wish::Gaze {
+        asked.find_map(|request| match request {
+            Request::Gaze {
                 k: 4, site: 2, at, ..
             } => Some(*at),
             _ => None,
@@ -440,10 +448,10 @@ fn sites_and_heads_are_chosen_by_name_and_a_plain_site_has_its_own_keys() {
     open(&mut harness, 1);
     harness.get_by_label("1").click();
     harness.run();
-    assert!(wished(&harness, |wish| {
+    assert!(requested(&harness, |request| {
         matches!(
-            wish,
-            Wish::Gaze {
+            request,
+            Request::Gaze {
                 site: 1,
                 head: Some(1),
                 ..
@@ -457,7 +465,7 @@ fn the_image_and_the_vae_are_chosen_and_the_quick_picture_stands_in() {
     let mut harness = stage();
     harness.state_mut().steps.go_to(7);
     harness.state_mut().steps.image = 1;
-    let exact = Wish::Picture {
+    let exact = Request::Picture {
         k: 7,
         image: 1,
         exact: true,

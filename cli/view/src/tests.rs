@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use eframe::egui::{Key as Press, Theme, vec2};
 use egui_kittest::Harness;
 use egui_kittest::kittest::{NodeT, Queryable};
-use retouch_common::watching::Wish;
+use retouch_common::watching::Request;
 use retouch_graph::event::{Event, RunStatus};
 use retouch_graph::{Code, Key, Problem, Source, Span};
 
@@ -97,11 +97,11 @@ pub fn graph() -> Graph {
     graph
 }
 
-/// A window, what it is told through, and what it wished for.
+/// A window, its feed, and what it requested.
 pub struct Seen {
     pub window: Harness<'static, App>,
     pub desk: Arc<Desk>,
-    pub wishes: Arc<Mutex<Vec<Wish>>>,
+    pub requests: Arc<Mutex<Vec<Request>>>,
 }
 
 impl Seen {
@@ -111,11 +111,11 @@ impl Seen {
 
     pub fn with(width: f32, height: f32, memory: Memory, drawn: bool) -> Self {
         let desk = Arc::new(Desk::default());
-        let wishes = Arc::new(Mutex::new(Vec::new()));
-        let own = Arc::clone(&wishes);
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let own = Arc::clone(&requests);
         let start = Start {
             desk: Arc::clone(&desk),
-            wish: Box::new(move |wish| own.lock().unwrap().push(wish)),
+            request: Box::new(move |request| own.lock().unwrap().push(request)),
             engine: None,
             memory,
             memory_file: None,
@@ -133,7 +133,7 @@ impl Seen {
         Self {
             window,
             desk,
-            wishes,
+            requests,
         }
     }
 
@@ -354,7 +354,7 @@ fn a_search_dims_the_rest_and_goes_to_what_it_finds() {
     seen.sees("retouch/inner/draw, sample, queued");
     assert_eq!(seen.window.state().selected(), Some("retouch/inner/draw"));
     // Letters that are keys elsewhere are letters here.
-    assert!(seen.wishes.lock().unwrap().is_empty());
+    assert!(seen.requests.lock().unwrap().is_empty());
     seen.press(Press::Escape);
     assert!(!seen.window.get_by_label("Search nodes").is_focused());
 }
@@ -369,8 +369,8 @@ fn run_and_stop_are_wished_for_by_button_and_key() {
     seen.write(".");
     seen.click("Stop");
     assert_eq!(
-        *seen.wishes.lock().unwrap(),
-        [Wish::Run, Wish::Run, Wish::Stop, Wish::Stop]
+        *seen.requests.lock().unwrap(),
+        [Request::Run, Request::Run, Request::Stop, Request::Stop]
     );
 }
 
@@ -521,7 +521,7 @@ fn what_was_open_is_remembered_for_each_file() {
         desk.model().apply(planned());
         let start = Start {
             desk,
-            wish: Box::new(|_| {}),
+            request: Box::new(|_| {}),
             engine: None,
             memory: Memory::read(Some(file)),
             memory_file: Some(file.to_owned()),

@@ -1,4 +1,4 @@
-//! The area of params: those of the workflow and of what is selected, and what becomes of the wishes of its panel.
+//! The area of params: those of the workflow and of what is selected, and the actions of its panel.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use retouch_nodes::look::Reader;
 use crate::edit::{self, Change};
 use crate::feed::Desk;
 use crate::model::{Graph, Model};
-use crate::params::{self, Kind, Panel, Proposal, Section, Told, Wish};
+use crate::params::{self, Action, Kind, Panel, Proposal, Section, Told};
 
 /// The panel and what it shows.
 #[derive(Debug)]
@@ -113,7 +113,7 @@ impl Tries {
         let trying = desk.trying().clone();
         let mut told: Vec<Told> = model.refused.to_vec();
         if let Some(fault) = model.faults.first() {
-            // The loop says no more than that the whole is not sound: it is told at what is tried.
+            // The loop says no more than that the whole is not sound: it is reported at what is tried.
             told.extend(trying.files().flat_map(|(file, changes)| {
                 changes.iter().map(|change| Told {
                     file: file.to_owned(),
@@ -122,16 +122,16 @@ impl Tries {
                 })
             }));
         }
-        let wishes = self.panel.show(ui, &self.sections, &trying, &told);
+        let actions = self.panel.show(ui, &self.sections, &trying, &told);
         let mut changed = false;
-        for wish in wishes {
-            changed |= self.grant(ui, desk, wish);
+        for action in actions {
+            changed |= self.grant(ui, desk, action);
         }
         changed
     }
 
-    /// Does what is wished for; whether what is tried changed.
-    fn grant(&mut self, ui: &Ui, desk: &Desk, wish: Wish) -> bool {
+    /// Performs an action; whether what is tried changed.
+    fn grant(&mut self, ui: &Ui, desk: &Desk, action: Action) -> bool {
         let all = |desk: &Desk| -> Vec<(PathBuf, Vec<Change>)> {
             let trying = desk.trying();
             let files = trying.files();
@@ -139,20 +139,20 @@ impl Tries {
                 .map(|(file, changes)| (file.to_owned(), changes.to_vec()))
                 .collect()
         };
-        match wish {
-            Wish::Try { file, place, value } => {
+        match action {
+            Action::Try { file, place, value } => {
                 desk.trying().set(&file, place, value);
                 true
             }
-            Wish::Reset { file, place } => {
+            Action::Reset { file, place } => {
                 desk.trying().reset(&file, &place);
                 true
             }
-            Wish::ResetAll => {
+            Action::ResetAll => {
                 desk.trying().reset_all();
                 true
             }
-            Wish::CopyAsYaml => {
+            Action::CopyAsYaml => {
                 let changes: Vec<Change> = all(desk)
                     .into_iter()
                     .flat_map(|(_, changes)| changes)
@@ -161,7 +161,7 @@ impl Tries {
                 self.panel.tell("copied as YAML");
                 false
             }
-            Wish::AskToWrite => {
+            Action::AskToWrite => {
                 let proposals: Result<Vec<Proposal>, _> = (all(desk).iter())
                     .map(|(file, changes)| Proposal::of(file, changes))
                     .collect();
@@ -171,7 +171,7 @@ impl Tries {
                 }
                 false
             }
-            Wish::Write(proposals) => {
+            Action::Write(proposals) => {
                 let mut files = Vec::new();
                 for proposal in &proposals {
                     if let Err(refused) = proposal.write() {

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use petgraph::Direction::{Incoming, Outgoing};
+use petgraph::algo::{astar, tarjan_scc};
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::{Dfs, Reversed};
 
@@ -60,6 +61,23 @@ pub(crate) fn topological<N, E>(graph: &DiGraph<N, E>) -> Vec<usize> {
     order
 }
 
+/// Of each strongly connected component the shortest cycle through its lowest node, which it begins with.
+pub(crate) fn cycles<N, E>(graph: &DiGraph<N, E>) -> Vec<Vec<usize>> {
+    let mut heads: Vec<NodeIndex> = (tarjan_scc(graph).iter())
+        .filter_map(|component| {
+            let head = *component.iter().min()?;
+            (component.len() > 1 || graph.contains_edge(head, head)).then_some(head)
+        })
+        .collect();
+    heads.sort();
+    let cycle = |head: &NodeIndex| {
+        let closes = |node| graph.contains_edge(node, *head);
+        let (_, path) = astar(graph, *head, closes, |_| 1usize, |_| 0)?;
+        Some(path.into_iter().map(NodeIndex::index).collect())
+    };
+    heads.iter().filter_map(cycle).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +94,14 @@ mod tests {
     fn nodes_of_a_cycle_and_those_behind_it_are_left_out() {
         let one = graph(6, [(0, 1), (1, 2), (2, 1), (2, 3), (5, 5)]);
         assert_eq!(topological(&one), [0, 4]);
+        assert_eq!(cycles(&one), [vec![1, 2], vec![5]]);
+    }
+
+    #[test]
+    fn of_nested_cycles_the_shortest_through_the_first_node_is_given() {
+        let one = graph(6, [(3, 1), (1, 4), (4, 3), (4, 5), (5, 1), (5, 4), (4, 1)]);
+        assert_eq!(cycles(&one), [vec![1, 4]]);
+        assert!(cycles(&graph(3, [(0, 1), (1, 2), (0, 2)])).is_empty());
     }
 
     proptest! {
@@ -84,6 +110,7 @@ mod tests {
             let one = graph(12, edges.iter().copied());
             let order = topological(&one);
             prop_assert_eq!(order.len() == 12, petgraph::algo::toposort(&one, None).is_ok());
+            prop_assert_eq!(order.len() == 12, cycles(&one).is_empty());
             let place = |node: usize| order.iter().position(|one| *one == node);
             for (from, to) in edges {
                 prop_assert!(place(to).is_none() || place(from) < place(to));

@@ -11,56 +11,17 @@ impl Checker<'_> {
             let links = flat.links.iter().flatten();
             links.map(move |(link, _)| (link.node, to))
         });
-        let order = order::topological(&order::graph(self.flat.len(), links));
+        let graph = order::graph(self.flat.len(), links);
+        let order = order::topological(&graph);
         if order.len() < self.flat.len() {
-            let mut waits = vec![true; self.flat.len()];
-            order.iter().for_each(|index| waits[*index] = false);
-            self.cycles(&waits);
+            self.cycles(&order::cycles(&graph));
         }
         order
     }
 
-    /// Reports each cycle among the nodes that still wait.
-    fn cycles(&mut self, waits: &[bool]) {
-        let mut seen = vec![0usize; waits.len()];
-        let mut round = 0;
-        for start in 0..waits.len() {
-            if !waits[start] || seen[start] != 0 {
-                continue;
-            }
-            round += 1;
-            // Every node that waits has a predecessor that waits, so walking back ends in a cycle or on a path that was walked before.
-            let mut trail = Vec::new();
-            let mut at = start;
-            while seen[at] == 0 {
-                seen[at] = round;
-                trail.push(at);
-                let before = self.flat[at]
-                    .links
-                    .iter()
-                    .flatten()
-                    .map(|(link, _)| link.node)
-                    .find(|node| waits[*node]);
-                match before {
-                    Some(before) => at = before,
-                    None => break,
-                }
-            }
-            if seen[at] != round {
-                continue;
-            }
-            let Some(from) = trail.iter().position(|node| *node == at) else {
-                continue;
-            };
-            let mut cycle: Vec<usize> = trail[from..].to_vec();
-            // Found backwards; reported in the direction of the data, from the first node of the file.
-            cycle.reverse();
-            let first = cycle
-                .iter()
-                .enumerate()
-                .min_by_key(|(_, node)| **node)
-                .map_or(0, |(position, _)| position);
-            cycle.rotate_left(first);
+    /// Reports cycles, each in the direction of the data.
+    fn cycles(&mut self, cycles: &[Vec<usize>]) {
+        for cycle in cycles {
             let (head, last) = match (cycle.first(), cycle.last()) {
                 (Some(head), Some(last)) => (*head, *last),
                 _ => continue,

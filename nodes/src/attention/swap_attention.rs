@@ -185,15 +185,6 @@ impl SwapAttention {
         let mut faults = Vec::new();
         let context: Option<TrajectoryFacts> = inputs.facts("context");
         let references = inputs.links("reference");
-        let several = references > 1;
-        // "the reference", or "reference 2 (counted from 1)" of several.
-        let name = |index: usize| {
-            if several {
-                format!("reference {} of {references}", index + 1)
-            } else {
-                "the reference".to_owned()
-            }
-        };
         if references == 0 {
             faults.push(
                 Fault::mismatch(
@@ -208,57 +199,7 @@ impl SwapAttention {
         faults.extend(
             context.and_then(|facts| schedule_fault("context", "the context", facts.schedule)),
         );
-        for index in 0..references {
-            let Some(reference) = inputs.facts_at::<TrajectoryFacts>("reference", index) else {
-                continue;
-            };
-            let name = name(index);
-            if let Some(fault) = schedule_fault("reference", &name, reference.schedule) {
-                faults.push(fault);
-                continue;
-            }
-            // With another schedule the number of steps means something else.
-            let Some(context) =
-                context.filter(|c| c.schedule.is_none_or(|s| s.is_at_ddims_levels()))
-            else {
-                continue;
-            };
-            if context.steps != reference.steps {
-                faults.push(
-                    Fault::mismatch(
-                        "reference",
-                        format!(
-                            "{name} has {} steps, the context {}",
-                            reference.steps, context.steps
-                        ),
-                    )
-                    .help("give both the same `steps`"),
-                );
-            }
-            if context.channels != reference.channels {
-                faults.push(Fault::mismatch(
-                    "reference",
-                    format!(
-                        "the latents of {name} have {} channels, the context's {}",
-                        reference.channels, context.channels
-                    ),
-                ));
-            }
-            if reference.batch != 1 && reference.batch != context.batch {
-                let what = if several {
-                    format!("{name} is a batch of {}", reference.batch)
-                } else {
-                    format!("a batch of {} references", reference.batch)
-                };
-                faults.push(
-                    Fault::mismatch(
-                        "reference",
-                        format!("{what} for {} pictures", context.batch),
-                    )
-                    .help("give one reference for all, or one for each picture"),
-                );
-            }
-        }
+        faults.extend(reference_faults(inputs, context.as_ref()));
         faults.extend(count_fault(
             "reference_prompt",
             self.reference_prompt.count(),
@@ -275,28 +216,45 @@ impl SwapAttention {
         if masks > 1 {
             faults.extend(count_fault("reference_mask", masks, references));
         }
-        if let Some(context) = context {
-            for (name, steps) in [
-                ("start_step", self.start_step),
-                ("from_step", self.from_step),
-                ("until_step", self.until_step),
-                ("structure_until", self.structure_until),
-            ] {
-                let resolved = steps.resolve(context.steps);
-                if resolved > context.steps {
-                    faults.push(
-                        Fault::value(
-                            name,
-                            format!("{name} is step {resolved} of a run of {}", context.steps),
-                        )
-                        .help(format!(
-                            "give 0 to {}, or a share such as `40%`",
-                            context.steps
-                        )),
-                    );
-                }
+        faults.extend(context.iter().flat_map(|context| self.step_faults(context)));
+        faults.extend(self.subject_faults(inputs, context));
+        faults
+    }
+
+    /// Steps beyond the context's last.
+    fn step_faults(&self, context: &TrajectoryFacts) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        for (name, steps) in [
+            ("start_step", self.start_step),
+            ("from_step", self.from_step),
+            ("until_step", self.until_step),
+            ("structure_until", self.structure_until),
+        ] {
+            let resolved = steps.resolve(context.steps);
+            if resolved > context.steps {
+                faults.push(
+                    Fault::value(
+                        name,
+                        format!("{name} is step {resolved} of a run of {}", context.steps),
+                    )
+                    .help(format!(
+                        "give 0 to {}, or a share such as `40%`",
+                        context.steps
+                    )),
+                );
             }
         }
+        faults
+    }
+
+    /// Subjects that are missing, or not in the prompt that they are looked up in.
+    fn subject_faults(
+        &self,
+        inputs: &Types<Inputs>,
+        context: Option<TrajectoryFacts>,
+    ) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        let references = inputs.links("reference");
         let given = |port| inputs.is_linked(port);
         let has_subject = |own: &Option<Template>| own.is_some() || self.subject.is_some();
         let swaps = self.sites != Sites::List(Vec::new())
@@ -337,8 +295,8 @@ impl SwapAttention {
                 && !given("reference_mask")
                 && !mentions(self.reference_prompt.at(index), subject)
             {
-                let whose = if several {
-                    format!("the prompt of {}", name(index))
+                let whose = if references > 1 {
+                    format!("the prompt of {}", reference_name(index, references))
                 } else {
                     "the reference's prompt".to_owned()
                 };
@@ -399,6 +357,71 @@ pub(crate) fn mentions(prompt: &str, phrase: &str) -> bool {
         let text = |text: &str| syntax.text(text).map(|text| bare(&text));
         matches!((text(prompt), text(phrase)), (Ok(prompt), Ok(phrase)) if prompt.contains(&phrase))
     })
+}
+
+/// "the reference", or "reference 2 of 3" (counted from 1) of several.
+fn reference_name(index: usize, references: usize) -> String {
+    match references > 1 {
+        true => format!("reference {} of {references}", index + 1),
+        false => "the reference".to_owned(),
+    }
+}
+
+/// References that do not fit the context.
+fn reference_faults(inputs: &Types<Inputs>, context: Option<&TrajectoryFacts>) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let references = inputs.links("reference");
+    for index in 0..references {
+        let Some(reference) = inputs.facts_at::<TrajectoryFacts>("reference", index) else {
+            continue;
+        };
+        let name = reference_name(index, references);
+        if let Some(fault) = schedule_fault("reference", &name, reference.schedule) {
+            faults.push(fault);
+            continue;
+        }
+        // With another schedule the number of steps means something else.
+        let Some(context) = context.filter(|c| c.schedule.is_none_or(|s| s.is_at_ddims_levels()))
+        else {
+            continue;
+        };
+        if context.steps != reference.steps {
+            faults.push(
+                Fault::mismatch(
+                    "reference",
+                    format!(
+                        "{name} has {} steps, the context {}",
+                        reference.steps, context.steps
+                    ),
+                )
+                .help("give both the same `steps`"),
+            );
+        }
+        if context.channels != reference.channels {
+            faults.push(Fault::mismatch(
+                "reference",
+                format!(
+                    "the latents of {name} have {} channels, the context's {}",
+                    reference.channels, context.channels
+                ),
+            ));
+        }
+        if reference.batch != 1 && reference.batch != context.batch {
+            let what = if references > 1 {
+                format!("{name} is a batch of {}", reference.batch)
+            } else {
+                format!("a batch of {} references", reference.batch)
+            };
+            faults.push(
+                Fault::mismatch(
+                    "reference",
+                    format!("{what} for {} pictures", context.batch),
+                )
+                .help("give one reference for all, or one for each picture"),
+            );
+        }
+    }
+    faults
 }
 
 impl Node for SwapAttention {

@@ -385,6 +385,7 @@ impl Grid {
             .collect())
     }
 
+    // Long: one layout: the sizes of columns and rows first, then every cell and label by them.
     fn layout(&self, entries: &[ImageFacts]) -> Result<Layout, Fault> {
         let places = self.places(entries)?;
         if !self.row_labels.is_empty() && self.row_labels.len() != places.len() {

@@ -140,7 +140,7 @@ impl ResizeImage {
         }
         match (self.width, self.height, self.scale) {
             (None, None, None) => faults.push(
-                Fault::value("scale", "`resize_image` is not told a size")
+                Fault::value("scale", "`resize_image` needs a size")
                     .help("give `width`, `height` or both, or `scale: 2`"),
             ),
             (None, None, Some(scale)) => {

@@ -7,10 +7,10 @@ use image::ExtendedColorType;
 use retouch_graph::{NodeError, Payload};
 use safetensors::tensor::{Dtype, TensorView};
 
-use crate::image::resample;
 use crate::payload::image::{
     Image, ImageFacts, describe, on_cpu, tensor_failed, to_byte, unknown_format, values, write_png,
 };
+use crate::payload::planes;
 use crate::payload::tensors::{self, Packed};
 
 /// The name of the one tensor in a mask's safetensors file.
@@ -112,13 +112,13 @@ impl Mask {
         Image::new(rgb, None)
     }
 
-    /// The largest part around the centre that has the aspect `width : height`, as [`resample::centre_crop`] takes it
+    /// The largest part around the centre that has the aspect `width : height`, as [`centre_crop`](crate::image::resample::centre_crop) takes it
     /// of the picture.
     ///
     /// # Errors
     /// When `width` or `height` is 0.
     pub fn crop_to_aspect(&self, width: usize, height: usize) -> Result<Self, NodeError> {
-        let crop = resample::crop_box(self.size(), (width, height))?;
+        let crop = planes::crop_box(self.size(), (width, height))?;
         let plane = self
             .plane
             .narrow(1, crop.y, crop.height)
@@ -142,7 +142,7 @@ impl Mask {
         let averaged = self
             .values()?
             .chunks_exact(size.0 * size.1)
-            .flat_map(|plane| resample::area_average(plane, size, (width, height)))
+            .flat_map(|plane| planes::area_average(plane, size, (width, height)))
             .collect();
         Self::from_values(self.batch(), width, height, averaged)
     }

@@ -12,6 +12,7 @@ pub mod mask;
 mod masks;
 mod model;
 pub mod photos;
+pub(crate) mod planes;
 mod report;
 mod solver_state;
 pub mod table;

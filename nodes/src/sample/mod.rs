@@ -167,7 +167,7 @@ pub(crate) fn guidance_fault(guidance: f64) -> Option<Fault> {
             "guidance",
             format!("guidance is {guidance}; expected a number from 0 to 100"),
         )
-        .help("1 is no guidance; Stable Diffusion likes about 7.5, the demo model 3 to 4")
+        .help("1 is no guidance; about 7.5 is usual for Stable Diffusion, 3 to 4 for the demo model")
     })
 }
 
@@ -421,6 +421,7 @@ impl Start {
     }
 
     /// Faults of the parameters; `latent` and `mask` say whether they are linked, `facts` what the latent is.
+    // Long: one list of checks, a few lines each.
     pub(crate) fn faults(
         &self,
         model: Option<&ModelFacts>,
@@ -613,6 +614,7 @@ impl Start {
     }
 
     /// The steps of a plain sampler, each drawn as `drawn` says, and the keys of what it gives.
+    // Long: one list of keys, in the order of the run.
     pub(crate) fn keys(
         &self,
         upstream: &Upstream<'_>,

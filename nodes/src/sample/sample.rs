@@ -9,9 +9,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::fields::{SchedulerField, Strength, is_zero};
-use super::swap::masks_tensor;
+use super::swap::{self, masks_tensor};
 use super::swap_keys;
-use super::swap_plan::{swap_range, taken_over};
+use super::swap_plan::{Sampler, swap_range, taken_over};
 use super::{
     Linked, Scheduling, Start, guidance_fault, mask_batch_fault, plain_fault, prompt_faults,
     prompt_warnings, rescale_fault, steps_fault,
@@ -26,10 +26,10 @@ use crate::payload::{
 };
 use crate::preview::Previews;
 use crate::runtime::{Reports, check_finite, tensor_error};
-use retouch_diffusion::checkpoint::model::ModelFacts;
-use retouch_diffusion::sampling::scheduler::Spacing;
+use retouch_diffusion::checkpoint::model::{Checkpoint, ModelFacts};
+use retouch_diffusion::sampling::scheduler::{Ddim, Spacing};
 use retouch_diffusion::sampling::solver::{Schedule, Sigmas};
-use retouch_diffusion::sampling::swap::{Retouched, mask_level};
+use retouch_diffusion::sampling::swap::{Retouch, Retouched, mask_level};
 use retouch_diffusion::sampling::{Prompted, StepProvenance, step_blend_sample};
 
 /// Draws a picture's latent from noise by a scheduler; with a `control`, stage 2: the retouch.
@@ -152,6 +152,29 @@ impl Sample {
         }
     }
 
+    fn sampler(&self) -> Sampler<'_> {
+        Sampler {
+            prompt: &self.prompt,
+            negative: &self.negative,
+            guidance: self.guidance,
+            rescale: self.guidance_rescale,
+        }
+    }
+
+    /// Puts stage 2 together, to be run or to be looked at; nothing is encoded, called or drawn for that.
+    ///
+    /// # Errors
+    /// When the control does not fit the model or itself, and what `then` gives.
+    pub(crate) fn with_retouch<R>(
+        &self,
+        model: &Checkpoint,
+        control: &Control,
+        reports: &Reports<'_>,
+        then: impl FnOnce(&Retouch<'_>, &Ddim) -> Result<R, NodeError>,
+    ) -> Result<R, NodeError> {
+        swap::with_retouch(self.sampler(), model, control, reports, then)
+    }
+
     fn scheduling(&self, steps: usize) -> Scheduling {
         Scheduling {
             scheduler: self.scheduler,
@@ -195,6 +218,7 @@ impl Sample {
     }
 
     /// Faults of a sampler with a control.
+    // Long: one list of checks, a few lines each.
     fn control_faults(&self, inputs: &Types<Inputs>) -> Vec<Fault> {
         let mut faults = Vec::new();
         let given = [
@@ -457,7 +481,7 @@ impl Node for Sample {
 
     fn chain(&self, upstream: &Upstream<'_>) -> Chained {
         match upstream.link("control") {
-            Some(_) => swap_keys::keys(self, upstream),
+            Some(_) => swap_keys::keys(self.sampler(), upstream),
             None => self.plain_keys(upstream),
         }
         .unwrap_or_default()

@@ -4,8 +4,7 @@ use candle_core::{Device, Tensor};
 use retouch_graph::NodeError;
 
 use super::failed;
-use super::sample::Sample;
-use super::swap_plan::{ContextCall, Prompts, Provenance, SwapInput, SwapPlan};
+use super::swap_plan::{ContextCall, Prompts, Provenance, Sampler, SwapInput, SwapPlan};
 use crate::attention::schedule_fault;
 use crate::chain::SamplerNote;
 use crate::payload::{Control, Mask, MaskOrMasks, Trajectory};
@@ -246,7 +245,7 @@ impl LinkedMasks {
 
 /// What a swap works on: models, prompts, tensors.
 struct Binding<'a> {
-    sample: &'a Sample,
+    sampler: Sampler<'a>,
     model: &'a Checkpoint,
     control: &'a Control,
     plan: SwapPlan,
@@ -259,31 +258,29 @@ struct Binding<'a> {
     target: usize,
 }
 
-impl Sample {
-    /// Puts stage 2 together, to be run or to be looked at; nothing is encoded, called or drawn for that.
-    ///
-    /// # Errors
-    /// When the control does not fit the model or itself, and what `then` gives.
-    pub(crate) fn with_retouch<R>(
-        &self,
-        model: &Checkpoint,
-        control: &Control,
-        reports: &Reports<'_>,
-        then: impl FnOnce(&Retouch<'_>, &Ddim) -> Result<R, NodeError>,
-    ) -> Result<R, NodeError> {
-        check_steps(control)?;
-        let ddim = Ddim::new(&model.description().scheduler, control.context.steps())?;
-        let binding = Binding::new(self, model, control, reports)?;
-        let vanilla = control.vanilla.as_ref().map(|model| &model.checkpoint);
-        let prompted = binding.prompts.prompted(model, vanilla, reports)?;
-        let retouch = binding.retouch(&prompted)?;
-        then(&retouch, &ddim)
-    }
+/// Puts stage 2 together, to be run or to be looked at; nothing is encoded, called or drawn for that.
+///
+/// # Errors
+/// When the control does not fit the model or itself, and what `then` gives.
+pub(super) fn with_retouch<R>(
+    sampler: Sampler<'_>,
+    model: &Checkpoint,
+    control: &Control,
+    reports: &Reports<'_>,
+    then: impl FnOnce(&Retouch<'_>, &Ddim) -> Result<R, NodeError>,
+) -> Result<R, NodeError> {
+    check_steps(control)?;
+    let ddim = Ddim::new(&model.description().scheduler, control.context.steps())?;
+    let binding = Binding::new(sampler, model, control, reports)?;
+    let vanilla = control.vanilla.as_ref().map(|model| &model.checkpoint);
+    let prompted = binding.prompts.prompted(model, vanilla, reports)?;
+    let retouch = binding.retouch(&prompted)?;
+    then(&retouch, &ddim)
 }
 
 impl<'a> Binding<'a> {
     fn new(
-        sample: &'a Sample,
+        sampler: Sampler<'a>,
         model: &'a Checkpoint,
         control: &'a Control,
         reports: &Reports<'_>,
@@ -305,8 +302,8 @@ impl<'a> Binding<'a> {
             facts: &facts,
             model: model.id(),
             vanilla: control.vanilla.as_ref().map(|model| model.checkpoint.id()),
-            guidance: sample.guidance,
-            rescale: sample.guidance_rescale,
+            guidance: sampler.guidance,
+            rescale: sampler.rescale,
             steps,
             size,
             references: references.clone(),
@@ -339,16 +336,16 @@ impl<'a> Binding<'a> {
         let context = plan.context.iter().map(|call| match call {
             ContextCall::By(by) => prompts.add(by.clone()),
             ContextCall::Idle | ContextCall::Unread => {
-                prompts.add(own(&sample.prompt, &sample.negative))
+                prompts.add(own(sampler.prompt, sampler.negative))
             }
         });
         let context = context.collect();
         let of_references = (0..references.len())
             .map(|index| prompts.add(own(control.settings.reference_prompt.at(index), "")));
         let of_references = of_references.collect();
-        let target = prompts.add(own(&sample.prompt, &sample.negative));
+        let target = prompts.add(own(sampler.prompt, sampler.negative));
         Ok(Self {
-            sample,
+            sampler,
             model,
             control,
             plan,
@@ -406,7 +403,7 @@ impl<'a> Binding<'a> {
         let target_span = match plan.blends_by_target {
             true => Self::span(
                 self.model,
-                &self.sample.prompt,
+                self.sampler.prompt,
                 plan.target_subject.as_ref(),
             )?,
             false => None,

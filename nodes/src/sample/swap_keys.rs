@@ -6,8 +6,7 @@ use std::sync::Arc;
 use retouch_graph::key::KeyHasher;
 use retouch_graph::{Chain, Chained, Key, Step, Upstream};
 
-use super::sample::Sample;
-use super::swap_plan::{ContextCall, Provenance, SwapInput, SwapPlan, taken_over};
+use super::swap_plan::{ContextCall, Provenance, Sampler, SwapInput, SwapPlan, taken_over};
 use crate::attention::ControlNote;
 use crate::chain::{self, Draw, SamplerNote, SwapNote, TrajectoryNote, empty_prompt_field};
 use crate::payload::TrajectoryFacts;
@@ -29,7 +28,8 @@ struct SwapKeys<'a> {
 }
 
 /// The steps and keys of a sampler with a control; `None` when they are not known, or the run will refuse the control.
-pub(super) fn keys(sample: &Sample, upstream: &Upstream<'_>) -> Option<Chained> {
+// Long: one list of keys, in the order of the run.
+pub(super) fn keys(sampler: Sampler<'_>, upstream: &Upstream<'_>) -> Option<Chained> {
     let (id, facts) = chain::model(upstream, "model")?;
     let control = upstream.link("control")?.note::<ControlNote>()?;
     let (context, references) = (&control.context, &control.references);
@@ -47,8 +47,8 @@ pub(super) fn keys(sample: &Sample, upstream: &Upstream<'_>) -> Option<Chained> 
         facts: &facts,
         model: &id,
         vanilla: control.vanilla.as_deref(),
-        guidance: sample.guidance,
-        rescale: sample.guidance_rescale,
+        guidance: sampler.guidance,
+        rescale: sampler.rescale,
         steps,
         size: sides(&context.facts),
         references: references.iter().map(|of| sides(&of.facts)).collect(),
@@ -61,10 +61,10 @@ pub(super) fn keys(sample: &Sample, upstream: &Upstream<'_>) -> Option<Chained> 
     .ok()?;
     let target = Draw {
         model: &id,
-        prompt: &sample.prompt,
-        negative: &sample.negative,
-        guidance: sample.guidance,
-        rescale: sample.guidance_rescale,
+        prompt: sampler.prompt,
+        negative: sampler.negative,
+        guidance: sampler.guidance,
+        rescale: sampler.rescale,
         numerics: upstream.numerics,
         blank_is_zero: facts.blank_is_zero,
         beside: None,
@@ -98,8 +98,8 @@ pub(super) fn keys(sample: &Sample, upstream: &Upstream<'_>) -> Option<Chained> 
     let own = StepProvenance {
         model: id.clone(),
         vanilla: false,
-        prompt: sample.prompt.to_string(),
-        negative: sample.negative.to_string(),
+        prompt: sampler.prompt.to_string(),
+        negative: sampler.negative.to_string(),
     };
     // What drew the steps of a file is unknown until it is read, what draws these is not.
     let before = context.drawn.iter().take(start).cloned();

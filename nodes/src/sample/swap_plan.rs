@@ -12,6 +12,15 @@ use retouch_diffusion::checkpoint::model::ModelFacts;
 use retouch_diffusion::sampling::StepProvenance;
 use retouch_diffusion::sampling::swap::{Givens, MaskGrid, RetouchSettings, StepNeeds, mask_level};
 
+/// What a sampler draws its steps with.
+#[derive(Clone, Copy)]
+pub(super) struct Sampler<'a> {
+    pub(super) prompt: &'a Template,
+    pub(super) negative: &'a Template,
+    pub(super) guidance: f64,
+    pub(super) rescale: f64,
+}
+
 /// What drew a step of the context.
 pub(super) enum Provenance<'a> {
     /// The trajectory comes from a file that is not read yet.

@@ -41,7 +41,7 @@ pub struct Heard {
     failed_nodes: BTreeMap<String, String>,
     finished: HashMap<String, (f64, u64)>,
     reused: BTreeSet<String>,
-    /// The cells of which it was told that they are finished.
+    /// The cells that were reported as finished.
     told: BTreeSet<usize>,
 }
 
@@ -257,7 +257,7 @@ impl<'a> Cells<'a> {
 
 impl Listener for Cells<'_> {
     fn event(&self, event: &Event) {
-        // What is told is written down already: whoever heard of a file can rely on `--resume` to know it.
+        // What is reported is in the log already: `--resume` knows every file that was reported.
         self.hear(event);
         self.inner.event(event);
         self.tell_cell(event);
@@ -336,7 +336,7 @@ impl Cells<'_> {
                 params: of.values.clone(),
             };
             if let Ok(line) = line.text() {
-                let _ = crate::output::say_line(&line); // what is lost is told at the end
+                let _ = crate::output::say_line(&line); // what is lost is reported at the end
             }
         }
     }

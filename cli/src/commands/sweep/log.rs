@@ -1,4 +1,4 @@
-//! What a sweep saved, written down as it goes, for `--resume`; and what the command line said, so that it need not be told
+//! What a sweep saved, written down as it goes, for `--resume`; and what the command line said, so that it need not be given
 //! again.
 
 use std::collections::{BTreeSet, HashMap};
@@ -36,7 +36,7 @@ struct Head {
     what: What,
 }
 
-/// What the command line says is swept, so that `--resume` need not be told again.
+/// What the command line says is swept, so that it need not be given to `--resume` again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct What {

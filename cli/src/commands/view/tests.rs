@@ -1,4 +1,4 @@
-//! The window over the real loop: files on a disk, runs, edits, wishes.
+//! The window over the real loop: files on a disk, runs, edits, requests.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::args::{Cli, Command};
 use crate::runs::Kind;
-use crate::watching::Wish;
+use crate::watching::Request;
 use retouch_view::app::{App, Start, Tab};
 use retouch_view::edit::Place;
 use retouch_view::feed::{Desk, Feed};
@@ -81,12 +81,12 @@ fn edits_and_tries_run_at_once_and_a_broken_one_leaves_what_was() {
     };
     let (feed, desk, beginning, making) = Feed::new(false);
     let looping = std::thread::spawn(move || {
-        retouch_view::follow(feed, |onlooker| {
-            super::looked_at(&args.follow, onlooker, true, Kind::View)
+        retouch_view::follow(feed, |observer| {
+            super::looked_at(&args.follow, observer, true, Kind::View)
         })
     });
     let begun = beginning.recv_timeout(PATIENCE).unwrap();
-    let wishes = begun.wishes.clone();
+    let requests = begun.requests.clone();
     let waits = |desk: &Desk, what: &str, runs: usize| {
         until(desk, what, |model| {
             model.past.len() == runs && model.phase == Phase::Waiting
@@ -97,10 +97,10 @@ fn edits_and_tries_run_at_once_and_a_broken_one_leaves_what_was() {
     assert_eq!(model.past[0].ran, 2);
 
     // A window over it, which fetches the picture from the cache.
-    let sent = begun.wishes.clone();
+    let sent = begun.requests.clone();
     let app = App::new(Start {
         desk: Arc::clone(&desk),
-        wish: Box::new(move |wish| sent.send(wish)),
+        request: Box::new(move |request| sent.send(request)),
         engine: Some(begun.engine),
         memory: Memory::default(),
         memory_file: None,
@@ -130,7 +130,7 @@ fn edits_and_tries_run_at_once_and_a_broken_one_leaves_what_was() {
     // A value that is tried runs at once, and the file stays.
     desk.trying()
         .set(&file, Place::Param("side".to_owned()), json!(40));
-    wishes.send(Wish::Tried);
+    requests.send(Request::Tried);
     let model = waits(&desk, "the run of what is tried", 3);
     assert_eq!(model.graph.params[0].value, json!(40));
     assert_eq!(model.made.back().unwrap().what, "side 40");
@@ -141,10 +141,10 @@ fn edits_and_tries_run_at_once_and_a_broken_one_leaves_what_was() {
     window.run_ok();
     assert!(window.query_by_label("Reset side").is_some());
 
-    // One that does not fit is told, and what was made stays.
+    // One that does not fit is reported, and what was made stays.
     desk.trying()
         .set(&file, Place::Param("side".to_owned()), json!(4000));
-    wishes.send(Wish::Tried);
+    requests.send(Request::Tried);
     let model = until(&desk, "the fault", |model| !model.faults.is_empty());
     assert_eq!(model.graph.params[0].value, json!(40));
 
@@ -163,7 +163,7 @@ fn edits_and_tries_run_at_once_and_a_broken_one_leaves_what_was() {
             .replace("default: 24", "default: 48")
     );
 
-    // A broken edit is told with its line; mended, it is gone.
+    // A broken edit is reported with its line; mended, it is gone.
     write(&file, &written.replace("resize_image", "resize_imag"));
     let model = until(&desk, "the fault", |model| !model.faults.is_empty());
     assert_eq!(model.faults[0].line_column().0, 7);
@@ -175,10 +175,10 @@ fn edits_and_tries_run_at_once_and_a_broken_one_leaves_what_was() {
 
     // Asked to run again when all is there it runs nothing; asked to end it ends.
     let runs = desk.model().past.len();
-    wishes.send(Wish::Run);
-    let model = waits(&desk, "the run that was wished for", runs + 1);
+    requests.send(Request::Run);
+    let model = waits(&desk, "the run that was requested for", runs + 1);
     assert_eq!(model.past.back().unwrap().ran, 0);
-    wishes.send(Wish::Close);
+    requests.send(Request::Close);
     let ended = looping.join().unwrap().unwrap();
     assert_eq!(ended, crate::Exit::Done);
     making.join().unwrap();

@@ -75,7 +75,7 @@ impl Trying {
     }
 
     /// Gives the engine the tried texts: call it before each load, as the files may have changed. A value that a file
-    /// says by now is no longer tried, unless `settings` say otherwise; one that cannot be written into it is told and
+    /// says by now is no longer tried, unless `settings` say otherwise; one that cannot be written into it is reported and
     /// left out.
     pub fn apply(
         &mut self,

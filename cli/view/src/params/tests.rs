@@ -60,7 +60,7 @@ struct State {
     sections: Vec<Section>,
     trying: Trying,
     told: Vec<Told>,
-    wishes: Vec<Wish>,
+    actions: Vec<Action>,
 }
 
 impl State {
@@ -77,9 +77,9 @@ impl State {
 
     /// The values that were tried, in order.
     fn tries(&self) -> Vec<Json> {
-        (self.wishes.iter())
-            .filter_map(|wish| match wish {
-                Wish::Try { value, .. } => Some(value.clone()),
+        (self.actions.iter())
+            .filter_map(|action| match action {
+                Action::Try { value, .. } => Some(value.clone()),
                 _ => None,
             })
             .collect()
@@ -95,18 +95,18 @@ fn window(state: State, size: [f32; 2], theme: egui::Theme) -> Harness<'static, 
         .with_max_steps(200)
         .build_ui_state(
             |ui, state: &mut State| {
-                let wishes = (state.panel).show(ui, &state.sections, &state.trying, &state.told);
-                for wish in &wishes {
-                    match wish {
-                        Wish::Try { file, place, value } => {
+                let actions = (state.panel).show(ui, &state.sections, &state.trying, &state.told);
+                for action in &actions {
+                    match action {
+                        Action::Try { file, place, value } => {
                             state.trying.set(file, place.clone(), value.clone());
                         }
-                        Wish::Reset { file, place } => state.trying.reset(file, place),
-                        Wish::ResetAll => state.trying.reset_all(),
+                        Action::Reset { file, place } => state.trying.reset(file, place),
+                        Action::ResetAll => state.trying.reset_all(),
                         _ => {}
                     }
                 }
-                state.wishes.extend(wishes);
+                state.actions.extend(actions);
             },
             state,
         )
@@ -146,7 +146,7 @@ fn each_kind_has_a_widget_with_the_params_name_in_any_size_and_theme() {
                     );
                 }
             }
-            assert!(window.state().wishes.is_empty());
+            assert!(window.state().actions.is_empty());
         }
     }
 }
@@ -176,9 +176,9 @@ fn a_slider_that_is_dragged_tries_a_few_times_and_on_release_at_once() {
         "a share stays a float: {tries:?}"
     );
     // Nothing more comes of it.
-    let count = window.state().wishes.len();
+    let count = window.state().actions.len();
     window.run_steps(60);
-    assert_eq!(window.state().wishes.len(), count);
+    assert_eq!(window.state().actions.len(), count);
 }
 
 #[test]
@@ -244,11 +244,11 @@ fn what_differs_is_marked_and_goes_back_one_by_one_or_all() {
     window.key_press_modifiers(Modifiers::COMMAND | Modifiers::SHIFT, Key::R);
     window.run_steps(2);
     assert!(window.state().trying.is_empty());
-    assert_eq!(window.state().wishes.last(), Some(&Wish::ResetAll));
+    assert_eq!(window.state().actions.last(), Some(&Action::ResetAll));
     // With nothing tried the buttons do nothing.
     window.key_press_modifiers(Modifiers::COMMAND, Key::S);
     window.run_steps(2);
-    assert_eq!(window.state().wishes.last(), Some(&Wish::ResetAll));
+    assert_eq!(window.state().actions.last(), Some(&Action::ResetAll));
 }
 
 #[test]
@@ -348,10 +348,10 @@ fn writing_shows_the_difference_and_asks() {
         window.run_steps(2);
         window.key_press_modifiers(Modifiers::COMMAND, Key::S);
         window.run_steps(2);
-        assert_eq!(window.state().wishes, [Wish::AskToWrite]);
+        assert_eq!(window.state().actions, [Action::AskToWrite]);
         window.get_by_label("Copy as YAML").click();
         window.run_steps(2);
-        assert_eq!(window.state().wishes.last(), Some(&Wish::CopyAsYaml));
+        assert_eq!(window.state().actions.last(), Some(&Action::CopyAsYaml));
         let ask = |window: &mut Harness<'static, State>| {
             window.state_mut().panel.ask(vec![proposal.clone()]);
             window.run_steps(3);
@@ -379,18 +379,18 @@ fn writing_shows_the_difference_and_asks() {
         window.key_press(Key::Escape);
         window.run_steps(3);
         assert!(!window.state().panel.is_asking());
-        assert_eq!(window.state().wishes.len(), 2);
+        assert_eq!(window.state().actions.len(), 2);
         ask(&mut window);
         window.key_press(Key::Enter);
         window.run_steps(3);
         assert_eq!(
-            window.state().wishes.last(),
-            Some(&Wish::Write(vec![proposal.clone()]))
+            window.state().actions.last(),
+            Some(&Action::Write(vec![proposal.clone()]))
         );
         ask(&mut window);
         window.get_by_label("Write").click();
         window.run_steps(3);
-        assert_eq!(window.state().wishes.len(), 4);
+        assert_eq!(window.state().actions.len(), 4);
         window
             .state_mut()
             .panel

@@ -142,7 +142,7 @@ pub(super) fn steps(ui: &mut Ui, shown: &Json, entry: &Entry, label: &Response) 
         let tick = ui.checkbox(&mut share, "%");
         name_it_ticked(&tick, share, &format!("{} in percent", entry.name));
         if share != before {
-            // Not the same amount, as nobody here knows how many there are; the nearest that can be written.
+            // Not the same amount, as their number is not known here; the nearest that can be written.
             took.value = Some(match percent {
                 Some(percent) => number(percent, true),
                 None => Json::from(format!("{}%", shown.as_u64().unwrap_or(0).min(100))),

@@ -24,7 +24,7 @@ mod room;
 mod tests;
 mod write;
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
 #[cfg(test)]
@@ -34,9 +34,9 @@ use std::time::SystemTime;
 
 use crate::base::key::Key;
 use crate::base::sync::lock;
-use crate::cache::disk::entry::{DIGEST, Encoded, Flaw, Opened, PREFIX, key_of, lacks, open_entry};
+use crate::cache::disk::entry::{Flaw, Opened, key_of, open_entry};
 use crate::cache::disk::index::{Indexed, State, list, remove};
-use crate::cache::interface::{Cache, Outputs};
+use crate::cache::interface::Outputs;
 use crate::files::write::{Access, private_folder};
 use crate::value::payload::Decoders;
 
@@ -251,6 +251,18 @@ impl DiskCache {
         ));
     }
 
+    /// Removes an entry; `false` when it is not there. An entry that is written in the meantime is added to the index
+    /// later, under the same lock, so the sum is never less than what is there.
+    fn evict(&self, key: &Key, state: &mut State) -> io::Result<bool> {
+        #[cfg(test)]
+        let bytes = std::fs::metadata(self.path(key)).map_or(0, |metadata| metadata.len());
+        let removed = remove(&self.path(key))?;
+        #[cfg(test)]
+        self.disk.gains(bytes);
+        state.forget(key);
+        Ok(removed)
+    }
+
     /// Sets the time of the last use. A failure only means that the entry is evicted earlier.
     fn mark_used(&self, key: &Key, path: &Path) {
         let now = SystemTime::now();
@@ -323,69 +335,4 @@ pub fn is_full(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
     )
-}
-
-impl Cache for DiskCache {
-    fn get(&self, key: &Key) -> Option<Outputs> {
-        self.get_with_seconds(key).map(|(outputs, _)| outputs)
-    }
-
-    fn place(&self, key: &Key) -> Option<&'static str> {
-        let metadata = fs::metadata(self.path(key)).ok()?;
-        // A file shorter than the smallest entry is not one.
-        let entry = metadata.is_file() && metadata.len() > (PREFIX + DIGEST) as u64;
-        entry.then_some("disk")
-    }
-
-    fn put(&self, key: Key, outputs: &Outputs, seconds: f64) {
-        let path = self.path(&key);
-        // An entry of a run that did not need all of these ports makes room for one that has them.
-        if path.is_file() && !lacks(&path, &key, outputs) {
-            if lock(&self.state).sound.contains(&key) {
-                self.mark_used(&key, &path);
-                return;
-            }
-            // It was made again although it is there: it may be damaged, or was not read. Reading it removes a damaged one.
-            if self.get(&key).is_some() {
-                return;
-            }
-        }
-        if lock(&self.state).unwritable {
-            return;
-        }
-        let entry = match Encoded::new(&key, outputs, seconds) {
-            Ok(Some(entry)) if entry.bytes <= self.budget => entry,
-            Ok(_) => return,
-            Err(error) => {
-                lock(&self.state).warnings.push(format!(
-                    "the entry {} is not kept in the disk cache: {error}",
-                    key.short()
-                ));
-                return;
-            }
-        };
-        match self.store(&key, &entry) {
-            Ok(()) => {
-                lock(&self.state).sound.insert(key);
-            }
-            // Another process cleared the cache in the meantime.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            // There may be room for a smaller one, or later.
-            Err(error) if is_full(&error) => self.say_full("what is new is not kept"),
-            Err(error) => {
-                let mut state = lock(&self.state);
-                if !state.unwritable {
-                    state.unwritable = true;
-                    let folder = self.folder.display();
-                    state.warnings.push(format!(
-                        "the disk cache {folder} cannot be written: {error}; going on without it"
-                    ));
-                }
-            }
-        }
-    }
-
-    fn warnings(&self) -> Vec<String> {
-        std::mem::take(&mut lock(&self.state).warnings)
-    }
 }

@@ -133,16 +133,4 @@ impl DiskCache {
         self.evict_until(&mut state, |state| freed(state) >= bytes)?;
         Ok(freed(&state))
     }
-
-    /// Removes an entry; `false` when it is not there. An entry that is written in the meantime is added to the index
-    /// later, under the same lock, so the sum is never less than what is there.
-    pub(super) fn evict(&self, key: &Key, state: &mut State) -> io::Result<bool> {
-        #[cfg(test)]
-        let bytes = fs::metadata(self.path(key)).map_or(0, |metadata| metadata.len());
-        let removed = remove(&self.path(key))?;
-        #[cfg(test)]
-        self.disk.gains(bytes);
-        state.forget(key);
-        Ok(removed)
-    }
 }

@@ -1,11 +1,14 @@
 //! The disk cache, on disks that are full, slow or damaged.
 
 use std::collections::BTreeMap;
+use std::fs;
+
 use std::time::Duration;
 
 use super::*;
-use crate::cache::disk::entry::{HEADER_LIMIT, MAGIC};
+use crate::cache::disk::entry::{Encoded, HEADER_LIMIT, MAGIC};
 use crate::cache::fake::{Bytes, Device, Fickle, key, on_host, outputs};
+use crate::cache::interface::Cache;
 use crate::value::payload::Value;
 use proptest::prelude::*;
 use std::sync::Condvar;

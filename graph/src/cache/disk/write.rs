@@ -1,15 +1,16 @@
 //! Writes entries of a disk cache, and makes room on a full disk.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::time::SystemTime;
 
 use crate::base::key::Key;
 use crate::base::sync::lock;
 use crate::cache::disk::DiskCache;
-use crate::cache::disk::entry::Encoded;
+use crate::cache::disk::entry::{DIGEST, Encoded, PREFIX, lacks};
 use crate::cache::disk::index::Indexed;
 use crate::cache::disk::is_full;
+use crate::cache::interface::{Cache, Outputs};
 use crate::files::write::{Access, Draft};
 
 /// How often room is made on a full disk for one entry, each time twice as much as before.
@@ -123,5 +124,70 @@ impl DiskCache {
             true => Err(io::ErrorKind::StorageFull.into()),
             false => Ok(()),
         }
+    }
+}
+
+impl Cache for DiskCache {
+    fn get(&self, key: &Key) -> Option<Outputs> {
+        self.get_with_seconds(key).map(|(outputs, _)| outputs)
+    }
+
+    fn place(&self, key: &Key) -> Option<&'static str> {
+        let metadata = fs::metadata(self.path(key)).ok()?;
+        // A file shorter than the smallest entry is not one.
+        let entry = metadata.is_file() && metadata.len() > (PREFIX + DIGEST) as u64;
+        entry.then_some("disk")
+    }
+
+    fn put(&self, key: Key, outputs: &Outputs, seconds: f64) {
+        let path = self.path(&key);
+        // An entry of a run that did not need all of these ports makes room for one that has them.
+        if path.is_file() && !lacks(&path, &key, outputs) {
+            if lock(&self.state).sound.contains(&key) {
+                self.mark_used(&key, &path);
+                return;
+            }
+            // It was made again although it is there: it may be damaged, or was not read. Reading it removes a damaged one.
+            if self.get(&key).is_some() {
+                return;
+            }
+        }
+        if lock(&self.state).unwritable {
+            return;
+        }
+        let entry = match Encoded::new(&key, outputs, seconds) {
+            Ok(Some(entry)) if entry.bytes <= self.budget => entry,
+            Ok(_) => return,
+            Err(error) => {
+                lock(&self.state).warnings.push(format!(
+                    "the entry {} is not kept in the disk cache: {error}",
+                    key.short()
+                ));
+                return;
+            }
+        };
+        match self.store(&key, &entry) {
+            Ok(()) => {
+                lock(&self.state).sound.insert(key);
+            }
+            // Another process cleared the cache in the meantime.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // There may be room for a smaller one, or later.
+            Err(error) if is_full(&error) => self.say_full("what is new is not kept"),
+            Err(error) => {
+                let mut state = lock(&self.state);
+                if !state.unwritable {
+                    state.unwritable = true;
+                    let folder = self.folder.display();
+                    state.warnings.push(format!(
+                        "the disk cache {folder} cannot be written: {error}; going on without it"
+                    ));
+                }
+            }
+        }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.state).warnings)
     }
 }

@@ -1,4 +1,4 @@
-//! The families of models, as far as the width of the texts tells them apart.
+//! The families of models, by the width of their texts.
 
 /// The families by the width of the texts that their cross-attention takes.
 #[must_use]

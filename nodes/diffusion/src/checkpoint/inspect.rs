@@ -286,6 +286,7 @@ fn folder(request: &Request, files: &dyn Files) -> Result<Report, Vec<Error>> {
 
 // ---- models ------------------------------------------------------------------------------------------------------
 
+// Long: one page, written from top to bottom.
 fn model(layout: &Layout, request: &Request, files: &dyn Files) -> Result<Report, Vec<Error>> {
     let description = Description::of(layout, files)?;
     let one = |e| vec![e];

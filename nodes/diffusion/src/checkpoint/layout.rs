@@ -475,7 +475,7 @@ fn distilled(path: &Path) -> Option<&'static str> {
         })
 }
 
-/// Where a prediction is from that `load_model` or `convert` is told.
+/// Where a prediction is from that `load_model` or `convert` is given.
 const BY_PARAMETER: &str = "`prediction`, as given";
 
 impl Layout {
@@ -656,6 +656,7 @@ impl Layout {
         })
     }
 
+    // Long: one part after the other from one table, with faults that are reported together.
     fn single(sources: &Sources, files: &dyn Files) -> Result<Self, Vec<Error>> {
         let table = Table::read(&sources.path, files).map_err(|e| vec![e])?;
         let table = Arc::new(table);
@@ -677,7 +678,7 @@ impl Layout {
                 let family = family(&table).map_err(|e| vec![e])?;
                 if family == Published::Sd2 && told.is_none() && !by_scheduler {
                     assumed = Some(
-                        "this file of Stable Diffusion 2 does not say what it predicts, and its tensors cannot tell: v prediction is assumed (768 pixels); give `prediction: epsilon` if it is a base model (512 pixels)"
+                        "this file of Stable Diffusion 2 does not say what it predicts, and its tensors do not show it: v prediction is assumed (768 pixels); give `prediction: epsilon` if it is a base model (512 pixels)"
                             .to_owned(),
                     );
                 }

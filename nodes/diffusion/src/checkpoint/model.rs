@@ -201,7 +201,7 @@ impl ModelFacts {
             let (texts, _) = read_vocabulary(&vocabulary.source, files, &mut faults);
             match faults.pop() {
                 Some(fault) => Err(fault),
-                // The files changed since: whoever asks next gets other facts.
+                // The files changed since: the next call gets other facts.
                 None if texts.digest() != vocabulary.digest => {
                     Err(Error::request("the vocabulary changed"))
                 }
@@ -360,6 +360,7 @@ impl Description {
     ///
     /// # Errors
     /// Everything that is wrong with the checkpoint.
+    // Long: one list of checks of parts against one another, whose faults are reported together.
     pub fn of(layout: &Layout, files: &dyn Files) -> Result<Self, Vec<Error>> {
         let mut faults = Vec::new();
         fn keep<T>(result: Result<T>, faults: &mut Vec<Error>) -> Option<T> {

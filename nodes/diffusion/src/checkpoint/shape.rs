@@ -145,6 +145,7 @@ fn changed(table: &Table, prefix: &str, published: &'static str) -> Option<Strin
 }
 
 /// What the names say of the keys that they can say something of.
+// Long: one reading of the names, level by level, ended by the first that does not fit.
 fn derived(
     table: &Table,
     prefix: &str,

@@ -419,6 +419,7 @@ impl Unet {
     /// # Errors
     /// When a tensor is missing or of another shape; while checking these are noted in `weights`. The configuration
     /// must have passed [`UnetConfig::fault`].
+    // Long: one network, block by block in the order of its channels.
     pub fn load(config: &UnetConfig, weights: &Weights) -> Result<Self> {
         if let Some(fault) = config.fault() {
             return Err(Error::request(fault));

@@ -49,25 +49,25 @@ pub struct Rows {
     pub branch: Branch,
     /// Images.
     pub images: usize,
-    /// Whether the negative half is there.
-    pub negative: bool,
-    /// Whether the prompt half is there.
-    pub prompt: bool,
+    /// Whether the unconditional half (by the negative prompt) is there.
+    pub unconditional: bool,
+    /// Whether the conditional half (by the prompt) is there.
+    pub conditional: bool,
 }
 
 impl Rows {
-    /// The rows of a branch: both halves if `guided` (guidance is not 1), else the prompt's alone.
+    /// The rows of a branch: both halves if `guided` (guidance is not 1), else the conditional alone.
     #[must_use]
     pub fn new(branch: Branch, images: usize, guided: bool) -> Self {
         Self {
             branch,
             images,
-            negative: guided,
-            prompt: true,
+            unconditional: guided,
+            conditional: true,
         }
     }
 
-    /// The rows of each half that is there, the prompt's last.
+    /// The rows of each half that is there, the conditional last.
     #[must_use]
     pub fn halves(&self) -> Vec<(Half, Range<usize>)> {
         [Half::Unconditional, Half::Conditional]
@@ -80,10 +80,11 @@ impl Rows {
     #[must_use]
     pub fn half(&self, half: Half) -> Option<Range<usize>> {
         let first = match half {
-            Half::Unconditional => self.negative.then_some(0),
-            Half::Conditional => self
-                .prompt
-                .then_some(if self.negative { self.images } else { 0 }),
+            Half::Unconditional => self.unconditional.then_some(0),
+            Half::Conditional => {
+                self.conditional
+                    .then_some(if self.unconditional { self.images } else { 0 })
+            }
         }?;
         Some(first..first + self.images)
     }
@@ -91,7 +92,7 @@ impl Rows {
     /// All rows.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.images * (usize::from(self.negative) + usize::from(self.prompt))
+        self.images * (usize::from(self.unconditional) + usize::from(self.conditional))
     }
 }
 

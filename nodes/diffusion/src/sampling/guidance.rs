@@ -250,7 +250,7 @@ impl Guided<'_> {
     ) -> Result<Tensor> {
         let rows = self.all_rows(z)?;
         let out = self.rows(z, timestep, step, rows, control, monitor)?;
-        if !rows.negative {
+        if !rows.unconditional {
             return Ok(out);
         }
         let u = out.narrow(0, 0, rows.images)?;
@@ -259,7 +259,7 @@ impl Guided<'_> {
         let guided = match self.beside {
             Some(beside) if beside.guidance != 1.0 => {
                 let rows = Rows {
-                    prompt: false,
+                    conditional: false,
                     ..rows
                 };
                 let none = beside.planes.zeros_like()?;
@@ -302,7 +302,7 @@ fn deviation(t: &Tensor) -> Result<f64> {
     Ok((squares.sum::<f64>() / (n - 1.0).max(1.0)).sqrt())
 }
 
-/// What is wanted of the halves of a branch's call at step k by whoever comes later.
+/// What later calls want of the halves of a branch's call at step k.
 pub(super) fn wanted(
     memory: &dyn StepStore,
     branch: Branch,

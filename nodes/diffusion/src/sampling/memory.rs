@@ -39,7 +39,7 @@ pub trait StepStore {
     fn keep_target_map(&self, k: usize, map: &Tensor, seconds: f64) {
         let _ = (k, map, seconds);
     }
-    /// Takes the making of z_k for itself, after whoever is at it, until what is returned is dropped.
+    /// Acquires the in-flight lock of z_k, waiting for its holder; it is held until what is returned is dropped.
     ///
     /// # Errors
     /// [`Error::Cancelled`](crate::Error::Cancelled).
@@ -82,10 +82,10 @@ pub struct NoStore;
 
 impl StepStore for NoStore {}
 
-/// The right to make something, if anybody else could be at it.
+/// An in-flight lock, where others could compute the same.
 pub(super) type Claimed<'a> = Option<Box<dyn Held + 'a>>;
 
-/// What `kept` finds of state k; if it is nothing, the right to make it, after whoever is at it may have made it.
+/// What `kept` finds of state k; if it is nothing, its in-flight lock, once a holder that may have made it released it.
 pub(super) fn recall<'a, T>(
     memory: &'a dyn StepStore,
     k: usize,

@@ -19,7 +19,7 @@ pub trait Monitor {
     fn drawn(&self, done: usize, total: usize, z: &Tensor) {
         let _ = (done, total, z);
     }
-    /// Whether whoever looks has moved on: asked at every layer of a call that is made for nothing but to be looked at.
+    /// Whether the request is still current: asked at every layer of a call that is made for nothing but to be looked at.
     ///
     /// # Errors
     /// [`Error::Cancelled`](crate::Error::Cancelled) to end the call.

@@ -313,7 +313,7 @@ impl Sampler {
             _ => sampler.lay_out_sigmas(config)?,
         }
         if matches!(solver, Solver::Lcm | Solver::Heun) {
-            // Their classes do not clip unless they are told to, whatever the default of another class.
+            // Their classes do not clip unless configured to, whatever the default of another class.
             sampler.clip = config.clip().filter(|_| config.clip_sample.is_some());
         }
         if solver == Solver::Dpmpp2s {
@@ -375,6 +375,37 @@ impl Sampler {
         orders
     }
 
+    /// That the sigmas can be stepped along.
+    fn check_sigmas(&self) -> Result<()> {
+        let Schedule { solver, steps, .. } = self.schedule;
+        let whole = solver.preserves_variance();
+        // A step from a sigma to the same divides by zero; DPM++'s last does nothing then, and so do Euler's.
+        let last = self.sigmas.len() - 2;
+        let falls = |(k, pair): (usize, &[f32])| match solver {
+            // What these divide by the step's length does not vanish with it.
+            Solver::Unipc | Solver::Lms | Solver::Dpmpp3m | Solver::Dpmpp3mSde => pair[0] > pair[1],
+            _ if self.schedule.variant.is_some() => pair[0] > pair[1],
+            _ if whole && k < last => pair[0] > pair[1],
+            _ => pair[0] >= pair[1],
+        };
+        if !self.sigmas.iter().all(|s| s.is_finite())
+            || !self.sigmas.windows(2).enumerate().all(falls)
+        {
+            return Err(Error::request(format!(
+                "the sigmas of {steps} steps of {} do not fall from step to step",
+                solver.name()
+            ))
+            .help("use fewer steps, or look at the sigmas and spacing of the checkpoint's scheduler_config.json"));
+        }
+        if solver == Solver::Unipc && !self.lower_order_final && self.final_zero && steps > 1 {
+            return Err(Error::request(
+                "the checkpoint's scheduler_config.json has `lower_order_final: false`, with which unipc's last step divides by zero",
+            )
+            .help("choose another `scheduler`, or have `final_sigmas_type: sigma_min` there"));
+        }
+        Ok(())
+    }
+
     fn lay_out_sigmas(&mut self, config: &SchedulerConfig) -> Result<()> {
         let Schedule { solver, steps, .. } = self.schedule;
         let n = config.num_train_timesteps;
@@ -392,34 +423,7 @@ impl Sampler {
                 n.saturating_sub(points.saturating_sub(steps))
             )));
         }
-        let mut timesteps: Vec<f64> = match spacing {
-            Spacing::Linspace => (points - steps..points)
-                .rev()
-                .map(|i| {
-                    let stride = (n - 1) as f64 / (points - 1).max(1) as f64;
-                    let t = if i > 0 && i + 1 == points {
-                        (n - 1) as f64
-                    } else {
-                        i as f64 * stride
-                    };
-                    if solver.preserves_variance() {
-                        t.round_ties_even()
-                    } else {
-                        f64::from(t as f32)
-                    }
-                })
-                .collect(),
-            Spacing::Leading => (points - steps..points)
-                .rev()
-                .map(|i| (i * (n / points) + config.steps_offset) as f64)
-                .collect(),
-            Spacing::Trailing => (0..steps)
-                .map(|i| {
-                    let t = n as f64 - i as f64 * (n as f64 / steps as f64);
-                    t.round_ties_even() - 1.0
-                })
-                .collect(),
-        };
+        let mut timesteps = spaced(solver, config, steps);
         if timesteps[0] > (n - 1) as f64 || timesteps.iter().any(|&t| t < 0.0) {
             return Err(Error::request(format!(
                 "{steps} steps with steps_offset {} begin at timestep {}, beyond the last one, {}",
@@ -495,30 +499,7 @@ impl Sampler {
         sigmas.push(if keeps_noise { least } else { 0.0 });
         self.sigmas = sigmas.iter().map(|&sigma| sigma as f32).collect();
         self.timesteps = timesteps.iter().map(|&t| t as f32).collect();
-        // A step from a sigma to the same divides by zero; DPM++'s last does nothing then, and so do Euler's.
-        let last = self.sigmas.len() - 2;
-        let falls = |(k, pair): (usize, &[f32])| match solver {
-            // What these divide by the step's length does not vanish with it.
-            Solver::Unipc | Solver::Lms | Solver::Dpmpp3m | Solver::Dpmpp3mSde => pair[0] > pair[1],
-            _ if self.schedule.variant.is_some() => pair[0] > pair[1],
-            _ if whole && k < last => pair[0] > pair[1],
-            _ => pair[0] >= pair[1],
-        };
-        if !self.sigmas.iter().all(|s| s.is_finite())
-            || !self.sigmas.windows(2).enumerate().all(falls)
-        {
-            return Err(Error::request(format!(
-                "the sigmas of {steps} steps of {} do not fall from step to step",
-                solver.name()
-            ))
-            .help("use fewer steps, or look at the sigmas and spacing of the checkpoint's scheduler_config.json"));
-        }
-        if solver == Solver::Unipc && !self.lower_order_final && self.final_zero && steps > 1 {
-            return Err(Error::request(
-                "the checkpoint's scheduler_config.json has `lower_order_final: false`, with which unipc's last step divides by zero",
-            )
-            .help("choose another `scheduler`, or have `final_sigmas_type: sigma_min` there"));
-        }
+        self.check_sigmas()?;
         if solver == Solver::DpmppSde {
             let pairs = self.sigmas.windows(2).filter(|pair| pair[1] > 0.0);
             let middles = pairs.map(|pair| timestep_of(middle(pair[0], pair[1]), &logs) as f32);
@@ -768,5 +749,41 @@ impl Sampler {
     #[must_use]
     pub fn adds_noise(&self, step: usize) -> bool {
         self.noises(step) > 0
+    }
+}
+
+/// T timesteps, laid over those of the training as the solver's or the configuration's spacing says.
+fn spaced(solver: Solver, config: &SchedulerConfig, steps: usize) -> Vec<f64> {
+    let n = config.num_train_timesteps;
+    let spacing = solver.spacing(config);
+    // A multistep solver's timesteps but for trailing ones are the first T of T + 1.
+    let points = steps + usize::from(solver.preserves_variance() && spacing != Spacing::Trailing);
+    match spacing {
+        Spacing::Linspace => (points - steps..points)
+            .rev()
+            .map(|i| {
+                let stride = (n - 1) as f64 / (points - 1).max(1) as f64;
+                let t = if i > 0 && i + 1 == points {
+                    (n - 1) as f64
+                } else {
+                    i as f64 * stride
+                };
+                if solver.preserves_variance() {
+                    t.round_ties_even()
+                } else {
+                    f64::from(t as f32)
+                }
+            })
+            .collect(),
+        Spacing::Leading => (points - steps..points)
+            .rev()
+            .map(|i| (i * (n / points) + config.steps_offset) as f64)
+            .collect(),
+        Spacing::Trailing => (0..steps)
+            .map(|i| {
+                let t = n as f64 - i as f64 * (n as f64 / steps as f64);
+                t.round_ties_even() - 1.0
+            })
+            .collect(),
     }
 }

@@ -185,7 +185,7 @@ pub enum Network {
 }
 
 /// What the names of modules begin with: the network that it says they are in (`None`: what follows says it), and who
-/// writes so where the endings do not tell. A prefix may stand twice (`unet.unet.`). The first that matches counts.
+/// writes so where the endings do not decide. A prefix may stand twice (`unet.unet.`). The first that matches counts.
 const PREFIXES: [(&str, Option<Network>, Option<Dialect>); 24] = [
     ("base_model.model.", None, Some(Dialect::Peft)),
     ("lycoris_", None, Some(Dialect::Lycoris)),

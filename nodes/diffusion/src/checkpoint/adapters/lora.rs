@@ -11,7 +11,7 @@
 //!
 //! A weight of 0.8 of the op is `W + 0.8 (W' - W)`. alpha is a tensor of the file (kohya, LyCORIS), an entry of its
 //! metadata or of `adapter_config.json` (PEFT; its `alpha_pattern` are regular expressions, of which the first that matches
-//! counts), and R, the rank, where nobody says it.
+//! counts), and R, the rank, where it is not given.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -286,18 +286,18 @@ impl Pattern {
     }
 
     /// # Errors
-    /// Why it is no regular expression.
+    /// Why it is not a regular expression.
     fn new(text: &str) -> Result<Self, String> {
         if Self::is_plain(text) {
             return Ok(Self::Plain(text.chars().collect()));
         }
         let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{text})$"))
-            .map_err(|e| format!("the pattern {text:?} is no regular expression: {e}"))?;
+            .map_err(|e| format!("the pattern {text:?} is not a regular expression: {e}"))?;
         Ok(Self::Regex(text.to_owned(), Box::new(regex)))
     }
 
     /// # Errors
-    /// When it would take too long to tell.
+    /// When it would take too long to find out.
     fn matches(&self, module: &str) -> Result<bool, String> {
         match self {
             Self::Plain(pattern) => {
@@ -441,7 +441,7 @@ impl Lora {
         Some((ranks.clone().min()?, ranks.max()?))
     }
 
-    /// The smallest and the largest alpha, as far as ranks tell.
+    /// The smallest and the largest alpha, as far as ranks are known.
     #[must_use]
     pub fn alphas(&self) -> Option<(f64, f64)> {
         let alphas = self
@@ -460,7 +460,7 @@ impl Lora {
         kinds
     }
 
-    /// The width of the texts that the cross-attention of its model takes, as far as it tells.
+    /// The width of the texts that the cross-attention of its model takes, as far as it is known.
     #[must_use]
     pub fn text_width(&self) -> Option<usize> {
         let of_key = |name: &str| name.contains("attn2") && name.contains("to_k");
@@ -674,7 +674,7 @@ impl Parts<'_> {
         )
     }
 
-    /// alpha / R, or 1 where nobody says alpha.
+    /// alpha / R, or 1 where there is no alpha.
     fn scale(&self, delta: &Delta, files: &dyn Files) -> Result<f64> {
         let peft = |message: String| bad(self.file, format!("{CONFIG}: {message}"));
         let from_config = match &self.config {

@@ -174,7 +174,7 @@ pub fn bundled(table: &Table) -> Option<Result<Vec<LearnedToken>, String>> {
         Ok(LearnedToken {
             token: token.to_owned(),
             by_file: false,
-            rows: rows.ok_or_else(|| bad("is no matrix of numbers"))?,
+            rows: rows.ok_or_else(|| bad("is not a matrix of numbers"))?,
         })
     });
     Some(tokens.collect())

@@ -330,6 +330,7 @@ pub fn folder(
 ///
 /// # Errors
 /// When the model cannot be read or the file cannot be written; a network that the original layout has no names for.
+// Long: one file, network by network, each by a rule of its own.
 pub fn single(
     layout: &Layout,
     description: &Description,

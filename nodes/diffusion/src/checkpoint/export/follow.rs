@@ -1,6 +1,6 @@
-//! Somebody who follows the writing of a model.
+//! Progress of the writing of a model.
 
-/// Who is told how the writing of a model gets on, and may end it. A function that says whether it is cancelled is one.
+/// Called with the progress of the writing of a model, which it may cancel. A function that says whether it is cancelled is one.
 pub trait Follow {
     /// Whether the model is not wanted any more. It is asked again and again.
     fn is_cancelled(&self) -> bool;

@@ -1,6 +1,6 @@
 //! Models written to disk: converted between the layouts, or made up.
 //!
-//! Files are written piece by piece, so that memory does not grow with the model. Whoever calls gives a folder or file
+//! Files are written piece by piece, so that memory does not grow with the model. The caller gives a folder or file
 //! name that is not there yet, and gives the result its own name when all of it is written.
 
 mod convert;

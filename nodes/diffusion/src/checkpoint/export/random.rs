@@ -183,6 +183,7 @@ fn draw(seed: u64, tensor: u32, first: usize, count: usize, spread: &Spread) -> 
 ///
 /// # Errors
 /// When a file cannot be written.
+// Long: one folder, file by file.
 pub fn make(
     family: Family,
     seed: u64,
@@ -243,7 +244,7 @@ pub fn make(
         }
     }
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    // Tensors are told apart by their number in the whole model.
+    // Tensors differ by their number in the whole model.
     let mut number = 0;
     let mut drawn: Vec<(String, Vec<Tensor<'_>>)> = Vec::new();
     for (name, config, asked) in networks {

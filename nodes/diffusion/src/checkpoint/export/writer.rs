@@ -77,7 +77,7 @@ pub struct Tensor<'a> {
     pub fill: Fill<'a>,
 }
 
-/// Counts what goes through, until somebody wants no more of it.
+/// Counts what is written, until it is cancelled.
 struct Counted<'a, W> {
     inner: W,
     bytes: u64,
@@ -91,7 +91,7 @@ impl<W: Write> Write for Counted<'_, W> {
         if self.follow.is_cancelled() {
             return Err(io::Error::other("cancelled"));
         }
-        // A large tensor comes at once, and a slow disk takes its time: it is asked and told between pieces.
+        // A large tensor comes at once, and a slow disk takes its time: progress is reported between pieces.
         let count = self.inner.write(&bytes[..bytes.len().min(PIECE)])?;
         self.bytes += count as u64;
         self.follow.wrote(count as u64, self.total);

@@ -3,7 +3,7 @@
 use super::*;
 
 /// A table by other names: for each that `asked` lists, the tensor that `find` finds for it. What else the file has
-/// below `prefix` is kept under its own name, so that it is seen that nobody asked for it, unless `spare` says so.
+/// below `prefix` is kept under its own name, so that it is reported as unused, unless `spare` says so.
 pub(super) fn renamed(
     table: &Table,
     prefix: &str,

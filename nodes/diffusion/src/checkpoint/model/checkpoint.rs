@@ -31,7 +31,7 @@ impl<T> Lazy<T> {
         Ok(part)
     }
 
-    /// Forgets the part; whoever uses it goes on with it.
+    /// Releases the part; users that hold it keep it.
     pub(super) fn clear(&self) {
         let mut slot = self
             .0
@@ -99,7 +99,7 @@ pub(super) type Network<T> = Arc<Lazy<Loaded<T>>>;
 /// The VAE in float32, for what one in half precision gave numbers for that are not finite.
 #[derive(Debug, Default)]
 pub(super) struct Widened {
-    /// It was used, and nobody has told so yet.
+    /// It was used, which was not reported yet.
     pub(super) used: AtomicBool,
     pub(super) vae: Network<Vae>,
     pub(super) pool: Shared,

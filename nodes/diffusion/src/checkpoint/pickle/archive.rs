@@ -40,7 +40,7 @@ fn shown(name: &[u8]) -> String {
     format!("{text:?}")
 }
 
-/// Names that would lead out of the folder that somebody unpacks the archive into.
+/// Names that would lead out of the folder that the archive is unpacked into.
 fn is_safe(name: &[u8]) -> bool {
     !name.is_empty()
         && !name.starts_with(b"/")

@@ -40,7 +40,7 @@ pub(super) fn read(source: Source<'_>, length: u64) -> Result<(Value, Skipped), 
     let keys = machine.run()?;
     let keys = machine
         .texts(keys)
-        .ok_or("is damaged: its list of storages is no list of texts")?;
+        .ok_or("is damaged: its list of storages is not a list of strings")?;
     let mut at = machine.position();
     let storages = machine.storages();
     let mut places: HashMap<String, usize> = storages

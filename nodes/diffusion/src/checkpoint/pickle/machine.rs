@@ -352,6 +352,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Takes one step; gives the value at the end.
+    // Long: one match over the opcodes, a few lines each.
     fn step(&mut self) -> Step<Option<Id>> {
         match self.tape.byte()? {
             b'.' => return self.pop().map(Some),

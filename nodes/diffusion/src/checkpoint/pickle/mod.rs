@@ -21,7 +21,7 @@
 //! - an object of a class that is unknown (`omegaconf.dictconfig.DictConfig`, what Lightning checkpoints of the original
 //!   training code hold beside their `state_dict`) is passed over: it is an opaque value with the name of its class. What it
 //!   was made of and filled with is passed over with it, a tensor inside it too, and whatever would be made of it is refused.
-//!   [`read_and_skipped`] counts such objects by class, and `retouch inspect` tells of them: the file does more than to hold
+//!   [`read_and_skipped`] counts such objects by class, and `retouch inspect` lists them: the file does more than to hold
 //!   data, and other programs would run the code of these classes.
 //!
 //! Everything else that a pickle would have Python *call* is refused by its name: functions (by Python's conventions a name

@@ -182,7 +182,7 @@ impl Delta {
         }
     }
 
-    /// `out`, and the number of inputs of one output (`in` times the window), as far as they can be told.
+    /// `out`, and the number of inputs of one output (`in` times the window), as far as they are known.
     fn sides(&self) -> (usize, usize) {
         match self {
             Self::LowRank { down, up, mid } => {

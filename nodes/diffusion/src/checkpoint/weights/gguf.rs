@@ -236,6 +236,7 @@ pub(super) fn read(path: &Path, place: &Path, files: &dyn Files) -> Result<Table
     })
 }
 
+// Long: one pass over the header, each field checked before the next is read.
 fn parse(path: &Path, place: &Path, files: &dyn Files) -> Result<Table, Fault> {
     let (bytes, length) = files
         .read_head(path, PIECE as usize)

@@ -144,7 +144,7 @@ impl Stored {
     }
 }
 
-/// Whether a file is torch's. The length of a safetensors header may begin as a pickle does; its brace tells.
+/// Whether a file is torch's. The length of a safetensors header may begin as a pickle does; its brace decides.
 #[must_use]
 pub fn is_torch(path: &Path, files: &dyn Files) -> bool {
     const BEGINNING: usize = 9;
@@ -251,7 +251,7 @@ impl Table {
                 (name, stored)
             })
             .collect();
-        // The training step tells checkpoints of one shape apart, an embedding has a name.
+        // The training step distinguishes checkpoints of one shape, an embedding has a name.
         let said = ["global_step", "name"].into_iter().filter_map(|name| {
             let text = match value.get(name)? {
                 pickle::Value::Int(number) => number.to_string(),

@@ -208,6 +208,7 @@ pub(super) struct Stack {
 impl UnetConfig {
     /// What is asked for that is not built, or does not hang together; `None` when the network can be built.
     #[must_use]
+    // Long: one list of checks, each of which may rely on those before it.
     pub fn fault(&self) -> Option<String> {
         // Key, the values that change nothing. All of diffusers' options that would change the network are listed.
         let neutral: &[(&str, &[serde_json::Value])] = &[

@@ -52,7 +52,7 @@ impl Retouch<'_> {
             Some(given) => given.at(k).to_vec(),
             None => match computed(&self.context, context, s.mask_levels.0)? {
                 Some(mask) => mask,
-                // Nobody needs it: the blend mask is given, and no subject.
+                // It is not used: the blend mask is given, and no subject.
                 None if self.blend_mask.is_some() => vec![Plane::filled(grid, 0.0)],
                 None => return Err(missing_span("context", "context_mask")),
             },

@@ -23,7 +23,7 @@ struct Due<'a> {
     member: Member<'a>,
     /// What it is to give.
     asked: BTreeSet<(Half, Part)>,
-    /// Whether the negative half is the prompt's.
+    /// Whether the unconditional half is the conditional.
     same: bool,
 }
 
@@ -36,8 +36,8 @@ fn lacking(
 ) -> (CapturedParts, Rows) {
     let mut store = CapturedParts::new();
     let mut rows = Rows {
-        negative: false,
-        prompt: false,
+        unconditional: false,
+        conditional: false,
         ..all
     };
     for (half, _) in all.halves() {
@@ -50,8 +50,8 @@ fn lacking(
                 store.extend(parts.into_iter().map(|part| (half, part)).zip(kept));
             }
             None if parts.is_empty() => {}
-            None if half == Half::Unconditional => rows.negative = true,
-            None => rows.prompt = true,
+            None if half == Half::Unconditional => rows.unconditional = true,
+            None => rows.conditional = true,
         }
     }
     (store, rows)
@@ -148,11 +148,11 @@ impl Retouch<'_> {
         let CallContext { ddim, memory, .. } = with;
         // Both halves with one prompt are one call.
         let name = |half| memory.call(rows.branch, half, k);
-        let same = rows.negative
-            && rows.prompt
+        let same = rows.unconditional
+            && rows.conditional
             && name(Half::Unconditional).is_some_and(|call| name(Half::Conditional) == Some(call));
         if same {
-            rows.negative = false;
+            rows.unconditional = false;
         }
         let mut asked = wanted(memory, rows.branch, k, rows);
         for (half, _) in rows.halves() {
@@ -313,6 +313,6 @@ impl Retouch<'_> {
             Branch::Reference(index) => self.references.get(index),
             Branch::Plain | Branch::Target => None,
         }
-        .ok_or_else(|| Error::request(format!("{branch:?} is no source of the swap")))
+        .ok_or_else(|| Error::request(format!("{branch:?} is not a source of the swap")))
     }
 }

@@ -127,7 +127,7 @@ impl Giver<'_> {
                 };
                 self.spend(array.shape.len())?;
                 let Value::Bytes(bytes) = self.give(array.data, depth + 1, 0)? else {
-                    return Err("is damaged: it has a tensor of an array that is no bytes".into());
+                    return Err("is damaged: it has a tensor of an array that is not bytes".into());
                 };
                 let mut strides = vec![1usize; array.shape.len()];
                 let order: Vec<usize> = match array.fortran {

@@ -14,6 +14,7 @@ impl Machine<'_> {
     }
 
     /// REDUCE: what a global makes of its arguments, where that is data.
+    // Long: one match over the globals that are understood.
     pub(super) fn call(&mut self, function: Id, arguments: Id) -> Step<Id> {
         let &Node::Global(known, ..) = self.node(function) else {
             return Err(self.refuse(&format!("calls {}", self.name_of(function))));
@@ -244,7 +245,7 @@ impl Machine<'_> {
                 let text = self.tape.get(place);
                 text.iter().filter(|&&byte| byte & 0xc0 != 0x80).count() as u64
             }
-            _ => return Err(self.damaged("has a tensor of an array that is no bytes")),
+            _ => return Err(self.damaged("has a tensor of an array that is not bytes")),
         };
         let due = shape
             .iter()
@@ -358,7 +359,7 @@ impl Machine<'_> {
     pub(super) fn merge(&mut self, target: Id, from: Id) -> Step {
         let items = match self.node(from) {
             Node::Dictionary(_, items) => items.clone(),
-            _ => return Err(self.damaged("has an object whose state is no dictionary")),
+            _ => return Err(self.damaged("has an object whose state is not a dictionary")),
         };
         self.spend(items.len())?;
         self.extend_dictionary(target, &items)
@@ -435,7 +436,7 @@ impl Machine<'_> {
         let index = if let Some(&index) = self.keys.get(key) {
             let known = self.storages.get(index as usize);
             if known.is_none_or(|known| known.dtype != dtype || known.bytes != bytes) {
-                return Err(self.damaged(&format!("speaks of the storage {key:?} in two ways")));
+                return Err(self.damaged(&format!("describes the storage {key:?} in two ways")));
             }
             index
         } else {

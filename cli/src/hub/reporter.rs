@@ -13,7 +13,7 @@ use crate::{duration, output};
 
 /// How often a bar is moved and a line is written for programs.
 const EVERY: Duration = Duration::from_millis(500);
-/// How often people are told where there is no terminal.
+/// How often progress is printed where there is no terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
@@ -22,20 +22,20 @@ struct Going {
     total: u64,
     from: u64,
     since: Instant,
-    /// When that was last told; nothing yet.
+    /// When that was last printed; none yet.
     told: Option<Instant>,
     bar: Option<ProgressBar>,
 }
 
 /// Tells what is fetched: a bar on a terminal, plain lines elsewhere, JSON lines for programs.
 #[derive(Debug)]
-pub struct Teller {
+pub struct Reporter {
     json: bool,
     quiet: bool,
     going: Mutex<Option<Going>>,
 }
 
-impl Teller {
+impl Reporter {
     /// For programs with `json`, else for people; with `quiet` people hear warnings alone.
     #[must_use]
     pub fn new(json: bool, quiet: bool) -> Self {
@@ -139,7 +139,7 @@ impl Teller {
         }
     }
 
-    /// The file is over: it is there, or it is not (`done` is false), and why is told elsewhere.
+    /// The file is over: it is there, or it is not (`done` is false), and why is reported elsewhere.
     pub(super) fn end(&self, done: bool) {
         let going = self
             .going
