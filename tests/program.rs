@@ -428,6 +428,115 @@ fn new_makes_a_folder_that_runs_on_its_own() {
 }
 
 #[test]
+fn new_writes_workflows_for_a_model_and_a_subject_of_ones_own() {
+    let out = tempfile::tempdir().unwrap();
+    let (model, photos) = (root().join("models/world"), root().join("references/duck"));
+    let (model, photos) = (model.to_str().unwrap(), photos.to_str().unwrap());
+    let of = |folder: &str, more: &[&str]| {
+        let fixed = ["new", folder, "--model", model, "--class", "duck"];
+        retouch(out.path(), &[&fixed[..], more].concat())
+    };
+    let made = of("mine", &["--photos", photos]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    assert_eq!(text(&made.stdout).trim(), "mine/workflows/train.yaml");
+    let read =
+        |name: &str| std::fs::read_to_string(out.path().join("mine/workflows").join(name)).unwrap();
+    // At the model's own size, with the guidance of Stable Diffusion, not enlarged.
+    let both = read("layout-and-retouch.yaml");
+    for expected in [
+        "default: 64,",
+        "default: 7.5,",
+        "use: learn.yaml",
+        "sks duck",
+    ] {
+        assert!(both.contains(expected), "{expected}: {both}");
+    }
+    assert!(!both.contains("resize_image"));
+    assert!(read("learn.yaml").contains(photos));
+    // What they need of ops is there, and they are in the standard form.
+    let files = [
+        "learn.yaml",
+        "train.yaml",
+        "text-to-image.yaml",
+        "layout-and-retouch.yaml",
+        "retouch.yaml",
+    ];
+    let folder = out.path().join("mine/workflows");
+    let each: Vec<&str> = std::iter::once("check").chain(files).collect();
+    let checked = retouch(&folder, &each);
+    let has_trainings = retouch_nodes::registry()
+        .iter()
+        .any(|entry| entry.op() == "train_lora");
+    assert_eq!(
+        checked.status.success(),
+        has_trainings,
+        "{}",
+        text(&checked.stderr)
+    );
+    let formatted: Vec<&str> = ["fmt", "--check"].into_iter().chain(files).collect();
+    let formatted = retouch(&folder, &formatted);
+    assert!(formatted.status.success(), "{}", text(&formatted.stdout));
+
+    // With a LoRA no training is needed: the workflows run as they are.
+    let lora = root().join("tests/oracle/data/micro/adapters/sd1-lora-kohya.safetensors");
+    let (micro, lora) = (
+        root().join("tests/oracle/data/micro/sd1"),
+        lora.to_str().unwrap(),
+    );
+    let made = retouch(
+        out.path(),
+        &[
+            "new",
+            "other",
+            "--model",
+            micro.to_str().unwrap(),
+            "--class",
+            "duck",
+            "--token",
+            "ohwx",
+            "--photos",
+            photos,
+            "--lora",
+            lora,
+        ],
+    );
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let folder = out.path().join("other/workflows");
+    for file in ["text-to-image.yaml", "layout-and-retouch.yaml"] {
+        let run = retouch(&folder, &["run", file, "--set", "steps=2", "--quiet"]);
+        assert!(run.status.success(), "{file}: {}", text(&run.stderr));
+    }
+    assert!(folder.join("out/layout-and-retouch/1.png").is_file());
+
+    // What is not there is told before anything is written.
+    let nothing = out.path().join("nothing");
+    for (more, expected) in [
+        (vec!["--photos", nothing.to_str().unwrap()], "nothing"),
+        (
+            vec!["--photos", photos, "--lora", "no.safetensors"],
+            "there is no LoRA",
+        ),
+        (vec!["--photos", photos, "--size", "100"], "multiple of 64"),
+        (vec!["--photos", photos, "--token", " "], "--token"),
+    ] {
+        let refused = of("third", &more);
+        assert_eq!(refused.status.code(), Some(2), "{more:?}");
+        assert!(
+            text(&refused.stderr).contains(expected),
+            "{}",
+            text(&refused.stderr)
+        );
+    }
+    let no_photos = of("third", &[]);
+    assert!(
+        text(&no_photos.stderr).contains("--photos"),
+        "{}",
+        text(&no_photos.stderr)
+    );
+    assert!(!out.path().join("third").exists());
+}
+
+#[test]
 fn graphs_are_drawn_in_both_languages() {
     let file = workflow("layout-and-retouch.yaml");
     let dot = text(&retouch(&root(), &["graph", &file]).stdout);

@@ -757,6 +757,35 @@ pub enum PredictionName {
 pub struct NewArgs {
     /// The folder to create; it must not exist, or be empty.
     pub folder: PathBuf,
+    /// Write workflows for this model instead: a folder or a file, or `hf://OWNER/NAME`.
+    #[arg(long, value_name = "PATH", requires = "photos", requires = "class")]
+    pub model: Option<String>,
+    /// With `--model`: the folder of photos of the subject.
+    #[arg(long, value_name = "DIR", requires = "model")]
+    pub photos: Option<PathBuf>,
+    /// With `--model`: what the subject is, as in a prompt: `dog`.
+    #[arg(long, value_name = "WORDS", requires = "model")]
+    pub class: Option<String>,
+    /// With `--model`: the token that means the subject; one that means nothing to the model yet.
+    #[arg(long, value_name = "WORD", default_value = "sks", requires = "model")]
+    pub token: String,
+    /// With `--model`: a LoRA that knows the subject already, in place of a training.
+    #[arg(long, value_name = "FILE", requires = "model")]
+    pub lora: Option<PathBuf>,
+    /// With `--model`: the side of pictures in pixels. Default: the model's own.
+    #[arg(long, value_name = "PIXELS", requires = "model", value_parser = size_of_pictures)]
+    pub size: Option<usize>,
+}
+
+/// A size that every model takes.
+fn size_of_pictures(text: &str) -> Result<usize, String> {
+    let size: usize = text
+        .parse()
+        .map_err(|_| "expected a number of pixels".to_owned())?;
+    match (64..=4096).contains(&size) && size.is_multiple_of(64) {
+        true => Ok(size),
+        false => Err("expected a multiple of 64 from 64 to 4096".to_owned()),
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod laws;
 mod look;
 mod measure;
 mod modules;
+mod photos;
 mod pickles;
 mod pictures;
 mod preview;

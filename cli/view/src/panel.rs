@@ -52,7 +52,7 @@ pub fn heading(ui: &mut Ui, text: &str) {
 /// Whether values of the type are pictures.
 #[must_use]
 pub fn is_picture(kind: &str) -> bool {
-    matches!(kind, "image" | "mask")
+    matches!(kind, "image" | "mask" | "photos" | "photo_masks")
 }
 
 fn shortened(text: &str) -> String {

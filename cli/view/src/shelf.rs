@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use eframe::egui::{Color32, ColorImage, Context, TextureHandle, TextureOptions};
 use retouch_graph::{Cache, Key, NodeError, Value};
-use retouch_nodes::payload::{Image, Mask};
+use retouch_nodes::payload::{Image, Mask, PhotoMasks, Photos};
 
 /// The bytes of pixels that are kept.
 pub const BUDGET: usize = 192 << 20;
@@ -239,6 +239,24 @@ fn picture(value: &Value, index: usize) -> Result<Option<Pixels>, NodeError> {
     }
     if let Some(mask) = value.downcast::<Mask>() {
         return pixels(&mask.to_image()?, index).map(Some);
+    }
+    // Photos are of sizes of their own: one is shown, and how many there are.
+    if let Some(photos) = value.downcast::<Photos>() {
+        let last = photos.pictures.len().saturating_sub(1);
+        return match photos.pictures.get(index.min(last)) {
+            Some(photo) => {
+                pixels(&photo.image, 0).map(|(size, rgba, _)| Some((size, rgba, last + 1)))
+            }
+            None => Ok(None),
+        };
+    }
+    if let Some(masks) = value.downcast::<PhotoMasks>() {
+        let last = masks.masks.len().saturating_sub(1);
+        return match masks.masks.get(index.min(last)) {
+            Some(photo) => pixels(&photo.mask.to_image()?, 0)
+                .map(|(size, rgba, _)| Some((size, rgba, last + 1))),
+            None => Ok(None),
+        };
     }
     Ok(None)
 }

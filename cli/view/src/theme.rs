@@ -100,10 +100,10 @@ impl Palette {
     pub fn kind(&self, kind: &str) -> Color32 {
         let (dark, light) = match kind {
             "model" => (0xa9_8b_e8, 0x76_4f_cf),
-            "image" => (0x5f_b0_f5, 0x1c_75_c4),
+            "image" | "photos" => (0x5f_b0_f5, 0x1c_75_c4),
             "latent" => (0xf0_8a_b2, 0xc0_3c_77),
             "trajectory" => (0xf0_a3_5c, 0xb0_60_10),
-            "mask" | "masks" => (0x9a_cd_67, 0x4d_86_12),
+            "mask" | "masks" | "photo_masks" => (0x9a_cd_67, 0x4d_86_12),
             "control" => (0xec_7f_72, 0xc0_41_31),
             "animation" => (0x56_cc_d8, 0x0b_80_8c),
             "table" | "text" => (0xc9_b9_8a, 0x80_6a_22),

@@ -174,7 +174,37 @@ impl Files for RedirectedFiles {
     }
 
     fn entries(&self, folder: &Path) -> io::Result<Vec<FolderEntry>> {
-        self.inner.entries(folder)
+        let (at, mut entries) = (normal(folder), Vec::new());
+        // Files that were found elsewhere are in the folder that they are named in.
+        let found: Vec<(PathBuf, PathBuf)> = (sync::lock(&self.table).files.iter())
+            .filter(|(file, _)| file.parent() == Some(&at))
+            .map(|(file, to)| (file.clone(), to.clone()))
+            .collect();
+        for (file, to) in found {
+            if !self.inner.is_file(&file)
+                && let Ok((_, size)) = self.inner.read_head(&to, 0)
+            {
+                entries.push(FolderEntry {
+                    path: file,
+                    size: Some(size),
+                });
+            }
+        }
+        match (self.inner.entries(folder), self.elsewhere(folder)) {
+            (Ok(here), _) => entries.extend(here),
+            (Err(_), Some(to)) => {
+                entries.extend(self.inner.entries(&to)?.into_iter().filter_map(|entry| {
+                    Some(FolderEntry {
+                        path: folder.join(entry.path.file_name()?),
+                        size: entry.size,
+                    })
+                }))
+            }
+            (Err(_), None) if !entries.is_empty() => {}
+            (Err(error), None) => return Err(error),
+        }
+        entries.sort();
+        Ok(entries)
     }
 
     fn flush(&self) {
@@ -275,6 +305,62 @@ mod tests {
         assert_eq!(redirected.stamp(&here), disk.stamp(&here));
         fs::remove_file(&here).unwrap();
         assert!(disk.read_at(&here, 0, 1).is_err());
+    }
+
+    #[test]
+    fn a_folder_lists_what_was_found_elsewhere_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (named, kept) = (folder.path().join("photos"), folder.path().join("kept"));
+        fs::create_dir(&kept).unwrap();
+        for (name, content) in [("x.png", "one"), ("b.png", "three")] {
+            fs::write(kept.join(name), content).unwrap();
+        }
+        let redirected = RedirectedFiles::new(Arc::new(DiskFiles::new()), Vec::new());
+        assert!(redirected.entries(&named).is_err());
+        // Found one by one: each under the name that it is asked for by.
+        let files = [
+            ("a.png", "x.png"),
+            ("b.png", "b.png"),
+            ("deep/c.png", "b.png"),
+        ];
+        sync::lock(&redirected.table).files = (files.iter())
+            .map(|(name, at)| (normal(&named.join(name)), kept.join(at)))
+            .collect();
+        let listed = |redirected: &RedirectedFiles| -> Vec<(String, u64)> {
+            (redirected.entries(&named).unwrap().into_iter())
+                .map(|e| {
+                    (
+                        e.path.file_name().unwrap().to_str().unwrap().to_owned(),
+                        e.size.unwrap(),
+                    )
+                })
+                .collect()
+        };
+        let both = [("a.png".to_owned(), 3), ("b.png".to_owned(), 5)];
+        assert_eq!(listed(&redirected), both);
+        // What is there itself is listed once.
+        fs::create_dir(&named).unwrap();
+        fs::write(named.join("b.png"), "here").unwrap();
+        assert_eq!(
+            listed(&redirected),
+            [both[0].clone(), ("b.png".to_owned(), 4)]
+        );
+        // A whole folder that was found.
+        fs::remove_dir_all(&named).unwrap();
+        sync::lock(&redirected.table).files.clear();
+        sync::lock(&redirected.table).folders = vec![Redirect {
+            from: normal(&named),
+            to: kept.clone(),
+        }];
+        assert_eq!(
+            listed(&redirected),
+            [both[1].clone(), ("x.png".to_owned(), 3)]
+        );
+        assert!(
+            redirected.entries(&named).unwrap()[0]
+                .path
+                .starts_with(&named)
+        );
     }
 
     #[test]

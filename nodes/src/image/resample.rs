@@ -25,7 +25,7 @@ pub enum Filter {
 }
 
 /// A part of a picture, in pixels from its upper left corner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CropBox {
     /// Columns left out on the left.
     pub x: usize,
@@ -77,11 +77,18 @@ pub fn crop_box(size: (usize, usize), aspect: (usize, usize)) -> Result<CropBox,
 /// # Errors
 /// When `width` or `height` is 0.
 pub fn centre_crop(image: &Image, width: usize, height: usize) -> Result<Image, NodeError> {
-    let crop = crop_box(image.size(), (width, height))?;
+    cut(image, crop_box(image.size(), (width, height))?)
+}
+
+/// A part of each picture.
+///
+/// # Errors
+/// When it is not inside.
+pub fn cut(image: &Image, part: CropBox) -> Result<Image, NodeError> {
     let cut = |tensor: &candle_core::Tensor| {
         tensor
-            .narrow(2, crop.y, crop.height)
-            .and_then(|tensor| tensor.narrow(3, crop.x, crop.width))
+            .narrow(2, part.y, part.height)
+            .and_then(|tensor| tensor.narrow(3, part.x, part.width))
             .map_err(tensor_failed)
     };
     Image::new(cut(&image.rgb)?, image.alpha.as_ref().map(cut).transpose()?)
@@ -191,6 +198,17 @@ fn shares(from: usize, to: usize) -> Vec<(usize, Vec<f64>)> {
             (first, weights)
         })
         .collect()
+}
+
+/// Appends a plane of `from` (width, height) pixels, resized to `to`, to `resized`.
+pub(crate) fn resize_plane(
+    plane: &[f32],
+    from: (usize, usize),
+    to: (usize, usize),
+    filter: Filter,
+    resized: &mut Vec<f32>,
+) -> Result<(), NodeError> {
+    resize_planes::<1>(plane, from, to, filter, resized)
 }
 
 /// Appends `N` planes of `from` (width, height) pixels, resized to `to`, to `resized`.

@@ -10,6 +10,7 @@ mod latent;
 pub mod mask;
 mod masks;
 mod model;
+pub mod photos;
 mod report;
 mod solver_state;
 pub mod table;
@@ -24,6 +25,10 @@ pub use latent::{Latent, LatentFacts};
 pub use mask::Mask;
 pub use masks::{MaskOrMasks, Masks, MasksFacts};
 pub use model::Model;
+pub use photos::{
+    ImageOrPhotos, MaskOrPhotoMasks, Photo, PhotoMask, PhotoMasks, PhotoMasksFacts, Photos,
+    PhotosFacts,
+};
 pub use report::Report;
 pub use table::Table;
 pub use trajectory::{Trajectory, TrajectoryFacts};
@@ -37,6 +42,8 @@ pub fn decoders() -> retouch_graph::Decoders {
         .with::<Mask>()
         .with::<Masks>()
         .with::<Image>()
+        .with::<Photos>()
+        .with::<PhotoMasks>()
         .with::<Table>()
         .with::<Features>()
         .with::<Report>()

@@ -114,8 +114,8 @@ impl Files for Disk {
     fn read_at(&self, path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         Ok(retouch_graph::files::piece(&self.read(path)?, offset, length).to_vec())
     }
-    fn entries(&self, _: &Path) -> io::Result<Vec<retouch_graph::FolderEntry>> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn entries(&self, folder: &Path) -> io::Result<Vec<retouch_graph::FolderEntry>> {
+        DiskFiles::new().entries(folder)
     }
     fn flush(&self) {}
 }

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use retouch_cli::args::NewArgs;
 use retouch_cli::commands::{lsp, new};
 use retouch_cli::session;
 use retouch_common::output::{say, say_json};
@@ -137,9 +136,7 @@ pub fn bench(args: &BenchArgs) -> Result<Exit, Failure> {
     let draft = temporary()?;
     let folder = draft.path().to_owned();
     let result = if args.workflow {
-        let written = new::write(&NewArgs {
-            folder: folder.clone(),
-        });
+        let written = new::write(&folder);
         written.and_then(|()| Ok((vec![loaded(args, &engine, &folder)?], Vec::new())))
     } else {
         measure_all(args, &engine, &runtime, &folder)
@@ -211,18 +208,16 @@ fn view(args: &BenchArgs) -> Result<Exit, Failure> {
     let engine = session::engine_for(&args.device)?.with_cache(Arc::new(NoCache));
     let draft = temporary()?;
     let folder = draft.path().to_owned();
-    new::write(&NewArgs {
-        folder: folder.clone(),
-    })
-    .and_then(|()| {
-        let file = folder.join("workflows").join("vanilla.yaml");
-        let checked = engine
-            .load(&file, &Settings::default())
-            .map_err(broken("vanilla.yaml"))?;
-        let plan = engine.plan(&checked, &[]).map_err(broken("vanilla.yaml"))?;
-        retouch_view::bench::bench(&engine, &plan, args.runs, args.json)
-    })
-    .map(|()| Exit::Done)
+    new::write(&folder)
+        .and_then(|()| {
+            let file = folder.join("workflows").join("vanilla.yaml");
+            let checked = engine
+                .load(&file, &Settings::default())
+                .map_err(broken("vanilla.yaml"))?;
+            let plan = engine.plan(&checked, &[]).map_err(broken("vanilla.yaml"))?;
+            retouch_view::bench::bench(&engine, &plan, args.runs, args.json)
+        })
+        .map(|()| Exit::Done)
 }
 
 fn measure_all(
@@ -231,9 +226,7 @@ fn measure_all(
     runtime: &Runtime,
     folder: &Path,
 ) -> Result<Vec<Row>, Failure> {
-    new::write(&NewArgs {
-        folder: folder.to_owned(),
-    })?;
+    new::write(folder)?;
     let mut rows = Vec::new();
 
     let vanilla = folder.join("workflows").join("vanilla.yaml");

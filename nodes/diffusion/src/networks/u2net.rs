@@ -1,0 +1,217 @@
+//! U2-Net (Qin et al. 2020, arXiv 2005.09007): which part of a picture is its subject.
+//!
+//! The small variant, `u2netp`: 1.1 million parameters, batch normalisation folded into the convolutions. Its weights are in
+//! the program.
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder};
+
+use crate::{Result, goes_on};
+
+/// The side of the pictures that the network was trained on.
+pub const SIDE: usize = 320;
+
+/// The mean of each channel that pictures are shifted by: ImageNet's.
+const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+
+/// The deviation of each channel that pictures are divided by: ImageNet's.
+const DEVIATION: [f32; 3] = [0.229, 0.224, 0.225];
+
+/// The weights, float32: see `data/README.md`.
+static WEIGHTS: &[u8] = include_bytes!("../../data/u2netp.safetensors");
+
+/// The channels of every stage's result.
+const WIDE: usize = 64;
+
+/// The channels inside of a stage.
+const NARROW: usize = 16;
+
+/// Depth of the six stages of the encoder, and whether the stage pools; a stage without is dilated.
+const STAGES: [(usize, bool); 6] = [
+    (7, true),
+    (6, true),
+    (5, true),
+    (4, true),
+    (4, false),
+    (4, false),
+];
+
+/// A residual U-block: a small U-Net whose result is added to what goes in.
+#[derive(Debug)]
+struct Block {
+    enter: Conv2d,
+    /// Convolutions on the way down; the last has no finer one beside it.
+    down: Vec<Conv2d>,
+    /// Those on the way up, the coarsest first.
+    up: Vec<Conv2d>,
+    pools: bool,
+}
+
+impl Block {
+    fn load(weights: &VarBuilder<'_>, input: usize, (depth, pools): (usize, bool)) -> Result<Self> {
+        // Without pooling every level looks twice as far as the one before instead.
+        let dilation = |level: usize| match pools {
+            true => 1 + usize::from(level == depth),
+            false => 1 << (level - 1),
+        };
+        let conv = |name: String, input, output, dilation| {
+            convolution(&weights.pp(name), input, output, dilation)
+        };
+        let down = (1..=depth).map(|level| {
+            let input = if level == 1 { WIDE } else { NARROW };
+            conv(format!("rebnconv{level}"), input, NARROW, dilation(level))
+        });
+        let up = (1..depth).rev().map(|level| {
+            let output = if level == 1 { WIDE } else { NARROW };
+            let dilation = if pools { 1 } else { dilation(level) };
+            conv(format!("rebnconv{level}d"), 2 * NARROW, output, dilation)
+        });
+        Ok(Self {
+            enter: conv("rebnconvin".to_owned(), input, WIDE, 1)?,
+            down: down.collect::<Result<_>>()?,
+            up: up.collect::<Result<_>>()?,
+            pools,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        goes_on()?;
+        let x = self.enter.forward(x)?.relu()?;
+        let mut levels: Vec<Tensor> = Vec::with_capacity(self.down.len());
+        for (level, conv) in self.down.iter().enumerate() {
+            let is_coarsest = level + 1 == self.down.len();
+            let from = levels.last().unwrap_or(&x);
+            let from = match level > 0 && self.pools && !is_coarsest {
+                true => from.max_pool2d(2)?,
+                false => from.clone(),
+            };
+            levels.push(conv.forward(&from)?.relu()?);
+        }
+        let mut up = levels.pop().unwrap_or_else(|| x.clone());
+        for (conv, beside) in self.up.iter().zip(levels.iter().rev()) {
+            up = Tensor::cat(&[&enlarged(&up, beside)?, beside], 1)?;
+            up = conv.forward(&up)?.relu()?;
+        }
+        Ok((up + x)?)
+    }
+}
+
+/// A 3 x 3 convolution that keeps the grid.
+fn convolution(
+    weights: &VarBuilder<'_>,
+    input: usize,
+    output: usize,
+    dilation: usize,
+) -> Result<Conv2d> {
+    let config = Conv2dConfig {
+        padding: dilation,
+        dilation,
+        ..Conv2dConfig::default()
+    };
+    Ok(candle_nn::conv2d(
+        input,
+        output,
+        3,
+        config,
+        weights.clone(),
+    )?)
+}
+
+/// `x` at the size of `like`: bilinear, corners not aligned.
+fn enlarged(x: &Tensor, like: &Tensor) -> Result<Tensor> {
+    let (_, _, height, width) = like.dims4()?;
+    if (x.dim(2)?, x.dim(3)?) == (height, width) {
+        return Ok(x.clone());
+    }
+    Ok(x.upsample_bilinear2d(height, width, false)?)
+}
+
+/// The network.
+#[derive(Debug)]
+pub struct U2Net {
+    down: Vec<Block>,
+    /// The blocks on the way up, the coarsest first.
+    up: Vec<Block>,
+    /// What makes a map of each level's result, the finest first.
+    side: Vec<Conv2d>,
+    joined: Conv2d,
+}
+
+impl U2Net {
+    /// The small network, with the weights in the program.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn small(device: &Device) -> Result<Self> {
+        let weights = VarBuilder::from_slice_safetensors(WEIGHTS, DType::F32, device)?;
+        let down = STAGES.iter().enumerate().map(|(index, stage)| {
+            let input = if index == 0 { 3 } else { WIDE };
+            Block::load(&weights.pp(format!("stage{}", index + 1)), input, *stage)
+        });
+        let up = STAGES
+            .iter()
+            .enumerate()
+            .take(5)
+            .rev()
+            .map(|(index, stage)| {
+                Block::load(
+                    &weights.pp(format!("stage{}d", index + 1)),
+                    2 * WIDE,
+                    *stage,
+                )
+            });
+        let side = (1..=STAGES.len())
+            .map(|number| convolution(&weights.pp(format!("side{number}")), WIDE, 1, 1));
+        Ok(Self {
+            down: down.collect::<Result<_>>()?,
+            up: up.collect::<Result<_>>()?,
+            side: side.collect::<Result<_>>()?,
+            joined: candle_nn::conv2d(
+                STAGES.len(),
+                1,
+                1,
+                Conv2dConfig::default(),
+                weights.pp("outconv"),
+            )?,
+        })
+    }
+
+    /// How far each pixel belongs to the subject, from 0 to 1: pictures `[B, 3, 320, 320]` in 0..=1 give `[B, 1, 320, 320]`.
+    ///
+    /// Each picture is divided by its largest value, as the network was trained.
+    ///
+    /// # Errors
+    /// When the shape is another, or the run was cancelled.
+    pub fn forward(&self, pictures: &Tensor) -> Result<Tensor> {
+        let (batch, _, _, _) = pictures.dims4()?;
+        let largest = pictures.flatten_from(1)?.max(1)?.clamp(1e-6f32, f32::MAX)?;
+        let constant =
+            |values: &[f32; 3]| Tensor::new(values, pictures.device())?.reshape((1, 3, 1, 1));
+        let x = pictures
+            .broadcast_div(&largest.reshape((batch, 1, 1, 1))?)?
+            .broadcast_sub(&constant(&MEAN)?)?
+            .broadcast_div(&constant(&DEVIATION)?)?;
+        let mut levels: Vec<Tensor> = Vec::with_capacity(self.down.len());
+        for block in &self.down {
+            let from = match levels.last() {
+                Some(finer) => finer.max_pool2d(2)?,
+                None => x.clone(),
+            };
+            levels.push(block.forward(&from)?);
+        }
+        // The results of each level, the coarsest first: that of the encoder's last, then those on the way up.
+        let mut results: Vec<Tensor> = levels.pop().into_iter().collect();
+        for (block, beside) in self.up.iter().zip(levels.iter().rev()) {
+            let coarser = results.last().unwrap_or(beside);
+            let both = Tensor::cat(&[&enlarged(coarser, beside)?, beside], 1)?;
+            results.push(block.forward(&both)?);
+        }
+        let maps = self.side.iter().zip(results.iter().rev());
+        let maps: Vec<Tensor> = maps
+            .map(|(conv, result)| enlarged(&conv.forward(result)?, &x))
+            .collect::<Result<_>>()?;
+        Ok(candle_nn::ops::sigmoid(
+            &self.joined.forward(&Tensor::cat(&maps, 1)?)?,
+        )?)
+    }
+}
