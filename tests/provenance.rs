@@ -591,6 +591,14 @@ fn two_recipes_differ_by_node_and_from_the_step_on_that_an_edit_touches() {
     );
     let heard = String::from_utf8(place.run(&["diff", picture, other]).stdout).unwrap();
     assert!(heard.contains("layout: from step 2 of 10 on"), "{heard}");
+    assert!(heard.contains("pictures: PSNR "), "{heard}");
+    assert_eq!(diff(&[picture, picture], 0)["pictures"]["psnr"], Json::Null);
+    assert!(
+        diff(&[picture, other], 1)["pictures"]["ssim"]
+            .as_f64()
+            .unwrap()
+            < 1.0
+    );
 }
 
 /// Runs a workflow of its own and says what its pictures carry, as texts.

@@ -1,11 +1,16 @@
-//! The scores of a run: the numbers in the tables that it saved.
+//! The scores of a run: the numbers in the tables that it saved; and how far two pictures are from each other.
 
+use std::fs::File;
+use std::io::BufReader;
 use std::path::Path;
 
 use indexmap::IndexMap;
 use serde_json::Value as Json;
 
 use crate::table::is_known;
+use retouch_nodes::measure::picture_error::Errors;
+use retouch_nodes::payload::Image;
+use retouch_nodes::payload::image::MAX_PIXELS;
 
 /// The most bytes of a table that is looked into.
 const MAX_BYTES: u64 = 16 << 20;
@@ -75,6 +80,38 @@ fn of_json(path: &Path) -> Option<Columns> {
         add(&mut columns, name, cell);
     }
     Some(columns)
+}
+
+/// A PNG of one frame, without its alpha channel.
+fn picture(path: &Path) -> Option<Image> {
+    let mut decoder = png::Decoder::new(BufReader::new(File::open(path).ok()?));
+    decoder.set_transformations(png::Transformations::EXPAND | png::Transformations::STRIP_16);
+    let mut reader = decoder.read_info().ok()?;
+    let info = reader.info();
+    let (width, height) = (info.width as usize, info.height as usize);
+    let is_one = info
+        .animation_control()
+        .is_none_or(|control| control.num_frames == 1);
+    if !is_one || width.checked_mul(height)? > MAX_PIXELS {
+        return None;
+    }
+    let mut bytes = vec![0; reader.output_buffer_size()?];
+    let frame = reader.next_frame(&mut bytes).ok()?;
+    let samples = frame.color_type.samples();
+    let colours: Vec<u8> = (bytes.get(..frame.buffer_size())?)
+        .chunks_exact(samples)
+        .flat_map(|pixel| match samples {
+            1 | 2 => [pixel[0]; 3],
+            _ => [pixel[0], pixel[1], pixel[2]],
+        })
+        .collect();
+    Image::from_rgb8(width, height, &colours).ok()
+}
+
+/// How far two PNGs are from each other; `None` where they cannot be compared pixel by pixel.
+#[must_use]
+pub fn between(a: &Path, b: &Path) -> Option<Errors> {
+    Errors::between(&picture(a)?, &picture(b)?).ok()
 }
 
 /// A score as it is printed: four digits that count.

@@ -20,7 +20,9 @@ use retouch_nodes::measure::{
     prompt_score, report, scores, similarity, text_features,
 };
 use retouch_nodes::payload::features::Space;
-use retouch_nodes::payload::{Features, Image, Mask, Report, Table};
+use retouch_nodes::payload::{
+    Features, Image, ImageOrPhotos, Mask, MaskOrPhotoMasks, Report, Table,
+};
 use serde_json::{Value as Json, json};
 
 use crate::support::{Disk, MODULE, Stage, assert_close, data, node};
@@ -72,7 +74,7 @@ fn photos() -> Arc<Image> {
 fn lite0(image: &Arc<Image>) -> Arc<Features> {
     let path = root().join("models/lite0.safetensors");
     let inputs = image_features::Inputs {
-        image: image.clone(),
+        image: ImageOrPhotos::Image(image.clone()),
     };
     run::<ImageFeatures>(json!({"path": path}), inputs)
         .unwrap()
@@ -280,7 +282,9 @@ fn both_halves_of_clip_give_what_transformers_does() {
     assert_close("CLIP's pictures", &made, &expected["clip_image"], MODULE);
 
     // The ops: one space for both, and a cosine for each picture.
-    let inputs = image_features::Inputs { image: photo(1) };
+    let inputs = image_features::Inputs {
+        image: ImageOrPhotos::Image(photo(1)),
+    };
     let params = json!({"path": folder.path()});
     let features = run::<ImageFeatures>(params, inputs).unwrap().features;
     assert!(features.space.is_comparable(&text.space));
@@ -365,11 +369,13 @@ fn bicubic_enlarges_and_shrinks_as_torch_does() {
 // ---- numbers ---------------------------------------------------------------------------------------------------------
 
 fn looks(image: &Arc<Image>, mask: &Arc<Mask>, references: &[usize]) -> Table {
+    let photos: Vec<_> = references.iter().map(|n| photo(*n)).collect();
+    let masks: Vec<_> = references.iter().map(|n| photo_mask(*n)).collect();
     let inputs = look::Inputs {
         image: image.clone(),
         mask: mask.clone(),
-        references: references.iter().map(|n| photo(*n)).collect(),
-        reference_masks: references.iter().map(|n| photo_mask(*n)).collect(),
+        references: ImageOrPhotos::Image(batch(&photos)),
+        reference_masks: MaskOrPhotoMasks::Mask(mask_batch(&masks)),
     };
     let made = run::<MeasureLook>(json!({}), inputs).unwrap();
     (*made.table).clone()
@@ -593,11 +599,6 @@ fn what_cannot_be_measured_is_refused_before_anything_runs() {
     refused::<PromptScore>(unknown, one, "names no class");
     let file = json!({"scorer": lite0, "prompt": "a car"});
     refused::<PromptScore>(file, one, "head");
-    refused::<MeasureLook>(
-        json!({}),
-        &[("references", 2), ("reference_masks", 1)],
-        "2 references have 1 masks",
-    );
     refused::<Scores>(json!({}), &[], "no tables");
     refused::<MakeReport>(json!({}), &[], "no tables");
     refused::<MakeReport>(json!({}), &[("tables", 2), ("images", 1)], "1 batches");
@@ -774,7 +775,7 @@ fn swept(report: &str) -> String {
     format!(
         "schema: retouch/v1\nname: t\nparams:\n  method: {{type: string, default: a}}\n  photo: {{type: path, default: '{}'}}\nnodes:\n  photo: {{op: load_image, path: $params.photo}}\n  \
          mask: {{op: load_mask, path: '{}'}}\n  other: {{op: load_image, path: '{}'}}\n  \
-         look: {{op: look, image: $other, mask: $mask, references: [$photo], reference_masks: [$mask]}}\n  \
+         look: {{op: look, image: $other, mask: $mask, references: $photo, reference_masks: $mask}}\n  \
          scores: {{op: scores, subject: s, method: '{{method}}', prompt: p, seed: 1, tables: [$look]}}\n\
          outputs:\n  scores: {{value: $scores}}\n  picture: {{value: $photo}}\n\
          sweep:\n  matrix: {{method: [a, b]}}\n  report: {report}\n",

@@ -24,6 +24,7 @@ use crate::preview::Preview;
 use crate::progress::{JsonLines, Progress};
 use crate::provenance::{self, Made, Stamps};
 use crate::safe::{NAME, VALUE, brief, safe};
+use crate::scores;
 use crate::sharing::{Input, Stop, check_models, hubs, models};
 use crate::store::{Store, size};
 use crate::{Exit, Failure, session, total};
@@ -623,10 +624,28 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Failure> {
     let divergences = b.record.divergences(&a.record);
     let params = params(a, b);
     let same = changes.is_empty() && divergences.is_empty();
+    let errors = scores::between(&args.a, &args.b);
     if args.json {
-        say_json(&as_json(&params, &changes, &divergences, same).to_string())?;
+        let mut line = as_json(&params, &changes, &divergences, same);
+        line["pictures"] = errors.map_or(
+            Json::Null,
+            |errors| json!({"psnr": errors.psnr, "ssim": errors.ssim, "ms_ssim": errors.ms_ssim}),
+        );
+        say_json(&line.to_string())?;
     } else {
         print(&params, &changes, &divergences, same)?;
+        if let Some(errors) = errors {
+            let one = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), scores::shown);
+            let equal = "equal pixels".to_owned();
+            let psnr = errors
+                .psnr
+                .map_or(equal, |psnr| format!("PSNR {psnr:.2} dB"));
+            say(&format!(
+                "pictures: {psnr}, SSIM {}, multi-scale SSIM {}",
+                one(errors.ssim),
+                one(errors.ms_ssim)
+            ))?;
+        }
     }
     Ok(if same { Exit::Done } else { Exit::Failed })
 }

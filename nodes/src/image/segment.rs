@@ -46,6 +46,9 @@ pub struct Segment {
     /// With `model`: a box around the subject, `[left, top, right, bottom]` in shares.
     #[serde(default, rename = "box")]
     pub corners: Option<[f64; 4]>,
+    /// Gives an empty mask for a picture without a subject, in place of refusing it: for what is drawn and then measured.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_empty: bool,
 }
 
 ports! {
@@ -233,6 +236,7 @@ enum Network {
 struct Finder {
     network: Network,
     device: Device,
+    allow_empty: bool,
 }
 
 impl Finder {
@@ -273,6 +277,7 @@ impl Finder {
         Ok(Self {
             network,
             device: device.clone(),
+            allow_empty: node.allow_empty,
         })
     }
 
@@ -302,6 +307,10 @@ impl Finder {
             (least.min(*value), most.max(*value))
         });
         if !(most >= SURE && most > least) {
+            if self.allow_empty {
+                let (width, height) = image.size();
+                return Mask::from_values(1, width, height, vec![0.0; width * height]);
+            }
             return Err(NodeError::failed(format!(
                 "there is no subject in {name}: no part of it is more than {:.0} % sure to be one",
                 100.0 * most.max(0.0)

@@ -266,13 +266,9 @@ pub(super) struct Network {
 }
 
 impl Network {
-    /// The features `[1, D]` of picture `index`.
-    pub(super) fn features(
-        &self,
-        image: &crate::payload::Image,
-        index: usize,
-    ) -> Result<Tensor, NodeError> {
-        let colours = self.input.prepare(image, index)?;
+    /// The features `[1, D]` of a single picture.
+    pub(super) fn features(&self, image: &crate::payload::Image) -> Result<Tensor, NodeError> {
+        let colours = self.input.prepare(image)?;
         Ok(match &self.built {
             Built::Lite0(network) => network.features(&colours, &*self.kernel)?,
             Built::Vit(network) => network.features(&colours, self.input.side(), &*self.kernel)?,

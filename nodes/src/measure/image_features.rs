@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::fields::AssetPath;
 use crate::measure::backbone::{self, Described, Place};
 use crate::payload::features::{Features, FeaturesFacts};
-use crate::payload::image::{Image, ImageFacts};
+use crate::payload::image::ImageFacts;
+use crate::payload::{ImageOrPhotos, PhotosFacts};
 use crate::runtime::{Runtime, tensor_error};
 
 /// Computes what a network sees in pictures: one row of features each, to be compared by `similarity`, `diversity` and
@@ -30,8 +31,8 @@ pub struct ImageFeatures {
 ports! {
     /// What `image_features` takes.
     pub struct Inputs {
-        /// The pictures.
-        pub image: Arc<Image>,
+        /// The pictures, or photos, each of its own size.
+        pub image: ImageOrPhotos,
     }
 }
 
@@ -64,12 +65,15 @@ impl Node for ImageFeatures {
         let network = Described::read(path, files)
             .map_err(|error| vec![backbone::fault("path", path, &error, files)])?;
         let types = Types::unknown();
-        Ok(match inputs.facts::<ImageFacts>("image") {
+        let photos = inputs.facts::<PhotosFacts>("image");
+        let rows = (inputs.facts::<ImageFacts>("image").map(|facts| facts.batch))
+            .or_else(|| photos.map(|facts| facts.sizes.len()));
+        Ok(match rows {
             None => types,
-            Some(facts) => types.with(
+            Some(rows) => types.with(
                 "features",
                 &FeaturesFacts {
-                    rows: facts.batch,
+                    rows,
                     width: network.width(),
                     network: network.name(),
                 },
@@ -84,13 +88,14 @@ impl Node for ImageFeatures {
             None => (retouch_kernels::for_device(&Device::Cpu), Device::Cpu),
         };
         let network = described.load(kernel, &device)?;
-        let count = inputs.image.batch();
+        let photos = inputs.image.photos()?;
+        let count = photos.pictures.len();
         let mut rows = Vec::with_capacity(count);
-        for index in 0..count {
+        for (index, photo) in photos.pictures.iter().enumerate() {
             context.check_cancelled()?;
             context.progress(index, count);
             // One picture at a time: a row does not depend on what else is in the batch.
-            rows.push(network.features(&inputs.image, index)?);
+            rows.push(network.features(&photo.image)?);
         }
         let rows = Tensor::cat(&rows, 0).map_err(tensor_error)?;
         Ok(Outputs {

@@ -49,9 +49,9 @@ impl Input {
         }
     }
 
-    /// Picture `index` as `[3][side * side]`.
-    pub(super) fn prepare(self, image: &Image, index: usize) -> Result<Vec<f32>, NodeError> {
-        let one = image.select(index)?;
+    /// A single picture as `[3][side * side]`.
+    pub(super) fn prepare(self, image: &Image) -> Result<Vec<f32>, NodeError> {
+        let one = image.select(0)?;
         let (size, planes) = (one.size(), values(&one.rgb)?);
         match self {
             Self::Square { side } => {
@@ -142,7 +142,7 @@ mod tests {
             mean: [0.0; 3],
             deviation: [1.0; 3],
         };
-        let made = input.prepare(&photo, 0).unwrap();
+        let made = input.prepare(&photo).unwrap();
         let data = root.join("tests/oracle/data/measures.safetensors");
         let expected = candle_core::safetensors::load(data, &Device::Cpu).unwrap();
         let pillow = values(&expected["crop"]).unwrap();
@@ -158,7 +158,7 @@ mod tests {
     fn the_middle_of_a_picture_that_is_not_square_is_taken() {
         let planes: Vec<f32> = (0..3 * 4 * 8).map(|at| (at % 8) as f32 / 8.0).collect();
         let wide = Image::from_planes(1, 8, 4, planes, None).unwrap();
-        let made = Input::Square { side: 4 }.prepare(&wide, 0).unwrap();
+        let made = Input::Square { side: 4 }.prepare(&wide).unwrap();
         assert_eq!(made[..4], [0.25, 0.375, 0.5, 0.625]);
     }
 }

@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 
 use crate::measure::{IMAGE, number};
 use crate::payload::image::{Image, ImageFacts, values};
-use crate::payload::{Mask, Table};
+use crate::payload::{ImageOrPhotos, Mask, MaskOrPhotoMasks, Table};
 
 /// The bins of a histogram of hues, 15 degrees each.
 const BINS: usize = 24;
@@ -32,9 +32,9 @@ ports! {
         /// The subject in each of them.
         pub mask: Arc<Mask>,
         /// The subject's photos.
-        pub references: Vec<Arc<Image>>,
-        /// The subject in each of them, as many as `references`.
-        pub reference_masks: Vec<Arc<Mask>>,
+        pub references: ImageOrPhotos,
+        /// The subject in each of them.
+        pub reference_masks: MaskOrPhotoMasks,
     }
 }
 
@@ -53,27 +53,18 @@ impl Node for MeasureLook {
     type Outputs = Outputs;
 
     fn check(&self, inputs: &Types<Inputs>, _: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
-        let (references, masks) = (inputs.links("references"), inputs.links("reference_masks"));
-        if references == 0 || references != masks {
-            return Err(vec![
-                Fault::mismatch(
-                    "reference_masks",
-                    format!("{references} references have {masks} masks"),
-                )
-                .help("give each reference its mask, in the same order"),
-            ]);
-        }
-        let of = |port: &str, index| inputs.facts_at::<ImageFacts>(port, index);
-        let mut pairs = vec![("mask", of("image", 0), of("mask", 0))];
-        pairs.extend((0..references).map(|i| {
-            let mask = of("reference_masks", i);
-            ("reference_masks", of("references", i), mask)
-        }));
-        for (port, image, mask) in pairs {
+        let of = |port: &str| inputs.facts::<ImageFacts>(port);
+        for (port, image, mask) in [
+            ("mask", of("image"), of("mask")),
+            ("reference_masks", of("references"), of("reference_masks")),
+        ] {
             if let (Some(image), Some(mask)) = (image, mask)
                 && image != mask
             {
-                return Err(vec![Fault::mismatch(port, misfit(image, mask))]);
+                return Err(vec![
+                    Fault::mismatch(port, misfit(image, mask))
+                        .help("link the masks of the same pictures, in the same order"),
+                ]);
             }
         }
         Ok(Types::unknown())
@@ -81,16 +72,19 @@ impl Node for MeasureLook {
 
     fn run(&self, inputs: Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
         context.check_cancelled()?;
-        if inputs.references.is_empty() || inputs.references.len() != inputs.reference_masks.len() {
+        let photos = inputs.references.photos()?;
+        let masks = &inputs.reference_masks;
+        if photos.pictures.len() != masks.len() {
             return Err(NodeError::failed(format!(
                 "{} references have {} masks",
-                inputs.references.len(),
-                inputs.reference_masks.len()
-            )));
+                photos.pictures.len(),
+                masks.len()
+            ))
+            .help("give each reference its mask, in the same order"));
         }
         let mut references = Vec::new();
-        for (image, mask) in inputs.references.iter().zip(&inputs.reference_masks) {
-            references.extend(histograms(image, mask)?);
+        for (index, photo) in photos.pictures.iter().enumerate() {
+            references.extend(histograms(&photo.image, &*masks.of(index)?)?);
         }
         let coloured: Vec<[f64; BINS]> = references.into_iter().flatten().collect();
         if coloured.is_empty() {

@@ -1,5 +1,5 @@
-//! The networks: text encoder, U-Net with numbered attention sites, VAE, those that find the subject of a photo or look at pictures
-//! to measure them, and the layers that they share.
+//! The networks: text encoder, U-Net with numbered attention sites, VAE, those that find the subject of a photo, those that look at
+//! pictures to measure them, and the layers that they share.
 
 pub mod bicubic;
 pub mod clip;
