@@ -7,9 +7,9 @@ use retouch_graph::{FromValue, NodeError, Payload, Value};
 use serde::{Deserialize, Serialize};
 
 use crate::image::frame;
-use crate::payload::planes::CropBox;
 use crate::payload::image::{Image, unknown_format};
 use crate::payload::mask::Mask;
+use crate::payload::planes::CropBox;
 use crate::payload::tensors::{self, Packed};
 
 /// The most photos of a batch.

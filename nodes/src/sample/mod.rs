@@ -167,7 +167,9 @@ pub(crate) fn guidance_fault(guidance: f64) -> Option<Fault> {
             "guidance",
             format!("guidance is {guidance}; expected a number from 0 to 100"),
         )
-        .help("1 is no guidance; about 7.5 is usual for Stable Diffusion, 3 to 4 for the demo model")
+        .help(
+            "1 is no guidance; about 7.5 is usual for Stable Diffusion, 3 to 4 for the demo model",
+        )
     })
 }
 
