@@ -1405,7 +1405,7 @@ fn a_sweep_is_checked_completed_and_renamed_with_its_workflow() {
     assert_eq!(editor.faults(&whole), Vec::<String>::new());
     let keys = format!("{WHOLE}sweep:\n  ¦\n");
     let offered = editor.labels(&whole, &keys);
-    assert_eq!(offered.len(), 6, "{offered:?}");
+    assert_eq!(offered.len(), 7, "{offered:?}");
     let rows = format!("{WHOLE}sweep:\n  matrix: {{factor: [2, 3]}}\n  grid: {{rows: ¦}}\n");
     assert!(editor.labels(&whole, &rows).contains(&"place".to_owned()));
     editor.change(&whole, &swept);

@@ -72,6 +72,9 @@ fn every_shipped_workflow_opens_with_a_comment_checks_and_runs_at_few_steps() {
         if source.contains("\nname: settings\n") {
             arguments.extend(["--set", "blend=union", "--set", "sites=auto"]);
         }
+        if source.contains("  train_steps:") {
+            arguments.extend(["--set", "train_steps=2"]);
+        }
         let run = retouch(out.path(), &arguments);
         assert!(run.status.success(), "{name}: {}", text(&run.stderr));
         let said = text(&run.stdout);

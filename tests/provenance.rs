@@ -75,7 +75,10 @@ fn every_picture_of_the_shipped_workflows_is_drawn_again_to_the_byte() {
     files.sort();
     for file in files {
         let text = std::fs::read_to_string(&file).unwrap();
-        if text.contains("\ninputs:") {
+        // `program` runs what measures at its smallest; it is many times what the others are.
+        let names = ["evaluate", "settings", "score", "score-clip"];
+        let measures = names.iter().any(|name| file.ends_with(format!("{name}.yaml")));
+        if text.contains("\ninputs:") || measures {
             continue;
         }
         let how = if text.contains("\nsweep:") {
@@ -84,6 +87,9 @@ fn every_picture_of_the_shipped_workflows_is_drawn_again_to_the_byte() {
             "run"
         };
         let mut arguments = vec![how, file.to_str().unwrap(), "-q", "--set", "steps=3"];
+        if text.contains("train_steps:") {
+            arguments.extend(["--set", "train_steps=2"]);
+        }
         if how == "sweep" {
             arguments.extend(["--over", "blend_steps=1,2", "--over", "seed=42,43"]);
         }

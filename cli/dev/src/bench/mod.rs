@@ -1,6 +1,7 @@
 //! `retouch-dev bench`: the demo model, the main workflow and the engine, on this machine; a model's networks; the kernels.
 
 mod kernels;
+mod load;
 mod model;
 mod train;
 
@@ -21,8 +22,8 @@ use retouch_diffusion::sampling::control::{Branch, Rows, Untouched};
 use retouch_graph::event::Listener;
 use retouch_graph::write::WorkFolder;
 use retouch_graph::{
-    Cache, Cancel, Checked, Context, DiskCache, Engine, HostCache, Key, NoCache, Node, NodeError,
-    Outputs, Payload, Registry, RunOptions, Settings, Silent, TieredCache, Value, ports,
+    Cache, Cancel, Context, DiskCache, Engine, HostCache, Key, NoCache, Node, NodeError, Outputs,
+    Payload, Registry, RunOptions, Settings, Silent, TieredCache, ports,
 };
 use retouch_lsp::{Workspace, uri_of};
 use retouch_nodes::Runtime;
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::args::BenchArgs;
+use load::load_model;
 
 /// Nodes of the graph that the engine is measured on.
 const NODES: usize = 10_000;
@@ -734,19 +736,6 @@ fn chain(nodes: usize) -> String {
     }
     let _ = writeln!(text, "outputs:\n  sum: {{value: $n{}}}", nodes - 1);
     text
-}
-
-/// The model that the node `base` of a checked workflow gives.
-fn load_model(engine: &Engine, checked: &Checked) -> Result<Arc<Model>, Failure> {
-    let broken = broken("the workflow of the model");
-    let plan = engine.plan(checked, &["base".to_owned()]).map_err(broken)?;
-    let report = engine
-        .run(&plan, &Silent, &Cancel::new(), &RunOptions::default())
-        .map_err(|e| Failure::failed(e.to_string()))?;
-    let value: Option<&Value> = report.outputs.first().map(|output| &output.value);
-    value
-        .and_then(Value::downcast::<Model>)
-        .ok_or_else(|| Failure::failed("the model was not loaded"))
 }
 
 fn unet_call(model: &Model, device: &Device) -> Result<f64, Failure> {

@@ -19,6 +19,7 @@ use retouch_graph::{NoCache, Settings};
 use retouch_nodes::payload::Model;
 use serde_json::{Value, json};
 
+use super::load::load_model;
 use crate::args::{BenchArgs, BenchPart};
 
 /// What the text encoders are given.
@@ -275,7 +276,7 @@ pub(super) fn load(args: &BenchArgs, path: &Path) -> Result<Arc<Model>, Failure>
     let checked = engine
         .load_str("bench.yaml", &text, &Settings::default())
         .map_err(|problems| Failure::failed(problems.to_string()))?;
-    super::load_model(&engine, &checked)
+    load_model(&engine, &checked)
 }
 
 /// Measures the parts of a model and prints.
