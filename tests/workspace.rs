@@ -77,6 +77,7 @@ fn the_arrows_are_those_of_the_architecture_and_no_other() {
                 "retouch-view",
             ],
         ),
+        ("retouch-cluster", vec![]),
         ("retouch-common", vec!["retouch-graph"]),
         (
             "retouch-dev",
@@ -199,6 +200,7 @@ fn temporary_names_are_made_in_one_place() {
         "nodes/diffusion/src",
         "nodes/src",
         "cli/src",
+        "cli/cluster/src",
         "cli/common/src",
         "cli/dev/src",
         "cli/lsp/src",
