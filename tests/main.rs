@@ -13,6 +13,7 @@ mod animation;
 mod checkpoints;
 mod crash;
 mod events;
+mod far;
 mod formats;
 mod fuzz;
 mod hub;

@@ -68,6 +68,7 @@ fn the_arrows_are_those_of_the_architecture_and_no_other() {
         (
             "retouch-cli",
             vec![
+                "retouch-cluster",
                 "retouch-common",
                 "retouch-diffusion",
                 "retouch-graph",

@@ -5,6 +5,8 @@ mod bundle;
 mod clock;
 pub mod commands;
 mod compare;
+mod config;
+mod far;
 mod hub;
 mod journal;
 mod lines;
@@ -26,7 +28,7 @@ use std::sync::OnceLock;
 
 use clap::{CommandFactory, Parser};
 
-use args::{Cli, Command, SchemaOf};
+use args::{Cli, Command, SchemaOf, SweepCli, SweepCommand};
 use lines::Line;
 use retouch_common::{
     Exit, Failure, duration, exit, fresh_draw, output, parse_size, safe, total, watching,
@@ -56,7 +58,9 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Watch(args) => commands::watch::watch(&args.follow, None),
         #[cfg(feature = "view")]
         Command::View(args) => commands::view::view(&args),
-        Command::Sweep(args) => commands::sweep::sweep(&args),
+        Command::Sweep(args) => sweep(&args),
+        Command::Worker(args) => far::worker::worker(&args),
+        Command::Config { json } => commands::config::config(json),
         Command::Check(args) => commands::check::check(&args),
         Command::Plan(args) => commands::plan::plan(&args),
         Command::Fmt(args) => commands::fmt::fmt(&args),
@@ -94,6 +98,23 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
             output::say_raw(&String::from_utf8_lossy(&script))?;
             Ok(Exit::Done)
         }
+    }
+}
+
+/// A sweep in this process or by workers, or what is asked of a run that workers share.
+fn sweep(cli: &SweepCli) -> Result<Exit, Failure> {
+    match (&cli.command, &cli.args) {
+        (Some(SweepCommand::Status(args)), _) => far::status::status(args),
+        (Some(SweepCommand::Logs(args)), _) => far::status::logs(args),
+        (Some(SweepCommand::Resume(args)), _) => far::status::resume(args),
+        (Some(SweepCommand::Cancel(args)), _) => far::status::cancel(args),
+        (Some(SweepCommand::Collect(args)), _) => far::collect::collect(args),
+        (None, Some(args)) => match args.far.on {
+            Some(place) => far::submit::submit(args, place),
+            None => commands::sweep::sweep(args),
+        },
+        (None, None) => Err(Failure::usage("there is nothing to sweep")
+            .help("name a workflow: `retouch sweep FILE`")),
     }
 }
 

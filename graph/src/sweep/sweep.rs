@@ -157,6 +157,12 @@ impl Sweep {
         Some((&sheet.output, &sheet.decl))
     }
 
+    /// The output of each cell that the contact sheet shows, if there is one.
+    #[must_use]
+    pub fn sheet_output(&self) -> Option<&str> {
+        (self.sheet.as_ref()).map(|sheet| sheet.output.as_str())
+    }
+
     /// Whether there is a contact sheet.
     #[must_use]
     pub fn has_sheet(&self) -> bool {
