@@ -300,6 +300,17 @@ impl<S: Objects, C: Clock> Board<S, C> {
                 }
                 return Ok(Next::Wait(self.pause(left.len())));
             };
+            let mut number = number;
+            if !fresh && matches!(self.view[chunk], State::Held(..)) {
+                // It ended as far as the view knows, which may be long ago: by now the chunk may be done, and its next number free.
+                self.look(chunk)?;
+                let Some(next) = self.open(chunk, self.store_now()) else {
+                    lost += 1;
+                    self.stale = lost >= MOST_LOST;
+                    continue;
+                };
+                number = next;
+            }
             let asked = self.clock.now();
             if self.create(chunk, number)? {
                 self.last = Some(chunk);
@@ -486,6 +497,19 @@ mod tests {
         store.at(TERM / 4);
         let wait = wait(&mut b);
         assert!(wait >= TERM * 3 / 4 && wait <= TERM * 15 / 16, "{wait}");
+    }
+
+    #[test]
+    fn what_is_done_is_not_claimed_by_one_who_knew_of_an_older_claim() {
+        let store = Memory::new();
+        let (mut a, mut b) = (join(&store, "a", 2), join(&store, "b", 2));
+        let (done, mut kept) = (take(&mut a), take(&mut a));
+        assert!(matches!(b.next().unwrap(), Next::Wait(_)));
+        a.finish(&done, 0, Vec::new()).unwrap();
+        store.at(TERM / 2);
+        assert!(a.renew(&mut kept).unwrap());
+        store.at(TERM + 1);
+        assert!(matches!(b.next().unwrap(), Next::Wait(_)));
     }
 
     #[test]
