@@ -478,7 +478,7 @@ impl<'ast> Visit<'ast> for Names<'_> {
     fn visit_expr_method_call(&mut self, call: &'ast syn::ExprMethodCall) {
         let method = call.method.to_string();
         if matches!(&*call.receiver, syn::Expr::Path(of) if of.path.is_ident("self")) {
-            self.path([&self.of[..], &[method.clone()]].concat());
+            self.path([&self.of[..], std::slice::from_ref(&method)].concat());
         }
         self.module.calls.insert(method);
         visit::visit_expr_method_call(self, call);

@@ -77,7 +77,9 @@ fn every_picture_of_the_shipped_workflows_is_drawn_again_to_the_byte() {
         let text = std::fs::read_to_string(&file).unwrap();
         // `program` runs what measures at its smallest; it is many times what the others are.
         let names = ["evaluate", "settings", "score", "score-clip"];
-        let measures = names.iter().any(|name| file.ends_with(format!("{name}.yaml")));
+        let measures = names
+            .iter()
+            .any(|name| file.ends_with(format!("{name}.yaml")));
         if text.contains("\ninputs:") || measures {
             continue;
         }

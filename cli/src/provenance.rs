@@ -509,8 +509,24 @@ impl Files for Found {
         self.inner.0.flush();
     }
 
-    fn entries(&self, _: &Path) -> std::io::Result<Vec<retouch_graph::FolderEntry>> {
-        Err(std::io::ErrorKind::Unsupported.into())
+    fn entries(&self, folder: &Path) -> std::io::Result<Vec<retouch_graph::FolderEntry>> {
+        let at = normal(folder);
+        let own = self.places.keys();
+        let mut entries = own
+            .filter(|file| file.parent() == Some(&at))
+            .map(|file| {
+                let (_, size) = self.read_head(file, 0)?;
+                Ok(retouch_graph::FolderEntry {
+                    path: file.clone(),
+                    size: Some(size),
+                })
+            })
+            .collect::<std::io::Result<Vec<_>>>()?;
+        if entries.is_empty() {
+            return Err(std::io::ErrorKind::NotFound.into());
+        }
+        entries.sort();
+        Ok(entries)
     }
 }
 

@@ -239,7 +239,7 @@ impl Plot {
                     chart.draw_series([Circle::new(only, 2, colour.filled())])?;
                 }
             }
-            for run in curve.average.iter().flat_map(|points| runs(points)) {
+            for run in curve.average.iter().flat_map(runs) {
                 chart.draw_series(LineSeries::new(run, strong))?;
             }
             let series: [PathElement<(f64, f64)>; 0] = [];

@@ -14,7 +14,7 @@ training! {
     /// Kumari et al. 2023: only what the U-Net reads of the text changes, so that self-attention stays the base's. As in
     /// diffusers' implementation no gradient goes through the first token's key and value, which every text shares.
     pub struct TrainCustomDiffusion {
-        /// What the token is called in prompts: "<new1>". Without it only keys and values are trained.
+        /// What the token is called in prompts: `<new1>`. Without it only keys and values are trained.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub token: Option<String>,
         /// The word that its embedding begins as. Default: "ktn", as in the paper's code.

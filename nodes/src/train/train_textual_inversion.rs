@@ -14,7 +14,7 @@ training! {
     /// Gal et al. 2022: nothing of the model changes, the token says the subject in its words. A file of kilobytes, and the
     /// weakest likeness of all methods. As only the text differs, one U-Net plays both models of the two stages.
     pub struct TrainTextualInversion {
-        /// What the token is called in prompts: "<dog>".
+        /// What the token is called in prompts: `<dog>`.
         pub token: String,
         /// The word or words that its embeddings begin as, the class for one: "dog".
         pub initial: String,

@@ -3,8 +3,12 @@
 //! The small variant, `u2netp`: 1.1 million parameters, batch normalisation folded into the convolutions. Its weights are in
 //! the program.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder};
+
+use retouch_kernels::{Kernel, Padding, Terms, Weight, Window, for_device};
 
 use crate::{Result, goes_on};
 
@@ -36,14 +40,48 @@ const STAGES: [(usize, bool); 6] = [
     (4, false),
 ];
 
+/// A convolution that keeps the grid, by the kernels where they have it: they have no dilation.
+#[derive(Debug)]
+struct Convolution {
+    plain: Conv2d,
+    packed: Option<Weight>,
+    kernel: Arc<dyn Kernel>,
+}
+
+impl Convolution {
+    fn new(plain: Conv2d) -> Result<Self> {
+        let kernel = for_device(plain.weight().device());
+        let packed = (plain.config().dilation == 1)
+            .then(|| Weight::new(plain.weight(), &*kernel))
+            .transpose()?;
+        Ok(Self {
+            plain,
+            packed,
+            kernel,
+        })
+    }
+
+    /// `[B, C, H, W]` to `[B, O, H, W]`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let Some(weight) = &self.packed else {
+            return Ok(self.plain.forward(x)?);
+        };
+        let layout = self.kernel.layout();
+        let window = Window::padded(Padding::same(self.plain.config().padding));
+        let terms = Terms::bias(self.plain.bias());
+        let y = (self.kernel).conv2d(&layout.images(x)?, weight, window, terms)?;
+        Ok(layout.planes(&y)?)
+    }
+}
+
 /// A residual U-block: a small U-Net whose result is added to what goes in.
 #[derive(Debug)]
 struct Block {
-    enter: Conv2d,
+    enter: Convolution,
     /// Convolutions on the way down; the last has no finer one beside it.
-    down: Vec<Conv2d>,
+    down: Vec<Convolution>,
     /// Those on the way up, the coarsest first.
-    up: Vec<Conv2d>,
+    up: Vec<Convolution>,
     pools: bool,
 }
 
@@ -102,13 +140,13 @@ fn convolution(
     input: usize,
     output: usize,
     dilation: usize,
-) -> Result<Conv2d> {
+) -> Result<Convolution> {
     let config = Conv2dConfig {
         padding: dilation,
         dilation,
         ..Conv2dConfig::default()
     };
-    Ok(candle_nn::conv2d(
+    Convolution::new(candle_nn::conv2d(
         input,
         output,
         3,
@@ -133,8 +171,8 @@ pub struct U2Net {
     /// The blocks on the way up, the coarsest first.
     up: Vec<Block>,
     /// What makes a map of each level's result, the finest first.
-    side: Vec<Conv2d>,
-    joined: Conv2d,
+    side: Vec<Convolution>,
+    joined: Convolution,
 }
 
 impl U2Net {
@@ -166,13 +204,13 @@ impl U2Net {
             down: down.collect::<Result<_>>()?,
             up: up.collect::<Result<_>>()?,
             side: side.collect::<Result<_>>()?,
-            joined: candle_nn::conv2d(
+            joined: Convolution::new(candle_nn::conv2d(
                 STAGES.len(),
                 1,
                 1,
                 Conv2dConfig::default(),
                 weights.pp("outconv"),
-            )?,
+            )?)?,
         })
     }
 
