@@ -439,7 +439,7 @@ fn the_shipped_workflow_has_fitting_widgets() {
             .unwrap()
     };
     let params = of_workflow(&file, &outer);
-    assert_eq!(params.len(), 6);
+    assert_eq!(params.len(), outer.params.len());
     assert_eq!(of(&params, "blend_steps").kind, Kind::Steps);
     assert_eq!(
         of(&params, "guidance").kind,

@@ -88,9 +88,21 @@ pub struct Lite0 {
 }
 
 /// The weight of a convolution `[outputs, ..]`, flattened, with the normalisation `norm` folded in, and the bias that comes of it.
+///
+/// While checking, the names and shapes alone are asked for: what comes of it is of one channel.
 fn folded(scope: &Scope<'_>, conv: &str, norm: &str, shape: &[usize]) -> Result<(Tensor, Tensor)> {
     let outputs = shape[0];
     let weight = scope.get(&format!("{conv}.weight"), shape)?;
+    let parts = ["weight", "running_var", "running_mean", "bias"];
+    let parts = parts.map(|part| scope.get(&format!("{norm}.{part}"), outputs));
+    if scope.is_checking() {
+        let [scale, variance, mean, bias] = parts;
+        let _ = (scale?, variance?, mean?);
+        return Ok((
+            weight.flatten_from(1)?.narrow(0, 0, 1)?,
+            bias?.narrow(0, 0, 1)?,
+        ));
+    }
     let of = |part: &str| -> Result<Tensor> {
         Ok(scope
             .get(&format!("{norm}.{part}"), outputs)?

@@ -583,6 +583,12 @@ impl<'a> Scope<'a> {
         }
     }
 
+    /// Whether names and shapes alone are asked for, every tensor being a zero ([`Weights::checking`]).
+    #[must_use]
+    pub fn is_checking(&self) -> bool {
+        self.weights.target.is_none()
+    }
+
     /// The tensor `name`.
     ///
     /// # Errors
