@@ -7,15 +7,29 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use crate::support;
+/// How many files a run saves.
+const SAVED: usize = 3;
 
-/// The main job at few steps, with a cache in `cache`, saving below `out`.
+/// The main job on a tiny model at few steps, with a cache in `cache`, saving below `out`.
 fn start(folder: &Path, cache: &str, out: &str, seed: u64) -> Child {
-    let workflow = support::root().join("workflows/layout-and-retouch.yaml");
+    let workflow = folder.join("job.yaml");
+    if !workflow.exists() {
+        let text = crate::reuse::workflow();
+        let (nodes, _) = text.split_once("outputs:\n").unwrap();
+        let text = format!(
+            "{nodes}  first: {{op: decode, model: $personal, latent: $layout}}
+outputs:
+  picture: {{value: $picture, save: \"{{seed}}.png\"}}
+  first: {{value: $first, save: \"{{seed}}-layout.png\"}}
+  masks: {{value: $draw.masks, save: \"{{seed}}-masks.safetensors\"}}
+"
+        );
+        std::fs::write(&workflow, text).unwrap();
+    }
     Command::new(env!("CARGO_BIN_EXE_retouch"))
         .arg("run")
         .arg(workflow)
-        .args(["--set", "steps=10", "--set", &format!("seed={seed}")])
+        .args(["--set", "steps=6", "--set", &format!("seed={seed}")])
         .args(["--out", out, "--cache-dir", cache, "--exists", "replace"])
         .current_dir(folder)
         .env("RETOUCH_CONFIG", "")
@@ -138,7 +152,7 @@ fn eight_processes_on_one_cache_at_once_save_the_same_bytes() {
             calls(child);
         }
         let first = files(&folder.join(format!("{cache}-0")));
-        assert_eq!(first.len(), 5);
+        assert_eq!(first.len(), SAVED);
         for index in 1..count {
             assert!(
                 files(&folder.join(format!("{cache}-{index}"))) == first,
@@ -172,7 +186,7 @@ fn a_damaged_entry_is_said_and_made_again() {
             }
         }
     }
-    assert!(damaged > 100);
+    assert!(damaged > 40);
     let output = start(folder, "cache", "b", 7).wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
@@ -192,7 +206,7 @@ fn a_cache_that_cannot_be_written_is_done_without() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
     assert!(text.contains("going on without it"), "{text}");
-    assert_eq!(files(&folder.join("out")).len(), 5);
+    assert_eq!(files(&folder.join("out")).len(), SAVED);
 }
 
 #[test]
@@ -241,5 +255,5 @@ fn a_run_goes_on_when_nobody_reads_what_it_says() {
     let mut child = start(folder, "cache", "out", 3);
     drop(child.stderr.take());
     assert!(child.wait().unwrap().success());
-    assert_eq!(files(&folder.join("out")).len(), 5);
+    assert_eq!(files(&folder.join("out")).len(), SAVED);
 }

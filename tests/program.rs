@@ -70,7 +70,9 @@ fn every_shipped_workflow_opens_with_a_comment_checks_and_runs_at_few_steps() {
             arguments.extend(["--set", "batch=2", "--set", "place=in space"]);
         }
         if source.contains("\nname: settings\n") {
-            arguments.extend(["--set", "blend=union", "--set", "sites=auto"]);
+            let axes = ["blend=union", "sites=auto", "place=in space", "batch=2"];
+            arguments.extend(axes.iter().flat_map(|axis| ["--set", axis]));
+            arguments.extend(["--over", "until_step=40%,100%"]);
         }
         if source.contains("  train_steps:") {
             arguments.extend(["--set", "train_steps=2"]);

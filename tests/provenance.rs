@@ -66,7 +66,7 @@ fn pictures(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_picture_of_the_shipped_workflows_is_drawn_again_to_the_byte() {
+fn a_picture_of_each_output_of_the_shipped_workflows_is_drawn_again_to_the_byte() {
     let place = Place::new();
     let mut files: Vec<PathBuf> = std::fs::read_dir(place.path().join("box/workflows"))
         .unwrap()
@@ -97,8 +97,18 @@ fn every_picture_of_the_shipped_workflows_is_drawn_again_to_the_byte() {
         }
         place.done(&arguments);
     }
-    let pictures = pictures(&place.path().join("out"));
-    assert!(pictures.len() >= 20, "{pictures:?}");
+    let mut pictures = pictures(&place.path().join("out"));
+    // Of what differs by a param, and of what one training gave, one is enough.
+    let name = |picture: &Path| picture.file_name().unwrap().to_str().unwrap().to_owned();
+    pictures.retain(|picture| {
+        let name = name(picture);
+        let trained = picture.parent().unwrap().ends_with("my-subject");
+        match name.split_once('=') {
+            Some((_, value)) => name.starts_with("42") && value == "1.png",
+            None => !trained || name == "sheet.png",
+        }
+    });
+    assert!(pictures.len() >= 18, "{pictures:?}");
     for picture in &pictures {
         // Saved elsewhere: the recipe of the copy is the recipe of the original.
         let heard = place.done(&["replay", picture.to_str().unwrap(), "-q", "--out", "again"]);

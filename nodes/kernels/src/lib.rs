@@ -138,6 +138,11 @@ pub trait Kernel: Debug + Send + Sync {
         self.layout().images_of_tokens(x, h, w)
     }
 
+    /// [`Layout::images`].
+    fn images(&self, x: &Tensor) -> Result<Tensor> {
+        self.layout().images(x)
+    }
+
     /// [`Layout::planes`].
     fn planes(&self, x: &Tensor) -> Result<Tensor> {
         self.layout().planes(x)

@@ -61,16 +61,31 @@ impl Convolution {
         })
     }
 
-    /// `[B, C, H, W]` to `[B, O, H, W]`.
+    /// Images of C channels to images of O, in the layout of the kernels.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let Some(weight) = &self.packed else {
-            return Ok(self.plain.forward(x)?);
+            let y = self.plain.forward(&self.kernel.planes(x)?)?;
+            return Ok(self.kernel.images(&y)?);
         };
-        let layout = self.kernel.layout();
         let window = Window::padded(Padding::same(self.plain.config().padding));
         let terms = Terms::bias(self.plain.bias());
-        let y = (self.kernel).conv2d(&layout.images(x)?, weight, window, terms)?;
-        Ok(layout.planes(&y)?)
+        Ok(self.kernel.conv2d(x, weight, window, terms)?)
+    }
+
+    /// Images of half the sides: the largest of each four pixels.
+    fn pooled(&self, x: &Tensor) -> Result<Tensor> {
+        let planes = self.kernel.planes(x)?.max_pool2d(2)?;
+        Ok(self.kernel.images(&planes)?)
+    }
+
+    /// Images in the size of `like`: bilinear, corners not aligned.
+    fn enlarged(&self, x: &Tensor, like: &Tensor) -> Result<Tensor> {
+        let size = self.kernel.layout().grid(like)?;
+        if self.kernel.layout().grid(x)? == size {
+            return Ok(x.clone());
+        }
+        let planes = (self.kernel.planes(x)?).upsample_bilinear2d(size.0, size.1, false)?;
+        Ok(self.kernel.images(&planes)?)
     }
 }
 
@@ -120,14 +135,14 @@ impl Block {
             let is_coarsest = level + 1 == self.down.len();
             let from = levels.last().unwrap_or(&x);
             let from = match level > 0 && self.pools && !is_coarsest {
-                true => from.max_pool2d(2)?,
+                true => conv.pooled(from)?,
                 false => from.clone(),
             };
             levels.push(conv.forward(&from)?.relu()?);
         }
         let mut up = levels.pop().unwrap_or_else(|| x.clone());
         for (conv, beside) in self.up.iter().zip(levels.iter().rev()) {
-            up = Tensor::cat(&[&enlarged(&up, beside)?, beside], 1)?;
+            up = (conv.kernel).concat(&conv.enlarged(&up, beside)?, beside)?;
             up = conv.forward(&up)?.relu()?;
         }
         Ok((up + x)?)
@@ -153,15 +168,6 @@ fn convolution(
         config,
         weights.clone(),
     )?)
-}
-
-/// `x` at the size of `like`: bilinear, corners not aligned.
-fn enlarged(x: &Tensor, like: &Tensor) -> Result<Tensor> {
-    let (_, _, height, width) = like.dims4()?;
-    if (x.dim(2)?, x.dim(3)?) == (height, width) {
-        return Ok(x.clone());
-    }
-    Ok(x.upsample_bilinear2d(height, width, false)?)
 }
 
 /// The network.
@@ -229,10 +235,12 @@ impl U2Net {
             .broadcast_div(&largest.reshape((batch, 1, 1, 1))?)?
             .broadcast_sub(&constant(&MEAN)?)?
             .broadcast_div(&constant(&DEVIATION)?)?;
+        let kernel = &self.joined.kernel;
+        let x = kernel.images(&x)?;
         let mut levels: Vec<Tensor> = Vec::with_capacity(self.down.len());
         for block in &self.down {
             let from = match levels.last() {
-                Some(finer) => finer.max_pool2d(2)?,
+                Some(finer) => block.enter.pooled(finer)?,
                 None => x.clone(),
             };
             levels.push(block.forward(&from)?);
@@ -241,15 +249,15 @@ impl U2Net {
         let mut results: Vec<Tensor> = levels.pop().into_iter().collect();
         for (block, beside) in self.up.iter().zip(levels.iter().rev()) {
             let coarser = results.last().unwrap_or(beside);
-            let both = Tensor::cat(&[&enlarged(coarser, beside)?, beside], 1)?;
+            let both = kernel.concat(&block.enter.enlarged(coarser, beside)?, beside)?;
             results.push(block.forward(&both)?);
         }
         let maps = self.side.iter().zip(results.iter().rev());
         let maps: Vec<Tensor> = maps
-            .map(|(conv, result)| enlarged(&conv.forward(result)?, &x))
+            .map(|(conv, result)| conv.enlarged(&conv.forward(result)?, &x))
             .collect::<Result<_>>()?;
-        Ok(candle_nn::ops::sigmoid(
-            &self.joined.forward(&Tensor::cat(&maps, 1)?)?,
-        )?)
+        let maps = Tensor::cat(&maps, kernel.layout().channels())?;
+        let joined = kernel.planes(&self.joined.forward(&maps)?)?;
+        Ok(candle_nn::ops::sigmoid(&joined)?)
     }
 }

@@ -690,7 +690,7 @@ impl Unet {
         // Every ResNet block takes SiLU of the embedding: applied once.
         let time = kernel.silu(&time)?;
         let layout = kernel.layout();
-        let mut x = self.conv_in.forward(&layout.images(call.latent)?, kernel)?;
+        let mut x = self.conv_in.forward(&kernel.images(call.latent)?, kernel)?;
         let mut skips = vec![x.clone()];
         for block in &self.down {
             for stage in &block.stages {

@@ -385,8 +385,7 @@ impl Vae {
             return Err(self.size_fault(h, w));
         }
         let half = &self.encoder;
-        let layout = kernel.layout();
-        let mut x = half.conv_in.forward(&layout.images(pictures)?, kernel)?;
+        let mut x = half.conv_in.forward(&kernel.images(pictures)?, kernel)?;
         for block in &half.blocks {
             for resnet in &block.resnets {
                 x = resnet.forward(&x, kernel)?;
@@ -402,7 +401,7 @@ impl Vae {
         if let Some(quant) = &half.quant {
             x = quant.forward(&x, kernel)?;
         }
-        let x = layout.planes(&x)?;
+        let x = kernel.planes(&x)?;
         // The second half of the channels is the logarithm of the variance.
         Ok(x.narrow(1, 0, self.config.latent_channels)?.contiguous()?)
     }
@@ -456,7 +455,7 @@ impl Vae {
     pub fn decode(&self, latents: &Tensor, kernel: &dyn Kernel) -> Result<Tensor> {
         let half = &self.decoder;
         let layout = kernel.layout();
-        let mut x = layout.images(latents)?;
+        let mut x = kernel.images(latents)?;
         if let Some(quant) = &half.quant {
             x = quant.forward(&x, kernel)?;
         }
@@ -474,7 +473,7 @@ impl Vae {
         let x = half
             .conv_out
             .forward(&half.norm_out.forward_silu(&x, kernel)?, kernel)?;
-        Ok(layout.planes(&x)?)
+        Ok(kernel.planes(&x)?)
     }
 
     /// [`Self::decode`] of tiles of the latents, one at a time and image by image, so that the networks' memory does not

@@ -17,6 +17,7 @@ mod products;
 mod simd;
 mod team;
 mod terms;
+mod transpose;
 mod winograd;
 
 use candle_core::{DType, Device, Result, Storage, Tensor, bail};
@@ -98,6 +99,20 @@ unsafe fn written<R>(
     // SAFETY: the capacity is `len`, and `f` wrote all of it, by the caller's promise.
     unsafe { out.set_len(len) };
     Ok((out, given))
+}
+
+/// x `[B, rows, columns]`, in whatever shape, with rows and columns exchanged.
+fn transposed(x: &Tensor, (rows, columns): (usize, usize)) -> Result<Tensor> {
+    // SAFETY: all of it is written.
+    let (out, ()) = unsafe {
+        written(x.elem_count(), |out| {
+            with_data(x, |x| {
+                transpose::transpose(x, (rows, columns), out);
+                Ok(())
+            })
+        })?
+    };
+    Tensor::from_vec(out, x.elem_count(), &Device::Cpu)
 }
 
 /// Gives `f` a weight as it is packed for `kernel`.
@@ -363,6 +378,16 @@ impl Kernel for Cpu {
         Tensor::from_vec(out, x.shape(), &Device::Cpu)
     }
 
+    fn images(&self, x: &Tensor) -> Result<Tensor> {
+        let (images, channels, height, width) = x.dims4()?;
+        transposed(x, (channels, height * width))?.reshape((images, height, width, channels))
+    }
+
+    fn planes(&self, x: &Tensor) -> Result<Tensor> {
+        let (images, height, width, channels) = x.dims4()?;
+        transposed(x, (height * width, channels))?.reshape((images, channels, height, width))
+    }
+
     fn concat(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         let (images, height, width, left) = a.dims4()?;
         let (.., right) = b.dims4()?;
@@ -490,6 +515,30 @@ mod tests {
             .into_iter()
             .chain(sets)
             .collect()
+    }
+
+    #[test]
+    fn planes_become_images_and_back() {
+        for shape in [[1, 3, 7, 5], [2, 16, 4, 4], [3, 17, 9, 33], [1, 1, 1, 1]] {
+            let x = data(&shape, 3);
+            for kernel in kernels() {
+                let images = kernel.images(&x).unwrap();
+                let expected = Layout::ChannelsLast.images(&x).unwrap();
+                assert_eq!(images.dims(), expected.dims());
+                assert_eq!(numbers(&images), numbers(&expected));
+                let back = kernel.planes(&images).unwrap();
+                assert_eq!(back.dims(), x.dims());
+                assert_eq!(numbers(&back), numbers(&x));
+                // Of a part of a tensor too.
+                let part = images.narrow(2, 0, shape[3].div_ceil(2)).unwrap();
+                let expected = Layout::ChannelsLast.planes(&part).unwrap();
+                assert_eq!(numbers(&kernel.planes(&part).unwrap()), numbers(&expected));
+            }
+        }
+    }
+
+    fn numbers(t: &Tensor) -> Vec<f32> {
+        t.flatten_all().unwrap().to_vec1().unwrap()
     }
 
     fn to(t: &Tensor, dtype: DType) -> Tensor {
