@@ -152,7 +152,7 @@ fn a_folder_without_a_scheduler_gets_that_of_its_family_and_says_so() {
     };
     assert!(
         warning
-            .contains("has no scheduler/: that of stable-diffusion-v1-5 is taken (PNDMScheduler)"),
+            .contains("has no scheduler/: that of stable-diffusion-v1-5 is used (PNDMScheduler)"),
         "{warning}"
     );
     let v = draw(&copy, ", prediction: v_prediction");

@@ -190,7 +190,7 @@ fn a_damaged_entry_is_said_and_made_again() {
     let output = start(folder, "cache", "b", 7).wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
-    assert!(text.contains("is not what was written"), "{text}");
+    assert!(text.contains("does not match its content"), "{text}");
     assert!(files(&folder.join("a")) == files(&folder.join("b")));
     assert_eq!(calls(start(folder, "cache", "c", 7)), 0);
 }

@@ -655,7 +655,10 @@ fn a_single_file_of_no_known_family_is_refused_with_the_way_out() {
         .load_str("test.yaml", &yaml, &Settings::default())
         .unwrap_err();
     let problem = problems.iter().next().unwrap();
-    assert!(problem.message().contains("no known family"), "{problem:?}");
+    assert!(
+        problem.message().contains("an unknown family"),
+        "{problem:?}"
+    );
     assert!(problem.hint().unwrap().contains("config: DIR"));
 }
 
@@ -683,7 +686,7 @@ fn an_adapter_of_another_family_or_kind_is_refused_before_anything_runs() {
     );
     refused(
         &token("sd2", "sd1-lora-kohya.safetensors", ""),
-        &["is not of textual inversion", "apply_lora"],
+        &["is not a textual inversion", "apply_lora"],
     );
     refused(
         &lora("sd1", "sd1-custom-kv/pytorch_custom_diffusion_weights.bin"),
@@ -698,7 +701,7 @@ fn an_adapter_of_another_family_or_kind_is_refused_before_anything_runs() {
             "sd1-custom-kv/pytorch_custom_diffusion_weights.bin",
             "",
         ),
-        &["is not of textual inversion but Custom Diffusion"],
+        &["is not a textual inversion but Custom Diffusion"],
     );
     let twice = [
         ("apply_textual_inversion", adapter("sd1-ti-one.safetensors")),
@@ -712,7 +715,7 @@ fn an_adapter_of_another_family_or_kind_is_refused_before_anything_runs() {
         |base: &str, name: &str| adapted(base, &[("apply_custom_diffusion", adapter(name))]);
     refused(
         &custom("sd1", "sd1-lora-kohya.safetensors"),
-        &["is not of Custom Diffusion"],
+        &["is not a Custom Diffusion file"],
     );
     refused(
         &custom("sdxl", "sd1-custom-kv"),

@@ -813,7 +813,7 @@ fn a_small_file_is_compared_with_gits_name_of_it() {
     refused(
         &other.retouch(&["run", "wf.yaml"]),
         3,
-        &["R0328", "lists another file"],
+        &["R0328", "file listing does not match"],
     );
 }
 
@@ -1501,7 +1501,7 @@ fn names_from_the_server_never_leave_the_cache() {
         refused(
             &user.retouch(&["run", "wf.yaml"]),
             3,
-            &["R0328", "without a digest"],
+            &["R0328", "without a valid ETag"],
         );
     }
     hub.rule(|rules| rules.tag = None);

@@ -1167,7 +1167,7 @@ fn a_half_typed_file_still_has_help_and_places_and_its_names_are_not_changed() {
         error["message"]
             .as_str()
             .unwrap()
-            .contains("mend its fault first"),
+            .contains("fix that first"),
         "{error}"
     );
     assert_eq!(editor.end(), 0);

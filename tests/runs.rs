@@ -84,7 +84,7 @@ fn list(folder: &Path, more: &[&str]) -> Vec<Json> {
 fn a_run_is_written_down_with_what_it_took_and_made_and_shown_newest_first() {
     let folder = project();
     let folder = folder.path();
-    assert!(bad(folder, 2, &["runs", "show"]).contains("no run is written down yet"));
+    assert!(bad(folder, 2, &["runs", "show"]).contains("no runs are recorded yet"));
     assert!(list(folder, &[]).is_empty());
     good(folder, &["run", "wf.yaml", "--set", "place=in space", "-q"]);
     let first = show(folder, "last");
@@ -565,10 +565,7 @@ fn with_the_cache_emptied_the_files_alone_are_compared_by_what_was_written_down(
     assert_eq!(lines[0]["outputs_differ"], serde_json::json!(["picture"]));
     assert_eq!(lines[0]["first"], Json::Null);
     let told = bad(folder, 1, &["verify", "-q"]);
-    assert!(
-        told.contains("picture; at which step is not known"),
-        "{told}"
-    );
+    assert!(told.contains("picture; the step is unknown"), "{told}");
 }
 
 #[test]

@@ -976,7 +976,7 @@ fn a_scheduler_of_the_checkpoint_that_is_not_built_is_refused_by_name() {
     let deis = found(&config, ", scheduler: checkpoint");
     assert!(
         deis.len() == 1
-            && deis[0].contains("DEISMultistepScheduler, which is not built")
+            && deis[0].contains("DEISMultistepScheduler, which is not supported")
             && deis[0].contains("`dpmpp_2m`")
             && deis[0].contains("`heun`"),
         "{deis:?}"

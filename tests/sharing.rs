@@ -291,7 +291,7 @@ fn a_model_that_moved_is_found_by_its_content_and_draws_the_same() {
             .unwrap()
     };
     let told = done(&run(&[]));
-    assert!(told.contains("found as"), "{told}");
+    assert!(told.contains("its content was found at"), "{told}");
     assert_eq!(
         std::fs::read(project.at("mine").join(PICTURE)).unwrap(),
         picture
@@ -318,7 +318,7 @@ fn without_a_lock_a_model_is_found_by_its_name() {
     let arguments = ["check", MAIN, "--models", &shelf];
     let told = done(&project.run("mine", &arguments));
     assert!(
-        told.contains("models/world-teddy is not there; found as"),
+        told.contains("models/world-teddy does not exist; its content was found at"),
         "{told}"
     );
     // What comes back to its place is read there, even if it is wrong.

@@ -452,7 +452,7 @@ fn cells_with_one_picture_have_one_file_and_each_is_told_and_fails_with_it() {
             row["error"]
                 .as_str()
                 .unwrap()
-                .contains("is a file, where a folder is due")
+                .contains("is a file, but must be a folder")
         );
     }
 }

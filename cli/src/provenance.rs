@@ -137,7 +137,7 @@ impl Stamps {
             Ok(recipe) if self.makes(&recipe) => serde_json::to_string(&recipe).ok().map(Arc::from),
             Ok(_) => {
                 tell(&format!(
-                    "warning: `{output}`: where it comes from cannot be written down so that it can be made again; it is saved without that"
+                    "warning: `{output}`: its recipe cannot be recorded in a reproducible form; it is saved without a recipe"
                 ));
                 None
             }
@@ -310,7 +310,7 @@ pub fn read_with_image(path: &Path) -> Result<(Provenance, Option<(u64, u64)>), 
     let none = |what: &str| {
         Failure::failed(format!("{shown} {what}"))
             .code(Code::NoRecipe)
-            .help("pictures carry their recipe when `retouch run` saved them as .png, without `--no-provenance`, and no program since took it out")
+            .help("pictures carry their recipe if `retouch run` saved them as .png, without `--no-provenance`, and no other program has removed it since")
     };
     // The recipe stands in front of the picture: what follows is not read, nor is a file that is no PNG.
     let limits = png::Limits { bytes: MOST_CHUNKS };
@@ -342,14 +342,14 @@ pub fn read_with_image(path: &Path) -> Result<(Provenance, Option<(u64, u64)>), 
     let Head { schema } =
         serde_json::from_str(&text).map_err(|_| none("carries a damaged recipe"))?;
     if schema != provenance::SCHEMA {
-        return Err(
-            Failure::failed(format!("{shown} carries a recipe of the schema `{schema}`"))
-                .code(Code::NoRecipe)
-                .help(format!(
-                    "this version reads `{}`; a newer one may read it",
-                    provenance::SCHEMA
-                )),
-        );
+        return Err(Failure::failed(format!(
+            "{shown} carries a recipe with the schema `{schema}`"
+        ))
+        .code(Code::NoRecipe)
+        .help(format!(
+            "this version reads `{}`; a newer one may read it",
+            provenance::SCHEMA
+        )));
     }
     let provenance: Provenance =
         serde_json::from_str(&text).map_err(|e| none(&format!("carries a damaged recipe: {e}")))?;

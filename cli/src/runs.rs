@@ -703,8 +703,8 @@ impl Runs {
         let id = if name == "last" {
             let last = self.ids.last();
             last.ok_or_else(|| {
-                unknown("no run is written down yet".to_owned()).help(
-                    "`retouch run`, `watch` and `sweep` write one each, unless with `--no-cache`",
+                unknown("no runs are recorded yet".to_owned()).help(
+                    "`retouch run`, `watch` and `sweep` record their runs, unless `--no-cache` is given",
                 )
             })?
         } else {
@@ -746,7 +746,7 @@ impl Runs {
         let text = files::read(&path, MOST_RECORD).map_err(|error| error.to_string())?;
         let schema = serde_json::from_slice::<Json>(&text).map_err(|error| error.to_string())?;
         if schema["schema"] != SCHEMA {
-            return Err(format!("it is of the schema {}", schema["schema"]));
+            return Err(format!("its schema is {}", schema["schema"]));
         }
         let mut record: Record =
             serde_json::from_value(schema).map_err(|error| error.to_string())?;

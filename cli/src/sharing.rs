@@ -244,7 +244,7 @@ impl Input {
         let located = self.files.locate(there.as_ref(), self.folder());
         for folder in &located.cut {
             tell(&format!(
-                "warning: {} holds more than is looked through; name the folders in it that hold models",
+                "warning: {} has too many files to search; name the folders in it that hold models",
                 folder.display()
             ));
         }
@@ -290,7 +290,7 @@ impl Input {
                     None => &from,
                 };
                 tell(&format!(
-                    "{} is not there; found as {}",
+                    "{} does not exist; its content was found at {}",
                     named.display(),
                     to.display()
                 ));

@@ -453,7 +453,7 @@ const BROKEN: &[(&str, &str, usize, usize, &str, &str)] = &[
         4,
         19,
         "`a` takes a number, and `$j` is a text",
-        "given by `number`",
+        "number is produced by `number`",
     ),
     (
         "R0309",
@@ -1351,7 +1351,7 @@ fn a_path_of_windows_in_double_quotes_is_a_fault_with_the_way_to_write_it() {
             "{found:?}"
         );
         assert!(
-            found[0].contains("has a line break behind the drive"),
+            found[0].contains("has a line break after the drive letter"),
             "{found:?}"
         );
     }

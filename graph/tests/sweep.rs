@@ -415,7 +415,7 @@ fn faults_are_told_at_their_place_once() {
             "R0208",
             21,
             19,
-            "of another workflow",
+            "names another workflow",
         ),
         // A fault of the workflow that only some cells have.
         (

@@ -359,7 +359,7 @@ impl Reader {
         }
         Err(LookError::NotKept {
             message: format!(
-                "latent {k} of `{}` is not kept, and looking draws nothing again",
+                "latent {k} of `{}` is not in the cache, and the viewer does not recompute it",
                 task.name()
             ),
             help: "run the workflow again: what a run draws is kept while the cache has room (`--ram-cache`, `--disk-cache`)".to_owned(),

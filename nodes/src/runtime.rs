@@ -169,7 +169,7 @@ pub(crate) fn check_finite(
         Ok(())
     } else {
         Err(
-            NodeError::failed(format!("{what} is not made of finite numbers")).help(
+            NodeError::failed(format!("{what} contains NaN or infinite values")).help(
                 "the model's weights may be damaged, or its configuration belong to another model",
             ),
         )

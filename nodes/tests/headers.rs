@@ -330,28 +330,28 @@ fn single_files_of_published_models_are_what_they_are() {
             Single::of("ssd-1b", SDXL),
             "F16",
             &[],
-            xl("epsilon", published, &["another shape"]),
+            xl("epsilon", published, &["a different shape"]),
         ),
         (
             "bk-sdm-small",
             Single::of("bk-sdm-small", SD1),
             "F16",
             &[],
-            sd1(&["another shape"]),
+            sd1(&["a different shape"]),
         ),
         (
             "bk-sdm-tiny",
             Single::of("bk-sdm-tiny", SD1),
             "F16",
             &[],
-            sd1(&["another shape"]),
+            sd1(&["a different shape"]),
         ),
         (
             "bk-sdm-base",
             Single::of("bk-sdm-base", SD1),
             "F16",
             &[],
-            sd1(&["another shape"]),
+            sd1(&["a different shape"]),
         ),
         (
             "DreamShaper8_LCM",
@@ -587,7 +587,11 @@ fn folders_of_published_models_are_what_they_are() {
         notes,
     };
     for (name, config, due) in [
-        ("ssd-1b", ssd, xl(&["CLIP's own vocabulary is taken"])),
+        (
+            "ssd-1b",
+            ssd,
+            xl(&["CLIP's vocabulary, which is built in, is used"]),
+        ),
         (
             "sdxl-inpainting",
             xl_unet(json!({"in_channels": 9})),
@@ -603,7 +607,7 @@ fn folders_of_published_models_are_what_they_are() {
         prediction: "epsilon",
         from: "the published configuration, stable-diffusion-v1-5",
         notes: &[
-            "the folder has no scheduler/: that of stable-diffusion-v1-5 is taken (PNDMScheduler)",
+            "the folder has no scheduler/: that of stable-diffusion-v1-5 is used (PNDMScheduler)",
             "the folder has no tokenizer/",
         ],
     };

@@ -532,7 +532,7 @@ fn what_is_not_kept_is_said_and_never_drawn_again() {
                 panic!("{error:?}");
             };
             assert!(
-                message.contains("not kept") && help.contains("run"),
+                message.contains("is not in the cache") && help.contains("run"),
                 "{message}; {help}"
             );
         }

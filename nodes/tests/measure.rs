@@ -589,7 +589,7 @@ fn what_cannot_be_measured_is_refused_before_anything_runs() {
         &[("image", 1)],
         "not EfficientNet-Lite0",
     );
-    refused::<TextFeatures>(json!({"path": lite0, "texts": ["a"]}), &[], "a file alone");
+    refused::<TextFeatures>(json!({"path": lite0, "texts": ["a"]}), &[], "a single file");
     refused::<TextFeatures>(json!({"path": lite0, "texts": []}), &[], "no texts");
     refused::<Similarity>(json!({"pairs": true}), one, "nothing is linked");
     refused::<Similarity>(json!({"name": "seed"}), one, "cannot be called");
@@ -837,10 +837,13 @@ fn what_is_wrong_with_the_report_of_a_sweep_is_said_at_its_place() {
     let path = folder.path().join("t.yaml");
     for (report, words) in [
         ("{tables: [score], save: r.html}", "no output `score`"),
-        ("{tables: [picture], save: r.html}", "`picture` is no table"),
+        (
+            "{tables: [picture], save: r.html}",
+            "`picture` is not of type table",
+        ),
         (
             "{tables: [scores], images: scores, save: r.html}",
-            "`scores` is no image",
+            "`scores` is not of type image",
         ),
         (
             "{tables: [scores], save: r.pdf}",

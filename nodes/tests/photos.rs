@@ -317,7 +317,7 @@ fn what_is_wrong_with_photos_is_told_with_the_name_of_the_file() {
     std::fs::write(folder.path().join("2.txt"), [0xff, 0xfe, b'a', 0]).unwrap();
     let fault = one_fault(folder.check(json!({"size": 16})));
     assert!(
-        fault.message.contains("2.txt` is no text in UTF-8"),
+        fault.message.contains("2.txt` is not UTF-8 text"),
         "{fault:?}"
     );
     folder.text("2.txt", "a dog").text("1.txt", "a [trigger]");
@@ -479,7 +479,10 @@ fn segment_anything_gives_the_masks_of_transformers() {
     let error = Sam::load(HashMap::new(), &Device::Cpu)
         .unwrap_err()
         .to_string();
-    assert!(error.contains("this is no Segment Anything"), "{error}");
+    assert!(
+        error.contains("this is not a Segment Anything model"),
+        "{error}"
+    );
 }
 
 #[test]

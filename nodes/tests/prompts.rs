@@ -88,7 +88,10 @@ fn what_is_not_a_number_where_a_weight_is_due_and_what_is_not_built_is_refused()
             "(a:99999999999999999999999999999999999999999)",
             "is not a number",
         ),
-        (&format!("{}a", "(".repeat(1000)), "a weight without bound"),
+        (
+            &format!("{}a", "(".repeat(1000)),
+            "multiply to an infinite weight",
+        ),
         ("a [cat:dog:0.5]", "\"[cat:dog:0.5]\" is prompt editing"),
         ("[(x:1.1)::3]", "prompt editing"),
         ("a [cat|dog] b", "alternation"),

@@ -250,15 +250,18 @@ fn a_gguf_file_that_lies_is_refused() {
         offset: Some(offset),
         ..told("b", &[2, 4], 0, vec![0; 32])
     };
-    refused(file(&[one(), at(0)]), "lie over one another");
+    refused(file(&[one(), at(0)]), "overlap");
     refused(
         file(&[one(), at(8)]),
         "does not begin where data is aligned",
     );
-    refused(file(&[one(), at(1 << 40)]), "`b` ends behind the file");
+    refused(
+        file(&[one(), at(1 << 40)]),
+        "`b` extends past the end of the file",
+    );
     refused(
         file(&[one(), at(u64::MAX - 31)]),
-        "`b` ends behind the file",
+        "`b` extends past the end of the file",
     );
     refused(
         file(&[told("c", &[1, 1, 1, 1, 1], 0, vec![0; 4])]),
@@ -309,12 +312,15 @@ fn a_gguf_file_that_lies_is_refused() {
         nested.extend(9u32.to_le_bytes());
         nested.extend(1u64.to_le_bytes());
     }
-    refused(gguf(3, &[("k", nested)], &[one()]), "deep in one another");
+    refused(gguf(3, &[("k", nested)], &[one()]), "nested more than");
     for kind in [0u32, 8, 12] {
         let mut long = 9u32.to_le_bytes().to_vec();
         long.extend(kind.to_le_bytes());
         long.extend(u64::MAX.to_le_bytes());
-        refused(gguf(3, &[("k", long)], &[one()]), "ends behind the file");
+        refused(
+            gguf(3, &[("k", long)], &[one()]),
+            "extends past the end of the file",
+        );
     }
     let mut many = file(&[one()]);
     many[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
@@ -662,7 +668,7 @@ fn a_network_alone_in_the_place_of_another_is_called_what_it_is() {
     );
     let told = errors(&Sources::of(&unet));
     assert!(
-        told.contains("is a U-Net of Stable Diffusion 1 alone, by diffusers' names: give it to load_model as `unet: FILE`"),
+        told.contains("is a standalone U-Net of Stable Diffusion 1 with the diffusers tensor names: give it to load_model as `unet: FILE`"),
         "{told}"
     );
 }

@@ -281,7 +281,7 @@ impl Workspace {
         position: Position,
         new: &str,
     ) -> Result<WorkspaceEdit, String> {
-        let nothing = || "there is nothing here that has a name of its own".to_owned();
+        let nothing = || "there is nothing here to rename".to_owned();
         let (path, offset) = self.workflow_at(uri, position).ok_or_else(nothing)?;
         let index = self.index(&path).ok_or_else(nothing)?;
         let one = index
@@ -344,7 +344,7 @@ fn sound(index: &Index) -> Result<(), String> {
         Ok(())
     } else {
         Err(format!(
-            "{} is not YAML at the moment: mend its fault first, so that no place of the name is missed",
+            "{} is not valid YAML at the moment: fix that first, so that no occurrence of the name is missed",
             index.source.name()
         ))
     }

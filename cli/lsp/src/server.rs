@@ -358,7 +358,7 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
         Err(Refusal::new(
             ErrorCode::InternalError,
-            "internal error of the server, a bug of the program: please report it with the file",
+            "internal server error; this is a bug in the program: please report it with the file",
         ))
     })
 }

@@ -102,7 +102,7 @@ pub(super) fn repository(text: &str) -> Result<String, String> {
     };
     let address = Address::parse(Path::new(&path))?;
     if address.revision.is_some() || !address.file.is_empty() {
-        return Err("expected a repository alone, `owner/name`".to_owned());
+        return Err("expected only a repository, `owner/name`".to_owned());
     }
     Ok(address.repo())
 }

@@ -107,7 +107,7 @@ impl Manifest {
             return Err(Error::refused(
                 Code::BundleSchema,
                 format!(
-                    "it is of the schema `{}`; this program reads `{SCHEMA}`",
+                    "its schema is `{}`; this program reads `{SCHEMA}`",
                     schema.escape_debug()
                 ),
             )

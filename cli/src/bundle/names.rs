@@ -86,9 +86,9 @@ impl Paths {
         check(path)?;
         let clash = |other: &str| {
             let message = if other == path {
-                format!("`{path}` is in it twice")
+                format!("it contains `{path}` twice")
             } else {
-                format!("`{path}` and `{other}` get into each other's way")
+                format!("`{path}` and `{other}` conflict")
             };
             Error::refused(Code::BundleTwice, message)
         };

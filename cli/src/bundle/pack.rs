@@ -296,7 +296,7 @@ fn digest(bytes: &[u8]) -> Digest {
 fn outside(path: &str) -> Error {
     Error::refused(
         Code::BundleOutside,
-        format!("`{path}` cannot be named from the workflow in a way that holds elsewhere"),
+        format!("`{path}` has no path from the workflow that would work on another machine"),
     )
     .help("write the path relative to the workflow, and keep the file near it")
 }
@@ -602,8 +602,8 @@ fn trial(
     let again = loaded?;
     if again.keys(&bundled)? != keys {
         return Err(Error::Failed(
-            Failure::failed("the workflow would compute something else from the bundle")
-                .help("this is a fault of the program: please report the workflow"),
+            Failure::failed("the workflow would give different results from the bundle")
+                .help("this is a bug in the program: please report it with the workflow"),
         )
         .into());
     }

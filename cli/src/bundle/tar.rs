@@ -131,7 +131,7 @@ fn parse(block: &[u8; BLOCK]) -> Result<Member, Error> {
     let entry = |what: &str| {
         Error::refused(
             Code::BundleEntry,
-            format!("there is {what} in it; a bundle has plain files alone"),
+            format!("it contains {what}; a bundle holds plain files only"),
         )
     };
     match block[KIND] {
@@ -238,7 +238,7 @@ pub fn content(
     let rest = &mut buffer[..padding(size)];
     fill(source, rest)?;
     if rest.iter().any(|&byte| byte != 0) {
-        return Err(damaged("something is hidden behind the end of a file"));
+        return Err(damaged("something is hidden after the end of a file"));
     }
     Ok(())
 }

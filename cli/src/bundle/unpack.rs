@@ -124,20 +124,20 @@ pub fn read_following(
         let Ok(at) = listed else {
             let path = member.path.escape_debug();
             return Err(if member.path == MANIFEST {
-                Error::refused(Code::BundleTwice, "its manifest is in it twice")
+                Error::refused(Code::BundleTwice, "it contains its manifest twice")
             } else {
                 let message = format!("it has the file `{path}`, which its manifest does not list");
                 Error::refused(Code::BundleContent, message)
             });
         };
         if std::mem::replace(&mut seen[at], true) {
-            let message = format!("`{}` is in it twice", member.path);
+            let message = format!("it contains `{}` twice", member.path);
             return Err(Error::refused(Code::BundleTwice, message));
         }
         let packed = &manifest.files[at];
         if packed.size != member.size {
             let message = format!(
-                "`{}` has {} bytes in it, and {} in its manifest",
+                "`{}` has {} bytes, but its manifest says {}",
                 member.path, member.size, packed.size
             );
             return Err(Error::refused(Code::BundleContent, message));
@@ -145,7 +145,7 @@ pub fn read_following(
         let digest = take(&mut stream, &member, target, cancel)?;
         if digest != packed.blake3 {
             let message = format!(
-                "`{}` is not what its manifest says ({} instead of {})",
+                "`{}` does not match its manifest ({} instead of {})",
                 member.path,
                 retouch_graph::digest::short(&digest),
                 retouch_graph::digest::short(&packed.blake3)
@@ -155,7 +155,7 @@ pub fn read_following(
     }
     if let Some(at) = seen.iter().position(|seen| !seen) {
         let message = format!(
-            "`{}` is in its manifest, and not in it",
+            "`{}` is listed in its manifest but missing from the bundle",
             manifest.files[at].path
         );
         return Err(Error::refused(Code::BundleContent, message));
@@ -242,7 +242,7 @@ fn take(
         // Two names that this file system takes for one.
         io::ErrorKind::AlreadyExists => Error::refused(
             Code::BundleTwice,
-            format!("`{}` gets into another file's way", member.path),
+            format!("`{}` conflicts with another file", member.path),
         ),
         _ => cannot(&path, error),
     })?;

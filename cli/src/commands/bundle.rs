@@ -106,7 +106,7 @@ pub fn bundle(args: &BundleArgs) -> Result<Exit, Failure> {
     }
     for (model, (files, bytes)) in &made.fetched {
         tell(&format!(
-            "not packed: {model} ({files} files, {}); who gets the bundle fetches it, at the commit that the lock in it names",
+            "not packed: {model} ({files} files, {}); the recipient fetches it, at the commit that the bundle's lock records",
             size(*bytes)
         ));
     }

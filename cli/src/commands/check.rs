@@ -87,7 +87,7 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Failure> {
                 say(&match checked {
                     None => format!("{}: a sweep, {cells}, no faults", path(file)),
                     Some(_) if part => {
-                        format!("{}: a graph for use in others, no faults", path(file))
+                        format!("{}: a reusable workflow, no faults", path(file))
                     }
                     Some(checked) => format!(
                         "{}: {} nodes, {} outputs{cells}, no faults",

@@ -46,7 +46,7 @@ pub fn convert(args: &ConvertArgs) -> Result<Exit, Failure> {
     match layout {
         LayoutName::Single if !is_file => {
             return Err(Failure::usage(format!(
-                "a single file is written as safetensors, and {} does not end so",
+                "a single file is written as safetensors, but {} does not end in `.safetensors`",
                 out.display()
             ))
             .help("name it `.safetensors`"));

@@ -21,7 +21,7 @@ use crate::{Exit, Failure, session};
 pub fn fetch(args: &FetchArgs) -> Result<Exit, Failure> {
     if args.locked.sharing.offline {
         return Err(
-            Failure::usage("`retouch fetch --offline` could fetch nothing")
+            Failure::usage("`retouch fetch` cannot be used with `--offline`")
                 .help("`retouch check --offline` says what is missing"),
         );
     }

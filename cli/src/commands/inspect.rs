@@ -171,7 +171,7 @@ fn page(path: &Path, report: &Report) -> String {
         Kind::TextualInversion => "a textual inversion (`apply_textual_inversion`)",
         Kind::CustomDiffusion => "a Custom Diffusion file (`apply_custom_diffusion`)",
         Kind::Tensors => {
-            "tensors, neither a model nor an adapter that is read here (the notes say more, where more is known)"
+            "tensors, neither a model nor a supported adapter (the notes may say more)"
         }
         Kind::Picture => "a picture, no model or adapter",
     };

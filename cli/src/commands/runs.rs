@@ -74,8 +74,8 @@ fn list(args: &RunsArgs, runs: &Runs) -> Result<Exit, Failure> {
     }
     if shown.is_empty() && !args.json {
         tell(match &args.file {
-            Some(_) => "no run of this file is written down",
-            None => "no run is written down yet",
+            Some(_) => "no runs of this file are recorded",
+            None => "no runs are recorded yet",
         });
     }
     Ok(Exit::Done)

@@ -33,7 +33,7 @@ pub fn verify(args: &VerifyArgs) -> Result<Exit, Failure> {
     let record = Runs::open(&store)?.find(&args.run)?;
     if record.status != Status::Ok {
         return Err(Failure::usage(format!(
-            "the run {} did not end well, so there is nothing whole to compare with: it is {}",
+            "the run {} did not succeed, so it has no complete result to compare with: it is {}",
             record.id,
             record.status.name()
         ))
@@ -62,7 +62,7 @@ pub fn verify(args: &VerifyArgs) -> Result<Exit, Failure> {
         Err(stop) => {
             if !args.json {
                 tell(&format!(
-                    "what the run {} was made of cannot be loaded any more:",
+                    "the inputs of the run {} can no longer be loaded:",
                     record.id
                 ));
             }
@@ -201,17 +201,17 @@ fn same_made_of(record: &Record, loaded: &Loaded, json: bool) -> Result<(), Fail
         }
     }
     let what = match &texts[..] {
-        [] => "its plan is another one".to_owned(),
+        [] => "its plan is different".to_owned(),
         [one] => one.clone(),
         [first, rest @ ..] => format!("{first} (and {} more)", rest.len()),
     };
     Err(Failure::failed(format!(
-        "what the run {} was made of is not what it was: {what}",
+        "the inputs of the run {} have changed: {what}",
         record.id
     ))
     .code(Code::RunChanged)
     .help(format!(
-        "bring it back, or make a new run; `retouch runs show {}` shows what it was",
+        "restore it, or make a new run; `retouch runs show {}` shows what it was",
         record.id
     )))
 }
@@ -340,18 +340,15 @@ fn told(
         return Ok(Exit::Done);
     }
     let message = match &first {
-        Some(first) => format!(
-            "the run does not come out the same, first at {}",
-            place(first)
-        ),
+        Some(first) => format!("the run gives different results, first at {}", place(first)),
         None => format!(
-            "the run does not come out the same: {}; at which step is not known, as no value in the cache differs",
+            "the run gives different results: {}; the step is unknown, as no value in the cache differs",
             files.differing.join(", ")
         ),
     };
     Err(Failure::failed(message)
         .code(Code::RunDiffers)
-        .help("`retouch explain R1304` says what may be behind it"))
+        .help("`retouch explain R1304` lists possible causes"))
 }
 
 /// Where the first difference is, for people.

@@ -185,7 +185,10 @@ impl Client {
     fn strange(&self, what: impl std::fmt::Display) -> Withheld {
         withheld(
             Code::HubContent,
-            format!("the hub {} gave a strange answer: {what}", self.endpoint),
+            format!(
+                "the hub {} gave an unexpected response: {what}",
+                self.endpoint
+            ),
             "check HF_ENDPOINT and whether a proxy answers in its place",
         )
     }
@@ -217,9 +220,10 @@ impl Client {
     /// Where a redirect leads.
     fn target(&self, from: &str, headers: &HeaderMap) -> Result<String, Refused> {
         let strange = |what: &str| Refused::Lasting(self.strange(what));
-        let to = header(headers, "location").ok_or_else(|| strange("a redirect to nowhere"))?;
+        let to =
+            header(headers, "location").ok_or_else(|| strange("a redirect without a target"))?;
         let (scheme, host, port) =
-            origin(from).ok_or_else(|| strange("a redirect from nowhere"))?;
+            origin(from).ok_or_else(|| strange("a redirect from an invalid address"))?;
         let to = if to.starts_with('/') && !to.starts_with("//") {
             format!("{scheme}://{host}:{port}{to}")
         } else {
@@ -258,11 +262,13 @@ impl Client {
                 .read_to_end(&mut text)
                 .map_err(|error| Refused::Passing(self.unreachable(&error.to_string())))?;
             if text.len() as u64 > MOST_LISTING {
-                return Err(Refused::Lasting(self.strange("a listing without end")));
+                return Err(Refused::Lasting(
+                    self.strange("a file listing that is too long"),
+                ));
             }
             return self.read_listing(&text).map_err(Refused::Lasting);
         }
-        Err(Refused::Lasting(self.strange("redirects without end")))
+        Err(Refused::Lasting(self.strange("too many redirects")))
     }
 
     fn read_listing(&self, text: &[u8]) -> Result<(String, Listing), Withheld> {
@@ -285,8 +291,9 @@ impl Client {
             sha256: Option<String>,
             size: Option<u64>,
         }
-        let info: Info = serde_json::from_slice(text)
-            .map_err(|error| self.strange(format!("what it says of a repository: {error}")))?;
+        let info: Info = serde_json::from_slice(text).map_err(|error| {
+            self.strange(format!("an invalid description of the repository: {error}"))
+        })?;
         if !remote::is_commit(&info.sha) {
             return Err(self.strange("an invalid commit"));
         }
@@ -340,7 +347,7 @@ impl Client {
                 && other != commit
             {
                 let what = format!(
-                    "the commit {commit} was asked for, and {} came",
+                    "the commit {commit} was requested, but {} was returned",
                     shortened(&other.escape_debug().to_string(), 40)
                 );
                 return Err(Refused::Lasting(self.strange(what)));
@@ -351,9 +358,9 @@ impl Client {
                     .unwrap_or_default(),
             );
             if !is_etag(etag) {
-                return Err(Refused::Lasting(self.strange(format!(
-                    "{address} without a digest that could be its name"
-                ))));
+                return Err(Refused::Lasting(
+                    self.strange(format!("{address} without a valid ETag")),
+                ));
             }
             let own = (!status.is_redirection()).then_some("content-length");
             let size = ["x-linked-size"]
@@ -365,7 +372,7 @@ impl Client {
                 size,
             });
         }
-        Err(Refused::Lasting(self.strange("redirects without end")))
+        Err(Refused::Lasting(self.strange("too many redirects")))
     }
 
     /// The content of a file from a byte on: where it begins, and the bytes. A hub that knows no ranges begins at 0.
@@ -391,9 +398,9 @@ impl Client {
                         .and_then(|range| range.split('-').next())
                         .and_then(|start| start.trim().parse::<u64>().ok());
                     if start != Some(from) {
-                        return Err(Refused::Lasting(
-                            self.strange(format!("another part of {address} than was asked for")),
-                        ));
+                        return Err(Refused::Lasting(self.strange(format!(
+                            "a different byte range of {address} than was requested"
+                        ))));
                     }
                     from
                 }
@@ -401,7 +408,7 @@ impl Client {
             };
             return Ok((start, Box::new(response.into_body().into_reader())));
         }
-        Err(Refused::Lasting(self.strange("redirects without end")))
+        Err(Refused::Lasting(self.strange("too many redirects")))
     }
 
     /// What a status other than success means.
@@ -418,7 +425,7 @@ impl Client {
                     "`{repo}` is gated: the hub gives it to those who accepted its conditions ({status})"
                 ),
                 format!(
-                    "accept them at {page}, then give a token of yours in HF_TOKEN or by the hub's `login`"
+                    "accept them at {page}, then set your token in HF_TOKEN or with the hub's own `login`"
                 ),
             ),
             (_, "RevisionNotFound") => lasting(
@@ -443,7 +450,7 @@ impl Client {
                     "access to `{repo}` is denied: the repository does not exist, or it is private or gated (401)"
                 ),
                 format!(
-                    "check the name at {page}; if it is private or gated, give a token in HF_TOKEN or by the hub's `login`"
+                    "check the name at {page}; if it is private or gated, set a token in HF_TOKEN or with the hub's own `login`"
                 ),
             ),
             (401 | 403, _) => lasting(

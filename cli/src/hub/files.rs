@@ -163,7 +163,7 @@ impl HubFiles {
             (
                 format!("{what} is not in the cache of models, and nothing is fetched offline"),
                 format!(
-                    "go without `--offline` and HF_HUB_OFFLINE, or fetch it before: `retouch fetch FILE`; the cache is {}",
+                    "run without `--offline` and HF_HUB_OFFLINE, or fetch it first with `retouch fetch FILE`; the cache is {}",
                     self.settings.cache.display()
                 ),
             )
@@ -172,9 +172,9 @@ impl HubFiles {
                 format!("{what} is not fetched yet"),
                 match self.consent {
                     Some(_) => {
-                        "`retouch run --fetch` fetches it, or before that `retouch fetch FILE`"
+                        "`retouch run --fetch` fetches it; `retouch fetch FILE` does so beforehand"
                     }
-                    None => "`retouch run` fetches it, or before that `retouch fetch FILE`",
+                    None => "`retouch run` fetches it; `retouch fetch FILE` does so beforehand",
                 }
                 .to_owned(),
             )
@@ -264,7 +264,7 @@ impl HubFiles {
                     return Err(withheld(
                         Code::HubContent,
                         format!(
-                            "the hub gave the commit {commit} of `{}` for {wanted}",
+                            "the hub returned the commit {commit} of `{}` instead of {wanted}",
                             address.repo()
                         ),
                         "check HF_ENDPOINT",
@@ -436,7 +436,7 @@ impl HubFiles {
                 (1, Some(bytes)) => format!("`{}` ({})", first.display(), size(bytes)),
                 (1, None) => format!("`{}`", first.display()),
                 (count, Some(bytes)) => format!(
-                    "`{}` has {count} files that are needed ({}), of which `{}`",
+                    "`{}` ({count} required files, {}; the first is `{}`)",
                     key.display(),
                     size(bytes),
                     first.display()
@@ -449,7 +449,7 @@ impl HubFiles {
                     });
                     let names: Vec<String> = names.take(MOST_NAMED).collect();
                     format!(
-                        "a file of `{}` that is needed ({})",
+                        "a required file of `{}` ({})",
                         key.display(),
                         names.join(" or ")
                     )
@@ -471,7 +471,7 @@ impl HubFiles {
             .take(5)
             .collect();
         let help = match models.is_empty() {
-            true => "check the path; upper and lower case count".to_owned(),
+            true => "check the path; it is case-sensitive".to_owned(),
             false => format!("it has {}", models.join(", ")),
         };
         Some(withheld(

@@ -110,7 +110,7 @@ impl Settings {
             if !sound {
                 wrong(
                     format!("the token in {from} is invalid: it contains spaces or other characters that tokens cannot have"),
-                    "put the token alone there, or take it away",
+                    "put only the token there, or remove it",
                 );
             }
             sound.then_some(token)

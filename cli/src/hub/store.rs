@@ -132,8 +132,10 @@ impl Shelf {
             {
                 return Err(withheld(
                     Code::HubContent,
-                    format!("{named}: the hub lists another file than it announces"),
-                    "try again; if it stays so, what stands for the hub here (HF_ENDPOINT) is out of order",
+                    format!(
+                        "{named}: the hub's file listing does not match the file that it announces"
+                    ),
+                    "try again; if it happens again, the server used as the hub (HF_ENDPOINT) is at fault",
                 ));
             }
         }
@@ -149,7 +151,7 @@ impl Shelf {
                 format!(
                     "{named} has {size} bytes, and the file that names it says {expected}; it was not fetched"
                 ),
-                "the bundle or picture does not match the model that it names: ask for it again where it came from",
+                "the bundle or picture does not match the model that it names: get it again from its source",
             ));
         }
         let announced = Announced {

@@ -180,7 +180,7 @@ fn one(text: &str, change: &Change) -> Result<String, Refused> {
         let Form::Map { flow, entries } = &here.form else {
             let refused = match here.form {
                 Form::Alias(_) => Refused::new(format!(
-                    "`{}` is written at another place, which `{}` stands for",
+                    "`{}` is written somewhere else, and `{}` is an alias for it",
                     change.place,
                     slice(text, here.span)
                 ))

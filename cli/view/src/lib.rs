@@ -111,7 +111,7 @@ pub fn window(
                 requests.send(Request::Close);
                 joined(looping)?;
                 return Err(Failure::failed(
-                    "the window crashed; this is a bug of the program",
+                    "the window crashed; this is a bug in the program",
                 ));
             }
         }

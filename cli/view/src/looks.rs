@@ -492,7 +492,7 @@ fn look(
     found.unwrap_or_else(|_| {
         Err(LookError::Failed {
             message: "looking at it panicked".to_owned(),
-            help: Some("this is a fault of the program: please report it".to_owned()),
+            help: Some("this is a bug in the program: please report it".to_owned()),
         })
     })
 }

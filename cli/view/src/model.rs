@@ -790,9 +790,9 @@ impl Model {
                 format!("running, {left} of {} nodes left", self.states.len())
             }
             _ if faults > 0 => match faults {
-                _ if self.plans == 0 => format!("not sound: {faults} in Problems"),
-                1 => "1 fault; the last sound version stays".to_owned(),
-                faults => format!("{faults} faults; the last sound version stays"),
+                _ if self.plans == 0 => format!("invalid: {faults} in Problems"),
+                1 => "1 fault; showing the last valid version".to_owned(),
+                faults => format!("{faults} faults; showing the last valid version"),
             },
             Phase::Planned => "planned".to_owned(),
             Phase::Waiting | Phase::Over => match self.past.back() {
@@ -808,7 +808,7 @@ impl Model {
                     }
                 }
                 None if self.phase == Phase::Over => {
-                    "what the caches know; nothing was run".to_owned()
+                    "showing what is in the cache; nothing was run".to_owned()
                 }
                 None => "waiting for an edit".to_owned(),
             },

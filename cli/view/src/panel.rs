@@ -86,7 +86,7 @@ impl Panel<'_> {
         let colours = Palette::of(ui);
         let mut act = None;
         if model.plans == 0 {
-            let text = "What is selected is shown here, once the workflow is sound.";
+            let text = "What is selected is shown here, once the workflow is valid.";
             ui.add(Label::new(RichText::new(text).color(colours.muted)).wrap());
             return None;
         }

@@ -728,7 +728,7 @@ impl Panel {
                 egui::WidgetType::Button,
                 &format!("Random {}", entry.name),
             );
-            if random.on_hover_text("A seed by chance").clicked() {
+            if random.on_hover_text("A random seed").clicked() {
                 // SplitMix64; a seed of nine digits or fewer is one that can be told.
                 self.drawn = self.drawn.wrapping_add(0x9e37_79b9_7f4a_7c15);
                 let mut z = self.drawn;
@@ -773,7 +773,7 @@ impl Panel {
                         .iter()
                         .all(|proposal| proposal.old == proposal.new)
                     {
-                        ui.label("The files say so already.");
+                        ui.label("The files already have these values.");
                     }
                 });
             ui.add_space(6.0);

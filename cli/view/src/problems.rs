@@ -79,7 +79,7 @@ impl ProblemsPanel {
             if problems.is_empty() && model.said.is_empty() {
                 let colours = Palette::of(ui);
                 ui.add_space(12.0);
-                ui.label(RichText::new("No problems: the workflow is sound.").color(colours.muted));
+                ui.label(RichText::new("No problems: the workflow is valid.").color(colours.muted));
             }
             for (index, problem) in problems.iter().enumerate() {
                 let at = keys && index == self.at && problems.len() > 1;
@@ -91,7 +91,7 @@ impl ProblemsPanel {
             if !model.said.is_empty() {
                 ui.add_space(6.0);
                 ui.label(
-                    RichText::new("Said during runs")
+                    RichText::new("Messages from runs")
                         .small()
                         .color(Palette::of(ui).muted),
                 );

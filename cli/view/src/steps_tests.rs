@@ -152,8 +152,9 @@ impl Looks for Fake {
             (Request::Summary, Some(summary)) => Reply::Ready(Answer::Summary(summary.clone())),
             (Request::Summary, None) => Reply::Working("reading what is kept".to_owned()),
             (Request::Picture { k: 9, .. }, _) => Reply::Failed {
-                message: "latent 9 of `draw` is not kept, and looking draws nothing again"
-                    .to_owned(),
+                message:
+                    "latent 9 of `draw` is not in the cache, and the viewer does not recompute it"
+                        .to_owned(),
                 help: Some("run the workflow again".to_owned()),
             },
             (Request::Gaze { .. }, _) if self.busy => {
@@ -281,7 +282,7 @@ fn what_is_kept_is_marked_and_what_is_not_is_said_with_how_to_get_it() {
     harness.get_by_label_contains("12 of 13 are kept");
     harness.state_mut().steps.go_to(9);
     harness.run();
-    harness.get_by_label_contains("latent 9 of `draw` is not kept");
+    harness.get_by_label_contains("latent 9 of `draw` is not in the cache");
     harness.get_by_label_contains("run the workflow again");
     harness.state_mut().steps.go_to(0);
     harness.run();

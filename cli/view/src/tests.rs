@@ -396,7 +396,7 @@ fn a_broken_edit_is_told_with_its_line_and_the_graph_stays() {
         "sampel",
         "there is no op `sampel`",
     )])]);
-    seen.sees("1 fault; the last sound version stays");
+    seen.sees("1 fault; showing the last valid version");
     seen.click("Problems");
     seen.sees("there is no op `sampel`");
     seen.sees("   3 │   a: {op: sampel}\n     │           ^^^^^^");
@@ -412,7 +412,7 @@ fn a_broken_edit_is_told_with_its_line_and_the_graph_stays() {
 fn a_file_that_is_broken_from_the_start_shows_its_faults() {
     let mut seen = Seen::new(1280.0, 800.0);
     seen.tell([News::Faults(vec![fault("a: b", "b", "not a workflow")])]);
-    seen.sees("not sound: 1 in Problems");
+    seen.sees("invalid: 1 in Problems");
     seen.click("Problems");
     seen.sees("not a workflow");
 }

@@ -313,7 +313,7 @@ codes! {
     /// A template is not quoted.
     UnquotedTemplate = "R0214", "YAML reads `{place}` without quotes as a map. Quote the template:\n\n    prompt: \"{place}\"";
     /// The file is a sweep, not a workflow.
-    SweepOnly = "R0215", "The file says a sweep of another workflow and has no nodes of its own. `retouch sweep FILE` runs it, and `check`, `plan`, `watch`, `lock` and `bundle` take it; `run` and `view` take the workflow that it names.";
+    SweepOnly = "R0215", "The file declares a sweep of another workflow and has no nodes of its own. `retouch sweep FILE` runs it, and `check`, `plan`, `watch`, `lock` and `bundle` take it; `run` and `view` take the workflow that it names.";
     /// An op is not known.
     UnknownOp = "R0301", "`op` names what a node does; `retouch nodes` lists all ops.";
     /// A node is not known.
@@ -361,7 +361,7 @@ codes! {
     /// A file that a node reads is not what it should be.
     NodeContent = "R0323", "The file is there, but it is damaged, of another format, or lacks something that the node needs.";
     /// A model on a hub is not on this machine yet.
-    NotFetched = "R0324", "The workflow names a model on a hub (`hf://owner/name`), and not all of it is in the cache of the hub's programs. `check`, `plan` and editors fetch nothing; `run`, `watch`, `sweep` and `lock` do, and so does `retouch fetch FILE`. For a bundle or a picture, which somebody else may have made, they ask on a terminal or want `--fetch`, and send your token with `--token-for OWNER/NAME` alone. With `--offline` or HF_HUB_OFFLINE nothing is fetched at all.";
+    NotFetched = "R0324", "The workflow names a model on a hub (`hf://owner/name`), and not all of it is in the cache of the hub's programs. `check`, `plan` and editors fetch nothing; `run`, `watch`, `sweep` and `lock` do, and so does `retouch fetch FILE`. For a bundle or a picture, which somebody else may have made, they ask on a terminal or require `--fetch`, and send your token only with `--token-for OWNER/NAME`. With `--offline` or HF_HUB_OFFLINE nothing is fetched at all.";
     /// A hub cannot be reached.
     HubUnreachable = "R0325", "The hub does not answer: there is no network, a proxy or a firewall blocks it, or the hub itself has a problem. What was fetched so far is kept, and the next run continues from there. With `--offline` only what is in the cache is used. HF_ENDPOINT names another hub.";
     /// There is no such thing on a hub.
@@ -371,7 +371,7 @@ codes! {
     /// A hub sent something other than it announced.
     HubContent = "R0328", "What arrived is not what the hub announced: its digest or its size differs, or the answer is not a hub's. Nothing of it is kept. If it happens again, something between this machine and the hub changes it.";
     /// A path to a hub cannot be read.
-    HubAddress = "R0329", "A model on a hub is named `hf://owner/name`, with `@revision` behind it if it is to be a branch, a tag or a commit (a `/` in it is written `%2F`), and a path in the repository behind that: `hf://owner/name@main/model.safetensors`.";
+    HubAddress = "R0329", "A model on a hub is named `hf://owner/name`, followed by `@revision` for a branch, a tag or a commit (a `/` in it is written `%2F`), and then by a path in the repository: `hf://owner/name@main/model.safetensors`.";
     /// An included workflow is missing.
     IncludeMissing = "R0401", "`use` names another workflow by a path relative to this file.";
     /// Workflows include each other.
@@ -421,7 +421,7 @@ codes! {
     /// A file cannot be recorded in a lock.
     LockName = "R0905", "A lock names files by relative paths with `/`, in Unicode, so that it means the same on every machine. A name with `\\` or a control character, or one that is not Unicode, cannot be stored in it: rename the file.";
     /// A bundle is damaged.
-    BundleArchive = "R0911", "A bundle is one zstd frame, with a checksum of its content, around one ustar archive, and nothing before or behind them. This file is not one, is truncated, or was damaged in transfer: get it again.";
+    BundleArchive = "R0911", "A bundle is one zstd frame, with a checksum of its content, around one ustar archive, with nothing before or after it. This file is not one, is truncated, or was damaged in transfer: get it again.";
     /// Something in a bundle is not a plain file.
     BundleEntry = "R0912", "Bundles hold plain files only. Links, devices, pipes, folders of their own, sparse files and the long names of GNU and PAX can be made to write elsewhere, so a bundle with one is refused as a whole.";
     /// A file in a bundle has a name that is not safe.
@@ -441,7 +441,7 @@ codes! {
     /// A file is too large for a bundle.
     BundleAsset = "R0920", "Assets of more than 64 MiB are not packed unless you say so: `--max-asset 200MiB`. Models are packed only with `--with-models`; without it their digests are in the lock, and whoever receives the bundle needs the models.";
     /// Where an output comes from cannot be recorded.
-    NoProvenance = "R0931", "A picture carries the workflow that made it, with every seed as a number and every file by a path that can be shared. What was drawn inside of a graph that is used, or a graph in a folder that no shareable path leads to, cannot be recorded in it.";
+    NoProvenance = "R0931", "A picture carries the workflow that made it, with every seed as a number and every file by a path that can be shared. A seed drawn inside an included workflow, or an included workflow in a folder that no shareable path leads to, cannot be recorded in it.";
     /// A node failed.
     NodeFailed = "R1001", "A node could not do its work: memory ran out, a file disappeared during the run, or its inputs cannot be computed with. The message says what happened. What was finished before is saved and kept, so the next run continues from there.";
     /// A node panicked.

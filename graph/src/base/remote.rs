@@ -87,7 +87,7 @@ impl Address {
         for (part, what) in [(owner, "owner"), (name, "name")] {
             if !is_name(part) {
                 return Err(format!(
-                    "`{}` is no {what} of the hub: letters, digits, `-`, `_` and `.` make one",
+                    "`{}` is not a valid {what} on a hub: only letters, digits, `-`, `_` and `.` are allowed",
                     part.escape_debug()
                 ));
             }
@@ -117,7 +117,7 @@ impl Address {
         }
         if let Some(part) = rest.iter().find(|part| !is_part(part)) {
             return Err(format!(
-                "`{}` cannot stand in a path of a repository",
+                "`{}` is not allowed in a path in a repository",
                 part.escape_debug()
             ));
         }

@@ -95,7 +95,7 @@ impl Checker<'_> {
 
     fn unknown_field(&mut self, source: &Source, entry: &Entry, key: &MapKey) {
         let help = if key.text == "with" {
-            Some("`with` belongs to `use:`; an op's parameters stand beside `op`".to_owned())
+            Some("`with` belongs to `use:`; an op's parameters are keys next to `op`".to_owned())
         } else {
             self.hint(&key.text, "keys of this op", entry.field_names())
         };

@@ -168,7 +168,7 @@ impl Checker<'_> {
         let help = match other {
             Some(port) => format!("did you mean `${name}.{port}`?"),
             None => match self.converter(types.as_slice(), takes) {
-                Some(op) => format!("a node `{op}` in between makes one of the other"),
+                Some(op) => format!("a node `{op}` in between converts it"),
                 None => self.maker(scope, port, takes, at),
             },
         };
@@ -209,7 +209,11 @@ impl Checker<'_> {
         if ops.is_empty() {
             return "no op produces such a value".to_owned();
         }
-        format!("{} is given by {}", takes.join(" or "), suggest::list(&ops))
+        format!(
+            "{} is produced by {}",
+            takes.join(" or "),
+            suggest::list(&ops)
+        )
     }
 
     /// An op that converts one type to the other.

@@ -104,7 +104,7 @@ impl Checker<'_> {
                     Span::default(),
                     "some nodes cannot be built, and no fault was found in them",
                 )
-                .help("this is a bug of the program: please report it with the workflow"),
+                .help("this is a bug in the program: please report it with the workflow"),
             );
         }
         if !self.problems.is_empty() {

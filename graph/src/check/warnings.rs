@@ -77,7 +77,7 @@ impl Checker<'_> {
     }
 }
 
-/// A number that is too great is read as a text; the faults that follow from that are dropped.
+/// A number that is too large is read as a text; the faults that follow from that are dropped.
 pub(super) fn one_for_each_number(problems: &mut Vec<Problem>) {
     let mut numbers: HashMap<Span, Vec<Source>> = HashMap::new();
     for problem in problems.iter() {

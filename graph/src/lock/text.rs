@@ -129,14 +129,14 @@ impl LockReader<'_> {
             Some((_, value)) if value.as_text() == Some(SCHEMA) => {}
             Some((_, value)) => {
                 let message = format!(
-                    "the lock is of another schema: {}; this program reads `{SCHEMA}`",
+                    "the lock has an unsupported schema: {}; this program reads `{SCHEMA}`",
                     value.describe()
                 );
                 self.fault(Code::LockSchema, value.span, message);
                 return None;
             }
             None => {
-                self.wrong(tree.span, format!("it does not say `schema: {SCHEMA}`"));
+                self.wrong(tree.span, format!("`schema: {SCHEMA}` is missing"));
                 return None;
             }
         }

@@ -198,7 +198,7 @@ impl Origin {
         };
         let unsaid = || {
             self.unsaid(
-                "a seed was drawn inside a graph that is used, or such a graph lies outside of the workflow's folder".to_owned(),
+                "a seed was drawn inside an included workflow, or an included workflow lies outside the workflow's folder".to_owned(),
             )
         };
         let workflow =

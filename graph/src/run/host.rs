@@ -92,7 +92,7 @@ impl<'a> NodeHost<'a> {
                 self.taint(&path);
                 if !self.job().touched.swap(true, Ordering::SeqCst) {
                     self.warn(&format!(
-                        "`{}` was written while the run was using it. It has the content again that the plan was made with, but may have had another in between: nothing that is made from it in this run is kept. To be sure of the result, run it again",
+                        "`{}` was written while the run was using it. Its content is again what the plan was made with, but may have been different in between: nothing computed from it in this run is kept. To be sure of the result, run it again",
                         path.display()
                     ));
                 }

@@ -302,7 +302,7 @@ impl Saver {
                 let source = match file {
                     Some(file) => io::Error::new(
                         source.kind(),
-                        format!("`{}` is a file, where a folder is due", file.display()),
+                        format!("`{}` is a file, but must be a folder", file.display()),
                     ),
                     None => source,
                 };
@@ -495,7 +495,7 @@ mod tests {
             .unwrap_err();
         let said = error.to_string();
         assert!(
-            said.contains("a` is a file, where a folder is due"),
+            said.contains("a` is a file, but must be a folder"),
             "{said}"
         );
         assert_eq!(fs::read(out.path().join("a")).unwrap(), b"mine");

@@ -40,7 +40,7 @@ pub(super) fn read(
     if decl.tables.is_empty() {
         fault(
             decl.key_span,
-            "the report says no `tables`".to_owned(),
+            "the report has no `tables`".to_owned(),
             "name the outputs that `scores` made: `tables: [scores]`".to_owned(),
         );
     }
@@ -127,14 +127,14 @@ fn refused<'a>(
     }
     let message = match outputs.iter().any(|output| output.name == name.value) {
         true => format!(
-            "the output `{}` is no {}",
+            "the output `{}` is not of type {}",
             name.value,
             port.types.join(" or ")
         ),
         false => format!("the workflow has no output `{}`", name.value),
     };
     let help = suggest::hint(&name.value, "outputs that fit", possible.iter().copied());
-    let none = || format!("add an output that is a {}", port.types.join(" or "));
+    let none = || format!("add an output of type {}", port.types.join(" or "));
     Some((message, help.unwrap_or_else(none)))
 }
 

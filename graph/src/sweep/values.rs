@@ -484,7 +484,7 @@ impl<'a> CellReader<'a> {
                     Code::BadSweep,
                     source,
                     span,
-                    "`lines` is a path, and nothing stands beside it",
+                    "`lines` takes a path, and no other key is allowed with it",
                 )
                 .help("write `{lines: places.txt}`, relative to this file"),
             );

@@ -113,7 +113,7 @@ pub(crate) fn no_path(name: &str, text: &str) -> Option<Mismatch> {
         '\t' => "a tab",
         _ => "a control character",
     };
-    let message = format!("`{name}` takes a path, and this text has {what} behind the drive");
+    let message = format!("`{name}` takes a path, and this text has {what} after the drive letter");
     Some(Mismatch::new(Code::ValueType, message).help(
         "in double quotes `\\` begins an escape: write the path in single quotes, or with `/`",
     ))

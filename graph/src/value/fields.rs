@@ -240,7 +240,7 @@ impl Sha256Pins {
                 let fault = Fault::value(
                     field,
                     format!(
-                        "{} is a folder, which one digest cannot stand for",
+                        "{} is a folder, which cannot be pinned by a single digest",
                         model.display()
                     ),
                 );
@@ -253,7 +253,7 @@ impl Sha256Pins {
                 let fault = Fault::value(
                     field,
                     format!(
-                        "{} is one file, and the pins are of several",
+                        "{} is a single file, but several files are pinned",
                         model.display()
                     ),
                 );
@@ -278,7 +278,7 @@ impl Sha256Pins {
                                 Sha256Hex(there)
                             ),
                         )
-                        .help("it is another version of the file, or it was changed: get the one that is meant, or change the pin if this one is"),
+                        .help("the file is a different version or was modified: get the pinned version, or update the pin if this version is the right one"),
                     ),
                     Err(error) => Some(
                         Fault::file(field, format!("{shown} is pinned and cannot be read: {error}"))

@@ -87,7 +87,7 @@ impl Node for MaskImage {
             return Err(vec![
                 Fault::value(
                     "reference",
-                    "`reference` has no effect: it says whose mask of `plane: reference`",
+                    "`reference` has no effect: it only selects a mask of `plane: reference`",
                 )
                 .help("remove `reference`, or give `plane: reference`"),
             ]);
@@ -99,7 +99,7 @@ impl Node for MaskImage {
                 Fault::value(
                     "step",
                     format!(
-                        "step {} of a swap of {} steps",
+                        "step {} is out of range: the swap has {} steps",
                         self.index(facts.steps),
                         facts.steps
                     ),
@@ -120,13 +120,13 @@ impl Node for MaskImage {
         let index = self.index(steps);
         if index >= steps {
             return Err(NodeError::failed(format!(
-                "step {index} of a swap of {steps} steps"
+                "step {index} is out of range: the swap has {steps} steps"
             )));
         }
         let plane = match self.plane {
             Plane::Reference if self.reference >= references => {
                 return Err(NodeError::failed(format!(
-                    "reference {} of a swap with {references}",
+                    "reference {} is out of range: the swap has {references}",
                     self.reference
                 ))
                 .help("references are counted from 0"));

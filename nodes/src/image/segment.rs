@@ -193,12 +193,12 @@ impl Segment {
         ];
         if self.model.is_none() {
             faults.extend(shown.iter().filter(|(_, given)| *given).map(|(name, _)| {
-                Fault::value(name, format!("`{name}` says nothing to U2-Net small"))
+                Fault::value(name, format!("`{name}` has no effect with U2-Net small"))
                     .help("give `model`, a file of Segment Anything, or leave it out")
             }));
         } else if shown.iter().all(|(_, given)| !given) {
             faults.push(
-                Fault::value("model", "nothing says what in the picture is meant").help(
+                Fault::value("model", "nothing specifies the subject in the picture").help(
                     "give a point on the subject (`points: [[0.5, 0.5]]`) or a `box` around it",
                 ),
             );
@@ -251,7 +251,7 @@ impl Finder {
                 })?;
                 let tensors =
                     candle_core::safetensors::load_buffer(&bytes, device).map_err(|e| {
-                        NodeError::failed(format!("`{shown}` is no safetensors file: {e}"))
+                        NodeError::failed(format!("`{shown}` is not a safetensors file: {e}"))
                             .help("convert the file (.pt, .pth) to safetensors first")
                     })?;
                 let marked = |points: &[[f64; 2]], on| -> Vec<_> {
@@ -261,16 +261,15 @@ impl Finder {
                     points: [marked(&node.points, true), marked(&node.beside, false)].concat(),
                     corners: node.corners,
                 };
-                let network =
-                    Sam::load(tensors, device).map_err(|error| {
-                        let help = error.help_text().map(str::to_owned);
-                        let text = error.to_string();
-                        let first = text.lines().next().unwrap_or_default();
-                        let failed = NodeError::failed(format!("`{shown}`: {first}"));
-                        failed.help(help.unwrap_or_else(|| {
-                            "MobileSAM and SAM (ViT-B, -L, -H) are read".to_owned()
-                        }))
-                    })?;
+                let network = Sam::load(tensors, device).map_err(|error| {
+                    let help = error.help_text().map(str::to_owned);
+                    let text = error.to_string();
+                    let first = text.lines().next().unwrap_or_default();
+                    let failed = NodeError::failed(format!("`{shown}`: {first}"));
+                    failed.help(help.unwrap_or_else(|| {
+                        "MobileSAM and SAM (ViT-B, -L, -H) are supported".to_owned()
+                    }))
+                })?;
                 Network::Sam(Box::new(network), prompt)
             }
         };

@@ -218,7 +218,7 @@ fn read(path: &Path, files: &dyn Files) -> Result<Arc<[u8]>, Problem> {
     if length > MAX_FILE {
         return Err(Problem::Content(
             format!(
-                "has {} MB, more than any picture of {} megapixels",
+                "is {} MB, larger than any picture of {} megapixels",
                 length / 1_000_000,
                 MAX_PIXELS / 1_000_000
             ),

@@ -561,7 +561,7 @@ fn read_caption(path: &Path, files: &dyn Files) -> Result<Option<String>, Fault>
     }
     let bytes = files.read(path).map_err(unreadable)?;
     let text = std::str::from_utf8(&bytes).map_err(|_| {
-        Fault::content("path", format!("`{shown}` is no text in UTF-8"))
+        Fault::content("path", format!("`{shown}` is not UTF-8 text"))
             .help("save it as plain text in UTF-8")
     })?;
     let text = text.trim_start_matches('\u{feff}');

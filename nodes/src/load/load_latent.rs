@@ -327,7 +327,7 @@ impl Node for LoadLatent {
         }
         if numbers.iter().any(|x| !x.is_finite()) {
             return Err(NodeError::failed(format!(
-                "{}: the tensor `{}` holds numbers that are infinite or not numbers",
+                "{}: the tensor `{}` contains NaN or infinite values",
                 self.path.as_path().display(),
                 found.name
             )));

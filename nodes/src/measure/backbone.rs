@@ -134,7 +134,7 @@ impl Described {
         if matches!(kind, Kind::Lite0) && !table.contains("_conv_stem.weight") {
             return Err(Error::Weights {
                 file: place.weights.clone(),
-                message: "it is not EfficientNet-Lite0, the one network that is a file alone"
+                message: "it is not EfficientNet-Lite0, the only network that is a single file"
                     .to_owned(),
             });
         }
@@ -291,7 +291,7 @@ impl TextNetwork {
         let place = Place::of(path, files);
         let Some(config) = place.read_config(files)? else {
             return Err(place.bad_config(
-                "it is a file alone; CLIP is a folder with config.json and weights".to_owned(),
+                "it is a single file; CLIP is a folder with config.json and weights".to_owned(),
             ));
         };
         if config["model_type"].as_str() != Some("clip") {

@@ -61,7 +61,9 @@ impl Scorer {
                 .unwrap_or_default();
             let bias = table.tensors.get(&format!("{name}.bias"));
             let (&[count, width], Some(bias)) = (stored.shape.as_slice(), bias) else {
-                return Err(bad(format!("`{name}` is no head: a matrix and a bias")));
+                return Err(bad(format!(
+                    "`{name}` is not a head: a head has a weight matrix and a bias"
+                )));
             };
             if classes.len() != count || bias.shape != [count] || width == 0 || count == 0 {
                 return Err(bad(format!(

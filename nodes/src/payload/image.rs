@@ -392,7 +392,7 @@ impl JsonSchema for Colour {
 /// Whether a picture of this size may be read or made; the text says why not.
 pub(crate) fn check_size(width: usize, height: usize) -> Result<(), String> {
     if width == 0 || height == 0 {
-        Err(format!("{width}x{height} pixels are no picture"))
+        Err(format!("{width}x{height} is not a valid picture size"))
     } else if width > MAX_SIDE || height > MAX_SIDE {
         Err(format!(
             "{width}x{height} pixels are too many: a side has at most {MAX_SIDE}"

@@ -332,7 +332,7 @@ impl Sample {
         Some(
             Fault::value(
                 "scheduler",
-                "the swap works with `ddim` alone: the inverted reference and the context are at the noise levels of its steps",
+                "the swap works only with `ddim`: the inverted reference and the context are at the noise levels of its steps",
             )
             .help("remove `scheduler`, or give `scheduler: ddim`"),
         )

@@ -76,7 +76,7 @@ pub(crate) fn faults(
             faults.push(
                 Fault::value(
                     "image_guidance",
-                    "`image_guidance` has no effect at guidance 1: there is one call alone",
+                    "`image_guidance` has no effect at guidance 1: the model is called only once per step",
                 )
                 .help("remove it, or give a `guidance` above 1"),
             );
@@ -114,7 +114,7 @@ pub(crate) fn faults(
             faults.push(
                 Fault::mismatch(
                     "model",
-                    format!("this is {what}: it is shown a picture and a mask, and {missing} missing"),
+                    format!("this is {what}: it takes a picture and a mask, and {missing} missing"),
                 )
                 .help("link the mask as `mask`, and as `picture` what `encode_reference` with the same `mask` gives"),
             );
@@ -122,7 +122,7 @@ pub(crate) fn faults(
         Shown::Picture if !picture.is => faults.push(
             Fault::mismatch(
                 "model",
-                format!("this is {what}: it is shown a picture, and `picture` is missing"),
+                format!("this is {what}: it takes a picture, and `picture` is missing"),
             )
             .help("link the picture's latent, from `encode_reference`, as `picture`"),
         ),

@@ -133,7 +133,7 @@ pub(super) fn check<M: Method>(
             warnings.push(
                 Fault::value(
                     "caption",
-                    format!("the caption has not the token {:?}, which would learn nothing of pictures without a caption of their own", new.token),
+                    format!("the caption does not contain the token {:?}, which would learn nothing from pictures without a caption of their own", new.token),
                 )
                 .help(format!("write it into the caption: \"a photo of {}\"", new.token)),
             );
@@ -322,7 +322,7 @@ fn resume(
             context.resumed(index + 1, kept.len());
             return Ok(());
         }
-        context.warn("a kept state of the training does not fit it, and is not used");
+        context.warn("a cached training state does not match this training and is not used");
     }
     Ok(())
 }

@@ -57,7 +57,7 @@ pub(super) fn workflows(
         (Some(size), _) => size,
         (None, true) => {
             crate::output::tell(&format!(
-                "{model} is not looked at before it is fetched: its pictures are taken to be of {SIZE} pixels (--size says otherwise)"
+                "{model} cannot be inspected before it is fetched: pictures of {SIZE} pixels are assumed (override with --size)"
             ));
             SIZE
         }

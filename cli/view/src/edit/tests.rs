@@ -250,7 +250,7 @@ fn cases() -> Vec<Case> {
             ANCHORS,
             field("copy", "scale"),
             json!(4.0),
-            Err("which `*node` stands for"),
+            Err("`*node` is an alias for it"),
         ),
         case(
             "anchors",

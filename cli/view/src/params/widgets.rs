@@ -255,7 +255,7 @@ pub(super) fn read_sites(text: &str) -> Result<Json, String> {
             None if is_number(item) => {
                 let number = item
                     .parse::<u32>()
-                    .map_err(|_| format!("{item} is too great"))?;
+                    .map_err(|_| format!("{item} is too large"))?;
                 items.push(Json::from(number));
             }
             _ => {

@@ -106,7 +106,7 @@ impl Opened {
         if self.hasher.finalize() == digest {
             Ok(())
         } else {
-            Err(Flaw::damaged("its content is not what was written"))
+            Err(Flaw::damaged("its checksum does not match its content"))
         }
     }
 

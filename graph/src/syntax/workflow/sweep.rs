@@ -155,7 +155,7 @@ impl WorkflowReader<'_> {
                 Code::BadSweep,
                 self.source,
                 other.span,
-                "the sweep is of another workflow, and this file is one too",
+                "the sweep names another workflow, but this file is a workflow too",
             )
             .also(self.source, own, "part of a workflow")
             .help("remove `workflow:` to sweep this one, or move the sweep to a file of its own");

@@ -433,7 +433,7 @@ fn plain(text: &str) -> Result<Node, String> {
     }
     let too_great = || {
         format!(
-            "the integer {text} is greater than {MAX_INTEGER} (2^53 - 1), the greatest that is supported"
+            "the integer {text} is greater than {MAX_INTEGER} (2^53 - 1), the largest that is supported"
         )
     };
     let integer = |digits: &str, radix: u32| -> Result<Node, String> {
@@ -464,14 +464,12 @@ fn plain(text: &str) -> Result<Node, String> {
         return integer(digits, 16);
     }
     if matches!(body, ".inf" | ".Inf" | ".INF") || matches!(text, ".nan" | ".NaN" | ".NAN") {
-        return Err(format!(
-            "{text} is not a number that anything here could use"
-        ));
+        return Err(format!("{text} is not a finite number"));
     }
     if is_float(body) {
         return match text.parse::<f64>() {
             Ok(value) if value.is_finite() => Ok(Node::Float(value)),
-            _ => Err(format!("the number {text} is too great")),
+            _ => Err(format!("the number {text} is too large")),
         };
     }
     Ok(string())

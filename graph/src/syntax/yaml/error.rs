@@ -46,7 +46,7 @@ pub(super) fn syntax(source: &Source, error: &ScanError) -> Problem {
             source,
             Span::new(at, at + length),
             format!(
-                "nothing before this is marked `&{}`",
+                "there is no anchor `&{}` before this",
                 rest.get(1..length).unwrap_or("")
             ),
         )
@@ -69,7 +69,7 @@ pub(super) fn syntax(source: &Source, error: &ScanError) -> Problem {
         match error.kind() {
             ErrorKind::TabInBlockIndentation => Some("indent with spaces, two for each level"),
             ErrorKind::MappingValueNotAllowed => Some(
-                "quote a text that has `: ` in it; a key and its value stand on a line of their own",
+                "quote a text that has `: ` in it; put each key and its value on a line of their own",
             ),
             ErrorKind::UnclosedFlowCollection { .. } => Some("close the bracket"),
             ErrorKind::UnexpectedCharacter { .. } => {

@@ -77,21 +77,21 @@ impl Alone {
         };
         let part = |what: &str, param: &str| {
             format!(
-                "{what}: give it to load_model as `{param}: FILE`, beside the `path` of a whole model"
+                "{what}: give it to load_model as `{param}: FILE`, together with the `path` of a complete model"
             )
         };
         match self {
             Self::Unet => part(
-                &format!("a U-Net{} alone, by diffusers' names", family()),
+                &format!("a standalone U-Net{} with the diffusers tensor names", family()),
                 "unet",
             ),
             Self::OriginalUnet => part(
-                &format!("a U-Net{} alone, by the original names", family()),
+                &format!("a standalone U-Net{} with the original tensor names", family()),
                 "unet",
             ),
-            Self::Vae => part("a VAE alone", "vae"),
-            Self::Text => part("a text encoder alone", "text_encoder"),
-            Self::VaeApproximation => "a VAE approximation (as TAESD), made for previews and not a VAE: the previews here are fitted to the model's own VAE and need none".to_owned(),
+            Self::Vae => part("a standalone VAE", "vae"),
+            Self::Text => part("a standalone text encoder", "text_encoder"),
+            Self::VaeApproximation => "a VAE approximation (such as TAESD), made for previews and not a VAE: previews here are fitted to the model's own VAE and do not need one".to_owned(),
         }
     }
 }
@@ -136,28 +136,28 @@ mod tests {
                     ("time_embedding.linear_1.weight", &[1280, 320]),
                     (unet, &[320, 768]),
                 ],
-                "U-Net of Stable Diffusion 1 alone, by diffusers' names: give it to load_model as `unet: FILE`",
+                "a standalone U-Net of Stable Diffusion 1 with the diffusers tensor names: give it to load_model as `unet: FILE`",
             ),
             (
                 &[
                     ("input_blocks.0.0.weight", &[320, 4, 3, 3]),
                     (own, &[640, 2048]),
                 ],
-                "U-Net of Stable Diffusion XL alone, by the original names",
+                "a standalone U-Net of Stable Diffusion XL with the original tensor names",
             ),
             (
                 &[
                     ("encoder.conv_in.weight", &[128, 3, 3, 3]),
                     ("decoder.conv_out.weight", &[3, 128, 3, 3]),
                 ],
-                "a VAE alone",
+                "a standalone VAE",
             ),
             (
                 &[(
                     "text_model.embeddings.token_embedding.weight",
                     &[49408, 768],
                 )],
-                "a text encoder alone",
+                "a standalone text encoder",
             ),
             (
                 &[("decoder.layers.0.weight", &[64, 4, 3, 3])],

@@ -211,7 +211,7 @@ pub enum Family {
 
 /// What a refiner is, in words that follow "is".
 pub const REFINER: &str =
-    "a refiner of Stable Diffusion XL, which is not built here; expected a base model";
+    "a refiner of Stable Diffusion XL, which is not supported; expected a base model";
 
 /// Classes of `scheduler_config.json` that count on another schedule than the betas of the training, by what they begin with.
 const SCHEDULES: [(&str, &str); 2] = [
@@ -236,27 +236,27 @@ const FAMILIES: &[(Shows, Family)] = &[
     (Shows::Texts(1280), Family::Other(REFINER)),
     (
         Shows::Name(Begins("model.diffusion_model.joint_blocks.")),
-        Family::Other("a Stable Diffusion 3 checkpoint, which is not built here"),
+        Family::Other("a Stable Diffusion 3 checkpoint, which is not supported"),
     ),
     (
         Shows::Name(Begins("joint_blocks.")),
-        Family::Other("a Stable Diffusion 3 checkpoint, which is not built here"),
+        Family::Other("a Stable Diffusion 3 checkpoint, which is not supported"),
     ),
     (
         Shows::Name(Begins("double_blocks.")),
-        Family::Other("a Flux checkpoint, which is not built here"),
+        Family::Other("a Flux checkpoint, which is not supported"),
     ),
     (
         Shows::Name(Begins("model.diffusion_model.double_blocks.")),
-        Family::Other("a Flux checkpoint, which is not built here"),
+        Family::Other("a Flux checkpoint, which is not supported"),
     ),
     (
         Shows::Name(Begins("double_layers.")),
-        Family::Other("an AuraFlow checkpoint, which is not built here"),
+        Family::Other("an AuraFlow checkpoint, which is not supported"),
     ),
     (
         Shows::Name(Begins("control_model.")),
-        Family::Other("a ControlNet, which is not built here"),
+        Family::Other("a ControlNet, which is not supported"),
     ),
 ];
 

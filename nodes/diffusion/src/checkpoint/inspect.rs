@@ -200,7 +200,7 @@ fn skipped(path: &Path, files: &dyn Files) -> Option<String> {
     };
     (count > 0).then(|| {
         format!(
-            "{count} objects of other programs are skipped ({}{more}): the file does more than hold data, and Python would run what these classes do; nothing of it was run here",
+            "{count} objects of foreign classes were skipped ({}{more}): the file holds more than data, and loading it in Python would run code of these classes; nothing in it was run here",
             classes.join(", ")
         )
     })
@@ -275,7 +275,8 @@ fn folder(request: &Request, files: &dyn Files) -> Result<Report, Vec<Error>> {
             let table = Table::read(&file, files).map_err(|e| vec![e])?;
             let mut report = tensors(&file, &table, files);
             report.notes.push(
-                "a network alone, for `unet:`, `text_encoder:` or `vae:` of `load_model`".into(),
+                "a standalone network, for `unet:`, `text_encoder:` or `vae:` of `load_model`"
+                    .into(),
             );
             return Ok(report);
         }
@@ -330,13 +331,13 @@ fn model(layout: &Layout, request: &Request, files: &dyn Files) -> Result<Report
             .map(|(what, count)| format!("{count} {what}"))
             .collect();
         notes.push(format!(
-            "{count} tensors belong to no network and are not read: {}",
+            "{count} tensors belong to no network and are ignored: {}",
             kinds.join(", ")
         ));
     }
     if layout.single.is_some() && matches!(layout.unet.config, Settings::Published(..)) {
         notes.push(format!(
-            "a single file has no configurations: those of {} are taken",
+            "a single file has no configurations: those of {} are used",
             layout
                 .unet
                 .config
@@ -352,7 +353,7 @@ fn model(layout: &Layout, request: &Request, files: &dyn Files) -> Result<Report
         && description.unet.shown() == Some(Shown::Nothing)
     {
         notes.push(format!(
-            "its U-Net is of another shape than that one's, which is read off its tensors: {}",
+            "its U-Net has a different shape, which is read from its tensors: {}",
             shape_in_short(&description.unet)
         ));
     }
@@ -438,7 +439,7 @@ fn size(
     if width == 0 || height == 0 || !width.is_multiple_of(factor) || !height.is_multiple_of(factor)
     {
         return Err(Error::request(format!(
-            "the size {width}x{height} is none of this model's pictures: both sides are multiples of {factor}"
+            "this model cannot make pictures of {width}x{height}: both sides must be multiples of {factor}"
         )));
     }
     Ok(((height / factor, width / factor), (width, height)))

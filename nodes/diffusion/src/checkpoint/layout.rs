@@ -116,7 +116,7 @@ pub fn read_text(files: &dyn Files, path: &Path) -> Result<String> {
         })?;
     if length > bytes.len() as u64 {
         return Err(bad(format!(
-            "has {length} bytes; a text of a model has at most {LONGEST_TEXT}"
+            "has {length} bytes; a text file of a model has at most {LONGEST_TEXT}"
         )));
     }
     String::from_utf8(bytes).map_err(|_| bad("is not text".into()))
@@ -344,7 +344,7 @@ fn family(table: &Table) -> Result<Published> {
         Some(Family::Built(family)) => Ok(family),
         Some(Family::Other(what)) => Err(bad(&format!("is {what}"))),
         None if dialects::texts(table).is_some() => Err(bad(
-            "is a single file of no known family: its cross-attention has another width; say what it is by `config` (of load_model; `--config` of inspect)",
+            "is a single file of an unknown family: its cross-attention has another width; describe it with `config` (of load_model; `--config` of inspect)",
         )),
         None if Alone::of(table).is_none() && (has("lora_") || has("unet.")) => Err(bad(
             "holds no U-Net; it looks like an adapter: apply it with `apply_lora` to a model",
@@ -410,7 +410,7 @@ impl Said {
                 Marker::ZeroSnr => zero_snr = true,
                 Marker::Refused(kind) => {
                     return Err(bad(format!(
-                        "{kind} (`{name}`), which is not built here; expected a model that predicts epsilon or v"
+                        "{kind} (`{name}`), which is not supported; expected a model that predicts epsilon or v"
                     )));
                 }
             }
@@ -493,7 +493,7 @@ impl Layout {
             return Err(Error::Config {
                 file: self.scheduler.path().to_owned(),
                 message: format!(
-                    "is of {} ({what}), which is not built here",
+                    "is of {} ({what}), which is not supported",
                     config.class_name
                 ),
             });
@@ -596,7 +596,7 @@ impl Layout {
                             && part.as_ref().is_some_and(|part| reads_clip(part, files)) =>
                     {
                         lent.push(format!(
-                            "the folder has no {tokenizer}/: CLIP's own vocabulary is taken, which is in this program"
+                            "the folder has no {tokenizer}/: CLIP's vocabulary, which is built in, is used"
                         ));
                         Vocabulary::Clip(pad)
                     }
@@ -618,7 +618,7 @@ impl Layout {
             Some(family) if sources.scheduler.is_none() && !files.is_file(&path) => {
                 let family = sources.prediction.map_or(family, |p| family.predicting(p));
                 lent.push(format!(
-                    "the folder has no scheduler/: that of {} is taken ({}); `scheduler: DIR` of load_model names another",
+                    "the folder has no scheduler/: that of {} is used ({}); `scheduler: DIR` of load_model selects another",
                     family.name(),
                     family.scheduler_class()
                 ));

@@ -53,7 +53,7 @@ impl LinearMap {
         }
         if weights.iter().any(|w| !w.is_finite()) {
             return Err(Error::request(
-                "the map from latents to colours is not made of finite numbers",
+                "the map from latents to colours contains NaN or infinite values",
             ));
         }
         Ok(Self {

@@ -129,7 +129,7 @@ impl Sam {
     pub fn masks(&self, picture: &Tensor, prompt: &Prompt) -> Result<(Tensor, Tensor)> {
         if prompt.points.is_empty() && prompt.corners.is_none() {
             return Err(Error::request(
-                "neither a point nor a box says what is meant",
+                "neither a point nor a box specifies the subject",
             ));
         }
         goes_on()?;
@@ -218,13 +218,14 @@ impl Shape {
             let tensor = tensors.get(name);
             tensor.map(|t| t.dims().to_vec()).ok_or_else(|| {
                 Error::request(format!(
-                    "there is no tensor `{name}`: this is no Segment Anything"
+                    "the tensor `{name}` is missing: this is not a Segment Anything model"
                 ))
-                .help("MobileSAM and SAM (ViT-B, -L, -H) are read, as safetensors")
+                .help("MobileSAM and SAM (ViT-B, -L, -H) are supported, as safetensors")
             })
         };
-        let fault =
-            || Error::request("the tensors do not fit together: this is no Segment Anything");
+        let fault = || {
+            Error::request("the tensors do not fit together: this is not a Segment Anything model")
+        };
         let positions = dims("prompt_encoder.pe_layer.positional_encoding_gaussian_matrix")?;
         let [2, half] = positions[..] else {
             return Err(fault());

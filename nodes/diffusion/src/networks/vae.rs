@@ -76,13 +76,13 @@ impl VaeConfig {
     pub fn fault(&self) -> Option<String> {
         for key in ["shift_factor", "latents_mean", "latents_std"] {
             if self.rest.get(key).is_some_and(|value| !value.is_null()) {
-                return Some(format!("asks for {key}, which is not built here"));
+                return Some(format!("asks for {key}, which is not supported"));
             }
         }
         if let Some(act) = self.rest.get("act_fn")
             && !["silu", "swish"].iter().any(|name| act == name)
         {
-            return Some(format!("asks for act_fn = {act}, which is not built here"));
+            return Some(format!("asks for act_fn = {act}, which is not supported"));
         }
         let levels = self.block_out_channels.len();
         if levels == 0 || levels > 8 {

@@ -95,8 +95,7 @@ impl VitConfig {
         };
         if own["use_swiglu_ffn"].as_bool() == Some(true) {
             return Err(
-                "`use_swiglu_ffn` is true (the giant DINOv2): that network is not built here"
-                    .into(),
+                "`use_swiglu_ffn` is true (the giant DINOv2): that network is not supported".into(),
             );
         }
         let projection = match (is_clip, &config["projection_dim"], &own["projection_dim"]) {

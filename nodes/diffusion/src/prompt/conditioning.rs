@@ -208,7 +208,7 @@ fn parse(prompt: &str) -> Result<Vec<Piece>> {
         |piece: &Piece| matches!(piece, Piece::Text(_, weight) if !(*weight as f32).is_finite());
     if pieces.iter().any(endless) {
         return Err(Error::request(format!(
-            "the brackets multiply to a weight without bound in the prompt {}",
+            "the brackets multiply to an infinite weight in the prompt {}",
             crate::quoted(prompt)
         ))
         .help("weights from 0.5 to 1.5 are usual"));
@@ -247,7 +247,7 @@ fn not_edited(inside: &str, prompt: &str) -> Result<()> {
         "alternation"
     };
     Err(Error::request(format!(
-        "{} is {what} in the a1111 syntax, which is not built here, in the prompt {}",
+        "{} is {what} in the a1111 syntax, which is not supported, in the prompt {}",
         crate::quoted(&format!("[{inside}]")),
         crate::quoted(prompt)
     ))
@@ -264,7 +264,7 @@ fn not_composed(prompt: &str) -> Result<()> {
     });
     if composed {
         return Err(Error::request(format!(
-            "AND composes prompts in the a1111 syntax, which is not built here, in the prompt {}",
+            "AND composes prompts in the a1111 syntax, which is not supported, in the prompt {}",
             crate::quoted(prompt)
         ))
         .help("write it in small letters, or put the prompts into one"));
@@ -334,7 +334,7 @@ impl Syntax {
                     crate::quoted(tag)
                 )),
                 "hypernet" => found.push(format!(
-                    "{} is read as text: hypernetworks are not built here",
+                    "{} is read as text: hypernetworks are not supported",
                     crate::quoted(tag)
                 )),
                 _ => {}

@@ -35,7 +35,7 @@ pub(super) fn with_beside(
         return Ok(shown);
     }
     Err(Error::request(format!(
-        "the U-Net takes {} channels, and a latent of {channels} is shown to it: it is an inpainting or image-editing model",
+        "the U-Net takes {} channels, but the latent has {channels}: it is an inpainting or image-editing model",
         config.in_channels
     ))
     .help("`sample` draws with such a model, given its `picture`"))

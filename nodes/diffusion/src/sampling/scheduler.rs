@@ -264,7 +264,7 @@ impl SchedulerConfig {
     pub fn fault(&self) -> Option<String> {
         if self.thresholding {
             return Some(
-                "asks for thresholding, which is made for pixels and not built for latents; expected `thresholding: false`"
+                "asks for thresholding, which is meant for pixels and not supported for latents; expected `thresholding: false`"
                     .into(),
             );
         }

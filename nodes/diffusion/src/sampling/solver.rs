@@ -107,7 +107,7 @@ impl Schedule {
                     .map(|solver| format!("`{}`", solver.name()))
                     .collect();
                 Error::request(format!(
-                    "the checkpoint's scheduler is {class}, which is not built"
+                    "the checkpoint's scheduler is {class}, which is not supported"
                 ))
                 .help(format!(
                     "write one by its name, {}; it takes betas and timesteps from the checkpoint",

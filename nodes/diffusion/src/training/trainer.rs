@@ -120,7 +120,7 @@ impl State {
             Some((parameter.clone(), values.clone()))
         });
         all.collect::<Option<_>>()
-            .ok_or_else(|| Error::request("the kept state of the training is of another training"))
+            .ok_or_else(|| Error::request("the cached training state belongs to another training"))
     }
 }
 
@@ -277,7 +277,7 @@ impl<'a> Trainer<'a> {
         };
         if !self.trained.parameters.iter().all(fits) {
             return Err(Error::request(
-                "the kept state of the training is of another training",
+                "the cached training state belongs to another training",
             ));
         }
         let State {

@@ -78,7 +78,7 @@ impl CustomDiffusion {
         let names: Vec<String> = table.tensors.keys().cloned().collect();
         if !Self::is(&table) {
             return Err(bad(format!(
-                "is not of Custom Diffusion: it has no tensors `to_k{CUSTOM}`, but {}",
+                "is not a Custom Diffusion file: it has no tensors `to_k{CUSTOM}`, but {}",
                 some_of(&names)
             )));
         }

@@ -217,7 +217,7 @@ impl PeftConfiguration {
             let regexes = patterns.keys().filter(|text| !Pattern::is_plain(text));
             if regexes.clone().count() > MOST_REGEXES {
                 return Err(format!(
-                    "it has more than {MOST_REGEXES} patterns that are no names"
+                    "it has more than {MOST_REGEXES} patterns that are not plain names"
                 ));
             }
             if regexes.clone().any(|text| text.len() > LONGEST_REGEX) {
@@ -351,14 +351,14 @@ impl Lora {
                 return Err(bad(
                     file,
                     format!(
-                        "is an adapter for {family} (`{key}`), which is not built here; expected a LoRA for Stable Diffusion 1, 2 or XL"
+                        "is an adapter for {family} (`{key}`), which is not supported; expected a LoRA for Stable Diffusion 1, 2 or XL"
                     ),
                 ));
             }
             Keys::Other(kind, key) => {
                 return Err(bad(
                     file,
-                    format!("is {kind} (`{key}`), which is not built here; expected a LoRA"),
+                    format!("is {kind} (`{key}`), which is not supported; expected a LoRA"),
                 ));
             }
             Keys::CustomDiffusion => {

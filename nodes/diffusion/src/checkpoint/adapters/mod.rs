@@ -136,7 +136,7 @@ pub fn check_finite<'a>(
             });
             if !finite {
                 return Err(bad(
-                    "holds numbers that are infinite or not numbers: the adapter is damaged, or its training diverged".into(),
+                    "contains NaN or infinite values: the adapter is damaged, or its training diverged".into(),
                 ));
             }
             at += length;

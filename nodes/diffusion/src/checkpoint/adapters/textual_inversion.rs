@@ -265,17 +265,17 @@ pub fn read(file: &Path, name: Option<&str>, files: &dyn Files) -> Result<Vec<Le
             Keys::CustomDiffusion => Some(
                 "Custom Diffusion weights: apply them with `apply_custom_diffusion`".to_owned(),
             ),
-            Keys::Other(kind, key) => Some(format!("{kind} (`{key}`), which is not built here")),
+            Keys::Other(kind, key) => Some(format!("{kind} (`{key}`), which is not supported")),
             Keys::Family(family, key) => Some(format!(
-                "an adapter for {family} (`{key}`), which is not built here"
+                "an adapter for {family} (`{key}`), which is not supported"
             )),
             Keys::Unknown => None,
         };
         if let Some(other) = other {
-            return Err(bad(format!("is not of textual inversion but {other}")));
+            return Err(bad(format!("is not a textual inversion but {other}")));
         }
         return Err(bad(format!(
-            "is not of textual inversion: expected the embeddings of a token, it has {}",
+            "is not a textual inversion: expected the embeddings of a token, it has {}",
             table.tensors.values().next().map_or_else(
                 || "nothing".to_owned(),
                 |first| format!(

@@ -24,7 +24,7 @@ fn is_of(file: PathBuf, what: &str, class: &str) -> Error {
     Error::Config {
         file,
         message: format!(
-            "is of {what} ({class}), which is not built here; expected Stable Diffusion 1, 2 or XL"
+            "is of {what} ({class}), which is not supported; expected Stable Diffusion 1, 2 or XL"
         ),
     }
 }

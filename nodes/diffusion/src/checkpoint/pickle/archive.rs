@@ -32,7 +32,7 @@ struct Archive<'a> {
 }
 
 fn damaged(what: &str) -> Fault {
-    format!("is damaged or no zip archive: {what}")
+    format!("is damaged or not a zip archive: {what}")
 }
 
 fn shown(name: &[u8]) -> String {
@@ -52,7 +52,7 @@ fn is_safe(name: &[u8]) -> bool {
 impl<'a> Archive<'a> {
     fn open(source: Source<'a>, length: u64) -> Result<Self, Fault> {
         let first = length.saturating_sub(LONGEST_END);
-        let tail = source.exact(first, (length - first) as usize, "its table of contents")?;
+        let tail = source.exact(first, (length - first) as usize, "its central directory")?;
         // The end stands behind a table and before a comment that reaches to the end of the file.
         let at = (0..=tail.len().saturating_sub(END))
             .rev()
@@ -61,7 +61,7 @@ impl<'a> Archive<'a> {
                     && at + END + usize::from(u16_at(&tail, at + 20)) == tail.len()
             })
             .ok_or_else(|| {
-                "is a zip archive without a table of contents: it is damaged or truncated (an \
+                "is a zip archive without a central directory: it is damaged or truncated (an \
                  interrupted download?)"
                     .to_owned()
             })?;
@@ -73,15 +73,15 @@ impl<'a> Archive<'a> {
         let small = (count, size, directory);
         let mut end = first + at as u64;
         if let Some(before) = end.checked_sub(20) {
-            let locator = source.exact(before, 20, "its table of contents")?;
+            let locator = source.exact(before, 20, "its central directory")?;
             if locator.starts_with(b"PK\x06\x07") {
                 end = u64_at(&locator, 8);
                 if end.checked_add(56).is_none_or(|after| after > before) {
-                    return Err(damaged("its zip64 table is elsewhere"));
+                    return Err(damaged("its zip64 end record is not where it should be"));
                 }
-                let large = source.exact(end, 56, "its table of contents")?;
+                let large = source.exact(end, 56, "its central directory")?;
                 if !large.starts_with(b"PK\x06\x06") {
-                    return Err(damaged("its zip64 table is elsewhere"));
+                    return Err(damaged("its zip64 end record is not where it should be"));
                 }
                 count = u64_at(&large, 32);
                 size = u64_at(&large, 40);
@@ -91,19 +91,21 @@ impl<'a> Archive<'a> {
                     || !agree(small.1, ELSEWHERE.into(), size)
                     || !agree(small.2, ELSEWHERE.into(), directory)
                 {
-                    return Err(damaged("it has two tables of contents that differ"));
+                    return Err(damaged("it has two central directories that differ"));
                 }
             }
         }
         if directory.checked_add(size) != Some(end) {
-            return Err(damaged("its table of contents is not where it says"));
+            return Err(damaged(
+                "its central directory is not where its end record says",
+            ));
         }
         if size > LONGEST_DIRECTORY {
             return Err(format!(
-                "has a table of contents of {size} bytes; at most {LONGEST_DIRECTORY} are read"
+                "has a central directory of {size} bytes; at most {LONGEST_DIRECTORY} are read"
             ));
         }
-        let table = source.exact(directory, size as usize, "its table of contents")?;
+        let table = source.exact(directory, size as usize, "its central directory")?;
         let mut archive = Self {
             source,
             entries: HashMap::new(),
@@ -115,7 +117,7 @@ impl<'a> Archive<'a> {
         }
         if !rest.is_empty() {
             return Err(damaged(
-                "its table of contents has more entries than it says",
+                "its central directory has more entries than its end record says",
             ));
         }
         Ok(archive)
@@ -123,7 +125,7 @@ impl<'a> Archive<'a> {
 
     /// Takes the first entry of a table of contents, and gives the rest.
     fn entry<'b>(&mut self, table: &'b [u8]) -> Result<&'b [u8], Fault> {
-        let short = || damaged("its table of contents ends within an entry");
+        let short = || damaged("its central directory ends within an entry");
         if !table.starts_with(b"PK\x01\x02") || table.len() < 46 {
             return Err(short());
         }
@@ -188,7 +190,7 @@ impl<'a> Archive<'a> {
         };
         let lies = || {
             format!(
-                "is refused: what stands before its entry {} is not what its table of contents says",
+                "is refused: the local header of its entry {} does not match its central directory",
                 shown(name)
             )
         };
@@ -274,7 +276,7 @@ pub(super) fn read(source: Source<'_>, length: u64) -> Result<(Value, Skipped), 
         None | Some(b"little") => {}
         _ => {
             return Err(
-                "was written on a big-endian machine, which is not read; save it again on another"
+                "was written on a big-endian machine, which is not supported; save it again on a little-endian one"
                     .into(),
             );
         }
@@ -285,7 +287,7 @@ pub(super) fn read(source: Source<'_>, length: u64) -> Result<(Value, Skipped), 
     let mut machine = Machine::new(source, start, start + size);
     let root = machine.run()?;
     if machine.position() != start + size {
-        return Err(damaged("there is more behind the end of its pickle"));
+        return Err(damaged("there is more data after the end of its pickle"));
     }
     let mut used = vec![(start, size, "data.pkl".to_owned())];
     for storage in machine.storages() {
@@ -312,7 +314,7 @@ pub(super) fn read(source: Source<'_>, length: u64) -> Result<(Value, Skipped), 
             && start + size > *next
         {
             return Err(format!(
-                "is refused: its entries `{first}` and `{second}` lie over one another"
+                "is refused: its entries `{first}` and `{second}` overlap"
             ));
         }
     }

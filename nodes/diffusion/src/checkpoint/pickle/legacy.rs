@@ -25,14 +25,14 @@ pub(super) fn read(source: Source<'_>, length: u64) -> Result<(Value, Skipped), 
     let root = machine.run()?;
     match machine.plain(root) {
         Plain::Int(PROTOCOL) => {}
-        _ => return Err("is of a protocol of torch that is not known (expected 1001)".into()),
+        _ => return Err("has an unknown torch protocol version (expected 1001)".into()),
     }
     let root = machine.run()?;
     if let Some(field) = machine.field(root, "little_endian")
         && matches!(machine.plain(field), Plain::Bool(false))
     {
         return Err(
-            "was written on a big-endian machine, which is not read; save it again on another"
+            "was written on a big-endian machine, which is not supported; save it again on a little-endian one"
                 .into(),
         );
     }
@@ -55,10 +55,11 @@ pub(super) fn read(source: Source<'_>, length: u64) -> Result<(Value, Skipped), 
             .and_then(|place| storages.get_mut(place))
         else {
             return Err(format!(
-                "is damaged: no tensor says of which type the storage {key:?} is"
+                "is damaged: no tensor gives the type of the storage {key:?}"
             ));
         };
-        let truncated = || format!("is truncated: the storage {key:?} ends behind the file");
+        let truncated =
+            || format!("is truncated: the storage {key:?} extends past the end of the file");
         let count = u64_at(&source.exact(at, 8, "a storage")?, 0);
         if count.checked_mul(storage.element) != Some(storage.bytes) {
             return Err(format!(

@@ -148,7 +148,7 @@ impl<'a> Machine<'a> {
             Node::Dictionary(..) => "a dictionary".into(),
             Node::Storage(..) => "a storage".into(),
             Node::Tensor(_) | Node::Inline(_) => "a tensor".into(),
-            Node::NumpyType(..) | Node::NumpyArray(_) => "an object of numpy".into(),
+            Node::NumpyType(..) | Node::NumpyArray(_) => "a NumPy object".into(),
             Node::Foreign(module, name) => {
                 format!("an object of `{}`", self.global_name(*module, *name))
             }
@@ -182,7 +182,7 @@ impl<'a> Machine<'a> {
     fn refuse_use(&self, does: &str, name: &str) -> Fault {
         match unread(name) {
             Some(what) => format!(
-                "is refused: it holds {what} ({name}), which is not read. Nothing of it was executed; save dense tensors of \
+                "is refused: it holds {what} ({name}), which is not supported. Nothing in it was executed; save dense tensors of \
                  floating point with the program that made it"
             ),
             None => self.refuse(&format!("{does} {name}")),
@@ -202,7 +202,7 @@ impl<'a> Machine<'a> {
         self.steps += steps as u64;
         if self.steps > STEPS {
             return Err(format!(
-                "has a pickle of more than {STEPS} steps, which is not read"
+                "has a pickle with more steps than the limit of {STEPS}"
             ));
         }
         Ok(())
@@ -230,20 +230,20 @@ impl<'a> Machine<'a> {
         {
             return Ok(id);
         }
-        Err(self.damaged("takes from an empty stack"))
+        Err(self.damaged("pops from an empty stack"))
     }
 
     fn top(&self) -> Step<Id> {
         match self.stack.last() {
             Some(&id) if self.stack.len() > self.floor() => Ok(id),
-            _ => Err(self.damaged("looks at an empty stack")),
+            _ => Err(self.damaged("reads the top of an empty stack")),
         }
     }
 
     fn pop_mark(&mut self) -> Step<Vec<Id>> {
         match self.marks.pop() {
             Some(mark) => Ok(self.stack.split_off(mark)),
-            None => Err(self.damaged("goes back to a mark that is not there")),
+            None => Err(self.damaged("pops a mark that was never pushed")),
         }
     }
 
@@ -300,7 +300,7 @@ impl<'a> Machine<'a> {
 
     fn push_whole(&mut self, length: usize) -> Step {
         if length > DIGITS {
-            return Err(self.damaged("has a number without end"));
+            return Err(self.damaged("has a number with too many digits"));
         }
         let place = self.tape.take(length)?;
         let bytes = self.tape.get(place);
@@ -328,7 +328,7 @@ impl<'a> Machine<'a> {
                 self.stack.push(id);
                 Ok(())
             }
-            None => Err(self.damaged("recalls what it has not remembered")),
+            None => Err(self.damaged("reads a memo entry that was never stored")),
         }
     }
 
@@ -360,7 +360,7 @@ impl<'a> Machine<'a> {
             0x80 => {
                 let version = self.tape.byte()?;
                 if version > 5 {
-                    return Err(self.damaged(&format!("is of the protocol {version}")));
+                    return Err(self.damaged(&format!("uses the unknown protocol {version}")));
                 }
             }
             // FRAME: its length is for those who read ahead.
@@ -532,7 +532,7 @@ impl<'a> Machine<'a> {
                     {
                         self.global(module, name);
                     }
-                    _ => return Err(self.refuse("names a global by something else than names")),
+                    _ => return Err(self.refuse("names a global by something other than strings")),
                 }
             }
             b'R' => {
@@ -590,7 +590,7 @@ impl<'a> Machine<'a> {
             }
             other => {
                 let what = opcode(other).map_or_else(
-                    || format!("has the opcode {other:#04x}, which there is not"),
+                    || format!("has the unknown opcode {other:#04x}"),
                     |name| format!("uses the opcode {name}"),
                 );
                 return Err(match opcode(other) {

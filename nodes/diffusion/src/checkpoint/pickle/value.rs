@@ -143,7 +143,9 @@ impl Source<'_> {
         if bytes.len() == length {
             Ok(bytes)
         } else {
-            Err(format!("is truncated: {what} ends behind the file"))
+            Err(format!(
+                "is truncated: {what} extends past the end of the file"
+            ))
         }
     }
 }

@@ -193,7 +193,7 @@ impl Maps {
 /// When either type is not read or computed with.
 pub(super) fn of_bytes(kind: &str, bytes: &[u8], shape: &[usize], dtype: DType) -> Result<Tensor> {
     let element = Element::of(kind)
-        .ok_or_else(|| Error::request(format!("weights of type {kind} are not read")))?;
+        .ok_or_else(|| Error::request(format!("weights of type {kind} are not supported")))?;
     tensor(element, bytes, shape, dtype)
 }
 

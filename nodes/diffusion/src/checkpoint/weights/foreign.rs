@@ -36,7 +36,7 @@ fn of_head(head: &[u8], length: u64) -> Option<(String, &'static str)> {
     }
     if begins(b"\x89PNG") && head.windows(EMBEDDING.len()).any(|part| part == EMBEDDING) {
         return Some((
-            "is a PNG picture with an embedding of the AUTOMATIC1111 web UI inside, which is not read here".into(),
+            "is a PNG picture with an embedding of the AUTOMATIC1111 web UI inside, which is not supported".into(),
             "save the embedding as `.safetensors` or `.pt` with the web UI",
         ));
     }
@@ -54,7 +54,7 @@ fn of_head(head: &[u8], length: u64) -> Option<(String, &'static str)> {
         (begins(b"%PDF"), "a PDF", AGAIN),
         (
             begins(b"\x89HDF"),
-            "an HDF5 file (Keras or TensorFlow), which is not read here",
+            "an HDF5 file (Keras or TensorFlow), which is not supported",
             "take a safetensors file of the model",
         ),
     ] {

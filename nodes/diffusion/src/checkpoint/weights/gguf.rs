@@ -98,10 +98,10 @@ impl Tape<'_> {
         let wanted = (self.at as u64)
             .checked_add(count)
             .filter(|&wanted| wanted <= self.length)
-            .ok_or("is truncated: its header ends behind the file")?;
+            .ok_or("is truncated: its header extends past the end of the file")?;
         if wanted > LONGEST {
             return Err(format!(
-                "has a header of more than {LONGEST} bytes, which is not read"
+                "has a header larger than the limit of {LONGEST} bytes"
             ));
         }
         if wanted > have {
@@ -111,7 +111,7 @@ impl Tape<'_> {
                 .read_at(self.path, have, more as usize)
                 .map_err(|e| format!("cannot be read: {e}"))?;
             if (piece.len() as u64) < more {
-                return Err("is truncated: its header ends behind the file".into());
+                return Err("is truncated: its header extends past the end of the file".into());
             }
             self.bytes.extend_from_slice(&piece);
         }
@@ -169,7 +169,7 @@ impl Tape<'_> {
             9 => {
                 if depth >= DEPTH {
                     return Err(format!(
-                        "is damaged: its metadata has arrays more than {DEPTH} deep in one another"
+                        "is damaged: its metadata has arrays nested more than {DEPTH} deep"
                     ));
                 }
                 let kind = self.u32()?;
@@ -206,7 +206,7 @@ impl Tape<'_> {
             12 => Value::Text(f64::from_le_bytes(self.fixed()?).to_string()),
             other => {
                 return Err(format!(
-                    "is damaged: its metadata has a value of the type {other}, which there is not"
+                    "is damaged: its metadata has a value of the unknown type {other}"
                 ));
             }
         }))
@@ -249,12 +249,12 @@ fn parse(path: &Path, place: &Path, files: &dyn Files) -> Result<Table, Fault> {
         at: 0,
     };
     if tape.fixed::<4>()? != *MAGIC {
-        return Err("is no GGUF file".into());
+        return Err("is not a GGUF file".into());
     }
     match tape.u32()? {
         2 | 3 => {}
         version if version.swap_bytes() <= 3 => {
-            return Err("is a GGUF file of a big-endian machine, which is not read".into());
+            return Err("is a big-endian GGUF file, which is not supported".into());
         }
         version => {
             return Err(format!(
@@ -366,7 +366,9 @@ fn parse(path: &Path, place: &Path, files: &dyn Files) -> Result<Table, Fault> {
                     .is_some_and(|end| end <= length)
             })
             .ok_or_else(|| {
-                format!("is truncated or damaged: its tensor `{name}` ends behind the file")
+                format!(
+                    "is truncated or damaged: its tensor `{name}` extends past the end of the file"
+                )
             })?;
         places.push((stored.offset, size));
         if table.tensors.insert(name.clone(), stored).is_some() {
@@ -378,7 +380,7 @@ fn parse(path: &Path, place: &Path, files: &dyn Files) -> Result<Table, Fault> {
         .windows(2)
         .any(|pair| pair[0].0 + pair[0].1 > pair[1].0)
     {
-        return Err("is damaged: its tensors lie over one another".into());
+        return Err("is damaged: its tensors overlap".into());
     }
     Ok(table)
 }
@@ -394,16 +396,16 @@ fn tensor(tape: &mut Tape<'_>) -> Result<Told, Fault> {
     let mut shape = Vec::new();
     for _ in 0..rank {
         let side = usize::try_from(tape.u64()?).ok().filter(|&side| side > 0);
-        shape.push(
-            side.ok_or_else(|| format!("is damaged: its tensor `{name}` has a side of no length"))?,
-        );
+        shape.push(side.ok_or_else(|| {
+            format!("is damaged: its tensor `{name}` has a dimension of length 0")
+        })?);
     }
     shape.reverse();
     let kind = tape.u32()?;
     let offset = tape.u64()?;
     let dtype = dtype(kind).ok_or_else(|| {
         format!(
-            "has the tensor `{name}` of a type that is not read, {}; expected F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K",
+            "has the tensor `{name}` of an unsupported type, {}; expected F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K",
             unread(kind)
         )
     })?;

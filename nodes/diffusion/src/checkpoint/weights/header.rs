@@ -68,7 +68,8 @@ impl Header {
                 header + 8
             )));
         }
-        usize::try_from(header + 8).map_err(|_| bad("has a header that does not fit memory".into()))
+        usize::try_from(header + 8)
+            .map_err(|_| bad("has a header that does not fit in memory".into()))
     }
 
     /// Reads the header from the beginning of a file of `length` bytes and checks that the data it promises is there.
@@ -99,7 +100,7 @@ impl Header {
         for (name, entry) in entries {
             let info: TensorInfo = serde_json::from_value(entry).map_err(|e| {
                 bad(format!(
-                    "says nothing sensible of the tensor `{name}` ({e})"
+                    "has an invalid header entry for the tensor `{name}` ({e})"
                 ))
             })?;
             // Of a type that is not known only the number of elements must be one.

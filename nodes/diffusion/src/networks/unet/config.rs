@@ -70,7 +70,7 @@ pub enum Shown {
     Picture,
 }
 
-/// `unet/config.json`, as far as it changes the network; what is not built here is refused by name.
+/// `unet/config.json`, as far as it changes the network; what is not supported is refused by name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)] // the names are diffusers'
 pub struct UnetConfig {
@@ -240,7 +240,7 @@ impl UnetConfig {
                 && !value.is_null()
                 && !values.contains(value)
             {
-                return Some(format!("asks for {key} = {value}, which is not built here"));
+                return Some(format!("asks for {key} = {value}, which is not supported"));
             }
         }
         if let Some(fault) = self.addition_fault() {
@@ -272,7 +272,7 @@ impl UnetConfig {
             }
             if let Some(other) = list.iter().find(|name| !known.contains(&name.as_str())) {
                 return Some(format!(
-                    "{key} has {other:?}, which is not built here; expected {} or {}",
+                    "{key} has {other:?}, which is not supported; expected {} or {}",
                     known[0], known[1]
                 ));
             }
@@ -308,7 +308,7 @@ impl UnetConfig {
             );
             let (Some(heads), Some(layers), Some(context)) = numbers else {
                 return Some(format!(
-                    "a list of numbers for each level has none for level {level}"
+                    "a list with one number per level has no number for level {level}"
                 ));
             };
             if layers > 64 || channels > 65_536 || context > 65_536 {
@@ -317,9 +317,7 @@ impl UnetConfig {
                 ));
             }
             if channels == 0 || heads == 0 || layers == 0 || context == 0 {
-                return Some(format!(
-                    "level {level} has a 0 where a number above 0 is due"
-                ));
+                return Some(format!("level {level} has a 0; expected a number above 0"));
             }
             if channels % groups != 0 || channels % heads != 0 {
                 return Some(format!(
@@ -339,7 +337,7 @@ impl UnetConfig {
         // Beside the latents of the models that are built: depth (five channels), a small picture (the upscaler, seven).
         if self.shown().is_none() {
             return Some(format!(
-                "in_channels is {} and out_channels {}, which is not built here; expected as many, twice as many and one (an inpainting model) or twice as many (InstructPix2Pix)",
+                "in_channels is {} and out_channels {}, which is not supported; expected as many, twice as many and one (an inpainting model) or twice as many (InstructPix2Pix)",
                 self.in_channels, self.out_channels
             ));
         }
@@ -458,7 +456,7 @@ impl UnetConfig {
                 })
             }
             Some(other) => Some(format!(
-                "asks for addition_embed_type = {other:?}, which is not built here"
+                "asks for addition_embed_type = {other:?}, which is not supported"
             )),
         }
     }

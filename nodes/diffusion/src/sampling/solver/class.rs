@@ -243,7 +243,7 @@ impl Solver {
         ];
         refused
             .into_iter()
-            .find_map(|(name, on)| on.then(|| format!("asks for {name}, which is not built")))
+            .find_map(|(name, on)| on.then(|| format!("asks for {name}, which is not supported")))
     }
 
     /// The sigmas that a configuration asks of it.

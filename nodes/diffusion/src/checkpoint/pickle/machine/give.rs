@@ -58,8 +58,7 @@ pub(super) struct Giver<'a> {
 impl Giver<'_> {
     pub(super) fn spend(&mut self, count: usize) -> Step {
         self.left = self.left.checked_sub(count as u64).ok_or_else(|| {
-            "is refused: its values are in one another so often that they do not fit memory"
-                .to_owned()
+            "is refused: its values are nested so often that they do not fit in memory".to_owned()
         })?;
         Ok(())
     }
@@ -67,7 +66,7 @@ impl Giver<'_> {
     /// Counts the name of a tensor, `path` bytes.
     pub(super) fn pass(&mut self, path: u64) -> Step {
         self.names = self.names.checked_sub(path).ok_or(
-            "is refused: the names of its tensors do not fit memory when they are written out",
+            "is refused: the names of its tensors do not fit in memory when they are written out",
         )?;
         Ok(())
     }
@@ -76,7 +75,7 @@ impl Giver<'_> {
     pub(super) fn give(&mut self, id: Id, depth: usize, path: u64) -> Step<Value> {
         if depth > DEPTH {
             return Err(format!(
-                "is refused: its values lie more than {DEPTH} deep in one another"
+                "is refused: its values are nested more than {DEPTH} deep"
             ));
         }
         self.spend(1)?;
@@ -97,7 +96,7 @@ impl Giver<'_> {
                 Some(bytes) => Value::Bytes(Arc::clone(bytes)),
                 None => {
                     let bytes: Arc<[u8]> = latin1(machine.tape.get(*place))
-                        .ok_or("is damaged: its pickle has bytes that are none")?
+                        .ok_or("is damaged: its pickle has bytes that are not valid Latin-1")?
                         .into();
                     self.bytes.insert(place.start, Arc::clone(&bytes));
                     Value::Bytes(bytes)

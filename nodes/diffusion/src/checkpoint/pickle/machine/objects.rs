@@ -9,7 +9,7 @@ impl Machine<'_> {
     pub(super) fn arguments(&self, id: Id) -> Step<&[Id]> {
         match self.node(id) {
             Node::Tuple(items) => Ok(items),
-            _ => Err(self.damaged("calls with arguments that are no tuple")),
+            _ => Err(self.damaged("makes a call whose arguments are not a tuple")),
         }
     }
 
@@ -30,7 +30,7 @@ impl Machine<'_> {
         let first = given.first().copied();
         let wrong = |machine: &Self| {
             machine.damaged(&format!(
-                "calls {} with arguments that it does not have",
+                "calls {} with invalid arguments",
                 machine.name_of(function)
             ))
         };
@@ -271,14 +271,18 @@ impl Machine<'_> {
                     match self.node(pair) {
                         Node::Sequence(pair) if pair.len() == 2 => items.push((pair[0], pair[1])),
                         Node::Tuple(pair) if pair.len() == 2 => items.push((pair[0], pair[1])),
-                        _ => return Err(self.damaged("makes a dictionary of what are no pairs")),
+                        _ => {
+                            return Err(
+                                self.damaged("makes a dictionary from items that are not pairs")
+                            );
+                        }
                     }
                 }
             }
             Some(Node::Dictionary(_, all)) if kind == Kind::Plain => items.clone_from(all),
             Some(_) => {
                 return Err(self.damaged(&format!(
-                    "calls {} with arguments that it does not have",
+                    "calls {} with invalid arguments",
                     self.name_of(class)
                 )));
             }
@@ -345,7 +349,7 @@ impl Machine<'_> {
                 let big = match order {
                     Some(">") => true,
                     Some("<" | "|" | "=") => false,
-                    _ => return Err(self.damaged("has a type of numpy without a byte order")),
+                    _ => return Err(self.damaged("has a NumPy type without a byte order")),
                 };
                 if let Some(node) = self.nodes.get_mut(target as usize) {
                     *node = Node::NumpyType(name, big);
@@ -369,7 +373,7 @@ impl Machine<'_> {
     pub(super) fn persistent(&mut self, id: Id) -> Step<Id> {
         let Node::Tuple(parts) = self.node(id) else {
             return Err(self.refuse(&format!(
-                "asks for {} by a persistent id, which is none of a storage",
+                "uses {} as a persistent ID, which does not refer to a storage",
                 self.name_of(id)
             )));
         };
@@ -389,13 +393,13 @@ impl Machine<'_> {
                     Node::None => None,
                     Node::Tuple(view) => match **view {
                         [_, from, count] => Some((from, count)),
-                        _ => return Err(self.damaged("has a view of a storage that is none")),
+                        _ => return Err(self.damaged("has an invalid view of a storage")),
                     },
-                    _ => return Err(self.damaged("has a view of a storage that is none")),
+                    _ => return Err(self.damaged("has an invalid view of a storage")),
                 };
                 self.storage(class, key, count, view)
             }
-            _ => Err(self.refuse("has a persistent id that is none of a storage")),
+            _ => Err(self.refuse("has a persistent ID that does not refer to a storage")),
         }
     }
 
@@ -436,7 +440,9 @@ impl Machine<'_> {
         let index = if let Some(&index) = self.keys.get(key) {
             let known = self.storages.get(index as usize);
             if known.is_none_or(|known| known.dtype != dtype || known.bytes != bytes) {
-                return Err(self.damaged(&format!("describes the storage {key:?} in two ways")));
+                return Err(self.damaged(&format!(
+                    "describes the storage {key:?} in two different ways"
+                )));
             }
             index
         } else {

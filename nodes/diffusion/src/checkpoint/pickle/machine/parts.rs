@@ -178,7 +178,7 @@ impl Tape<'_> {
         }
         if wanted > LONGEST {
             return Err(format!(
-                "has a pickle of more than {LONGEST} bytes, which is not read"
+                "has a pickle larger than the limit of {LONGEST} bytes"
             ));
         }
         // Pieces grow with what is there, so that no byte is copied more than a few times.
