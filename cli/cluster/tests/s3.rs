@@ -7,7 +7,7 @@ use retouch_cluster::claims::{Monotonic, State, states};
 use retouch_cluster::probe::probe;
 use retouch_cluster::{Board, Fault, Next, Objects, Place, Store};
 
-use crate::support::{KEY, SECRET, Server};
+use crate::support::{KEY, SECRET, Server, environment};
 
 /// What every store does.
 fn keeps(store: &Store) {
@@ -94,6 +94,19 @@ fn s3_is_a_store_and_64_workers_claim_what_one_wins() {
             .iter()
             .all(|name| name.starts_with("lab/runs/"))
     );
+    claims(&store, 64);
+}
+
+/// `tests/cluster/moto.sh` starts a server that others wrote.
+#[test]
+fn so_is_a_server_that_others_wrote() {
+    let Ok(endpoint) = std::env::var("RETOUCH_TEST_S3") else {
+        eprintln!("skipped: RETOUCH_TEST_S3 names no server (tests/cluster/moto.sh starts one)");
+        return;
+    };
+    let place = Place::parse(&format!("s3://bucket/suite-{}", std::process::id())).unwrap();
+    let store = Store::open_in(&place, &environment(&endpoint)).unwrap();
+    keeps(&store);
     claims(&store, 64);
 }
 

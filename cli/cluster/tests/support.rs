@@ -131,6 +131,19 @@ fn error(code: &str) -> Vec<u8> {
         .into_bytes()
 }
 
+/// The variables by which a client finds a server.
+pub fn environment(endpoint: &str) -> Environment {
+    let variables = [
+        ("AWS_ACCESS_KEY_ID", KEY),
+        ("AWS_SECRET_ACCESS_KEY", SECRET),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_ALLOW_HTTP", "true"),
+        ("AWS_ENDPOINT_URL", endpoint),
+    ];
+    let owned = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    Environment(owned.into())
+}
+
 impl Server {
     /// Begins to serve.
     pub fn start() -> Arc<Self> {
@@ -154,16 +167,8 @@ impl Server {
     /// A client of it.
     #[allow(dead_code)] // two programs of tests use this file
     pub fn store(&self) -> Store {
-        let environment = [
-            ("AWS_ACCESS_KEY_ID", KEY),
-            ("AWS_SECRET_ACCESS_KEY", SECRET),
-            ("AWS_REGION", "us-east-1"),
-            ("AWS_ALLOW_HTTP", "true"),
-            ("AWS_ENDPOINT_URL", self.endpoint().as_str()),
-        ]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()));
         let place = Place::parse("s3://bucket/lab/runs").unwrap();
-        Store::open_in(&place, &Environment(environment.into())).unwrap()
+        Store::open_in(&place, &environment(&self.endpoint())).unwrap()
     }
 
     /// Its address.
@@ -171,17 +176,8 @@ impl Server {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// All that it holds, as text.
-    #[allow(dead_code)] // two programs of tests use this file
-    pub fn texts(&self) -> String {
-        let objects = self.objects.lock().unwrap();
-        let texts = objects
-            .iter()
-            .map(|(name, (bytes, _))| format!("{name}\n{}", String::from_utf8_lossy(bytes)));
-        texts.collect::<Vec<_>>().join("\n")
-    }
-
     /// The names of what it holds.
+    #[allow(dead_code)] // two programs of tests use this file
     pub fn names(&self) -> Vec<String> {
         self.objects.lock().unwrap().keys().cloned().collect()
     }

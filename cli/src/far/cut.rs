@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use retouch_cluster::chunks::Shape;
-use retouch_graph::{Code, Engine, Key, Problems, Settings, Sweep, SweepPlan};
+use retouch_graph::{Code, Engine, Key, Settings, Sweep, SweepPlan};
 
 use super::run::Description;
 use crate::Failure;
@@ -66,8 +66,8 @@ pub fn load(
         input,
         sweep: Arc::new(sweep),
     };
-    let now = fingerprint(&plain(&loaded.engine, &loaded.sweep, &asked.targets)?);
-    if now != about.fingerprint || loaded.sweep.cells.len() != about.cells {
+    let now = made(&loaded.engine, &loaded.sweep, &asked.targets, |_| Ok(()))?;
+    if now.fingerprint != about.fingerprint || loaded.sweep.cells.len() != about.cells {
         return Err(Failure::failed(format!(
             "{} or something that it reads is not what it was when the run was submitted",
             path.display()
@@ -79,18 +79,48 @@ pub fn load(
     Ok(loaded)
 }
 
-/// The plan of all cells, with keys that do not depend on the machine.
-///
-/// # Errors
-/// As planning has them.
-pub fn plain(engine: &Engine, sweep: &Sweep, targets: &[String]) -> Result<SweepPlan, Problems> {
-    let engine = engine.clone().with_numerics("any");
-    engine.plan_sweep(sweep, targets, &BTreeSet::new())
+/// Cells that are planned at a time: the plan of all of many thousands would take a gigabyte.
+const BATCH: usize = 200;
+
+/// What a run is made of, as submitting and joining it compute it.
+pub struct Made {
+    /// The BLAKE3 of all that its plan makes: keys, and where they are saved. Keys do not depend on the machine.
+    pub fingerprint: String,
+    /// What the cells are made of, as far as they may share it.
+    pub shapes: Vec<(usize, Shape)>,
 }
 
-/// The BLAKE3 of all that a plan makes: keys, and where they are saved.
-pub fn fingerprint(plan: &SweepPlan) -> String {
+/// Plans all cells, some at a time, with keys that do not depend on the machine; each plan is shown to `look`.
+///
+/// # Errors
+/// As planning and `look` have them.
+pub fn made(
+    engine: &Engine,
+    sweep: &Sweep,
+    targets: &[String],
+    mut look: impl FnMut(&SweepPlan) -> Result<(), Stop>,
+) -> Result<Made, Stop> {
+    let engine = engine.clone().with_numerics("any");
+    let cells = sweep.cells.len();
     let mut hasher = blake3::Hasher::new();
+    let mut all: Vec<(usize, Shape)> = Vec::with_capacity(cells);
+    for first in (0..cells).step_by(BATCH) {
+        let batch = first..(first + BATCH).min(cells);
+        let without: BTreeSet<usize> = (0..cells).filter(|cell| !batch.contains(cell)).collect();
+        let plan = engine.plan_sweep(sweep, targets, &without)?;
+        look(&plan)?;
+        fingerprint(&plan, &mut hasher);
+        let planned = shapes(&plan, cells).into_iter();
+        all.extend(planned.skip(batch.start).take(batch.len()));
+    }
+    Ok(Made {
+        fingerprint: hasher.finalize().to_hex().to_string(),
+        shapes: all,
+    })
+}
+
+/// Takes in all that a plan makes.
+fn fingerprint(plan: &SweepPlan, hasher: &mut blake3::Hasher) {
     for (output, save) in plan.saves.iter().enumerate() {
         if let Some(key) = plan.key(output) {
             hasher.update(&key.0);
@@ -98,7 +128,6 @@ pub fn fingerprint(plan: &SweepPlan) -> String {
         hasher.update(save.as_deref().unwrap_or_default().as_bytes());
         hasher.update(b"\n");
     }
-    hasher.finalize().to_hex().to_string()
 }
 
 /// Eight bytes of a key, which is a digest.

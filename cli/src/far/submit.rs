@@ -233,9 +233,10 @@ fn describe(
     };
     let sweep = input.load_sweep(&engine, &settings)?;
     session::warn_all(sweep.warnings(), drawing.json)?;
-    let plan = cut::plain(&engine, &sweep, &args.targets)?;
     let saver = Saver::new(&drawing.out, running::exists(drawing.existing.exists));
-    running::can_save(&saver, &plan.plan)?;
+    let made = cut::made(&engine, &sweep, &args.targets, |plan| {
+        Ok(running::can_save(&saver, &plan.plan)?)
+    })?;
     engine.files().flush();
     let device = drawing.device.numerics.spec();
     let workers = args.far.workers.unwrap_or_else(|| launch::workers(&device));
@@ -269,10 +270,10 @@ fn describe(
         offline: sharing.offline,
         workflow: sweep.name().to_owned(),
         cells,
-        fingerprint: cut::fingerprint(&plan),
+        fingerprint: made.fingerprint,
         term: args.expiry.saturating_mul(1000),
         on: place,
         workers,
     };
-    Ok((about, chunks::cut(cut::shapes(&plan, cells), workers)))
+    Ok((about, chunks::cut(made.shapes, workers)))
 }
