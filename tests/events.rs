@@ -305,6 +305,18 @@ fn every_line_of_real_runs_satisfies_the_schema_and_every_event_of_the_schema_oc
         .filter(|event| event["event"] == "cell_finished");
     assert_eq!(cells.count(), 2);
 
+    // How far a run is that workers share.
+    let shared = ["--on", "command", "--out", "shared"];
+    let over = ["sweep", "wf.yaml", "--over", "seed=3,4"];
+    let output = command(folder, &[&over[..], &shared].concat()).output();
+    assert!(output.unwrap().status.success());
+    let status = ["sweep", "status", "--out", "shared", "--json"];
+    let told = reader.run(folder, 0, &status);
+    assert_eq!(
+        (&told[0]["cells"], &told[0]["open"]),
+        (&json!(2), &json!(2))
+    );
+
     // The sweep again, from nothing.
     let verified = reader.run(folder, 0, &["verify", "--json"]);
     assert_eq!((verified.len(), &verified[0]["equal"]), (1, &json!(true)));

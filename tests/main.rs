@@ -14,6 +14,7 @@ mod checkpoints;
 mod circles;
 mod crash;
 mod events;
+mod far;
 mod formats;
 mod fuzz;
 mod hub;

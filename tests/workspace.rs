@@ -68,6 +68,7 @@ fn the_arrows_are_those_of_the_architecture_and_no_other() {
         (
             "retouch-cli",
             vec![
+                "retouch-cluster",
                 "retouch-common",
                 "retouch-diffusion",
                 "retouch-graph",
@@ -77,6 +78,7 @@ fn the_arrows_are_those_of_the_architecture_and_no_other() {
                 "retouch-view",
             ],
         ),
+        ("retouch-cluster", vec![]),
         ("retouch-common", vec!["retouch-graph"]),
         (
             "retouch-dev",
@@ -199,6 +201,7 @@ fn temporary_names_are_made_in_one_place() {
         "nodes/diffusion/src",
         "nodes/src",
         "cli/src",
+        "cli/cluster/src",
         "cli/common/src",
         "cli/dev/src",
         "cli/lsp/src",
@@ -232,6 +235,8 @@ fn temporary_names_are_made_in_one_place() {
     assert!(read > 100, "{read}");
     found.sort();
     let expected = [
+        // What a worker is called in a run's store.
+        ("cli/src/far/worker.rs", "process::id()"),
         // What another program began is gone on with, under the name that both know.
         ("cli/src/hub/store.rs", "fs::rename("),
         ("graph/src/files/write.rs", "\".part\""),

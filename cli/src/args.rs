@@ -1,12 +1,14 @@
 //! The command line's arguments.
 
+mod far;
 mod shared;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+pub use far::*;
 use shared::repository;
 pub use shared::*;
 
@@ -16,6 +18,7 @@ fn after_help() -> String {
         "Results go to standard output, everything else to standard error.\n\n\
         Exit codes (`retouch explain exit-codes`):\n{}\n\n\
         Environment:\n  \
+        RETOUCH_DEVICE, RETOUCH_DTYPE, RETOUCH_OUT, RETOUCH_STORE, RETOUCH_REMOTE_CACHE  options (`retouch config`)\n  \
         RETOUCH_MODELS  folders that models are looked for in, separated as in PATH\n  \
         RETOUCH_CONFIG  a configuration file in place of the platform's retouch/config.yaml\n  \
         RETOUCH_CACHE   the folder of the cache; RETOUCH_NO_CACHE=1 turns it off\n  \
@@ -53,7 +56,9 @@ pub enum Command {
     #[cfg(feature = "view")]
     View(ViewArgs),
     /// Run a workflow for many values of its params; what the runs share is computed once.
-    Sweep(SweepArgs),
+    Sweep(SweepCli),
+    /// Draw cells of a sweep that several workers share, until none is left.
+    Worker(WorkerArgs),
     /// Report every fault of workflows without running them.
     Check(CheckArgs),
     /// Show what a run would do, and why, without running anything.
@@ -99,6 +104,12 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Inspect or clear the disk cache.
     Cache(CacheToolArgs),
+    /// Show the settings of the environment and the configuration file, and where each comes from.
+    Config {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Run the language server on standard input and output.
     Lsp {
         /// Use standard input and output: the only transport, accepted because some clients pass it.
@@ -127,7 +138,11 @@ impl Command {
             Self::Watch(args) => args.follow.drawing.json,
             #[cfg(feature = "view")]
             Self::View(args) => args.follow.drawing.json,
-            Self::Sweep(args) => args.drawing.json,
+            Self::Sweep(cli) => match cli {
+                SweepCli::Run(command) => command.json(),
+                SweepCli::File(args) => args.drawing.json,
+            },
+            Self::Config { json } => *json,
             Self::Check(args) => args.json,
             Self::Fetch(args) => args.json,
             Self::Plan(args) => args.json,
@@ -399,7 +414,45 @@ pub struct FollowArgs {
     pub drawing: DrawingArgs,
 }
 
-/// `retouch sweep`.
+/// `retouch sweep`: a file, or what to do with a run that was submitted.
+#[derive(Debug)]
+pub enum SweepCli {
+    /// What to do with a run.
+    Run(Box<SweepCommand>),
+    /// What is swept.
+    File(Box<SweepArgs>),
+}
+
+// By hand: the derived form of an optional group of arguments is `None` when arguments are nested in it.
+impl Args for SweepCli {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        SweepArgs::augment_args(SweepCommand::augment_subcommands(command))
+            .args_conflicts_with_subcommands(true)
+            .subcommand_negates_reqs(true)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for SweepCli {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        match matches.subcommand_name() {
+            Some(_) => {
+                SweepCommand::from_arg_matches(matches).map(|command| Self::Run(Box::new(command)))
+            }
+            None => SweepArgs::from_arg_matches(matches).map(|args| Self::File(Box::new(args))),
+        }
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// What is swept, and how.
 #[derive(Args, Debug)]
 pub struct SweepArgs {
     /// A workflow with a `sweep:`, a separate sweep file, or a bundle; with `--over` any workflow.
@@ -418,12 +471,25 @@ pub struct SweepArgs {
     /// drawn seeds are kept. OUTPUT, `--over`, `--set`, `--params`, `--sheet` and `--table` default to those of that sweep.
     #[arg(long)]
     pub resume: bool,
+    /// Draw only a share of the cells: `--cells 1/4` on the first of four machines, `--cells 2/4` on the second. Without a contact
+    /// sheet; `--resume` without `--cells` in a folder that has all shares draws it.
+    #[arg(long, value_name = "I/N")]
+    pub cells: Option<Share>,
     /// Write the table of results to this file, as .csv or .json.
     #[arg(long, value_name = "FILE")]
     pub table: Option<PathBuf>,
     /// Show what would run, without running anything; the same as `retouch plan`.
     #[arg(long)]
     pub dry_run: bool,
+    /// Where its workers are started, if it has any.
+    #[command(flatten)]
+    pub far: OnArgs,
+    /// Where the run is described, and results are put.
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Seconds after which the cells of a worker that is not heard of are given to another.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(5..=86_400), help_heading = "Cluster")]
+    pub expiry: u64,
     /// How its cells are drawn.
     #[command(flatten)]
     pub drawing: DrawingArgs,
@@ -822,6 +888,9 @@ mod tests {
             }
             #[cfg(feature = "view")]
             assert!(has("view", option), "view --{option}");
+        }
+        for option in ["on", "store", "cells", "remote-cache"] {
+            assert!(has("sweep", option), "{option}");
         }
         for command in ["check", "plan", "graph", "fetch"] {
             assert!(has(command, "locked"), "{command}");

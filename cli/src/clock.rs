@@ -16,6 +16,14 @@ pub fn rfc3339(time: SystemTime) -> String {
     timestamp(time).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+/// As RFC 3339 has it, in UTC, to the millisecond: `2026-11-25T01:36:42.007Z`.
+#[must_use]
+pub fn moment(time: SystemTime) -> String {
+    timestamp(time)
+        .strftime("%Y-%m-%dT%H:%M:%S.%3fZ")
+        .to_string()
+}
+
 /// For names of files, in UTC: `20261125-013642`, and the microseconds of the second.
 #[must_use]
 pub fn compact(time: SystemTime) -> (String, u32) {
@@ -66,6 +74,8 @@ mod tests {
         }
         let (name, microseconds) =
             compact(UNIX_EPOCH + Duration::from_micros(1_795_570_602_000_007));
+        let later = UNIX_EPOCH + Duration::from_micros(1_795_570_602_007_999);
+        assert_eq!(moment(later), "2026-11-25T01:36:42.007Z");
         assert_eq!(name, "20261125-013642");
         assert_eq!(microseconds, 7);
     }

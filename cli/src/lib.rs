@@ -6,6 +6,8 @@ mod bundle;
 mod clock;
 pub mod commands;
 mod compare;
+mod config;
+mod far;
 mod hub;
 mod journal;
 mod lines;
@@ -28,7 +30,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use arena::ARENA;
-use args::{Cli, Command, SchemaOf};
+use args::{Cli, Command, SchemaOf, SweepCli, SweepCommand};
 use lines::Line;
 use retouch_common::{
     Exit, Failure, duration, exit, fresh_draw, output, parse_size, safe, total, watching,
@@ -55,7 +57,9 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Watch(args) => commands::watch::watch(&args.follow, None),
         #[cfg(feature = "view")]
         Command::View(args) => commands::view::view(&args),
-        Command::Sweep(args) => commands::sweep::sweep(&args),
+        Command::Sweep(args) => sweep(&args),
+        Command::Worker(args) => far::worker::worker(&args),
+        Command::Config { json } => commands::config::config(json),
         Command::Check(args) => commands::check::check(&args),
         Command::Plan(args) => commands::plan::plan(&args),
         Command::Fmt(args) => commands::fmt::fmt(&args),
@@ -93,6 +97,23 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
             output::say_raw(&String::from_utf8_lossy(&script))?;
             Ok(Exit::Done)
         }
+    }
+}
+
+/// A sweep in this process or by workers, or what is asked of a run that workers share.
+fn sweep(cli: &SweepCli) -> Result<Exit, Failure> {
+    match cli {
+        SweepCli::Run(command) => match &**command {
+            SweepCommand::Status(args) => far::status::status(args),
+            SweepCommand::Logs(args) => far::status::logs(args),
+            SweepCommand::Resume(args) => far::status::resume(args),
+            SweepCommand::Cancel(args) => far::status::cancel(args),
+            SweepCommand::Collect(args) => far::collect::collect(args),
+        },
+        SweepCli::File(args) => match args.far.on {
+            Some(place) => far::submit::submit(args, place),
+            None => commands::sweep::sweep(args),
+        },
     }
 }
 

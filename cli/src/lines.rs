@@ -1,6 +1,7 @@
 //! The JSON lines that the program prints besides the engine's events, and the JSON Schema of all of them.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use indexmap::IndexMap;
 use retouch_diffusion::checkpoint::inspect::Report;
@@ -11,8 +12,8 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde::{Serialize, Serializer};
 use serde_json::{Value as Json, json};
 
-use crate::Failure;
 use crate::output::say_line;
+use crate::{Failure, clock};
 
 /// A line that is no event of the engine. As JSON: `{"event": "fault", ...}`.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -47,6 +48,31 @@ pub enum Line {
         seconds: Option<f64>,
         /// The outputs that would be made.
         outputs: Vec<SweepOutputLine>,
+    },
+    /// How far a run is that workers share (`retouch sweep status`).
+    SweepStatus {
+        /// The version of the events' form.
+        schema: u32,
+        /// The run.
+        run: String,
+        /// The workflow's name.
+        workflow: String,
+        /// The number of cells.
+        cells: usize,
+        /// Those that came out.
+        done: usize,
+        /// Those that failed.
+        failed: usize,
+        /// Those that a worker has.
+        claimed: usize,
+        /// Those that nobody has.
+        open: usize,
+        /// Whether the run was cancelled.
+        cancelled: bool,
+        /// The seconds that are left at the pace so far; null when that is not known.
+        seconds: Option<f64>,
+        /// The tasks of its jobs that are in a scheduler's queue: `12_3 RUNNING`.
+        jobs: Vec<String>,
     },
     /// All files of a cell of a sweep are in their places.
     CellFinished {
@@ -315,27 +341,67 @@ pub fn cells(sweep: &Sweep) -> Vec<CellLine> {
         .collect()
 }
 
+/// An event of a run as one line of JSON, with its time, and the run that begins or ends.
+#[must_use]
+pub fn timed(event: &Event, run: Option<&str>) -> Option<String> {
+    let mut text = serde_json::to_string(event).ok()?;
+    // The text of an event is a map that is not empty.
+    text.pop().filter(|last| *last == '}')?;
+    text += &format!(",\"time\":\"{}\"", clock::moment(SystemTime::now()));
+    if is_end(event) {
+        text += &format!(",\"run\":{}", serde_json::to_string(&run).ok()?);
+    }
+    text.push('}');
+    Some(text)
+}
+
+/// Whether the event is one of those that name their run.
+fn is_end(event: &Event) -> bool {
+    matches!(event, Event::RunStarted { .. } | Event::RunFinished { .. })
+}
+
+/// What [`timed`] adds to the schema of the engine's events.
+fn with_time(mut event: Json) -> Json {
+    let name = event["properties"]["event"]["const"]
+        .as_str()
+        .map(str::to_owned);
+    let mut added = vec![(
+        "time",
+        json!({"type": "string", "description": "When it happened: RFC 3339, UTC, to the millisecond."}),
+    )];
+    if name.is_some_and(|name| ["run_started", "run_finished"].contains(&name.as_str())) {
+        added.push((
+            "run",
+            json!({"type": ["string", "null"], "description": "The run's name in the journal (`retouch runs`); null when it is not written down."}),
+        ));
+    }
+    for (name, schema) in added {
+        event["properties"][name] = schema;
+        if let Some(required) = event["required"].as_array_mut() {
+            required.push(json!(name));
+        }
+    }
+    event
+}
+
 /// The JSON Schema of one line of `--json`: the engine's events and those of the program.
 #[must_use]
 pub fn schema() -> Json {
     let mut generator = SchemaGenerator::default();
-    let all = [
-        Event::json_schema(&mut generator),
-        Line::json_schema(&mut generator),
-    ];
-    let variants: Vec<Json> = all
-        .iter()
-        .filter_map(|schema| schema.get("oneOf")?.as_array())
-        .flatten()
-        .cloned()
-        .collect();
+    let variants = |schema: &schemars::Schema| -> Vec<Json> {
+        let variants = schema.get("oneOf").and_then(Json::as_array);
+        variants.cloned().unwrap_or_default()
+    };
+    let events = variants(&Event::json_schema(&mut generator));
+    let mut variants_of_all: Vec<Json> = events.into_iter().map(with_time).collect();
+    variants_of_all.extend(variants(&Line::json_schema(&mut generator)));
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A line of retouch's --json",
         "description": format!(
             "Version {EVENT_SCHEMA}. Fields and events may be added within a version: ignore what you do not know."
         ),
-        "oneOf": variants,
+        "oneOf": variants_of_all,
         "$defs": generator.take_definitions(true),
     })
 }

@@ -14,11 +14,14 @@ use crate::{duration, journal};
 
 /// Prints every event as a JSON line on standard output.
 #[derive(Debug, Default)]
-pub struct JsonLines;
+pub struct JsonLines {
+    /// The run's name in the journal.
+    pub run: Option<String>,
+}
 
 impl Listener for JsonLines {
     fn event(&self, event: &Event) {
-        if let Ok(line) = serde_json::to_string(event) {
+        if let Some(line) = crate::lines::timed(event, self.run.as_deref()) {
             let _ = crate::output::say_line(&line); // what is lost is reported at the end
         }
     }

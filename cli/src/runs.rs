@@ -378,6 +378,12 @@ impl Noted {
         noted
     }
 
+    /// What the run is called; `None` when it is not written down.
+    #[must_use]
+    pub fn name(&self) -> Option<String> {
+        self.place.as_ref().map(|_| lock(&self.state).id.clone())
+    }
+
     /// Says how many cells the sweep has.
     #[must_use]
     pub fn of_cells(self, cells: usize) -> Self {

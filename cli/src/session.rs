@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use retouch_graph::cache::Cache;
 use retouch_graph::problem::{Code, Problem, Severity};
-use retouch_graph::{Checked, DiskFiles, Engine, Environment, NodeError, Problems, Settings};
+use retouch_graph::{Checked, Engine, Environment, NodeError, Problems, Settings};
 use retouch_nodes::Runtime;
 
 use crate::args::{DeviceArgs, ParamArgs};
@@ -92,19 +92,17 @@ pub fn caching_engine_for(args: &DeviceArgs, store: &Store) -> Result<Engine, Fa
 /// When the device cannot be used.
 pub fn drawing_engine_for(args: &DeviceArgs, store: &Store) -> Result<Engine, Failure> {
     let engine = caching_engine_on(runtime_for(args)?, &store.without_disk());
-    let digests = store.file("digests.json");
-    Ok(engine.with_files(Arc::new(DiskFiles::with_memo(digests))))
+    Ok(engine.with_files(store.files()))
 }
 
 fn caching_engine_on(runtime: Runtime, store: &Store) -> Engine {
     // One runtime for both: what the cache moves to the device must be on the very one that computes.
     let runtime = Arc::new(runtime);
     let engine = engine_on(Arc::clone(&runtime));
-    let digests = store.file("digests.json");
     engine
-        .with_cache(store.cache(runtime))
+        .with_cache(store.whole_cache(runtime))
         .with_sources(store.sources)
-        .with_files(Arc::new(DiskFiles::with_memo(digests)))
+        .with_files(store.files())
 }
 
 /// Sets the number of threads that compute.

@@ -78,12 +78,13 @@ impl Stop {
     }
 }
 
-/// The folders that models are looked for in: those of `--models`, then those of `RETOUCH_MODELS`.
+/// The folders that models are looked for in: those of `--models`, of `RETOUCH_MODELS`, of the configuration file.
 #[must_use]
 pub fn models(args: &ModelsArgs) -> Vec<PathBuf> {
     let named = std::env::var_os("RETOUCH_MODELS").unwrap_or_default();
     let mut folders = args.models.clone();
     folders.extend(std::env::split_paths(&named).filter(|folder| !folder.as_os_str().is_empty()));
+    folders.extend(crate::config::models());
     folders
 }
 

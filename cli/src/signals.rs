@@ -1,6 +1,8 @@
 //! Ctrl-C, and the other signals that ask the program to end.
 
-use retouch_graph::Code;
+use std::process::Child;
+
+use retouch_graph::{Cancel, Code};
 
 use crate::Failure;
 
@@ -45,3 +47,47 @@ fn ignored() -> [(); 0] {
 
 #[cfg(not(unix))]
 fn ignore((): ()) {}
+
+/// From now on SIGUSR2, by which Slurm says that a job's time is nearly over, cancels. Call it before there is a second thread: the
+/// signal is blocked in all of them but the one that waits for it.
+#[cfg(unix)]
+pub fn notice(cancel: &Cancel) {
+    let mut signals = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the set is made empty before anything else reads it.
+    let signals = unsafe {
+        libc::sigemptyset(signals.as_mut_ptr());
+        libc::sigaddset(signals.as_mut_ptr(), libc::SIGUSR2);
+        signals.assume_init()
+    };
+    // SAFETY: `signals` is a set, and the old one is not asked for.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, std::ptr::null_mut()) };
+    let cancel = cancel.clone();
+    let waits = move || {
+        let mut signal = 0;
+        // SAFETY: both are there as long as the call is.
+        while unsafe { libc::sigwait(&raw const signals, &raw mut signal) } == 0 {
+            cancel.cancel();
+        }
+    };
+    // A system without room for one more thread lets nobody draw either.
+    let _ = std::thread::Builder::new()
+        .name("retouch-notice".to_owned())
+        .spawn(waits);
+}
+
+/// There is no such signal.
+#[cfg(not(unix))]
+pub fn notice(_: &Cancel) {}
+
+/// Asks a process that was started to end: it gives back what it has.
+#[cfg(unix)]
+pub fn end(child: &Child) {
+    if let Ok(id) = libc::pid_t::try_from(child.id()) {
+        // SAFETY: it is a child that was not waited for, so the number is its own.
+        unsafe { libc::kill(id, libc::SIGTERM) };
+    }
+}
+
+/// Nothing but ending it at once is known here, and its claim ends by itself: it is left to finish.
+#[cfg(not(unix))]
+pub fn end(_: &Child) {}

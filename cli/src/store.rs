@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use retouch_cluster::Place;
 use retouch_graph::cache::disk::is_full;
 use retouch_graph::engine::DEFAULT_SOURCES;
 use retouch_graph::write::{self, Access};
-use retouch_graph::yaml::{self, Node};
-use retouch_graph::{Code, DiskCache, TieredCache, files};
+use retouch_graph::{Cache, DiskCache, DiskFiles, Files, RemoteCache, TieredCache};
 use retouch_nodes::payload::decoders;
 
 use crate::args::CacheArgs;
-use crate::{Failure, parse_size};
+use crate::far::remote::Values;
+use crate::{Failure, config};
 
 /// Memory of the host that the cache may take: a quarter of what a small machine has.
 const RAM: u64 = 2 << 30;
@@ -36,128 +37,10 @@ pub struct Store {
     pub disk: u64,
     /// Bytes of keys and values of attention that a run keeps.
     pub sources: u64,
-}
-
-/// What the configuration file says.
-#[derive(Debug, Default)]
-struct Config {
-    folder: Option<PathBuf>,
-    device: Option<u64>,
-    ram: Option<u64>,
-    disk: Option<u64>,
-    sources: Option<u64>,
-}
-
-/// The configuration file: `RETOUCH_CONFIG`, else `retouch/config.yaml` in the platform's configuration folder.
-fn config_file() -> Option<PathBuf> {
-    match std::env::var_os("RETOUCH_CONFIG") {
-        Some(path) if path.is_empty() => None,
-        Some(path) => Some(PathBuf::from(path)),
-        None => dirs::config_dir().map(|folder| folder.join("retouch").join("config.yaml")),
-    }
-}
-
-fn bad_configuration(message: &str) -> Failure {
-    Failure::usage(message).code(Code::BadConfiguration)
-}
-
-fn read_config() -> Result<Config, Failure> {
-    let mut config = Config::default();
-    let Some(file) = config_file() else {
-        return Ok(config);
-    };
-    let bytes = match files::read(&file, yaml::MAX_BYTES as u64) {
-        Ok(bytes) => bytes,
-        Err(error)
-            if error.kind() == io::ErrorKind::NotFound
-                && std::env::var_os("RETOUCH_CONFIG").is_none() =>
-        {
-            return Ok(config);
-        }
-        Err(error) => {
-            return Err(bad_configuration(&format!(
-                "the configuration file {} cannot be read: {error}",
-                file.display()
-            )));
-        }
-    };
-    let name = file.display().to_string();
-    let mut problems = Vec::new();
-    let tree = yaml::decode(&name, &bytes)
-        .map_err(|problem| vec![problem])
-        .and_then(|source| {
-            let tree = yaml::parse(&source, &mut problems);
-            if problems.is_empty() {
-                Ok((source, tree))
-            } else {
-                Err(std::mem::take(&mut problems))
-            }
-        });
-    let (source, tree) = match tree {
-        Ok(read) => read,
-        Err(problems) => {
-            let Some(first) = problems.into_iter().next() else {
-                return Ok(config);
-            };
-            let (line, column) = first.line_column();
-            let fault = bad_configuration(&format!("{name}:{line}:{column}: {}", first.message()));
-            return Err(match first.hint() {
-                Some(hint) => fault.help(hint),
-                None => fault,
-            });
-        }
-    };
-    let wrong = |span: retouch_graph::Span, what: &str| {
-        let (line, column) = source.line_column(span.start);
-        bad_configuration(&format!("{name}:{line}:{column}: {what}")).help(
-            "the file is `cache: {folder: DIR, device: 2GiB, ram: 2GiB, disk: 10GiB, sources: 6GiB}`",
-        )
-    };
-    let Some(tree) = tree else {
-        return Ok(config);
-    };
-    let entries = match tree.node {
-        Node::Map(entries) => entries,
-        Node::Null => Vec::new(),
-        _ => return Err(wrong(tree.span, "the configuration is a map")),
-    };
-    for (key, value) in entries {
-        if key.text != "cache" {
-            return Err(wrong(
-                key.span,
-                &format!("there is no setting `{}`", key.text),
-            ));
-        }
-        let Node::Map(entries) = value.node else {
-            return Err(wrong(value.span, "`cache` is a map"));
-        };
-        for (key, value) in entries {
-            let text = match &value.node {
-                Node::String { text, .. } => text.clone(),
-                Node::Int(number) => number.to_string(),
-                _ => return Err(wrong(value.span, "expected a size or a folder")),
-            };
-            if key.text == "folder" {
-                let base = file.parent().unwrap_or(Path::new(""));
-                config.folder = Some(base.join(text));
-                continue;
-            }
-            let bytes = parse_size(&text).map_err(|what| wrong(value.span, &what))?;
-            match key.text.as_str() {
-                "device" => config.device = Some(bytes),
-                "ram" => config.ram = Some(bytes),
-                "disk" => config.disk = Some(bytes),
-                "sources" => config.sources = Some(bytes),
-                other => {
-                    return Err(wrong(
-                        key.span,
-                        &format!("`cache` has no setting `{other}`"),
-                    ));
-                }
-            }
-        }
-    }
-    Ok(config)
+    /// The level below the disk, which several machines share.
+    pub remote: Option<Place>,
+    /// Whether what is made is written there too.
+    pub remote_writes: bool,
 }
 
 impl Store {
@@ -166,7 +49,11 @@ impl Store {
     /// # Errors
     /// When the configuration file makes no sense.
     pub fn of(args: &CacheArgs) -> Result<Self, Failure> {
-        let config = read_config()?;
+        let all = config::get()?;
+        let config = all.cache.clone();
+        let remote = args.remote_cache.as_ref().or(all.remote_cache.as_ref());
+        let remote = remote.map(|place| Place::parse(place)).transpose();
+        let remote = remote.map_err(|why| Failure::usage(format!("`--remote-cache`: {why}")))?;
         let folder = args
             .cache_dir
             .clone()
@@ -182,6 +69,8 @@ impl Store {
                 .source_store
                 .or(config.sources)
                 .unwrap_or(DEFAULT_SOURCES),
+            remote: remote.filter(|_| !args.no_cache),
+            remote_writes: !args.remote_read_only,
         })
     }
 
@@ -190,6 +79,7 @@ impl Store {
     pub fn without_disk(&self) -> Self {
         Self {
             folder: None,
+            remote: None,
             ..self.clone()
         }
     }
@@ -226,6 +116,33 @@ impl Store {
             disk,
             Some(environment),
         ))
+    }
+
+    /// The cache with its remote level, if there is one. A store that cannot be opened is said and done without.
+    #[must_use]
+    pub fn whole_cache(&self, environment: retouch_graph::Environment) -> Arc<dyn Cache> {
+        let local = self.cache(environment);
+        let Some(place) = &self.remote else {
+            return local;
+        };
+        match retouch_cluster::Store::open(place) {
+            Ok(far) => Arc::new(RemoteCache::new(
+                local,
+                Box::new(Values(far)),
+                decoders(),
+                self.remote_writes,
+            )),
+            Err(fault) => {
+                warn(&format!("the remote cache is not used: {fault}"));
+                local
+            }
+        }
+    }
+
+    /// What files are read through, with the digests that are known.
+    #[must_use]
+    pub fn files(&self) -> Arc<dyn Files> {
+        Arc::new(DiskFiles::with_memo(self.file("digests.json")))
     }
 
     /// A file of the cache's folder that is no entry: the journal, the records of plans.

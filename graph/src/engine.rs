@@ -116,6 +116,12 @@ impl Engine {
         self
     }
 
+    /// What numbers depend on.
+    #[must_use]
+    pub fn numerics(&self) -> &str {
+        &self.numerics
+    }
+
     /// Keeps at most `bytes` bytes of what calls give besides their result (keys and values of attention) for others.
     #[must_use]
     pub fn with_sources(mut self, bytes: u64) -> Self {

@@ -30,7 +30,10 @@ pub use base::interrupt::Cancel;
 pub use base::key::Key;
 pub use base::problem::{Code, Problem, Problems, Severity, Source, Span};
 pub use cache::in_flight::InFlightLock;
-pub use cache::{Cache, DiskCache, DiskEntry, HostCache, NoCache, Outputs, TieredCache, Verified};
+pub use cache::{
+    Cache, DiskCache, DiskEntry, HostCache, NoCache, Outputs, Remote, RemoteCache, TieredCache,
+    Verified,
+};
 pub use check::{Checked, CheckedNode, CheckedOutput, Drawn, Link, ResolvedParam, Settings};
 pub use engine::Engine;
 pub use files::{

@@ -100,7 +100,7 @@ fn photos_facts(facts: &Facts) -> PhotosFacts {
     let Known::Facts(facts) = &facts["images"][0] else {
         panic!("{facts:?}")
     };
-    serde_json::from_value(facts.clone()).unwrap()
+    serde_json::from_value((**facts).clone()).unwrap()
 }
 
 fn one_fault<T: std::fmt::Debug>(result: Result<T, Vec<Fault>>) -> Fault {
@@ -273,7 +273,7 @@ fn masks_that_are_linked_are_laid_over_the_photos_they_were_made_of() {
         .unwrap_err();
     assert_eq!(error.to_string(), "1 masks are linked to 2 photos");
     let facts = json!({"batch": 3, "width": 4, "height": 4});
-    let fault = one_fault(check(params, &[("masks", Known::Facts(facts))]));
+    let fault = one_fault(check(params, &[("masks", Known::Facts(facts.into()))]));
     assert_eq!(fault.field.as_deref(), Some("masks"));
 }
 
@@ -419,8 +419,9 @@ fn a_picture_in_which_nothing_stands_out_has_no_subject() {
 #[test]
 fn what_segment_makes_is_known_before_it_runs() {
     let node = node::<Segment>(json!({}));
-    let known =
-        |name: &'static str, facts: Json| BTreeMap::from([(name, vec![Known::Facts(facts)])]);
+    let known = |name: &'static str, facts: Json| {
+        BTreeMap::from([(name, vec![Known::Facts(facts.into())])])
+    };
     let check = |links| node.check(&Types::from_known(links), &DiskFiles::new());
     assert!(check(BTreeMap::new()).is_err());
     let image = known("image", json!({"batch": 2, "width": 5, "height": 4}));
@@ -432,7 +433,7 @@ fn what_segment_makes_is_known_before_it_runs() {
     assert!(matches!(&made["mask"][0], Known::Absent(_)));
     assert_eq!(
         made["masks"][0],
-        Known::Facts(json!({"mask_sizes": [[5, 4], [6, 4]]}))
+        Known::Facts(json!({"mask_sizes": [[5, 4], [6, 4]]}).into())
     );
     assert!(check(photos.into_iter().chain(image).collect()).is_err());
 }

@@ -108,14 +108,14 @@ fn known(batch: usize, width: usize, height: usize) -> Known {
         width,
         height,
     };
-    Known::Facts(serde_json::to_value(facts).unwrap())
+    Known::Facts(serde_json::to_value(facts).unwrap().into())
 }
 
 fn only_facts(known: &BTreeMap<&'static str, Vec<Known>>) -> ImageFacts {
     let Known::Facts(facts) = &known.values().next().unwrap()[0] else {
         panic!("no facts: {known:?}");
     };
-    serde_json::from_value(facts.clone()).unwrap()
+    serde_json::from_value((**facts).clone()).unwrap()
 }
 
 fn data(name: &str) -> PathBuf {
@@ -1076,7 +1076,7 @@ fn plain_image(batch: usize, width: usize, height: usize, colours: &[[f32; 3]]) 
 fn sheet(params: Json, images: Vec<ImageOrMask>) -> Arc<Image> {
     let links: Vec<Known> = images
         .iter()
-        .map(|image| Known::Facts(serde_json::to_value(image.facts()).unwrap()))
+        .map(|image| Known::Facts(serde_json::to_value(image.facts()).unwrap().into()))
         .collect();
     let known = check::<Grid>(params.clone(), &[("images", links)]).unwrap();
     let sheet = run::<Grid>(params, grid::Inputs { images }).unwrap().image;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use retouch_graph::remote::Address;
+use serde::{Deserialize, Serialize};
 
 /// What sets a workflow's params.
 #[derive(Args, Clone, Debug, Default)]
@@ -20,10 +21,10 @@ pub struct ParamArgs {
 #[derive(Args, Clone, Debug)]
 pub struct NumericsArgs {
     /// The device: `cpu`, `cuda`, `cuda:1` or `metal` (the last three when built with that feature).
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    #[arg(long, value_name = "DEVICE", env = "RETOUCH_DEVICE", default_value_t = crate::config::device())]
     pub device: String,
     /// The type of the weights in memory: `f16` and `bf16` halve it and change the last digits of results.
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
+    #[arg(long, value_name = "TYPE", env = "RETOUCH_DTYPE", default_value_t = crate::config::dtype(), value_parser = ["f32", "f16", "bf16"])]
     pub dtype: String,
 }
 
@@ -145,6 +146,19 @@ pub struct CacheArgs {
     /// Size limit of the attention keys and values that a run keeps for later ones. Default: 6GiB; 0: they are recomputed.
     #[arg(long, value_name = "SIZE", value_parser = crate::parse_size, global = true, help_heading = "Cache")]
     pub source_store: Option<u64>,
+    /// A store that several machines share as the level below the disk cache: a folder, `s3://bucket/folder`, `gs://...` or
+    /// `az://...`.
+    #[arg(
+        long,
+        value_name = "PLACE",
+        env = "RETOUCH_REMOTE_CACHE",
+        global = true,
+        help_heading = "Cache"
+    )]
+    pub remote_cache: Option<String>,
+    /// Only read the remote cache.
+    #[arg(long, global = true, help_heading = "Cache")]
+    pub remote_read_only: bool,
 }
 
 /// Whether, how often and how what is being drawn is shown.
@@ -194,7 +208,7 @@ pub struct DrawingArgs {
     #[command(flatten)]
     pub params: ParamArgs,
     /// The folder that outputs are saved below.
-    #[arg(long, value_name = "DIR", default_value = "out")]
+    #[arg(long, value_name = "DIR", env = "RETOUCH_OUT", default_value_os_t = crate::config::out())]
     pub out: PathBuf,
     /// What to do with files that are there.
     #[command(flatten)]
@@ -226,7 +240,8 @@ pub struct DrawingArgs {
 }
 
 /// What to do when a file already exists with different content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ExistsArg {
     /// Write under a numbered name: `42-2.png`.
     Number,

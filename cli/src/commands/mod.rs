@@ -3,6 +3,7 @@
 pub mod bundle;
 pub mod cache;
 pub mod check;
+pub mod config;
 pub mod convert;
 pub mod explain;
 pub mod fetch;

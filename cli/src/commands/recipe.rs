@@ -343,7 +343,7 @@ pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
         ..RunOptions::default()
     };
     let listener: Box<dyn Listener> = if args.json {
-        Box::new(JsonLines)
+        Box::new(JsonLines::default())
     } else {
         Box::new(Progress::new(args.telling.quiet))
     };

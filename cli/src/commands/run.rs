@@ -83,13 +83,6 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
         keep_going: args.drawing.keep_going,
         ..RunOptions::default()
     };
-    let listener: Box<dyn Listener> = if args.drawing.json {
-        Box::new(JsonLines)
-    } else {
-        Box::new(
-            Progress::new(args.drawing.telling.quiet).with(Outlook::of(&engine, &store, &plan)),
-        )
-    };
     let asked = Asked {
         draw,
         provenance: !args.drawing.provenance.no_provenance,
@@ -103,6 +96,13 @@ pub fn run(args: &RunArgs) -> Result<Exit, Failure> {
         )
     };
     let noted = Noted::begin(&store, Kind::Run, asked, &plan);
+    let listener: Box<dyn Listener> = if args.drawing.json {
+        Box::new(JsonLines { run: noted.name() })
+    } else {
+        Box::new(
+            Progress::new(args.drawing.telling.quiet).with(Outlook::of(&engine, &store, &plan)),
+        )
+    };
     let listener = noted.beside(listener.as_ref());
     let journal = Journal::new(&listener, store.file("journal.jsonl"), &plan);
     let tells = args.drawing.keep_going && !args.drawing.json;

@@ -1,12 +1,13 @@
 //! `retouch sweep`.
 
 pub mod cells;
-mod log;
+pub mod log;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use retouch_cluster::chunks;
 use retouch_graph::event::{EVENT_SCHEMA, Listener};
 use retouch_graph::{
     Cancel, Engine, Problems, RunError, RunOptions, SaveStatus, Saver, Settings, Sweep, SweepPlan,
@@ -14,8 +15,9 @@ use retouch_graph::{
 
 use self::cells::{Cells, Heard};
 use self::log::{Last, Log, TABLE_KEY, What, digest};
-use crate::args::{DrawingArgs, ExistsArg, ParamArgs, SweepArgs};
+use crate::args::{DrawingArgs, ExistsArg, ParamArgs, Share, SweepArgs};
 use crate::commands::run;
+use crate::far::cut;
 use crate::hub::{self, Mode};
 use crate::journal::Journal;
 use crate::lines::{self, SweepOutputLine};
@@ -76,6 +78,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     }
     session::warn_all(sweep.warnings(), drawing.json)?;
     let mut rows = cells::rows(&sweep);
+    let own_cells = args.cells.map(|cells| share(&sweep, &mut plan, cells));
     let Before {
         log,
         own,
@@ -102,7 +105,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
             .flatten(),
         expected: journal::expected(store.file("journal.jsonl").as_deref()),
     };
-    let mut log = Log::begin(log, draw, &asked, &kept)?;
+    let mut log = Log::begin_beside(log, draw, &asked, &kept)?;
     begins(drawing, &engine, &sweep, &plan)?;
     let noted = Noted::begin(&store, Kind::Sweep, noted(args, &asked, draw), &plan.plan)
         .of_cells(sweep.cells.len());
@@ -121,13 +124,17 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     let mut results = heard.saved_in_order(&plan);
     let drawn = (plan.outputs.iter().enumerate())
         .any(|(index, (cell, _))| cell.is_none() && heard.saved.contains_key(&index));
-    if drawing.keep_going && !drawn && !failed.is_empty() && !cancel.is_cancelled() {
+    let whole = own_cells.is_none();
+    if drawing.keep_going && whole && !drawn && !failed.is_empty() && !cancel.is_cancelled() {
         results.extend(running.shared_without(&failed, &asked, &options));
     }
     noted.end();
     engine.files().flush();
     if let Some(preview) = preview.filter(|_| !drawing.json && !drawing.telling.quiet) {
         preview.tell_if_idle();
+    }
+    if let Some(own) = &own_cells {
+        rows.retain(|row| own.contains(&(row.cell - 1)));
     }
     let tables = tables(&sweep, &asked, &saver, &log, &rows)?;
     log.finish();
@@ -139,7 +146,7 @@ pub fn sweep(args: &SweepArgs) -> Result<Exit, Failure> {
     for path in tables {
         table::tell_saved(path, rows.len(), drawing.json)?;
     }
-    ended(args, &asked, result, failed.len(), sweep.cells.len())
+    ended(args, &asked, result, failed.len(), rows.len())
 }
 
 /// What is known before a sweep is loaded: what is swept, and what the last one left.
@@ -159,8 +166,8 @@ struct Before {
 impl Before {
     fn of(args: &SweepArgs) -> Result<Self, Failure> {
         let out = &args.drawing.out;
-        let log = Log::file(out, &args.file);
-        let known = Log::read(&log, out);
+        let log = Log::file(out, &args.file, args.cells);
+        let known = Log::last(&log, out, args.cells.is_none());
         let own = (known.iter())
             .flat_map(|last| &last.lines)
             .filter(|line| digest(&line.path).is_ok_and(|now| now == line.blake3))
@@ -223,19 +230,40 @@ pub fn begins(
     sweep: &Sweep,
     plan: &SweepPlan,
 ) -> Result<(), Failure> {
-    if drawing.json {
-        let started = lines::Line::SweepStarted {
-            schema: EVENT_SCHEMA,
-            workflow: sweep.name().to_owned(),
-            varying: sweep.varying.clone(),
-            cells: lines::cells(sweep),
-        };
-        return started.say();
-    }
-    if !drawing.telling.quiet {
+    if !drawing.json && !drawing.telling.quiet {
         describe(engine, sweep, plan);
     }
-    Ok(())
+    begins_with(drawing.json, sweep)
+}
+
+/// Tells programs that a sweep begins.
+///
+/// # Errors
+/// When standard output is closed.
+pub fn begins_with(json: bool, sweep: &Sweep) -> Result<(), Failure> {
+    if !json {
+        return Ok(());
+    }
+    let started = lines::Line::SweepStarted {
+        schema: EVENT_SCHEMA,
+        workflow: sweep.name().to_owned(),
+        varying: sweep.varying.clone(),
+        cells: lines::cells(sweep),
+    };
+    started.say()
+}
+
+/// Leaves of a plan only a share of the cells, in which as much as can be is shared; the cells. The contact sheet is of all
+/// cells, so it is left out.
+fn share(sweep: &Sweep, plan: &mut SweepPlan, share: Share) -> BTreeSet<usize> {
+    let shapes = cut::shapes(plan, sweep.cells.len());
+    let own: BTreeSet<usize> =
+        (chunks::share(shapes, share.index - 1, share.of).into_iter()).collect();
+    let keep: Vec<bool> = (plan.outputs.iter())
+        .map(|(cell, _)| cell.is_some_and(|cell| own.contains(&cell)))
+        .collect();
+    plan.retain_outputs(|output| keep[output]);
+    own
 }
 
 /// What is written down of the sweep in the journal of runs.
@@ -487,7 +515,9 @@ impl Running<'_> {
     fn once(&self, plan: &SweepPlan, options: &RunOptions) -> (Result<(), RunError>, Heard) {
         let (json, quiet) = (self.drawing.json, self.drawing.telling.quiet);
         let listener: Box<dyn Listener> = if json {
-            Box::new(JsonLines)
+            Box::new(JsonLines {
+                run: self.noted.name(),
+            })
         } else {
             let outlook = Outlook::of(self.engine, self.store, &plan.plan);
             Box::new(Progress::new(quiet).with(outlook))

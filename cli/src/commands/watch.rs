@@ -498,13 +498,6 @@ impl<W: Watcher> Loop<'_, W> {
             drop_outputs: sweep.is_some(),
             expected: journal::expected(self.store.file("journal.jsonl").as_deref()),
         };
-        let lines: Box<dyn Listener> = if self.args.drawing.json {
-            Box::new(JsonLines)
-        } else if self.args.drawing.telling.quiet {
-            Box::new(Progress::new(true))
-        } else {
-            Box::new(Lines::new(Outlook::of(self.engine, self.store, plan)))
-        };
         let mut asked = Asked {
             draw: self.draw,
             provenance: !self.args.drawing.provenance.no_provenance,
@@ -529,6 +522,13 @@ impl<W: Watcher> Loop<'_, W> {
                 noted.of_cells(sweep.cells.len())
             }
             None => noted,
+        };
+        let lines: Box<dyn Listener> = if self.args.drawing.json {
+            Box::new(JsonLines { run: noted.name() })
+        } else if self.args.drawing.telling.quiet {
+            Box::new(Progress::new(true))
+        } else {
+            Box::new(Lines::new(Outlook::of(self.engine, self.store, plan)))
         };
         let both = Beside(lines.as_ref(), self.looking.map(|looking| looking.observer));
         let lines = noted.beside(&both);

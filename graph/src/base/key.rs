@@ -42,6 +42,25 @@ impl Key {
         text.truncate(8);
         text
     }
+
+    /// The key of 64 hexadecimal digits, in lower case as it is written.
+    #[must_use]
+    pub fn parse(digits: &str) -> Option<Self> {
+        let digits = digits.as_bytes();
+        let mut key = Self([0; 32]);
+        if digits.len() != 2 * key.0.len() {
+            return None;
+        }
+        let digit = |digit: u8| match digit {
+            b'0'..=b'9' => Some(digit - b'0'),
+            b'a'..=b'f' => Some(digit - b'a' + 10),
+            _ => None,
+        };
+        for (byte, pair) in key.0.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+        }
+        Some(key)
+    }
 }
 
 impl fmt::Display for Key {

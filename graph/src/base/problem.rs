@@ -488,6 +488,20 @@ codes! {
     RunChanged = "R1303", "`retouch verify` checks that the same inputs give the same results, and here the inputs differ: the workflow, a param, a file that it reads, a model, the device or the program has changed. The message and the lines before it name each difference. `retouch runs show RUN` shows the settings of that run; `retouch run` makes a new run with the present ones.";
     /// A run does not give the same result.
     RunDiffers = "R1304", "All inputs of the run are the same, and the results differ: an entry of the cache or a saved file is not what this program computes on this machine. The first step that differs is where to look; those after it follow from it. Causes are a cache folder that several kinds of machine share, a library or a driver that was replaced, or faulty memory. `retouch cache clear` and a new run make cache and files consistent again.";
+    /// The object store does not let us.
+    StoreRefused = "R1401", "The object store of a sweep, or of the remote cache, refuses what is asked: there are no credentials, or they have too few rights. Credentials are taken from the environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME, ...) and from the files of the services' own tools, never from an address or a workflow.";
+    /// The object store does not answer.
+    StoreUnreachable = "R1402", "The object store does not answer, or answers with faults of its own, also after several tries. What is in it stays there: the command can be given again, and workers that are told to stop give back what they had.";
+    /// The object store cannot be relied on.
+    StoreUnusable = "R1403", "Workers claim cells by creating an object that was not there, which only one of them may win. The store was tried before it was used, and it takes such an object twice, loses it, or cannot do it at all. Use a store with conditional puts (`If-None-Match: *`), or a folder that all machines share.";
+    /// What a store holds is not what it should.
+    StoreContent = "R1404", "An object of a run in the store is missing or is not what this version of the program writes. The message names it. Something else writes to the store, it was cut short, or the run was submitted by another version.";
+    /// There is no such run in the store.
+    UnknownSweepRun = "R1405", "The store has no run of that name. `--store` names the store; without it the one below the output folder is meant (`--out`). A prefix of a name is enough as long as it is unique, and `last` is the newest.";
+    /// A worker would make something else.
+    WorkerDiffers = "R1406", "A worker loads the sweep itself, and compares it with what was submitted: the same workflow, params, models and files, and on one run the same device, data type and kernels. Otherwise pictures of two kinds would stand side by side. The message says what differs.";
+    /// A scheduler does not do what is asked.
+    SchedulerFailed = "R1407", "Slurm's `sbatch` is not there, or did not take the job; the message has its answer. `--dry-run` prints the script. What a site demands (a partition, an account, a time limit) is said by `--sbatch` or in a `--profile`.";
 }
 
 impl Code {

@@ -15,8 +15,11 @@ pub trait Cache: Send + Sync {
     /// The outputs under a key.
     fn get(&self, key: &Key) -> Option<Outputs>;
 
-    /// Where the outputs under a key are (`memory`, `device memory`, `disk`), if they are there; this is not a use.
+    /// Where the outputs under a key are (`memory`, `device memory`, `disk`, `remote`), if they are there; this is not a use.
     fn place(&self, key: &Key) -> Option<&'static str>;
+
+    /// These keys will be asked for by [`Cache::place`]: a cache that is far away asks for all of them at once.
+    fn expect(&self, _keys: &mut dyn Iterator<Item = Key>) {}
 
     /// Stores outputs that took `seconds` to make; what does not fit is not stored.
     fn put(&self, key: Key, outputs: &Outputs, seconds: f64);

@@ -172,7 +172,7 @@ impl Upstream<'_> {
     #[must_use]
     pub fn facts_at<F: DeserializeOwned>(&self, port: &str, index: usize) -> Option<F> {
         match self.known.get(port)?.get(index)? {
-            Known::Facts(facts) => serde_json::from_value(facts.clone()).ok(),
+            Known::Facts(facts) => F::deserialize(&**facts).ok(),
             _ => None,
         }
     }

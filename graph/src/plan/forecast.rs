@@ -112,7 +112,7 @@ fn because(reason: &Reason) -> String {
 
 /// The place that takes longer to get at, of two.
 pub(crate) fn slower(a: &'static str, b: &'static str) -> &'static str {
-    const SLOWEST_FIRST: [&str; 3] = ["disk", "memory", "device memory"];
+    const SLOWEST_FIRST: [&str; 4] = ["remote", "disk", "memory", "device memory"];
     let rank = |place: &str| SLOWEST_FIRST.iter().position(|known| *known == place);
     if rank(a) <= rank(b) { a } else { b }
 }
@@ -128,6 +128,10 @@ impl Plan {
     /// is the budget in bytes of what calls give besides (see [`Item::large`](crate::op::chain::Item::large)).
     #[must_use]
     pub fn forecast(&self, cache: &dyn Cache, sources: u64) -> Forecast {
+        let outputs = self.outputs.iter();
+        cache.expect(
+            &mut outputs.filter_map(|output| Some(self.task(output.task)?.port_key(output.port))),
+        );
         let (statuses, ports) = self.decide(|_, task, ports| {
             ports
                 .iter()

@@ -30,6 +30,7 @@ pub(crate) fn work(chains: &[(&Chain, bool)], cache: &dyn Cache, sources: u64) -
         cache,
         known: HashMap::new(),
     };
+    cache.expect(&mut chains.iter().flat_map(|(chain, _)| keys(chain)));
     let left = Left {
         chains,
         makes: missing_steps(chains, &mut lookup),
@@ -43,6 +44,13 @@ pub(crate) fn work(chains: &[(&Chain, bool)], cache: &dyn Cache, sources: u64) -
         kept_bytes: left.kept_bytes(&to_keep, &mut lookup),
         to_keep,
     }
+}
+
+/// The keys of a chain that a cache may be asked for.
+fn keys(chain: &Chain) -> impl Iterator<Item = Key> {
+    let items = (chain.steps.iter()).flat_map(|step| step.needs.iter().chain(&step.looks));
+    let items = items.flat_map(|need| need.items.iter().map(|item| item.key));
+    chain.states.iter().flatten().copied().chain(items)
 }
 
 /// What a cache has; it is asked once for each key.

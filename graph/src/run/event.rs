@@ -55,7 +55,7 @@ pub enum Event {
         op: &'static str,
         /// Its key.
         key: Key,
-        /// Where its outputs are: `memory`, `device memory`, `disk`; or `not needed`.
+        /// Where its outputs are: `memory`, `device memory`, `disk`, `remote`; or `not needed`.
         from: &'static str,
     },
     /// A node begins to run.

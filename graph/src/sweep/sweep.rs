@@ -189,6 +189,20 @@ impl Sweep {
         (sheet.into_iter()).chain(report.map(|save| save.name.as_str()))
     }
 
+    /// The outputs of each cell that the shared output of that name is made of: pictures for the contact sheet, tables and pictures for
+    /// the report.
+    #[must_use]
+    pub fn parts_of(&self, shared: &str) -> Vec<&str> {
+        let sheet = (self.sheet.iter())
+            .filter(|_| shared == self.sheet_name())
+            .map(|sheet| sheet.output.as_str());
+        let report = (self.report.iter())
+            .filter(|report| report.saves.iter().any(|save| save.name == shared))
+            .flat_map(|report| report.decl.tables.iter().chain(&report.decl.images))
+            .map(|name| name.value.as_str());
+        sheet.chain(report).collect()
+    }
+
     /// The cells by the row and column of the contact sheet, if there is one: columns, then the cells row by row.
     #[must_use]
     pub fn places(&self) -> Option<(usize, &[Option<usize>])> {

@@ -201,8 +201,9 @@ pub enum Known {
     /// Only its type.
     #[default]
     Unknown,
-    /// Facts that the producing node gave (a model's family, a latent's size), as JSON.
-    Facts(serde_json::Value),
+    /// Facts that the producing node gave (a model's family, a latent's size), as JSON. They are shared: a sweep of thousands of cells
+    /// has those of its model once.
+    Facts(Arc<serde_json::Value>),
     /// The producing node, as it is set up, will not make this value; the text says why and what to change.
     Absent(String),
 }
@@ -275,7 +276,7 @@ impl<P: Ports> Types<P> {
     #[must_use]
     pub fn facts_at<F: DeserializeOwned>(&self, name: &str, index: usize) -> Option<F> {
         match self.ports.get(name)?.get(index)? {
-            Known::Facts(facts) => serde_json::from_value(facts.clone()).ok(),
+            Known::Facts(facts) => F::deserialize(&**facts).ok(),
             _ => None,
         }
     }
@@ -283,7 +284,8 @@ impl<P: Ports> Types<P> {
     /// States facts of the output `name`.
     #[must_use]
     pub fn with(mut self, name: &'static str, facts: &impl Serialize) -> Self {
-        let known = serde_json::to_value(facts).map_or(Known::Unknown, Known::Facts);
+        let known = serde_json::to_value(facts)
+            .map_or(Known::Unknown, |facts| Known::Facts(Arc::new(facts)));
         self.ports.insert(name, vec![known]);
         self
     }

@@ -6,6 +6,7 @@ use retouch_diffusion::checkpoint::model::ModelFacts;
 use retouch_graph::port::Known;
 use retouch_graph::{DiskFiles, Fault, Files, Node, Source, Types, format, remote};
 use retouch_nodes::load::{LoadImages, LoadModel};
+use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
 use super::WORKFLOWS;
@@ -180,7 +181,7 @@ fn own_size(model: &str, files: &dyn Files) -> Result<usize, Failure> {
     let known = (node.check(&Types::unknown(), files)).map_err(refused)?;
     let facts = known.into_known().remove("model");
     let facts = facts.into_iter().flatten().find_map(|known| match known {
-        Known::Facts(facts) => serde_json::from_value::<ModelFacts>(facts).ok(),
+        Known::Facts(facts) => ModelFacts::deserialize(&*facts).ok(),
         _ => None,
     });
     Ok(facts.map_or(SIZE, |facts| facts.sample_size * facts.factor))

@@ -6,12 +6,13 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use retouch_graph::{SweepPlan, files};
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
-use crate::args::SweepArgs;
+use crate::args::{Share, SweepArgs};
 use crate::output::tell;
 use crate::table::Row;
 
@@ -136,13 +137,18 @@ pub struct Line {
 /// What stands for the key of a table, which is of no value.
 pub const TABLE_KEY: &str = "table";
 const LOG_SCHEMA: &str = "retouch-sweep/1";
+/// Sweeps of one file into one folder at a time.
+const MOST_BESIDE: usize = 100;
 /// A longer log is none.
 const MOST_LOG: u64 = 256 << 20;
 
 /// The log of an earlier run.
 pub struct Last {
+    /// What its seeds called `random` were drawn from.
     pub draw: u64,
+    /// What was swept.
     pub what: What,
+    /// The files that were saved.
     pub lines: Vec<Line>,
 }
 
@@ -186,6 +192,15 @@ fn below(folder: &Path, path: &Path) -> PathBuf {
     path.strip_prefix(folder).unwrap_or(path).to_owned()
 }
 
+/// Whether a living process has locked the file; if not, it is locked now, as long as it is open. Where files cannot be locked, none is.
+fn is_locked(file: &fs::File) -> bool {
+    matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock))
+}
+
+/// The BLAKE3 of a file.
+///
+/// # Errors
+/// When it cannot be read.
 pub fn digest(path: &Path) -> io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(files::open(path)?)?;
@@ -194,11 +209,78 @@ pub fn digest(path: &Path) -> io::Result<String> {
 
 impl Log {
     /// The log's file: hidden in the output folder, named by the sweep's file and a digest of its place.
-    pub fn file(out: &Path, sweep: &Path) -> PathBuf {
+    pub fn file(out: &Path, sweep: &Path, share: Option<Share>) -> PathBuf {
         let stem = sweep.file_stem().unwrap_or_default().to_string_lossy();
         let place = std::path::absolute(sweep).unwrap_or_else(|_| sweep.to_owned());
         let digest = blake3::hash(place.as_os_str().as_encoded_bytes()).to_hex();
-        out.join(format!(".retouch-sweep-{stem}-{}.jsonl", &digest[..8]))
+        let share = share.map_or_else(String::new, |Share { index, of }| format!("-{index}of{of}"));
+        out.join(format!(
+            ".retouch-sweep-{stem}-{}{share}.jsonl",
+            &digest[..8]
+        ))
+    }
+
+    /// The log beside this one for the sweep that is number `number` at the same time.
+    fn beside(path: &Path, number: usize) -> PathBuf {
+        match number {
+            0 | 1 => path.to_owned(),
+            _ => path.with_extension(format!("{number}.jsonl")),
+        }
+    }
+
+    /// What is known of earlier sweeps of this file: of those that ran beside one another too, and with `shares` of those of a share
+    /// of the cells. Settings are those of the latest. `None` when there is none.
+    pub fn last(path: &Path, out: &Path, shares: bool) -> Option<Last> {
+        let own = path.file_name()?.to_str()?.strip_suffix(".jsonl")?;
+        let is_one = |name: &str| {
+            let Some(rest) = name
+                .strip_prefix(own)
+                .and_then(|rest| rest.strip_suffix(".jsonl"))
+            else {
+                return false;
+            };
+            rest.is_empty() || rest.starts_with('.') || (shares && rest.starts_with('-'))
+        };
+        let mut found: Vec<(SystemTime, PathBuf)> = (fs::read_dir(out).ok()?.flatten())
+            .filter(|entry| entry.file_name().to_str().is_some_and(is_one))
+            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+            .collect();
+        found.sort();
+        let mut known: Option<Last> = None;
+        for (_, path) in found {
+            if let Some(mut last) = Self::read(&path, out) {
+                last.lines
+                    .extend(known.map(|known| known.lines).unwrap_or_default());
+                known = Some(last);
+            }
+        }
+        known
+    }
+
+    /// Begins a log as [`Log::begin`] does, beside those of sweeps of the same file that run now: each has its own.
+    pub fn begin_beside(
+        path: PathBuf,
+        draw: u64,
+        what: &What,
+        kept: &[Line],
+    ) -> Result<Self, Failure> {
+        for number in 1..MOST_BESIDE {
+            let path = Self::beside(&path, number);
+            let before = fs::OpenOptions::new().append(true).open(&path).ok();
+            if before.as_ref().is_some_and(is_locked) {
+                continue;
+            }
+            let log = Self::begin(path, draw, what, kept)?;
+            let file = log.file.lock().unwrap_or_else(PoisonError::into_inner);
+            // Another process may have begun its own between the two.
+            if file.as_ref().is_some_and(is_locked) {
+                drop(file);
+                continue;
+            }
+            drop(file);
+            return Ok(log);
+        }
+        Self::begin(path, draw, what, kept)
     }
 
     /// The log of the last sweep; `None` when there is none, or it is of another version.
@@ -252,6 +334,7 @@ impl Log {
         })
     }
 
+    /// Notes a file of an output of the plan.
     pub fn saved(&self, plan: &SweepPlan, output: usize, path: &Path) {
         let planned = plan.plan.outputs().get(output);
         if let (Some(key), Some(save)) =
@@ -286,6 +369,7 @@ impl Log {
         }
     }
 
+    /// Closes the file: others may take its place.
     pub fn finish(&mut self) {
         *self.file.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
     }

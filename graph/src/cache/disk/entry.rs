@@ -71,8 +71,8 @@ impl From<io::Error> for Flaw {
 }
 
 /// An entry whose header is read: its values come next.
-pub(super) struct Opened {
-    file: File,
+pub(super) struct Opened<R> {
+    file: R,
     pub(super) header: Header,
     /// Over what was read so far.
     hasher: blake3::Hasher,
@@ -86,7 +86,7 @@ pub(super) struct Encoded {
     pub(super) seconds: f64,
 }
 
-impl Opened {
+impl<R: Read> Opened<R> {
     /// Checks the rest of the file without keeping it.
     pub(super) fn check(mut self) -> Result<(), Flaw> {
         let mut left: u64 = self.header.values.iter().map(|value| value.bytes).sum();
@@ -120,7 +120,7 @@ impl Opened {
                 .ok()
                 .and_then(|bytes| content.try_reserve_exact(bytes).ok())
                 .ok_or_else(|| Flaw::Unreadable(io::ErrorKind::OutOfMemory.into()))?;
-            Read::by_ref(&mut self.file)
+            (&mut self.file)
                 .take(value.bytes)
                 .read_to_end(&mut content)?;
             self.hasher.update(&content);
@@ -187,12 +187,32 @@ impl Encoded {
             values,
         }))
     }
+
+    /// All of it in one piece, the digest last.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(usize::try_from(self.bytes).unwrap_or(0));
+        for part in std::iter::once(&self.head).chain(&self.values) {
+            bytes.extend_from_slice(part);
+        }
+        let digest = blake3::hash(&bytes);
+        bytes.extend_from_slice(digest.as_bytes());
+        bytes
+    }
 }
 
 /// Opens an entry and reads its header, which has the right key and gives the right length.
-pub(super) fn open_entry(path: &Path, key: &Key) -> Result<Opened, Flaw> {
-    let mut file = files::open(path)?;
-    let metadata = file.metadata()?;
+pub(super) fn open_entry(path: &Path, key: &Key) -> Result<Opened<File>, Flaw> {
+    let file = files::open(path)?;
+    let length = file.metadata()?.len();
+    open(file, length, key)
+}
+
+/// The same of an entry that is in memory, from wherever.
+pub(super) fn open_bytes<'a>(bytes: &'a [u8], key: &Key) -> Result<Opened<&'a [u8]>, Flaw> {
+    open(bytes, bytes.len() as u64, key)
+}
+
+fn open<R: Read>(mut file: R, whole_length: u64, key: &Key) -> Result<Opened<R>, Flaw> {
     let mut prefix = [0; PREFIX];
     file.read_exact(&mut prefix)?;
     let (magic, length) = prefix.split_at(MAGIC.len());
@@ -214,10 +234,10 @@ pub(super) fn open_entry(path: &Path, key: &Key) -> Result<Opened, Flaw> {
         .try_fold((PREFIX + json.len() + DIGEST) as u64, |sum, value| {
             sum.checked_add(value.bytes)
         });
-    if whole != Some(metadata.len()) {
+    if whole != Some(whole_length) {
         return Err(Flaw::damaged("it is not as long as its header says"));
     }
-    if key_of(&header.key) != Some(*key) {
+    if Key::parse(&header.key) != Some(*key) {
         return Err(Flaw::damaged("it is the entry of another key"));
     }
     let mut hasher = blake3::Hasher::new();
@@ -227,24 +247,6 @@ pub(super) fn open_entry(path: &Path, key: &Key) -> Result<Opened, Flaw> {
         header,
         hasher,
     })
-}
-
-/// The key of that name, in lower case as it is written.
-pub(super) fn key_of(name: &str) -> Option<Key> {
-    let digits = name.as_bytes();
-    let mut key = Key([0; 32]);
-    if digits.len() != 2 * key.0.len() {
-        return None;
-    }
-    let digit = |digit: u8| match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
-    };
-    for (byte, pair) in key.0.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    Some(key)
 }
 
 /// Whether the entry that is there, by its header, has fewer ports than these.

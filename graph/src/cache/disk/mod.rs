@@ -34,7 +34,7 @@ use std::time::SystemTime;
 
 use crate::base::key::Key;
 use crate::base::sync::lock;
-use crate::cache::disk::entry::{Flaw, Opened, key_of, open_entry};
+use crate::cache::disk::entry::{Encoded, Flaw, Opened, open_bytes, open_entry};
 use crate::cache::disk::index::{Indexed, State, list, remove};
 use crate::cache::interface::Outputs;
 use crate::files::write::{Access, private_folder};
@@ -298,7 +298,7 @@ impl DiskCache {
             }
             for (path, metadata) in list(&folder)? {
                 let name = path.file_name().and_then(|name| name.to_str());
-                if let Some(key) = name.and_then(key_of)
+                if let Some(key) = name.and_then(Key::parse)
                     && metadata.is_file()
                     && path == self.path(&key)
                 {
@@ -325,6 +325,30 @@ impl DiskCache {
             }
         }
         Ok(files)
+    }
+}
+
+/// An entry in one piece, as the disk tier writes it, for a store elsewhere; `None` when a value is of a type that is not kept
+/// outside of memory.
+///
+/// # Errors
+/// Why a value cannot be written, in words.
+pub fn encode(key: &Key, outputs: &Outputs, seconds: f64) -> Result<Option<Vec<u8>>, String> {
+    let entry = Encoded::new(key, outputs, seconds).map_err(|error| error.to_string())?;
+    Ok(entry.map(|entry| entry.to_bytes()))
+}
+
+/// Reads what [`encode`] wrote: the outputs, and the seconds that they took to make. Nothing of it is decoded before its digest
+/// is that of the rest.
+///
+/// # Errors
+/// Why it is no entry of this key, in words.
+pub fn decode(key: &Key, bytes: &[u8], decoders: &Decoders) -> Result<(Outputs, f64), String> {
+    match open_bytes(bytes, key).and_then(|opened| opened.decode(decoders)) {
+        Ok(found) => Ok(found),
+        Err(Flaw::Gone) => Err("it is empty".to_owned()),
+        Err(Flaw::Unreadable(error)) => Err(error.to_string()),
+        Err(Flaw::Damaged(why)) => Err(why),
     }
 }
 

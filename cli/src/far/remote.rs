@@ -1,0 +1,74 @@
+//! Values in a store under their keys: results of a run, and the cache's remote level.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use retouch_cluster::{Objects, Store as Far};
+use retouch_graph::{Key, Remote};
+
+/// The folder of values under their keys.
+pub const VALUES: &str = "values";
+
+/// Where the value of a key lies.
+pub fn name(key: &Key) -> String {
+    let key = key.to_string();
+    format!("{VALUES}/{}/{key}", &key[..2])
+}
+
+/// The cache's remote level: all that is below `values/`.
+pub struct Values(pub Far);
+
+impl Remote for Values {
+    fn get(&self, key: &Key) -> Result<Option<Vec<u8>>, String> {
+        self.0.get(&name(key)).map_err(|fault| fault.to_string())
+    }
+
+    fn has(&self, key: &Key) -> Result<bool, String> {
+        self.0.has(&name(key)).map_err(|fault| fault.to_string())
+    }
+
+    fn put(&self, key: &Key, bytes: Vec<u8>) -> Result<(), String> {
+        self.0
+            .put(&name(key), bytes)
+            .map_err(|fault| fault.to_string())
+    }
+
+    fn shown(&self) -> String {
+        self.0.shown()
+    }
+}
+
+/// Some values of a store, which alone are looked for there.
+pub struct Chosen {
+    /// The store.
+    pub store: Far,
+    /// Their keys.
+    pub keys: Arc<HashSet<Key>>,
+    /// Whether all of them are known to be there.
+    pub there: bool,
+}
+
+impl Remote for Chosen {
+    fn get(&self, key: &Key) -> Result<Option<Vec<u8>>, String> {
+        match self.keys.contains(key) {
+            true => Values(self.store.clone()).get(key),
+            false => Ok(None),
+        }
+    }
+
+    fn has(&self, key: &Key) -> Result<bool, String> {
+        match self.keys.contains(key) {
+            true if self.there => Ok(true),
+            true => Values(self.store.clone()).has(key),
+            false => Ok(false),
+        }
+    }
+
+    fn put(&self, _: &Key, _: Vec<u8>) -> Result<(), String> {
+        Err("it is only read".to_owned())
+    }
+
+    fn shown(&self) -> String {
+        self.store.shown()
+    }
+}
