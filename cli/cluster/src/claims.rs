@@ -94,16 +94,22 @@ pub fn states(listed: &[Listed], chunks: usize) -> Vec<State> {
         } else if matches!(state, State::Done(_)) {
             // A claim that came too late.
         } else if let Some(number) = name.strip_suffix(".released") {
-            if let (Ok(number), State::Held(last, _)) = (number.parse::<u32>(), *state)
+            if let (Some(number), State::Held(last, _)) = (claim_number(number), *state)
                 && number == last
             {
                 *state = State::Open(number + 1);
             }
-        } else if let Ok(number) = name.parse::<u32>() {
+        } else if let Some(number) = claim_number(name) {
             *state = State::Held(number, one.modified);
         }
     }
     states
+}
+
+/// The number in a claim's name: six digits. Whatever else somebody put there is none.
+fn claim_number(name: &str) -> Option<u32> {
+    let digits = name.len() == 6 && name.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| name.parse().ok()).flatten()
 }
 
 /// A chunk that is this worker's.
@@ -347,7 +353,7 @@ impl<S: Objects, C: Clock> Board<S, C> {
             // Nothing opens before the oldest claim ends, unless somebody gives it back.
             let now = self.store_now();
             let ends = self.view.iter().filter_map(|state| match state {
-                State::Held(_, since) => Some((since + self.term).saturating_sub(now)),
+                State::Held(_, since) => Some(since.saturating_add(self.term).saturating_sub(now)),
                 _ => None,
             });
             let earliest = ends.min().unwrap_or(self.term);

@@ -10,14 +10,14 @@ use std::sync::Arc;
 use retouch_cluster::{Objects, Store as Far};
 use retouch_graph::event::Listener;
 use retouch_graph::{
-    Cancel, Engine, Key, RemoteCache, RunError, RunOptions, SaveStatus, Saver, SweepPlan,
+    Cancel, Code, Engine, Key, RemoteCache, RunError, RunOptions, SaveStatus, Saver, SweepPlan,
     TieredCache,
 };
 use retouch_nodes::payload::decoders;
 
 use super::cut::{self, Loaded};
 use super::failure;
-use super::remote::{Chosen, VALUES};
+use super::remote::{Chosen, Lost, VALUES};
 use super::run::{CellResult, Run};
 use crate::args::{CacheArgs, CollectArgs, ModelsArgs};
 use crate::commands::run as running;
@@ -97,7 +97,8 @@ pub fn run(collect: &Collect<'_>) -> Result<Exit, Failure> {
         );
     };
     let there = Arc::new(values(&run)?);
-    let engine = engine(&run, &store, &numerics, &there)?;
+    let lost = Lost::cancelling(collect.cancel);
+    let engine = engine(&run, &store, &numerics, &there, &lost)?;
     let mode = Mode::fetching(collect.cancel, collect.json, collect.quiet);
     let loaded = match cut::load(
         &run.about,
@@ -118,6 +119,7 @@ pub fn run(collect: &Collect<'_>) -> Result<Exit, Failure> {
         run: &run,
         loaded: &loaded,
         out,
+        lost: &lost,
     };
     collecting.build(results, &there)
 }
@@ -135,6 +137,7 @@ fn engine(
     store: &Store,
     numerics: &str,
     there: &Arc<HashSet<Key>>,
+    lost: &Lost,
 ) -> Result<Engine, Failure> {
     let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let engine = session::engine_over("cpu", store.sources, |environment| {
@@ -143,6 +146,7 @@ fn engine(
             store: run.store.clone(),
             keys: Arc::clone(there),
             there: true,
+            lost: Some(lost.clone()),
         };
         Arc::new(RemoteCache::new(
             Arc::new(memory),
@@ -160,6 +164,7 @@ struct Collecting<'a> {
     run: &'a Run,
     loaded: &'a Loaded,
     out: &'a Path,
+    lost: &'a Lost,
 }
 
 impl Collecting<'_> {
@@ -318,6 +323,14 @@ impl Collecting<'_> {
             tables.push(saved.path);
         }
         if let Some(path) = &self.run.about.table {
+            // What is in a store may be anybody's: nothing but a table is replaced.
+            if !table::is_known(path) {
+                return Err(Failure::failed(format!(
+                    "the run writes its table to `{}`, which is neither CSV nor JSON",
+                    path.display()
+                ))
+                .code(Code::StoreContent));
+            }
             table::write(path, rows)?;
             tables.push(path.clone());
         }
@@ -335,6 +348,11 @@ impl Collecting<'_> {
     fn ended(&self, result: Result<(), RunError>, rows: &[Row]) -> Result<Exit, Failure> {
         let count = |status: CellStatus| rows.iter().filter(|row| row.status == status).count();
         let (failed, open) = (count(CellStatus::Failed), count(CellStatus::NotRun));
+        if let Some(why) = self.lost.why() {
+            return Err(Failure::failed(why)
+                .code(Code::StoreContent)
+                .help("collect again; if it stays so, remove the value from the store and `retouch sweep resume` the run"));
+        }
         match result {
             Err(RunError::Cancelled) => {
                 return Err(Failure::interrupted(

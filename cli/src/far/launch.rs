@@ -344,13 +344,15 @@ pub fn queue(jobs: &[JobEntry]) -> Result<Vec<slurm::Task>, String> {
     Err(why)
 }
 
-/// Ends jobs.
+/// Ends jobs of a run.
 ///
 /// # Errors
 /// Why Slurm does not, in words.
-pub fn scancel(jobs: &[JobEntry]) -> Result<(), String> {
-    let ids: Vec<String> = jobs.iter().map(|job| job.slurm.to_string()).collect();
-    match ask("scancel", &ids) {
+pub fn scancel(run: &str, jobs: &[JobEntry]) -> Result<(), String> {
+    // The numbers are what the store says; jobs of another name are not touched.
+    let mut arguments = vec![format!("--name={run}")];
+    arguments.extend(jobs.iter().map(|job| job.slurm.to_string()));
+    match ask("scancel", &arguments) {
         Err(error) if !slurm::is_forgotten(&error) => Err(error),
         _ => Ok(()),
     }

@@ -11,7 +11,7 @@ pub mod status;
 pub mod submit;
 pub mod worker;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use retouch_cluster::{Fault, Objects, Place, Store as Far};
 use retouch_graph::Code;
@@ -55,6 +55,15 @@ pub fn store(args: &StoreArgs, out: &Path) -> Result<Far, Failure> {
         None => Place::Folder(out.join(FOLDER)),
     };
     open(&absolute(place))
+}
+
+/// The output folder: the one that is named, else `RETOUCH_OUT`, else the configuration's.
+fn out(named: Option<&Path>) -> PathBuf {
+    let set = || std::env::var_os("RETOUCH_OUT").filter(|out| !out.is_empty());
+    named
+        .map(Path::to_owned)
+        .or_else(|| set().map(PathBuf::from))
+        .unwrap_or_else(config::out)
 }
 
 /// Opens a store.

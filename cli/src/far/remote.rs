@@ -1,10 +1,12 @@
 //! Values in a store under their keys: results of a run, and the cache's remote level.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use retouch_cluster::{Objects, Store as Far};
-use retouch_graph::{Key, Remote};
+use retouch_graph::cache::disk::decode;
+use retouch_graph::{Cancel, Key, Remote};
+use retouch_nodes::payload::decoders;
 
 /// The folder of values under their keys.
 pub const VALUES: &str = "values";
@@ -46,12 +48,60 @@ pub struct Chosen {
     pub keys: Arc<HashSet<Key>>,
     /// Whether all of them are known to be there.
     pub there: bool,
+    /// What is done when one that has to be there is not.
+    pub lost: Option<Lost>,
+}
+
+/// Ends a run that may compute nothing in place of what a store should have.
+#[derive(Clone, Default)]
+pub struct Lost {
+    why: Arc<Mutex<Option<String>>>,
+    cancel: Cancel,
+}
+
+impl Lost {
+    /// One that cancels `cancel`.
+    pub fn cancelling(cancel: &Cancel) -> Self {
+        Self {
+            why: Arc::default(),
+            cancel: cancel.clone(),
+        }
+    }
+
+    /// What could not be read, and why.
+    pub fn why(&self) -> Option<String> {
+        self.why
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn look(&self, key: &Key, answer: &Result<Option<Vec<u8>>, String>) -> Result<(), String> {
+        let why = match answer {
+            Err(why) => why.clone(),
+            Ok(None) => "it is missing".to_owned(),
+            Ok(Some(bytes)) => match decode(key, bytes, &decoders()) {
+                Ok(_) => return Ok(()),
+                Err(why) => why.to_string(),
+            },
+        };
+        let why = format!("the value {} cannot be read: {why}", key.short());
+        *self.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.clone());
+        self.cancel.cancel();
+        Err(why)
+    }
 }
 
 impl Remote for Chosen {
     fn get(&self, key: &Key) -> Result<Option<Vec<u8>>, String> {
         match self.keys.contains(key) {
-            true => Values(self.store.clone()).get(key),
+            true => {
+                let answer = Values(self.store.clone()).get(key);
+                if let Some(lost) = &self.lost {
+                    lost.look(key, &answer)?;
+                }
+                answer
+            }
             false => Ok(None),
         }
     }

@@ -163,6 +163,9 @@ fn names(store: &Far) -> Result<Vec<String>, Failure> {
     Ok(listed.iter().filter_map(|one| name(&one.name)).collect())
 }
 
+/// Milliseconds that a claim may hold: what `--expiry` takes.
+const TERMS: std::ops::RangeInclusive<u64> = 5_000..=86_400_000;
+
 impl Run {
     /// Writes a run down.
     ///
@@ -233,6 +236,13 @@ impl Run {
                 &store,
                 &name,
                 &format!("it is `{}` of `{}`", about.schema, about.run),
+            ));
+        }
+        if !TERMS.contains(&about.term) {
+            return Err(damaged(
+                &store,
+                &name,
+                &format!("its claims hold for {} ms", about.term),
             ));
         }
         let mut run = Self {

@@ -15,12 +15,15 @@ use crate::args::{LogsArgs, ResumeArgs, RunArg, Where};
 use crate::commands::run as running;
 use crate::lines::Line;
 use crate::output::{say, tell};
+use crate::store::Store;
 use crate::{Exit, Failure, duration};
 
 /// Finds the run that the arguments name.
 fn find(of: &RunArg) -> Result<Run, Failure> {
-    let out = of.out.clone().unwrap_or_else(|| "out".into());
-    Run::find(super::store(&of.store, &out)?, &of.run)
+    Run::find(
+        super::store(&of.store, &super::out(of.out.as_deref()))?,
+        &of.run,
+    )
 }
 
 /// How far a run is, in cells.
@@ -229,7 +232,7 @@ pub fn cancel(args: &RunArg) -> Result<Exit, Failure> {
     run.set_control(Control::Cancelled)?;
     let jobs = run.jobs()?;
     if !jobs.is_empty()
-        && let Err(why) = launch::scancel(&jobs)
+        && let Err(why) = launch::scancel(&run.about.run, &jobs)
     {
         tell(&format!(
             "warning: Slurm did not end the jobs: {why}; their workers stop by themselves"
@@ -247,13 +250,20 @@ pub fn cancel(args: &RunArg) -> Result<Exit, Failure> {
 /// # Errors
 /// When there is no such run, or workers cannot be started.
 pub fn resume(args: &ResumeArgs) -> Result<Exit, Failure> {
+    // What names a cache is read as workers will read it, before it is handed on.
+    Store::of(&args.cache)?;
     let mut run = find(&args.of)?;
     let stop = Cancel::new();
     running::interrupts(&stop)?;
     if args.retry_failed {
         let mut again: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        // A cell that is in a later chunk is being tried again already.
+        let mut latest: BTreeMap<usize, usize> = BTreeMap::new();
+        for (chunk, cells) in run.chunks.iter().enumerate() {
+            latest.extend(cells.iter().map(|cell| (*cell, chunk)));
+        }
         for (cell, (chunk, result)) in run.cells()? {
-            if result.failed {
+            if result.failed && latest.get(&cell) == Some(&chunk) {
                 again.entry(chunk).or_default().push(cell);
             }
         }

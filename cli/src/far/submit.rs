@@ -57,7 +57,9 @@ pub fn submit(args: &SweepArgs, place: Where) -> Result<Exit, Failure> {
             run.about.cells,
             run.chunks.len()
         ));
-        launch.start(&run, &cancel)?;
+        if place != Where::Local {
+            launch.start(&run, &cancel)?;
+        }
         return Ok(Exit::Done);
     }
     probe(&far).map_err(|fault| failure(&fault))?;

@@ -11,7 +11,7 @@ use retouch_cluster::{Board, Claim, Fault, Next, Objects, Store as Far};
 use retouch_graph::cache::disk::encode;
 use retouch_graph::event::{Event, Listener};
 use retouch_graph::{
-    Cache, Cancel, Engine, Key, Outputs, RemoteCache, RunError, RunOptions, SweepPlan,
+    Cache, Cancel, Code, Engine, Key, Outputs, RemoteCache, RunError, RunOptions, SweepPlan,
 };
 use retouch_nodes::payload::decoders;
 
@@ -30,6 +30,8 @@ use crate::{Exit, Failure, clock, journal, session, signals};
 
 /// How often it is looked whether a worker is to stop.
 const LOOK: Duration = Duration::from_millis(100);
+/// Seconds between asking a store that cannot be reached: some five minutes in all.
+const PATIENCE: [u64; 9] = [1, 2, 4, 8, 16, 32, 60, 60, 60];
 /// How often a chunk is begun by workers that do not come to its end.
 const MOST_BEGUN: usize = 5;
 /// Bytes of the log of an attempt.
@@ -58,7 +60,6 @@ pub fn worker(args: &WorkerArgs) -> Result<Exit, Failure> {
         let cache = store.whole_cache(environment);
         Arc::new(Keeping::new(cache, far.clone(), Arc::clone(&kept)))
     })?;
-    run.agree(engine.numerics())?;
     let engine = engine.with_files(store.files());
     let mode = Mode::fetching(&cancel, false, args.telling.quiet);
     let loaded = match cut::load(
@@ -73,6 +74,8 @@ pub fn worker(args: &WorkerArgs) -> Result<Exit, Failure> {
         Err(_) if cancel.is_cancelled() => return Err(hub::interrupted()),
         Err(stop) => return stop.tell(false),
     };
+    // Once it can draw: what cannot must not say what the others compute with.
+    run.agree(loaded.engine.numerics())?;
     let worker = Worker::join(args, run, loaded, &store, kept, cancel)?;
     worker.work()
 }
@@ -160,6 +163,7 @@ impl Wanted {
             store: self.far.clone(),
             keys: Arc::new(wanted.into_iter().collect()),
             there: false,
+            lost: None,
         }
     }
 }
@@ -275,11 +279,12 @@ impl Worker {
                     "what was finished is in the store, and the rest is claimed by nobody",
                 ));
             }
-            if lock(&self.run).control()? == Control::Cancelled {
+            if self.patiently(|| lock(&self.run).control())? == Control::Cancelled {
                 tell("the run was cancelled");
                 return Ok(Exit::Done);
             }
-            let next = lock(&self.board).next().map_err(|fault| failure(&fault))?;
+            let next =
+                self.patiently(|| lock(&self.board).next().map_err(|fault| failure(&fault)))?;
             match next {
                 Next::Take(claim) => self.chunk(claim)?,
                 Next::Wait(milliseconds) => self.pause(Duration::from_millis(milliseconds)),
@@ -292,6 +297,22 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Asks the store again for a while when it cannot be reached: what is claimed is this worker's for as long as that takes.
+    fn patiently<T>(&self, ask: impl Fn() -> Result<T, Failure>) -> Result<T, Failure> {
+        for pause in PATIENCE {
+            match ask() {
+                Err(failure) if failure.code == Code::StoreUnreachable => {
+                    if self.cancel.is_cancelled() {
+                        return Err(failure);
+                    }
+                    self.pause(Duration::from_secs(pause));
+                }
+                answer => return answer,
+            }
+        }
+        ask()
     }
 
     fn pause(&self, time: Duration) {
@@ -314,10 +335,20 @@ impl Worker {
         }
         let log = ChunkLog::default();
         self.write_log(&claim, &log);
-        if self.begun(&claim)? > MOST_BEGUN {
-            return self.give_up(&claim, &cells);
-        }
-        let plan = self.plan(&cells)?;
+        let ready = self
+            .begun(&claim)
+            .and_then(|begun| match begun > MOST_BEGUN {
+                true => self.give_up(&claim, &cells).map(|()| None),
+                false => self.plan(&cells).map(Some),
+            });
+        let plan = match ready {
+            Ok(Some(plan)) => plan,
+            Ok(None) => return Ok(()),
+            Err(failure) => {
+                let _ = lock(&self.board).release(&claim);
+                return Err(failure);
+            }
+        };
         let drawn = self.draw(&plan, &cells, &mut claim, &log);
         self.write_log(&claim, &log);
         let (ended, mut results) = match drawn {
@@ -334,15 +365,19 @@ impl Worker {
                 let failed = results.cells.iter().filter(|cell| cell.failed).count();
                 let body = serde_json::to_vec(&results)
                     .map_err(|error| Failure::failed(error.to_string()))?;
-                (lock(&self.board).finish(&claim, failed, body)).map_err(|fault| failure(&fault))
+                self.patiently(|| {
+                    let finished = lock(&self.board).finish(&claim, failed, body.clone());
+                    finished.map_err(|fault| failure(&fault))
+                })
             }
             Ended::Lost => {
                 tell("another worker has this chunk: it was not renewed in time");
                 Ok(())
             }
-            Ended::Stopped => lock(&self.board)
-                .release(&claim)
-                .map_err(|fault| failure(&fault)),
+            Ended::Stopped => self.patiently(|| {
+                let released = lock(&self.board).release(&claim);
+                released.map_err(|fault| failure(&fault))
+            }),
         }
     }
 
@@ -445,6 +480,8 @@ impl Worker {
         if matches!(result, Err(RunError::Cancelled)) || stop.over.load(Ordering::SeqCst) {
             return Ok((Ended::Stopped, self.results(attempt, Vec::new(), 0)));
         }
+        // What the store did not take while it was drawn is tried once more.
+        lock(&self.keep).fault = None;
         self.keep_found(engine, plan)?;
         if let Some(fault) = &lock(&self.keep).fault {
             return Err(failure(fault));

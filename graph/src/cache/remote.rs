@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -19,6 +20,8 @@ use crate::value::payload::Decoders;
 
 /// Entries that wait to be written, at most; what comes when so many do is not written.
 const WAITING: usize = 64;
+/// Bytes of them, at most: keys and values of one entry may be hundreds of megabytes.
+const WAITING_BYTES: usize = 1 << 30;
 /// Requests at a time when many keys are asked for at once.
 const AT_ONCE: usize = 16;
 /// For how long a key that the store did not have is not asked for again.
@@ -64,6 +67,8 @@ struct Writer {
 
 struct Shared {
     remote: Box<dyn Remote>,
+    /// Bytes that wait to be written.
+    waiting: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -150,9 +155,23 @@ impl Shared {
 
     fn write(&self, queue: &Receiver<(Key, Vec<u8>)>) {
         while let Ok((key, bytes)) = queue.recv() {
+            let length = bytes.len();
             if self.ask(|remote| remote.put(&key, bytes)).is_some() {
                 self.note(key, true);
             }
+            self.waiting.fetch_sub(length, Ordering::SeqCst);
+        }
+    }
+
+    /// Says once that not everything is written.
+    fn falls_behind(&self) {
+        let mut state = lock(&self.state);
+        if !state.behind {
+            state.behind = true;
+            let shown = self.remote.shown();
+            state.warnings.push(format!(
+                "the remote cache {shown} takes less than this run makes: not everything is written there"
+            ));
         }
     }
 }
@@ -170,6 +189,7 @@ impl RemoteCache {
     ) -> Self {
         let shared = Arc::new(Shared {
             remote,
+            waiting: AtomicUsize::new(0),
             state: Mutex::default(),
         });
         let writer = writes.then(|| {
@@ -257,17 +277,19 @@ impl Cache for RemoteCache {
         if self.shared.known(&key) == Some(true) || lock(&self.shared.state).off {
             return;
         }
+        if self.shared.waiting.load(Ordering::SeqCst) > WAITING_BYTES {
+            self.shared.falls_behind();
+            return;
+        }
         let Ok(Some(bytes)) = encode(&key, outputs, seconds) else {
             return;
         };
-        if let Err(TrySendError::Full(_)) = writer.queue.try_send((key, bytes)) {
-            let mut state = lock(&self.shared.state);
-            if !state.behind {
-                state.behind = true;
-                let shown = self.shared.remote.shown();
-                state.warnings.push(format!(
-                    "the remote cache {shown} takes less than this run makes: not everything is written there"
-                ));
+        let length = bytes.len();
+        self.shared.waiting.fetch_add(length, Ordering::SeqCst);
+        if let Err(refused) = writer.queue.try_send((key, bytes)) {
+            self.shared.waiting.fetch_sub(length, Ordering::SeqCst);
+            if matches!(refused, TrySendError::Full(_)) {
+                self.shared.falls_behind();
             }
         }
     }

@@ -266,7 +266,13 @@ impl Log {
     ) -> Result<Self, Failure> {
         for number in 1..MOST_BESIDE {
             let path = Self::beside(&path, number);
-            let before = fs::OpenOptions::new().append(true).open(&path).ok();
+            // There is always a file to lock: of two that begin at once, one finds it taken.
+            let open = || fs::OpenOptions::new().append(true).create(true).open(&path);
+            let before = open()
+                .or_else(|_| {
+                    fs::create_dir_all(path.parent().unwrap_or(Path::new(""))).and_then(|()| open())
+                })
+                .ok();
             if before.as_ref().is_some_and(is_locked) {
                 continue;
             }
