@@ -93,7 +93,7 @@ fn a_picture_of_each_output_of_the_shipped_workflows_is_drawn_again_to_the_byte(
             arguments.extend(["--set", "train_steps=2"]);
         }
         if how == "sweep" {
-            arguments.extend(["--over", "blend_steps=1,2", "--over", "seed=42,43"]);
+            arguments.extend(["--over", "blend_steps=0,1", "--over", "seed=42,43"]);
         }
         place.done(&arguments);
     }

@@ -74,6 +74,8 @@ fn four_blend_steps_by_four_seeds_cost_what_their_tree_of_prefixes_has_and_equal
         "--over",
         "seed=42..46",
         "--set",
+        "until_step=100%",
+        "--set",
         &format!("steps={STEPS}"),
     ];
     let sweep = |more: &[&str]| {
@@ -138,6 +140,8 @@ fn four_blend_steps_by_four_seeds_cost_what_their_tree_of_prefixes_has_and_equal
                 &blend,
                 "--set",
                 &seed,
+                "--set",
+                "until_step=100%",
                 "--set",
                 &format!("steps={STEPS}"),
             ],
@@ -594,7 +598,15 @@ fn a_sweep_in_a_file_of_its_own_is_planned_locked_and_bundled() {
     }
     std::fs::write(&target, text).unwrap();
     // The bundle draws what the files draw.
-    let few = ["--set", "steps=2", "--set", "blend_steps=50%", "--quiet"];
+    let few = [
+        "--set",
+        "steps=2",
+        "--set",
+        "blend_steps=50%",
+        "--set",
+        "until_step=100%",
+        "--quiet",
+    ];
     let mine = [&["sweep", sweep, "sheet", "--out", "mine"][..], &few].concat();
     run(&mine, 0);
     run(&["bundle", sweep, "-o", "s.tar.zst", "--with-models"], 0);

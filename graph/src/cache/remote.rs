@@ -429,7 +429,7 @@ mod tests {
         let middle = whole.len() - 33; // the last byte of the value
         changed[middle] ^= 1;
         for (bytes, why) in [
-            (changed, "its content is not what was written"),
+            (changed, "its checksum does not match its content"),
             (
                 whole[..whole.len() - 1].to_vec(),
                 "it is not as long as its header says",
