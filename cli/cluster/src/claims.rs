@@ -277,7 +277,7 @@ impl<S: Objects, C: Clock> Board<S, C> {
     ///
     /// # Errors
     /// When the store does not answer.
-    pub fn next(&mut self) -> Result<Next, Fault> {
+    pub fn next_chunk(&mut self) -> Result<Next, Fault> {
         let mut fresh = false;
         let mut lost = 0;
         loop {
@@ -422,7 +422,7 @@ mod tests {
     }
 
     fn take<S: Objects, C: Clock>(board: &mut Board<S, C>) -> Claim {
-        match board.next().unwrap() {
+        match board.next_chunk().unwrap() {
             Next::Take(claim) => claim,
             other => panic!("{other:?}"),
         }
@@ -479,7 +479,7 @@ mod tests {
         let store = Memory::new();
         let (mut a, mut b) = (join(&store, "a", 1), join(&store, "b", 1));
         let claim = take(&mut a);
-        let wait = |board: &mut Board<&Memory, &Memory>| match board.next().unwrap() {
+        let wait = |board: &mut Board<&Memory, &Memory>| match board.next_chunk().unwrap() {
             Next::Wait(wait) => wait,
             other => panic!("{other:?}"),
         };

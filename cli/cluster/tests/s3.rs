@@ -55,7 +55,7 @@ fn claims(store: &Store, workers: usize) {
                         .unwrap();
                 barrier.wait();
                 let mut won = Vec::new();
-                while let Next::Take(claim) = board.next().unwrap() {
+                while let Next::Take(claim) = board.next_chunk().unwrap() {
                     won.push(claim.chunk);
                 }
                 won
@@ -140,10 +140,10 @@ fn faults_that_pass_are_passed_over() {
     )
     .unwrap();
     set(&server.vices.hangs_up, 1);
-    let claim = match board.next() {
+    let claim = match board.next_chunk() {
         Ok(Next::Take(claim)) => claim,
         // The client did not try again: the worker does.
-        Err(Fault::Unreachable(_)) => match board.next().unwrap() {
+        Err(Fault::Unreachable(_)) => match board.next_chunk().unwrap() {
             Next::Take(claim) => claim,
             other => panic!("{other:?}"),
         },

@@ -147,7 +147,7 @@ fn many_workers_share_many_cells_and_waste_little() {
                 end = now;
                 queue.push(Reverse((now, index, Does::Asks)));
             }
-            Does::Asks => match worker.board.next().unwrap() {
+            Does::Asks => match worker.board.next_chunk().unwrap() {
                 Next::Take(claim) => {
                     if let Some(since) = worker.idle.take() {
                         longest_idle = longest_idle.max(now - since);

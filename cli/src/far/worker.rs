@@ -283,8 +283,11 @@ impl Worker {
                 tell("the run was cancelled");
                 return Ok(Exit::Done);
             }
-            let next =
-                self.patiently(|| lock(&self.board).next().map_err(|fault| failure(&fault)))?;
+            let next = self.patiently(|| {
+                lock(&self.board)
+                    .next_chunk()
+                    .map_err(|fault| failure(&fault))
+            })?;
             match next {
                 Next::Take(claim) => self.chunk(claim)?,
                 Next::Wait(milliseconds) => self.pause(Duration::from_millis(milliseconds)),
