@@ -199,16 +199,18 @@ fn working(mut command: Command) -> Child {
 }
 
 fn signal(child: &Child, signal: i32) {
+    let id = child.id().try_into().unwrap();
     // SAFETY: it is a child that was not waited for.
-    assert_eq!(
-        unsafe { libc::kill(child.id().try_into().unwrap(), signal) },
-        0
-    );
+    let sent = unsafe { libc::kill(id, signal) };
+    assert_eq!(sent, 0);
 }
 
+/// The files below a folder, and the rows of a table.
+type Made = (BTreeMap<PathBuf, Vec<u8>>, Vec<Json>);
+
 /// What one machine makes of the same sweep: its files and its table. It is made once for all tests.
-fn alone() -> &'static (BTreeMap<PathBuf, Vec<u8>>, Vec<Json>) {
-    static MADE: OnceLock<(BTreeMap<PathBuf, Vec<u8>>, Vec<Json>)> = OnceLock::new();
+fn alone() -> &'static Made {
+    static MADE: OnceLock<Made> = OnceLock::new();
     MADE.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
         let file = file();

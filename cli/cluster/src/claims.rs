@@ -436,7 +436,7 @@ mod tests {
         let mut first = take(&mut a);
         let second = take(&mut b);
         assert_eq!([first.chunk, second.chunk].iter().sum::<usize>(), 1);
-        assert!(matches!(a.next().unwrap(), Next::Wait(_)));
+        assert!(matches!(a.next_chunk().unwrap(), Next::Wait(_)));
         assert_eq!(a.renewal_in(&first), TERM / RENEWALS);
         store.at(1_000_000 + TERM - 1);
         assert_eq!(a.renewal_in(&first), 0);
@@ -451,7 +451,7 @@ mod tests {
         a.finish(&again, 2, b"{}".to_vec()).unwrap();
         // Who was late may finish too: nothing changes.
         b.finish(&second, 2, b"{}".to_vec()).unwrap();
-        assert_eq!(b.next().unwrap(), Next::Finished);
+        assert_eq!(b.next_chunk().unwrap(), Next::Finished);
         let listed = store.list("runs/r/state").unwrap();
         let mut expected = [State::Done(0), State::Done(0)];
         expected[second.chunk] = State::Done(2);
@@ -463,12 +463,12 @@ mod tests {
         let store = Memory::new();
         let (mut a, mut b) = (join(&store, "a", 1), join(&store, "b", 1));
         let claim = take(&mut a);
-        assert!(matches!(b.next().unwrap(), Next::Wait(_)));
+        assert!(matches!(b.next_chunk().unwrap(), Next::Wait(_)));
         a.release(&claim).unwrap();
         let again = take(&mut b);
         assert_eq!((again.chunk, again.attempt), (0, 1));
         b.finish(&again, 0, Vec::new()).unwrap();
-        assert_eq!(b.next().unwrap(), Next::Finished);
+        assert_eq!(b.next_chunk().unwrap(), Next::Finished);
         b.extend(3);
         assert_eq!(take(&mut b).chunk, 1, "the one after the last");
         assert_eq!(take(&mut b).chunk, 2);
@@ -493,7 +493,7 @@ mod tests {
         wait(&mut b);
         assert_eq!(store.requests().pages - pages, 1, "one chunk is looked at");
         a.finish(&claim, 0, Vec::new()).unwrap();
-        assert_eq!(b.next().unwrap(), Next::Finished);
+        assert_eq!(b.next_chunk().unwrap(), Next::Finished);
         // Of many, claimed a while ago.
         let store = Memory::new();
         let (mut a, mut b) = (join(&store, "a", FEW + 1), join(&store, "b", FEW + 1));
@@ -510,12 +510,12 @@ mod tests {
         let store = Memory::new();
         let (mut a, mut b) = (join(&store, "a", 2), join(&store, "b", 2));
         let (done, mut kept) = (take(&mut a), take(&mut a));
-        assert!(matches!(b.next().unwrap(), Next::Wait(_)));
+        assert!(matches!(b.next_chunk().unwrap(), Next::Wait(_)));
         a.finish(&done, 0, Vec::new()).unwrap();
         store.at(TERM / 2);
         assert!(a.renew(&mut kept).unwrap());
         store.at(TERM + 1);
-        assert!(matches!(b.next().unwrap(), Next::Wait(_)));
+        assert!(matches!(b.next_chunk().unwrap(), Next::Wait(_)));
     }
 
     #[test]
@@ -533,7 +533,7 @@ mod tests {
         let mut b = Board::join(&store, Off(&store), "runs/r", "b", TERM, 1, Vec::new()).unwrap();
         take(&mut a);
         assert!(
-            matches!(b.next().unwrap(), Next::Wait(_)),
+            matches!(b.next_chunk().unwrap(), Next::Wait(_)),
             "a's claim is seconds old"
         );
         store.at(5_000_000 + TERM + 1);
