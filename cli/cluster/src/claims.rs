@@ -502,7 +502,7 @@ mod tests {
         }
         store.at(TERM / 4);
         let wait = wait(&mut b);
-        assert!(wait >= TERM * 3 / 4 && wait <= TERM * 15 / 16, "{wait}");
+        assert!((TERM * 3 / 4..=TERM * 15 / 16).contains(&wait), "{wait}");
     }
 
     #[test]
