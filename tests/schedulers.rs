@@ -1090,7 +1090,7 @@ fn the_swap_takes_ddim_with_any_eta_for_its_context_and_refuses_the_rest_at_its_
             "unipc with Karras' sigmas",
         ),
         (", latent: $photo, strength: 0.5", "", "`strength`"),
-        ("", ", scheduler: euler", "the swap works with `ddim` alone"),
+        ("", ", scheduler: euler", "the swap works only with `ddim`"),
         ("", ", eta: 0.5", "the swap is drawn with eta 0"),
         ("", ", strength: 0.5", "`strength` has no effect"),
         ("", ", karras: true", "`karras` has no effect with `ddim`"),

@@ -928,7 +928,7 @@ fn values_that_would_not_fit_memory_are_refused() {
     // Steps without end, and numbers without end.
     refused(
         &join([&b"N0".repeat(1_000_001), b"N"]),
-        "more than 2000000 steps",
+        "more steps than the limit of 2000000",
     );
     refused(b"\x8b\xff\xff\xff\x7f", "too many digits");
     // Lengths that the file does not have.

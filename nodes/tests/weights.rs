@@ -267,7 +267,7 @@ fn a_gguf_file_that_lies_is_refused() {
         file(&[told("c", &[1, 1, 1, 1, 1], 0, vec![0; 4])]),
         "5 dimensions",
     );
-    refused(file(&[told("c", &[0], 0, Vec::new())]), "no length");
+    refused(file(&[told("c", &[0], 0, Vec::new())]), "length 0");
     let huge = usize::MAX / 2;
     refused(
         file(&[told("c", &[huge, huge], 0, Vec::new())]),
@@ -279,7 +279,7 @@ fn a_gguf_file_that_lies_is_refused() {
     );
     refused(
         file(&[told("c", &[256], 10, vec![0; 84])]),
-        "not read, Q2_K",
+        "an unsupported type, Q2_K",
     );
     refused(file(&[told("c", &[256], 16, vec![0; 66])]), "IQ family");
     refused(
@@ -663,7 +663,7 @@ fn a_network_alone_in_the_place_of_another_is_called_what_it_is() {
     };
     let told = errors(&vae);
     assert!(
-        told.contains("taesd.safetensors: is a VAE approximation (as TAESD)"),
+        told.contains("taesd.safetensors: is a VAE approximation (such as TAESD)"),
         "{told}"
     );
     let told = errors(&Sources::of(&unet));

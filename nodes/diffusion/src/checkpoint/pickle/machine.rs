@@ -171,7 +171,7 @@ impl<'a> Machine<'a> {
             None => String::new(),
         };
         format!(
-            "is refused: its pickle {what} (at byte {}){also}, so it is more than data. Nothing of \
+            "is refused: its pickle {what} (at byte {}){also}, so it is more than data. Nothing in \
              it was executed; if you trust the file, convert it to safetensors with the program \
              that made it",
             self.tape.start + self.here as u64
