@@ -223,6 +223,41 @@ fn alone() -> &'static Made {
 }
 
 #[test]
+fn what_a_store_lost_is_told_and_not_computed_by_who_collects() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = file();
+    let all = ["--on", "local", "--workers", "1", "--no-cache", "--quiet"];
+    retouch(folder.path(), 0, &sweep(&file, "out", &all));
+    let whole = files(&folder.path().join("out"));
+    let values = files(&folder.path().join("out/.retouch-store/values"));
+    let (value, bytes) = values.iter().next().unwrap();
+    let mut damaged = bytes.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    let value = folder.path().join("out/.retouch-store/values").join(value);
+    std::fs::write(&value, damaged).unwrap();
+    let store = folder.path().join("out/.retouch-store");
+    let store = store.to_str().unwrap();
+    let collect = [
+        "sweep", "collect", "--store", store, "--out", "again", "--json",
+    ];
+    let output = retouch(folder.path(), 1, &collect);
+    assert!(
+        told(&output).contains("cannot be read: its checksum"),
+        "{}",
+        told(&output)
+    );
+    assert!(said(&output).contains("R1404"), "{}", said(&output));
+    assert!(
+        !said(&output).contains("\"op\":\"sample\""),
+        "{}",
+        said(&output)
+    );
+    std::fs::write(&value, bytes).unwrap();
+    retouch(folder.path(), 0, &collect);
+    assert!(files(&folder.path().join("again")) == whole);
+}
+
+#[test]
 fn two_workers_of_this_machine_make_the_bytes_of_one() {
     let folder = tempfile::tempdir().unwrap();
     let (expected, rows) = alone();
@@ -527,14 +562,29 @@ fn cells_that_fail_keep_their_error_and_their_log_and_are_tried_again() {
         said(&output)
     );
     retouch(folder.path(), 2, &["sweep", "logs", "--cell", "5"]);
+    // Asked for twice before a worker comes, they are tried once.
+    for tried in [2, 0] {
+        let all = ["sweep", "resume", "--retry-failed", "--on", "command"];
+        let output = retouch(folder.path(), 0, &all);
+        let says = format!("{tried} cells that failed are tried again");
+        assert!(told(&output).contains(&says), "{}", told(&output));
+    }
     // Nothing has changed, so they fail again; the others are not touched.
     let output = retouch(
         folder.path(),
         1,
-        &["sweep", "resume", "--retry-failed", "--workers", "1"],
+        &[
+            "sweep",
+            "resume",
+            "--retry-failed",
+            "--on",
+            "local",
+            "--workers",
+            "1",
+        ],
     );
     assert!(
-        told(&output).contains("2 cells that failed are tried again"),
+        told(&output).contains("0 cells that failed are tried again"),
         "{}",
         told(&output)
     );
@@ -730,6 +780,13 @@ fn slurm_is_given_one_array_and_the_script_can_be_seen_before() {
         !folder.path().join("slurm/.retouch-store/runs").exists(),
         "nothing is written"
     );
+    let output = retouch(
+        folder.path(),
+        0,
+        &sweep(&file, "local", &["--on", "local", "--dry-run"]),
+    );
+    assert!(told(&output).contains("12 cells in"), "{}", told(&output));
+    assert!(!folder.path().join("local/.retouch-store/runs").exists());
     for (more, says) in [
         (
             &["--on", "local", "--sbatch", "--time=1"][..],
@@ -745,6 +802,10 @@ fn slurm_is_given_one_array_and_the_script_can_be_seen_before() {
             "none.yaml cannot be read",
         ),
         (&["--on", "slurm", "--sbatch", "x"], "belongs to no option"),
+        (
+            &["--on", "slurm", "--sbatch", "--job-name=mine"],
+            "the jobs of a run have its name",
+        ),
         (&["--cells", "3/2"], "expected a share such as 1/4"),
     ] {
         let output = retouch(folder.path(), 2, &sweep(&file, "slurm", more));

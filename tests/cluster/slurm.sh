@@ -150,12 +150,12 @@ submit plain
 finished plain
 same plain "two nodes" 0
 
-expiry=5
+expiry=15
 submit killed
 drawing killed
 kill -9 "$(grep -ho '"pid":[0-9]*' killed/.retouch-store/runs/*/workers/*.json | head -n 1 | cut -d: -f2)" || echo "slurm: the worker had ended already"
 finished killed
-same killed "a worker killed" 2
+same killed "a worker killed" 1
 
 if [ "${RETOUCH_SLURM:-}" != full ]; then
     echo "slurm: passed; RETOUCH_SLURM=full tries a task requeued, a node drained, a slurmd killed, the submitting process gone"

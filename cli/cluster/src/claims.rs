@@ -585,6 +585,8 @@ mod tests {
         let listed: Vec<Listed> = [
             "r/state/000000/000000",
             "r/state/000000/notes",
+            "r/state/000000/4294967295",
+            "r/state/000000/+00009",
             "r/state/000001/000000",
             "r/state/000001/000000.released",
             "r/state/000001/000001",

@@ -39,7 +39,7 @@ use crate::{Exit, Failure, session};
 pub fn collect(args: &CollectArgs) -> Result<Exit, Failure> {
     let cancel = Cancel::new();
     running::interrupts(&cancel)?;
-    let out = args.of.out.clone().unwrap_or_else(|| PathBuf::from("out"));
+    let out = super::out(args.of.out.as_deref());
     run(&Collect {
         run: &args.of.run,
         store: super::store(&args.of.store, &out)?,
@@ -351,7 +351,7 @@ impl Collecting<'_> {
         if let Some(why) = self.lost.why() {
             return Err(Failure::failed(why)
                 .code(Code::StoreContent)
-                .help("collect again; if it stays so, remove the value from the store and `retouch sweep resume` the run"));
+                .help("collect again; if it happens again, remove that value from the store and submit the sweep again, which draws what is missing"));
         }
         match result {
             Err(RunError::Cancelled) => {

@@ -184,6 +184,13 @@ impl Launch<'_> {
                 slurm::options(text).map_err(|why| Failure::usage(format!("`--sbatch`: {why}")))?;
             options.extend(more);
         }
+        // `sweep cancel` ends the jobs of this name alone.
+        let names = |option: &&String| option.starts_with("--job-name") || option.starts_with("-J");
+        if let Some(option) = options.iter().find(names) {
+            return Err(Failure::usage(format!(
+                "`{option}` cannot be given: the jobs of a run have its name, by which `retouch sweep cancel` finds them"
+            )));
+        }
         let logs = self.logs(run);
         let threads = self
             .threads

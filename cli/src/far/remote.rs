@@ -87,7 +87,8 @@ impl Lost {
         };
         let why = format!("the value {} cannot be read: {why}", key.short());
         *self.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.clone());
-        self.cancel.cancel();
+        // Not at once, which would be read as Ctrl-C: what is being read is finished, and nothing is begun.
+        self.cancel.cancel_at_step();
         Err(why)
     }
 }

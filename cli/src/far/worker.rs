@@ -30,7 +30,7 @@ use crate::{Exit, Failure, clock, journal, session, signals};
 
 /// How often it is looked whether a worker is to stop.
 const LOOK: Duration = Duration::from_millis(100);
-/// Seconds between asking a store that cannot be reached: some five minutes in all.
+/// Seconds between asking a store that cannot be reached: some four minutes in all.
 const PATIENCE: [u64; 9] = [1, 2, 4, 8, 16, 32, 60, 60, 60];
 /// How often a chunk is begun by workers that do not come to its end.
 const MOST_BEGUN: usize = 5;

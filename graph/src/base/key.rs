@@ -28,7 +28,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value as Json;
 
-use crate::base::digest::Digest;
+use crate::base::digest::{Digest, parse_hex};
 
 /// A cache key: it identifies a node's outputs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,20 +46,8 @@ impl Key {
     /// The key of 64 hexadecimal digits, in lower case as it is written.
     #[must_use]
     pub fn parse(digits: &str) -> Option<Self> {
-        let digits = digits.as_bytes();
-        let mut key = Self([0; 32]);
-        if digits.len() != 2 * key.0.len() {
-            return None;
-        }
-        let digit = |digit: u8| match digit {
-            b'0'..=b'9' => Some(digit - b'0'),
-            b'a'..=b'f' => Some(digit - b'a' + 10),
-            _ => None,
-        };
-        for (byte, pair) in key.0.iter_mut().zip(digits.chunks_exact(2)) {
-            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-        }
-        Some(key)
+        let key = Self(parse_hex(digits)?);
+        (key.to_string() == digits).then_some(key)
     }
 }
 
