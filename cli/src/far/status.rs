@@ -238,6 +238,9 @@ pub fn cancel(args: &RunArg) -> Result<Exit, Failure> {
             "warning: Slurm did not end the jobs: {why}; their workers stop by themselves"
         ));
     }
+    if args.json {
+        return status(args);
+    }
     say(&format!(
         "{} is cancelled; `retouch sweep resume {}` goes on with it",
         run.about.run, run.about.run
