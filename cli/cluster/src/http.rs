@@ -26,6 +26,17 @@ const WHOLE: Duration = Duration::from_secs(600);
 /// An answer of more bytes is none: entries of a cache are far smaller.
 const MOST: u64 = 16 << 30;
 
+/// Who vouches for servers, of stores and of hubs: the authorities that the system trusts, as a company's proxy has one of its
+/// own. Where the system has none at all, as in a bare container, those of Mozilla that come with the program.
+#[must_use]
+pub fn authorities() -> RootCerts {
+    #[cfg(all(unix, not(target_vendor = "apple")))]
+    if rustls_native_certs::load_native_certs().certs.is_empty() {
+        return RootCerts::WebPki;
+    }
+    RootCerts::PlatformVerifier
+}
+
 /// Makes clients over `ureq`.
 #[derive(Debug)]
 pub struct Connector;
@@ -47,11 +58,7 @@ impl HttpConnector for Connector {
             .timeout_recv_response(Some(SILENCE))
             .timeout_global(Some(WHOLE))
             .user_agent(concat!("retouch/", env!("CARGO_PKG_VERSION")))
-            .tls_config(
-                TlsConfig::builder()
-                    .root_certs(RootCerts::PlatformVerifier)
-                    .build(),
-            )
+            .tls_config(TlsConfig::builder().root_certs(authorities()).build())
             .build();
         Ok(HttpClient::new(Service {
             agent: agent.into(),

@@ -17,5 +17,6 @@ pub mod slurm;
 
 pub use claims::{Board, Claim, Clock, Next};
 pub use client::{Environment, Store};
+pub use http::authorities;
 pub use objects::{Fault, Listed, Objects};
 pub use place::Place;

@@ -10,7 +10,7 @@ use retouch_graph::{Cancel, Code};
 
 use super::profile::{self, Profile};
 use super::run::{JobEntry, Run};
-use crate::args::{OnArgs, Where};
+use crate::args::{CacheArgs, OnArgs, Where};
 use crate::output::{say, say_raw, tell};
 use crate::{Failure, signals};
 
@@ -75,6 +75,55 @@ fn gpus() -> Vec<String> {
     (0..text.lines().filter(|line| line.starts_with("GPU ")).count())
         .map(|gpu| gpu.to_string())
         .collect()
+}
+
+/// Whether what is said of Slurm goes with where workers are started.
+///
+/// # Errors
+/// When it does not.
+pub fn fits(on: &OnArgs, place: Where) -> Result<(), Failure> {
+    let of_slurm =
+        !on.sbatch.is_empty() || on.profile.is_some() || on.at_once.is_some() || on.collect;
+    if place != Where::Slurm && of_slurm {
+        return Err(Failure::usage(
+            "`--sbatch`, `--profile`, `--at-once` and `--collect` are for `--on slurm`",
+        )
+        .help("leave them out, or submit to Slurm"));
+    }
+    Ok(())
+}
+
+/// The options of the cache and of what is told, as each worker is started with them.
+pub fn options(cache: &CacheArgs, quiet: bool) -> Vec<String> {
+    let number = |bytes: Option<u64>| bytes.map(|bytes| bytes.to_string());
+    let folder = |path: &PathBuf| {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        path.display().to_string()
+    };
+    let valued = [
+        ("--cache-dir", cache.cache_dir.as_ref().map(folder)),
+        (
+            "--remote-cache",
+            cache.remote_cache.as_deref().map(super::shared_place),
+        ),
+        ("--disk-cache", number(cache.disk_cache)),
+        ("--ram-cache", number(cache.ram_cache)),
+        ("--device-cache", number(cache.device_cache)),
+        ("--source-store", number(cache.source_store)),
+    ];
+    let flags = [
+        ("--no-cache", cache.no_cache),
+        ("--remote-read-only", cache.remote_read_only),
+        ("--quiet", quiet),
+    ];
+    let valued = valued
+        .into_iter()
+        .filter_map(|(name, value)| Some([name.to_owned(), value?]));
+    let flags = flags
+        .into_iter()
+        .filter(|(_, given)| *given)
+        .map(|(name, _)| name.to_owned());
+    valued.flatten().chain(flags).collect()
 }
 
 impl Launch<'_> {

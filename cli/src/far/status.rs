@@ -256,6 +256,8 @@ pub fn resume(args: &ResumeArgs) -> Result<Exit, Failure> {
     // What names a cache is read as workers will read it, before it is handed on.
     Store::of(&args.cache)?;
     let mut run = find(&args.of)?;
+    let place = args.on.on.unwrap_or(run.about.on);
+    launch::fits(&args.on, place)?;
     let stop = Cancel::new();
     running::interrupts(&stop)?;
     if args.retry_failed {
@@ -282,7 +284,6 @@ pub fn resume(args: &ResumeArgs) -> Result<Exit, Failure> {
         .iter()
         .filter(|state| !matches!(state, State::Done(_)))
         .count();
-    let place = args.on.on.unwrap_or(run.about.on);
     let out = args
         .of
         .out
@@ -293,16 +294,12 @@ pub fn resume(args: &ResumeArgs) -> Result<Exit, Failure> {
         .workers
         .unwrap_or(run.about.workers)
         .min(open.max(1));
-    let mut options = Vec::new();
-    if let Some(remote) = &args.cache.remote_cache {
-        options.extend(["--remote-cache".to_owned(), super::shared_place(remote)]);
-    }
     let launch = Launch {
         on: &args.on,
         place,
         workers,
         out: &out,
-        options,
+        options: launch::options(&args.cache, args.telling.quiet),
         threads: args.threads,
         dry_run: false,
     };

@@ -41,7 +41,7 @@ pub fn submit(args: &SweepArgs, place: Where) -> Result<Exit, Failure> {
         place,
         workers: about.workers,
         out: &drawing.out,
-        options: options(args),
+        options: launch::options(&drawing.cache, drawing.telling.quiet),
         threads: drawing.device.threads,
         dry_run: args.dry_run,
     };
@@ -153,57 +153,7 @@ fn check(args: &SweepArgs, place: Where) -> Result<(), Failure> {
             "give `--device cuda`, and choose cards by CUDA_VISIBLE_DEVICES",
         );
     }
-    let of_slurm = !args.far.sbatch.is_empty()
-        || args.far.profile.is_some()
-        || args.far.at_once.is_some()
-        || args.far.collect;
-    if place != Where::Slurm && of_slurm {
-        return wrong(
-            "`--sbatch`, `--profile`, `--at-once` and `--collect` are for `--on slurm`",
-            "leave them out, or submit to Slurm",
-        );
-    }
-    Ok(())
-}
-
-/// Options that workers are started with.
-fn options(args: &SweepArgs) -> Vec<String> {
-    let cache = &args.drawing.cache;
-    let mut options = Vec::new();
-    let mut path = |name: &str, path: &std::path::Path| {
-        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        options.extend([name.to_owned(), path.display().to_string()]);
-    };
-    if let Some(folder) = &cache.cache_dir {
-        path("--cache-dir", folder);
-    }
-    let mut text = |name: &str, value: Option<String>| {
-        if let Some(value) = value {
-            options.extend([name.to_owned(), value]);
-        }
-    };
-    text(
-        "--remote-cache",
-        cache.remote_cache.as_deref().map(super::shared_place),
-    );
-    text(
-        "--disk-cache",
-        cache.disk_cache.map(|bytes| bytes.to_string()),
-    );
-    text(
-        "--ram-cache",
-        cache.ram_cache.map(|bytes| bytes.to_string()),
-    );
-    if cache.no_cache {
-        options.push("--no-cache".to_owned());
-    }
-    if cache.remote_read_only {
-        options.push("--remote-read-only".to_owned());
-    }
-    if args.drawing.telling.quiet {
-        options.push("--quiet".to_owned());
-    }
-    options
+    launch::fits(&args.far, place)
 }
 
 /// A name for a run: its time, and four letters for those of the same second.

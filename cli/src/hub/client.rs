@@ -12,7 +12,7 @@ use retouch_graph::text::shortened;
 use serde::{Deserialize, Serialize};
 use ureq::http::Response;
 use ureq::http::header::HeaderMap;
-use ureq::tls::{RootCerts, TlsConfig};
+use ureq::tls::TlsConfig;
 use ureq::{Agent, Body};
 
 use super::settings::{Settings, origin, withheld};
@@ -99,16 +99,6 @@ pub struct Client {
     token: Option<String>,
 }
 
-/// Who vouches for servers: the authorities that the system trusts, as a company's proxy has one of its own. Where the
-/// system has none at all, as in a bare container, those of Mozilla that come with the program.
-fn authorities() -> RootCerts {
-    #[cfg(all(unix, not(target_vendor = "apple")))]
-    if rustls_native_certs::load_native_certs().certs.is_empty() {
-        return RootCerts::WebPki;
-    }
-    RootCerts::PlatformVerifier
-}
-
 fn agent(silence: Duration) -> Agent {
     let silence = Some(silence);
     Agent::config_builder()
@@ -123,7 +113,11 @@ fn agent(silence: Duration) -> Agent {
         .user_agent(concat!("retouch/", env!("CARGO_PKG_VERSION")))
         // Digests and sizes are of the file as it is.
         .accept_encoding("identity")
-        .tls_config(TlsConfig::builder().root_certs(authorities()).build())
+        .tls_config(
+            TlsConfig::builder()
+                .root_certs(retouch_cluster::authorities())
+                .build(),
+        )
         .build()
         .into()
 }

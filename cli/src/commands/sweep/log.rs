@@ -197,6 +197,13 @@ fn is_locked(file: &fs::File) -> bool {
     matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock))
 }
 
+/// Whether the open file is the one of that path.
+fn is_at(file: &fs::File, path: &Path) -> bool {
+    let open = file.try_clone().and_then(same_file::Handle::from_file);
+    let there = same_file::Handle::from_path(path);
+    matches!((open, there), (Ok(open), Ok(there)) if open == there)
+}
+
 /// The BLAKE3 of a file.
 ///
 /// # Errors
@@ -274,6 +281,10 @@ impl Log {
                 })
                 .ok();
             if before.as_ref().is_some_and(is_locked) {
+                continue;
+            }
+            // Who began here since it was opened has put another file in its place, and may be writing to that.
+            if before.as_ref().is_some_and(|file| !is_at(file, &path)) {
                 continue;
             }
             let log = Self::begin(path, draw, what, kept)?;
@@ -378,5 +389,37 @@ impl Log {
     /// Closes the file: others may take its place.
     pub fn finish(&mut self) {
         *self.file.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+
+    #[test]
+    fn sweeps_that_begin_at_one_instant_have_a_journal_each() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(".retouch-sweep-x-00000000.jsonl");
+        for round in 0..50 {
+            let (start, all_begun) = (Barrier::new(4), Barrier::new(4));
+            std::thread::scope(|scope| {
+                for sweep in 0..4 {
+                    let (path, start, all_begun) = (path.clone(), &start, &all_begun);
+                    scope.spawn(move || {
+                        let draw = round * 10 + sweep;
+                        start.wait();
+                        let log = Log::begin_beside(path, draw, &What::default(), &[]).unwrap();
+                        all_begun.wait();
+                        let read = Log::read(&log.path, folder_of(&log.path)).unwrap();
+                        assert_eq!(read.draw, draw);
+                    });
+                }
+            });
+        }
+    }
+
+    fn folder_of(path: &Path) -> &Path {
+        path.parent().unwrap()
     }
 }
