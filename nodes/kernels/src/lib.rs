@@ -5,6 +5,8 @@
 
 mod arena;
 mod cpu;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 mod device;
 mod heads;
 mod plain;

@@ -482,13 +482,13 @@ impl Kernel for Cpu {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::super::{Kernel, Padding, Plain};
     use super::*;
     use proptest::prelude::*;
 
     /// Numbers that differ from place to place, of about unit size.
-    pub(super) fn data(shape: &[usize], seed: u64) -> Tensor {
+    pub(crate) fn data(shape: &[usize], seed: u64) -> Tensor {
         let count: usize = shape.iter().product();
         let values: Vec<f32> = (0..count as u64)
             .map(|i| {
