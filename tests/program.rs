@@ -65,16 +65,25 @@ fn every_shipped_workflow_opens_with_a_comment_checks_and_runs_at_few_steps() {
             "run"
         };
         let mut arguments = vec![how, &name, "--set", "steps=3", "--quiet"];
-        // What measures draws hundreds of pictures: two of one place are enough to see that it runs.
+        // What measures draws hundreds of pictures: two of one place and subject are enough to see that it runs.
+        let duck = format!("photos={}", root().join("references/duck").display());
         if source.contains("evaluate") {
             arguments.extend(["--set", "batch=2", "--set", "place=in space"]);
+            arguments.extend([
+                "--set",
+                &duck,
+                "--set",
+                "class=duck",
+                "--set",
+                "train_steps=2",
+            ]);
         }
         if source.contains("\nname: settings\n") {
             let axes = ["blend=union", "sites=auto", "place=in space", "batch=2"];
             arguments.extend(axes.iter().flat_map(|axis| ["--set", axis]));
             arguments.extend(["--over", "until_step=40%,100%"]);
         }
-        if source.contains("  train_steps:") {
+        if source.contains("  train_steps:") && !source.contains("evaluate") {
             arguments.extend(["--set", "train_steps=2"]);
         }
         let run = retouch(out.path(), &arguments);
