@@ -454,6 +454,35 @@ fn a_run_is_cancelled_and_resumed_from_anywhere() {
         "{}",
         told(&output)
     );
+    // What workers are started with is handed on, and what is for another place is refused.
+    let resume = ["sweep", "resume", &run, "--quiet"];
+    let handed = [
+        "--on",
+        "command",
+        "--cache-dir",
+        "kept",
+        "--source-store",
+        "0",
+    ];
+    let output = retouch(elsewhere.path(), 0, &[&resume[..], &of, &handed].concat());
+    let kept = elsewhere.path().canonicalize().unwrap().join("kept");
+    let line = said(&output);
+    assert!(
+        line.contains(&format!("--cache-dir {}", kept.display())),
+        "{line}"
+    );
+    assert!(line.contains("--source-store 0 --quiet"), "{line}");
+    let elsewhere_only = ["--on", "local", "--at-once", "3"];
+    let output = retouch(
+        elsewhere.path(),
+        2,
+        &[&resume[..], &of, &elsewhere_only].concat(),
+    );
+    assert!(
+        told(&output).contains("are for `--on slurm`"),
+        "{}",
+        told(&output)
+    );
     // Elsewhere too: the run's files are at their paths.
     let output = retouch(
         elsewhere.path(),

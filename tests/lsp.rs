@@ -1399,15 +1399,17 @@ fn a_sweep_is_checked_completed_and_renamed_with_its_workflow() {
     }
     // A sweep in the workflow.
     let swept = format!(
-        "{WHOLE}sweep:\n  matrix: {{factor: [2, 3]}}\n  grid: {{rows: factor, output: one}}\n"
+        "{WHOLE}sweep:\n  matrix: {{factor: [2, 3]}}\n  zip: [factor]\n  grid: {{rows: factor, output: one}}\n"
     );
     editor.open(&whole, &swept);
     assert_eq!(editor.faults(&whole), Vec::<String>::new());
     let keys = format!("{WHOLE}sweep:\n  ¦\n");
     let offered = editor.labels(&whole, &keys);
-    assert_eq!(offered.len(), 7, "{offered:?}");
-    let rows = format!("{WHOLE}sweep:\n  matrix: {{factor: [2, 3]}}\n  grid: {{rows: ¦}}\n");
-    assert!(editor.labels(&whole, &rows).contains(&"place".to_owned()));
+    assert_eq!(offered.len(), 8, "{offered:?}");
+    for names in ["grid: {rows: ¦}", "zip: [¦]"] {
+        let names = format!("{WHOLE}sweep:\n  matrix: {{factor: [2, 3]}}\n  {names}\n");
+        assert!(editor.labels(&whole, &names).contains(&"place".to_owned()));
+    }
     editor.change(&whole, &swept);
     let at = editor.find(&whole, "$params.factor", 0, 10);
     rename(&mut editor, &whole, at, "times");
@@ -1416,6 +1418,7 @@ fn a_sweep_is_checked_completed_and_renamed_with_its_workflow() {
     checks(&whole);
     let text = std::fs::read_to_string(&whole).unwrap();
     assert!(text.contains("matrix: {times: [2, 3]}"), "{text}");
+    assert!(text.contains("zip: [times]"), "{text}");
     assert!(
         text.contains("grid: {rows: times, output: large}"),
         "{text}"

@@ -90,6 +90,26 @@ fn the_first_param_of_a_matrix_changes_slowest_and_include_and_exclude_change_th
 }
 
 #[test]
+fn params_that_are_zipped_go_together_value_by_value() {
+    let sweep = "sweep: {matrix: {a: [1, 2], word: [x, y], b: [0.5, 3]}, zip: [word, a]}\n";
+    assert_eq!(
+        labels(sweep, &[], &[]),
+        [
+            "a=1, word=x, b=0.5",
+            "a=1, word=x, b=3",
+            "a=2, word=y, b=0.5",
+            "a=2, word=y, b=3"
+        ]
+    );
+    // What the command line gives goes with all of the others.
+    assert_eq!(labels(sweep, &[], &["a=7", "b=1"]), ["word=x", "word=y"]);
+    assert_eq!(labels(sweep, &["a=7,8,9"], &["b=1"]).len(), 6);
+    // Several groups; each is one step of the whole.
+    let two = "sweep: {matrix: {a: [1, 2], b: [0.5, 3], word: [x, y], seed: [1, 2]}, zip: [[a, b], [word, seed]]}\n";
+    assert_eq!(labels(two, &[], &[]).len(), 4);
+}
+
+#[test]
 fn values_are_lists_ranges_steps_shares_and_lines_of_a_file() {
     assert_eq!(
         labels("sweep: {matrix: {a: 1..=3}}\n", &[], &[]),
@@ -353,6 +373,27 @@ fn faults_are_told_at_their_place_once() {
             21,
             38,
             "does not vary",
+        ),
+        (
+            "sweep: {matrix: {a: [1, 2], b: [3]}, zip: [a, b]}\n",
+            "R0208",
+            21,
+            47,
+            "`a` has 2 values and `b` 1",
+        ),
+        (
+            "sweep: {matrix: {a: [1, 2], b: [3, 4]}, zip: [a, a]}\n",
+            "R0208",
+            21,
+            50,
+            "zipped twice",
+        ),
+        (
+            "sweep: {matrix: {a: [1]}, zip: [a, word]}\n",
+            "R0208",
+            21,
+            36,
+            "not in the matrix",
         ),
         (
             "sweep: {matrix: {a: [1]}, include: {a: 2}}\n",

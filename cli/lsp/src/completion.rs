@@ -39,6 +39,7 @@ const TOP: &[LanguageKey] = &[
 const SWEEP: &[LanguageKey] = &[
     ("workflow", " "),
     ("matrix", ""),
+    ("zip", " "),
     ("include", ""),
     ("exclude", ""),
     ("grid", ""),
@@ -312,9 +313,11 @@ impl Place<'_> {
                 return self.field_value(node, field);
             }
             ["outputs", _, "value"] => self.links(None, &[]),
-            ["sweep", "grid", "rows" | "columns"] | ["sweep", "grid", "rows" | "columns", "*"] => {
-                self.swept(false)
-            }
+            ["sweep", "grid", "rows" | "columns"]
+            | ["sweep", "grid", "rows" | "columns", "*"]
+            | ["sweep", "zip"]
+            | ["sweep", "zip", "*"]
+            | ["sweep", "zip", "*", "*"] => self.swept(false),
             ["sweep", "grid", "output"]
             | ["sweep", "report", "tables" | "images"]
             | ["sweep", "report", "tables" | "images", "*"] => self.swept_outputs(),

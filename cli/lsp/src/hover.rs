@@ -126,6 +126,9 @@ pub(super) fn key_help(key: &str) -> &'static str {
         "matrix" => {
             "The values of each param: a list, a range without its end (`1..5`), `{from: 3, to: 5, step: 0.5}`, `{lines: places.txt}`."
         }
+        "zip" => {
+            "Params of the matrix whose values go together: the first of one with the first of the other."
+        }
         "include" => "Cells beside those of the matrix.",
         "exclude" => "Cells of the matrix that are left out: those with all of these values.",
         "grid" => "A labelled contact sheet of all cells.",

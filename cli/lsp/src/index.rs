@@ -354,6 +354,19 @@ impl Builder<'_> {
         for (key, _) in section(sweep, "matrix") {
             named.push((key.span, key.text.clone()));
         }
+        if let Some(Node::Seq(items)) = get(sweep, "zip").map(|tree| &tree.node) {
+            for item in items {
+                let names = match &item.node {
+                    Node::Seq(names) => names.iter().collect(),
+                    _ => vec![item],
+                };
+                for tree in names {
+                    if let Some(text) = tree.as_text() {
+                        named.push((tree.span, text.to_owned()));
+                    }
+                }
+            }
+        }
         for list in ["include", "exclude"] {
             if let Some(Node::Seq(cells)) = get(sweep, list).map(|tree| &tree.node) {
                 for (key, _) in cells.iter().flat_map(entries) {

@@ -211,6 +211,11 @@ fn sweep_schema() -> Json {
         "properties": {
             "workflow": {"type": "string", "description": "The workflow that is swept, by a path relative to this file, which then has no nodes of its own."},
             "matrix": {"type": ["object", "null"], "description": "The values of each param; every combination of them is a cell.", "additionalProperties": values},
+            "zip": {
+                "description": "Params of the matrix whose values go together: the first of one with the first of the other.",
+                "type": "array",
+                "items": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+            },
             "include": cells("Cells beside those of the matrix.", 0),
             "exclude": cells("Cells of the matrix that are left out: those with all of these values.", 1),
             "grid": {

@@ -10,6 +10,7 @@ use serde_json::Value as Json;
 use crate::base::draw;
 use crate::base::paths::{folder_of, normal};
 use crate::base::problem::{Code, Problem, Source, Span};
+use crate::base::suggest;
 use crate::check::settings::{Setting, ValueOrigin, declared};
 use crate::check::{self, CheckContext};
 use crate::sweep::label::{identity, same};
@@ -77,7 +78,8 @@ impl<'a> CellReader<'a> {
             .map(|(name, _)| name.trim().to_owned())
             .collect();
         let axes = self.axes(decl, over, &fixed);
-        let total = (axes.values()).try_fold(1usize, |all, one| all.checked_mul(one.len()));
+        let joined = self.zipped(decl, over, &axes);
+        let total = (joined.iter()).try_fold(1usize, |all, one| all.checked_mul(one.len()));
         let included = decl.map_or(0, |decl| decl.include.len());
         let span = decl.map_or_else(Span::default, |decl| decl.key_span);
         if total.is_none_or(|total| total.saturating_add(included) > MAX_CELLS) {
@@ -97,12 +99,12 @@ impl<'a> CellReader<'a> {
         } else {
             vec![CellValues::new()]
         };
-        for (name, values) in &axes {
+        for axis in &joined {
             cells = (cells.iter())
                 .flat_map(|cell| {
-                    values.iter().map(move |value| {
+                    axis.iter().map(move |values| {
                         let mut cell = cell.clone();
-                        cell.insert(name.clone(), Arc::clone(value));
+                        cell.extend(values.clone());
                         cell
                     })
                 })
@@ -134,6 +136,85 @@ impl<'a> CellReader<'a> {
             seen.insert(values)
         });
         cells
+    }
+
+    /// What the cells are combined of: the values of a param, or of several that `zip` joins, value by value, in the place of the
+    /// first of them. A param that the command line changes is joined no more.
+    fn zipped(
+        &mut self,
+        decl: Option<&SweepDecl>,
+        over: &[String],
+        axes: &IndexMap<String, Vec<Arc<CellValue>>>,
+    ) -> Vec<Vec<CellValues>> {
+        let changed: HashSet<&str> = (over.iter().chain(&self.context.settings.set))
+            .filter_map(|text| text.split_once('='))
+            .map(|(name, _)| name.trim())
+            .collect();
+        let mut groups: Vec<Vec<&str>> = Vec::new();
+        let mut taken = HashSet::new();
+        for names in decl.into_iter().flat_map(|decl| &decl.zip) {
+            let mut group = Vec::new();
+            for name in names {
+                let own = name.value.as_str();
+                // What the values of a param are is told where they stand.
+                let in_matrix =
+                    decl.is_some_and(|decl| decl.matrix.iter().any(|(key, _)| key.text == own));
+                if changed.contains(own) || (in_matrix && !axes.contains_key(own)) {
+                    continue;
+                }
+                let Some(values) = axes.get(own) else {
+                    let known = axes.keys().map(String::as_str);
+                    let help = suggest::hint(own, "params of the matrix", known);
+                    let help = help.unwrap_or_else(|| "name params of the matrix".to_owned());
+                    self.fault(name.span, format!("`{own}` is not in the matrix"), help);
+                    continue;
+                };
+                if !taken.insert(own) {
+                    self.fault(
+                        name.span,
+                        format!("`{own}` is zipped twice"),
+                        "name each param once",
+                    );
+                    continue;
+                }
+                if let Some(first) = group.first().and_then(|first| axes.get_key_value(*first))
+                    && first.1.len() != values.len()
+                {
+                    let (first, many) = (first.0.clone(), first.1.len());
+                    self.fault(
+                        name.span,
+                        format!("`{first}` has {many} values and `{own}` {}", values.len()),
+                        "params that are zipped have as many values: the first goes with the first, the second with the second",
+                    );
+                    continue;
+                }
+                group.push(own);
+            }
+            groups.push(group);
+        }
+        let mut joined = Vec::new();
+        let mut done: HashSet<&str> = HashSet::new();
+        for (name, values) in axes {
+            if done.contains(name.as_str()) {
+                continue;
+            }
+            // In the order of the matrix.
+            let group = (groups.iter()).find(|group| group.contains(&name.as_str()));
+            let names: Vec<&String> = (axes.keys())
+                .filter(|other| match group {
+                    Some(group) => group.contains(&other.as_str()),
+                    None => *other == name,
+                })
+                .collect();
+            done.extend(names.iter().map(|name| name.as_str()));
+            let cell = |index: usize| -> CellValues {
+                (names.iter())
+                    .map(|name| ((*name).clone(), Arc::clone(&axes[*name][index])))
+                    .collect()
+            };
+            joined.push((0..values.len()).map(cell).collect());
+        }
+        joined
     }
 
     /// The values of each param of the matrix and of `--over`, without those that `--set` fixes.

@@ -143,6 +143,8 @@ pub struct SweepDecl {
     pub workflow: Option<Spanned<String>>,
     /// The values of each param; every combination of them is a cell.
     pub matrix: Vec<(MapKey, Tree)>,
+    /// Params of the matrix whose values go together, one after the other, in place of every combination of them.
+    pub zip: Vec<Vec<Spanned<String>>>,
     /// Cells beside those of the matrix.
     pub include: Vec<Spanned<Vec<(MapKey, Tree)>>>,
     /// Cells of the matrix that are left out: those with all of these values.

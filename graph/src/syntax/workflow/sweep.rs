@@ -9,13 +9,14 @@ use crate::syntax::yaml::{MapKey, Node, Tree};
 impl WorkflowReader<'_> {
     pub(super) fn sweep(&mut self, key: &MapKey, tree: Tree) -> Option<SweepDecl> {
         const KEYS: &[&str] = &[
-            "workflow", "matrix", "include", "exclude", "grid", "table", "report",
+            "workflow", "matrix", "zip", "include", "exclude", "grid", "table", "report",
         ];
         let example = "matrix: {seed: 1..5}";
         let mut sweep = SweepDecl {
             key_span: key.span,
             workflow: None,
             matrix: Vec::new(),
+            zip: Vec::new(),
             include: Vec::new(),
             exclude: Vec::new(),
             grid: None,
@@ -28,6 +29,7 @@ impl WorkflowReader<'_> {
                 "workflow" => sweep.workflow = self.spanned(&key, &tree),
                 "table" => sweep.table = self.spanned(&key, &tree),
                 "matrix" => sweep.matrix = self.section(tree, "matrix", "seed: 1..5"),
+                "zip" => sweep.zip = self.zip(&key, &tree),
                 "include" => sweep.include = self.cells(&key, tree),
                 "exclude" => sweep.exclude = self.cells(&key, tree),
                 "grid" => sweep.grid = self.sheet(&key, tree),
@@ -46,6 +48,17 @@ impl WorkflowReader<'_> {
             return None;
         }
         Some(sweep)
+    }
+
+    /// `zip: [photos, class]`, or several of these in a list.
+    fn zip(&mut self, key: &MapKey, tree: &Tree) -> Vec<Vec<Spanned<String>>> {
+        match &tree.node {
+            Node::Seq(items) if items.iter().any(|item| matches!(item.node, Node::Seq(_))) => {
+                let groups = items.iter().filter_map(|item| self.several(key, item));
+                groups.collect()
+            }
+            _ => self.several(key, tree).into_iter().collect(),
+        }
     }
 
     /// The list of `include` or `exclude`.
