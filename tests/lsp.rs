@@ -1399,7 +1399,7 @@ fn a_sweep_is_checked_completed_and_renamed_with_its_workflow() {
     }
     // A sweep in the workflow.
     let swept = format!(
-        "{WHOLE}sweep:\n  matrix: {{factor: [2, 3]}}\n  zip: [factor]\n  grid: {{rows: factor, output: one}}\n"
+        "{WHOLE}sweep:\n  matrix: {{factor: [2, 3], place: [a, b]}}\n  zip: [factor, place]\n  grid: {{rows: factor, columns: place, output: one}}\n"
     );
     editor.open(&whole, &swept);
     assert_eq!(editor.faults(&whole), Vec::<String>::new());
@@ -1417,10 +1417,10 @@ fn a_sweep_is_checked_completed_and_renamed_with_its_workflow() {
     rename(&mut editor, &whole, at, "large");
     checks(&whole);
     let text = std::fs::read_to_string(&whole).unwrap();
-    assert!(text.contains("matrix: {times: [2, 3]}"), "{text}");
-    assert!(text.contains("zip: [times]"), "{text}");
+    assert!(text.contains("matrix: {times: [2, 3], place"), "{text}");
+    assert!(text.contains("zip: [times, place]"), "{text}");
     assert!(
-        text.contains("grid: {rows: times, output: large}"),
+        text.contains("grid: {rows: times, columns: place, output: large}"),
         "{text}"
     );
 }

@@ -389,6 +389,13 @@ fn faults_are_told_at_their_place_once() {
             "zipped twice",
         ),
         (
+            "sweep: {matrix: {a: [1]}, zip: [a]}\n",
+            "R0208",
+            21,
+            32,
+            "two params or more",
+        ),
+        (
             "sweep: {matrix: {a: [1]}, zip: [a, word]}\n",
             "R0208",
             21,

@@ -156,17 +156,18 @@ impl<'a> CellReader<'a> {
             let mut group = Vec::new();
             for name in names {
                 let own = name.value.as_str();
-                // What the values of a param are is told where they stand.
+                // What is wrong with the values of a param is told where they stand.
                 let in_matrix =
                     decl.is_some_and(|decl| decl.matrix.iter().any(|(key, _)| key.text == own));
-                if changed.contains(own) || (in_matrix && !axes.contains_key(own)) {
-                    continue;
-                }
-                let Some(values) = axes.get(own) else {
-                    let known = axes.keys().map(String::as_str);
-                    let help = suggest::hint(own, "params of the matrix", known);
+                if !in_matrix {
+                    let names = decl.iter().flat_map(|decl| &decl.matrix);
+                    let known: Vec<&str> = names.map(|(key, _)| key.text.as_str()).collect();
+                    let help = suggest::hint(own, "params of the matrix", known.iter().copied());
                     let help = help.unwrap_or_else(|| "name params of the matrix".to_owned());
                     self.fault(name.span, format!("`{own}` is not in the matrix"), help);
+                    continue;
+                }
+                let Some(values) = axes.get(own).filter(|_| !changed.contains(own)) else {
                     continue;
                 };
                 if !taken.insert(own) {

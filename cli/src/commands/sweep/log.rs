@@ -287,15 +287,16 @@ impl Log {
             if before.as_ref().is_some_and(|file| !is_at(file, &path)) {
                 continue;
             }
-            let log = Self::begin(path, draw, what, kept)?;
-            let file = log.file.lock().unwrap_or_else(PoisonError::into_inner);
-            // Another process may have begun its own between the two.
-            if file.as_ref().is_some_and(is_locked) {
-                drop(file);
-                continue;
+            let text = Self::text(&path, draw, what, kept);
+            let log = Self::write(path, &text)?;
+            // Another process may have begun its own between the two: then it is locked, or is another's.
+            let is_taken = {
+                let file = log.file.lock().unwrap_or_else(PoisonError::into_inner);
+                file.as_ref().is_some_and(is_locked)
+            };
+            if !is_taken && files::read_text(&log.path, MOST_LOG).is_ok_and(|own| own == text) {
+                return Ok(log);
             }
-            drop(file);
-            return Ok(log);
         }
         Self::begin(path, draw, what, kept)
     }
@@ -321,7 +322,13 @@ impl Log {
 
     /// Begins a log with what is still as the last sweep left it.
     pub fn begin(path: PathBuf, draw: u64, what: &What, kept: &[Line]) -> Result<Self, Failure> {
-        let out = path.parent().unwrap_or(Path::new("")).to_owned();
+        let text = Self::text(&path, draw, what, kept);
+        Self::write(path, &text)
+    }
+
+    /// What a log begins with.
+    fn text(path: &Path, draw: u64, what: &What, kept: &[Line]) -> String {
+        let out = path.parent().unwrap_or(Path::new(""));
         let head = Head {
             schema: LOG_SCHEMA.to_owned(),
             draw,
@@ -330,11 +337,17 @@ impl Log {
         let mut text = serde_json::to_string(&head).unwrap_or_default() + "\n";
         for line in kept {
             let line = Line {
-                path: below(&out, &line.path),
+                path: below(out, &line.path),
                 ..line.clone()
             };
             text += &(serde_json::to_string(&line).unwrap_or_default() + "\n");
         }
+        text
+    }
+
+    /// Puts a log with that text in the place of what is there, to be added to.
+    fn write(path: PathBuf, text: &str) -> Result<Self, Failure> {
+        let out = path.parent().unwrap_or(Path::new("")).to_owned();
         let file = crate::store::write_whole(&path, text.as_bytes())
             .and_then(|()| fs::OpenOptions::new().append(true).open(&path))
             .map_err(|e| {
@@ -409,8 +422,9 @@ mod tests {
                     scope.spawn(move || {
                         let draw = round * 10 + sweep;
                         start.wait();
-                        let log = Log::begin_beside(path, draw, &What::default(), &[]).unwrap();
+                        let log = Log::begin_beside(path, draw, &What::default(), &[]);
                         all_begun.wait();
+                        let log = log.unwrap();
                         let read = Log::read(&log.path, folder_of(&log.path)).unwrap();
                         assert_eq!(read.draw, draw);
                     });

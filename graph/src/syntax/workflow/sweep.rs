@@ -52,13 +52,28 @@ impl WorkflowReader<'_> {
 
     /// `zip: [photos, class]`, or several of these in a list.
     fn zip(&mut self, key: &MapKey, tree: &Tree) -> Vec<Vec<Spanned<String>>> {
-        match &tree.node {
-            Node::Seq(items) if items.iter().any(|item| matches!(item.node, Node::Seq(_))) => {
-                let groups = items.iter().filter_map(|item| self.several(key, item));
-                groups.collect()
+        let is_list = |tree: &Tree| matches!(tree.node, Node::Seq(_));
+        let written: Vec<&Tree> = match &tree.node {
+            Node::Seq(items) if items.iter().any(is_list) => items.iter().collect(),
+            _ => vec![tree],
+        };
+        let mut groups = Vec::new();
+        for tree in written {
+            let names = match is_list(tree) {
+                true => self.several(key, tree),
+                false => Some(Vec::new()),
+            };
+            match names {
+                Some(names) if names.len() < 2 => self.fault(
+                    Code::BadSweep,
+                    tree.span,
+                    "`zip` joins two params or more",
+                    "list them, `zip: [photos, class]`, or give several such lists",
+                ),
+                names => groups.extend(names),
             }
-            _ => self.several(key, tree).into_iter().collect(),
         }
+        groups
     }
 
     /// The list of `include` or `exclude`.

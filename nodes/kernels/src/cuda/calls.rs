@@ -29,6 +29,8 @@ pub struct Call {
     pub shared: u32,
     /// The shape of the result, float32.
     pub shape: Vec<usize>,
+    /// How many numbers each tensor has to have; `None` of one that is left out, or whose numbers are checked elsewhere.
+    pub sizes: Vec<Option<usize>>,
     /// Integers.
     pub ints: Vec<i32>,
     /// Floats.
@@ -85,7 +87,14 @@ impl Shapes {
     /// Of queries `[B, N, C]` and keys `[B or 1, M, C]`.
     pub(super) fn of(q: &Tensor, k: &Tensor, heads: usize) -> Result<Self> {
         let (images, queries, width) = q.dims3()?;
-        let (sources, keys, _) = k.dims3()?;
+        let (sources, keys, own) = k.dims3()?;
+        if heads == 0 || width % heads != 0 || own != width || (sources != 1 && sources != images) {
+            candle_core::bail!(
+                "queries {:?} of {heads} heads and keys {:?}",
+                q.dims(),
+                k.dims()
+            );
+        }
         Ok(Self {
             images,
             queries,
@@ -96,18 +105,29 @@ impl Shapes {
         })
     }
 
+    /// Images of keys.
+    pub(super) fn sources(&self) -> usize {
+        if self.shared_keys { 1 } else { self.images }
+    }
+
+    /// Keys of an image.
+    pub(super) fn keys(&self) -> usize {
+        self.keys
+    }
+
     fn width(&self) -> usize {
         self.heads * self.size
     }
 }
 
-/// A number as kernels count: they index with 32 bits.
+/// A number as kernels count: they index with 32 bits, and step once beyond the last.
 fn int(number: usize) -> Result<i32> {
-    i32::try_from(number).map_err(|_| {
-        candle_core::Error::Msg(format!(
-            "a tensor of {number} numbers is too large for the CUDA kernels"
-        ))
-    })
+    match i32::try_from(number) {
+        Ok(int) if number < i32::MAX as usize - MOST_BLOCKS * THREADS => Ok(int),
+        _ => candle_core::bail!(
+            "a tensor of {number} numbers is too large for the kernels of RETOUCH_CUDA_KERNELS=fused; leave that out"
+        ),
+    }
 }
 
 fn ints<const N: usize>(numbers: [usize; N]) -> Result<Vec<i32>> {
@@ -115,7 +135,12 @@ fn ints<const N: usize>(numbers: [usize; N]) -> Result<Vec<i32>> {
 }
 
 /// A kernel whose threads each make numbers of their own; the last integer is how many there are.
-fn each(kernel: &'static str, shape: Vec<usize>, mut ints: Vec<i32>) -> Result<Call> {
+fn each(
+    kernel: &'static str,
+    shape: Vec<usize>,
+    sizes: Vec<Option<usize>>,
+    mut ints: Vec<i32>,
+) -> Result<Call> {
     let count: usize = shape.iter().product();
     ints.push(int(count)?);
     Ok(Call {
@@ -124,6 +149,7 @@ fn each(kernel: &'static str, shape: Vec<usize>, mut ints: Vec<i32>) -> Result<C
         threads: THREADS as u32,
         shared: 0,
         shape,
+        sizes,
         ints,
         floats: Vec::new(),
     })
@@ -133,13 +159,18 @@ fn each(kernel: &'static str, shape: Vec<usize>, mut ints: Vec<i32>) -> Result<C
 pub(super) fn group_norm(shape: &[usize], groups: usize, silu: bool, eps: f64) -> Result<Call> {
     let (images, channels) = (shape[0], shape[1]);
     let pixels: usize = shape[2..].iter().product();
-    int(shape.iter().product())?;
+    let count: usize = shape.iter().product();
+    int(count)?;
+    if groups == 0 || channels % groups != 0 {
+        candle_core::bail!("{channels} channels in {groups} groups");
+    }
     Ok(Call {
         kernel: "group_norm",
         grid: [(images * groups) as u32, 1, 1],
         threads: THREADS as u32,
         shared: (THREADS * size_of::<f32>()) as u32,
         shape: shape.to_vec(),
+        sizes: vec![Some(count), Some(channels), Some(channels)],
         ints: ints([channels, pixels, groups, usize::from(silu)])?,
         floats: vec![eps as f32],
     })
@@ -156,6 +187,7 @@ pub(super) fn layer_norm(shape: &[usize], eps: f64) -> Result<Call> {
         threads: THREADS as u32,
         shared: (THREADS * size_of::<f32>()) as u32,
         shape: shape.to_vec(),
+        sizes: vec![Some(count), Some(width), Some(width)],
         ints: ints([width])?,
         floats: vec![eps as f32],
     })
@@ -164,11 +196,12 @@ pub(super) fn layer_norm(shape: &[usize], eps: f64) -> Result<Call> {
 /// GEGLU of `[..., 2 K]`.
 pub(super) fn geglu(shape: &[usize]) -> Result<Call> {
     let mut shape = shape.to_vec();
-    int(shape.iter().product())?;
+    let count: usize = shape.iter().product();
+    int(count)?;
     let last = shape.len() - 1;
     shape[last] /= 2;
     let width = shape[last];
-    each("geglu", shape, ints([width])?)
+    each("geglu", shape, vec![Some(count)], ints([width])?)
 }
 
 /// What a convolution over `[B, C, H, W]` reads; `None`: the image as it is.
@@ -179,7 +212,8 @@ pub(super) fn padded(shape: &[usize], window: Window) -> Result<Option<Call>> {
     if window.enlarged.is_none() && window.padding == Padding::same(0) {
         return Ok(None);
     }
-    int(shape.iter().product())?;
+    let count: usize = shape.iter().product();
+    int(count)?;
     let (h, w) = window.enlarged.unwrap_or((height, width));
     let Padding {
         top,
@@ -189,7 +223,8 @@ pub(super) fn padded(shape: &[usize], window: Window) -> Result<Option<Call>> {
     } = window.padding;
     let (rows, columns) = (top + h + bottom, left + w + right);
     let numbers = ints([height, width, h, w, top, left, rows, columns])?;
-    each("padded", vec![images, channels, rows, columns], numbers).map(Some)
+    let to = vec![images, channels, rows, columns];
+    each("padded", to, vec![Some(count)], numbers).map(Some)
 }
 
 /// What is added to a product of that shape: `[B, O, H, W]`, or `[..., O]`. `there`: bias, image, residual.
@@ -198,9 +233,16 @@ pub(super) fn terms(shape: &[usize], outputs: usize, there: [bool; 3]) -> Result
         [_, _, h, w] => h * w,
         _ => 1,
     };
+    let count: usize = shape.iter().product();
+    let sizes = [outputs, count / pixels.max(1), count];
+    let sizes = there
+        .iter()
+        .zip(sizes)
+        .map(|(there, size)| there.then_some(size));
+    let sizes = std::iter::once(Some(count)).chain(sizes).collect();
     let [bias, image, residual] = there.map(usize::from);
     let numbers = ints([outputs, pixels, bias, image, residual])?;
-    each("terms", shape.to_vec(), numbers)
+    each("terms", shape.to_vec(), sizes, numbers)
 }
 
 /// Attention; `None` for heads that are too large for it.
@@ -218,8 +260,12 @@ pub(super) fn attention(
     if tile == 0 || size > COLUMNS * THREADS {
         return Ok(None);
     }
-    int(shapes.images * shapes.queries * shapes.width())?;
-    int(shapes.images * shapes.keys * shapes.width())?;
+    let (result, keys) = (
+        shapes.images * shapes.queries * shapes.width(),
+        shapes.sources() * shapes.keys * shapes.width(),
+    );
+    int(result)?;
+    int(keys)?;
     let shared_mask = match side.mask() {
         Some(mask) => mask.dim(0)? == 1,
         None => false,
@@ -234,6 +280,7 @@ pub(super) fn attention(
         usize::from(chosen),
     ])?;
     numbers.extend([side.number(), i32::from(shared_mask)]);
+    let masked = if shared_mask { 1 } else { shapes.images } * shapes.queries;
     Ok(Some(Call {
         kernel: "attention",
         grid: [
@@ -244,6 +291,15 @@ pub(super) fn attention(
         threads: THREADS as u32,
         shared: ((fixed + tile * each_key) * size_of::<f32>()) as u32,
         shape: vec![shapes.images, shapes.queries, shapes.width()],
+        sizes: vec![
+            Some(result),
+            Some(keys),
+            Some(keys),
+            chosen.then_some(shapes.sources() + 1),
+            None,
+            side.mask().map(|_| masked),
+            side.before().map(|_| result),
+        ],
         ints: numbers,
         floats: vec![scale as f32],
     }))
@@ -255,13 +311,18 @@ pub(super) fn attention_map(shapes: &Shapes, scale: f64) -> Result<Option<Call>>
     if shared > SHARED {
         return Ok(None);
     }
-    int(shapes.images * shapes.queries * shapes.keys.max(shapes.width()))?;
+    let width = shapes.width();
+    int(shapes.images * shapes.queries * shapes.keys.max(width))?;
     Ok(Some(Call {
         kernel: "attention_map",
         grid: [shapes.queries as u32, shapes.images as u32, 1],
         threads: THREADS as u32,
         shared: (shared * size_of::<f32>()) as u32,
         shape: vec![shapes.images, shapes.queries, shapes.keys],
+        sizes: vec![
+            Some(shapes.images * shapes.queries * width),
+            Some(shapes.sources() * shapes.keys * width),
+        ],
         ints: ints([
             shapes.queries,
             shapes.keys,

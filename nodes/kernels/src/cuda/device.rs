@@ -1,12 +1,12 @@
 //! Launches on a CUDA device: the kernels are compiled by NVRTC when the first one is launched.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use candle_core::cuda_backend::cudarc::driver::{LaunchConfig, PushKernelArg};
 use candle_core::cuda_backend::cudarc::nvrtc::compile_ptx;
 use candle_core::cuda_backend::{CudaStorage, WrapErr};
 use candle_core::op::BackpropOp;
-use candle_core::{DType, Error, Result, Storage, Tensor};
+use candle_core::{DType, Result, Storage, Tensor};
 
 use super::Launcher;
 use super::calls::Call;
@@ -18,15 +18,15 @@ const MODULE: &str = "retouch";
 
 /// The kernels as PTX, which the driver compiles for the card. They are compiled once a process; a failure is told at each launch.
 fn ptx() -> Result<&'static str> {
-    static PTX: OnceLock<String> = OnceLock::new();
-    static COMPILING: Mutex<()> = Mutex::new(());
-    let _one = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(ptx) = PTX.get() {
-        return Ok(ptx);
+    static PTX: OnceLock<std::result::Result<String, String>> = OnceLock::new();
+    let compiled = PTX.get_or_init(|| {
+        let compiled = compile_ptx(SOURCE).map_err(|error| format!("{error:?}"))?;
+        Ok(compiled.to_src())
+    });
+    match compiled {
+        Ok(ptx) => Ok(ptx),
+        Err(why) => candle_core::bail!("the CUDA kernels cannot be compiled: {why}"),
     }
-    let compiled = compile_ptx(SOURCE)
-        .map_err(|error| Error::Msg(format!("the CUDA kernels cannot be compiled: {error:?}")))?;
-    Ok(PTX.get_or_init(|| compiled.to_src()))
 }
 
 /// Launches on the device that the tensors are on.
@@ -37,7 +37,10 @@ impl Launcher for Device {
     fn launch(&self, call: &Call, tensors: &[&Tensor]) -> Result<Tensor> {
         let device = tensors[0].device().as_cuda_device()?.clone();
         let function = device.get_or_load_custom_func(call.kernel, MODULE, ptx()?)?;
-        let count = call.shape.iter().product();
+        let count: usize = call.shape.iter().product();
+        if count == 0 {
+            return Tensor::zeros(call.shape.as_slice(), DType::F32, tensors[0].device());
+        }
         // SAFETY: every kernel writes all numbers of its result; the grid is made for its shape (`calls.rs`).
         let mut result = unsafe { device.alloc::<f32>(count)? };
         let storages: Vec<_> = tensors
@@ -84,11 +87,9 @@ impl Launcher for Device {
             block_dim: (call.threads, 1, 1),
             shared_mem_bytes: call.shared,
         };
-        if count > 0 {
-            // SAFETY: the arguments are those that `kernels.cu` declares for this kernel, which the tests check with the emulator; all
-            // indices are below the tensors' sizes, which calls.rs took the numbers from.
-            unsafe { launch.launch(shape) }.w()?;
-        }
+        // SAFETY: the arguments are those that `kernels.cu` declares for this kernel, which the tests check with the emulator; every
+        // tensor has as many numbers as the kernel reads (`Call::sizes`, which `Fused::launch` compares, and `chosen`).
+        unsafe { launch.launch(shape) }.w()?;
         drop(launch);
         drop((floats, numbers));
         drop(storages);

@@ -4,7 +4,9 @@
 // Standard input: the kernel's name and a newline; then as int32 the grid (3), the threads of a block, the bytes of shared memory,
 // the numbers of floats of the result, of tensors, of ints, of floats; for each tensor its kind (0: float32, 1: int32) and count;
 // then tensors, ints, floats. Standard output: the result. A read or write beyond a tensor ends the program (it is built with
-// the address sanitizer), and so does a block whose threads do not all reach a __syncthreads().
+// the address sanitizer), and so does a block whose threads do not all reach a __syncthreads(). Each launch is run twice, the
+// threads of a block in their order and in the opposite one: a result that depends on it has a race. Threads that would meet in
+// another order only are not seen.
 
 #include <cmath>
 #include <cstdint>
@@ -37,6 +39,7 @@ struct Fiber {
 static std::vector<Fiber> fibers;
 static ucontext_t scheduler;
 static int current;
+static bool backwards;
 
 static void wait_for_block() {
     fibers[current].waits += 1;
@@ -89,7 +92,8 @@ static void run_block() {
     }
     for (bool alive = true; alive;) {
         alive = false;
-        for (current = 0; current < (int)fibers.size(); ++current) {
+        for (int turn = 0; turn < (int)fibers.size(); ++turn) {
+            current = backwards ? (int)fibers.size() - 1 - turn : turn;
             Fiber &fiber = fibers[current];
             if (fiber.over) continue;
             threadIdx = {current, 0, 0};
@@ -139,12 +143,19 @@ int main() {
     for (float &x : floats) arguments.push_back(&x);
     fibers.resize((size_t)blockDim.x);
     for (Fiber &fiber : fibers) fiber.stack.resize(64 << 10);
-    for (int z = 0; z < gridDim.z; ++z)
-        for (int y = 0; y < gridDim.y; ++y)
-            for (int x = 0; x < gridDim.x; ++x) {
-                blockIdx = {x, y, z};
-                run_block();
-            }
+    std::vector<float> forwards;
+    for (int turn = 0; turn < 2; ++turn) {
+        backwards = turn == 1;
+        if (backwards) forwards = result;
+        for (float &x : result) x = NAN;
+        for (int z = 0; z < gridDim.z; ++z)
+            for (int y = 0; y < gridDim.y; ++y)
+                for (int x = 0; x < gridDim.x; ++x) {
+                    blockIdx = {x, y, z};
+                    run_block();
+                }
+    }
+    if (std::memcmp(forwards.data(), result.data(), result.size() * sizeof(float)) != 0) fail("the result depends on the order of threads");
     std::fwrite(result.data(), sizeof(float), result.size(), stdout);
     return 0;
 }

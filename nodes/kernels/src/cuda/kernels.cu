@@ -161,7 +161,9 @@ extern "C" __global__ void attention(float *out, const float *q, const float *k,
     bool any = false;
     for (int query = 0; query < queries; ++query) any = any || part[query] != 0.0f;
     float sum[COLUMNS][QUERIES];
+#pragma unroll
     for (int j = 0; j < COLUMNS; ++j)
+#pragma unroll
         for (int query = 0; query < QUERIES; ++query) sum[j][query] = 0.0f;
     const int begin = chosen ? starts[source] : 0;
     const int end = any ? (chosen ? starts[source + 1] : m) : begin;

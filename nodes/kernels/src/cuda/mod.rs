@@ -35,7 +35,15 @@ pub trait Launcher: std::fmt::Debug + Send + Sync {
 pub struct Fused<L>(L);
 
 impl<L: Launcher> Fused<L> {
+    /// Launches a kernel over tensors that have as many numbers as it reads.
     fn launch(&self, call: &Call, tensors: &[&Tensor]) -> Result<Tensor> {
+        let fits = |(tensor, size): (&&Tensor, &Option<usize>)| {
+            size.is_none_or(|size| tensor.elem_count() == size)
+        };
+        if tensors.len() != call.sizes.len() || !tensors.iter().zip(&call.sizes).all(fits) {
+            let shapes: Vec<_> = tensors.iter().map(|tensor| tensor.dims()).collect();
+            candle_core::bail!("`{}` of tensors of shape {shapes:?}", call.kernel);
+        }
         let tensors: Vec<Tensor> = (tensors.iter())
             .map(|tensor| tensor.contiguous())
             .collect::<Result<_>>()?;
@@ -72,7 +80,7 @@ impl<L: Launcher> Fused<L> {
             return Ok(None);
         };
         let (starts, numbers) = match to.keys {
-            Some(keys) => chosen(keys, q)?,
+            Some(keys) => chosen(keys, &shapes, q)?,
             None => (q.clone(), q.clone()),
         };
         let mask = side.mask().unwrap_or(q);
@@ -83,7 +91,14 @@ impl<L: Launcher> Fused<L> {
 }
 
 /// Where each image's keys begin and end, and the keys.
-fn chosen(keys: &[Vec<u32>], q: &Tensor) -> Result<(Tensor, Tensor)> {
+fn chosen(keys: &[Vec<u32>], shapes: &Shapes, q: &Tensor) -> Result<(Tensor, Tensor)> {
+    let beyond = |key: &u32| *key as usize >= shapes.keys();
+    if keys.len() != shapes.sources() || keys.iter().flatten().any(beyond) {
+        candle_core::bail!(
+            "the keys that take part are not those of {} images",
+            keys.len()
+        );
+    }
     let mut starts = vec![0];
     let mut numbers = Vec::new();
     for keys in keys {
@@ -119,6 +134,11 @@ impl<L: Launcher> Kernel for Fused<L> {
 
     fn linear(&self, x: &Tensor, w: &Weight, terms: Terms<'_>) -> Result<Tensor> {
         let y = Plain.linear(x, w, Terms::default())?;
+        // A matrix has no term of an image.
+        let terms = Terms {
+            image: None,
+            ..terms
+        };
         self.with_terms(y, w.outputs, terms)
     }
 
