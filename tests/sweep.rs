@@ -352,6 +352,111 @@ sweep:
     assert_eq!(saved, ["picture [seed=1, place=on a beach]"]);
 }
 
+/// A sweep over how small a photo was made before it was enlarged again, with a table of what that cost.
+fn shrunk(grid: &str) -> String {
+    format!(
+        "schema: retouch/v1
+params:
+  side: {{type: int, default: 8}}
+nodes:
+  photo: {{op: load_image, path: photo.png}}
+  whole: {{op: resize_image, image: $photo, width: 64, height: 64}}
+  small: {{op: resize_image, image: $whole, width: $params.side, height: $params.side}}
+  back: {{op: resize_image, image: $small, width: 64, height: 64}}
+  error: {{op: picture_error, image: $back, to: $whole}}
+outputs:
+  picture: {{value: $back, save: \"{{side}}.png\"}}
+  cost: {{value: $error, save: \"{{side}}.csv\"}}
+sweep:
+  matrix: {{side: [4, 32, 12, 20]}}
+  grid: {{{grid}, save: sheet.png, cell: 64}}
+"
+    )
+}
+
+#[test]
+fn a_sheet_prints_scores_and_is_ordered_by_them_and_drawn_again_from_its_recipe() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |grid: &str| std::fs::write(folder.path().join("wf.yaml"), shrunk(grid)).unwrap();
+    let photo = root().join("references/teddy/01.png");
+    std::fs::copy(photo, folder.path().join("photo.png")).unwrap();
+    write("scores: [psnr, ssim], order: psnr");
+    let output = retouch(folder.path(), &["sweep", "wf.yaml"]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let out = folder.path().join("out");
+    let sheet = image::open(out.join("sheet.png")).unwrap().to_rgb8();
+    // Where a saved picture lies on the sheet, pixel by pixel.
+    let place = |side: u32| {
+        let picture = image::open(out.join(format!("{side}.png")))
+            .unwrap()
+            .to_rgb8();
+        let places =
+            (0..=sheet.height() - 64).flat_map(|y| (0..=sheet.width() - 64).map(move |x| (y, x)));
+        let mut found = places.filter(|(y, x)| {
+            (0..64).all(|i| picture.get_pixel(i, i) == sheet.get_pixel(x + i, y + i))
+                && picture
+                    .enumerate_pixels()
+                    .all(|(i, j, pixel)| pixel == sheet.get_pixel(x + i, y + j))
+        });
+        found
+            .next()
+            .unwrap_or_else(|| panic!("{side} is not on the sheet"))
+    };
+    let mut sides = [4, 12, 20, 32];
+    sides.sort_by_key(|side| place(*side));
+    assert_eq!(sides, [32, 20, 12, 4], "what lost least comes first");
+    let replayed = retouch(folder.path(), &["replay", "out/sheet.png"]);
+    assert!(
+        replayed.status.success(),
+        "{}",
+        String::from_utf8_lossy(&replayed.stderr)
+    );
+
+    // The other way round, and without an order, where the axes are.
+    write("scores: [ssim], order: -ssim, table: cost");
+    let output = retouch(folder.path(), &["sweep", "wf.yaml", "--exists", "replace"]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let turned = image::open(out.join("sheet.png")).unwrap().to_rgb8();
+    assert_ne!(turned, sheet);
+    for (grid, said) in [
+        (
+            "scores: [psnr], table: picture",
+            "`picture` is not an output of a table",
+        ),
+        (
+            "scores: [psnr], table: nothing",
+            "`nothing` is not an output of a table",
+        ),
+        ("table: cost", "nothing of them is shown"),
+        (
+            "order: psnr, rows: side",
+            "`rows` and `columns` say nothing",
+        ),
+    ] {
+        write(grid);
+        let output = retouch(folder.path(), &["check", "wf.yaml"]);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(3), "{grid}: {text}");
+        assert!(text.contains(said), "{grid}: {text}");
+    }
+    let two = shrunk("scores: [psnr]").replace("sweep:", "  again: {value: $error}\nsweep:");
+    std::fs::write(folder.path().join("wf.yaml"), two).unwrap();
+    let output = retouch(folder.path(), &["check", "wf.yaml"]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        text.contains("several tables") && text.contains("table: cost"),
+        "{text}"
+    );
+}
+
 #[test]
 fn what_a_sweep_cannot_do_is_said_before_anything_runs() {
     let folder = tempfile::tempdir().unwrap();

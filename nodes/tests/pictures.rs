@@ -1079,7 +1079,15 @@ fn sheet(params: Json, images: Vec<ImageOrMask>) -> Arc<Image> {
         .map(|image| Known::Facts(serde_json::to_value(image.facts()).unwrap().into()))
         .collect();
     let known = check::<Grid>(params.clone(), &[("images", links)]).unwrap();
-    let sheet = run::<Grid>(params, grid::Inputs { images }).unwrap().image;
+    let sheet = run::<Grid>(
+        params,
+        grid::Inputs {
+            images,
+            tables: Vec::new(),
+        },
+    )
+    .unwrap()
+    .image;
     assert_eq!(
         only_facts(&known),
         sheet.facts(),
@@ -1201,6 +1209,7 @@ fn labels_on_a_dark_sheet_are_light_and_unknown_letters_are_warned_of() {
     let engine = Engine::default();
     let inputs = grid::Inputs {
         images: vec![plain_image(1, 8, 8, &[RED])],
+        tables: Vec::new(),
     };
     let made = node.run(inputs, &engine).unwrap().image;
     assert!(
@@ -1213,6 +1222,109 @@ fn labels_on_a_dark_sheet_are_light_and_unknown_letters_are_warned_of() {
     let warnings = engine.warnings.lock().unwrap();
     assert_eq!(warnings.len(), 1);
     assert!(warnings[0].contains("`熊`"), "{warnings:?}");
+}
+
+fn scored(
+    params: &Json,
+    images: &[ImageOrMask],
+    tables: &[Arc<Table>],
+) -> Result<Arc<Image>, String> {
+    let links: Vec<Known> = (images.iter())
+        .map(|image| Known::Facts(serde_json::to_value(image.facts()).unwrap().into()))
+        .collect();
+    let unknown = vec![Known::Unknown; tables.len()];
+    let known = check::<Grid>(params.clone(), &[("images", links), ("tables", unknown)])
+        .map_err(|faults| faults[0].message.clone())?;
+    let inputs = grid::Inputs {
+        images: images.to_vec(),
+        tables: tables.to_vec(),
+    };
+    let made = run::<Grid>(params.clone(), inputs)
+        .map_err(|error| error.to_string())?
+        .image;
+    assert_eq!(
+        only_facts(&known),
+        made.facts(),
+        "the check knows the sheet's size"
+    );
+    Ok(made)
+}
+
+#[test]
+fn scores_stand_under_their_pictures_and_order_them() {
+    const WHITE: [f32; 3] = [1.0; 3];
+    let images = [
+        plain_image(3, 8, 8, &[RED, GREEN, BLUE]),
+        plain_image(1, 8, 8, &[WHITE]),
+    ];
+    let table = |rows: &[Json]| {
+        let mut table = Table::new(["look", "note"]);
+        for row in rows {
+            table.push(vec![row.clone(), json!("x")]).unwrap();
+        }
+        Arc::new(table)
+    };
+    let tables = [
+        table(&[json!(0.25), json!(null), json!(0.75)]),
+        table(&[json!(0.5)]),
+    ];
+    let params = |order: &str| json!({"order": order, "scores": ["look"], "labels": ["seeds of a long name", ""], "cell": 80, "gap": 4, "background": "#808080"});
+    // The centres of two rows of two pictures: two lines of label, 6 x 10 letters, above each, one of a score below.
+    let colours = |made: &Image| {
+        let (width, height) = made.size();
+        let above = 2 * 10 + 2;
+        let below = 10 + 2;
+        assert_eq!(
+            (width, height),
+            (3 * 4 + 2 * 80, 4 + 2 * (above + 80 + 4 + below))
+        );
+        [(0, 0), (1, 0), (0, 1), (1, 1)].map(|(column, row)| {
+            let (x, y) = (4 + 84 * column, 4 + above + (above + 84 + below) * row);
+            let under = (x..x + 80).flat_map(|x| (y + 80..y + 80 + below).map(move |y| (x, y)));
+            let ink = under
+                .filter(|(x, y)| pixel(made, *x, *y) == WHITE || pixel(made, *x, *y) == [0.0; 3]);
+            assert!(ink.count() > 20, "a score stands under each picture");
+            pixel(made, x + 40, y + 40)
+        })
+    };
+    let made = scored(&params("look"), &images, &tables).unwrap();
+    assert_eq!(
+        colours(&made),
+        [BLUE, WHITE, RED, GREEN],
+        "what has no number is last"
+    );
+    let made = scored(&params("-look"), &images, &tables).unwrap();
+    assert_eq!(colours(&made), [RED, WHITE, BLUE, GREEN]);
+    // Without an order they stay where they are, a row a picture of the batch.
+    let plain = json!({"scores": ["look", "note"], "cell": 80, "gap": 4});
+    let made = scored(&plain, &images, &tables).unwrap();
+    assert_eq!(made.size(), (3 * 4 + 160, 4 + 3 * (80 + 4 + 2 * 10 + 2)));
+
+    let refused = |params: Json, images: &[ImageOrMask], tables: &[Arc<Table>]| {
+        scored(&params, images, tables).unwrap_err()
+    };
+    let columns = json!({"scores": ["looks"]});
+    assert!(refused(columns, &images, &tables).contains("no column `looks`"));
+    assert!(refused(json!({"scores": ["look"]}), &images, &[]).contains("no `tables`"));
+    assert!(
+        refused(json!({"scores": ["look"]}), &images, &tables[..1]).contains("1 `tables` for 2")
+    );
+    assert!(refused(json!({}), &images, &tables).contains("nothing of them"));
+    assert!(refused(json!({"order": "-"}), &images, &tables).contains("names no column"));
+    assert!(
+        refused(
+            json!({"order": "look", "row_labels": ["a"]}),
+            &images,
+            &tables
+        )
+        .contains("moves")
+    );
+    let short = [table(&[json!(0.25), json!(0.5)]), table(&[json!(0.5)])];
+    assert!(
+        refused(json!({"order": "look"}), &images, &short).contains("2 rows for the 3 pictures")
+    );
+    let sizes = [images[0].clone(), plain_image(1, 8, 4, &[WHITE])];
+    assert!(refused(json!({"order": "look"}), &sizes, &tables).contains("another size"));
 }
 
 #[test]

@@ -70,6 +70,9 @@ const SHEET: &[LanguageKey] = &[
     ("filter", " "),
     ("gap", " "),
     ("background", " "),
+    ("table", " "),
+    ("scores", " "),
+    ("order", " "),
 ];
 
 /// Something to offer.
@@ -318,7 +321,7 @@ impl Place<'_> {
             | ["sweep", "zip"]
             | ["sweep", "zip", "*"]
             | ["sweep", "zip", "*", "*"] => self.swept(false),
-            ["sweep", "grid", "output"]
+            ["sweep", "grid", "output" | "table"]
             | ["sweep", "report", "tables" | "images"]
             | ["sweep", "report", "tables" | "images", "*"] => self.swept_outputs(),
             ["sweep", "workflow"] => return self.paths(true),

@@ -386,11 +386,13 @@ impl Builder<'_> {
                     }
                 }
             }
-            if let Some(tree) = get(grid, "output")
-                && let Some(text) = tree.as_text()
-            {
-                let span = self.inner(tree.span, text);
-                self.add(span, Item::Output(text.to_owned()), false);
+            for field in ["output", "table"] {
+                if let Some(tree) = get(grid, field)
+                    && let Some(text) = tree.as_text()
+                {
+                    let span = self.inner(tree.span, text);
+                    self.add(span, Item::Output(text.to_owned()), false);
+                }
             }
         }
         for (span, name) in named {

@@ -11,11 +11,15 @@ use std::time::{Duration, Instant};
 use retouch_common::Failure;
 use retouch_common::watching::{Observer, Planned, Request, Requests};
 use retouch_graph::event::{Event, Listener};
-use retouch_graph::{Engine, Files, Node as _, Problems, Settings, Severity};
+use retouch_graph::{
+    Engine, Files, Key, Node as _, Payload as _, PlannedOutput, Problems, Settings, Severity,
+};
 use retouch_nodes::image::Grid;
+use retouch_nodes::payload::Table;
 
 use crate::edit::{Overlay, Place, Trying};
 use crate::model::{Edge, Graph, Model, News, Node, Output, Param, Port, Sheet, foretold};
+use crate::panel::is_picture;
 use crate::params::Told;
 
 /// Shortest time between two redraws caused by events.
@@ -379,6 +383,7 @@ pub fn graph_of(planned: &Planned<'_>, written: &Engine) -> Graph {
                 kind: kind_of(plan, output.task, output.port),
                 key: task.port_key(output.port),
                 sheet: sheet_of(plan, output.task).map(Arc::new),
+                scores: scores_of(plan, output),
             })
         })
         .collect();
@@ -431,7 +436,9 @@ pub fn graph_of(planned: &Planned<'_>, written: &Engine) -> Graph {
 
 /// What is on a contact sheet, if the task draws one.
 fn sheet_of(plan: &retouch_graph::Plan, task: usize) -> Option<Sheet> {
-    let links = plan.inputs(task).into_iter().flat_map(|(_, links)| links);
+    let inputs = plan.inputs(task).into_iter();
+    let links = inputs.filter(|(port, _)| *port == "images");
+    let links = links.flat_map(|(_, links)| links);
     let task = plan.task(task).filter(|task| task.op() == Grid::OP)?;
     let grid = serde_json::from_value(task.params().clone()).ok()?;
     let entries = links.filter_map(|(from, port)| Some((plan.task(from)?.port_key(port), port)));
@@ -466,7 +473,49 @@ fn sweep_of(engine: &Engine, file: &Path, settings: &Settings) -> Option<Output>
             sweep: Some(sweep),
             ..sheet
         })),
+        scores: Vec::new(),
     })
+}
+
+/// The tables among the outputs that say what was measured of a picture: those that are made of it, but of no other output that
+/// is made of it (what was measured of the picture that a picture was made into says nothing of that).
+fn scores_of(plan: &retouch_graph::Plan, picture: &PlannedOutput) -> Vec<(Key, &'static str)> {
+    if !is_picture(kind_of(plan, picture.task, picture.port)) {
+        return Vec::new();
+    }
+    let others = || {
+        let outputs = plan.outputs().iter();
+        outputs.filter(|other| {
+            other.task != picture.task && is_picture(kind_of(plan, other.task, other.port))
+        })
+    };
+    let tables = (plan.outputs().iter()).filter(|output| {
+        let made_of = made_of(plan, output.task);
+        kind_of(plan, output.task, output.port) == Table::TYPE
+            && made_of.contains(&picture.task)
+            && !others().any(|other| {
+                made_of.contains(&other.task)
+                    && self::made_of(plan, other.task).contains(&picture.task)
+            })
+    });
+    tables
+        .filter_map(|table| Some((plan.task(table.task)?.port_key(table.port), table.port)))
+        .collect()
+}
+
+/// The tasks that a task is made of, near and far.
+fn made_of(plan: &retouch_graph::Plan, task: usize) -> BTreeSet<usize> {
+    let mut found = BTreeSet::new();
+    let mut open = vec![task];
+    while let Some(task) = open.pop() {
+        let inputs = plan.inputs(task).into_iter().flat_map(|(_, links)| links);
+        open.extend(
+            inputs
+                .map(|(from, _)| from)
+                .filter(|from| found.insert(*from)),
+        );
+    }
+    found
 }
 
 /// The type of the value behind an output port.
@@ -633,6 +682,52 @@ mod tests {
             step: Some(0),
         };
         assert!(none.check(&graph).is_err());
+    }
+
+    /// What was measured of which picture, by the names of the outputs.
+    #[test]
+    fn a_table_belongs_to_the_last_picture_that_it_is_made_of() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../workflows/evaluate.yaml");
+        let engine = Engine::new(retouch_nodes::registry());
+        let checked = engine.load(&file, &Settings::default()).unwrap();
+        let plan = engine.plan(&checked, &[]).unwrap();
+        let outputs = plan.outputs();
+        let key = |output: &PlannedOutput| plan.task(output.task).unwrap().port_key(output.port);
+        let mut pictures = 0;
+        for output in outputs {
+            let names: Vec<&str> = (scores_of(&plan, output).iter())
+                .filter_map(|(found, _)| outputs.iter().find(|other| key(other) == *found))
+                .map(|table| table.name.as_str())
+                .collect();
+            match output.name.strip_suffix("_scores") {
+                Some(_) => assert!(names.is_empty(), "a table has no scores"),
+                None => assert_eq!(names, [format!("{}_scores", output.name)]),
+            }
+            pictures += names.len();
+        }
+        assert_eq!(pictures, 5);
+        // A picture that is made into another has its own scores alone, and neither has those of an output that is not there.
+        let chain = "schema: retouch/v1\nnodes:\n  a: {op: load_image, path: ../../references/teddy/01.png}\n  \
+                     b: {op: resize_image, image: $a, width: 64, height: 64}\n  c: {op: resize_image, image: $b, width: 32, height: 32}\n  \
+                     of_b: {op: picture_error, image: $b, to: $b}\n  of_c: {op: picture_error, image: $c, to: $c}\n\
+                     outputs:\n  b: {value: $b}\n  c: {value: $c}\n  of_b: {value: $of_b}\n  of_c: {value: $of_c}\n";
+        let name = format!("{}/chain.yaml", env!("CARGO_MANIFEST_DIR"));
+        let checked = engine.load_str(&name, chain, &Settings::default()).unwrap();
+        let plan = engine.plan(&checked, &[]).unwrap();
+        let find = |name: &str| {
+            plan.outputs()
+                .iter()
+                .find(|output| output.name == name)
+                .unwrap()
+        };
+        for (picture, table) in [("b", "of_b"), ("c", "of_c")] {
+            let due = plan.task(find(table).task).unwrap().port_key("table");
+            assert_eq!(
+                scores_of(&plan, find(picture)),
+                [(due, "table")],
+                "{picture}"
+            );
+        }
     }
 
     #[test]

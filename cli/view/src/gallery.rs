@@ -41,8 +41,37 @@ const AT_ONCE: usize = 16;
 /// Number of sheets whose cells are kept.
 const MOST_SHEETS: usize = 16;
 
-/// What can be looked at: the value, its name, and what is on it if it is a sheet.
-type Listed = (Wanted, String, Option<Arc<Sheet>>);
+/// What can be looked at.
+struct Listed {
+    /// The value.
+    wanted: Wanted,
+    name: String,
+    /// What is on it, if it is a sheet.
+    sheet: Option<Arc<Sheet>>,
+    /// The tables of what was measured of it.
+    scores: Vec<(Key, &'static str)>,
+}
+
+/// What was measured of a picture of a batch, as far as it is known.
+fn measured(listed: &Listed, index: usize, shelf: &Shelf, values: u64) -> Arc<[(String, f64)]> {
+    let mut all: Vec<(String, f64)> = Vec::new();
+    for (key, port) in &listed.scores {
+        let wanted = Wanted {
+            key: *key,
+            port: (*port).to_owned(),
+            index,
+        };
+        if let Look::Table(_, _, scores) = shelf.look(&wanted, values) {
+            let known: Vec<String> = all.iter().map(|(name, _)| name.clone()).collect();
+            all.extend(
+                (scores.iter())
+                    .filter(|(name, _)| !known.contains(name))
+                    .cloned(),
+            );
+        }
+    }
+    all.into()
+}
 
 impl Gallery {
     /// Brings a picture to the front.
@@ -60,9 +89,14 @@ impl Gallery {
     /// What can be looked at, the newest first, each once.
     fn wanted(&self, model: &Model) -> Vec<Listed> {
         let mut all: Vec<Listed> = Vec::new();
-        let mut add = |wanted: Wanted, name: String, sheet: Option<&Arc<Sheet>>| {
-            if !all.iter().any(|(other, ..)| *other == wanted) && all.len() < MOST {
-                all.push((wanted, name, sheet.cloned()));
+        let mut add = |wanted: Wanted, name: String, output: Option<&Output>| {
+            if !all.iter().any(|other| other.wanted == wanted) && all.len() < MOST {
+                all.push(Listed {
+                    wanted,
+                    name,
+                    sheet: output.and_then(|output| output.sheet.clone()),
+                    scores: output.map_or_else(Vec::new, |output| output.scores.clone()),
+                });
             }
         };
         let of = |output: &Output| Wanted {
@@ -76,10 +110,10 @@ impl Gallery {
             .iter()
             .filter(|output| is_picture(output.kind))
         {
-            add(of(output), output.name.clone(), output.sheet.as_ref());
+            add(of(output), output.name.clone(), Some(output));
         }
         if let Some(output) = &model.graph.sweep {
-            add(of(output), output.name.clone(), output.sheet.as_ref());
+            add(of(output), output.name.clone(), Some(output));
         }
         for (wanted, title) in self.picked.iter().rev() {
             add(wanted.clone(), title.clone(), None);
@@ -90,7 +124,7 @@ impl Gallery {
                     "" => format!("{} of run {}", output.name, made.run),
                     what => format!("{} of run {} ({what})", output.name, made.run),
                 };
-                add(of(output), name, output.sheet.as_ref());
+                add(of(output), name, Some(output));
             }
         }
         all
@@ -157,8 +191,9 @@ impl Gallery {
         let mut waiting = false;
         // What does not fit on the shelf together would be fetched again in every frame; half of it is for thumbnails.
         let mut room = shelf::BUDGET / 2;
-        for (wanted, name, sheet) in self.wanted(model) {
+        for listed in self.wanted(model) {
             let Some(shelf) = shelf else { break };
+            let (wanted, name, sheet) = (&listed.wanted, &listed.name, &listed.sheet);
             let mut index = 0;
             let mut batch = 1;
             while index < batch.min(MOST_OF_BATCH) && pictures.len() < MOST && room > 0 {
@@ -184,6 +219,7 @@ impl Gallery {
                         let picture = Picture::new(name, picture.size, picture.rgba);
                         pictures.extend(picture.map(|picture| Picture {
                             cells: cells.unwrap_or_default(),
+                            scores: measured(&listed, index, shelf, model.values),
                             ..picture
                         }));
                     }

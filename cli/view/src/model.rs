@@ -126,6 +126,8 @@ pub struct Output {
     pub key: Key,
     /// What is on it, if it is a contact sheet.
     pub sheet: Option<Arc<Sheet>>,
+    /// The tables that say what was measured of it: what they are called in the cache, and the port.
+    pub scores: Vec<(Key, &'static str)>,
 }
 
 impl PartialEq for Output {

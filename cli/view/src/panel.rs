@@ -377,7 +377,8 @@ impl Panel<'_> {
             let place = self.shelf.and_then(|shelf| shelf.place(&wanted.key));
             if let Some(shelf) = self.shelf
                 && place.is_some_and(|place| place != "disk")
-                && let Look::Other(summary, bytes) = shelf.look(wanted, self.model.values)
+                && let Look::Other(summary, bytes) | Look::Table(summary, bytes, _) =
+                    shelf.look(wanted, self.model.values)
             {
                 ui.label(
                     RichText::new(format!("{summary}, {}", size(bytes as u64)))

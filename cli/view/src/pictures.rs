@@ -48,6 +48,8 @@ pub struct Picture {
     pub rgba: Arc<[u8]>,
     /// The cells, if it is a contact sheet.
     pub cells: Arc<[Cell]>,
+    /// What was measured of it, by name.
+    pub scores: Arc<[(String, f64)]>,
 }
 
 /// A cell of a contact sheet.
@@ -71,6 +73,7 @@ impl Picture {
             size,
             rgba,
             cells: Arc::default(),
+            scores: Arc::default(),
         })
     }
 
@@ -262,6 +265,38 @@ pub fn difference(a: &Picture, b: &Picture) -> Difference {
     }
 }
 
+/// What was measured of a picture, or of both of two, in words: `look 0.312`, or `look 0.312 and 0.284 (-0.028)`.
+#[must_use]
+pub fn scores(first: &Picture, second: Option<&Picture>) -> Vec<String> {
+    let of = |picture: &Picture, name: &str| {
+        let found = picture.scores.iter().find(|(other, _)| other == name);
+        found.map(|(_, value)| *value)
+    };
+    let shown =
+        |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |one| format!("{one:.3}"));
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in std::iter::once(first)
+        .chain(second)
+        .flat_map(|one| one.scores.iter())
+    {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    let line = |name: &str| {
+        let a = of(first, name);
+        let Some(b) = second.map(|second| of(second, name)) else {
+            return format!("{name} {}", shown(a));
+        };
+        let change = match (a, b) {
+            (Some(a), Some(b)) => format!(" ({:+.3})", b - a),
+            _ => String::new(),
+        };
+        format!("{name} {} and {}{change}", shown(a), shown(b))
+    };
+    names.into_iter().map(line).collect()
+}
+
 /// A texture of a part of a picture.
 struct Tile {
     /// Where it lies in the picture.
@@ -410,6 +445,14 @@ impl Viewer {
         self.controls(ui, pictures);
         let first = &pictures[self.first];
         let second = (self.mode != Mode::Single).then(|| &pictures[self.second]);
+        let scores = scores(first, second);
+        if !scores.is_empty() {
+            ui.horizontal_wrapped(|ui| {
+                for score in scores {
+                    ui.label(score);
+                }
+            });
+        }
         let room = second.map_or(first.size, |second| matched(first.size, second.size).1);
 
         // One line below the picture is for what the pointer is at.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use eframe::egui::{Color32, ColorImage, Context, TextureHandle, TextureOptions};
 use retouch_graph::{Cache, Key, NodeError, Value};
-use retouch_nodes::payload::{Image, Mask, PhotoMasks, Photos};
+use retouch_nodes::payload::{Image, Mask, PhotoMasks, Photos, Table};
 
 /// The bytes of pixels that are kept.
 pub const BUDGET: usize = 192 << 20;
@@ -43,6 +43,9 @@ pub struct Picture {
     pub bytes: usize,
 }
 
+/// What was measured, by name.
+pub type Scores = Arc<[(String, f64)]>;
+
 /// A value as far as it is known.
 #[derive(Clone)]
 pub enum Look {
@@ -52,7 +55,9 @@ pub enum Look {
     Missing,
     /// A picture.
     Picture(Picture),
-    /// Something that is no picture: in a line, and its bytes.
+    /// A table: in a line, its bytes, and the numbers of one of its rows.
+    Table(String, usize, Scores),
+    /// Something else: in a line, and its bytes.
     Other(String, usize),
     /// It cannot be shown.
     Failed(String),
@@ -207,6 +212,10 @@ fn look_at(wanted: &Wanted, cache: &dyn Cache, ctx: &Context) -> Look {
     }) else {
         return Look::Missing;
     };
+    if let Some(table) = value.downcast::<Table>() {
+        let scores = scores(&table, wanted.index);
+        return Look::Table(value.summary(), value.bytes(), scores);
+    }
     match picture(&value, wanted.index) {
         Ok(Some((size, rgba, batch))) => {
             let options = TextureOptions {
@@ -227,6 +236,18 @@ fn look_at(wanted: &Wanted, cache: &dyn Cache, ctx: &Context) -> Look {
         Ok(None) => Look::Other(value.summary(), value.bytes()),
         Err(error) => Look::Failed(error.to_string()),
     }
+}
+
+/// The numbers of a row of a table, or of its only one.
+fn scores(table: &Table, row: usize) -> Scores {
+    let row = match table.rows.as_slice() {
+        [one] => Some(one),
+        rows => rows.get(row),
+    };
+    let numbers = table.columns.iter().zip(row.into_iter().flatten());
+    numbers
+        .filter_map(|(name, value)| Some((name.clone(), value.as_f64()?)))
+        .collect()
 }
 
 /// Width and height, the bytes of the pixels, and how many pictures the value has.

@@ -73,6 +73,7 @@ pub fn graph() -> Graph {
             kind: "image",
             key: Key([5; 32]),
             sheet: None,
+            scores: Vec::new(),
         }],
         forecast: vec![
             State::Kept("disk"),

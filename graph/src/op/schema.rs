@@ -220,11 +220,12 @@ fn sweep_schema() -> Json {
             "exclude": cells("Cells of the matrix that are left out: those with all of these values.", 1),
             "grid": {
                 "type": ["object", "null"],
-                "description": "A labelled contact sheet; further keys go to the op `grid`: cell, filter, gap, background.",
+                "description": "A labelled contact sheet; further keys go to the op `grid`: cell, filter, gap, background, scores, order.",
                 "properties": {
                     "rows": names,
                     "columns": names,
                     "output": {"type": "string", "description": "The output whose pictures are shown; the first that is a picture unless given."},
+                    "table": {"type": "string", "description": "The output with the scores of those pictures, for `scores` and `order`; the only table unless given."},
                     "save": {"type": "string", "description": "A path below the output folder."}
                 }
             },

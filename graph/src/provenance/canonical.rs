@@ -29,8 +29,8 @@ const WIDTH: usize = 110;
 /// What of a workflow is written.
 pub(crate) struct Form<'a> {
     pub(crate) registry: &'a Registry,
-    /// The output, and with it what it needs; `None`: all of it, for a graph that is used.
-    pub(crate) output: Option<&'a str>,
+    /// The outputs, and with them what they need; `None`: all of it, for a graph that is used.
+    pub(crate) outputs: Option<&'a [&'a str]>,
     /// The values of the run; empty for a graph that is used.
     pub(crate) params: &'a [ResolvedParam],
     /// The cells of a sweep whose contact sheet it is, their paths named already, and how that is laid out.
@@ -152,8 +152,8 @@ fn seen_from(folder: &Path, name: &str) -> String {
 pub(crate) fn canonical(workflow: &Workflow, form: &Form<'_>, names: &mut Names) -> Option<String> {
     let files = names;
     let mut nodes: Vec<(&String, &NodeDecl)> = workflow.nodes.iter().collect();
-    if let Some(output) = form.output {
-        let needed = needed(workflow, output);
+    if let Some(outputs) = form.outputs {
+        let needed = needed(workflow, outputs);
         nodes.retain(|(name, _)| needed.contains(name.as_str()));
     }
     let mut drawn: HashMap<&str, &Json> = HashMap::new();
@@ -178,7 +178,7 @@ pub(crate) fn canonical(workflow: &Workflow, form: &Form<'_>, names: &mut Names)
         return None;
     }
     let outputs: Vec<(&str, Vec<(String, Json)>)> = (workflow.outputs.iter())
-        .filter(|(name, _)| form.output.is_none_or(|output| output == name.as_str()))
+        .filter(|(name, _)| (form.outputs).is_none_or(|outputs| outputs.contains(&name.as_str())))
         .map(|(name, decl)| {
             let mut fields = Vec::new();
             if let Some(value) = &decl.value {
@@ -219,7 +219,7 @@ pub(crate) fn canonical(workflow: &Workflow, form: &Form<'_>, names: &mut Names)
     );
     let params: Vec<(&str, Vec<(String, Json)>)> = (workflow.params.iter())
         .filter(|(name, _)| {
-            form.output.is_none() || names.contains(name.as_str()) || swept.contains(name.as_str())
+            form.outputs.is_none() || names.contains(name.as_str()) || swept.contains(name.as_str())
         })
         .map(|(name, decl)| {
             let given = form.params.iter().find(|param| param.name == *name);
@@ -262,10 +262,11 @@ pub(crate) fn canonical(workflow: &Workflow, form: &Form<'_>, names: &mut Names)
     faults.is_empty().then_some(text)
 }
 
-/// The nodes that an output needs.
-fn needed<'a>(workflow: &'a Workflow, output: &str) -> BTreeSet<&'a str> {
+/// The nodes that outputs need.
+fn needed<'a>(workflow: &'a Workflow, outputs: &[&str]) -> BTreeSet<&'a str> {
     let mut needed = BTreeSet::new();
-    let mut open: Vec<&str> = (workflow.outputs.get(output).iter())
+    let mut open: Vec<&str> = (outputs.iter())
+        .filter_map(|output| workflow.outputs.get(*output))
         .filter_map(|decl| decl.value.as_ref())
         .map(|value| value.value.as_str())
         .collect();
@@ -483,7 +484,11 @@ fn sweep(text: &mut String, cells: &[IndexMap<String, Json>], sheet: &SheetDecl)
             fields.push((name.to_owned(), Json::from(names)));
         }
     }
-    for (name, value) in [("output", &sheet.output), ("save", &sheet.save)] {
+    for (name, value) in [
+        ("output", &sheet.output),
+        ("save", &sheet.save),
+        ("table", &sheet.table),
+    ] {
         if let Some(value) = value {
             fields.push((name.to_owned(), Json::from(value.value.as_str())));
         }

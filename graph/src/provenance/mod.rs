@@ -130,7 +130,7 @@ impl Origin {
         let plan = engine.plan(&pruned, &[])?;
         let made = Made {
             output: name,
-            shown: name,
+            shown: &[name],
             params: &checked.params,
             sweep: None,
         };
@@ -144,11 +144,12 @@ impl Origin {
     /// As [`Origin::output`].
     pub fn sheet(&self, engine: &Engine, sweep: &Sweep) -> Result<Provenance, Problems> {
         let unsaid = || self.unsaid("the sweep has no contact sheet".to_owned());
-        let (shown, decl) = sweep.sheet_parts().ok_or_else(unsaid)?;
+        let decl = sweep.sheet_decl().ok_or_else(unsaid)?;
+        let shown = sweep.parts_of(sweep.sheet_name());
         let plan = engine
             .plan_sweep(sweep, &[sweep.sheet_name().to_owned()], &Default::default())?
             .plan;
-        let whole = sweep.whole(shown);
+        let whole = sweep.whole(&shown);
         let first = sweep.cells.first().ok_or_else(unsaid)?;
         let mut names = Names::new(&folder_of(&self.path), Arc::clone(engine.files()));
         let cells: Vec<IndexMap<String, Json>> = (sweep.cells.iter())
@@ -173,7 +174,7 @@ impl Origin {
             .collect();
         let made = Made {
             output: sweep.sheet_name(),
-            shown,
+            shown: &shown,
             params: &shared,
             sweep: Some((&cells, decl)),
         };
@@ -190,7 +191,7 @@ impl Origin {
     ) -> Result<Provenance, Problems> {
         let form = Form {
             registry: engine.registry(),
-            output: Some(made.shown),
+            outputs: Some(made.shown),
             params: made.params,
             sweep: made.sweep,
             graphs: &self.graphs,
@@ -213,7 +214,7 @@ impl Origin {
         {
             let name = lock::shareable(&folder, path).ok_or_else(unsaid)?;
             let form = Form {
-                output: None,
+                outputs: None,
                 params: &[],
                 sweep: None,
                 folder: Path::new(&name).parent().unwrap_or(Path::new("")),
@@ -276,8 +277,8 @@ impl Origin {
 /// What a recipe is of.
 struct Made<'a> {
     output: &'a str,
-    /// The output of the workflow: that, or the one that the contact sheet shows.
-    shown: &'a str,
+    /// The outputs of the workflow: that, or those that the contact sheet shows.
+    shown: &'a [&'a str],
     params: &'a [ResolvedParam],
     sweep: Option<(&'a [IndexMap<String, Json>], &'a workflow::SheetDecl)>,
 }

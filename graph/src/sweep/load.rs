@@ -231,6 +231,7 @@ impl Sweep {
                 columns: None,
                 output: None,
                 save: Some(save.clone()),
+                table: None,
                 fields: Vec::new(),
             };
             self.sheet = sheet::read(self, &plain, context, source, problems);

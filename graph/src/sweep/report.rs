@@ -9,7 +9,7 @@ use crate::base::suggest;
 use crate::check::{CheckContext, CheckedNode, CheckedOutput};
 use crate::files::{Files, output_path};
 use crate::op::registry::Registry;
-use crate::sweep::sheet::Written;
+use crate::sweep::sheet::{Written, comes_to};
 use crate::sweep::sweep::{Report, Save, Sweep};
 use crate::syntax::workflow::{ReportDecl, Spanned};
 use crate::value::port::{Known, KnownPorts, PortSpec};
@@ -111,12 +111,7 @@ fn refused<'a>(
     name: &Spanned<String>,
     port: &PortSpec,
 ) -> Option<(String, String)> {
-    let fits = |output: &CheckedOutput| {
-        let node = &sweep.whole.nodes[output.link.node];
-        (node.entry.outputs().iter())
-            .find(|own| own.name == output.link.port)
-            .is_some_and(|own| own.types.iter().any(|one| port.types.contains(one)))
-    };
+    let fits = |output: &CheckedOutput| comes_to(sweep, output, port);
     let outputs: Vec<&CheckedOutput> = outputs.collect();
     let possible: Vec<&str> = (outputs.iter())
         .filter(|output| fits(output))

@@ -16,7 +16,7 @@ use crate::sweep::sweep::{Cell, SHEET, Sheet, Sweep};
 use crate::sweep::values::MAX_CELLS;
 use crate::syntax::workflow::{SheetDecl, Spanned};
 use crate::syntax::yaml::{MapKey, Tree};
-use crate::value::port::{Known, KnownPorts};
+use crate::value::port::{Known, KnownPorts, PortSpec};
 
 /// The op that draws the contact sheet.
 const SHEET_OP: &str = "grid";
@@ -41,6 +41,7 @@ pub(super) fn read(
         return None;
     }
     let output = shown_output(sweep, decl, context.registry, source, problems)?;
+    let table = score_output(sweep, decl, context.registry, source, problems);
     let save = match &decl.save {
         Some(save) => sweep.path_of(save, SHEET, source, problems),
         None => {
@@ -54,6 +55,18 @@ pub(super) fn read(
         }
     };
     if problems.len() > before {
+        return None;
+    }
+    let order = decl.fields.iter().find(|(key, _)| key.text == "order");
+    if let Some((key, _)) = order
+        && (decl.rows.is_some() || decl.columns.is_some())
+    {
+        let message =
+            "a sheet that is ordered by a score has no axes: `rows` and `columns` say nothing";
+        problems.push(
+            Problem::new(Code::BadSweep, source, key.span, message)
+                .help("leave out `order`, or `rows` and `columns`"),
+        );
         return None;
     }
     let rows = places_along(sweep, &axes.rows);
@@ -94,6 +107,7 @@ pub(super) fn read(
         column_labels: labels(sweep, &axes.columns, &columns),
         places,
         output,
+        table,
         save,
         span: decl.key_span,
         decl: SheetDecl {
@@ -242,16 +256,11 @@ fn shown_output(
     source: &Source,
     problems: &mut Vec<Problem>,
 ) -> Option<String> {
-    let takes = (registry.entry(SHEET_OP))
-        .and_then(|entry| entry.inputs().first())
-        .map_or(&[] as &[&str], |port| port.types);
+    let takes = registry
+        .entry(SHEET_OP)
+        .and_then(|entry| entry.inputs().first());
     let first = sweep.cells.first()?;
-    let fits = |output: &&CheckedOutput| {
-        let node = &sweep.whole.nodes[output.link.node];
-        (node.entry.outputs().iter())
-            .find(|port| port.name == output.link.port)
-            .is_some_and(|port| port.types.iter().any(|one| takes.contains(one)))
-    };
+    let fits = |output: &&CheckedOutput| takes.is_some_and(|port| comes_to(sweep, output, port));
     let outputs = || first.outputs.iter().map(|at| &sweep.whole.outputs[*at]);
     let pictures: Vec<&str> = outputs()
         .filter(fits)
@@ -291,6 +300,65 @@ fn shown_output(
     None
 }
 
+/// The output with the scores that are shown, if any are asked for.
+fn score_output(
+    sweep: &Sweep,
+    decl: &SheetDecl,
+    registry: &Registry,
+    source: &Source,
+    problems: &mut Vec<Problem>,
+) -> Option<String> {
+    let asked = (decl.fields.iter())
+        .find(|(key, _)| matches!(key.text.as_str(), "scores" | "order"))
+        .map(|(key, _)| key);
+    if asked.is_none() && decl.table.is_none() {
+        return None;
+    }
+    let port = registry.entry(SHEET_OP)?.inputs().get(1)?;
+    let first = sweep.cells.first()?;
+    let outputs = first.outputs.iter().map(|at| &sweep.whole.outputs[*at]);
+    let tables: Vec<&str> = outputs
+        .filter(|output| comes_to(sweep, output, port))
+        .map(|output| output.name.as_str())
+        .collect();
+    let (span, message) = match (&decl.table, &tables[..]) {
+        (Some(name), _) if tables.contains(&name.value.as_str()) => {
+            return Some(name.value.clone());
+        }
+        (None, [one]) => return Some((*one).to_owned()),
+        (Some(name), _) => (
+            name.span,
+            format!("`{}` is not an output of a table", name.value),
+        ),
+        (None, []) => (
+            asked.map_or(decl.key_span, |key| key.span),
+            "no output of the workflow is a table of scores".to_owned(),
+        ),
+        (None, _) => (
+            asked.map_or(decl.key_span, |key| key.span),
+            "the workflow has several tables, and the sheet does not say which has its scores"
+                .to_owned(),
+        ),
+    };
+    let help = match tables.first() {
+        None => "add an output of what the op `scores` made".to_owned(),
+        Some(first) => format!(
+            "name one: `table: {first}`; the tables are {}",
+            suggest::list(&tables)
+        ),
+    };
+    problems.push(Problem::new(Code::BadSweep, source, span, message).help(help));
+    None
+}
+
+/// Whether an output can come to a port.
+pub(super) fn comes_to(sweep: &Sweep, output: &CheckedOutput, port: &PortSpec) -> bool {
+    let node = &sweep.whole.nodes[output.link.node];
+    (node.entry.outputs().iter())
+        .find(|own| own.name == output.link.port)
+        .is_some_and(|own| own.types.iter().any(|one| port.types.contains(one)))
+}
+
 /// The node that draws the contact sheet; `None` when no cell is left to show.
 pub(super) fn node(
     sweep: &Sweep,
@@ -308,20 +376,24 @@ pub(super) fn node(
         .into());
     };
     let mut links = Vec::new();
+    let mut tables = Vec::new();
     let mut known = Vec::new();
     let mut blanks = Vec::new();
+    let mut labels = Vec::new();
     for (place, cell) in sheet.places.iter().enumerate() {
-        let output = cell
-            .filter(|cell| !without.contains(cell))
-            .and_then(|cell| {
-                (sweep.cells[cell].outputs.iter())
-                    .map(|at| &sweep.whole.outputs[*at])
-                    .find(|output| output.name == sheet.output)
-            });
-        let Some(output) = output else {
+        let cell = cell.filter(|cell| !without.contains(cell));
+        let output = |name: &str| {
+            (sweep.cells[cell?].outputs.iter())
+                .map(|at| &sweep.whole.outputs[*at])
+                .find(|output| output.name == name)
+        };
+        let table = sheet.table.as_deref().map(output);
+        let (Some(output), None | Some(Some(_))) = (output(&sheet.output), table) else {
             blanks.push(place);
             continue;
         };
+        tables.extend(table.flatten().map(|table| table.link));
+        labels.push(sheet.label(place));
         let node = &sweep.whole.nodes[output.link.node];
         let facts = (node.node.check((*node.known).clone(), files).ok())
             .and_then(|(made, _)| made.get(output.link.port)?.first().cloned());
@@ -331,15 +403,19 @@ pub(super) fn node(
     if links.is_empty() {
         return Ok(None);
     }
-    let Some(port) = entry.inputs().first() else {
-        return Ok(None);
+    let mut known = BTreeMap::from_iter((entry.inputs().first()).map(|port| (port.name, known)));
+    if let Some(port) = entry.inputs().get(1) {
+        known.insert(port.name, vec![Known::Unknown; tables.len()]);
+    }
+    let mut given = match sheet.is_ordered() {
+        true => json!({ "labels": labels }),
+        false => json!({
+            "columns": sheet.columns,
+            "column_labels": sheet.column_labels,
+            "row_labels": sheet.row_labels,
+            "blanks": blanks,
+        }),
     };
-    let mut given = json!({
-        "columns": sheet.columns,
-        "column_labels": sheet.column_labels,
-        "row_labels": sheet.row_labels,
-        "blanks": blanks,
-    });
     for (key, tree) in &sheet.decl.fields {
         given[&key.text] = tree.to_json();
     }
@@ -350,10 +426,25 @@ pub(super) fn node(
         source: &sheet.source,
         span: sheet.span,
     };
-    let known = BTreeMap::from([(port.name, known)]);
     written
-        .node(entry, &given, vec![links], known, files)
+        .node(entry, &given, vec![links, tables], known, files)
         .map(Some)
+}
+
+impl Sheet {
+    /// Whether the pictures are ordered by a score.
+    fn is_ordered(&self) -> bool {
+        self.decl.fields.iter().any(|(key, _)| key.text == "order")
+    }
+
+    /// What a picture is of, where it does not stand in its row and column.
+    fn label(&self, place: usize) -> String {
+        let columns = self.columns.max(1);
+        let row = self.row_labels.get(place / columns);
+        let column = self.column_labels.get(place % columns);
+        let parts: Vec<&str> = row.into_iter().chain(column).map(String::as_str).collect();
+        parts.join(", ")
+    }
 }
 
 /// A node that a sweep asks for beside its cells, as it is written.

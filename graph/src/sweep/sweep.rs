@@ -63,6 +63,8 @@ pub(super) struct Sheet {
     pub(super) row_labels: Vec<String>,
     pub(super) column_labels: Vec<String>,
     pub(super) output: String,
+    /// The output with the scores of its pictures, if any are shown.
+    pub(super) table: Option<String>,
     pub(super) save: Option<String>,
     /// Its declaration, with the axes that it has in this run.
     pub(super) decl: SheetDecl,
@@ -150,10 +152,12 @@ impl Sweep {
         }
     }
 
-    /// All cells side by side, with the outputs of that name.
-    pub(crate) fn whole(&self, output: &str) -> Checked {
+    /// All cells side by side, with the outputs of these names.
+    pub(crate) fn whole(&self, outputs: &[&str]) -> Checked {
         let mut whole = self.whole.clone();
-        whole.outputs.retain(|one| one.name == output);
+        whole
+            .outputs
+            .retain(|one| outputs.contains(&one.name.as_str()));
         whole
     }
 
@@ -170,10 +174,9 @@ impl Sweep {
         &self.whole.nodes
     }
 
-    /// The output that the contact sheet shows, and its declaration.
-    pub(crate) fn sheet_parts(&self) -> Option<(&str, &SheetDecl)> {
-        let sheet = self.sheet.as_ref()?;
-        Some((&sheet.output, &sheet.decl))
+    /// The declaration of the contact sheet.
+    pub(crate) fn sheet_decl(&self) -> Option<&SheetDecl> {
+        self.sheet.as_ref().map(|sheet| &sheet.decl)
     }
 
     /// Whether there is a contact sheet.
@@ -189,13 +192,14 @@ impl Sweep {
         (sheet.into_iter()).chain(report.map(|save| save.name.as_str()))
     }
 
-    /// The outputs of each cell that the shared output of that name is made of: pictures for the contact sheet, tables and pictures for
-    /// the report.
+    /// The outputs of each cell that the shared output of that name is made of: pictures for the contact sheet, with scores their
+    /// table, tables and pictures for the report.
     #[must_use]
     pub fn parts_of(&self, shared: &str) -> Vec<&str> {
         let sheet = (self.sheet.iter())
             .filter(|_| shared == self.sheet_name())
-            .map(|sheet| sheet.output.as_str());
+            .flat_map(|sheet| std::iter::once(&sheet.output).chain(&sheet.table))
+            .map(String::as_str);
         let report = (self.report.iter())
             .filter(|report| report.saves.iter().any(|save| save.name == shared))
             .flat_map(|report| report.decl.tables.iter().chain(&report.decl.images))

@@ -1,6 +1,6 @@
 //! `grid`: a labelled contact sheet.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -15,9 +15,11 @@ use embedded_graphics::text::{Baseline, Text};
 use retouch_graph::{Context, Fault, Files, Node, NodeError, Types, ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
 
 use crate::fields::Template;
 use crate::image::resample::{self, Filter};
+use crate::payload::Table;
 use crate::payload::image::{Colour, Image, ImageFacts, ImageOrMask, values};
 
 /// The longest side of a sheet in pixels: what a JPEG, and nearly any viewer, still takes.
@@ -36,7 +38,8 @@ const ROW_LABEL_WIDTH: usize = 16;
 /// many to a row. Pictures keep their aspect and are enlarged (or made smaller) until their longer side is `cell` pixels;
 /// masks are drawn white on black, cell by cell. With `column_labels` or `blanks` the sheet is a table: `columns` entries
 /// to a row, a batch side by side, and places that stay empty. Labels stand above the columns (with `columns`: above each picture) and at the left of
-/// the rows; long ones are broken into lines and then shortened. The letters are those of Latin-1 (English and the
+/// the rows; long ones are broken into lines and then shortened. With `tables` of the pictures `scores` are printed under each, and
+/// with `order` the pictures are laid out one after the other, the largest first. The letters are those of Latin-1 (English and the
 /// languages of western Europe); others are drawn as `?`, with a warning.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -71,6 +74,13 @@ pub struct Grid {
     /// The colour of the sheet as "#rrggbb"; the labels are black or white, whichever can be read on it.
     #[serde(default)]
     pub background: Colour,
+    /// Columns of `tables` whose values are printed under each picture: `[look, thing]`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scores: Vec<String>,
+    /// The column of `tables` that the pictures are ordered by, the largest first, or with a `-` before it the smallest: `-thing`.
+    /// Without `columns` the sheet is about as many pictures wide as it is high.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<String>,
 }
 
 fn default_cell() -> usize {
@@ -86,6 +96,8 @@ ports! {
     pub struct Inputs {
         /// The entries, each a batch of the same number or a single picture.
         pub images: Vec<ImageOrMask>,
+        /// Of each entry what was measured of its pictures, a row a picture (or one row of all of them): what `scores` makes.
+        pub tables: Vec<Arc<Table>>,
     }
 }
 
@@ -106,6 +118,7 @@ impl Node for Grid {
     fn check(&self, inputs: &Types<Inputs>, _: &dyn Files) -> Result<Types<Outputs>, Vec<Fault>> {
         let entries = inputs.links("images");
         let mut faults = self.faults(entries);
+        faults.extend(self.score_faults(entries, inputs.links("tables")));
         let facts: Option<Vec<ImageFacts>> = (0..entries)
             .map(|entry| inputs.facts_at("images", entry))
             .collect();
@@ -115,7 +128,7 @@ impl Node for Grid {
         let Some(facts) = facts else {
             return Ok(Types::unknown());
         };
-        match self.layout(&facts) {
+        match self.layout(&facts, &Printed::default()) {
             Ok(layout) => Ok(Types::unknown().with(
                 "image",
                 &ImageFacts {
@@ -139,16 +152,22 @@ impl Node for Grid {
                 None => error,
             }
         };
-        if let Some(fault) = self.faults(inputs.images.len()).into_iter().next() {
+        let entries = inputs.images.len();
+        let mut faults = self.faults(entries);
+        faults.extend(self.score_faults(entries, inputs.tables.len()));
+        if let Some(fault) = faults.into_iter().next() {
             return Err(failed(fault));
         }
         let facts: Vec<ImageFacts> = inputs.images.iter().map(ImageOrMask::facts).collect();
-        let layout = self.layout(&facts).map_err(failed)?;
+        let printed = self.printed(&facts, &inputs.tables)?;
+        let layout = self.layout(&facts, &printed).map_err(failed)?;
         let labels = (self.labels.iter())
             .chain(&self.row_labels)
-            .chain(&self.column_labels);
+            .chain(&self.column_labels)
+            .map(Template::as_str)
+            .chain(printed.scores.values().flatten().map(String::as_str));
         let unknown: String = labels
-            .flat_map(|label| plain(label.as_str()).chars().collect::<Vec<_>>())
+            .flat_map(|label| plain(label).chars().collect::<Vec<_>>())
             .filter(|letter| !is_drawn(*letter))
             .collect();
         if !unknown.is_empty() {
@@ -216,7 +235,134 @@ struct Layout {
     lines: Vec<Line>,
 }
 
+/// What the tables of the pictures say.
+#[derive(Default)]
+struct Printed {
+    /// The lines under each picture, by entry and picture; none before the tables are there.
+    scores: HashMap<(usize, usize), Vec<String>>,
+    /// The pictures in their order, if they have one; as they come before the tables are there.
+    order: Option<Vec<(usize, usize)>>,
+}
+
+/// A score as it is printed under a picture.
+fn shown_score(name: &str, value: &Json) -> String {
+    match value {
+        Json::Null => format!("{name} -"),
+        Json::String(text) => format!("{name} {text}"),
+        Json::Number(number) if number.is_f64() => {
+            format!("{name} {:.3}", number.as_f64().unwrap_or_default())
+        }
+        other => format!("{name} {other}"),
+    }
+}
+
 impl Grid {
+    /// What is wrong about scores and order, whatever the pictures and tables are.
+    fn score_faults(&self, entries: usize, tables: usize) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        let asked = match (&self.scores[..], &self.order) {
+            ([_, ..], _) => Some("scores"),
+            (_, Some(_)) => Some("order"),
+            _ => None,
+        };
+        match asked {
+            Some(field) if tables == 0 => faults.push(
+                Fault::value(
+                    field,
+                    format!("`{field}` names columns, and there are no `tables`"),
+                )
+                .help("link what was measured of each entry: `tables: [$scores]`"),
+            ),
+            None if tables > 0 => faults.push(
+                Fault::mismatch("tables", "`tables` are given and nothing of them is shown")
+                    .help("name columns: `scores: [look]`, or `order: look`"),
+            ),
+            _ if tables > 0 && tables != entries => faults.push(
+                Fault::mismatch(
+                    "tables",
+                    format!("{tables} `tables` for {entries} entries of `images`"),
+                )
+                .help("give one an entry, in the same order"),
+            ),
+            _ => {}
+        }
+        if self
+            .order
+            .as_deref()
+            .is_some_and(|name| column_of(name).is_empty())
+        {
+            faults.push(
+                Fault::value("order", "`order` names no column").help("name one: `order: look`"),
+            );
+        }
+        if self.order.is_some() && (self.is_table() || !self.row_labels.is_empty()) {
+            faults.push(
+                Fault::value(
+                    "order",
+                    "`order` moves pictures, so that a table's rows and columns would say nothing",
+                )
+                .help("leave out `row_labels`, `column_labels` and `blanks`; `labels` go with their pictures"),
+            );
+        }
+        faults
+    }
+
+    /// What the tables say of the pictures.
+    ///
+    /// # Errors
+    /// When a table has not a row a picture, or lacks a column.
+    fn printed(&self, entries: &[ImageFacts], tables: &[Arc<Table>]) -> Result<Printed, NodeError> {
+        let mut printed = Printed::default();
+        let mut ranked: Vec<((usize, usize), Option<f64>)> = Vec::new();
+        for (entry, (facts, table)) in entries.iter().zip(tables).enumerate() {
+            let rows = table.rows.len();
+            if rows != facts.batch && rows != 1 {
+                return Err(NodeError::failed(format!(
+                    "table {} of `tables` has {rows} rows for the {} pictures of its entry",
+                    entry + 1,
+                    facts.batch
+                ))
+                .help("give a table with a row a picture"));
+            }
+            let column = |name: &str| {
+                table.column(name).ok_or_else(|| {
+                    let columns = table.columns.join(", ");
+                    NodeError::failed(format!(
+                        "table {} of `tables` has no column `{name}`",
+                        entry + 1
+                    ))
+                    .help(format!("its columns are {columns}"))
+                })
+            };
+            for picture in 0..facts.batch {
+                let Some(row) = table.rows.get(if rows == 1 { 0 } else { picture }) else {
+                    continue;
+                };
+                let mut lines = Vec::new();
+                for name in &self.scores {
+                    let value = row.get(column(name)?).unwrap_or(&Json::Null);
+                    lines.push(shown_score(name, value));
+                }
+                printed.scores.insert((entry, picture), lines);
+                if let Some(order) = &self.order {
+                    let value = row.get(column(column_of(order))?).and_then(Json::as_f64);
+                    ranked.push(((entry, picture), value.filter(|value| !value.is_nan())));
+                }
+            }
+        }
+        if let Some(order) = &self.order {
+            let smallest = order.starts_with('-');
+            // Stable, so that equals stay as they come; what has no number is last.
+            ranked.sort_by(|(_, a), (_, b)| match (a, b) {
+                (Some(a), Some(b)) if smallest => a.total_cmp(b),
+                (Some(a), Some(b)) => b.total_cmp(a),
+                (a, b) => b.is_some().cmp(&a.is_some()),
+            });
+            printed.order = Some(ranked.into_iter().map(|(place, _)| place).collect());
+        }
+        Ok(printed)
+    }
+
     /// Whether entries stand in a table rather than one after the other.
     fn is_table(&self) -> bool {
         !self.column_labels.is_empty() || !self.blanks.is_empty()
@@ -229,7 +375,11 @@ impl Grid {
     pub fn cells(&self, entries: &[ImageFacts]) -> Result<Vec<Cell>, Fault> {
         match self.faults(entries.len()).into_iter().next() {
             Some(fault) => Err(fault),
-            None => self.layout(entries).map(|layout| layout.cells),
+            None if self.order.is_some() => Err(Fault::value(
+                "order",
+                "where a picture stands is known from its scores alone",
+            )),
+            None => (self.layout(entries, &Printed::default())).map(|layout| layout.cells),
         }
     }
 
@@ -322,7 +472,14 @@ impl Grid {
     }
 
     /// Which picture of which entry stands in which row and column.
-    fn places(&self, entries: &[ImageFacts]) -> Result<Vec<Vec<Place>>, Fault> {
+    fn places(
+        &self,
+        entries: &[ImageFacts],
+        order: Option<&[(usize, usize)]>,
+    ) -> Result<Vec<Vec<Place>>, Fault> {
+        if self.order.is_some() {
+            return self.ordered(entries, order);
+        }
         if let (Some(columns), true) = (self.columns, self.is_table()) {
             let batch = entries.first().map_or(1, |facts| facts.batch).max(1);
             if let Some(odd) = entries.iter().position(|facts| facts.batch != batch) {
@@ -385,9 +542,35 @@ impl Grid {
             .collect())
     }
 
+    /// The pictures one after the other, by their scores; before these are known as they come.
+    fn ordered(
+        &self,
+        entries: &[ImageFacts],
+        order: Option<&[(usize, usize)]>,
+    ) -> Result<Vec<Vec<Place>>, Fault> {
+        let size = |facts: &ImageFacts| (facts.width, facts.height);
+        // What the sheet measures must not depend on the scores.
+        let first = entries.first().map(size);
+        if let Some(odd) = entries.iter().position(|facts| Some(size(facts)) != first) {
+            return Err(Fault::mismatch(
+                "images",
+                format!("entry {} of `images` is of another size", odd + 1),
+            )
+            .help("`order` needs pictures of one size: use `resize_image`, or leave `order` out"));
+        }
+        let all = (entries.iter().enumerate())
+            .flat_map(|(entry, facts)| (0..facts.batch).map(move |picture| (entry, picture)));
+        let all: Vec<Place> = match order {
+            Some(order) => order.iter().copied().map(Some).collect(),
+            None => all.map(Some).collect(),
+        };
+        let columns = (self.columns).unwrap_or_else(|| all.len().isqrt().max(1));
+        Ok(all.chunks(columns.max(1)).map(<[_]>::to_vec).collect())
+    }
+
     // Long: one layout: the sizes of columns and rows first, then every cell and label by them.
-    fn layout(&self, entries: &[ImageFacts]) -> Result<Layout, Fault> {
-        let places = self.places(entries)?;
+    fn layout(&self, entries: &[ImageFacts], printed: &Printed) -> Result<Layout, Fault> {
+        let places = self.places(entries, printed.order.as_deref())?;
         if !self.row_labels.is_empty() && self.row_labels.len() != places.len() {
             return Err(Fault::value(
                 "row_labels",
@@ -450,12 +633,17 @@ impl Grid {
             2 * self.gap.max(letter / 2) + longest * letter
         };
 
+        let tallest = (self.labels.iter())
+            .map(|label| wrap(label.as_str(), widest / letter, MAX_LINES).len())
+            .max()
+            .unwrap_or(0);
         let mut lines = Vec::new();
         let mut cells = Vec::new();
         let mut y = self.gap;
         for (row, entries) in places.iter().enumerate() {
             // Above a column its label stands once, above the first row.
-            let labelled = !self.labels.is_empty() && (row == 0 || self.columns.is_some());
+            let labelled = !self.labels.is_empty()
+                && (row == 0 || self.columns.is_some() || self.order.is_some());
             let heads = row == 0 && !self.column_labels.is_empty();
             let batch = (columns / self.columns.unwrap_or(1).max(1)).max(1);
             let above: Vec<Vec<String>> = entries
@@ -474,7 +662,11 @@ impl Grid {
                     lines
                 })
                 .collect();
-            let most = above.iter().map(Vec::len).max().unwrap_or(0);
+            let most = match self.order {
+                // As high whatever stands in the row.
+                Some(_) => tallest,
+                None => above.iter().map(Vec::len).max().unwrap_or(0),
+            };
             let mut x = margin;
             for (column, place) in entries.iter().enumerate() {
                 for (index, text) in above.get(column).into_iter().flatten().enumerate() {
@@ -498,6 +690,19 @@ impl Grid {
                         width,
                         height,
                     });
+                    let scores = printed.scores.get(&(entry, picture));
+                    for (index, text) in scores.into_iter().flatten().enumerate() {
+                        let Some(text) = wrap(text, widths[column] / letter, 1).pop() else {
+                            continue;
+                        };
+                        let indent =
+                            widths[column].saturating_sub(text.chars().count() * letter) / 2;
+                        lines.push(Line {
+                            text,
+                            x: x + indent,
+                            y: y + space + heights[row] + line / 4 + index * line,
+                        });
+                    }
                 }
                 x += widths[column] + self.gap;
             }
@@ -515,6 +720,9 @@ impl Grid {
                 }
             }
             y += heights[row] + self.gap;
+            if !self.scores.is_empty() {
+                y += self.scores.len() * line + line / 4;
+            }
         }
         let width = margin + widths.iter().map(|width| width + self.gap).sum::<usize>();
         self.check_sheet(width, y)?;
@@ -566,6 +774,11 @@ impl Grid {
         }
         Ok(())
     }
+}
+
+/// A column that is ordered by, without the sign of the order.
+fn column_of(order: &str) -> &str {
+    order.strip_prefix('-').unwrap_or(order).trim()
 }
 
 /// A text with the typographic signs that Latin-1 lacks written in those that it has.

@@ -358,6 +358,40 @@ fn a_sheet_tells_what_the_cell_under_the_pointer_is_of() {
 }
 
 #[test]
+fn the_scores_of_both_pictures_stand_above_them() {
+    let scored = |name: &str, scores: &[(&str, f64)]| Picture {
+        scores: scores
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), *value))
+            .collect(),
+        ..plain(name, [4, 4], [9, 9, 9])
+    };
+    let a = scored("a", &[("look", 0.3125), ("thing", 1.0)]);
+    let b = scored("b", &[("place", 0.5), ("look", 0.25)]);
+    assert_eq!(scores(&a, None), ["look 0.312", "thing 1.000"]);
+    assert_eq!(
+        scores(&a, Some(&b)),
+        [
+            "look 0.312 and 0.250 (-0.062)",
+            "thing 1.000 and -",
+            "place - and 0.500"
+        ]
+    );
+    assert!(scores(&plain("c", [4, 4], [0; 3]), None).is_empty());
+    let mut window = window(vec![a, b], [500.0, 300.0], egui::Theme::Dark);
+    window.run_steps(2);
+    assert!(window.query_by_label("look 0.312").is_some());
+    window.state_mut().viewer.mode = Mode::Wipe;
+    window.run_steps(2);
+    assert!(
+        window
+            .query_by_label("look 0.312 and 0.250 (-0.062)")
+            .is_some()
+    );
+    assert!(window.query_by_label("look 0.312").is_none());
+}
+
+#[test]
 fn the_cells_of_a_sweep_have_their_params() {
     let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../workflows/sweep.yaml");
     let engine = retouch_graph::Engine::new(retouch_nodes::registry());

@@ -185,7 +185,9 @@ pub struct SheetDecl {
     pub output: Option<Spanned<String>>,
     /// The template of the path that it is saved to.
     pub save: Option<Spanned<String>>,
-    /// All other keys go to the op `grid`: `cell`, `filter`, `gap`, `background`.
+    /// The output with the scores of those pictures; `None`: the only one that is a table, if scores are asked for.
+    pub table: Option<Spanned<String>>,
+    /// All other keys go to the op `grid`: `cell`, `filter`, `gap`, `background`, `scores`, `order`.
     pub fields: Vec<(MapKey, Tree)>,
 }
 

@@ -116,6 +116,7 @@ impl WorkflowReader<'_> {
             columns: None,
             output: None,
             save: None,
+            table: None,
             fields: Vec::new(),
         };
         if matches!(tree.node, Node::Null) {
@@ -128,6 +129,7 @@ impl WorkflowReader<'_> {
                 "columns" => sheet.columns = self.several(&key, &tree),
                 "output" => sheet.output = self.spanned(&key, &tree),
                 "save" => sheet.save = self.spanned(&key, &tree),
+                "table" => sheet.table = self.spanned(&key, &tree),
                 other if is_carried(other) => {}
                 _ => sheet.fields.push((key, tree)),
             }
