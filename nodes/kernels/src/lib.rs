@@ -275,6 +275,40 @@ pub trait Backward: Sync {
         trained: bool,
     ) -> Result<NormGradients>;
 
+    /// `a^T b` of rows a `[R, M]` and b `[R, N]`: `[M, N]`, the gradient of a linear layer's weight.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    fn product_of_rows(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        a.t()?.matmul(b)
+    }
+
+    /// The sums over rows of x `[B, R, C]`: `[B, C]`, the gradient of what was added to each.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    fn row_sums(&self, x: &Tensor) -> Result<Tensor> {
+        let (images, rows, _) = x.dims3()?;
+        // A product with ones: candle's sums over outer dimensions step through memory.
+        let ones = Tensor::ones((images, 1, rows), DType::F32, x.device())?;
+        ones.matmul(&x.contiguous()?)?.squeeze(1)
+    }
+
+    /// The gradient `[O, C, kh, kw]` of the weight of a convolution of images x, from that of its result; `None` where this set
+    /// of kernels has nothing better than a product for each tap.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    fn conv2d_weight(
+        &self,
+        _grad: &Tensor,
+        _x: &Tensor,
+        _window: (usize, usize),
+        _of: Window,
+    ) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
     /// Of [`Kernel::geglu`]: `[B, N, 2 K]` from grad `[B, N, K]`.
     ///
     /// # Errors
@@ -403,6 +437,8 @@ pub trait Source: Debug + Send + Sync {
 enum Numbers {
     /// In the order in which a kernel set reads them.
     Packed(Tensor),
+    /// Those of the weight that it is turned from, in that order; the kernel set turns them when it reads them.
+    Turned(Tensor),
     /// To be packed each time that they are used.
     Late(Arc<dyn Source>),
     /// A variable that is trained, `[O, K]` or `[O, C, kh, kw]` of float32: packed each time, as it changes.
@@ -474,10 +510,26 @@ impl Weight {
         })
     }
 
+    /// The weight `[K, O]` or `[C, O, kh, kw]` with the window turned round of packed numbers `[O, K]` or `[O, C, kh, kw]`, which are turned
+    /// when they are read.
+    pub(crate) fn read_turned(data: Tensor, of: &Self) -> Self {
+        Self {
+            numbers: Numbers::Turned(data),
+            outputs: of.inputs,
+            inputs: of.outputs,
+            window: of.window,
+        }
+    }
+
+    /// Whether its packed numbers are those of the weight that it is turned from.
+    pub(crate) fn is_read_turned(&self) -> bool {
+        matches!(self.numbers, Numbers::Turned(_))
+    }
+
     /// The numbers as `kernel` reads them.
     pub(crate) fn packed(&self, kernel: &dyn Kernel) -> Result<Tensor> {
         match &self.numbers {
-            Numbers::Packed(data) => Ok(data.clone()),
+            Numbers::Packed(data) | Numbers::Turned(data) => Ok(data.clone()),
             Numbers::Late(source) => kernel.pack(&source.tensor()?),
             Numbers::Trained(w) => kernel.pack(&w.detach()),
         }

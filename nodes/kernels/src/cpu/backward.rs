@@ -1,55 +1,93 @@
 //! The way back on the CPU: transposed weights in the packed order, norms and GEGLU in as few passes as they take, attention
 //! without its whole score matrix.
 
-use candle_core::{D, Device, Result, Tensor, bail};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
 use gemm::{Parallelism, gemm};
 
-use super::buffers::Scratch;
+use super::buffers::{Scratch, Unfilled};
 use super::data::with_data;
-use super::packing::{PANEL, padded_columns};
+use super::packing::{PANEL, padded_columns, turn};
 use super::simd::{Isa, SUM_LANES, Simd, erf, multiversion};
-use super::{Cpu, team, with_packed};
-use crate::{AttentionGradients, Backward, GroupNormSpec, NormGradients, Weight};
+use super::{Cpu, gradients, team, with_packed, written};
+use crate::{AttentionGradients, Backward, GroupNormSpec, NormGradients, Weight, Window};
 
 /// Bytes of scores that a task of attention's gradient holds at a time, about: they stay in the L2 cache.
 const SCORES: usize = 1 << 19;
 /// Numbers that a task of the pointwise passes handles, about.
 const TASK: usize = 1 << 14;
 
-/// The packed weight `[I, O, taps turned round]` of a packed weight `[O, I, taps]`, in float32 panels.
+/// Rows from which on a weight is turned once for all of them.
+const MANY_ROWS: usize = 2048;
+
+/// The weight `[I, O, taps turned round]` of a weight `[O, I, taps]`.
 pub(super) fn transposed(kernel: &Cpu, w: &Weight) -> Result<Weight> {
-    let (outputs, inputs, taps) = (w.outputs, w.inputs, w.window.0 * w.window.1);
-    let mut to = vec![0f32; padded_columns(inputs) * outputs * taps];
-    with_packed(kernel, w, |w| {
-        // A panel of the result is 64 of the inputs: what it takes of each panel of the weight is a block of 64 x 64 for each
-        // tap, of which lines of both are whole cache lines.
-        let wide = PANEL * outputs * taps;
-        let mut scratch = Scratch::default();
-        for column in (0..outputs).step_by(PANEL) {
-            let (panel, width) = w.panel(column, &mut scratch);
-            let panel = Block(panel, inputs * taps * width);
-            let columns = width.min(outputs - column);
-            team::for_each_chunk(&mut to, wide, |q, to| {
-                let first = q * PANEL;
-                let to_width = to.len() / (outputs * taps);
-                let rows = to_width.min(inputs - first);
-                for tap in 0..taps {
-                    let from = panel.rows(tap * inputs + first, rows, width);
-                    let start = ((taps - 1 - tap) * outputs + column) * to_width;
-                    let to = &mut to[start..start + columns * to_width];
-                    for (o, to) in to.chunks_exact_mut(to_width).enumerate() {
-                        for (to, from) in to[..rows].iter_mut().zip(from.chunks_exact(width)) {
-                            *to = from[o];
-                        }
+    let data = w.packed(kernel)?;
+    if w.is_read_turned() {
+        // Turned twice it is the weight that it was turned from.
+        return match w.window {
+            (1, 1) => Weight::of_packed(data, &[w.inputs, w.outputs]),
+            (kh, kw) => Weight::of_packed(data, &[w.inputs, w.outputs, kh, kw]),
+        };
+    }
+    if data.dtype() == DType::F32 && !kernel.machine.amx {
+        // Written down it would be as much memory again, written and read at each step.
+        return Ok(Weight::read_turned(data, w));
+    }
+    written_down(kernel, data, (w.outputs, w.inputs), w.window)
+}
+
+/// The weight for a product of so many rows: written down if it would be turned again for each of many bands of them.
+pub(super) fn for_rows(kernel: &Cpu, w: &Weight, rows: usize) -> Result<Weight> {
+    if w.is_read_turned() && rows >= MANY_ROWS {
+        return written_down(kernel, w.packed(kernel)?, (w.inputs, w.outputs), w.window);
+    }
+    Ok(w.clone())
+}
+
+/// Of packed numbers `[O, I, taps]` the weight `[I, O, taps turned round]` in float32 panels.
+fn written_down(
+    kernel: &Cpu,
+    data: Tensor,
+    (outputs, inputs): (usize, usize),
+    window: (usize, usize),
+) -> Result<Weight> {
+    let taps = window.0 * window.1;
+    let shape = match window {
+        (1, 1) => vec![outputs, inputs],
+        (kh, kw) => vec![outputs, inputs, kh, kw],
+    };
+    let w = &Weight::of_packed(data, &shape)?;
+    let len = padded_columns(inputs) * outputs * taps;
+    // Not from zeroed memory: the system would clear anew what is written over here.
+    let fill = |to: Unfilled<'_>| {
+        with_packed(kernel, w, |w| {
+            // A panel of the result is 64 of the inputs: what it takes of each panel of the weight is a block of 64 x 64 for each
+            // tap, of which lines of both are whole cache lines.
+            let wide = PANEL * outputs * taps;
+            let mut scratch = Scratch::default();
+            for column in (0..outputs).step_by(PANEL) {
+                let (panel, width) = w.panel(column, &mut scratch);
+                let panel = Block(panel, inputs * taps * width);
+                let columns = width.min(outputs - column);
+                team::for_each_chunk(to, wide, |q, to| {
+                    let first = q * PANEL;
+                    let to_width = to.len() / (outputs * taps);
+                    let rows = to_width.min(inputs - first);
+                    for tap in 0..taps {
+                        let from = panel.rows(tap * inputs + first, rows, width);
+                        let start = ((taps - 1 - tap) * outputs + column) * to_width;
+                        let to = &mut to[start..start + columns * to_width];
+                        turn(from, (rows, width), to, (columns, to_width));
                     }
-                }
-            });
-        }
-        Ok(())
-    })?;
-    let len = to.len();
+                });
+            }
+            Ok(())
+        })
+    };
+    // SAFETY: each panel is written whole: every output's line of every tap.
+    let (to, ()) = unsafe { written(len, fill)? };
     let data = Tensor::from_vec(to, len, &Device::Cpu)?;
-    let shape = match w.window {
+    let shape = match window {
         (1, 1) => vec![inputs, outputs],
         (kh, kw) => vec![inputs, outputs, kh, kw],
     };
@@ -515,7 +553,7 @@ multiversion! {
 
 /// A matrix inside of a slice: its first number and the steps from row to row and from column to column.
 #[derive(Clone, Copy)]
-struct View<'a> {
+pub(super) struct View<'a> {
     data: &'a [f32],
     start: usize,
     row: usize,
@@ -523,7 +561,8 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn new(data: &'a [f32], start: usize, row: usize) -> Self {
+    /// The matrix whose first number is at `start`, its rows `row` numbers apart.
+    pub(super) fn new(data: &'a [f32], start: usize, row: usize) -> Self {
         Self {
             data,
             start,
@@ -532,7 +571,8 @@ impl<'a> View<'a> {
         }
     }
 
-    fn turned(self) -> Self {
+    /// Rows and columns exchanged.
+    pub(super) fn turned(self) -> Self {
         Self {
             row: self.column,
             column: self.row,
@@ -547,26 +587,29 @@ impl<'a> View<'a> {
     }
 }
 
-/// `to = beta a b (+ to)`, m x n x k; `to` has rows of n numbers.
-fn multiply(
-    to: &mut [f32],
+/// `to = beta a b (+ to)`, m x n x k, on this thread; rows of `to` are `stride` numbers apart.
+///
+/// # Safety
+/// m such rows of n numbers may be written, and, where it `adds`, read.
+pub(super) unsafe fn multiply(
+    to: *mut f32,
+    stride: usize,
     (m, n, k): (usize, usize, usize),
     a: View<'_>,
     b: View<'_>,
     beta: f32,
     adds: bool,
 ) {
-    assert!(to.len() >= m * n, "room for the product");
     let (lhs, rhs) = (a.from(m, k), b.from(k, n));
-    // SAFETY: the operands lie inside of their slices by the checks above, the result inside of `to`.
+    // SAFETY: the operands lie inside of their slices by the checks above, the result is the caller's promise.
     unsafe {
         gemm(
             m,
             n,
             k,
-            to.as_mut_ptr(),
+            to,
             1,
-            n as isize,
+            stride as isize,
             adds,
             lhs,
             a.column as isize,
@@ -582,6 +625,20 @@ fn multiply(
             Parallelism::None,
         );
     }
+}
+
+/// The same where `to` has m rows of n numbers.
+fn multiply_into(
+    to: &mut [f32],
+    (m, n, k): (usize, usize, usize),
+    a: View<'_>,
+    b: View<'_>,
+    beta: f32,
+    adds: bool,
+) {
+    assert!(to.len() >= m * n, "room for the product");
+    // SAFETY: by the check.
+    unsafe { multiply(to.as_mut_ptr(), n, (m, n, k), a, b, beta, adds) }
 }
 
 /// What one head of one image needs.
@@ -614,18 +671,18 @@ impl Head<'_> {
             let q = View::new(self.q, q_start + first * c, c);
             let grad = View::new(self.grad, q_start + first * c, c);
             let (p, dp) = (&mut p[..rows * m], &mut dp[..rows * m]);
-            multiply(p, (rows, m, d), q, k.turned(), self.scale, false);
+            multiply_into(p, (rows, m, d), q, k.turned(), self.scale, false);
             // SAFETY: whole rows of m; `isa` is there.
             unsafe { softmax(self.isa, p, m, first, self.causal) };
-            multiply(dp, (rows, m, d), grad, v.turned(), 1.0, false);
+            multiply_into(dp, (rows, m, d), grad, v.turned(), 1.0, false);
             let own = View::new(p, 0, m);
-            multiply(&mut of[2], (m, d, rows), own.turned(), grad, 1.0, true);
+            multiply_into(&mut of[2], (m, d, rows), own.turned(), grad, 1.0, true);
             // SAFETY: as above.
             unsafe { scores_back(self.isa, p, dp, m, self.scale) };
             let own = View::new(dp, 0, m);
             let to = &mut of[0][first * d..(first + rows) * d];
-            multiply(to, (rows, d, m), own, k, 1.0, false);
-            multiply(&mut of[1], (m, d, rows), own.turned(), q, 1.0, true);
+            multiply_into(to, (rows, d, m), own, k, 1.0, false);
+            multiply_into(&mut of[1], (m, d, rows), own.turned(), q, 1.0, true);
         }
         of
     }
@@ -732,6 +789,24 @@ impl Backward for Cpu {
             x: Tensor::from_vec(out, x.shape(), &Device::Cpu)?,
             affine,
         })
+    }
+
+    fn product_of_rows(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        gradients::product(a, b)
+    }
+
+    fn row_sums(&self, x: &Tensor) -> Result<Tensor> {
+        gradients::row_sums(x)
+    }
+
+    fn conv2d_weight(
+        &self,
+        grad: &Tensor,
+        x: &Tensor,
+        window: (usize, usize),
+        of: Window,
+    ) -> Result<Option<Tensor>> {
+        gradients::convolution(grad, x, window, of)
     }
 
     fn geglu_backward(&self, grad: &Tensor, x: &Tensor) -> Result<Tensor> {

@@ -10,6 +10,7 @@ mod backward;
 mod buffers;
 mod data;
 mod geometry;
+mod gradients;
 mod machine;
 mod packing;
 mod pointwise;
@@ -125,6 +126,9 @@ fn with_packed<R>(kernel: &Cpu, w: &Weight, f: impl FnOnce(Packed<'_>) -> Result
     };
     let taps = w.window.0 * w.window.1;
     let data = match data.dtype() {
+        DType::F32 if w.is_read_turned() => {
+            packing::Packed::Turned(&storage.as_slice()?[start..end])
+        }
         DType::F32 => packing::Packed::F32(&storage.as_slice()?[start..end]),
         DType::F16 => packing::Packed::F16(&storage.as_slice()?[start..end]),
         DType::BF16 => packing::Packed::Bf16(&storage.as_slice()?[start..end]),
@@ -247,6 +251,7 @@ impl Kernel for Cpu {
         if len == 0 {
             return Tensor::zeros((images, n, w.outputs), DType::F32, &Device::Cpu);
         }
+        let w = &backward::for_rows(self, w, images * n)?;
         // SAFETY: a product writes all of its rows and columns.
         let (out, ()) = unsafe {
             written(len, |out| {

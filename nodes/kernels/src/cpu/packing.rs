@@ -1,10 +1,12 @@
 //! Weights in the order in which products read them.
 
+use std::mem::MaybeUninit;
+
 use candle_core::DType;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::buffers::Scratch;
+use super::buffers::{Scratch, Unfilled};
 
 /// Columns of a panel of packed float32 or float16 weights: four AVX-512 vectors.
 pub(super) const PANEL: usize = 64;
@@ -15,6 +17,8 @@ pub(super) const SQUARE: usize = 32;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Packed<'a> {
     F32(&'a [f32]),
+    /// Those of the weight that this one is the transpose of, its window turned round: panels are turned when they are read.
+    Turned(&'a [f32]),
     F16(&'a [f16]),
     Bf16(&'a [bf16]),
     /// Float32 numbers as the exact sums of so many bfloat16 parts, two of which share a word: tiles of the matrix unit.
@@ -36,21 +40,41 @@ impl Matrix<'_> {
         let inner = self.inputs * self.taps;
         let width = PANEL.min(padded_columns(self.outputs) - column);
         let len = inner * width;
-        let mut widened = || {
+        let widened = |scratch: &mut Scratch| {
             let to = scratch.bytes(len * 4).cast::<f32>();
             // SAFETY: the scratch is that long and aligned to 64; any bytes are float32 numbers.
             unsafe { std::slice::from_raw_parts_mut(to, len) }
         };
         match self.data {
             Packed::F32(data) => (data[column * inner..][..len].as_ptr(), width),
+            Packed::Turned(data) => {
+                let to = scratch.bytes(len * 4).cast::<MaybeUninit<f32>>();
+                // SAFETY: the scratch is that long and aligned to 64.
+                let to = unsafe { std::slice::from_raw_parts_mut(to, len) };
+                let depth = self.outputs * self.taps;
+                let rows = width.min(self.outputs - column);
+                // A block of each of its panels and each of its taps, of which lines of both are whole cache lines.
+                for first in (0..self.inputs).step_by(PANEL) {
+                    let wide = PANEL.min(padded_columns(self.inputs) - first);
+                    let columns = wide.min(self.inputs - first);
+                    let panel = &data[first * depth..][..depth * wide];
+                    for tap in 0..self.taps {
+                        let from = &panel[(tap * self.outputs + column) * wide..][..rows * wide];
+                        let start = ((self.taps - 1 - tap) * self.inputs + first) * width;
+                        let to = &mut to[start..start + columns * width];
+                        turn(from, (rows, wide), to, (columns, width));
+                    }
+                }
+                (to.as_ptr().cast(), width)
+            }
             Packed::F16(data) => {
                 use half::slice::HalfFloatSliceExt;
-                let to = widened();
+                let to = widened(scratch);
                 data[column * inner..][..len].convert_to_f32_slice(to);
                 (to.as_ptr(), width)
             }
             Packed::Bf16(_) | Packed::Split(..) => {
-                let to = widened();
+                let to = widened(scratch);
                 let parts = match self.data {
                     Packed::Split(_, parts) => parts,
                     _ => 1,
@@ -101,6 +125,78 @@ impl Matrix<'_> {
                 }
                 (to.as_ptr(), width)
             }
+        }
+    }
+}
+
+/// Columns of `from`, `rows` lines of `width` numbers, as `columns` lines of `to_width` numbers, which end in zeros.
+pub(super) fn turn(
+    from: &[f32],
+    (rows, width): (usize, usize),
+    to: Unfilled<'_>,
+    (columns, to_width): (usize, usize),
+) {
+    assert!(rows <= to_width && columns <= width);
+    assert!(from.len() >= rows * width && to.len() >= columns * to_width);
+    let mut done = (0, 0);
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx") {
+        done = (rows / 8 * 8, columns / 8 * 8);
+        for row in (0..done.0).step_by(8) {
+            for column in (0..done.1).step_by(8) {
+                // SAFETY: AVX is there; 8 x 8 numbers from (row, column) on are inside of `from`, from (column, row) on of `to`.
+                unsafe {
+                    let from = from.as_ptr().add(row * width + column);
+                    let to = to.as_mut_ptr().add(column * to_width + row).cast();
+                    turn_eight(from, width, to, to_width);
+                }
+            }
+        }
+    }
+    for (column, to) in to.chunks_exact_mut(to_width).take(columns).enumerate() {
+        let first = if column < done.1 { done.0 } else { 0 };
+        for row in first..rows {
+            to[row].write(from[row * width + column]);
+        }
+        to[rows..].fill(MaybeUninit::new(0.0));
+    }
+}
+
+/// 8 x 8 numbers with rows and columns exchanged.
+///
+/// # Safety
+/// AVX, and eight lines of eight numbers that far apart at both.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx")]
+unsafe fn turn_eight(from: *const f32, from_line: usize, to: *mut f32, to_line: usize) {
+    use std::arch::x86_64::{
+        _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_shuffle_ps, _mm256_storeu_ps,
+        _mm256_unpackhi_ps, _mm256_unpacklo_ps,
+    };
+    // SAFETY: the caller's promise.
+    let lines: [_; 8] =
+        std::array::from_fn(|i| unsafe { _mm256_loadu_ps(from.add(i * from_line)) });
+    // Pairs of lines interleaved, then fours, then both halves.
+    let mut pairs = lines;
+    for i in 0..4 {
+        pairs[2 * i] = _mm256_unpacklo_ps(lines[2 * i], lines[2 * i + 1]);
+        pairs[2 * i + 1] = _mm256_unpackhi_ps(lines[2 * i], lines[2 * i + 1]);
+    }
+    let mut fours = pairs;
+    for half in 0..2 {
+        let at = 4 * half;
+        fours[at] = _mm256_shuffle_ps::<0x44>(pairs[at], pairs[at + 2]);
+        fours[at + 1] = _mm256_shuffle_ps::<0xee>(pairs[at], pairs[at + 2]);
+        fours[at + 2] = _mm256_shuffle_ps::<0x44>(pairs[at + 1], pairs[at + 3]);
+        fours[at + 3] = _mm256_shuffle_ps::<0xee>(pairs[at + 1], pairs[at + 3]);
+    }
+    for i in 0..4 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let low = _mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]);
+            _mm256_storeu_ps(to.add(i * to_line), low);
+            let high = _mm256_permute2f128_ps::<0x31>(fours[i], fours[i + 4]);
+            _mm256_storeu_ps(to.add((i + 4) * to_line), high);
         }
     }
 }

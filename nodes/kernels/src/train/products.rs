@@ -7,12 +7,11 @@ use super::Recorder;
 use crate::{Kernel, Layout, Padding, Terms, Weight, Window};
 
 /// The sums over all rows but the last dimension of `[.., O]`: `[O]`.
-fn row_sums(grad: &Tensor) -> Result<Tensor> {
+fn row_sums(kernel: &dyn Kernel, grad: &Tensor) -> Result<Tensor> {
     let width = grad.dim(candle_core::D::Minus1)?;
     let rows = grad.elem_count() / width.max(1);
-    // A product with ones: candle's sums over outer dimensions step through memory.
-    let ones = Tensor::ones((1, rows), DType::F32, grad.device())?;
-    ones.matmul(&grad.reshape((rows, width))?)?.flatten_all()
+    let rows = grad.reshape((1, rows, width))?;
+    kernel.backward().row_sums(&rows)?.flatten_all()
 }
 
 pub(super) fn record_linear(
@@ -37,10 +36,11 @@ pub(super) fn record_linear(
         let grad_rows = || grad.flatten_to(grad.rank() - 2);
         if let Some(id) = weight.filter(|id| gradients.wants(*id)) {
             let rows = own.flatten_to(own.rank() - 2)?;
-            gradients.add(id, grad_rows()?.t()?.matmul(&rows)?)?;
+            let of = inner.backward().product_of_rows(&grad_rows()?, &rows)?;
+            gradients.add(id, of)?;
         }
         if let Some(id) = bias.filter(|id| gradients.wants(*id)) {
-            gradients.add(id, row_sums(grad)?)?;
+            gradients.add(id, row_sums(&*inner, grad)?)?;
         }
         if let Some(id) = residual {
             gradients.add(id, grad.clone())?;
@@ -79,20 +79,22 @@ pub(super) fn record_conv2d(
             gradients.add(x_id, of)?;
         }
         if let Some(id) = weight.filter(|id| gradients.wants(*id)) {
-            let of = conv2d_weight(layout, grad, &own, packed.window, window)?;
+            let backward = inner.backward();
+            let of = match backward.conv2d_weight(grad, &own, packed.window, window)? {
+                Some(of) => of,
+                None => conv2d_weight(&*inner, grad, &own, packed.window, window)?,
+            };
             gradients.add(id, of)?;
         }
         let wanted = |id: Option<candle_core::TensorId>, gradients: &super::Gradients| {
             id.filter(|id| gradients.wants(*id))
         };
         if let Some(id) = wanted(bias, gradients) {
-            gradients.add(id, row_sums(&layout.tokens(grad)?)?)?;
+            gradients.add(id, row_sums(&*inner, &layout.tokens(grad)?)?)?;
         }
         if let Some(id) = wanted(image, gradients) {
-            let tokens = layout.tokens(grad)?;
-            let (images, pixels, _) = tokens.dims3()?;
-            let ones = Tensor::ones((images, 1, pixels), DType::F32, grad.device())?;
-            gradients.add(id, ones.matmul(&tokens)?.squeeze(1)?)?;
+            let of = inner.backward().row_sums(&layout.tokens(grad)?)?;
+            gradients.add(id, of)?;
         }
         if let Some(id) = residual {
             gradients.add(id, grad.clone())?;
@@ -180,12 +182,13 @@ fn gathered(x: &Tensor, dim: usize, size: usize) -> Result<Tensor> {
 
 /// The gradient `[O, C, kh, kw]` of a convolution's weight.
 fn conv2d_weight(
-    layout: Layout,
+    kernel: &dyn Kernel,
     grad: &Tensor,
     x: &Tensor,
     (kh, kw): (usize, usize),
     window: Window,
 ) -> Result<Tensor> {
+    let layout = kernel.layout();
     let (rows, columns) = grid_dims(layout);
     let (out_h, out_w) = layout.grid(grad)?;
     let mut x = x.clone();
@@ -209,16 +212,15 @@ fn conv2d_weight(
         let index: Vec<u32> = (0..count).map(|i| (first + i * stride) as u32).collect();
         x.index_select(&Tensor::new(index, x.device())?, dim)
     };
-    // `[O, pixels]` of all images.
+    // `[pixels, O]` of all images.
     let tokens = layout.tokens(grad)?.flatten_to(1)?;
-    let turned = tokens.t()?;
     let mut taps = Vec::with_capacity(kh * kw);
     for y in 0..kh {
         let lines = along(&x, rows, y, out_h)?;
         for column in 0..kw {
             let under = along(&lines, columns, column, out_w)?.contiguous()?;
             let under = layout.tokens(&under)?.flatten_to(1)?;
-            taps.push(turned.matmul(&under)?);
+            taps.push(kernel.backward().product_of_rows(&tokens, &under)?);
         }
     }
     let (outputs, inputs) = taps[0].dims2()?;
