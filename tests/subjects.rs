@@ -291,9 +291,9 @@ fn a_training_that_diverges_names_the_step_and_keeps_the_last_checkpoint() {
     assert!(said.contains("of step 3 is not a number"), "{said}");
 }
 
-/// Runs a training by the command line, with its cache in `cache`.
-fn start(folder: &Path, cache: &str, out: &str) -> std::process::Child {
-    Command::new(env!("CARGO_BIN_EXE_retouch"))
+/// A training by the command line, with its cache in `cache`.
+fn command(mut program: Command, folder: &Path, cache: &str, out: &str) -> Command {
+    program
         .args([
             "run",
             "w.yaml",
@@ -308,9 +308,34 @@ fn start(folder: &Path, cache: &str, out: &str) -> std::process::Child {
         .env("RETOUCH_CONFIG", "")
         .env_remove("RETOUCH_NO_CACHE")
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+        .stderr(Stdio::piped());
+    program
+}
+
+fn start(folder: &Path, cache: &str, out: &str) -> std::process::Child {
+    let program = Command::new(env!("CARGO_BIN_EXE_retouch"));
+    command(program, folder, cache, out).spawn().unwrap()
+}
+
+/// Writes a training of 200 steps with a checkpoint every 5.
+fn write_long_training(folder: &Path) {
+    let workflow = training("train_lora", "rank: 2, batch: 2")
+        .replace("default: 4}", "default: 200}")
+        .replace("default: 2}", "default: 5}")
+        .replace(
+            "adapter: {value: $train.adapter}",
+            "adapter: {value: $train.adapter, save: a.safetensors}",
+        );
+    std::fs::write(folder.join("w.yaml"), workflow).unwrap();
+}
+
+/// What it said, and that it succeeded.
+#[track_caller]
+fn ended(child: std::process::Child) -> String {
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{text}");
+    text
 }
 
 #[cfg(unix)]
@@ -321,20 +346,7 @@ fn killed_at_any_moment_a_training_ends_in_the_same_bytes() {
     let most: u64 = given.map_or(30, |kills| kills.parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let workflow = training("train_lora", "rank: 2, batch: 2")
-        .replace("default: 4}", "default: 200}")
-        .replace("default: 2}", "default: 5}")
-        .replace(
-            "adapter: {value: $train.adapter}",
-            "adapter: {value: $train.adapter, save: a.safetensors}",
-        );
-    std::fs::write(folder.join("w.yaml"), workflow).unwrap();
-    let ended = |child: std::process::Child| {
-        let output = child.wait_with_output().unwrap();
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{text}");
-        text
-    };
+    write_long_training(folder);
     ended(start(folder, "fresh", "expected"));
     let expected = std::fs::read(folder.join("expected/a.safetensors")).unwrap();
     let mut random = 88_172_645_463_325_252u64;
@@ -352,4 +364,71 @@ fn killed_at_any_moment_a_training_ends_in_the_same_bytes() {
     }
     ended(start(folder, "cache", "out"));
     assert!(std::fs::read(folder.join("out/a.safetensors")).unwrap() == expected);
+}
+
+/// A disk that takes no more than so many bytes of a file stands for one that is full: what is written fails halfway.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_and_an_interrupt_in_a_checkpoint_leave_nothing_half_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_long_training(folder);
+    ended(start(folder, "fresh", "expected"));
+    let expected = std::fs::read(folder.join("expected/a.safetensors")).unwrap();
+    let limited = |blocks: usize, cache: &str| {
+        let mut shell = Command::new("bash");
+        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+        shell.args(["-c", &script, env!("CARGO_BIN_EXE_retouch")]);
+        let output = command(shell, folder, cache, "limited").output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    // Not even the adapter can be written: that is a failure which says so. No part of it is left, nor of a checkpoint.
+    let (code, said) = limited(8, "full");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("a.safetensors"), "{said}");
+    assert!(!folder.join("limited/a.safetensors").exists());
+    let left: Vec<_> = files_below(&folder.join("limited"));
+    assert!(
+        left.iter().all(|name| !name.contains("a.safetensors")),
+        "{left:?}"
+    );
+    // With room again it ends in the same bytes, from whatever was kept.
+    ended(start(folder, "full", "out"));
+    assert!(std::fs::read(folder.join("out/a.safetensors")).unwrap() == expected);
+
+    // Interrupted, it ends at a step, and what was kept is gone on from.
+    for wait in [60, 150, 240, 330] {
+        let child = start(folder, "interrupted", "out2");
+        std::thread::sleep(Duration::from_millis(wait));
+        support::signal(&child, libc::SIGINT);
+        let output = child.wait_with_output().unwrap();
+        // It may have been done already, or not have begun to listen.
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            matches!(output.status.code(), Some(0 | 130) | None),
+            "{said}"
+        );
+    }
+    let said = ended(start(folder, "interrupted", "out2"));
+    assert!(!said.contains("damaged"), "{said}");
+    assert!(std::fs::read(folder.join("out2/a.safetensors")).unwrap() == expected);
+}
+
+/// The names of all files below a folder.
+#[cfg(target_os = "linux")]
+fn files_below(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut open = vec![folder.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.path().is_dir() {
+                true => open.push(entry.path()),
+                false => found.push(entry.file_name().to_string_lossy().into_owned()),
+            }
+        }
+    }
+    found
 }
