@@ -63,10 +63,16 @@ const PERSONAL: &str = "a sks teddy bear on a beach";
 
 impl Family {
     fn new(name: &'static str) -> Self {
-        let file = data().join(format!("{name}.safetensors"));
+        let load =
+            |file: String| candle_core::safetensors::load(data().join(file), &Device::Cpu).unwrap();
+        let mut expected = load(format!("{name}.safetensors"));
+        let of_matching = load("matching.safetensors".to_owned()).into_iter();
+        expected.extend(of_matching.filter_map(|(what, tensor)| {
+            Some((what.strip_prefix(&format!("{name}/"))?.to_owned(), tensor))
+        }));
         Self {
             name,
-            expected: candle_core::safetensors::load(file, &Device::Cpu).unwrap(),
+            expected,
             bench: Bench::new(),
         }
     }
@@ -252,6 +258,16 @@ fn variants() -> Vec<Variant> {
             ..DEFAULT
         },
         v("start_step", &[("start_step", "3")]),
+        v("matched", &[("values", "matched")]),
+        v(
+            "matched_masked",
+            &[
+                ("values", "matched"),
+                ("reference_mask", "$given.mask"),
+                ("blend", "context"),
+                ("start_step", "2"),
+            ],
+        ),
         v("no_smoothing", &[("smooth", "0")]),
         v(
             "smoothed_twice",

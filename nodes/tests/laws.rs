@@ -85,16 +85,22 @@ fn law_2_a_swap_that_takes_everything_from_the_context_gives_the_context_bitwise
         let mut sources = Sources::new(&context, &reference);
         sources.blend_mask = Some(Tensor::zeros((16, 16), DType::F32, &Device::Cpu).unwrap());
         sources.reference_mask = Some(ones(16, 16));
-        let control = stage.swap(json!({"reference_prompt": REFERENCE, "sites": "all", "start_step": 0, "from_step": 0, "structure_until": 8}), sources);
-        let target = stage
-            .sample(
-                json!({"prompt": PERSONAL, "guidance": 5.0}),
-                &personal,
-                Some(control),
-                None,
-            )
-            .unwrap();
-        assert_eq!(bits(&target.tensor()), bits(&context.tensor()), "{family}");
+        for values in ["attended", "matched"] {
+            let control = stage.swap(json!({"reference_prompt": REFERENCE, "sites": "all", "start_step": 0, "from_step": 0, "structure_until": 8, "values": values}), sources.clone());
+            let target = stage
+                .sample(
+                    json!({"prompt": PERSONAL, "guidance": 5.0}),
+                    &personal,
+                    Some(control),
+                    None,
+                )
+                .unwrap();
+            assert_eq!(
+                bits(&target.tensor()),
+                bits(&context.tensor()),
+                "{family}, {values}"
+            );
+        }
     }
 }
 
@@ -171,24 +177,26 @@ fn law_4_equal_branches_make_the_swap_change_nothing() {
         let context = layout(&stage, family, json!(0), &t["noise"]);
         let mut sources = Sources::new(&context, &context.trajectory);
         sources.reference_mask = Some(ones(16, 16));
-        let control = stage.swap(
-            json!({"reference_prompt": PERSONAL, "subject": "teddy bear", "sites": "all", "start_step": 0, "from_step": 0}),
-            sources,
-        );
-        let target = stage
-            .sample(
-                json!({"prompt": PERSONAL, "guidance": 5.0}),
-                &personal,
-                Some(control),
-                None,
-            )
-            .unwrap();
-        assert_close(
-            &format!("{family} law 4"),
-            &target.tensor(),
-            &context.tensor(),
-            1e-5,
-        );
+        for values in ["attended", "matched"] {
+            let control = stage.swap(
+                json!({"reference_prompt": PERSONAL, "subject": "teddy bear", "sites": "all", "start_step": 0, "from_step": 0, "values": values}),
+                sources.clone(),
+            );
+            let target = stage
+                .sample(
+                    json!({"prompt": PERSONAL, "guidance": 5.0}),
+                    &personal,
+                    Some(control),
+                    None,
+                )
+                .unwrap();
+            assert_close(
+                &format!("{family} law 4, {values}"),
+                &target.tensor(),
+                &context.tensor(),
+                1e-5,
+            );
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use retouch_diffusion::sampling::masks::{Plane, Threshold};
 use retouch_diffusion::sampling::noise::starting_noise;
 use retouch_diffusion::sampling::scheduler::Ddim;
 use retouch_diffusion::sampling::swap::{
-    Blend, GivenMasks, Givens, Retouch, RetouchSettings, Source, SourceStep, auto_sites,
+    Blend, GivenMasks, Givens, Retouch, RetouchSettings, Source, SourceStep, Values, auto_sites,
 };
 use retouch_diffusion::sampling::{Monitor, NoStore, Prompted, StepStore};
 use retouch_graph::Key;
@@ -144,6 +144,7 @@ fn retouch(side: usize, memory: impl Fn(&Checkpoint, &Ddim) -> Knows) -> (Vec<u3
         structure_until: 3,
         lock: true,
         blend: Blend::Context,
+        values: Values::default(),
         threshold: Threshold::Otsu,
         smooth: 0,
         mask_levels: (0, vec![0]),

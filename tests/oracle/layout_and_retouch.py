@@ -197,10 +197,35 @@ def grid_of(tokens, latent):
     return h, w
 
 
+TIES = []  # how much more alike the best match is than the second, the least of a site
+
+
+def matched_values(k_ctx, v_ctx, grid, k_ref, v_ref, counts, mask):
+    """DreamMatcher's appearance matching on keys less their mean: v of the context's places `[1, heads, N, d]`, inside the mask `[N]` that
+    of the place of the reference which is most like it, where the way back ends no more than an eighth of the grid away."""
+    flat = lambda x: x.transpose(1, 2).flatten(2)[0]
+    a, b = flat(k_ctx), flat(k_ref)
+    a = torch.nn.functional.normalize(a - a.mean(0), dim=1)
+    b = torch.nn.functional.normalize(b - b.mean(0), dim=1)
+    index = counts.nonzero().flatten()
+    cosines = a @ b[index].T
+    best = cosines.topk(2, 1).values
+    TIES.append((best[:, 0] - best[:, 1]).min().item())
+    forth, back = cosines.argmax(1), cosines.argmax(0)
+    out = v_ctx.clone()
+    h, w = grid
+    for place in range(h * w):
+        again = back[forth[place]].item()
+        if abs(again // w - place // w) <= -(-h // 8) and abs(again % w - place % w) <= -(-w // 8):
+            m = mask[place]
+            out[:, :, place] = m * v_ref[:, :, index[forth[place]]] + (1 - m) * v_ctx[:, :, place]
+    return out
+
+
 @torch.no_grad()
 def retouch(personalized, prompt, context, reference, scheduler, steps, guidance, *, reference_prompt, subject, sites, from_step, structure_until,
             mask_grid, start_step=0, until_step=10**9, lock=True, blend="union", threshold="otsu", smooth=1, reference_subject=None, negative="",
-            reference_mask=None, context_mask=None, blend_mask=None,
+            reference_mask=None, context_mask=None, blend_mask=None, values="attended",
             vanilla=None, vanilla_prompt=None, blend_steps=0, context_prompt=None, context_subject=None, context_negative=""):
     """Stage 2. `context_prompt` drew the context's steps from `blend_steps` on. Returns the target's trajectory and
     the masks (reference, context, blend) of the steps in which the swap is on."""
@@ -243,6 +268,10 @@ def retouch(personalized, prompt, context, reference, scheduler, steps, guidance
                 rows = nearest(m, grid_of(q.shape[2], z)).view(1, 1, -1, 1)
                 query = q_ctx if k < structure_until else q
                 inside = keys >= 0.5
+                if values == "matched":
+                    counts = inside if inside.any() else torch.ones_like(inside)
+                    v = matched_values(k_ctx, v_ctx, grid_of(k_ctx.shape[2], z), k_ref, v_ref, counts, rows.flatten())
+                    return attention(query, k_ctx, v, scale)
                 bias = torch.where(inside, 0.0, float("-inf")) if inside.any() else None
                 return rows * attention(query, k_ref, v_ref, scale, bias) + (1 - rows) * attention(query, k_ctx, v_ctx, scale)
             return control

@@ -13,7 +13,7 @@ use crate::payload::{Control, ControlFacts, MaskOrMasks, Model, Trajectory, Traj
 use retouch_diffusion::checkpoint::model::ModelFacts;
 use retouch_diffusion::prompt::conditioning::Syntax;
 use retouch_diffusion::sampling::solver::Schedule;
-use retouch_diffusion::sampling::swap::Blend;
+use retouch_diffusion::sampling::swap::{Blend, Values};
 
 /// Says what stage 2 attends to: inside the subject's mask the reference's keys and values, outside the context's.
 ///
@@ -70,6 +70,10 @@ pub struct SwapAttention {
     /// The attention grid that maps are taken from: `auto`, or rows x columns such as `16x24`.
     #[serde(default)]
     pub mask_grid: MaskGridField,
+    /// Which values are read inside the mask: `attended` (the reference's, through its keys) or `matched` (the reference's, moved to
+    /// where the context's keys are most like its own, and read through those: its parts stay where the context has them).
+    #[serde(default, skip_serializing_if = "is_attended")]
+    pub values: ValuesField,
 }
 
 /// What `swap_attention` says of itself while the plan is made.
@@ -112,6 +116,31 @@ impl From<BlendField> for Blend {
     }
 }
 
+/// Which values are read inside the mask.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum ValuesField {
+    /// The references', through the references' keys.
+    #[default]
+    Attended,
+    /// The references', each at the place of the context whose key is most like its own, through the context's keys.
+    Matched,
+}
+
+impl From<ValuesField> for Values {
+    fn from(field: ValuesField) -> Self {
+        match field {
+            ValuesField::Attended => Self::Attended,
+            ValuesField::Matched => Self::Matched,
+        }
+    }
+}
+
+// What is left at its default stays out of the recipe and of the keys, which are those of the time before the parameter was there.
+fn is_attended(values: &ValuesField) -> bool {
+    *values == ValuesField::Attended
+}
 fn start_step() -> Steps {
     Steps::Percent(20.0)
 }

@@ -15,7 +15,7 @@ use retouch_diffusion::prompt::conditioning::reads_chunks;
 use retouch_diffusion::sampling::StepProvenance;
 use retouch_diffusion::sampling::control::{Branch, Half, Part, maps_alone};
 use retouch_diffusion::sampling::scheduler::Ddim;
-use retouch_diffusion::sampling::swap::Blend;
+use retouch_diffusion::sampling::swap::{Blend, Values};
 
 /// A swap while the plan of a run is made.
 struct SwapKeys<'a> {
@@ -193,6 +193,10 @@ impl SwapKeys<'_> {
                 }
             }
             hasher.field("queries", &[u8::from(needs.context_queries)]);
+            // A field of a later time than the format: what has it at its default keeps its key.
+            if self.plan.settings.values == Values::Matched {
+                hasher.field("values", b"matched");
+            }
             self.mask_rules(&mut hasher, k == self.plan.start);
         }
         Some((step, Some(hasher.finish())))

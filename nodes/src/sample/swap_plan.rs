@@ -252,6 +252,7 @@ fn resolved(input: &SwapInput<'_>) -> Result<RetouchSettings, NodeError> {
         structure_until: control.structure_until.resolve(steps),
         lock: control.lock,
         blend: control.blend.into(),
+        values: control.values.into(),
         threshold: control.threshold.0,
         smooth: control.smooth,
         mask_levels,

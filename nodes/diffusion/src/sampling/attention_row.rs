@@ -61,6 +61,15 @@ impl Seen {
     }
 }
 
+/// Values of references that are read through the context's keys.
+#[derive(Clone, Debug)]
+pub(crate) struct Moved {
+    /// Whose keys the matches are among, on which grid, one after another.
+    pub(crate) parts: Vec<(Whose, (usize, usize))>,
+    /// For each image, or one for all, and each key of the context the place that it matches.
+    pub(crate) matches: Vec<Vec<Option<u32>>>,
+}
+
 /// What the queries of one site meet at one step, the prompt's half: enough to find any query's row.
 #[derive(Clone, Debug)]
 pub struct AttentionRow {
@@ -75,13 +84,15 @@ pub struct AttentionRow {
     seen: Vec<Seen>,
     /// M_k on the site's grid: of each image, or one for all; none where nothing is blended.
     blend: Vec<Plane>,
+    /// Where values are matched: then `seen` is the context alone.
+    moved: Option<Moved>,
 }
 
 /// Where one query looks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GazeRow {
-    /// The share of the output that is taken from the references' side, M_k at the query; `None` where only one side is
-    /// looked at.
+    /// The share of the output that is taken from the references' side: M_k at the query, where values are matched what the look at
+    /// places with a match adds up to; `None` where only one side is looked at.
     pub share: Option<f32>,
     /// Whose keys, and how much of the look goes to each. The references' planes sum to 1 together, the context's does
     /// alone: each is a softmax of its own.
@@ -119,7 +130,16 @@ impl AttentionRow {
             queries: numbers(queries)?,
             seen,
             blend: blend.to_vec(),
+            moved: None,
         })
+    }
+
+    /// The same where values of references are read through the context's keys.
+    pub(crate) fn with_moved(self, moved: Moved) -> Self {
+        Self {
+            moved: Some(moved),
+            ..self
+        }
     }
 
     /// Images of the batch.
@@ -216,10 +236,69 @@ impl AttentionRow {
             1 => self.blend.first(),
             _ => self.blend.get(image),
         };
+        if let (Some(moved), [(Whose::Context, look)], Some(mask)) =
+            (&self.moved, planes.as_slice(), blend)
+        {
+            return Ok(moved.row(image, look, mask));
+        }
         Ok(GazeRow {
             share: blend.and_then(|plane| plane.data.get(pixel).copied()),
             planes,
         })
+    }
+}
+
+impl Moved {
+    /// Where a look at the context's keys finds its values, given M_k.
+    fn row(&self, image: usize, look: &Plane, mask: &Plane) -> GazeRow {
+        let none = Vec::new();
+        let matches = match self.matches.as_slice() {
+            [one] => one,
+            all => all.get(image).unwrap_or(&none),
+        };
+        let places = self.parts.iter().map(|(_, grid)| grid.0 * grid.1).sum();
+        let (mut theirs, mut own) = (vec![0f32; places], look.data.clone());
+        let mut share = 0.0;
+        for (((found, own), mask), look) in
+            (matches.iter().zip(&mut own).zip(&mask.data)).zip(&look.data)
+        {
+            let Some(to) = found.and_then(|found| theirs.get_mut(found as usize)) else {
+                continue;
+            };
+            *to += look * mask;
+            *own = look * (1.0 - mask);
+            share += look * mask;
+        }
+        // Each side is looked at by itself.
+        let whole = |numbers: &mut Vec<f32>| {
+            let sum: f32 = numbers.iter().sum();
+            if sum > 0.0 {
+                numbers.iter_mut().for_each(|number| *number /= sum);
+            }
+        };
+        whole(&mut theirs);
+        whole(&mut own);
+        let mut planes = Vec::new();
+        let mut rest = theirs.as_slice();
+        for &(whose, (height, width)) in &self.parts {
+            let (data, behind) = rest.split_at((height * width).min(rest.len()));
+            rest = behind;
+            let data = data.to_vec();
+            planes.push((
+                whose,
+                Plane {
+                    height,
+                    width,
+                    data,
+                },
+            ));
+        }
+        let context = Plane { data: own, ..*look };
+        planes.push((Whose::Context, context));
+        GazeRow {
+            share: Some(share),
+            planes,
+        }
     }
 }
 
@@ -323,6 +402,59 @@ mod tests {
         assert!(gaze.row(1, (0, 0), None).is_err());
         assert!(gaze.row(0, (1, 0), None).is_err());
         assert!(gaze.row(0, (0, 0), Some(2)).is_err());
+    }
+
+    #[test]
+    fn a_look_through_matches_goes_to_the_places_of_the_references_and_what_is_left_to_the_context()
+    {
+        // One query of one head, four keys of the context that it looks at in shares of 0.1 to 0.4.
+        let queries = tensor(&[1.0, 0.0, 0.0, 0.0], (1, 4, 1));
+        let shares = [0.1f32, 0.2, 0.3, 0.4];
+        let keys = tensor(&shares.map(f32::ln), (1, 4, 1));
+        let seen = Seen::of(&keys, &[(Whose::Context, (2, 2))], None).unwrap();
+        let heads = Heads {
+            count: 1,
+            scale: 1.0,
+        };
+        let blend = Plane {
+            height: 2,
+            width: 2,
+            data: vec![1.0, 0.5, 1.0, 0.0],
+        };
+        let row = AttentionRow::of(
+            &queries,
+            heads,
+            (2, 2),
+            QueriesOf::Own,
+            vec![seen],
+            &[blend],
+        )
+        .unwrap();
+        let row = row.with_moved(Moved {
+            parts: vec![(Whose::Reference(0), (1, 2)), (Whose::Reference(1), (1, 1))],
+            matches: vec![vec![Some(2), Some(1), None, Some(0)]],
+        });
+        let found = row.row(0, (0, 0), None).unwrap();
+        let near = |found: &[f32], due: &[f32]| {
+            assert_eq!(found.len(), due.len());
+            assert!(
+                found.iter().zip(due).all(|(a, b)| (a - b).abs() < 1e-6),
+                "{found:?} for {due:?}"
+            );
+        };
+        // Key 0 is all of reference 1's place, half of key 1 of reference 0's second; key 3 is masked, key 2 has no match.
+        near(&[found.share.unwrap()], &[0.2]);
+        assert_eq!(
+            found
+                .planes
+                .iter()
+                .map(|(whose, _)| *whose)
+                .collect::<Vec<_>>(),
+            [Whose::Reference(0), Whose::Reference(1), Whose::Context]
+        );
+        near(&found.planes[0].1.data, &[0.0, 0.5]);
+        near(&found.planes[1].1.data, &[0.5]);
+        near(&found.planes[2].1.data, &[0.0, 0.125, 0.375, 0.5]);
     }
 
     #[test]

@@ -6,8 +6,9 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use crate::sampling::attention_row::{AttentionRow, Heads, QueriesOf, Seen, Whose};
+use crate::sampling::attention_row::{AttentionRow, Heads, Moved, QueriesOf, Seen, Whose};
 use crate::sampling::masks::Plane;
+use crate::sampling::matching::{Values, matches, moved};
 use crate::{Error, Result};
 use retouch_kernels::{Attended, Kernel};
 
@@ -435,6 +436,8 @@ pub enum Action<'a> {
         reference_masks: &'a [Vec<Plane>],
         /// M_k, for each image or one for all.
         blend: &'a [Plane],
+        /// Which values are read inside the mask.
+        values: Values,
     },
 }
 
@@ -464,6 +467,40 @@ struct Met {
 }
 
 impl Met {
+    /// A tensor's part of an image.
+    fn of(t: &Tensor, image: usize) -> Result<Tensor> {
+        Ok(t.get(if t.dim(0)? == 1 { 0 } else { image })?)
+    }
+
+    /// For each image the places of the references that these, the context's, match.
+    fn matches(&self, references: &Self) -> Result<Vec<Vec<Option<u32>>>> {
+        let images = self.k.dim(0)?.max(references.k.dim(0)?);
+        let grid = self.grids.first().copied().unwrap_or_default();
+        (0..images)
+            .map(|image| {
+                let keys = references.keys.as_deref();
+                let counts =
+                    keys.and_then(|keys| keys.get(if keys.len() == 1 { 0 } else { image }));
+                let (own, theirs) = (Self::of(&self.k, image)?, Self::of(&references.k, image)?);
+                matches(&own, grid, &theirs, counts.map(Vec::as_slice))
+            })
+            .collect()
+    }
+
+    /// The values `[B, N, C]` of these places, the context's, where the mask `[B or 1, N]` leaves them, and of the references' that they
+    /// match elsewhere.
+    fn with_values_of(&self, references: &Self, mask: &Tensor) -> Result<Tensor> {
+        let matches = self.matches(references)?;
+        // One context serves all masks.
+        let images = matches.len().max(mask.dim(0)?);
+        let values = (0..images).map(|image| {
+            let matches = &matches[if matches.len() == 1 { 0 } else { image }];
+            let (own, theirs) = (Self::of(&self.v, image)?, Self::of(&references.v, image)?);
+            moved(&own, &theirs, matches, &Self::of(mask, image)?)
+        });
+        Ok(Tensor::stack(&values.collect::<Result<Vec<_>>>()?, 0)?)
+    }
+
     fn attended(&self) -> Attended<'_> {
         Attended {
             k: &self.k,
@@ -591,10 +628,27 @@ impl<'a> Swap<'a> {
         };
         let mut seen = Vec::new();
         let mut grid = own.map(|(_, at)| at.grid);
-        if let Some(met) = &meeting.inside {
-            let whose: Vec<_> = (met.grids.iter().enumerate())
+        let of_references = |met: &Met| -> Vec<(Whose, (usize, usize))> {
+            (met.grids.iter().enumerate())
                 .map(|(index, grid)| (Whose::Reference(index), *grid))
-                .collect();
+                .collect()
+        };
+        let by_match = match (&self.action, &meeting.inside, &meeting.outside) {
+            (
+                Action::Swap {
+                    values: Values::Matched,
+                    ..
+                },
+                Some(inside),
+                Some(outside),
+            ) => Some(Moved {
+                parts: of_references(inside),
+                matches: outside.matches(inside)?,
+            }),
+            _ => None,
+        };
+        if let Some(met) = meeting.inside.as_ref().filter(|_| by_match.is_none()) {
+            let whose = of_references(met);
             seen.push(Seen::of(&met.k, &whose, met.keys.as_deref())?);
         }
         if let Some(met) = &meeting.outside {
@@ -614,7 +668,11 @@ impl<'a> Swap<'a> {
             Action::Swap { blend, .. } => blend.iter().map(|plane| plane.nearest(grid)).collect(),
             _ => Vec::new(),
         };
-        AttentionRow::of(&queries, heads, grid, whose, seen, &blend).map(Some)
+        let row = AttentionRow::of(&queries, heads, grid, whose, seen, &blend)?;
+        Ok(Some(match by_match {
+            Some(moved) => row.with_moved(moved),
+            None => row,
+        }))
     }
 }
 
@@ -630,9 +688,9 @@ impl AttentionControl for Swap<'_> {
             return qkv.attend(kernel);
         }
         self.fired += 1;
-        let mask = match &self.action {
-            Action::Swap { blend, .. } => Some(mask_rows(blend, site, qkv)?),
-            _ => None,
+        let (mask, values) = match &self.action {
+            Action::Swap { blend, values, .. } => (Some(mask_rows(blend, site, qkv)?), *values),
+            _ => (None, Values::Attended),
         };
         let (heads, scale) = (qkv.heads, qkv.scale);
         let mut halves = Vec::new();
@@ -646,6 +704,10 @@ impl AttentionControl for Swap<'_> {
                 None => qkv.rows(&rows)?.q,
             };
             halves.push(match (&meeting.inside, &meeting.outside, &mask) {
+                (Some(inside), Some(outside), Some(mask)) if values == Values::Matched => {
+                    let v = outside.with_values_of(inside, mask)?;
+                    kernel.attention(&queries, &outside.k, &v, heads, scale, None)?
+                }
                 (Some(inside), Some(outside), Some(mask)) => {
                     let (inside, outside) = (inside.attended(), outside.attended());
                     kernel.attention_blend(&queries, inside, outside, mask, heads, scale)?

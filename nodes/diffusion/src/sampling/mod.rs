@@ -6,6 +6,7 @@ pub mod control;
 mod guidance;
 mod look;
 pub mod masks;
+pub mod matching;
 mod memory;
 mod monitor;
 pub mod noise;

@@ -54,7 +54,7 @@ impl Retouch<'_> {
             },
             false => None,
         };
-        let action = action(needs, &context, &references, masks.as_ref());
+        let action = action(needs, &context, &references, masks.as_ref(), s.values);
         let target = self.target.conditioned()?;
         let guided = Guided {
             model: target.model,
@@ -110,7 +110,7 @@ impl Retouch<'_> {
             },
             false => None,
         };
-        let action = action(needs, &context, &references, masks.as_ref());
+        let action = action(needs, &context, &references, masks.as_ref(), s.values);
         let gaze = Swap::new(&s.sites, action).gaze(site, heads, None)?;
         Ok(gaze.map(Found::Site))
     }

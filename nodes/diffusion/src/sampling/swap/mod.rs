@@ -7,6 +7,7 @@ mod run;
 mod setup;
 mod sources;
 
+pub use crate::sampling::matching::Values;
 pub use grid::{MaskGrid, auto_sites, mask_level};
 pub use setup::{
     Blend, CallContext, GivenMasks, Givens, Retouch, RetouchSettings, Retouched, Source,

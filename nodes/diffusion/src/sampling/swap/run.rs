@@ -67,7 +67,13 @@ impl Retouch<'_> {
             (z, before) = match there {
                 Some(there) => there,
                 None => {
-                    let action = action(needs, &context, &references, step_masks.as_ref());
+                    let action = action(
+                        needs,
+                        &context,
+                        &references,
+                        step_masks.as_ref(),
+                        self.settings.values,
+                    );
                     self.step(k, &z, action, with, &mut warned)?
                 }
             };

@@ -10,6 +10,7 @@ use crate::prompt::conditioning::Span;
 use crate::sampling::control::{Action, Branch, CapturedParts, Half, Part};
 use crate::sampling::guidance::Conditioner;
 use crate::sampling::masks::{Plane, Threshold};
+use crate::sampling::matching::Values;
 use crate::sampling::memory::StepStore;
 use crate::sampling::monitor::Monitor;
 use crate::sampling::scheduler::Ddim;
@@ -45,6 +46,8 @@ pub struct RetouchSettings {
     pub lock: bool,
     /// How M_k is made.
     pub blend: Blend,
+    /// Which values are read inside the mask.
+    pub values: Values,
     /// How maps become masks.
     pub threshold: Threshold,
     /// Passes of the 3x3 filter over a map.
@@ -183,7 +186,8 @@ impl RetouchSettings {
                 let map = (!given.reference).then_some(Part::Map(*level));
                 keys_values().chain(map).collect::<BTreeSet<Part>>()
             }));
-            if !given.fills || context_queries {
+            // Matched values are read through the context's attention.
+            if !given.fills || context_queries || self.values == Values::Matched {
                 context.extend(keys_values());
             }
             if context_queries {
@@ -246,6 +250,7 @@ pub(super) fn action<'a>(
     context: &'a CapturedParts,
     references: &'a [CapturedParts],
     masks: Option<&'a StepMasks>,
+    values: Values,
 ) -> Action<'a> {
     match masks {
         None if needs.lock => Action::Lock { context },
@@ -260,6 +265,7 @@ pub(super) fn action<'a>(
             context_queries: needs.context_queries,
             reference_masks: &masks.references,
             blend: &masks.blend,
+            values,
         },
     }
 }
