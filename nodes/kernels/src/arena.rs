@@ -23,6 +23,35 @@ const DOUBLINGS: usize = 23;
 // The locks are the standard library's. Were they to allocate, that would be far below LARGE, the system allocator's
 // business, and so not come back here.
 
+/// Bytes that are kept at most while something asks for more than usual.
+const MORE: usize = (1usize << 30).saturating_mul(4);
+/// How many ask for it.
+static WANTED: AtomicUsize = AtomicUsize::new(0);
+
+/// While it lives, arenas keep up to 4 GiB of free blocks, or their limit if that is more: a training keeps what all layers gave until
+/// it has gone back through them, and asks for all of it again at its next step.
+#[derive(Debug)]
+pub struct KeepMore(());
+
+impl KeepMore {
+    /// From now on.
+    #[must_use]
+    #[expect(
+        clippy::new_without_default,
+        reason = "it is made for what it does, not for a value"
+    )]
+    pub fn new() -> Self {
+        WANTED.fetch_add(1, Ordering::Relaxed);
+        Self(())
+    }
+}
+
+impl Drop for KeepMore {
+    fn drop(&mut self) {
+        WANTED.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Free blocks of one size, linked through their first bytes.
 struct List(*mut u8);
 
@@ -40,7 +69,7 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// An arena that keeps at most `limit` bytes of free blocks.
+    /// An arena that keeps at most `limit` bytes of free blocks, but for [`KeepMore`].
     #[must_use]
     pub const fn new(limit: usize) -> Self {
         Self {
@@ -49,6 +78,14 @@ impl Arena {
             events: AtomicU64::new(0),
             kept: AtomicUsize::new(0),
             limit,
+        }
+    }
+
+    /// Bytes of free blocks that may be kept now.
+    fn limit(&self) -> usize {
+        match WANTED.load(Ordering::Relaxed) {
+            0 => self.limit,
+            _ => self.limit.max(MORE),
         }
     }
 
@@ -259,7 +296,7 @@ unsafe impl GlobalAlloc for Arena {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         match class(layout.size()) {
             Some((class, size)) if layout.align() <= ALIGN => {
-                if size <= self.limit
+                if size <= self.limit()
                     && let Ok(mut list) = self.lists[class].lock()
                 {
                     // SAFETY: the block is ours now, at least LARGE bytes and aligned to 4096.
@@ -269,7 +306,7 @@ unsafe impl GlobalAlloc for Arena {
                     self.kept.fetch_add(size, Ordering::Relaxed);
                     drop(list);
                     self.note(class);
-                    self.trim(self.limit);
+                    self.trim(self.limit());
                 } else {
                     // SAFETY: blocks of a class come from `fresh` with its size; the caller gives this one up.
                     unsafe { give_back(block, size) };
@@ -355,6 +392,18 @@ mod tests {
             arena.dealloc(longer, Layout::from_size_align(5 << 20, 64).unwrap());
             arena.trim(0);
             assert_eq!(arena.kept(), 0);
+            // More is kept as long as something asks for it; what is freed next lets the rest go.
+            let more = KeepMore::new();
+            let blocks: Vec<_> = (0..6).map(|_| arena.alloc(layout)).collect();
+            for block in blocks {
+                arena.dealloc(block, layout);
+            }
+            assert_eq!(arena.kept(), 6 << 20);
+            drop(more);
+            let block = arena.alloc(layout);
+            arena.dealloc(block, layout);
+            assert_eq!(arena.kept(), 3 << 20);
+            arena.trim(0);
         }
     }
 }

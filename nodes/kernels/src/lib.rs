@@ -14,7 +14,7 @@ mod plain;
 mod refused;
 pub mod train;
 
-pub use arena::Arena;
+pub use arena::{Arena, KeepMore};
 pub use cpu::{Cpu, Isa};
 pub use device::for_device;
 pub use plain::Plain;

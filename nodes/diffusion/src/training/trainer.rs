@@ -16,8 +16,8 @@ use crate::networks::unet::{Addition, Call, SIZES, Text, Unet};
 use crate::prompt::conditioning::{Encoded, encode};
 use crate::sampling::control::{Branch, Rows, Untouched};
 use crate::{Error, Result, goes_on};
-use retouch_kernels::Kernel;
 use retouch_kernels::train::Recorder;
+use retouch_kernels::{KeepMore, Kernel};
 
 /// How a training goes.
 #[derive(Clone, Debug)]
@@ -144,6 +144,8 @@ pub struct Trainer<'a> {
     ema: Vec<Vec<f32>>,
     step: u64,
     reports: Vec<StepReport>,
+    /// What a step frees is for the next one.
+    _memory: KeepMore,
 }
 
 impl<'a> Trainer<'a> {
@@ -211,6 +213,7 @@ impl<'a> Trainer<'a> {
             ema,
             step: 0,
             reports: Vec::new(),
+            _memory: KeepMore::new(),
         })
     }
 
