@@ -389,8 +389,8 @@ fn a_sheet_prints_scores_and_is_ordered_by_them_and_drawn_again_from_its_recipe(
     );
     let out = folder.path().join("out");
     let sheet = image::open(out.join("sheet.png")).unwrap().to_rgb8();
-    // Where a saved picture lies on the sheet, pixel by pixel.
-    let place = |side: u32| {
+    // Where the saved pictures lie on a sheet, pixel by pixel: their order.
+    let place = |sheet: &image::RgbImage, side: u32| {
         let picture = image::open(out.join(format!("{side}.png")))
             .unwrap()
             .to_rgb8();
@@ -406,9 +406,16 @@ fn a_sheet_prints_scores_and_is_ordered_by_them_and_drawn_again_from_its_recipe(
             .next()
             .unwrap_or_else(|| panic!("{side} is not on the sheet"))
     };
-    let mut sides = [4, 12, 20, 32];
-    sides.sort_by_key(|side| place(*side));
-    assert_eq!(sides, [32, 20, 12, 4], "what lost least comes first");
+    let order = |sheet: &image::RgbImage| {
+        let mut sides = [4, 12, 20, 32];
+        sides.sort_by_key(|side| place(sheet, *side));
+        sides
+    };
+    assert_eq!(
+        order(&sheet),
+        [32, 20, 12, 4],
+        "what lost least comes first"
+    );
     let replayed = retouch(folder.path(), &["replay", "out/sheet.png"]);
     assert!(
         replayed.status.success(),
@@ -416,26 +423,41 @@ fn a_sheet_prints_scores_and_is_ordered_by_them_and_drawn_again_from_its_recipe(
         String::from_utf8_lossy(&replayed.stderr)
     );
 
-    // The other way round, and without an order, where the axes are.
-    write("scores: [ssim], order: -ssim, table: cost");
-    let output = retouch(folder.path(), &["sweep", "wf.yaml", "--exists", "replace"]);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let turned = image::open(out.join("sheet.png")).unwrap().to_rgb8();
-    assert_ne!(turned, sheet);
+    // The other way round, and without an order, in the order of the axis.
+    for (grid, due) in [
+        ("scores: [ssim], order: -ssim, table: cost", [4, 12, 20, 32]),
+        ("scores: [ssim]", [4, 32, 12, 20]),
+    ] {
+        write(grid);
+        let output = retouch(folder.path(), &["sweep", "wf.yaml", "--exists", "replace"]);
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let sheet = image::open(out.join("sheet.png")).unwrap().to_rgb8();
+        assert_eq!(order(&sheet), due, "{grid}");
+        let replayed = retouch(folder.path(), &["replay", "out/sheet.png"]);
+        assert!(
+            replayed.status.success(),
+            "{}",
+            String::from_utf8_lossy(&replayed.stderr)
+        );
+    }
+    write("order: psnr");
+    let plan = retouch(folder.path(), &["sweep", "wf.yaml", "--dry-run"]);
+    let text = String::from_utf8_lossy(&plan.stdout).into_owned();
+    assert!(text.contains("sheet: 4 cells by psnr"), "{text}");
     for (grid, said) in [
         (
             "scores: [psnr], table: picture",
-            "`picture` is not an output of a table",
+            "the output `picture` is not a table",
         ),
         (
             "scores: [psnr], table: nothing",
-            "`nothing` is not an output of a table",
+            "the workflow has no output `nothing`",
         ),
-        ("table: cost", "nothing of them is shown"),
+        ("table: cost", "shows nothing of it"),
         (
             "order: psnr, rows: side",
             "`rows` and `columns` say nothing",

@@ -61,6 +61,6 @@ pub use sweep::{Cell, Sweep, SweepPlan};
 pub use syntax::params::{How, ParamType};
 pub use value::payload::{Decoders, Payload, Value};
 pub use value::port::{
-    Added, Arity, FromValue, Known, PortField, PortSpec, PortValues, Ports, Types,
+    Added, AddedList, Arity, FromValue, Known, PortField, PortSpec, PortValues, Ports, Types,
 };
 pub use value::preview::{Previewer, Quality};

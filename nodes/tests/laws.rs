@@ -235,21 +235,25 @@ fn law_6_an_image_of_a_batch_equals_the_single_image_with_its_own_seed_bitwise()
         let t = expected(family);
         let (vanilla, personal) = (stage.model(family, false), stage.model(family, true));
         let reference = invert(&stage, &personal, &t["reference_latent"], 4, "");
-        let draw = |seed: u64, batch: usize| {
+        let draw = |seed: u64, batch: usize, values: &str| {
             let context = stage.blend(
                 json!({"vanilla_prompt": VANILLA, "personalized_prompt": PERSONAL, "blend_steps": 1, "steps": 4, "seed": seed, "batch": batch, "width": 144, "height": 112}),
                 &vanilla, &personal, None,
             );
             let mut sources = Sources::new(&context, &reference);
             sources.vanilla = Some(vanilla.clone());
-            let control = stage.swap(json!({"reference_prompt": REFERENCE, "subject": "teddy bear", "start_step": 0, "from_step": 1}), sources);
+            let control = stage.swap(json!({"reference_prompt": REFERENCE, "subject": "teddy bear", "start_step": 0, "from_step": 1, "values": values}), sources);
             stage
                 .sample(json!({"prompt": PERSONAL}), &personal, Some(control), None)
                 .unwrap()
         };
-        let batch = draw(7, 3);
-        for i in 0..3 {
-            let single = draw(7 + i as u64, 1);
+        let mut made = Vec::new();
+        for (i, values) in (0..3).flat_map(|i| [(i, "attended"), (i, "matched")]) {
+            if i == 0 {
+                made.push(draw(7, 3, values));
+            }
+            let batch = &made[usize::from(values == "matched")];
+            let single = draw(7 + i as u64, 1, values);
             for (k, (a, b)) in batch
                 .trajectory
                 .latents

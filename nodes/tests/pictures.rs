@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 
 use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageFormat};
 use retouch_graph::{
-    Digest, DiskFiles, Fault, FaultKind, FileStamp, Files, Host, Known, Node, NodeError, Payload,
-    Types,
+    AddedList, Digest, DiskFiles, Fault, FaultKind, FileStamp, Files, Host, Known, Node, NodeError,
+    Payload, Types,
 };
 use retouch_nodes::image::grid::{self, Grid};
 use retouch_nodes::image::mask::{self, MakeMask};
@@ -1083,7 +1083,7 @@ fn sheet(params: Json, images: Vec<ImageOrMask>) -> Arc<Image> {
         params,
         grid::Inputs {
             images,
-            tables: Vec::new(),
+            tables: AddedList::default(),
         },
     )
     .unwrap()
@@ -1209,7 +1209,7 @@ fn labels_on_a_dark_sheet_are_light_and_unknown_letters_are_warned_of() {
     let engine = Engine::default();
     let inputs = grid::Inputs {
         images: vec![plain_image(1, 8, 8, &[RED])],
-        tables: Vec::new(),
+        tables: AddedList::default(),
     };
     let made = node.run(inputs, &engine).unwrap().image;
     assert!(
@@ -1237,7 +1237,7 @@ fn scored(
         .map_err(|faults| faults[0].message.clone())?;
     let inputs = grid::Inputs {
         images: images.to_vec(),
-        tables: tables.to_vec(),
+        tables: AddedList(tables.to_vec()),
     };
     let made = run::<Grid>(params.clone(), inputs)
         .map_err(|error| error.to_string())?
@@ -1295,6 +1295,28 @@ fn scores_stand_under_their_pictures_and_order_them() {
     );
     let made = scored(&params("-look"), &images, &tables).unwrap();
     assert_eq!(colours(&made), [RED, WHITE, BLUE, GREEN]);
+    // Of a line that is too long the name is cut, never the value.
+    let narrow = |value: f64, cell: usize| {
+        let one = [images[1].clone()];
+        let tables = [table(&[json!(value)])];
+        let params = json!({"scores": ["look"], "cell": cell, "gap": 0});
+        values(&scored(&params, &one, &tables).unwrap())
+    };
+    assert!(
+        narrow(0.123, 32) != narrow(0.124, 32),
+        "32 pixels are five letters"
+    );
+    assert!(narrow(0.0004, 64) != narrow(0.0005, 64));
+    assert!(narrow(0.123, 32) == narrow(0.123, 32));
+    // What is not linked is not part of the key: sheets without scores keep theirs.
+    let specs = <grid::Inputs as retouch_graph::Ports>::specs();
+    assert_eq!(
+        specs
+            .iter()
+            .map(|spec| (spec.name, spec.keyed))
+            .collect::<Vec<_>>(),
+        [("images", true), ("tables", false)]
+    );
     // Without an order they stay where they are, a row a picture of the batch.
     let plain = json!({"scores": ["look", "note"], "cell": 80, "gap": 4});
     let made = scored(&plain, &images, &tables).unwrap();

@@ -144,7 +144,15 @@ pub(super) fn key_help(key: &str) -> &'static str {
         "output" => {
             "The output whose pictures are shown; the first that is a picture unless given."
         }
-        "table" => "Where the table of results is saved below the output folder: .csv or .json.",
+        "table" => {
+            "Where the table of results is saved below the output folder: .csv or .json. In `grid`: the output with the scores of the pictures; the only table unless given."
+        }
+        "scores" => {
+            "Columns of the pictures' table, printed under each picture: `scores: [look, thing]`."
+        }
+        "order" => {
+            "The column of the pictures' table that the pictures are ordered by, the largest first: `order: look`; the smallest first: `order: -look`."
+        }
         "op" => "What the node does; `retouch nodes` lists all ops.",
         "use" => {
             "Another workflow, by a path relative to this file; what it is given stands under `with`."

@@ -476,7 +476,9 @@ pub fn say_plan(
     for (index, cell) in sweep.cells.iter().enumerate() {
         say(&format!("{:>4}  {}", index + 1, cell.label))?;
     }
-    if let Some((columns, places)) = sweep.places() {
+    if let Some(order) = sweep.sheet_order() {
+        say(&format!("sheet: {} cells by {order}", sweep.cells.len()))?;
+    } else if let Some((columns, places)) = sweep.places() {
         let blank = places.iter().filter(|place| place.is_none()).count();
         let rows = places.len() / columns.max(1);
         let blank = if blank == 0 {

@@ -15,11 +15,10 @@ use retouch_graph::{
     Engine, Files, Key, Node as _, Payload as _, PlannedOutput, Problems, Settings, Severity,
 };
 use retouch_nodes::image::Grid;
-use retouch_nodes::payload::Table;
+use retouch_nodes::payload::{Image, Table};
 
 use crate::edit::{Overlay, Place, Trying};
 use crate::model::{Edge, Graph, Model, News, Node, Output, Param, Port, Sheet, foretold};
-use crate::panel::is_picture;
 use crate::params::Told;
 
 /// Shortest time between two redraws caused by events.
@@ -477,17 +476,16 @@ fn sweep_of(engine: &Engine, file: &Path, settings: &Settings) -> Option<Output>
     })
 }
 
-/// The tables among the outputs that say what was measured of a picture: those that are made of it, but of no other output that
-/// is made of it (what was measured of the picture that a picture was made into says nothing of that).
+/// The tables among the outputs that say what was measured of an image: those that are made of it, but of no other image that
+/// is made of it and an output (what was measured of the picture that a picture was made into says nothing of that).
 fn scores_of(plan: &retouch_graph::Plan, picture: &PlannedOutput) -> Vec<(Key, &'static str)> {
-    if !is_picture(kind_of(plan, picture.task, picture.port)) {
+    let is_image = |output: &PlannedOutput| kind_of(plan, output.task, output.port) == Image::TYPE;
+    if !is_image(picture) {
         return Vec::new();
     }
     let others = || {
         let outputs = plan.outputs().iter();
-        outputs.filter(|other| {
-            other.task != picture.task && is_picture(kind_of(plan, other.task, other.port))
-        })
+        outputs.filter(|other| other.task != picture.task && is_image(other))
     };
     let tables = (plan.outputs().iter()).filter(|output| {
         let made_of = made_of(plan, output.task);

@@ -10,7 +10,7 @@ use retouch_nodes::payload::ImageFacts;
 use crate::model::{Model, Output, Sheet};
 use crate::panel::is_picture;
 use crate::pictures::{self, Cell, Mode, Picture, Viewer};
-use crate::shelf::{self, Look, Shelf, Wanted};
+use crate::shelf::{self, Look, Looked, Shelf, Wanted};
 use crate::theme::Palette;
 
 /// Number of pictures of a batch that can be chosen.
@@ -53,7 +53,12 @@ struct Listed {
 }
 
 /// What was measured of a picture of a batch, as far as it is known.
-fn measured(listed: &Listed, index: usize, shelf: &Shelf, values: u64) -> Arc<[(String, f64)]> {
+fn measured(
+    listed: &Listed,
+    (index, batch): (usize, usize),
+    shelf: &Shelf,
+    values: u64,
+) -> Arc<[(String, f64)]> {
     let mut all: Vec<(String, f64)> = Vec::new();
     for (key, port) in &listed.scores {
         let wanted = Wanted {
@@ -61,7 +66,10 @@ fn measured(listed: &Listed, index: usize, shelf: &Shelf, values: u64) -> Arc<[(
             port: (*port).to_owned(),
             index,
         };
-        if let Look::Table(_, _, scores) = shelf.look(&wanted, values) {
+        // A row a picture, or one row of all; others are of something else.
+        if let Look::Table(Looked { rows, scores, .. }) = shelf.look(&wanted, values)
+            && (rows == batch || rows == 1)
+        {
             let known: Vec<String> = all.iter().map(|(name, _)| name.clone()).collect();
             all.extend(
                 (scores.iter())
@@ -219,7 +227,7 @@ impl Gallery {
                         let picture = Picture::new(name, picture.size, picture.rgba);
                         pictures.extend(picture.map(|picture| Picture {
                             cells: cells.unwrap_or_default(),
-                            scores: measured(&listed, index, shelf, model.values),
+                            scores: measured(&listed, (index, batch), shelf, model.values),
                             ..picture
                         }));
                     }

@@ -46,6 +46,19 @@ pub struct Picture {
 /// What was measured, by name.
 pub type Scores = Arc<[(String, f64)]>;
 
+/// A table as far as it is looked at.
+#[derive(Clone)]
+pub struct Looked {
+    /// The value in a line: `table 8x12`.
+    pub summary: String,
+    /// The bytes that it takes.
+    pub bytes: usize,
+    /// Its rows.
+    pub rows: usize,
+    /// The numbers of the row that was asked for, or of the only one.
+    pub scores: Scores,
+}
+
 /// A value as far as it is known.
 #[derive(Clone)]
 pub enum Look {
@@ -55,8 +68,8 @@ pub enum Look {
     Missing,
     /// A picture.
     Picture(Picture),
-    /// A table: in a line, its bytes, and the numbers of one of its rows.
-    Table(String, usize, Scores),
+    /// A table.
+    Table(Looked),
     /// Something else: in a line, and its bytes.
     Other(String, usize),
     /// It cannot be shown.
@@ -213,8 +226,12 @@ fn look_at(wanted: &Wanted, cache: &dyn Cache, ctx: &Context) -> Look {
         return Look::Missing;
     };
     if let Some(table) = value.downcast::<Table>() {
-        let scores = scores(&table, wanted.index);
-        return Look::Table(value.summary(), value.bytes(), scores);
+        return Look::Table(Looked {
+            summary: value.summary(),
+            bytes: value.bytes(),
+            rows: table.rows.len(),
+            scores: scores(&table, wanted.index),
+        });
     }
     match picture(&value, wanted.index) {
         Ok(Some((size, rgba, batch))) => {

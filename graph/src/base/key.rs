@@ -16,7 +16,7 @@
 //! | `version` | the op's version, u32 little endian |
 //! | `params` | canonical JSON: no spaces, object keys sorted by bytes, defaults filled in, paths null |
 //! | `file` | for each file read: role, NUL, digest of the content (32 bytes), sorted by role, then digest |
-//! | `port` | for each input port in the order of declaration, those added later ([`Added`](crate::Added)) only if something is linked: its name; then its links in order, each as |
+//! | `port` | for each input port in the order of declaration, those added later ([`Added`](crate::Added), [`AddedList`](crate::AddedList)) only if something is linked: its name; then its links in order, each as |
 //! | `link` | key of the node that makes the value (32 bytes), then the name of its output port |
 //! | `numerics` | what numbers depend on: device class, data type, kernel set |
 //!

@@ -321,32 +321,47 @@ fn score_output(
         .filter(|output| comes_to(sweep, output, port))
         .map(|output| output.name.as_str())
         .collect();
-    let (span, message) = match (&decl.table, &tables[..]) {
+    let outputs = || first.outputs.iter().map(|at| &sweep.whole.outputs[*at]);
+    let asked_at = asked.map_or(decl.key_span, |key| key.span);
+    let (span, message, help) = match (&decl.table, &tables[..]) {
         (Some(name), _) if tables.contains(&name.value.as_str()) => {
-            return Some(name.value.clone());
+            if asked.is_some() {
+                return Some(name.value.clone());
+            }
+            let help = "name columns: `scores: [look]`, or `order: look`".to_owned();
+            let message = "the sheet has a `table` and shows nothing of it".to_owned();
+            (name.span, message, Some(help))
         }
         (None, [one]) => return Some((*one).to_owned()),
+        (Some(name), _) if outputs().any(|output| output.name == name.value) => (
+            name.span,
+            format!("the output `{}` is not a table", name.value),
+            None,
+        ),
         (Some(name), _) => (
             name.span,
-            format!("`{}` is not an output of a table", name.value),
+            format!("the workflow has no output `{}`", name.value),
+            suggest::hint(&name.value, "tables", tables.iter().copied()),
         ),
         (None, []) => (
-            asked.map_or(decl.key_span, |key| key.span),
+            asked_at,
             "no output of the workflow is a table of scores".to_owned(),
+            None,
         ),
         (None, _) => (
-            asked.map_or(decl.key_span, |key| key.span),
+            asked_at,
             "the workflow has several tables, and the sheet does not say which has its scores"
                 .to_owned(),
+            None,
         ),
     };
-    let help = match tables.first() {
+    let help = help.unwrap_or_else(|| match tables.first() {
         None => "add an output of what the op `scores` made".to_owned(),
         Some(first) => format!(
             "name one: `table: {first}`; the tables are {}",
             suggest::list(&tables)
         ),
-    };
+    });
     problems.push(Problem::new(Code::BadSweep, source, span, message).help(help));
     None
 }

@@ -179,6 +179,14 @@ impl Sweep {
         self.sheet.as_ref().map(|sheet| &sheet.decl)
     }
 
+    /// The score that the pictures of the contact sheet are ordered by, if they are, as it is written.
+    #[must_use]
+    pub fn sheet_order(&self) -> Option<&str> {
+        let fields = &self.sheet.as_ref()?.decl.fields;
+        let (_, order) = fields.iter().find(|(key, _)| key.text == "order")?;
+        order.as_text()
+    }
+
     /// Whether there is a contact sheet.
     #[must_use]
     pub fn has_sheet(&self) -> bool {

@@ -177,6 +177,24 @@ impl<F: FromValue> PortField for Added<F> {
     }
 }
 
+/// Any number of values, of an input that was added to an op later; see [`Added`].
+#[derive(Clone, Debug, Default)]
+pub struct AddedList<F>(pub Vec<F>);
+
+impl<F: FromValue> PortField for AddedList<F> {
+    const TYPES: &'static [&'static str] = F::TYPES;
+    const ARITY: Arity = Arity::Many;
+    const FORMATS: Option<&'static [&'static str]> = F::FORMATS;
+    const LAZY: bool = F::LAZY;
+    const KEYED: bool = false;
+    fn take(name: &'static str, values: Vec<Value>) -> Result<Self, NodeError> {
+        <Vec<F> as PortField>::take(name, values).map(Self)
+    }
+    fn give(self) -> Option<Value> {
+        self.0.give()
+    }
+}
+
 /// The values that are linked to a node's input ports, by port name.
 pub type PortValues = BTreeMap<&'static str, Vec<Value>>;
 

@@ -12,7 +12,7 @@ use embedded_graphics::mono_font::iso_8859_1::{FONT_6X10, FONT_8X13, FONT_10X20}
 use embedded_graphics::mono_font::{MonoFont, MonoTextStyle};
 use embedded_graphics::pixelcolor::BinaryColor;
 use embedded_graphics::text::{Baseline, Text};
-use retouch_graph::{Context, Fault, Files, Node, NodeError, Types, ports};
+use retouch_graph::{AddedList, Context, Fault, Files, Node, NodeError, Types, ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -28,6 +28,8 @@ const MAX_SHEET_SIDE: usize = 32_768;
 const MAX_SHEET_PIXELS: usize = 100_000_000;
 /// The most lines of a column's label; what is longer is shortened.
 const MAX_LINES: usize = 3;
+/// The same where the pictures are ordered, so that nothing else says what each is of.
+const MAX_ORDERED_LINES: usize = 8;
 /// The most characters in a line of a row's label, so that the labels don't become wider than the pictures.
 const ROW_LABEL_WIDTH: usize = 16;
 
@@ -97,7 +99,7 @@ ports! {
         /// The entries, each a batch of the same number or a single picture.
         pub images: Vec<ImageOrMask>,
         /// Of each entry what was measured of its pictures, a row a picture (or one row of all of them): what `scores` makes.
-        pub tables: Vec<Arc<Table>>,
+        pub tables: AddedList<Arc<Table>>,
     }
 }
 
@@ -154,23 +156,24 @@ impl Node for Grid {
         };
         let entries = inputs.images.len();
         let mut faults = self.faults(entries);
-        faults.extend(self.score_faults(entries, inputs.tables.len()));
+        faults.extend(self.score_faults(entries, inputs.tables.0.len()));
         if let Some(fault) = faults.into_iter().next() {
             return Err(failed(fault));
         }
         let facts: Vec<ImageFacts> = inputs.images.iter().map(ImageOrMask::facts).collect();
-        let printed = self.printed(&facts, &inputs.tables)?;
+        let printed = self.printed(&facts, &inputs.tables.0)?;
         let layout = self.layout(&facts, &printed).map_err(failed)?;
         let labels = (self.labels.iter())
             .chain(&self.row_labels)
             .chain(&self.column_labels)
             .map(Template::as_str)
-            .chain(printed.scores.values().flatten().map(String::as_str));
-        let unknown: String = labels
+            .chain(self.scores.iter().map(String::as_str));
+        let unknown: BTreeSet<char> = labels
             .flat_map(|label| plain(label).chars().collect::<Vec<_>>())
             .filter(|letter| !is_drawn(*letter))
             .collect();
         if !unknown.is_empty() {
+            let unknown = String::from_iter(unknown);
             context.warn(&format!(
                 "`grid` has letters of Latin-1 only and draws `?` for `{unknown}`"
             ));
@@ -239,20 +242,35 @@ struct Layout {
 #[derive(Default)]
 struct Printed {
     /// The lines under each picture, by entry and picture; none before the tables are there.
-    scores: HashMap<(usize, usize), Vec<String>>,
+    scores: HashMap<(usize, usize), Vec<(String, String)>>,
     /// The pictures in their order, if they have one; as they come before the tables are there.
     order: Option<Vec<(usize, usize)>>,
 }
 
-/// A score as it is printed under a picture.
-fn shown_score(name: &str, value: &Json) -> String {
+/// A value as it is printed under a picture: of a fraction three digits that count.
+fn shown_value(value: &Json) -> String {
     match value {
-        Json::Null => format!("{name} -"),
-        Json::String(text) => format!("{name} {text}"),
+        Json::Null => "-".to_owned(),
+        Json::String(text) => text.clone(),
         Json::Number(number) if number.is_f64() => {
-            format!("{name} {:.3}", number.as_f64().unwrap_or_default())
+            let number = number.as_f64().unwrap_or_default();
+            let digits = match number.abs() {
+                size if size > 0.0 && size < 0.1 => (2.0 - size.log10().floor()).min(9.0) as usize,
+                _ => 3,
+            };
+            format!("{number:.digits$}")
         }
-        other => format!("{name} {other}"),
+        other => other.to_string(),
+    }
+}
+
+/// A score in a line of that many letters: what is too long is the name, and not the value.
+fn score_line(name: &str, value: &str, letters: usize) -> String {
+    let (name, value) = (plain(name), plain(value));
+    let room = letters.saturating_sub(value.chars().count() + 1);
+    match room {
+        0 => value.chars().take(letters.max(1)).collect(),
+        _ => format!("{} {value}", name.chars().take(room).collect::<String>()),
     }
 }
 
@@ -307,6 +325,12 @@ impl Grid {
         faults
     }
 
+    /// The label of an entry in brackets, where entries have labels.
+    fn label_of(&self, entry: usize) -> String {
+        let label = self.labels.get(entry).map(|label| plain(label.as_str()));
+        label.map_or_else(String::new, |label| format!(" ({label})"))
+    }
+
     /// What the tables say of the pictures.
     ///
     /// # Errors
@@ -318,8 +342,9 @@ impl Grid {
             let rows = table.rows.len();
             if rows != facts.batch && rows != 1 {
                 return Err(NodeError::failed(format!(
-                    "table {} of `tables` has {rows} rows for the {} pictures of its entry",
+                    "table {} of `tables`{} has {rows} rows for the {} pictures of its entry",
                     entry + 1,
+                    self.label_of(entry),
                     facts.batch
                 ))
                 .help("give a table with a row a picture"));
@@ -328,8 +353,9 @@ impl Grid {
                 table.column(name).ok_or_else(|| {
                     let columns = table.columns.join(", ");
                     NodeError::failed(format!(
-                        "table {} of `tables` has no column `{name}`",
-                        entry + 1
+                        "table {} of `tables`{} has no column `{name}`",
+                        entry + 1,
+                        self.label_of(entry)
                     ))
                     .help(format!("its columns are {columns}"))
                 })
@@ -341,7 +367,7 @@ impl Grid {
                 let mut lines = Vec::new();
                 for name in &self.scores {
                     let value = row.get(column(name)?).unwrap_or(&Json::Null);
-                    lines.push(shown_score(name, value));
+                    lines.push((name.clone(), shown_value(value)));
                 }
                 printed.scores.insert((entry, picture), lines);
                 if let Some(order) = &self.order {
@@ -633,8 +659,12 @@ impl Grid {
             2 * self.gap.max(letter / 2) + longest * letter
         };
 
+        let most_lines = match self.order {
+            Some(_) => MAX_ORDERED_LINES,
+            None => MAX_LINES,
+        };
         let tallest = (self.labels.iter())
-            .map(|label| wrap(label.as_str(), widest / letter, MAX_LINES).len())
+            .map(|label| wrap(label.as_str(), widest / letter, most_lines).len())
             .max()
             .unwrap_or(0);
         let mut lines = Vec::new();
@@ -657,7 +687,7 @@ impl Grid {
                     let own = place.and_then(|(entry, _)| self.labels.get(entry));
                     let mut lines = Vec::new();
                     for label in head.into_iter().chain(own.filter(|_| labelled)) {
-                        lines.extend(wrap(label.as_str(), width / letter, MAX_LINES));
+                        lines.extend(wrap(label.as_str(), width / letter, most_lines));
                     }
                     lines
                 })
@@ -691,10 +721,8 @@ impl Grid {
                         height,
                     });
                     let scores = printed.scores.get(&(entry, picture));
-                    for (index, text) in scores.into_iter().flatten().enumerate() {
-                        let Some(text) = wrap(text, widths[column] / letter, 1).pop() else {
-                            continue;
-                        };
+                    for (index, (name, value)) in scores.into_iter().flatten().enumerate() {
+                        let text = score_line(name, value, widths[column] / letter);
                         let indent =
                             widths[column].saturating_sub(text.chars().count() * letter) / 2;
                         lines.push(Line {

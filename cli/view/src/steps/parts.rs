@@ -209,14 +209,16 @@ pub(super) fn normalised(row: &GazeRow) -> Vec<(Whose, Plane)> {
 pub(super) fn strongest(plane: &Plane) -> String {
     let most = plane.data.iter().copied().enumerate();
     let most = most.max_by(|a, b| a.1.total_cmp(&b.1));
-    most.map_or_else(String::new, |(index, _)| {
-        let width = plane.width.max(1);
-        format!(
-            "strongest at row {}, column {}",
-            index / width,
-            index % width
-        )
-    })
+    // Of a look that goes nowhere there no place is the strongest.
+    most.filter(|(_, most)| *most > 0.0)
+        .map_or_else(String::new, |(index, _)| {
+            let width = plane.width.max(1);
+            format!(
+                "strongest at row {}, column {}",
+                index / width,
+                index % width
+            )
+        })
 }
 
 /// What the step did with the query, in words.

@@ -95,7 +95,7 @@ pub struct GazeRow {
     /// places with a match adds up to; `None` where only one side is looked at.
     pub share: Option<f32>,
     /// Whose keys, and how much of the look goes to each. The references' planes sum to 1 together, the context's does
-    /// alone: each is a softmax of its own.
+    /// alone: each is a softmax of its own, or where values are matched a share of the context's; of zeros where nothing of it goes there.
     pub planes: Vec<(Whose, Plane)>,
 }
 
@@ -154,7 +154,9 @@ impl AttentionRow {
         let keys = self.seen.iter().flat_map(|seen| &seen.keys);
         let numbers: usize = self.queries.iter().chain(keys).map(Vec::len).sum();
         let planes: usize = self.blend.iter().map(|plane| plane.data.len()).sum();
-        (numbers + planes) * size_of::<f32>()
+        let matches = self.moved.iter().flat_map(|moved| &moved.matches);
+        let matches: usize = matches.map(Vec::len).sum();
+        (numbers + planes) * size_of::<f32>() + matches * size_of::<Option<u32>>()
     }
 
     /// Where the query at (row, column) of an image looks: `head` alone, or the mean over heads.

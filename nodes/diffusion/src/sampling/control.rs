@@ -424,9 +424,10 @@ pub enum Action<'a> {
         /// What the context gave.
         context: &'a CapturedParts,
     },
-    /// Inside the mask the reference's keys and values, outside the context's.
+    /// Inside the mask the reference's values, outside the context's: each through its own keys, or all through the context's where they
+    /// are matched.
     Swap {
-        /// What the context gave; `None` when the mask leaves nothing to it and the queries are the target's own.
+        /// What the context gave; `None` when the mask leaves nothing to it, the queries are the target's own and no values are matched.
         context: Option<&'a CapturedParts>,
         /// What each reference gave.
         references: &'a [CapturedParts],
@@ -517,7 +518,7 @@ struct Meeting {
     queries: Option<Tensor>,
     /// The references', where it is swapped.
     inside: Option<Met>,
-    /// The context's; `None` when the mask leaves nothing to it.
+    /// The context's; `None` when the mask leaves nothing to it and no values are matched.
     outside: Option<Met>,
     /// Whether no key was inside the reference's mask, so that all are used.
     unmasked: bool,

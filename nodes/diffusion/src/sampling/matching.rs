@@ -149,6 +149,10 @@ mod tests {
         let without: Vec<u32> = (0..9).filter(|at| order[*at as usize] != 0).collect();
         let found = matches(&context, (1, 9), &keys(&order), Some(&without)).unwrap();
         assert!(found[1..].iter().all(Option::is_some), "{found:?}");
+        // Two places that are alike, at both ends: the way back from what the last one finds ends at the first, which is too far.
+        let twins = keys(&[0, 1, 2, 3, 4, 5, 6, 7, 0]);
+        let found = matches(&twins, (1, 9), &twins, None).unwrap();
+        assert_eq!((found[0], found[8]), (Some(0), None));
         let values = moved(
             &context,
             &(keys(&order) * 2.0).unwrap(),

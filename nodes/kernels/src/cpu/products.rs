@@ -281,6 +281,9 @@ fn run(
     // The columns that are written.
     let outputs = if gated { w.outputs / 2 } else { w.outputs };
     check(x, w, terms, pixels, outputs, out)?;
+    if machine.in_tiles(w) && matches!(w.data, Packed::Turned(_)) {
+        bail!("weights that are turned when they are read have no tiles");
+    }
     let bands = bands(cut.bands);
     let per_group = outputs.div_ceil(cut.width).div_ceil(cut.groups) * cut.width;
     let shifts = shifts(terms, w.outputs);
