@@ -364,12 +364,14 @@ nodes:
   small: {{op: resize_image, image: $whole, width: $params.side, height: $params.side}}
   back: {{op: resize_image, image: $small, width: 64, height: 64}}
   error: {{op: picture_error, image: $back, to: $whole}}
+  other: {{op: load_image, path: other.png}}
 outputs:
+  other: {{value: $other}}
   picture: {{value: $back, save: \"{{side}}.png\"}}
   cost: {{value: $error, save: \"{{side}}.csv\"}}
 sweep:
   matrix: {{side: [4, 32, 12, 20]}}
-  grid: {{{grid}, save: sheet.png, cell: 64}}
+  grid: {{{grid}, output: picture, save: sheet.png, cell: 64}}
 "
     )
 }
@@ -379,7 +381,9 @@ fn a_sheet_prints_scores_and_is_ordered_by_them_and_drawn_again_from_its_recipe(
     let folder = tempfile::tempdir().unwrap();
     let write = |grid: &str| std::fs::write(folder.path().join("wf.yaml"), shrunk(grid)).unwrap();
     let photo = root().join("references/teddy/01.png");
-    std::fs::copy(photo, folder.path().join("photo.png")).unwrap();
+    std::fs::copy(&photo, folder.path().join("photo.png")).unwrap();
+    // What no sheet shows: its file is no part of a recipe.
+    std::fs::copy(&photo, folder.path().join("other.png")).unwrap();
     write("scores: [psnr, ssim], order: psnr");
     let output = retouch(folder.path(), &["sweep", "wf.yaml"]);
     assert!(
@@ -476,6 +480,47 @@ fn a_sheet_prints_scores_and_is_ordered_by_them_and_drawn_again_from_its_recipe(
     assert!(
         text.contains("several tables") && text.contains("table: cost"),
         "{text}"
+    );
+}
+
+/// A check that reads numbers of a weight file does so in a recipe too, where files are known by other names.
+#[test]
+fn a_sheet_with_scores_of_networks_is_drawn_again_from_its_recipe() {
+    let folder = tempfile::tempdir().unwrap();
+    for (file, name) in [
+        ("references/teddy/01.png", "photo.png"),
+        ("models/lite0.safetensors", "lite0.safetensors"),
+        ("models/world-scorer.safetensors", "scorer.safetensors"),
+    ] {
+        std::fs::copy(root().join(file), folder.path().join(name)).unwrap();
+    }
+    let text = "schema: retouch/v1
+params:
+  side: {type: int, default: 8}
+nodes:
+  photo: {op: load_image, path: photo.png}
+  small: {op: resize_image, image: $photo, width: $params.side, height: $params.side}
+  features: {op: image_features, path: lite0.safetensors, image: $small}
+  score: {op: prompt_score, scorer: scorer.safetensors, prompt: \"a teddy bear on a beach\", features: $features}
+outputs:
+  picture: {value: $small}
+  score: {value: $score}
+sweep:
+  matrix: {side: [16, 64]}
+  grid: {scores: [thing], save: sheet.png, cell: 64}
+";
+    std::fs::write(folder.path().join("wf.yaml"), text).unwrap();
+    let output = retouch(folder.path(), &["sweep", "wf.yaml"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.success() && !said.contains("without a recipe"),
+        "{said}"
+    );
+    let replayed = retouch(folder.path(), &["replay", "out/sheet.png"]);
+    assert!(
+        replayed.status.success(),
+        "{}",
+        String::from_utf8_lossy(&replayed.stderr)
     );
 }
 

@@ -434,9 +434,10 @@ fn missing() -> std::io::Error {
 }
 
 impl Found {
+    /// Where a file is; one that was asked for its place is known by that too.
     fn place_of(&self, path: &Path) -> std::io::Result<&Path> {
-        self.places
-            .get(&normal(path))
+        (self.places.get(&normal(path)))
+            .or_else(|| self.places.values().find(|place| place.as_path() == path))
             .map(PathBuf::as_path)
             .ok_or_else(missing)
     }

@@ -14,7 +14,7 @@ use crate::base::digest::hex;
 use crate::base::order;
 use crate::base::paths::{folder_of, normal};
 use crate::base::problem::{Code, Problem, Problems, Source, Span};
-use crate::check::{Checked, CheckedNode, Link, ResolvedParam};
+use crate::check::{Checked, CheckedNode, ResolvedParam};
 use crate::engine::Engine;
 use crate::lock;
 use crate::plan::plan::Plan;
@@ -124,9 +124,10 @@ impl Origin {
         checked: &Checked,
         name: &str,
     ) -> Result<Provenance, Problems> {
-        let output = (checked.outputs.iter().find(|output| output.name == name))
-            .ok_or_else(|| self.unsaid(format!("there is no output `{name}`")))?;
-        let pruned = pruned(checked, output.link, name);
+        if !checked.outputs.iter().any(|output| output.name == name) {
+            return Err(self.unsaid(format!("there is no output `{name}`")));
+        }
+        let pruned = pruned(checked, &[name]);
         let plan = engine.plan(&pruned, &[])?;
         let made = Made {
             output: name,
@@ -149,7 +150,8 @@ impl Origin {
         let plan = engine
             .plan_sweep(sweep, &[sweep.sheet_name().to_owned()], &Default::default())?
             .plan;
-        let whole = sweep.whole(&shown);
+        // What only other outputs of the cells need is no part of it, nor are the files that it reads.
+        let whole = pruned(sweep.all_cells(), &shown);
         let first = sweep.cells.first().ok_or_else(unsaid)?;
         let mut names = Names::new(&folder_of(&self.path), Arc::clone(engine.files()));
         let cells: Vec<IndexMap<String, Json>> = (sweep.cells.iter())
@@ -332,10 +334,11 @@ fn used(workflow: &Workflow) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The part of a workflow that one output needs.
-fn pruned(checked: &Checked, link: Link, output: &str) -> Checked {
+/// The part of a workflow that outputs of these names need.
+fn pruned(checked: &Checked, outputs: &[&str]) -> Checked {
     let links = order::graph(checked.nodes.len(), checked.links());
-    let needed = order::needed(&links, [link.node]);
+    let asked = (checked.outputs.iter()).filter(|one| outputs.contains(&one.name.as_str()));
+    let needed = order::needed(&links, asked.map(|output| output.link.node));
     let mut place = vec![0; needed.len()];
     let mut nodes: Vec<CheckedNode> = Vec::new();
     for (index, node) in checked.nodes.iter().enumerate() {
@@ -353,7 +356,9 @@ fn pruned(checked: &Checked, link: Link, output: &str) -> Checked {
     let mut pruned = checked.clone();
     pruned.nodes = nodes;
     pruned.groups.clear();
-    pruned.outputs.retain(|one| one.name == output);
+    pruned
+        .outputs
+        .retain(|one| outputs.contains(&one.name.as_str()));
     for output in &mut pruned.outputs {
         output.link.node = place[output.link.node];
     }

@@ -152,15 +152,6 @@ impl Sweep {
         }
     }
 
-    /// All cells side by side, with the outputs of these names.
-    pub(crate) fn whole(&self, outputs: &[&str]) -> Checked {
-        let mut whole = self.whole.clone();
-        whole
-            .outputs
-            .retain(|one| outputs.contains(&one.name.as_str()));
-        whole
-    }
-
     /// All cells as one workflow, with the files of all of them: for what is written down of a sweep as a whole. Nodes of
     /// different cells share names; its params are those that do not vary.
     #[must_use]
