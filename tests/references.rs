@@ -236,7 +236,9 @@ fn what_is_resumed_equals_a_fresh_run_and_the_plan_foretells_its_calls() {
     assert_eq!(cold.calls, cold.foretold);
     // Two inversions, the layout (two halves), and of six swapped steps both references and the target in two halves each.
     assert_eq!(cold.calls, 8 + 8 + 16 + 6 * 6);
-    let edits: [(&str, &str, Option<usize>); 3] = [
+    let edits: [(&str, &str, Option<usize>); 5] = [
+        ("values: matched", "", None),
+        ("values: matched, blend_mask: $ones", "", None),
         ("structure_until: 5", "", Some(3)),
         ("", "prompt=a big sks teddy bear in the rain", None),
         ("threshold: 0.4", "", None),
@@ -266,9 +268,15 @@ fn what_is_resumed_equals_a_fresh_run_and_the_plan_foretells_its_calls() {
 #[test]
 fn an_image_of_a_batch_equals_the_single_one_bit_for_bit() {
     let engine = engine();
+    for values in ["attended", "matched"] {
+        in_a_batch_of_two(&engine, &format!("{BOTH}, values: {values}"));
+    }
+}
+
+fn in_a_batch_of_two(engine: &Engine, swap: &str) {
     let of = |seed: u64, batch: &str| {
-        let yaml = workflow(BOTH, "").replace("seed: 3", &format!("seed: {seed}{batch}"));
-        run(&engine, &yaml, &[])
+        let yaml = workflow(swap, "").replace("seed: 3", &format!("seed: {seed}{batch}"));
+        run(engine, &yaml, &[])
     };
     let (both, first, second) = (of(3, ", batch: 2"), of(3, ""), of(4, ""));
     let image = first.out.len() / 9;
