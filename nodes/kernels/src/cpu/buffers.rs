@@ -2,8 +2,25 @@
 
 use std::mem::MaybeUninit;
 
+use candle_core::Result;
+
 /// Numbers that are yet to be written, which all of the functions here do that succeed.
 pub(super) type Unfilled<'a> = &'a mut [MaybeUninit<f32>];
+
+/// `len` numbers that `f` writes; it must write all of them if it succeeds.
+///
+/// # Safety
+/// That it does.
+pub(super) unsafe fn written<R>(
+    len: usize,
+    f: impl FnOnce(Unfilled<'_>) -> Result<R>,
+) -> Result<(Vec<f32>, R)> {
+    let mut out = Vec::with_capacity(len);
+    let given = f(&mut out.spare_capacity_mut()[..len])?;
+    // SAFETY: the capacity is `len`, and `f` wrote all of it, by the caller's promise.
+    unsafe { out.set_len(len) };
+    Ok((out, given))
+}
 
 /// The result, written by all tasks, each its own rows and columns.
 #[derive(Clone, Copy)]

@@ -3,10 +3,10 @@
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use super::backward::{View, multiply};
-use super::buffers::{Shared, Unfilled};
+use super::buffers::{Shared, Unfilled, written};
 use super::data::with_data;
-use super::{team, transpose, written};
+use super::matrix::{View, multiply};
+use super::{team, transpose};
 use crate::Window;
 
 /// Rows and columns of a part of a result: enough that its operands are packed for many products.

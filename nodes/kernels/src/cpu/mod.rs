@@ -12,6 +12,7 @@ mod data;
 mod geometry;
 mod gradients;
 mod machine;
+mod matrix;
 mod packing;
 mod pointwise;
 mod products;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 
 use super::{Attended, Backward, GroupNormSpec, Kernel, Layout, Part, Terms, Weight, Window};
+use buffers::written;
 use data::{with_data, with_optional};
 use machine::Machine;
 use packing::Matrix as Packed;
@@ -85,21 +87,6 @@ impl Cpu {
         };
         Self { machine }
     }
-}
-
-/// `len` numbers that `f` writes; it must write all of them if it succeeds.
-///
-/// # Safety
-/// That it does.
-unsafe fn written<R>(
-    len: usize,
-    f: impl FnOnce(buffers::Unfilled<'_>) -> Result<R>,
-) -> Result<(Vec<f32>, R)> {
-    let mut out = Vec::with_capacity(len);
-    let given = f(&mut out.spare_capacity_mut()[..len])?;
-    // SAFETY: the capacity is `len`, and `f` wrote all of it, by the caller's promise.
-    unsafe { out.set_len(len) };
-    Ok((out, given))
 }
 
 /// x `[B, rows, columns]`, in whatever shape, with rows and columns exchanged.
