@@ -11,9 +11,7 @@ use std::time::{Duration, Instant};
 use retouch_common::Failure;
 use retouch_common::watching::{Observer, Planned, Request, Requests};
 use retouch_graph::event::{Event, Listener};
-use retouch_graph::{
-    Engine, Files, Key, Node as _, Payload as _, PlannedOutput, Problems, Settings, Severity,
-};
+use retouch_graph::{Engine, Files, Key, Node as _, Payload as _, Problems, Settings, Severity};
 use retouch_nodes::image::Grid;
 use retouch_nodes::payload::{Image, Table};
 
@@ -372,8 +370,8 @@ pub fn graph_of(planned: &Planned<'_>, written: &Engine) -> Graph {
             }),
         });
     }
-    let outputs = (plan.outputs().iter())
-        .filter_map(|output| {
+    let outputs = (plan.outputs().iter().zip(scores_of(plan)))
+        .filter_map(|(output, scores)| {
             let task = plan.task(output.task)?;
             Some(Output {
                 name: output.name.clone(),
@@ -382,7 +380,7 @@ pub fn graph_of(planned: &Planned<'_>, written: &Engine) -> Graph {
                 kind: kind_of(plan, output.task, output.port),
                 key: task.port_key(output.port),
                 sheet: sheet_of(plan, output.task).map(Arc::new),
-                scores: scores_of(plan, output),
+                scores,
             })
         })
         .collect();
@@ -476,29 +474,36 @@ fn sweep_of(engine: &Engine, file: &Path, settings: &Settings) -> Option<Output>
     })
 }
 
-/// The tables among the outputs that say what was measured of an image: those that are made of it, but of no other image that
-/// is made of it and an output (what was measured of the picture that a picture was made into says nothing of that).
-fn scores_of(plan: &retouch_graph::Plan, picture: &PlannedOutput) -> Vec<(Key, &'static str)> {
-    let is_image = |output: &PlannedOutput| kind_of(plan, output.task, output.port) == Image::TYPE;
-    if !is_image(picture) {
-        return Vec::new();
-    }
-    let others = || {
-        let outputs = plan.outputs().iter();
-        outputs.filter(|other| other.task != picture.task && is_image(other))
+/// For each output the tables among them that say what was measured of it, if it is an image: those that are made of it, but of no other
+/// image that is made of it and an output (what was measured of the picture that a picture was made into says nothing of that).
+fn scores_of(plan: &retouch_graph::Plan) -> Vec<Vec<(Key, &'static str)>> {
+    let outputs = plan.outputs();
+    let kinds: Vec<&str> = (outputs.iter())
+        .map(|output| kind_of(plan, output.task, output.port))
+        .collect();
+    let is_image = |at: usize| kinds[at] == Image::TYPE;
+    let of: Vec<BTreeSet<usize>> = (outputs.iter())
+        .map(|output| made_of(plan, output.task))
+        .collect();
+    let measures = |table: usize, picture: usize| {
+        let task = outputs[picture].task;
+        let comes_between = |other: usize| {
+            is_image(other) && of[other].contains(&task) && of[table].contains(&outputs[other].task)
+        };
+        kinds[table] == Table::TYPE
+            && of[table].contains(&task)
+            && !(0..outputs.len()).any(comes_between)
     };
-    let tables = (plan.outputs().iter()).filter(|output| {
-        let made_of = made_of(plan, output.task);
-        kind_of(plan, output.task, output.port) == Table::TYPE
-            && made_of.contains(&picture.task)
-            && !others().any(|other| {
-                made_of.contains(&other.task)
-                    && self::made_of(plan, other.task).contains(&picture.task)
-            })
-    });
-    tables
-        .filter_map(|table| Some((plan.task(table.task)?.port_key(table.port), table.port)))
-        .collect()
+    let tables = |picture: usize| {
+        let tables =
+            (0..outputs.len()).filter(move |table| is_image(picture) && measures(*table, picture));
+        let of_cache = tables.filter_map(|at| {
+            let table = &outputs[at];
+            Some((plan.task(table.task)?.port_key(table.port), table.port))
+        });
+        of_cache.collect()
+    };
+    (0..outputs.len()).map(tables).collect()
 }
 
 /// The tasks that a task is made of, near and far.
@@ -690,10 +695,12 @@ mod tests {
         let checked = engine.load(&file, &Settings::default()).unwrap();
         let plan = engine.plan(&checked, &[]).unwrap();
         let outputs = plan.outputs();
-        let key = |output: &PlannedOutput| plan.task(output.task).unwrap().port_key(output.port);
+        let key = |output: &retouch_graph::PlannedOutput| {
+            plan.task(output.task).unwrap().port_key(output.port)
+        };
         let mut pictures = 0;
-        for output in outputs {
-            let names: Vec<&str> = (scores_of(&plan, output).iter())
+        for (output, scores) in outputs.iter().zip(scores_of(&plan)) {
+            let names: Vec<&str> = (scores.iter())
                 .filter_map(|(found, _)| outputs.iter().find(|other| key(other) == *found))
                 .map(|table| table.name.as_str())
                 .collect();
@@ -712,16 +719,19 @@ mod tests {
         let name = format!("{}/chain.yaml", env!("CARGO_MANIFEST_DIR"));
         let checked = engine.load_str(&name, chain, &Settings::default()).unwrap();
         let plan = engine.plan(&checked, &[]).unwrap();
-        let find = |name: &str| {
+        let place = |name: &str| {
             plan.outputs()
                 .iter()
-                .find(|output| output.name == name)
+                .position(|output| output.name == name)
                 .unwrap()
         };
         for (picture, table) in [("b", "of_b"), ("c", "of_c")] {
-            let due = plan.task(find(table).task).unwrap().port_key("table");
+            let due = plan
+                .task(plan.outputs()[place(table)].task)
+                .unwrap()
+                .port_key("table");
             assert_eq!(
-                scores_of(&plan, find(picture)),
+                scores_of(&plan)[place(picture)],
                 [(due, "table")],
                 "{picture}"
             );

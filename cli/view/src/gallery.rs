@@ -10,7 +10,7 @@ use retouch_nodes::payload::ImageFacts;
 use crate::model::{Model, Output, Sheet};
 use crate::panel::is_picture;
 use crate::pictures::{self, Cell, Mode, Picture, Viewer};
-use crate::shelf::{self, Look, Looked, Shelf, Wanted};
+use crate::shelf::{self, Look, Shelf, TableRow, Wanted};
 use crate::theme::Palette;
 
 /// Number of pictures of a batch that can be chosen.
@@ -67,7 +67,7 @@ fn measured(
             index,
         };
         // A row a picture, or one row of all; others are of something else.
-        if let Look::Table(Looked { rows, scores, .. }) = shelf.look(&wanted, values)
+        if let Look::Table(TableRow { rows, scores, .. }) = shelf.look(&wanted, values)
             && (rows == batch || rows == 1)
         {
             let known: Vec<String> = all.iter().map(|(name, _)| name.clone()).collect();

@@ -11,7 +11,7 @@ use retouch_graph::text;
 
 use crate::editor::Spot;
 use crate::model::{Group, Mark, Model, Node, Port, State};
-use crate::shelf::{Look, Looked, Picture, Shelf, Wanted};
+use crate::shelf::{Look, Picture, Shelf, TableRow, Wanted};
 use crate::theme::{Palette, symbol_in};
 
 /// The longest value of a parameter that is shown whole.
@@ -377,7 +377,7 @@ impl Panel<'_> {
             let place = self.shelf.and_then(|shelf| shelf.place(&wanted.key));
             if let Some(shelf) = self.shelf
                 && place.is_some_and(|place| place != "disk")
-                && let Look::Other(summary, bytes) | Look::Table(Looked { summary, bytes, .. }) =
+                && let Look::Other(summary, bytes) | Look::Table(TableRow { summary, bytes, .. }) =
                     shelf.look(wanted, self.model.values)
             {
                 ui.label(

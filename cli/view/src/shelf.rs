@@ -46,9 +46,9 @@ pub struct Picture {
 /// What was measured, by name.
 pub type Scores = Arc<[(String, f64)]>;
 
-/// A table as far as it is looked at.
+/// A row of a table, and what there is to say of the whole.
 #[derive(Clone)]
-pub struct Looked {
+pub struct TableRow {
     /// The value in a line: `table 8x12`.
     pub summary: String,
     /// The bytes that it takes.
@@ -69,7 +69,7 @@ pub enum Look {
     /// A picture.
     Picture(Picture),
     /// A table.
-    Table(Looked),
+    Table(TableRow),
     /// Something else: in a line, and its bytes.
     Other(String, usize),
     /// It cannot be shown.
@@ -226,7 +226,7 @@ fn look_at(wanted: &Wanted, cache: &dyn Cache, ctx: &Context) -> Look {
         return Look::Missing;
     };
     if let Some(table) = value.downcast::<Table>() {
-        return Look::Table(Looked {
+        return Look::Table(TableRow {
             summary: value.summary(),
             bytes: value.bytes(),
             rows: table.rows.len(),

@@ -275,11 +275,11 @@ pub trait Backward: Sync {
         trained: bool,
     ) -> Result<NormGradients>;
 
-    /// `a^T b` of rows a `[R, M]` and b `[R, N]`: `[M, N]`, the gradient of a linear layer's weight.
+    /// `a^T b` of rows a `[R, M]` and b `[R, N]`: `[M, N]`, the gradient of a linear layer's weight (`TN` as in BLAS: the first transposed, the second not).
     ///
     /// # Errors
     /// When the shapes do not fit.
-    fn product_of_rows(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    fn matmul_tn(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         a.t()?.matmul(b)
     }
 
@@ -437,8 +437,8 @@ pub trait Source: Debug + Send + Sync {
 enum Numbers {
     /// In the order in which a kernel set reads them.
     Packed(Tensor),
-    /// Those of the weight that it is turned from, in that order; the kernel set turns them when it reads them.
-    Turned(Tensor),
+    /// Those of the weight that it is the transpose of, in that order; the kernel set transposes them when it reads them.
+    Transposed(Tensor),
     /// To be packed each time that they are used.
     Late(Arc<dyn Source>),
     /// A variable that is trained, `[O, K]` or `[O, C, kh, kw]` of float32: packed each time, as it changes.
@@ -510,26 +510,26 @@ impl Weight {
         })
     }
 
-    /// The weight `[K, O]` or `[C, O, kh, kw]` with the window turned round of packed numbers `[O, K]` or `[O, C, kh, kw]`, which are turned
+    /// The weight `[K, O]` or `[C, O, kh, kw]` with the window turned round of packed numbers `[O, K]` or `[O, C, kh, kw]`, which are transposed
     /// when they are read.
-    pub(crate) fn read_turned(data: Tensor, of: &Self) -> Self {
+    pub(crate) fn transposed_on_read(data: Tensor, of: &Self) -> Self {
         Self {
-            numbers: Numbers::Turned(data),
+            numbers: Numbers::Transposed(data),
             outputs: of.inputs,
             inputs: of.outputs,
             window: of.window,
         }
     }
 
-    /// Whether its packed numbers are those of the weight that it is turned from.
-    pub(crate) fn is_read_turned(&self) -> bool {
-        matches!(self.numbers, Numbers::Turned(_))
+    /// Whether its packed numbers are those of the weight that it is the transpose of.
+    pub(crate) fn is_transposed_on_read(&self) -> bool {
+        matches!(self.numbers, Numbers::Transposed(_))
     }
 
     /// The numbers as `kernel` reads them.
     pub(crate) fn packed(&self, kernel: &dyn Kernel) -> Result<Tensor> {
         match &self.numbers {
-            Numbers::Packed(data) | Numbers::Turned(data) => Ok(data.clone()),
+            Numbers::Packed(data) | Numbers::Transposed(data) => Ok(data.clone()),
             Numbers::Late(source) => kernel.pack(&source.tensor()?),
             Numbers::Trained(w) => kernel.pack(&w.detach()),
         }

@@ -167,7 +167,14 @@ impl Node for Grid {
             .chain(&self.row_labels)
             .chain(&self.column_labels)
             .map(Template::as_str)
-            .chain(self.scores.iter().map(String::as_str));
+            .chain(self.scores.iter().map(String::as_str))
+            .chain(
+                printed
+                    .scores
+                    .values()
+                    .flatten()
+                    .map(|(_, value)| value.as_str()),
+            );
         let unknown: BTreeSet<char> = labels
             .flat_map(|label| plain(label).chars().collect::<Vec<_>>())
             .filter(|letter| !is_drawn(*letter))

@@ -63,7 +63,7 @@ impl Seen {
 
 /// Values of references that are read through the context's keys.
 #[derive(Clone, Debug)]
-pub(crate) struct Moved {
+pub(crate) struct Warped {
     /// Whose keys the matches are among, on which grid, one after another.
     pub(crate) parts: Vec<(Whose, (usize, usize))>,
     /// For each image, or one for all, and each key of the context the place that it matches.
@@ -85,7 +85,7 @@ pub struct AttentionRow {
     /// M_k on the site's grid: of each image, or one for all; none where nothing is blended.
     blend: Vec<Plane>,
     /// Where values are matched: then `seen` is the context alone.
-    moved: Option<Moved>,
+    warped: Option<Warped>,
 }
 
 /// Where one query looks.
@@ -130,14 +130,14 @@ impl AttentionRow {
             queries: numbers(queries)?,
             seen,
             blend: blend.to_vec(),
-            moved: None,
+            warped: None,
         })
     }
 
     /// The same where values of references are read through the context's keys.
-    pub(crate) fn with_moved(self, moved: Moved) -> Self {
+    pub(crate) fn with_warped(self, warped: Warped) -> Self {
         Self {
-            moved: Some(moved),
+            warped: Some(warped),
             ..self
         }
     }
@@ -154,7 +154,7 @@ impl AttentionRow {
         let keys = self.seen.iter().flat_map(|seen| &seen.keys);
         let numbers: usize = self.queries.iter().chain(keys).map(Vec::len).sum();
         let planes: usize = self.blend.iter().map(|plane| plane.data.len()).sum();
-        let matches = self.moved.iter().flat_map(|moved| &moved.matches);
+        let matches = self.warped.iter().flat_map(|warped| &warped.matches);
         let matches: usize = matches.map(Vec::len).sum();
         (numbers + planes) * size_of::<f32>() + matches * size_of::<Option<u32>>()
     }
@@ -238,10 +238,10 @@ impl AttentionRow {
             1 => self.blend.first(),
             _ => self.blend.get(image),
         };
-        if let (Some(moved), [(Whose::Context, look)], Some(mask)) =
-            (&self.moved, planes.as_slice(), blend)
+        if let (Some(warped), [(Whose::Context, look)], Some(mask)) =
+            (&self.warped, planes.as_slice(), blend)
         {
-            return Ok(moved.row(image, look, mask));
+            return Ok(warped.row(image, look, mask));
         }
         Ok(GazeRow {
             share: blend.and_then(|plane| plane.data.get(pixel).copied()),
@@ -250,7 +250,7 @@ impl AttentionRow {
     }
 }
 
-impl Moved {
+impl Warped {
     /// Where a look at the context's keys finds its values, given M_k.
     fn row(&self, image: usize, look: &Plane, mask: &Plane) -> GazeRow {
         let none = Vec::new();
@@ -432,7 +432,7 @@ mod tests {
             &[blend],
         )
         .unwrap();
-        let row = row.with_moved(Moved {
+        let row = row.with_warped(Warped {
             parts: vec![(Whose::Reference(0), (1, 2)), (Whose::Reference(1), (1, 1))],
             matches: vec![vec![Some(2), Some(1), None, Some(0)]],
         });

@@ -6,9 +6,9 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use crate::sampling::attention_row::{AttentionRow, Heads, Moved, QueriesOf, Seen, Whose};
+use crate::sampling::attention_row::{AttentionRow, Heads, QueriesOf, Seen, Warped, Whose};
 use crate::sampling::masks::Plane;
-use crate::sampling::matching::{Values, matches, moved};
+use crate::sampling::matching::{Values, matches, warped};
 use crate::{Error, Result};
 use retouch_kernels::{Attended, Kernel};
 
@@ -497,7 +497,7 @@ impl Met {
         let values = (0..images).map(|image| {
             let matches = &matches[if matches.len() == 1 { 0 } else { image }];
             let (own, theirs) = (Self::of(&self.v, image)?, Self::of(&references.v, image)?);
-            moved(&own, &theirs, matches, &Self::of(mask, image)?)
+            warped(&own, &theirs, matches, &Self::of(mask, image)?)
         });
         Ok(Tensor::stack(&values.collect::<Result<Vec<_>>>()?, 0)?)
     }
@@ -642,7 +642,7 @@ impl<'a> Swap<'a> {
                 },
                 Some(inside),
                 Some(outside),
-            ) => Some(Moved {
+            ) => Some(Warped {
                 parts: of_references(inside),
                 matches: outside.matches(inside)?,
             }),
@@ -671,7 +671,7 @@ impl<'a> Swap<'a> {
         };
         let row = AttentionRow::of(&queries, heads, grid, whose, seen, &blend)?;
         Ok(Some(match by_match {
-            Some(moved) => row.with_moved(moved),
+            Some(warped) => row.with_warped(warped),
             None => row,
         }))
     }

@@ -1,8 +1,8 @@
-//! Appearance matching (DreamMatcher, Nam et al. 2024, sections 4.2 and 4.3): the values of the references are moved to where the
+//! Appearance matching (DreamMatcher, Nam et al. 2024): the values of the references are moved to where the
 //! context has what is most like them, and read through the context's own attention.
 //!
 //! There features of the U-Net, reduced by PCA, are compared; here the keys of the site, less their mean. A match counts where it is
-//! found both ways: the place that is most like what a place of the context is most like is no more than an eighth of the
+//! cycle-consistent: the place that is most like what a place of the context is most like is no more than an eighth of the
 //! grid away from it.
 
 use candle_core::{D, Tensor};
@@ -84,7 +84,7 @@ pub fn matches(
 ///
 /// # Errors
 /// When the shapes do not fit.
-pub fn moved(
+pub fn warped(
     context: &Tensor,
     references: &Tensor,
     matches: &[Option<u32>],
@@ -121,7 +121,7 @@ mod tests {
         let has = found.iter().filter(|found| found.is_some()).count();
         assert!((8..24).contains(&has), "{has} of 24 places have a match");
         assert!(found.iter().flatten().all(|place| counts.contains(place)));
-        let values = moved(&t("v_ctx"), &t("v_ref"), &found, &t("mask")).unwrap();
+        let values = warped(&t("v_ctx"), &t("v_ref"), &found, &t("mask")).unwrap();
         let off = (values - t("values"))
             .unwrap()
             .abs()
@@ -153,7 +153,7 @@ mod tests {
         let twins = keys(&[0, 1, 2, 3, 4, 5, 6, 7, 0]);
         let found = matches(&twins, (1, 9), &twins, None).unwrap();
         assert_eq!((found[0], found[8]), (Some(0), None));
-        let values = moved(
+        let values = warped(
             &context,
             &(keys(&order) * 2.0).unwrap(),
             &[None; 9],

@@ -6,7 +6,7 @@ use candle_core::{D, DType, Device, Result, Tensor, bail};
 use super::buffers::{Scratch, Unfilled, written};
 use super::data::with_data;
 use super::matrix::{View, multiply};
-use super::packing::{PANEL, padded_columns, turn};
+use super::packing::{PANEL, padded_columns, transpose_block};
 use super::simd::{Isa, SUM_LANES, Simd, erf, multiversion};
 use super::{Cpu, gradients, team, with_packed};
 use crate::{AttentionGradients, Backward, GroupNormSpec, NormGradients, Weight, Window};
@@ -16,36 +16,36 @@ const SCORES: usize = 1 << 19;
 /// Numbers that a task of the pointwise passes handles, about.
 const TASK: usize = 1 << 14;
 
-/// Rows from which on a weight is turned once for all of them.
+/// Rows from which on a weight is transposed once for all of them.
 const MANY_ROWS: usize = 2048;
 
 /// The weight `[I, O, taps turned round]` of a weight `[O, I, taps]`.
 pub(super) fn transposed(kernel: &Cpu, w: &Weight) -> Result<Weight> {
     let data = w.packed(kernel)?;
-    if w.is_read_turned() {
-        // Turned twice it is the weight that it was turned from.
+    if w.is_transposed_on_read() {
+        // Twice transposed it is the weight itself.
         return match w.window {
             (1, 1) => Weight::of_packed(data, &[w.inputs, w.outputs]),
             (kh, kw) => Weight::of_packed(data, &[w.inputs, w.outputs, kh, kw]),
         };
     }
     if data.dtype() == DType::F32 && !kernel.machine.amx {
-        // Written down it would be as much memory again, written and read at each step.
-        return Ok(Weight::read_turned(data, w));
+        // A copy would be as much memory again, written and read at each step.
+        return Ok(Weight::transposed_on_read(data, w));
     }
-    written_down(kernel, data, (w.outputs, w.inputs), w.window)
+    transposed_copy(kernel, data, (w.outputs, w.inputs), w.window)
 }
 
-/// The weight for a product of so many rows: written down if it would be turned again for each of many bands of them.
+/// The weight for a product of so many rows: a transposed copy if it would be transposed again for each of many bands of them.
 pub(super) fn for_rows(kernel: &Cpu, w: &Weight, rows: usize) -> Result<Weight> {
-    if w.is_read_turned() && rows >= MANY_ROWS {
-        return written_down(kernel, w.packed(kernel)?, (w.inputs, w.outputs), w.window);
+    if w.is_transposed_on_read() && rows >= MANY_ROWS {
+        return transposed_copy(kernel, w.packed(kernel)?, (w.inputs, w.outputs), w.window);
     }
     Ok(w.clone())
 }
 
 /// Of packed numbers `[O, I, taps]` the weight `[I, O, taps turned round]` in float32 panels.
-fn written_down(
+fn transposed_copy(
     kernel: &Cpu,
     data: Tensor,
     (outputs, inputs): (usize, usize),
@@ -77,7 +77,7 @@ fn written_down(
                         let from = panel.rows(tap * inputs + first, rows, width);
                         let start = ((taps - 1 - tap) * outputs + column) * to_width;
                         let to = &mut to[start..start + columns * to_width];
-                        turn(from, (rows, width), to, (columns, to_width));
+                        transpose_block(from, (rows, width), to, (columns, to_width));
                     }
                 });
             }
@@ -715,7 +715,7 @@ impl Backward for Cpu {
         })
     }
 
-    fn product_of_rows(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    fn matmul_tn(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         gradients::product(a, b)
     }
 

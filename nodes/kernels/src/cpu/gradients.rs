@@ -217,7 +217,7 @@ mod tests {
         for (rows, m, n) in [(1, 1, 1), (300, 70, 300), (513, 4, 320), (77, 200, 3)] {
             let (a, b) = (numbers(1, &[rows, m]), numbers(2, &[rows, n]));
             let own = one.install(|| product(&a, &b).unwrap());
-            near(&own, &Plain.product_of_rows(&a, &b).unwrap());
+            near(&own, &Plain.matmul_tn(&a, &b).unwrap());
             assert_eq!(
                 bits(&own),
                 bits(&three.install(|| product(&a, &b).unwrap()))
@@ -308,9 +308,9 @@ mod tests {
         );
     }
 
-    /// Float32 weights are turned when they are read, others are written down turned: both equal the plain ones.
+    /// Float32 weights are transposed when they are read, of others a copy is: both equal the plain ones.
     #[test]
-    fn products_with_turned_weights_equal_the_plain_ones() {
+    fn products_with_transposed_weights_equal_the_plain_ones() {
         let cpu = Cpu::default();
         for (outputs, inputs, window) in [
             (70, 130, 1),
@@ -328,7 +328,7 @@ mod tests {
                     .transposed(&Weight::new(&w.to_dtype(dtype).unwrap(), &cpu).unwrap())
                     .unwrap();
                 if window == 1 {
-                    // Few rows, and so many that a weight is turned before.
+                    // Few rows, and so many that a weight is transposed before.
                     for rows in [45, 1030] {
                         let grad = numbers(2, &[2, rows, outputs]);
                         let due = Plain.linear(&grad, &plain, Terms::default()).unwrap();

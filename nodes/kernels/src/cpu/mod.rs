@@ -113,8 +113,8 @@ fn with_packed<R>(kernel: &Cpu, w: &Weight, f: impl FnOnce(Packed<'_>) -> Result
     };
     let taps = w.window.0 * w.window.1;
     let data = match data.dtype() {
-        DType::F32 if w.is_read_turned() => {
-            packing::Packed::Turned(&storage.as_slice()?[start..end])
+        DType::F32 if w.is_transposed_on_read() => {
+            packing::Packed::Transposed(&storage.as_slice()?[start..end])
         }
         DType::F32 => packing::Packed::F32(&storage.as_slice()?[start..end]),
         DType::F16 => packing::Packed::F16(&storage.as_slice()?[start..end]),

@@ -17,8 +17,8 @@ pub(super) const SQUARE: usize = 32;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Packed<'a> {
     F32(&'a [f32]),
-    /// Those of the weight that this one is the transpose of, its window turned round: panels are turned when they are read.
-    Turned(&'a [f32]),
+    /// Those of the weight that this one is the transpose of, its window turned round: panels are transposed when they are read.
+    Transposed(&'a [f32]),
     F16(&'a [f16]),
     Bf16(&'a [bf16]),
     /// Float32 numbers as the exact sums of so many bfloat16 parts, two of which share a word: tiles of the matrix unit.
@@ -47,7 +47,7 @@ impl Matrix<'_> {
         };
         match self.data {
             Packed::F32(data) => (data[column * inner..][..len].as_ptr(), width),
-            Packed::Turned(data) => {
+            Packed::Transposed(data) => {
                 let to = scratch.bytes(len * 4).cast::<MaybeUninit<f32>>();
                 // SAFETY: the scratch is that long and aligned to 64.
                 let to = unsafe { std::slice::from_raw_parts_mut(to, len) };
@@ -62,7 +62,7 @@ impl Matrix<'_> {
                         let from = &panel[(tap * self.outputs + column) * wide..][..rows * wide];
                         let start = ((self.taps - 1 - tap) * self.inputs + first) * width;
                         let to = &mut to[start..start + columns * width];
-                        turn(from, (rows, wide), to, (columns, width));
+                        transpose_block(from, (rows, wide), to, (columns, width));
                     }
                 }
                 (to.as_ptr().cast(), width)
@@ -130,7 +130,7 @@ impl Matrix<'_> {
 }
 
 /// Columns of `from`, `rows` lines of `width` numbers, as `columns` lines of `to_width` numbers, which end in zeros.
-pub(super) fn turn(
+pub(super) fn transpose_block(
     from: &[f32],
     (rows, width): (usize, usize),
     to: Unfilled<'_>,
@@ -148,7 +148,7 @@ pub(super) fn turn(
                 unsafe {
                     let from = from.as_ptr().add(row * width + column);
                     let to = to.as_mut_ptr().add(column * to_width + row).cast();
-                    turn_eight(from, width, to, to_width);
+                    transpose_8x8(from, width, to, to_width);
                 }
             }
         }
@@ -168,7 +168,7 @@ pub(super) fn turn(
 /// AVX, and eight lines of eight numbers that far apart at both.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx")]
-unsafe fn turn_eight(from: *const f32, from_line: usize, to: *mut f32, to_line: usize) {
+unsafe fn transpose_8x8(from: *const f32, from_line: usize, to: *mut f32, to_line: usize) {
     use std::arch::x86_64::{
         _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_shuffle_ps, _mm256_storeu_ps,
         _mm256_unpackhi_ps, _mm256_unpacklo_ps,

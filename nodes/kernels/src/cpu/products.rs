@@ -177,7 +177,7 @@ impl Cut {
                     Packed::Split(_, parts) => 128 * parts,
                     Packed::Bf16(_) => 128,
                     // Cut as well.
-                    Packed::F32(_) | Packed::Turned(_) | Packed::F16(_) => 800,
+                    Packed::F32(_) | Packed::Transposed(_) | Packed::F16(_) => 800,
                 },
             };
             (plan.steps * plan.parts * 64, SQUARE, costs)
@@ -187,7 +187,7 @@ impl Cut {
                 block: 1100,
                 activations: if w.taps > 1 { 150 } else { 0 },
                 weights: match w.data {
-                    Packed::Turned(_) => 1024,
+                    Packed::Transposed(_) => 1024,
                     _ => 512,
                 },
             };
@@ -247,7 +247,7 @@ impl Tiled {
     /// `whole`: all inputs in one run, for what is not a sum.
     fn of(w: Matrix<'_>, whole: bool) -> Self {
         let (parts, products): (usize, usize) = match w.data {
-            Packed::F32(_) | Packed::Turned(_) => (3, 6),
+            Packed::F32(_) | Packed::Transposed(_) => (3, 6),
             Packed::F16(_) | Packed::Split(_, 2) => (3, 5),
             Packed::Split(..) => (3, 3),
             Packed::Bf16(_) => (1, 1),
@@ -281,8 +281,8 @@ fn run(
     // The columns that are written.
     let outputs = if gated { w.outputs / 2 } else { w.outputs };
     check(x, w, terms, pixels, outputs, out)?;
-    if machine.in_tiles(w) && matches!(w.data, Packed::Turned(_)) {
-        bail!("weights that are turned when they are read have no tiles");
+    if machine.in_tiles(w) && matches!(w.data, Packed::Transposed(_)) {
+        bail!("weights that are transposed when they are read have no tiles");
     }
     let bands = bands(cut.bands);
     let per_group = outputs.div_ceil(cut.width).div_ceil(cut.groups) * cut.width;
@@ -334,7 +334,7 @@ fn check(
         let of = |dtype| packed_len(dtype, w.outputs, w.inputs, w.taps);
         match w.data {
             Packed::F32(data) => (data.len(), of(DType::F32)),
-            Packed::Turned(data) => (
+            Packed::Transposed(data) => (
                 data.len(),
                 packed_len(DType::F32, w.inputs, w.outputs, w.taps),
             ),
@@ -812,8 +812,8 @@ impl Task<'_> {
     #[cfg(target_arch = "x86_64")]
     fn by_tiles(&self, machine: Machine) {
         match self.w.data {
-            // None is turned where there are tiles (`backward::transposed`).
-            Packed::F32(_) | Packed::Turned(_) => self.tiled::<3, 3>(machine),
+            // None is transposed on read where there are tiles (`backward::transposed`).
+            Packed::F32(_) | Packed::Transposed(_) => self.tiled::<3, 3>(machine),
             Packed::F16(_) => self.tiled::<3, 2>(machine),
             Packed::Split(_, 1) => self.tiled::<3, 1>(machine),
             Packed::Split(..) => self.tiled::<3, 2>(machine),
@@ -958,7 +958,7 @@ impl Task<'_> {
             Packed::Split(data, _) => {
                 return (data[from / 2..][..reach / 2].as_ptr().cast(), 2 * tap);
             }
-            Packed::F32(_) | Packed::Turned(_) | Packed::F16(_) => {}
+            Packed::F32(_) | Packed::Transposed(_) | Packed::F16(_) => {}
         }
         let inner = inputs * taps;
         let panel = column / PANEL * PANEL;
@@ -993,7 +993,7 @@ impl Task<'_> {
                             amx::split_columns::<B>(wide.as_ptr(), DEPTH, depth, columns, to);
                         }
                         // Packed as tiles, see above; or never where there are tiles (`backward::transposed`).
-                        Packed::Bf16(_) | Packed::Split(..) | Packed::Turned(_) => {}
+                        Packed::Bf16(_) | Packed::Split(..) | Packed::Transposed(_) => {}
                     }
                 }
             }

@@ -36,7 +36,7 @@ pub(super) fn record_linear(
         let grad_rows = || grad.flatten_to(grad.rank() - 2);
         if let Some(id) = weight.filter(|id| gradients.wants(*id)) {
             let rows = own.flatten_to(own.rank() - 2)?;
-            let of = inner.backward().product_of_rows(&grad_rows()?, &rows)?;
+            let of = inner.backward().matmul_tn(&grad_rows()?, &rows)?;
             gradients.add(id, of)?;
         }
         if let Some(id) = bias.filter(|id| gradients.wants(*id)) {
@@ -220,7 +220,7 @@ fn conv2d_weight(
         for column in 0..kw {
             let under = along(&lines, columns, column, out_w)?.contiguous()?;
             let under = layout.tokens(&under)?.flatten_to(1)?;
-            taps.push(kernel.backward().product_of_rows(&tokens, &under)?);
+            taps.push(kernel.backward().matmul_tn(&tokens, &under)?);
         }
     }
     let (outputs, inputs) = taps[0].dims2()?;
