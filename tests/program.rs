@@ -35,6 +35,13 @@ fn every_shipped_workflow_opens_with_a_comment_checks_and_runs_at_few_steps() {
     let out = tempfile::tempdir().unwrap();
     let mut ran = 0;
     for file in files_below(&root().join("workflows")) {
+        // Their data are elsewhere: nodes/tests/measure.rs runs them with small ones.
+        if file
+            .parent()
+            .is_some_and(|folder| folder.ends_with("protocols"))
+        {
+            continue;
+        }
         let source = std::fs::read_to_string(&file).unwrap();
         assert!(
             source.starts_with("# "),
@@ -375,6 +382,13 @@ fn shipped_workflows_and_only_sound_ones_satisfy_the_schema_for_editors() {
         to_json(&source)
     };
     for file in files_below(&root().join("workflows")) {
+        // Their data are elsewhere: nodes/tests/measure.rs runs them with small ones.
+        if file
+            .parent()
+            .is_some_and(|folder| folder.ends_with("protocols"))
+        {
+            continue;
+        }
         let instance = as_json(&file);
         let errors: Vec<String> = validator
             .iter_errors(&instance)

@@ -41,7 +41,8 @@ fn engine(sweep: &str) -> Engine {
             "own/words.txt",
             "\u{feff}# places\nfirst\n\n  second: one  \r\nfirst\n",
         )
-        .with("own/numbers.txt", "3\nfive\n");
+        .with("own/numbers.txt", "3\nfive\n")
+        .with("own/prompts.txt", "a {} in the snow\na red {}\na {} {}\n");
     Engine::new(registry()).with_files(Arc::new(files))
 }
 
@@ -107,6 +108,68 @@ fn params_that_are_zipped_go_together_value_by_value() {
     // Several groups; each is one step of the whole.
     let two = "sweep: {matrix: {a: [1, 2], b: [0.5, 3], word: [x, y], seed: [1, 2]}, zip: [[a, b], [word, seed]]}\n";
     assert_eq!(labels(two, &[], &[]).len(), 4);
+    // Equal values are as many as they are written, since each goes with another.
+    let equal = "sweep: {matrix: {a: [1, 2, 3], word: [cat, cat, dog]}, zip: [a, word]}\n";
+    assert_eq!(
+        labels(equal, &[], &[]),
+        ["a=1, word=cat", "a=2, word=cat", "a=3, word=dog"]
+    );
+}
+
+#[test]
+fn the_cells_of_several_matrices_follow_one_another() {
+    let sweep = "sweep:
+  matrix:
+    - {a: [1, 2], word: [x, y], b: [0, 1]}
+    - {a: [3], word: [z], b: {from: 5, to: 7, step: 1}}
+    - {word: [w, x]}
+  zip: [a, word]
+  exclude: [{word: y, b: 1}]
+";
+    assert_eq!(
+        labels(sweep, &[], &[]),
+        [
+            "a=1, word=x, b=0",
+            "a=1, word=x, b=1",
+            "a=2, word=y, b=0",
+            "a=3, word=z, b=5",
+            "a=3, word=z, b=6",
+            "a=3, word=z, b=7",
+            // What a matrix does not say has its default.
+            "a=1, word=w, b=2",
+            "a=1, word=x, b=2",
+        ]
+    );
+    // What the command line gives goes with the cells of all of them; a cell that is given twice is one.
+    assert_eq!(
+        labels(sweep, &["a=8,9"], &["b=1"]),
+        [
+            "a=8, word=x",
+            "a=9, word=x",
+            "a=8, word=z",
+            "a=9, word=z",
+            "a=8, word=w",
+            "a=9, word=w",
+        ]
+    );
+    assert_eq!(
+        labels("sweep: {matrix: [{}, {a: [1]}]}\n", &[], &[]),
+        ["a=1"]
+    );
+}
+
+#[test]
+fn a_line_is_whole_or_what_is_before_or_after_the_first_mark() {
+    let sweep = "sweep: {matrix: {word: {lines: own/prompts.txt, before: \"{}\"}, a: [1, 2, 3]}, zip: [word, a]}\n";
+    assert_eq!(
+        labels(sweep, &[], &[]),
+        ["word=a , a=1", "word=a red , a=2", "word=a , a=3"]
+    );
+    let after = sweep.replace("before", "after");
+    assert_eq!(
+        labels(&after, &[], &[]),
+        ["word= in the snow, a=1", "word=, a=2", "word= {}, a=3"]
+    );
 }
 
 #[test]
@@ -359,6 +422,42 @@ fn faults_are_told_at_their_place_once() {
             2,
             1,
             "integer",
+        ),
+        (
+            "sweep: {matrix: {word: {lines: own/words.txt, before: \"{}\"}}}\n",
+            "R0208",
+            2,
+            1,
+            "no `{}`",
+        ),
+        (
+            "sweep: {matrix: {word: {lines: own/prompts.txt, before: a, after: a}}}\n",
+            "R0208",
+            21,
+            24,
+            "one of `before` and `after`",
+        ),
+        (
+            "sweep: {matrix: {word: {lines: own/prompts.txt, before: \"\"}}}\n",
+            "R0208",
+            21,
+            24,
+            "one of `before` and `after`",
+        ),
+        ("sweep: {matrix: [3]}\n", "R0205", 21, 18, "is a map"),
+        (
+            "sweep: {matrix: [{a: [1]}, {c: [1]}]}\n",
+            "R0501",
+            21,
+            29,
+            "no param `c`",
+        ),
+        (
+            "sweep: {matrix: [{a: [1, 2], b: [1, 2]}, {a: [1], b: [3, 4]}], zip: [a, b]}\n",
+            "R0208",
+            21,
+            73,
+            "`a` has 1 values and `b` 2",
         ),
         (
             "sweep: {matrix: {a: [1]}, exclude: [{a: 2}]}\n",

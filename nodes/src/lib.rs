@@ -58,6 +58,7 @@ pub fn registry() -> retouch_graph::registry::Registry {
         .with::<measure::Diversity>()
         .with::<measure::MeasureLayout>()
         .with::<measure::MeasureLook>()
+        .with::<measure::PerceptualDistance>()
         .with::<measure::PictureError>()
         .with::<measure::Scores>()
         .with::<measure::MakeReport>()

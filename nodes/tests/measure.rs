@@ -1,12 +1,13 @@
 //! Measures against torch, transformers, pytorch-msssim and numpy (`tests/oracle/make_measures.py`), and on cases whose answer is known.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use retouch_diffusion::checkpoint::weights::{Table as WeightTable, Tensors, Weights};
 use retouch_diffusion::networks::bicubic;
+use retouch_diffusion::networks::lpips::{Backbone, Lpips};
 use retouch_diffusion::networks::vit::{Vit, VitConfig};
 use retouch_graph::{
     Cancel, Engine, Exists, Known, Node, NodeError, Payload, Recorder, RunOptions, Saver, Settings,
@@ -15,9 +16,9 @@ use retouch_graph::{
 use retouch_kernels::for_device;
 use retouch_nodes::load::{LoadImage, LoadMask, load_image, load_mask};
 use retouch_nodes::measure::{
-    Diversity, ImageFeatures, MakeReport, MeasureLayout, MeasureLook, PictureError, PromptScore,
-    Scores, Similarity, TextFeatures, diversity, image_features, layout, look, picture_error,
-    prompt_score, report, scores, similarity, text_features,
+    Diversity, ImageFeatures, MakeReport, MeasureLayout, MeasureLook, PerceptualDistance,
+    PictureError, PromptScore, Scores, Similarity, TextFeatures, diversity, image_features, layout,
+    look, lpips, picture_error, prompt_score, report, scores, similarity, text_features,
 };
 use retouch_nodes::payload::features::Space;
 use retouch_nodes::payload::{
@@ -191,6 +192,123 @@ fn vision_transformers_give_what_transformers_does() {
         &expected["dinov2_registers_224"],
         MODULE,
     );
+}
+
+/// The files of LPIPS: AlexNet or VGG16 in torchvision's names, and the weights of its layers, by the rule of `make_perceptual.py`.
+fn lpips_files(backbone: Backbone, folder: &Path) -> Json {
+    let files = ["backbone", "heads"].map(|name| folder.join(format!("{name}.safetensors")));
+    let empty = || {
+        let file = folder.join("empty.safetensors");
+        candle_core::safetensors::save(&HashMap::<String, Tensor>::new(), &file).unwrap();
+        Weights::checking(Arc::new(WeightTable::read(&file, &Disk).unwrap()))
+    };
+    let asked = [
+        Weights::asked(|weights| Lpips::load(backbone, weights, &empty()).map(drop)).unwrap(),
+        Weights::asked(|heads| Lpips::load(backbone, &empty(), heads).map(drop)).unwrap(),
+    ];
+    for (file, asked) in files.iter().zip(asked) {
+        let tensors: HashMap<String, Tensor> = (asked.into_iter())
+            .map(|(name, shape)| {
+                let count = shape.iter().product();
+                let values = if name.starts_with("lin") {
+                    formula(&name, count, 0.5).iter().map(|x| x + 0.5).collect()
+                } else if shape.len() == 1 {
+                    formula(&name, count, 0.1)
+                } else {
+                    let inputs: usize = shape[1..].iter().product();
+                    formula(&name, count, (6.0 / inputs as f64).sqrt())
+                };
+                let tensor = Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
+                (name, tensor)
+            })
+            .collect();
+        candle_core::safetensors::save(&tensors, file).unwrap();
+    }
+    json!({"path": files[0], "heads": files[1]})
+}
+
+/// The pictures of `make_perceptual.py`, 64 x 48 pixels: three of noise, and the first one darker.
+fn noise() -> Vec<Arc<Image>> {
+    let shifted = |name: &str| -> Vec<f32> {
+        (formula(name, 3 * 48 * 64, 0.5).into_iter())
+            .map(|x| x + 0.5)
+            .collect()
+    };
+    let mut planes: Vec<Vec<f32>> = (0..3).map(|i| shifted(&format!("picture{i}"))).collect();
+    planes.push(planes[0].iter().map(|x| x * 0.9).collect());
+    (planes.into_iter())
+        .map(|planes| {
+            let rgb = Tensor::from_vec(planes, (1, 3, 48, 64), &Device::Cpu).unwrap();
+            Arc::new(Image::new(rgb, None).unwrap())
+        })
+        .collect()
+}
+
+#[test]
+fn lpips_is_that_of_its_package_by_both_networks() {
+    let expected: Json =
+        serde_json::from_slice(&std::fs::read(data().join("perceptual.json")).unwrap()).unwrap();
+    let pictures = noise();
+    for (backbone, name) in [(Backbone::AlexNet, "alexnet"), (Backbone::Vgg16, "vgg16")] {
+        let folder = tempfile::tempdir().unwrap();
+        let params = lpips_files(backbone, folder.path());
+        let table = |image: Arc<Image>, to: Option<Arc<Image>>| {
+            run::<PerceptualDistance>(params.clone(), lpips::Inputs { image, to })
+                .unwrap()
+                .table
+        };
+        let expected = &expected[name];
+        // Each with the one beside it; one for all.
+        let made = table(batch(&pictures[1..3]), Some(batch(&pictures[..2])));
+        near(cell(&made, "lpips", 0), &expected["1,0"], 1e-5);
+        near(cell(&made, "lpips", 1), &expected["2,1"], 1e-5);
+        let made = table(batch(&pictures), Some(pictures[0].clone()));
+        assert_eq!(cell(&made, "lpips", 0), 0.0);
+        for i in 1..4 {
+            near(cell(&made, "lpips", i), &expected[format!("{i},0")], 1e-5);
+        }
+        // With each other: the mean over the pairs, once for the batch.
+        let made = table(batch(&pictures), None);
+        let all: Vec<f64> = (expected.as_object().unwrap().values())
+            .map(|value| value.as_f64().unwrap())
+            .collect();
+        let mean = all.iter().sum::<f64>() / all.len() as f64;
+        near(cell(&made, "lpips", 0), &json!(mean), 1e-5);
+        assert_eq!(made.rows.len(), 1);
+        let again = table(batch(&[pictures[2].clone(), pictures[2].clone()]), None);
+        assert_eq!(cell(&again, "lpips", 0), 0.0);
+    }
+}
+
+#[test]
+fn lpips_says_which_of_its_files_is_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let params = lpips_files(Backbone::AlexNet, folder.path());
+    let said = |params: &Json, image: Option<Arc<Image>>| {
+        let image = image.unwrap_or_else(|| batch(&noise()[..2]));
+        match run::<PerceptualDistance>(params.clone(), lpips::Inputs { image, to: None }) {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        }
+    };
+    assert_eq!(said(&params, None), "");
+    let swapped = json!({"path": params["heads"], "heads": params["path"]});
+    assert!(said(&swapped, None).contains("neither AlexNet nor VGG16"));
+    let twice = json!({"path": params["path"], "heads": params["path"]});
+    let message = said(&twice, None);
+    assert!(
+        message.contains("layers of AlexNet") && message.contains("lin0.model.1.weight"),
+        "{message}"
+    );
+    let one = said(&params, Some(noise()[0].clone()));
+    assert!(one.contains("no pairs"), "{one}");
+    let rgb = Tensor::full(0.5f32, (1, 3, 30, 64), &Device::Cpu).unwrap();
+    let low = Image::new(rgb, None).unwrap();
+    let message = said(
+        &params,
+        Some(batch(&[Arc::new(low.clone()), Arc::new(low)])),
+    );
+    assert!(message.contains("at least 31 pixels"), "{message}");
 }
 
 /// A folder with the whole of CLIP ViT-B/32, its halves of two layers each.
@@ -829,6 +947,206 @@ fn a_sweep_makes_one_report_of_all_its_cells_and_the_same_bytes_again() {
     let plan = engine.plan_sweep(&sweep, &["report.csv".to_owned()], &Default::default());
     let plan = plan.unwrap();
     assert_eq!(plan.outputs, [(None, "report.csv".to_owned())]);
+}
+
+/// A copy of the shipped workflows with what the protocols need beside them: folders of photos, lists of prompts that are not in the
+/// box, and networks.
+fn protocols(folder: &Path) -> Vec<String> {
+    let copy = |from: &Path, to: &Path| {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+            }
+        }
+    };
+    let own = folder.join("workflows/protocols");
+    copy(&root().join("workflows"), &folder.join("workflows"));
+    copy(&root().join("workflows/protocols"), &own);
+    let prompts = |count: usize, subject: &str| -> String {
+        (0..count)
+            .map(|i| format!("a {subject} in place {i}\n"))
+            .collect()
+    };
+    for (name, count) in [("", 31), ("_challenging", 24)] {
+        let inputs = own.join("dreammatcher/inputs");
+        std::fs::create_dir_all(&inputs).unwrap();
+        for kind in ["live", "nonlive"] {
+            let file = inputs.join(format!("prompts_{kind}_objects{name}.txt"));
+            std::fs::write(file, prompts(count, "{}")).unwrap();
+        }
+    }
+    for (number, subject) in [("00", "kitten"), ("01", "dog")] {
+        let captions = own.join("dreambench-plus/captions/animal");
+        std::fs::create_dir_all(&captions).unwrap();
+        let text = format!("{subject}\n{}", prompts(9, subject));
+        std::fs::write(captions.join(format!("{number}.txt")), text).unwrap();
+    }
+    // The folders of photos are those that the files name.
+    for entry in std::fs::read_dir(&own).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let named = text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("photos: "));
+        for photos in named.flat_map(|list| list.split(|c| "[], ".contains(c))) {
+            let photos = photos.trim();
+            if photos.contains('/') {
+                let (from, to) = (root().join("references/teddy/01.png"), own.join(photos));
+                std::fs::create_dir_all(&to).unwrap();
+                std::fs::copy(from, to.join("01.png")).unwrap();
+            }
+        }
+    }
+    let networks = ["clip", "dino", "lpips"].map(|name| folder.join(name));
+    for folder in &networks {
+        std::fs::create_dir(folder).unwrap();
+    }
+    clip(&networks[0]);
+    let config = json!({
+        "model_type": "vit", "hidden_size": 384, "num_attention_heads": 6, "num_hidden_layers": 2,
+        "intermediate_size": 1536, "patch_size": 16, "image_size": 224,
+    });
+    std::fs::write(networks[1].join("config.json"), config.to_string()).unwrap();
+    let kernel = for_device(&Device::Cpu);
+    let config = VitConfig::read(&config).unwrap();
+    let asked = Weights::asked(|weights| Vit::load(&config, weights, &*kernel).map(drop)).unwrap();
+    write(&networks[1].join("model.safetensors"), &asked);
+    let lpips = lpips_files(Backbone::AlexNet, &networks[2]);
+    vec![
+        format!("vanilla={}", root().join("models/world").display()),
+        format!("clip={}", networks[0].display()),
+        format!("dino={}", networks[1].display()),
+        format!("lpips={}", lpips["path"].as_str().unwrap()),
+        format!("lpips_heads={}", lpips["heads"].as_str().unwrap()),
+    ]
+}
+
+/// The settings of a protocol: what its workflow has of `all`, and more.
+fn settings_of(name: &str, all: &[String], more: &[&str]) -> Settings {
+    let fits = |set: &&String| match set.split('=').next().unwrap() {
+        "clip" => !name.contains("prior"),
+        "lpips" | "lpips_heads" => name.contains("prior"),
+        _ => true,
+    };
+    let more = more.iter().map(|set| (*set).to_owned());
+    Settings {
+        set: all.iter().filter(fits).cloned().chain(more).collect(),
+        ..Settings::default()
+    }
+}
+
+#[test]
+fn protocols_have_the_cells_that_their_papers_have() {
+    let folder = tempfile::tempdir().unwrap();
+    let all = protocols(folder.path());
+    let engine = engine();
+    let mut known = HashSet::new();
+    for (name, cells, prompt) in [
+        ("dreambooth", 30 * 25, "a cube shaped vase"),
+        ("dreambooth-prior", 30 * 25, "a dog in a chef outfit"),
+        ("dreammatcher", 16 * 31, "a teddy bear in place 30"),
+        ("dreammatcher-challenging", 16 * 24, "a cat in place 23"),
+        ("dreambench-plus", 2 * 9, "a kitten in place 8"),
+    ] {
+        let file = folder
+            .path()
+            .join(format!("workflows/protocols/{name}.yaml"));
+        known.insert(file.clone());
+        let sweep = engine.load_sweep(&file, &settings_of(name, &all, &["size=64"]));
+        let sweep = sweep.unwrap_or_else(|problems| panic!("{name}: {problems:?}"));
+        assert_eq!(sweep.cells.len(), cells, "{name}");
+        let prompts: HashSet<String> = (sweep.cells.iter())
+            .map(|cell| {
+                let of = |param: &str| {
+                    let value = cell.values.get(param).and_then(Json::as_str);
+                    value.unwrap_or_default().to_owned()
+                };
+                format!("{}{}{}", of("before"), of("class"), of("after"))
+            })
+            .collect();
+        assert!(prompts.contains(prompt), "{name}: {prompts:?}");
+    }
+    // None that ships is left out.
+    for entry in std::fs::read_dir(root().join("workflows/protocols")).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let here = folder
+            .path()
+            .join("workflows/protocols")
+            .join(path.file_name().unwrap());
+        assert_eq!(
+            text.contains("\nsweep:"),
+            known.contains(&here),
+            "{}",
+            path.display()
+        );
+    }
+}
+
+#[test]
+fn a_cell_of_a_protocol_is_drawn_by_all_methods_and_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let all = protocols(folder.path());
+    let engine = engine();
+    let small = [
+        "size=64",
+        "steps=3",
+        "train_steps=1",
+        "batch=2",
+        "subject=duck_toy",
+        "class=toy",
+        "before=a red ",
+        "after=",
+    ];
+    let photos = folder
+        .path()
+        .join("workflows/protocols/dreambooth/dataset/duck_toy");
+    let photos = format!("photos={}", photos.display());
+    let small: Vec<&str> = small.into_iter().chain([photos.as_str()]).collect();
+    for (name, columns, pictures) in [
+        (
+            "dreambooth",
+            "dino,clip_i,prompt_score,diversity,vendi",
+            "10 pictures: 5 methods",
+        ),
+        ("dreambooth-prior", "pres,div", "2 pictures: 1 method"),
+    ] {
+        let file = folder
+            .path()
+            .join(format!("workflows/protocols/{name}.yaml"));
+        let sweep = engine
+            .load_sweep(&file, &settings_of(name, &all, &small))
+            .unwrap();
+        let plan = engine.plan_sweep(&sweep, &[], &Default::default()).unwrap();
+        let options = RunOptions {
+            saver: Some(Arc::new(Saver::new(
+                folder.path().join("out"),
+                Exists::Fail,
+            ))),
+            ..RunOptions::default()
+        };
+        engine
+            .run(&plan.plan, &Recorder::new(), &Cancel::new(), &options)
+            .unwrap();
+        let read = |ending: &str| {
+            let file = format!("out/{name}/report.{ending}");
+            std::fs::read_to_string(folder.path().join(file)).unwrap()
+        };
+        let markdown = read("md");
+        assert!(markdown.contains(pictures), "{markdown}");
+        // Each column has a number in each row.
+        let csv = read("csv");
+        let head: Vec<&str> = csv.lines().next().unwrap().split(',').collect();
+        for column in columns.split(',') {
+            assert!(
+                head.iter().any(|name| name.contains(column)),
+                "{column}: {csv}"
+            );
+        }
+        assert!(!csv.contains(",,"), "{csv}");
+    }
 }
 
 #[test]

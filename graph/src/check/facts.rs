@@ -33,14 +33,9 @@ impl Checker<'_> {
                 continue;
             };
             self.flat[index].known = Arc::new(inputs.clone());
+            let op = self.flat[index].entry.op();
             let files = self.context.files;
-            let checked = if inputs.is_empty() {
-                let op = self.flat[index].entry.op();
-                self.context.facts.of(op, &*node, files)
-            } else {
-                node.check(inputs, files)
-            };
-            match checked {
+            match self.context.facts.of(op, &*node, inputs, files) {
                 Ok((outputs, warnings)) => {
                     known[index] = outputs;
                     for warning in warnings {

@@ -1,10 +1,11 @@
-//! Facts that nodes without inputs found in files, kept from one check to the next.
+//! Facts that nodes found in files, kept from one check to the next.
 //!
 //! A model's node reads configurations, a vocabulary and the heads of weights to say what the model is. An editor checks
-//! at every key, and none of these files changes between two of them. What such a node found is believed again as long as
-//! everything that it looked at is the file that it was: the same size, times and inode. Faults are not kept.
+//! at every key, a sweep checks every cell, and none of these files changes between two of them. What such a node found, of inputs of
+//! which the same is known, is believed again as long as everything that it looked at is the file that it was: the same size, times
+//! and inode. Faults are not kept, and nothing of nodes that look at no file: to check those is as quick as to find them here.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -14,7 +15,7 @@ use crate::base::error::Fault;
 use crate::base::sync::lock;
 use crate::files::{FileStamp, Files, FolderEntry, ModelLocator, Searched, Withheld};
 use crate::op::erased::{ErasedNode, Findings};
-use crate::value::port::KnownPorts;
+use crate::value::port::{Known, KnownPorts};
 
 /// The most nodes whose facts are kept; when there are more, all are dropped.
 const MOST: usize = 1024;
@@ -34,23 +35,36 @@ struct CachedFacts {
     warnings: Vec<Fault>,
 }
 
-/// What nodes without inputs found in files.
+/// What nodes found in files.
 #[derive(Default)]
-pub(crate) struct FactsMemo(Mutex<HashMap<Digest, Arc<CachedFacts>>>);
+pub(crate) struct FactsMemo {
+    entries: Mutex<HashMap<Digest, Arc<CachedFacts>>>,
+    /// The ops with inputs that have looked at a file.
+    looking: Mutex<HashSet<&'static str>>,
+}
 
 impl FactsMemo {
-    /// The facts of a node without inputs: from memory while its files are the same, else from its check.
-    pub(crate) fn of(&self, op: &str, node: &dyn ErasedNode, files: &dyn Files) -> Findings {
-        let check = |files: &dyn Files| node.check(KnownPorts::new(), files);
-        let Ok(params) = node.params() else {
-            return check(files);
+    /// The facts of a node: from memory while its files are the same, else from its check.
+    pub(crate) fn of(
+        &self,
+        op: &'static str,
+        node: &dyn ErasedNode,
+        inputs: KnownPorts,
+        files: &dyn Files,
+    ) -> Findings {
+        let first = !inputs.is_empty() && !lock(&self.looking).contains(op);
+        if first {
+            let noting = Noting::new(files);
+            let found = node.check(inputs, &noting);
+            if noting.looked() {
+                lock(&self.looking).insert(op);
+            }
+            return found;
+        }
+        let Some(key) = key(op, node, &inputs) else {
+            return node.check(inputs, files);
         };
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&(op.len() as u64).to_le_bytes());
-        hasher.update(op.as_bytes());
-        hasher.update(params.to_string().as_bytes());
-        let key = *hasher.finalize().as_bytes();
-        let entry = lock(&self.0).get(&key).cloned();
+        let entry = lock(&self.entries).get(&key).cloned();
         if let Some(entry) = entry
             && entry
                 .looks
@@ -63,13 +77,10 @@ impl FactsMemo {
             }
             return Ok((entry.known.clone(), entry.warnings.clone()));
         }
-        let noting = Noting {
-            files,
-            looks: Mutex::new(Some(Vec::new())),
-        };
-        let (known, warnings) = check(&noting)?;
+        let noting = Noting::new(files);
+        let (known, warnings) = node.check(inputs, &noting)?;
         if let Some(looks) = lock(&noting.looks).take() {
-            let mut entries = lock(&self.0);
+            let mut entries = lock(&self.entries);
             if entries.len() >= MOST {
                 entries.clear();
             }
@@ -84,6 +95,29 @@ impl FactsMemo {
     }
 }
 
+/// What a check depends on beside files.
+fn key(op: &str, node: &dyn ErasedNode, inputs: &KnownPorts) -> Option<Digest> {
+    let mut hasher = blake3::Hasher::new();
+    let mut part = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    part(op.as_bytes());
+    part(node.params().ok()?.to_string().as_bytes());
+    for (port, links) in inputs {
+        part(port.as_bytes());
+        part(&(links.len() as u64).to_le_bytes());
+        for link in links {
+            match link {
+                Known::Unknown => part(b""),
+                Known::Facts(facts) => part(facts.to_string().as_bytes()),
+                Known::Absent(_) => return None,
+            }
+        }
+    }
+    Some(*hasher.finalize().as_bytes())
+}
+
 /// Notes what is looked at, before it is looked at: a change meanwhile is then seen the next time.
 struct Noting<'a> {
     files: &'a dyn Files,
@@ -91,7 +125,21 @@ struct Noting<'a> {
     looks: Mutex<Option<Vec<Look>>>,
 }
 
-impl Noting<'_> {
+impl<'a> Noting<'a> {
+    fn new(files: &'a dyn Files) -> Self {
+        Self {
+            files,
+            looks: Mutex::new(Some(Vec::new())),
+        }
+    }
+
+    /// Whether anything was looked at.
+    fn looked(&self) -> bool {
+        lock(&self.looks)
+            .as_ref()
+            .is_none_or(|looks| !looks.is_empty())
+    }
+
     fn note(&self, path: &Path, file: bool) {
         let stamp = self.files.stamp(path);
         let mut looks = lock(&self.looks);
@@ -280,6 +328,92 @@ mod tests {
                 length: Arc::new(Length),
             })
         }
+    }
+
+    crate::ports! {
+        /// A length.
+        pub struct OfLength {
+            /// The length.
+            pub length: Arc<Length>,
+        }
+    }
+
+    /// Gives a length of which nothing is known.
+    #[derive(Serialize, Deserialize, JsonSchema)]
+    struct Anything {}
+
+    impl Node for Anything {
+        const OP: &'static str = "some";
+        const VERSION: u32 = 1;
+        type Inputs = Inputs;
+        type Outputs = Outputs;
+
+        fn run(&self, _: Inputs, _: &Context<'_>) -> Result<Outputs, NodeError> {
+            Ok(Outputs {
+                length: Arc::new(Length),
+            })
+        }
+    }
+
+    /// Looks at a file, and at what is known of its input.
+    #[derive(Serialize, Deserialize, JsonSchema)]
+    struct Beside {
+        /// The file.
+        path: AssetPath,
+    }
+
+    static CHECKS_BESIDE: AtomicUsize = AtomicUsize::new(0);
+
+    impl Node for Beside {
+        const OP: &'static str = "beside";
+        const VERSION: u32 = 1;
+        type Inputs = OfLength;
+        type Outputs = Outputs;
+
+        fn check(
+            &self,
+            inputs: &Types<OfLength>,
+            files: &dyn Files,
+        ) -> Result<Types<Outputs>, Vec<Fault>> {
+            CHECKS_BESIDE.fetch_add(1, Ordering::SeqCst);
+            let own = files.read(&self.path).map(|bytes| bytes.len()).unwrap_or(0);
+            let given: usize = inputs.facts("length").unwrap_or(0);
+            Ok(Types::unknown().with("length", &(own + given)))
+        }
+
+        fn run(&self, _: OfLength, _: &Context<'_>) -> Result<Outputs, NodeError> {
+            Ok(Outputs {
+                length: Arc::new(Length),
+            })
+        }
+    }
+
+    #[test]
+    fn a_node_with_inputs_is_checked_again_when_its_file_or_what_is_known_of_them_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let [a, b] = ["a", "b"].map(|name| folder.path().join(name));
+        let workflow = folder.path().join("w.yaml");
+        let text = "schema: retouch/v1\nparams: {b: {type: path, default: b}}\nnodes:\n  a: {op: beside, path: a, length: $b}\n  b: {op: beside, path: $params.b, length: $c}\n  c: {op: some}\noutputs:\n  a: {value: $a}\n";
+        std::fs::write(&workflow, text).unwrap();
+        std::fs::write(&a, "a").unwrap();
+        std::fs::write(&b, "bb").unwrap();
+        let engine = Engine::new(Registry::new().with::<Anything>().with::<Beside>());
+        let checks = || {
+            let before = CHECKS_BESIDE.load(Ordering::SeqCst);
+            engine.load(&workflow, &Settings::default()).unwrap();
+            CHECKS_BESIDE.load(Ordering::SeqCst) - before
+        };
+        // That the op looks at files is known after its first node.
+        assert_eq!(checks(), 2);
+        assert!(checks() <= 1);
+        assert_eq!(checks(), 0);
+        // What is known of `b` is another number, so `a` is checked too.
+        std::fs::write(&b, "four").unwrap();
+        assert_eq!(checks(), 2);
+        assert_eq!(checks(), 0);
+        std::fs::write(&a, "other").unwrap();
+        assert_eq!(checks(), 1);
+        assert_eq!(checks(), 0);
     }
 
     #[test]

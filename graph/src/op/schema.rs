@@ -176,7 +176,7 @@ fn sweep_schema() -> Json {
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]
     });
     let values = json!({
-        "description": "A list, a range without its end (`1..5`), `{from: 3, to: 5, step: 0.5}` with both ends, or the lines of a text: `{lines: places.txt}`.",
+        "description": "A list, a range without its end (`1..5`), `{from: 3, to: 5, step: 0.5}` with both ends, or the lines of a text: `{lines: places.txt}`, whole or the part of each before or after a mark.",
         "anyOf": [
             {"type": "array", "minItems": 1},
             {"type": ["string", "number", "boolean"]},
@@ -192,7 +192,12 @@ fn sweep_schema() -> Json {
             },
             {
                 "type": "object",
-                "properties": {"lines": {"type": "string"}},
+                "properties": {
+                    "lines": {"type": "string"},
+                    "before": {"type": "string", "minLength": 1, "description": "The part of each line before this mark, `{}` in lists of prompts."},
+                    "after": {"type": "string", "minLength": 1, "description": "The part of each line after this mark."}
+                },
+                "not": {"required": ["before", "after"]},
                 "required": ["lines"],
                 "additionalProperties": false
             }
@@ -210,7 +215,13 @@ fn sweep_schema() -> Json {
         "description": "The runs that `retouch sweep` makes: one for each combination of values.",
         "properties": {
             "workflow": {"type": "string", "description": "The workflow that is swept, by a path relative to this file, which then has no nodes of its own."},
-            "matrix": {"type": ["object", "null"], "description": "The values of each param; every combination of them is a cell.", "additionalProperties": values},
+            "matrix": {
+                "description": "The values of each param; every combination of them is a cell. The cells of several such maps in a list follow one another.",
+                "anyOf": [
+                    {"type": ["object", "null"], "additionalProperties": values},
+                    {"type": "array", "items": {"type": "object", "additionalProperties": values}}
+                ]
+            },
             "zip": {
                 "description": "Params of the matrix whose values go together: the first of one with the first of the other.",
                 "type": "array",

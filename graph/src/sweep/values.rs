@@ -77,9 +77,25 @@ impl<'a> CellReader<'a> {
             .filter_map(|text| text.split_once('='))
             .map(|(name, _)| name.trim().to_owned())
             .collect();
-        let axes = self.axes(decl, over, &fixed);
-        let joined = self.zipped(decl, over, &axes);
-        let total = (joined.iter()).try_fold(1usize, |all, one| all.checked_mul(one.len()));
+        let given = self.given(over, &fixed);
+        let groups = self.groups(decl, over);
+        let none = vec![Vec::new()];
+        let matrices = decl.map_or(&none, |decl| &decl.matrices);
+        let matrices = if matrices.is_empty() { &none } else { matrices };
+        let mut varying: HashSet<String> = HashSet::new();
+        let mut all_joined = Vec::new();
+        for matrix in matrices {
+            let axes = self.axes(matrix, &groups, &given, &fixed);
+            varying.extend(axes.keys().cloned());
+            // A matrix without values has one cell if the command line sets all of it, and none if nothing is said at all.
+            let empty = axes.is_empty() && fixed.is_empty();
+            let joined = self.zipped(&groups, &axes);
+            all_joined.push((!empty).then_some(joined));
+        }
+        let total = (all_joined.iter().flatten()).try_fold(0usize, |sum, joined| {
+            let of_one = (joined.iter()).try_fold(1usize, |all, one| all.checked_mul(one.len()));
+            sum.checked_add(of_one?)
+        });
         let included = decl.map_or(0, |decl| decl.include.len());
         let span = decl.map_or_else(Span::default, |decl| decl.key_span);
         if total.is_none_or(|total| total.saturating_add(included) > MAX_CELLS) {
@@ -94,24 +110,24 @@ impl<'a> CellReader<'a> {
             );
             return Vec::new();
         }
-        let mut cells: Vec<CellValues> = if axes.is_empty() && fixed.is_empty() {
-            Vec::new()
-        } else {
-            vec![CellValues::new()]
-        };
-        for axis in &joined {
-            cells = (cells.iter())
-                .flat_map(|cell| {
-                    axis.iter().map(move |values| {
-                        let mut cell = cell.clone();
-                        cell.extend(values.clone());
-                        cell
+        let mut cells: Vec<CellValues> = Vec::new();
+        for joined in all_joined.iter().flatten() {
+            let mut own = vec![CellValues::new()];
+            for axis in joined {
+                own = (own.iter())
+                    .flat_map(|cell| {
+                        axis.iter().map(move |values| {
+                            let mut cell = cell.clone();
+                            cell.extend(values.clone());
+                            cell
+                        })
                     })
-                })
-                .collect();
+                    .collect();
+            }
+            cells.extend(own);
         }
         for entry in decl.into_iter().flat_map(|decl| &decl.exclude) {
-            self.exclude(entry, &axes, &fixed, over.is_empty(), &mut cells);
+            self.exclude(entry, &varying, &fixed, over.is_empty(), &mut cells);
         }
         for entry in decl.into_iter().flat_map(|decl| &decl.include) {
             cells.extend(self.entry(entry, &fixed));
@@ -138,76 +154,73 @@ impl<'a> CellReader<'a> {
         cells
     }
 
-    /// What the cells are combined of: the values of a param, or of several that `zip` joins, value by value, in the place of the
-    /// first of them. A param that the command line changes is joined no more.
-    fn zipped(
-        &mut self,
-        decl: Option<&SweepDecl>,
-        over: &[String],
-        axes: &IndexMap<String, Vec<Arc<CellValue>>>,
-    ) -> Vec<Vec<CellValues>> {
+    /// The params that `zip` joins, group by group, without those that the command line changes: these are joined no more.
+    fn groups(&mut self, decl: Option<&SweepDecl>, over: &[String]) -> Vec<Vec<Spanned<String>>> {
         let changed: HashSet<&str> = (over.iter().chain(&self.context.settings.set))
             .filter_map(|text| text.split_once('='))
             .map(|(name, _)| name.trim())
             .collect();
-        let mut groups: Vec<Vec<&str>> = Vec::new();
+        let keys = || decl.into_iter().flat_map(|decl| &decl.matrices).flatten();
         let mut taken = HashSet::new();
+        let mut groups = Vec::new();
         for names in decl.into_iter().flat_map(|decl| &decl.zip) {
             let mut group = Vec::new();
             for name in names {
                 let own = name.value.as_str();
                 // What is wrong with the values of a param is told where they stand.
-                let in_matrix =
-                    decl.is_some_and(|decl| decl.matrix.iter().any(|(key, _)| key.text == own));
-                if !in_matrix {
-                    let names = decl.iter().flat_map(|decl| &decl.matrix);
-                    let known: Vec<&str> = names.map(|(key, _)| key.text.as_str()).collect();
+                if !keys().any(|(key, _)| key.text == own) {
+                    let known: Vec<&str> = keys().map(|(key, _)| key.text.as_str()).collect();
                     let help = suggest::hint(own, "params of the matrix", known.iter().copied());
                     let help = help.unwrap_or_else(|| "name params of the matrix".to_owned());
                     self.fault(name.span, format!("`{own}` is not in the matrix"), help);
-                    continue;
+                } else if changed.contains(own) {
+                } else if !taken.insert(own) {
+                    let message = format!("`{own}` is zipped twice");
+                    self.fault(name.span, message, "name each param once");
+                } else {
+                    group.push(name.clone());
                 }
-                let Some(values) = axes.get(own).filter(|_| !changed.contains(own)) else {
-                    continue;
-                };
-                if !taken.insert(own) {
-                    self.fault(
-                        name.span,
-                        format!("`{own}` is zipped twice"),
-                        "name each param once",
-                    );
-                    continue;
-                }
-                if let Some(first) = group.first().and_then(|first| axes.get_key_value(*first))
-                    && first.1.len() != values.len()
-                {
-                    let (first, many) = (first.0.clone(), first.1.len());
-                    self.fault(
-                        name.span,
-                        format!("`{first}` has {many} values and `{own}` {}", values.len()),
-                        "params that are zipped have as many values: the first goes with the first, the second with the second",
-                    );
-                    continue;
-                }
-                group.push(own);
             }
             groups.push(group);
         }
+        groups
+    }
+
+    /// What the cells of a matrix are combined of: the values of a param, or of several that `zip` joins, value by value, in the place
+    /// of the first of them.
+    fn zipped(
+        &mut self,
+        groups: &[Vec<Spanned<String>>],
+        axes: &IndexMap<String, Vec<Arc<CellValue>>>,
+    ) -> Vec<Vec<CellValues>> {
         let mut joined = Vec::new();
         let mut done: HashSet<&str> = HashSet::new();
         for (name, values) in axes {
-            if done.contains(name.as_str()) {
+            if !done.insert(name.as_str()) {
                 continue;
             }
+            let mut names = vec![name];
+            let group = (groups.iter()).find(|group| group.iter().any(|one| one.value == *name));
             // In the order of the matrix.
-            let group = (groups.iter()).find(|group| group.contains(&name.as_str()));
-            let names: Vec<&String> = (axes.keys())
-                .filter(|other| match group {
-                    Some(group) => group.contains(&other.as_str()),
-                    None => *other == name,
-                })
-                .collect();
-            done.extend(names.iter().map(|name| name.as_str()));
+            for (other, more) in axes {
+                let Some(at) = (group.into_iter().flatten()).find(|one| one.value == *other) else {
+                    continue;
+                };
+                if other == name {
+                    continue;
+                }
+                done.insert(other.as_str());
+                if more.len() == values.len() {
+                    names.push(other);
+                    continue;
+                }
+                let (many, other_many) = (values.len(), more.len());
+                self.fault(
+                    at.span,
+                    format!("`{name}` has {many} values and `{other}` {other_many}"),
+                    "params that are zipped have as many values: the first goes with the first, the second with the second",
+                );
+            }
             let cell = |index: usize| -> CellValues {
                 (names.iter())
                     .map(|name| ((*name).clone(), Arc::clone(&axes[*name][index])))
@@ -218,40 +231,50 @@ impl<'a> CellReader<'a> {
         joined
     }
 
-    /// The values of each param of the matrix and of `--over`, without those that `--set` fixes.
-    fn axes(
+    /// The values of `--over`.
+    fn given(
         &mut self,
-        decl: Option<&SweepDecl>,
         over: &[String],
         fixed: &HashSet<String>,
     ) -> IndexMap<String, Vec<Arc<CellValue>>> {
+        let mut given = IndexMap::new();
+        for text in over {
+            if let Some((name, values)) = self.over(text) {
+                if fixed.contains(&name) {
+                    let source = Source::command_line(format!("--over {text}"));
+                    let span = Span::new(7, 7 + text.len());
+                    let message = format!("`{name}` is given by `--set` and by `--over`");
+                    self.problems.push(
+                        Problem::new(Code::BadSetting, &source, span, message)
+                            .help("leave one of them out"),
+                    );
+                }
+                given.insert(name, values);
+            }
+        }
+        given
+    }
+
+    /// The values of each param of a matrix and of `--over`, without those that `--set` fixes.
+    fn axes(
+        &mut self,
+        matrix: &[(MapKey, Tree)],
+        groups: &[Vec<Spanned<String>>],
+        given: &IndexMap<String, Vec<Arc<CellValue>>>,
+        fixed: &HashSet<String>,
+    ) -> IndexMap<String, Vec<Arc<CellValue>>> {
         let mut axes: IndexMap<String, Vec<Arc<CellValue>>> = IndexMap::new();
-        for (key, tree) in decl.into_iter().flat_map(|decl| &decl.matrix) {
-            if let Some(values) = self.axis(key, tree, &self.source.clone()) {
+        for (key, tree) in matrix {
+            if let Some(mut values) = self.axis(key, tree, &self.source.clone()) {
+                // A value that is given twice is one, but where it goes with others: two cats are of one class.
+                if !(groups.iter().flatten()).any(|name| name.value == key.text) {
+                    distinct(&mut values);
+                }
                 axes.insert(key.text.clone(), values);
             }
         }
-        for text in over {
-            if let Some((name, values)) = self.over(text) {
-                axes.insert(name, values);
-            }
-        }
-        for text in over {
-            let name = text.split('=').next().unwrap_or("").trim();
-            let set = (self.context.settings.set.iter()).any(|set| {
-                set.split('=')
-                    .next()
-                    .is_some_and(|known| known.trim() == name)
-            });
-            if set {
-                let source = Source::command_line(format!("--over {text}"));
-                let span = Span::new(7, 7 + text.len());
-                let message = format!("`{name}` is given by `--set` and by `--over`");
-                self.problems.push(
-                    Problem::new(Code::BadSetting, &source, span, message)
-                        .help("leave one of them out"),
-                );
-            }
+        for (name, values) in given {
+            axes.insert(name.clone(), values.clone());
         }
         axes.retain(|name, _| !fixed.contains(name));
         axes
@@ -262,7 +285,7 @@ impl<'a> CellReader<'a> {
     fn exclude(
         &mut self,
         entry: &Spanned<Vec<(MapKey, Tree)>>,
-        axes: &IndexMap<String, Vec<Arc<CellValue>>>,
+        varying: &HashSet<String>,
         fixed: &HashSet<String>,
         strict: bool,
         cells: &mut Vec<CellValues>,
@@ -270,7 +293,7 @@ impl<'a> CellReader<'a> {
         let Some(values) = self.entry(entry, fixed) else {
             return;
         };
-        for (key, _) in (entry.value.iter()).filter(|(key, _)| !axes.contains_key(&key.text)) {
+        for (key, _) in (entry.value.iter()).filter(|(key, _)| !varying.contains(&key.text)) {
             if !fixed.contains(&key.text) && self.target.params.contains_key(&key.text) {
                 self.fault(
                     key.span,
@@ -359,7 +382,8 @@ impl<'a> CellReader<'a> {
             );
             return None;
         };
-        let values = self.axis(&key, &placed(tree, span), &source)?;
+        let mut values = self.axis(&key, &placed(tree, span), &source)?;
+        distinct(&mut values);
         Some((key.text, values))
     }
 
@@ -402,13 +426,6 @@ impl<'a> CellReader<'a> {
                 .help(format!("give some, `{}: [...]`, or remove it", key.text)),
             );
         }
-        // A value that is given twice is one.
-        let mut seen: HashSet<String> = HashSet::new();
-        values.retain(|value| {
-            let mut text = String::new();
-            identity(&value.json, &mut text);
-            seen.insert(text)
-        });
         (self.problems.len() == before).then_some(values)
     }
 
@@ -556,19 +573,15 @@ impl<'a> CellReader<'a> {
         span: Span,
         source: &Source,
     ) -> Vec<Arc<CellValue>> {
-        let path = match entries {
-            [(_, tree)] => tree.as_text(),
-            _ => None,
-        };
-        let Some(path) = path.filter(|path| !path.is_empty()) else {
+        let Some((path, part)) = lines_of(entries) else {
             self.problems.push(
                 Problem::new(
                     Code::BadSweep,
                     source,
                     span,
-                    "`lines` takes a path, and no other key is allowed with it",
+                    "`lines` takes a path, and one of `before` and `after` with it, a mark in each line",
                 )
-                .help("write `{lines: places.txt}`, relative to this file"),
+                .help("write `{lines: places.txt}`, relative to this file, or `{lines: prompts.txt, before: \"{}\"}`"),
             );
             return Vec::new();
         };
@@ -599,6 +612,17 @@ impl<'a> CellReader<'a> {
                 continue;
             }
             let span = Span::new(start, start + line.len());
+            let Some(line) = part.of(line) else {
+                let message = format!("the line has no `{}`", part.mark().escape_debug());
+                self.problems
+                    .push(
+                        Problem::new(Code::BadSweep, &text, span, message).help(format!(
+                            "`{}` is the part of each line on one side of it",
+                            key.text
+                        )),
+                    );
+                break; // of a mark that is in no line each would say the same
+            };
             let node = if is_text {
                 Node::String {
                     text: line.to_owned(),
@@ -673,6 +697,63 @@ impl<'a> CellReader<'a> {
         })
     }
 }
+
+/// What of a line is a value.
+#[derive(Clone, Copy)]
+enum Part<'a> {
+    Whole,
+    /// What is before the first of this mark.
+    Before(&'a str),
+    /// What is after it.
+    After(&'a str),
+}
+
+impl<'a> Part<'a> {
+    fn mark(self) -> &'a str {
+        match self {
+            Self::Whole => "",
+            Self::Before(mark) | Self::After(mark) => mark,
+        }
+    }
+
+    /// `None` when the line has no such mark.
+    fn of(self, line: &str) -> Option<&str> {
+        match self {
+            Self::Whole => Some(line),
+            Self::Before(mark) => line.split_once(mark).map(|(before, _)| before),
+            Self::After(mark) => line.split_once(mark).map(|(_, after)| after),
+        }
+    }
+}
+
+/// The path and what of each line is meant, of `{lines: places.txt}` and `{lines: prompts.txt, before: "{}"}`.
+fn lines_of(entries: &[(MapKey, Tree)]) -> Option<(&str, Part<'_>)> {
+    let (mut path, mut part) = (None, None);
+    for (key, tree) in entries {
+        let text = tree.as_text().filter(|text| !text.is_empty())?;
+        let said = match key.text.as_str() {
+            "lines" => path.replace(text).is_some(),
+            "before" => part.replace(Part::Before(text)).is_some(),
+            "after" => part.replace(Part::After(text)).is_some(),
+            _ => return None,
+        };
+        if said {
+            return None;
+        }
+    }
+    Some((path?, part.unwrap_or(Part::Whole)))
+}
+
+/// Keeps the first of equal values.
+fn distinct(values: &mut Vec<Arc<CellValue>>) {
+    let mut seen: HashSet<String> = HashSet::new();
+    values.retain(|value| {
+        let mut text = String::new();
+        identity(&value.json, &mut text);
+        seen.insert(text)
+    });
+}
+
 /// A tree whose every part is at one place.
 fn placed(tree: Tree, span: Span) -> Tree {
     let node = match tree.node {

@@ -243,7 +243,7 @@ fn vit_name(name: &str, config: &VitConfig) -> String {
     )
 }
 
-fn opened(table: &Arc<Table>, device: &Device, kernel: &Arc<dyn Kernel>) -> Weights {
+pub(super) fn opened(table: &Arc<Table>, device: &Device, kernel: &Arc<dyn Kernel>) -> Weights {
     Weights::open(
         Arc::clone(table),
         device,

@@ -105,7 +105,8 @@ impl Node for PictureError {
     }
 }
 
-fn misfit(own: ImageFacts, to: ImageFacts) -> Option<String> {
+/// Why pictures cannot be compared pixel by pixel.
+pub(super) fn misfit(own: ImageFacts, to: ImageFacts) -> Option<String> {
     if (own.width, own.height) != (to.width, to.height) {
         return Some(format!(
             "pictures of {}x{} pixels and of {}x{} cannot be compared pixel by pixel",

@@ -141,9 +141,9 @@ pub struct SweepDecl {
     pub key_span: Span,
     /// The workflow that is run, in a file that says a sweep and nothing else.
     pub workflow: Option<Spanned<String>>,
-    /// The values of each param; every combination of them is a cell.
-    pub matrix: Vec<(MapKey, Tree)>,
-    /// Params of the matrix whose values go together, one after the other, in place of every combination of them.
+    /// Usually one: the values of each param; every combination of them is a cell. The cells of several follow one another.
+    pub matrices: Vec<Vec<(MapKey, Tree)>>,
+    /// Params of a matrix whose values go together, one after the other, in place of every combination of them.
     pub zip: Vec<Vec<Spanned<String>>>,
     /// Cells beside those of the matrix.
     pub include: Vec<Spanned<Vec<(MapKey, Tree)>>>,

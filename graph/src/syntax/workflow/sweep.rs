@@ -15,7 +15,7 @@ impl WorkflowReader<'_> {
         let mut sweep = SweepDecl {
             key_span: key.span,
             workflow: None,
-            matrix: Vec::new(),
+            matrices: Vec::new(),
             zip: Vec::new(),
             include: Vec::new(),
             exclude: Vec::new(),
@@ -23,12 +23,13 @@ impl WorkflowReader<'_> {
             table: None,
             report: None,
         };
+        let before = self.problems.len();
         let entries = self.map(tree, "`sweep`", &format!("write `sweep: {{{example}}}`"))?;
         for (key, tree) in entries {
             match key.text.as_str() {
                 "workflow" => sweep.workflow = self.spanned(&key, &tree),
                 "table" => sweep.table = self.spanned(&key, &tree),
-                "matrix" => sweep.matrix = self.section(tree, "matrix", "seed: 1..5"),
+                "matrix" => sweep.matrices = self.matrices(tree),
                 "zip" => sweep.zip = self.zip(&key, &tree),
                 "include" => sweep.include = self.cells(&key, tree),
                 "exclude" => sweep.exclude = self.cells(&key, tree),
@@ -38,16 +39,30 @@ impl WorkflowReader<'_> {
                 _ => self.unknown_key(&key, "`sweep`", KEYS),
             }
         }
-        if sweep.matrix.is_empty() && sweep.include.is_empty() {
-            self.fault(
-                Code::BadSweep,
-                key.span,
-                "the sweep has no cells",
-                format!("say what varies: `sweep: {{{example}}}`"),
-            );
+        if sweep.matrices.iter().all(Vec::is_empty) && sweep.include.is_empty() {
+            // Where cells were written and could not be read, that has been said.
+            if self.problems.len() == before {
+                self.fault(
+                    Code::BadSweep,
+                    key.span,
+                    "the sweep has no cells",
+                    format!("say what varies: `sweep: {{{example}}}`"),
+                );
+            }
             return None;
         }
         Some(sweep)
+    }
+
+    /// `matrix: {seed: 1..5}`, or several of these in a list.
+    fn matrices(&mut self, tree: Tree) -> Vec<Vec<(MapKey, Tree)>> {
+        let example = "seed: 1..5";
+        match tree.node {
+            Node::Seq(items) => (items.into_iter())
+                .map(|item| self.section(item, "matrix", example))
+                .collect(),
+            _ => vec![self.section(tree, "matrix", example)],
+        }
     }
 
     /// `zip: [photos, class]`, or several of these in a list.

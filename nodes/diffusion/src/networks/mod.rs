@@ -5,6 +5,7 @@ pub mod bicubic;
 pub mod clip;
 pub mod layers;
 pub mod lite;
+pub mod lpips;
 pub mod preview;
 pub mod sam;
 pub mod tiles;

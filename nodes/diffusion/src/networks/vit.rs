@@ -230,7 +230,14 @@ impl Vit {
             false => ("patch_embeddings.projection", 3),
         };
         let patch = embeddings.at(patch_name);
-        let window = patch.get("weight", (c, 3, config.patch, config.patch))?;
+        let shape = (c, 3, config.patch, config.patch);
+        // While checking the shapes alone count: nothing is copied or packed.
+        let patches = if patch.is_checking() {
+            patch.weight("weight", shape)?
+        } else {
+            let window = patch.get("weight", shape)?;
+            Weight::new(&window.flatten_from(1)?.contiguous()?, kernel)?
+        };
         let side = config.side / config.patch;
         let count = side * side + 1;
         let class = match rank {
@@ -249,10 +256,14 @@ impl Vit {
         let layers = (0..config.layers)
             .map(|i| Block::load(config, &encoder, i))
             .collect::<Result<_>>()?;
-        let tokens =
-            |t: Tensor| -> Result<Tensor> { Ok(t.to_dtype(DType::F32)?.reshape(((), c))?) };
+        let tokens = |t: Tensor| -> Result<Tensor> {
+            if root.is_checking() {
+                return Ok(t);
+            }
+            Ok(t.to_dtype(DType::F32)?.reshape(((), c))?)
+        };
         Ok(Self {
-            patches: Weight::new(&window.flatten_from(1)?.contiguous()?, kernel)?,
+            patches,
             patch_bias: (!is_clip).then(|| patch.get("bias", c)).transpose()?,
             class: tokens(class)?,
             registers: registers.map(tokens).transpose()?,
