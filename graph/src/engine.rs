@@ -14,7 +14,7 @@ use crate::base::paths::folder_of;
 use crate::base::problem::{Problems, Source};
 use crate::cache::in_flight::InFlight;
 use crate::cache::{Cache, HostCache};
-use crate::check::memo::FactsMemo;
+use crate::check::memo::{FactsMemo, OnceALoad};
 use crate::check::{self, CheckContext, Checked, Settings, TextBudget};
 use crate::files::{DiskFiles, Files};
 use crate::op::registry::Registry;
@@ -215,6 +215,7 @@ impl Engine {
             settings,
             cell: &[],
             facts: &self.facts,
+            once: &OnceALoad::default(),
             text: &TextBudget::new(),
         };
         let read = sweep::check_values(&context, &workflow, &mut problems);
@@ -232,6 +233,7 @@ impl Engine {
             settings,
             cell: &[],
             facts: &self.facts,
+            once: &OnceALoad::default(),
             text: &TextBudget::new(),
         };
         sweep::load(&context, path)

@@ -294,6 +294,30 @@ fn nodes_that_cells_share_run_once_and_are_named_by_what_sets_them_apart() {
 }
 
 #[test]
+fn the_plan_of_some_cells_is_that_part_of_the_plan_of_all() {
+    let engine = engine("sweep: {matrix: {a: [1, 2, 3], word: [x, y], seed: [4, 5]}}\n");
+    let sweep = engine.load_sweep(Path::new("wf.yaml"), &Settings::default());
+    let sweep = sweep.unwrap();
+    let whole = engine.plan_sweep(&sweep, &[], &BTreeSet::new()).unwrap();
+    for without in [vec![0], vec![1, 4, 11], (0..11).collect(), vec![5, 6]] {
+        let without: BTreeSet<usize> = without.into_iter().collect();
+        let part = engine.plan_sweep(&sweep, &[], &without).unwrap();
+        let rest: Vec<usize> = (whole.outputs.iter().enumerate())
+            .filter(|(_, (cell, _))| cell.is_none_or(|cell| !without.contains(&cell)))
+            .map(|(at, _)| at)
+            .collect();
+        assert_eq!(part.outputs.len(), rest.len());
+        for (at, of_whole) in rest.into_iter().enumerate() {
+            assert_eq!(part.outputs[at], whole.outputs[of_whole]);
+            assert_eq!(part.key(at), whole.key(of_whole));
+        }
+        let cells: BTreeSet<usize> = part.cells.iter().flatten().copied().collect();
+        assert!(cells.is_disjoint(&without));
+        assert_eq!(cells.len() + without.len(), sweep.cells.len());
+    }
+}
+
+#[test]
 fn outputs_of_several_cells_get_names_of_their_own_only_where_they_differ() {
     let folder = tempfile::tempdir().unwrap();
     let engine = engine("sweep: {matrix: {a: [1, 2], word: [x/1, y]}}\n");

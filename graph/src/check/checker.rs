@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 use crate::base::problem::{Problem, Source, Span};
 use crate::base::suggest;
 use crate::check::budget::{TextBudget, too_much_text};
-use crate::check::memo::FactsMemo;
+use crate::check::memo::{FactsMemo, OnceALoad};
 use crate::check::result::Link;
 use crate::check::settings::{ResolvedParam, Setting, Settings, ValueOrigin};
 use crate::files::Files;
@@ -32,6 +32,7 @@ pub(crate) struct CheckContext<'a> {
     /// The values of a cell of a sweep; they count more than all settings.
     pub(crate) cell: &'a [Setting],
     pub(crate) facts: &'a FactsMemo,
+    pub(crate) once: &'a OnceALoad,
     pub(crate) text: &'a TextBudget,
 }
 
@@ -80,7 +81,7 @@ pub(super) struct FlatNode {
     pub(super) known_links: Vec<usize>,
     pub(super) node: Option<Arc<dyn ErasedNode>>,
     pub(super) params: Json,
-    pub(super) reads: Vec<ReadFile>,
+    pub(super) reads: Arc<[ReadFile]>,
     pub(super) known: Arc<KnownPorts>,
 }
 

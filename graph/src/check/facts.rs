@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
+use crate::base::digest::Digest;
 use crate::base::error::{Fault, FaultKind};
 use crate::base::paths::display;
 use crate::base::problem::{Code, Problem};
 use crate::base::remote;
 use crate::check::checker::{Binding, Checker};
+use crate::check::memo;
 use crate::files::Withheld;
 use crate::op::erased::ErasedNode;
 use crate::syntax::workflow::NodeBody;
@@ -26,16 +28,20 @@ impl Checker<'_> {
                 continue;
             };
             let inputs = self.input_facts(index, &known);
-            if !self.reads(index, &*node) {
+            let op = self.flat[index].entry.op();
+            let key = (inputs.as_ref())
+                .filter(|inputs| inputs.is_empty())
+                .and_then(|inputs| memo::key(op, &*node, inputs));
+            if !self.reads(index, &*node, key.as_ref()) {
                 continue; // its check would fail at the same files
             }
             let Some(inputs) = inputs else {
                 continue;
             };
             self.flat[index].known = Arc::new(inputs.clone());
-            let op = self.flat[index].entry.op();
-            let files = self.context.files;
-            match self.context.facts.of(op, &*node, inputs, files) {
+            let (files, once) = (self.context.files, self.context.once);
+            let found = (self.context.facts).of(op, &*node, inputs, files, (once, key));
+            match found {
                 Ok((outputs, warnings)) => {
                     known[index] = outputs;
                     for warning in warnings {
@@ -92,7 +98,11 @@ impl Checker<'_> {
     }
 
     /// Notes the files that a node reads and reports those that are missing. `false`: the node cannot say which.
-    fn reads(&mut self, index: usize, node: &dyn ErasedNode) -> bool {
+    fn reads(&mut self, index: usize, node: &dyn ErasedNode, key: Option<&Digest>) -> bool {
+        if let Some(reads) = self.context.once.reads(key) {
+            self.flat[index].reads = reads;
+            return true;
+        }
         let reads = match node.reads(self.context.files) {
             Ok(reads) => reads,
             Err(faults) => {
@@ -100,6 +110,7 @@ impl Checker<'_> {
                 return false;
             }
         };
+        let mut missing = false;
         for file in &reads {
             if !self.context.files.is_file(&file.path) {
                 let fault = Fault {
@@ -109,7 +120,12 @@ impl Checker<'_> {
                     kind: FaultKind::File,
                 };
                 self.fault(index, fault);
+                missing = true;
             }
+        }
+        let reads: Arc<[_]> = reads.into();
+        if !missing {
+            self.context.once.keep_reads(key, &reads);
         }
         self.flat[index].reads = reads;
         true

@@ -5,6 +5,7 @@
 //! which the same is known, is believed again as long as everything that it looked at is the file that it was: the same size, times
 //! and inode. Faults are not kept, and nothing of nodes that look at no file: to check those is as quick as to find them here.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use crate::base::error::Fault;
 use crate::base::sync::lock;
 use crate::files::{FileStamp, Files, FolderEntry, ModelLocator, Searched, Withheld};
 use crate::op::erased::{ErasedNode, Findings};
+use crate::op::node::ReadFile;
 use crate::value::port::{Known, KnownPorts};
 
 /// The most nodes whose facts are kept; when there are more, all are dropped.
@@ -44,14 +46,16 @@ pub(crate) struct FactsMemo {
 }
 
 impl FactsMemo {
-    /// The facts of a node: from memory while its files are the same, else from its check.
+    /// The facts of a node: from memory while its files are the same, else from its check. `known_key`: its [`key`], if the caller has it.
     pub(crate) fn of(
         &self,
         op: &'static str,
         node: &dyn ErasedNode,
         inputs: KnownPorts,
         files: &dyn Files,
+        once: (&OnceALoad, Option<Digest>),
     ) -> Findings {
+        let (once, known_key) = once;
         let first = !inputs.is_empty() && !lock(&self.looking).contains(op);
         if first {
             let noting = Noting::new(files);
@@ -61,21 +65,21 @@ impl FactsMemo {
             }
             return found;
         }
-        let Some(key) = key(op, node, &inputs) else {
+        let Some(key) = known_key.or_else(|| key(op, node, &inputs)) else {
             return node.check(inputs, files);
         };
         let entry = lock(&self.entries).get(&key).cloned();
-        if let Some(entry) = entry
-            && entry
-                .looks
-                .iter()
-                .all(|look| files.stamp(&look.path).as_ref() == Some(&look.stamp))
-        {
-            // What is read is the watch list: these files count as read.
-            for look in entry.looks.iter().filter(|look| look.file) {
-                files.is_file(&look.path);
+        if let Some(entry) = entry {
+            let seen = once.compared.borrow().contains(&key);
+            let same = |look: &Look| files.stamp(&look.path).as_ref() == Some(&look.stamp);
+            if seen || entry.looks.iter().all(same) {
+                // What is read is the watch list: these files count as read.
+                for look in (entry.looks.iter()).filter(|look| look.file && !seen) {
+                    files.is_file(&look.path);
+                }
+                once.compared.borrow_mut().insert(key);
+                return Ok((entry.known.clone(), entry.warnings.clone()));
             }
-            return Ok((entry.known.clone(), entry.warnings.clone()));
         }
         let noting = Noting::new(files);
         let (known, warnings) = node.check(inputs, &noting)?;
@@ -95,8 +99,31 @@ impl FactsMemo {
     }
 }
 
+/// What one load, of all the cells of a sweep, found about files: it sees them as they were when it first looked.
+#[derive(Default)]
+pub(crate) struct OnceALoad {
+    /// The nodes, by their [`key`], whose files were compared with what they were.
+    compared: RefCell<HashSet<Digest>>,
+    /// What nodes without inputs read.
+    reads: RefCell<HashMap<Digest, Arc<[ReadFile]>>>,
+}
+
+impl OnceALoad {
+    /// What a node without inputs reads, if it was asked.
+    pub(super) fn reads(&self, key: Option<&Digest>) -> Option<Arc<[ReadFile]>> {
+        self.reads.borrow().get(key?).cloned()
+    }
+
+    /// Keeps what a node without inputs reads.
+    pub(super) fn keep_reads(&self, key: Option<&Digest>, reads: &Arc<[ReadFile]>) {
+        if let Some(key) = key {
+            self.reads.borrow_mut().insert(*key, Arc::clone(reads));
+        }
+    }
+}
+
 /// What a check depends on beside files.
-fn key(op: &str, node: &dyn ErasedNode, inputs: &KnownPorts) -> Option<Digest> {
+pub(super) fn key(op: &str, node: &dyn ErasedNode, inputs: &KnownPorts) -> Option<Digest> {
     let mut hasher = blake3::Hasher::new();
     let mut part = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
@@ -393,7 +420,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let [a, b] = ["a", "b"].map(|name| folder.path().join(name));
         let workflow = folder.path().join("w.yaml");
-        let text = "schema: retouch/v1\nparams: {b: {type: path, default: b}}\nnodes:\n  a: {op: beside, path: a, length: $b}\n  b: {op: beside, path: $params.b, length: $c}\n  c: {op: some}\noutputs:\n  a: {value: $a}\n";
+        let text = "schema: retouch/v1\nparams: {b: {type: path, default: b}, n: {type: int, default: 0}}\nnodes:\n  a: {op: beside, path: a, length: $b}\n  b: {op: beside, path: $params.b, length: $c}\n  c: {op: some}\noutputs:\n  a: {value: $a}\n";
         std::fs::write(&workflow, text).unwrap();
         std::fs::write(&a, "a").unwrap();
         std::fs::write(&b, "bb").unwrap();
@@ -414,6 +441,16 @@ mod tests {
         std::fs::write(&a, "other").unwrap();
         assert_eq!(checks(), 1);
         assert_eq!(checks(), 0);
+        // All cells of a sweep have the same files.
+        std::fs::write(&a, "yet another").unwrap();
+        let before = CHECKS_BESIDE.load(Ordering::SeqCst);
+        let settings = Settings {
+            over: vec!["n=1..=20".to_owned()],
+            ..Settings::default()
+        };
+        let sweep = engine.load_sweep(&workflow, &settings).unwrap();
+        assert_eq!(sweep.cells.len(), 20);
+        assert_eq!(CHECKS_BESIDE.load(Ordering::SeqCst) - before, 1);
     }
 
     #[test]

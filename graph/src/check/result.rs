@@ -34,7 +34,7 @@ pub struct CheckedNode {
     pub(crate) params: Arc<Json>,
     /// The links of each input port in the order of declaration.
     pub(crate) links: Vec<Vec<Link>>,
-    pub(crate) reads: Vec<ReadFile>,
+    pub(crate) reads: Arc<[ReadFile]>,
     /// What is known of each link of each input port.
     pub(crate) known: Arc<KnownPorts>,
     pub(crate) source: Source,

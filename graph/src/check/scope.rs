@@ -198,7 +198,7 @@ impl Checker<'_> {
                             known_links: vec![0; entry.inputs().len()],
                             node: None,
                             params: Json::Null,
-                            reads: Vec::new(),
+                            reads: Arc::default(),
                             known: Arc::default(),
                         });
                         Slot::Op(self.flat.len() - 1)

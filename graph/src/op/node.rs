@@ -75,7 +75,7 @@ pub trait Node: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stati
 }
 
 /// A file that a node reads.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ReadFile {
     /// What the file is to the node (`unet/config.json`); part of the key in place of the path.
     pub role: String,

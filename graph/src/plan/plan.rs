@@ -14,6 +14,7 @@ use crate::base::problem::{Code, Problem, Problems};
 use crate::check::{Checked, CheckedNode, ResolvedParam};
 use crate::files::{Files, output_path};
 use crate::op::chain::{Chained, UpLink, Upstream};
+use crate::op::node::ReadFile;
 use crate::plan::guard::Guard;
 use crate::plan::targets::{self, Target};
 use crate::plan::task::{Edge, NodeName, PlannedOutput, Task};
@@ -52,6 +53,7 @@ impl Plan {
             numerics,
             graph: DiGraph::new(),
             by_key: HashMap::new(),
+            guards: HashMap::new(),
             task_of: vec![None; checked.nodes.len()],
             problems: Vec::new(),
         };
@@ -234,26 +236,40 @@ struct Builder<'a> {
     numerics: &'a str,
     graph: DiGraph<Task, Edge>,
     by_key: HashMap<Key, NodeIndex>,
+    /// Of files that were looked at: the cells of a sweep read the same ones.
+    guards: HashMap<&'a [ReadFile], (Guard, Vec<(String, Digest)>)>,
     /// For each node that was added: its task.
     task_of: Vec<Option<NodeIndex>>,
     problems: Vec<Problem>,
 }
 
-impl Builder<'_> {
+impl<'a> Builder<'a> {
     /// Adds a node: as a task of its own, or to that of an equal one.
     fn add(&mut self, index: usize) {
-        let node = &self.checked.nodes[index];
-        let (guard, digests) = Guard::of(&node.reads, self.files, |path, error| {
-            self.problems.push(
-                Problem::new(
-                    Code::NodeFile,
-                    &node.source,
-                    node.span,
-                    format!("`{}` cannot be read: {error}", path.display()),
-                )
-                .help("check the file and whether it may be read"),
-            );
-        });
+        let checked: &'a Checked = self.checked;
+        let node = &checked.nodes[index];
+        let (guard, digests) = match self.guards.get(&node.reads[..]) {
+            _ if node.reads.is_empty() => Default::default(),
+            Some(known) => known.clone(),
+            None => {
+                let before = self.problems.len();
+                let made = Guard::of(&node.reads, self.files, |path, error| {
+                    self.problems.push(
+                        Problem::new(
+                            Code::NodeFile,
+                            &node.source,
+                            node.span,
+                            format!("`{}` cannot be read: {error}", path.display()),
+                        )
+                        .help("check the file and whether it may be read"),
+                    );
+                });
+                if self.problems.len() == before {
+                    self.guards.insert(&node.reads, made.clone());
+                }
+                made
+            }
+        };
         let links = self.links(node);
         let key = self.key(node, &digests, &links);
         let task = match self.by_key.get(&key) {

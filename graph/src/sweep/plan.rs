@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 use crate::base::key::Key;
 use crate::base::problem::{Code, Problem, Problems, Source, Span};
 use crate::base::suggest;
-use crate::check::{CheckedOutput, Link};
+use crate::check::{Checked, CheckedNode, CheckedOutput, Link};
 use crate::files::{Files, output_path};
 use crate::op::registry::Registry;
 use crate::plan::plan::Plan;
@@ -84,9 +84,8 @@ impl Sweep {
             }
         }
         let asked = |name: &str| targets.is_empty() || targets.iter().any(|one| one == name);
-        let mut whole = self.whole.clone();
         let mut outputs = Vec::new();
-        whole.outputs.clear();
+        let (mut whole, moved) = self.without(without);
         for (index, cell) in self.cells.iter().enumerate() {
             for &at in cell.outputs.iter().filter(|_| !without.contains(&index)) {
                 let output = &self.whole.outputs[at];
@@ -94,10 +93,17 @@ impl Sweep {
                     outputs.push((Some(index), output.name.clone()));
                     let mut output = output.clone();
                     output.name = titled(&output.name, &cell.label);
+                    output.link.node = moved(output.link.node);
                     whole.outputs.push(output);
                 }
             }
         }
+        let into_whole = |mut node: CheckedNode| {
+            for link in node.links.iter_mut().flatten() {
+                link.node = moved(link.node);
+            }
+            node
+        };
         if let Some(sheet) = self.sheet.as_ref().filter(|_| asked(self.sheet_name()))
             && let Some(node) = sheet::node(self, sheet, registry, files, without)?
         {
@@ -113,7 +119,7 @@ impl Sweep {
                 },
                 save: sheet.save.clone(),
             });
-            whole.nodes.push(node);
+            whole.nodes.push(into_whole(node));
             outputs.push((None, self.sheet_name().to_owned()));
         }
         if let Some(report) = (self.report.as_ref())
@@ -131,7 +137,7 @@ impl Sweep {
                 });
                 outputs.push((None, save.name.clone()));
             }
-            whole.nodes.push(node);
+            whole.nodes.push(into_whole(node));
         }
         let mut plan = Plan::new(&whole, &[], files, numerics)?;
         let mut taken: HashSet<String> = HashSet::new();
@@ -144,6 +150,47 @@ impl Sweep {
             saves,
             cells,
         })
+    }
+
+    /// The whole without the nodes of some cells and without outputs; and where a node of another cell is in it. Of a sweep that is
+    /// planned some cells at a time, each node is so looked at once.
+    fn without(&self, without: &BTreeSet<usize>) -> (Checked, impl Fn(usize) -> usize) {
+        let mut nodes: Vec<CheckedNode> = Vec::new();
+        // Where each cell's nodes begin in the whole, and how many before them are left out.
+        let mut begins: Vec<(usize, usize)> = Vec::new();
+        for (index, cell) in self.cells.iter().enumerate() {
+            if without.contains(&index) {
+                continue;
+            }
+            let left_out = cell.nodes.start - nodes.len();
+            begins.push((cell.nodes.start, left_out));
+            for node in &self.whole.nodes[cell.nodes.clone()] {
+                let mut node = node.clone();
+                for link in node.links.iter_mut().flatten() {
+                    link.node -= left_out;
+                }
+                nodes.push(node);
+            }
+        }
+        let whole = &self.whole;
+        let part = Checked {
+            name: whole.name.clone(),
+            description: whole.description.clone(),
+            source: whole.source.clone(),
+            params: whole.params.clone(),
+            nodes,
+            outputs: Vec::new(),
+            warnings: Vec::new(),
+            files: Vec::new(),
+            groups: HashMap::new(),
+            open: whole.open.clone(),
+        };
+        let moved = move |node: usize| {
+            let cell = begins.partition_point(|(begin, _)| *begin <= node);
+            let left_out = cell.checked_sub(1).map_or(0, |cell| begins[cell].1);
+            node - left_out
+        };
+        (part, moved)
     }
 
     /// What a task is called: each of its nodes once, with what sets the cells apart that have it; not as one in `taken`.

@@ -518,7 +518,7 @@ impl Written<'_> {
             node: Arc::from(node),
             params: Arc::new(params),
             links,
-            reads: Vec::new(),
+            reads: Arc::default(),
             known,
             source: self.source.clone(),
             span: self.span,

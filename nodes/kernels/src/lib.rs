@@ -69,6 +69,21 @@ pub trait Kernel: Debug + Send + Sync {
         Tensor::cat(&[a, b], self.layout().channels())
     }
 
+    /// `max(x, 0)`.
+    fn relu(&self, x: &Tensor) -> Result<Tensor> {
+        x.relu()
+    }
+
+    /// Images of half the height and width, rounded down: the largest of each two by two pixels.
+    fn max_pool2(&self, x: &Tensor) -> Result<Tensor> {
+        self.images(&self.planes(x)?.max_pool2d(2)?)
+    }
+
+    /// Images in another size (height, width): bilinear, corners not aligned, as torch has it.
+    fn bilinear(&self, x: &Tensor, (height, width): (usize, usize)) -> Result<Tensor> {
+        self.images(&self.planes(x)?.upsample_bilinear2d(height, width, false)?)
+    }
+
     /// `h * gelu(g)` with x = `[B, N, 2 K]` split into h and g, GELU by erf; gives `[B, N, K]`.
     fn geglu(&self, x: &Tensor) -> Result<Tensor>;
 

@@ -200,13 +200,14 @@ impl Lpips {
         for (index, layer) in self.layers.iter().enumerate() {
             goes_on()?;
             if let Some(side) = self.backbone.pooled(index) {
-                x = kernel.images(&kernel.planes(&x)?.max_pool2d_with_stride(side, 2)?)?;
+                x = match side {
+                    2 => kernel.max_pool2(&x)?,
+                    _ => kernel.images(&kernel.planes(&x)?.max_pool2d_with_stride(side, 2)?)?,
+                };
             }
             for conv in layer {
                 let terms = Terms::bias(Some(&conv.bias));
-                x = kernel
-                    .conv2d(&x, &conv.weight, conv.window, terms)?
-                    .relu()?;
+                x = kernel.relu(&kernel.conv2d(&x, &conv.weight, conv.window, terms)?)?;
             }
             let pixels = kernel.tokens(&x)?;
             let length = (pixels.sqr()?.sum_keepdim(D::Minus1)?.sqrt()? + EPS)?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder};
 
-use retouch_kernels::{Kernel, Padding, Terms, Weight, Window, for_device};
+use retouch_kernels::{KeepMore, Kernel, Padding, Terms, Weight, Window, for_device};
 
 use crate::{Result, goes_on};
 
@@ -72,10 +72,14 @@ impl Convolution {
         Ok(self.kernel.conv2d(x, weight, window, terms)?)
     }
 
+    /// The same, with a ReLU.
+    fn rectified(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(self.kernel.relu(&self.forward(x)?)?)
+    }
+
     /// Images of half the sides: the largest of each four pixels.
     fn pooled(&self, x: &Tensor) -> Result<Tensor> {
-        let planes = self.kernel.planes(x)?.max_pool2d(2)?;
-        Ok(self.kernel.images(&planes)?)
+        Ok(self.kernel.max_pool2(x)?)
     }
 
     /// Images in the size of `like`: bilinear, corners not aligned.
@@ -84,8 +88,7 @@ impl Convolution {
         if self.kernel.layout().grid(x)? == size {
             return Ok(x.clone());
         }
-        let planes = (self.kernel.planes(x)?).upsample_bilinear2d(size.0, size.1, false)?;
-        Ok(self.kernel.images(&planes)?)
+        Ok(self.kernel.bilinear(x, size)?)
     }
 }
 
@@ -129,7 +132,7 @@ impl Block {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         goes_on()?;
-        let x = self.enter.forward(x)?.relu()?;
+        let x = self.enter.rectified(x)?;
         let mut levels: Vec<Tensor> = Vec::with_capacity(self.down.len());
         for (level, conv) in self.down.iter().enumerate() {
             let is_coarsest = level + 1 == self.down.len();
@@ -138,12 +141,12 @@ impl Block {
                 true => conv.pooled(from)?,
                 false => from.clone(),
             };
-            levels.push(conv.forward(&from)?.relu()?);
+            levels.push(conv.rectified(&from)?);
         }
         let mut up = levels.pop().unwrap_or_else(|| x.clone());
         for (conv, beside) in self.up.iter().zip(levels.iter().rev()) {
             up = (conv.kernel).concat(&conv.enlarged(&up, beside)?, beside)?;
-            up = conv.forward(&up)?.relu()?;
+            up = conv.rectified(&up)?;
         }
         Ok((up + x)?)
     }
@@ -228,6 +231,7 @@ impl U2Net {
     /// When the shape is another, or the run was cancelled.
     pub fn forward(&self, pictures: &Tensor) -> Result<Tensor> {
         let (batch, _, _, _) = pictures.dims4()?;
+        let _memory = KeepMore::new();
         let largest = pictures.flatten_from(1)?.max(1)?.clamp(1e-6f32, f32::MAX)?;
         let constant =
             |values: &[f32; 3]| Tensor::new(values, pictures.device())?.reshape((1, 3, 1, 1));

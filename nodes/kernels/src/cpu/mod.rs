@@ -11,6 +11,7 @@ mod buffers;
 mod data;
 mod geometry;
 mod gradients;
+mod images;
 mod machine;
 mod matrix;
 mod packing;
@@ -401,6 +402,57 @@ impl Kernel for Cpu {
         Tensor::from_vec(out, shape, &Device::Cpu)
     }
 
+    fn relu(&self, x: &Tensor) -> Result<Tensor> {
+        // SAFETY: x is as long as the result, all of which is written.
+        let (out, ()) = unsafe {
+            written(x.elem_count(), |out| {
+                with_data(x, |x| {
+                    images::relu(self.machine.isa, x, out);
+                    Ok(())
+                })
+            })
+        }?;
+        Tensor::from_vec(out, x.dims(), &Device::Cpu)
+    }
+
+    fn max_pool2(&self, x: &Tensor) -> Result<Tensor> {
+        let shape @ (count, height, width, channels) = x.dims4()?;
+        let made = (count, height / 2, width / 2, channels);
+        let len = made.0 * made.1 * made.2 * made.3;
+        if len == 0 {
+            bail!("images of {:?} cannot be halved", x.dims());
+        }
+        // SAFETY: a line is written for each two of x.
+        let (out, ()) = unsafe {
+            written(len, |out| {
+                with_data(x, |x| {
+                    images::halved(self.machine.isa, x, shape, out);
+                    Ok(())
+                })
+            })
+        }?;
+        Tensor::from_vec(out, made, &Device::Cpu)
+    }
+
+    fn bilinear(&self, x: &Tensor, to: (usize, usize)) -> Result<Tensor> {
+        let shape @ (count, .., channels) = x.dims4()?;
+        let made = (count, to.0, to.1, channels);
+        let len = made.0 * made.1 * made.2 * made.3;
+        if len == 0 || x.elem_count() == 0 {
+            bail!("images of {:?} cannot be enlarged to {to:?}", x.dims());
+        }
+        // SAFETY: each line of the result is written.
+        let (out, ()) = unsafe {
+            written(len, |out| {
+                with_data(x, |x| {
+                    images::enlarged(self.machine.isa, x, shape, to, out);
+                    Ok(())
+                })
+            })
+        }?;
+        Tensor::from_vec(out, made, &Device::Cpu)
+    }
+
     fn geglu(&self, x: &Tensor) -> Result<Tensor> {
         let (images, n, width) = x.dims3()?;
         let half = width / 2;
@@ -674,6 +726,18 @@ pub(crate) mod tests {
                 let other = data(&[b, c + 3, h, w], seed + 5);
                 let both = kernel.concat(&last.images(&x).unwrap(), &last.images(&other).unwrap()).unwrap();
                 prop_assert_eq!(bits(&last.planes(&both).unwrap()), bits(&Plain.concat(&x, &other).unwrap()));
+                let images = last.images(&x).unwrap();
+                let equal = |own: Tensor, plain: Tensor| {
+                    prop_assert_eq!(bits(&last.planes(&own).unwrap()), bits(&plain));
+                    Ok(())
+                };
+                equal(kernel.relu(&images).unwrap(), Plain.relu(&x).unwrap())?;
+                if h > 1 && w > 1 {
+                    equal(kernel.max_pool2(&images).unwrap(), Plain.max_pool2(&x).unwrap())?;
+                }
+                for to in [(2 * h, 2 * w), (2 * h - 1, 2 * w + 1), (3 * h, w)] {
+                    equal(kernel.bilinear(&images, to).unwrap(), Plain.bilinear(&x, to).unwrap())?;
+                }
                 let x = data(&[b, h * w, 2 * c + 2], seed);
                 let (weight, bias) = (data(&[2 * c + 2], seed + 3), data(&[2 * c + 2], seed + 4));
                 close(&kernel.layer_norm(&x, &weight, &bias, 1e-5).unwrap(), &Plain.layer_norm(&x, &weight, &bias, 1e-5).unwrap());
