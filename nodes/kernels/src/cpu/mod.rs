@@ -561,6 +561,81 @@ pub(crate) mod tests {
             .collect()
     }
 
+    /// FNV-1a of the bits of numbers.
+    fn digest(t: &Tensor) -> u64 {
+        (bits(t).iter().flat_map(|bits| bits.to_le_bytes()))
+            .fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
+                (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+            })
+    }
+
+    /// What one machine gives is compared with itself above; this holds it against others: the digests were taken with AVX2, and
+    /// `.ci/neon` finds the same with NEON.
+    #[test]
+    fn sets_that_fuse_give_the_bits_that_they_give_on_other_machines() {
+        let picture = data(&[2, 20, 18, 72], 1);
+        let rows = data(&[2, 50, 80], 2);
+        let scale = data(&[72], 3);
+        let along = data(&[80], 4);
+        let norm = GroupNormSpec {
+            groups: 8,
+            eps: 1e-5,
+            weight: &scale,
+            bias: &scale,
+        };
+        for isa in Isa::available().into_iter().filter(|isa| isa.fuses()) {
+            let kernel = Cpu::with(isa);
+            let bias = data(&[96], 5);
+            let terms = Terms::bias(Some(&bias));
+            let (matrix, small) = (data(&[96, 80], 6), data(&[96, 72, 2, 2], 7));
+            let found = [
+                kernel.linear(&rows, &weight(&matrix, &kernel), terms),
+                kernel.conv2d(
+                    &picture,
+                    &weight(&small, &kernel),
+                    Window::padded(Padding::same(1)),
+                    terms,
+                ),
+                kernel.group_norm(&picture, &norm, true),
+                kernel.layer_norm(&rows, &along, &along, 1e-5),
+                kernel.geglu(&rows),
+                kernel.bilinear(&picture, (33, 40)),
+            ];
+            let found = found.map(|t| digest(&t.unwrap()));
+            assert_eq!(found, SAME, "{isa:?}: {found:#x?}");
+            #[cfg(target_arch = "x86_64")]
+            if isa == Isa::Avx512 {
+                continue;
+            }
+            let three = weight(&data(&[96, 72, 3, 3], 8), &kernel);
+            let found = [
+                kernel.conv2d(&picture, &three, Window::padded(Padding::same(1)), terms),
+                kernel.attention(
+                    &rows,
+                    &data(&[2, 77, 80], 9),
+                    &data(&[2, 77, 80], 10),
+                    2,
+                    0.16,
+                    None,
+                ),
+            ];
+            let found = found.map(|t| digest(&t.unwrap()));
+            assert_eq!(found, NEAR, "{isa:?}: {found:#x?}");
+        }
+    }
+
+    /// A product, a convolution, the norms, GEGLU, an enlarged image.
+    const SAME: [u64; 6] = [
+        0x4393_4155_e9e0_efa5,
+        0x0ddf_73a1_ee0f_d4db,
+        0xc094_5884_d3f6_7172,
+        0xe016_4cb6_0fc9_0911,
+        0xb672_33f9_b035_c4a3,
+        0x2ad1_08bc_7228_f740,
+    ];
+    /// A convolution in fewer multiplications and an attention, of vectors of four and eight.
+    const NEAR: [u64; 2] = [0xfded_53e1_6dd0_ffd4, 0x5e41_1992_5857_12f6];
+
     #[test]
     fn planes_become_images_and_back() {
         for shape in [[1, 3, 7, 5], [2, 16, 4, 4], [3, 17, 9, 33], [1, 1, 1, 1]] {

@@ -138,10 +138,15 @@ pub(super) fn transpose_block(
 ) {
     assert!(rows <= to_width && columns <= width);
     assert!(from.len() >= rows * width && to.len() >= columns * to_width);
-    let mut done = (0, 0);
+    #[cfg(not(target_arch = "x86_64"))]
+    let done = (0, 0);
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx") {
-        done = (rows / 8 * 8, columns / 8 * 8);
+    let done = match std::arch::is_x86_feature_detected!("avx") {
+        true => (rows / 8 * 8, columns / 8 * 8),
+        false => (0, 0),
+    };
+    #[cfg(target_arch = "x86_64")]
+    if done.0 > 0 {
         for row in (0..done.0).step_by(8) {
             for column in (0..done.1).step_by(8) {
                 // SAFETY: AVX is there; 8 x 8 numbers from (row, column) on are inside of `from`, from (column, row) on of `to`.

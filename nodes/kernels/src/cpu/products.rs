@@ -15,7 +15,9 @@ use candle_core::{DType, Result, bail};
 use super::buffers::{Scratch, Shared, Unfilled};
 use super::geometry::{Gather, Geometry, NONE};
 use super::machine::Machine;
-use super::packing::{Matrix, PANEL, Packed, SQUARE, packed_len, padded_columns};
+#[cfg(target_arch = "x86_64")]
+use super::packing::padded_columns;
+use super::packing::{Matrix, PANEL, Packed, SQUARE, packed_len};
 #[cfg(target_arch = "x86_64")]
 use super::pointwise::geglu_one;
 use super::simd::{Simd, multiversion};
