@@ -71,6 +71,7 @@ fn a_picture_of_each_output_of_the_shipped_workflows_is_drawn_again_to_the_byte(
     let mut files: Vec<PathBuf> = std::fs::read_dir(place.path().join("box/workflows"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file())
         .collect();
     files.sort();
     for file in files {

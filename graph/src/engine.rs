@@ -14,7 +14,7 @@ use crate::base::paths::folder_of;
 use crate::base::problem::{Problems, Source};
 use crate::cache::in_flight::InFlight;
 use crate::cache::{Cache, HostCache};
-use crate::check::memo::{FactsMemo, OnceALoad};
+use crate::check::memo::{FactsMemo, LoadMemo};
 use crate::check::{self, CheckContext, Checked, Settings, TextBudget};
 use crate::files::{DiskFiles, Files};
 use crate::op::registry::Registry;
@@ -215,7 +215,7 @@ impl Engine {
             settings,
             cell: &[],
             facts: &self.facts,
-            once: &OnceALoad::default(),
+            load: &LoadMemo::default(),
             text: &TextBudget::new(),
         };
         let read = sweep::check_values(&context, &workflow, &mut problems);
@@ -233,7 +233,7 @@ impl Engine {
             settings,
             cell: &[],
             facts: &self.facts,
-            once: &OnceALoad::default(),
+            load: &LoadMemo::default(),
             text: &TextBudget::new(),
         };
         sweep::load(&context, path)

@@ -152,10 +152,15 @@ fn the_cells_of_several_matrices_follow_one_another() {
             "a=9, word=w",
         ]
     );
-    assert_eq!(
-        labels("sweep: {matrix: [{}, {a: [1]}]}\n", &[], &[]),
-        ["a=1"]
-    );
+    let empty = "sweep: {matrix: [{}, {a: [1]}]}\n";
+    assert_eq!(labels(empty, &[], &[]), ["a=1"]);
+    assert_eq!(labels(empty, &[], &["b=1"]), ["a=1"]);
+    // What is zipped with a param that the command line sets is by itself: equal values are one.
+    let alone = "sweep: {matrix: {a: [1, 2], word: [x, x]}, zip: [a, word]}\n";
+    assert_eq!(labels(alone, &[], &["a=1"]).len(), 1);
+    // What is excluded by params that are all set says nothing of the cells.
+    let excluded = "sweep: {matrix: {a: [1, 2], b: [3]}, exclude: [{a: 1}]}\n";
+    assert_eq!(labels(excluded, &[], &["a=1"]).len(), 1);
 }
 
 #[test]

@@ -58,7 +58,7 @@ pub fn registry() -> retouch_graph::registry::Registry {
         .with::<measure::Diversity>()
         .with::<measure::MeasureLayout>()
         .with::<measure::MeasureLook>()
-        .with::<measure::PerceptualDistance>()
+        .with::<measure::MeasureLpips>()
         .with::<measure::PictureError>()
         .with::<measure::Scores>()
         .with::<measure::MakeReport>()

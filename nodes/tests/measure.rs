@@ -16,9 +16,9 @@ use retouch_graph::{
 use retouch_kernels::for_device;
 use retouch_nodes::load::{LoadImage, LoadMask, load_image, load_mask};
 use retouch_nodes::measure::{
-    Diversity, ImageFeatures, MakeReport, MeasureLayout, MeasureLook, PerceptualDistance,
-    PictureError, PromptScore, Scores, Similarity, TextFeatures, diversity, image_features, layout,
-    look, lpips, picture_error, prompt_score, report, scores, similarity, text_features,
+    Diversity, ImageFeatures, MakeReport, MeasureLayout, MeasureLook, MeasureLpips, PictureError,
+    PromptScore, Scores, Similarity, TextFeatures, diversity, image_features, layout, look, lpips,
+    picture_error, prompt_score, report, scores, similarity, text_features,
 };
 use retouch_nodes::payload::features::Space;
 use retouch_nodes::payload::{
@@ -196,7 +196,7 @@ fn vision_transformers_give_what_transformers_does() {
 
 /// The files of LPIPS: AlexNet or VGG16 in torchvision's names, and the weights of its layers, by the rule of `make_perceptual.py`.
 fn lpips_files(backbone: Backbone, folder: &Path) -> Json {
-    let files = ["backbone", "heads"].map(|name| folder.join(format!("{name}.safetensors")));
+    let files = ["backbone", "linear"].map(|name| folder.join(format!("{name}.safetensors")));
     let empty = || {
         let file = folder.join("empty.safetensors");
         candle_core::safetensors::save(&HashMap::<String, Tensor>::new(), &file).unwrap();
@@ -204,7 +204,7 @@ fn lpips_files(backbone: Backbone, folder: &Path) -> Json {
     };
     let asked = [
         Weights::asked(|weights| Lpips::load(backbone, weights, &empty()).map(drop)).unwrap(),
-        Weights::asked(|heads| Lpips::load(backbone, &empty(), heads).map(drop)).unwrap(),
+        Weights::asked(|linear| Lpips::load(backbone, &empty(), linear).map(drop)).unwrap(),
     ];
     for (file, asked) in files.iter().zip(asked) {
         let tensors: HashMap<String, Tensor> = (asked.into_iter())
@@ -224,7 +224,7 @@ fn lpips_files(backbone: Backbone, folder: &Path) -> Json {
             .collect();
         candle_core::safetensors::save(&tensors, file).unwrap();
     }
-    json!({"path": files[0], "heads": files[1]})
+    json!({"path": files[0], "linear": files[1]})
 }
 
 /// The pictures of `make_perceptual.py`, 64 x 48 pixels: three of noise, and the first one darker.
@@ -253,7 +253,7 @@ fn lpips_is_that_of_its_package_by_both_networks() {
         let folder = tempfile::tempdir().unwrap();
         let params = lpips_files(backbone, folder.path());
         let table = |image: Arc<Image>, to: Option<Arc<Image>>| {
-            run::<PerceptualDistance>(params.clone(), lpips::Inputs { image, to })
+            run::<MeasureLpips>(params.clone(), lpips::Inputs { image, to })
                 .unwrap()
                 .table
         };
@@ -267,14 +267,19 @@ fn lpips_is_that_of_its_package_by_both_networks() {
         for i in 1..4 {
             near(cell(&made, "lpips", i), &expected[format!("{i},0")], 1e-5);
         }
-        // With each other: the mean over the pairs, once for the batch.
+        // With each other: the mean over the others.
         let made = table(batch(&pictures), None);
-        let all: Vec<f64> = (expected.as_object().unwrap().values())
-            .map(|value| value.as_f64().unwrap())
-            .collect();
-        let mean = all.iter().sum::<f64>() / all.len() as f64;
-        near(cell(&made, "lpips", 0), &json!(mean), 1e-5);
-        assert_eq!(made.rows.len(), 1);
+        for i in 0..4 {
+            let others = (0..4).filter(|j| *j != i).map(|j| {
+                let pair = format!("{},{}", i.max(j), i.min(j));
+                expected[pair].as_f64().unwrap()
+            });
+            near(
+                cell(&made, "lpips", i),
+                &json!(others.sum::<f64>() / 3.0),
+                1e-5,
+            );
+        }
         let again = table(batch(&[pictures[2].clone(), pictures[2].clone()]), None);
         assert_eq!(cell(&again, "lpips", 0), 0.0);
     }
@@ -286,15 +291,15 @@ fn lpips_says_which_of_its_files_is_another() {
     let params = lpips_files(Backbone::AlexNet, folder.path());
     let said = |params: &Json, image: Option<Arc<Image>>| {
         let image = image.unwrap_or_else(|| batch(&noise()[..2]));
-        match run::<PerceptualDistance>(params.clone(), lpips::Inputs { image, to: None }) {
+        match run::<MeasureLpips>(params.clone(), lpips::Inputs { image, to: None }) {
             Ok(_) => String::new(),
             Err(error) => error.to_string(),
         }
     };
     assert_eq!(said(&params, None), "");
-    let swapped = json!({"path": params["heads"], "heads": params["path"]});
+    let swapped = json!({"path": params["linear"], "linear": params["path"]});
     assert!(said(&swapped, None).contains("neither AlexNet nor VGG16"));
-    let twice = json!({"path": params["path"], "heads": params["path"]});
+    let twice = json!({"path": params["path"], "linear": params["path"]});
     let message = said(&twice, None);
     assert!(
         message.contains("layers of AlexNet") && message.contains("lin0.model.1.weight"),
@@ -970,7 +975,7 @@ fn protocols(folder: &Path) -> Vec<String> {
             .collect()
     };
     for (name, count) in [("", 31), ("_challenging", 24)] {
-        let inputs = own.join("dreammatcher/inputs");
+        let inputs = folder.join("datasets/dreammatcher/inputs");
         std::fs::create_dir_all(&inputs).unwrap();
         for kind in ["live", "nonlive"] {
             let file = inputs.join(format!("prompts_{kind}_objects{name}.txt"));
@@ -978,7 +983,7 @@ fn protocols(folder: &Path) -> Vec<String> {
         }
     }
     for (number, subject) in [("00", "kitten"), ("01", "dog")] {
-        let captions = own.join("dreambench-plus/captions/animal");
+        let captions = folder.join("datasets/dreambench-plus/captions/animal");
         std::fs::create_dir_all(&captions).unwrap();
         let text = format!("{subject}\n{}", prompts(9, subject));
         std::fs::write(captions.join(format!("{number}.txt")), text).unwrap();
@@ -1019,20 +1024,22 @@ fn protocols(folder: &Path) -> Vec<String> {
         format!("clip={}", networks[0].display()),
         format!("dino={}", networks[1].display()),
         format!("lpips={}", lpips["path"].as_str().unwrap()),
-        format!("lpips_heads={}", lpips["heads"].as_str().unwrap()),
+        format!("lpips_linear={}", lpips["linear"].as_str().unwrap()),
     ]
 }
 
 /// The settings of a protocol: what its workflow has of `all`, and more.
 fn settings_of(name: &str, all: &[String], more: &[&str]) -> Settings {
-    let fits = |set: &&String| match set.split('=').next().unwrap() {
-        "clip" => !name.contains("prior"),
-        "lpips" | "lpips_heads" => name.contains("prior"),
+    let fits = |set: &String| match set.split('=').next().unwrap() {
+        "clip" => !name.starts_with("dreambooth-"),
+        "dino" => !name.contains("diversity"),
+        "lpips" | "lpips_linear" => name.contains("diversity"),
+        "before" | "after" => !name.contains("prior"),
         _ => true,
     };
     let more = more.iter().map(|set| (*set).to_owned());
     Settings {
-        set: all.iter().filter(fits).cloned().chain(more).collect(),
+        set: all.iter().cloned().chain(more).filter(fits).collect(),
         ..Settings::default()
     }
 }
@@ -1045,7 +1052,8 @@ fn protocols_have_the_cells_that_their_papers_have() {
     let mut known = HashSet::new();
     for (name, cells, prompt) in [
         ("dreambooth", 30 * 25, "a cube shaped vase"),
-        ("dreambooth-prior", 30 * 25, "a dog in a chef outfit"),
+        ("dreambooth-prior", 30, "dog"),
+        ("dreambooth-diversity", 30 * 25, "a dog in a chef outfit"),
         ("dreammatcher", 16 * 31, "a teddy bear in place 30"),
         ("dreammatcher-challenging", 16 * 24, "a cat in place 23"),
         ("dreambench-plus", 2 * 9, "a kitten in place 8"),
@@ -1100,9 +1108,7 @@ fn a_cell_of_a_protocol_is_drawn_by_all_methods_and_measured() {
         "before=a red ",
         "after=",
     ];
-    let photos = folder
-        .path()
-        .join("workflows/protocols/dreambooth/dataset/duck_toy");
+    let photos = folder.path().join("datasets/dreambooth/dataset/duck_toy");
     let photos = format!("photos={}", photos.display());
     let small: Vec<&str> = small.into_iter().chain([photos.as_str()]).collect();
     for (name, columns, pictures) in [
@@ -1111,7 +1117,8 @@ fn a_cell_of_a_protocol_is_drawn_by_all_methods_and_measured() {
             "dino,clip_i,prompt_score,diversity,vendi",
             "10 pictures: 5 methods",
         ),
-        ("dreambooth-prior", "pres,div", "2 pictures: 1 method"),
+        ("dreambooth-prior", "pres", "2 pictures: 1 method"),
+        ("dreambooth-diversity", "div", "2 pictures: 1 method"),
     ] {
         let file = folder
             .path()
@@ -1141,7 +1148,8 @@ fn a_cell_of_a_protocol_is_drawn_by_all_methods_and_measured() {
         let head: Vec<&str> = csv.lines().next().unwrap().split(',').collect();
         for column in columns.split(',') {
             assert!(
-                head.iter().any(|name| name.contains(column)),
+                head.iter()
+                    .any(|name| name.split(' ').next() == Some(column)),
                 "{column}: {csv}"
             );
         }

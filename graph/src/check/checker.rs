@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 use crate::base::problem::{Problem, Source, Span};
 use crate::base::suggest;
 use crate::check::budget::{TextBudget, too_much_text};
-use crate::check::memo::{FactsMemo, OnceALoad};
+use crate::check::memo::{FactsMemo, LoadMemo};
 use crate::check::result::Link;
 use crate::check::settings::{ResolvedParam, Setting, Settings, ValueOrigin};
 use crate::files::Files;
@@ -32,7 +32,7 @@ pub(crate) struct CheckContext<'a> {
     /// The values of a cell of a sweep; they count more than all settings.
     pub(crate) cell: &'a [Setting],
     pub(crate) facts: &'a FactsMemo,
-    pub(crate) once: &'a OnceALoad,
+    pub(crate) load: &'a LoadMemo,
     pub(crate) text: &'a TextBudget,
 }
 

@@ -39,8 +39,8 @@ impl Checker<'_> {
                 continue;
             };
             self.flat[index].known = Arc::new(inputs.clone());
-            let (files, once) = (self.context.files, self.context.once);
-            let found = (self.context.facts).of(op, &*node, inputs, files, (once, key));
+            let (files, load) = (self.context.files, self.context.load);
+            let found = (self.context.facts).of(op, &*node, inputs, files, load, key);
             match found {
                 Ok((outputs, warnings)) => {
                     known[index] = outputs;
@@ -99,7 +99,7 @@ impl Checker<'_> {
 
     /// Notes the files that a node reads and reports those that are missing. `false`: the node cannot say which.
     fn reads(&mut self, index: usize, node: &dyn ErasedNode, key: Option<&Digest>) -> bool {
-        if let Some(reads) = self.context.once.reads(key) {
+        if let Some(reads) = self.context.load.reads(key) {
             self.flat[index].reads = reads;
             return true;
         }
@@ -125,7 +125,7 @@ impl Checker<'_> {
         }
         let reads: Arc<[_]> = reads.into();
         if !missing {
-            self.context.once.keep_reads(key, &reads);
+            self.context.load.keep_reads(key, &reads);
         }
         self.flat[index].reads = reads;
         true

@@ -219,7 +219,7 @@ fn sweep_schema() -> Json {
                 "description": "The values of each param; every combination of them is a cell. The cells of several such maps in a list follow one another.",
                 "anyOf": [
                     {"type": ["object", "null"], "additionalProperties": values},
-                    {"type": "array", "items": {"type": "object", "additionalProperties": values}}
+                    {"type": "array", "minItems": 1, "items": {"type": ["object", "null"], "additionalProperties": values}}
                 ]
             },
             "zip": {

@@ -29,6 +29,9 @@ pub(super) struct CellValue {
     pub(super) setting: Setting,
 }
 
+/// The values of each param that varies.
+type Axes = IndexMap<String, Vec<Arc<CellValue>>>;
+
 /// A cell as the declaration gives it: the values of its params.
 pub(super) type CellValues = IndexMap<String, Arc<CellValue>>;
 
@@ -77,19 +80,24 @@ impl<'a> CellReader<'a> {
             .filter_map(|text| text.split_once('='))
             .map(|(name, _)| name.trim().to_owned())
             .collect();
-        let given = self.given(over, &fixed);
-        let groups = self.groups(decl, over);
         let none = vec![Vec::new()];
         let matrices = decl.map_or(&none, |decl| &decl.matrices);
         let matrices = if matrices.is_empty() { &none } else { matrices };
+        // The file's seeds are drawn before those of the command line.
+        let written: Vec<Axes> = (matrices.iter())
+            .map(|matrix| self.written(matrix))
+            .collect();
+        let given = self.given(over, &fixed);
+        let groups = self.groups(decl, over);
         let mut varying: HashSet<String> = HashSet::new();
         let mut all_joined = Vec::new();
-        for matrix in matrices {
-            let axes = self.axes(matrix, &groups, &given, &fixed);
+        for (matrix, mut axes) in matrices.iter().zip(written) {
+            axes.extend(given.clone());
+            axes.retain(|name, _| !fixed.contains(name));
             varying.extend(axes.keys().cloned());
-            // A matrix without values has one cell if the command line sets all of it, and none if nothing is said at all.
-            let empty = axes.is_empty() && fixed.is_empty();
-            let joined = self.zipped(&groups, &axes);
+            // A matrix has one cell if the command line sets all of it, and none if neither of them says anything.
+            let empty = matrix.is_empty() && given.is_empty();
+            let joined = self.zipped(&groups, matrix, &axes);
             all_joined.push((!empty).then_some(joined));
         }
         let total = (all_joined.iter().flatten()).try_fold(0usize, |sum, joined| {
@@ -191,7 +199,8 @@ impl<'a> CellReader<'a> {
     fn zipped(
         &mut self,
         groups: &[Vec<Spanned<String>>],
-        axes: &IndexMap<String, Vec<Arc<CellValue>>>,
+        matrix: &[(MapKey, Tree)],
+        axes: &Axes,
     ) -> Vec<Vec<CellValues>> {
         let mut joined = Vec::new();
         let mut done: HashSet<&str> = HashSet::new();
@@ -215,11 +224,22 @@ impl<'a> CellReader<'a> {
                     continue;
                 }
                 let (many, other_many) = (values.len(), more.len());
-                self.fault(
-                    at.span,
-                    format!("`{name}` has {many} values and `{other}` {other_many}"),
+                let message = format!("`{name}` has {many} values and `{other}` {other_many}");
+                let mut problem = Problem::new(Code::BadSweep, self.source, at.span, message);
+                if let Some((key, _)) = matrix.iter().find(|(key, _)| key.text == *other) {
+                    problem = problem.also(self.source, key.span, "in this matrix");
+                }
+                self.problems.push(problem.help(
                     "params that are zipped have as many values: the first goes with the first, the second with the second",
-                );
+                ));
+            }
+            if let [alone] = names[..] {
+                // A value that is given twice is one, but where it goes with others: two cats are of one class.
+                let mut values = values.clone();
+                distinct(&mut values);
+                let cell = |value| CellValues::from_iter([(alone.clone(), value)]);
+                joined.push(values.into_iter().map(cell).collect());
+                continue;
             }
             let cell = |index: usize| -> CellValues {
                 (names.iter())
@@ -232,12 +252,8 @@ impl<'a> CellReader<'a> {
     }
 
     /// The values of `--over`.
-    fn given(
-        &mut self,
-        over: &[String],
-        fixed: &HashSet<String>,
-    ) -> IndexMap<String, Vec<Arc<CellValue>>> {
-        let mut given = IndexMap::new();
+    fn given(&mut self, over: &[String], fixed: &HashSet<String>) -> Axes {
+        let mut given = Axes::new();
         for text in over {
             if let Some((name, values)) = self.over(text) {
                 if fixed.contains(&name) {
@@ -255,28 +271,14 @@ impl<'a> CellReader<'a> {
         given
     }
 
-    /// The values of each param of a matrix and of `--over`, without those that `--set` fixes.
-    fn axes(
-        &mut self,
-        matrix: &[(MapKey, Tree)],
-        groups: &[Vec<Spanned<String>>],
-        given: &IndexMap<String, Vec<Arc<CellValue>>>,
-        fixed: &HashSet<String>,
-    ) -> IndexMap<String, Vec<Arc<CellValue>>> {
-        let mut axes: IndexMap<String, Vec<Arc<CellValue>>> = IndexMap::new();
+    /// The values of each param of a matrix.
+    fn written(&mut self, matrix: &[(MapKey, Tree)]) -> Axes {
+        let mut axes = Axes::new();
         for (key, tree) in matrix {
-            if let Some(mut values) = self.axis(key, tree, &self.source.clone()) {
-                // A value that is given twice is one, but where it goes with others: two cats are of one class.
-                if !(groups.iter().flatten()).any(|name| name.value == key.text) {
-                    distinct(&mut values);
-                }
+            if let Some(values) = self.axis(key, tree, &self.source.clone()) {
                 axes.insert(key.text.clone(), values);
             }
         }
-        for (name, values) in given {
-            axes.insert(name.clone(), values.clone());
-        }
-        axes.retain(|name, _| !fixed.contains(name));
         axes
     }
 
@@ -293,6 +295,9 @@ impl<'a> CellReader<'a> {
         let Some(values) = self.entry(entry, fixed) else {
             return;
         };
+        if values.is_empty() {
+            return; // the command line sets all of its params, so it says nothing of the cells
+        }
         for (key, _) in (entry.value.iter()).filter(|(key, _)| !varying.contains(&key.text)) {
             if !fixed.contains(&key.text) && self.target.params.contains_key(&key.text) {
                 self.fault(
@@ -382,8 +387,7 @@ impl<'a> CellReader<'a> {
             );
             return None;
         };
-        let mut values = self.axis(&key, &placed(tree, span), &source)?;
-        distinct(&mut values);
+        let values = self.axis(&key, &placed(tree, span), &source)?;
         Some((key.text, values))
     }
 

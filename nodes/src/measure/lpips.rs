@@ -4,42 +4,41 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::Device;
+use retouch_diffusion::Error;
 use retouch_diffusion::checkpoint::weights::{NO_SUCH_FILE, Table as WeightTable, Weights};
 use retouch_diffusion::networks::lpips::{Backbone, Lpips};
-use retouch_diffusion::{Error, Result as DiffusionResult};
 use retouch_graph::{Context, Fault, Files, Node, NodeError, ReadFile, Types, ports};
 use retouch_kernels::for_device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value as Json;
 
 use crate::fields::AssetPath;
 use crate::measure::backbone::{Place, opened};
 use crate::measure::picture_error::misfit;
 use crate::measure::similarity::check_name;
-use crate::measure::{IMAGE, mean, number};
+use crate::measure::{IMAGE, number};
 use crate::payload::Table;
 use crate::payload::image::{Image, ImageFacts};
 use crate::runtime::Runtime;
 
-/// The most pictures: the features of all of them are held to compare each with each.
-const MAX_PICTURES: usize = 64;
+/// The most bytes of features that are held, of all pictures of a batch, to compare each with each.
+const MAX_BYTES: usize = 4 << 30;
 
 /// Measures how different pictures look: LPIPS (Zhang et al. 2018), version 0.1, by AlexNet or VGG16.
 ///
-/// With `to` each picture is compared with the one beside it (or with the only one), as an error of reconstruction. Without `to` the
-/// pictures of a batch are compared with each other: the mean over all pairs is the diversity DIV of DreamBooth (Ruiz et al. 2023). 0 is of
-/// equal pictures. The numbers depend on the size of the pictures: none is resized here.
+/// With `to` each picture is compared with the one beside it (or with the only one), as an error of reconstruction. Without `to` each
+/// picture of a batch is compared with all others and gets the mean; the mean of these, over all pairs, is the diversity DIV of DreamBooth (Ruiz et
+/// al. 2023). 0 is of equal pictures. The numbers depend on the size of the pictures: none is resized here.
 ///
-/// Neither network is in the box. `path` is torchvision's file (`alexnet-owt-7be5be79.pth`, `vgg16-397923af.pth`), `heads` that of the package
+/// Neither network is in the box. `path` is torchvision's file (`alexnet-owt-7be5be79.pth`, `vgg16-397923af.pth`), `linear` that of the package
 /// `lpips` (`lpips/weights/v0.1/alex.pth`, `vgg.pth`); both may be `.safetensors` with the same names.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct PerceptualDistance {
+pub struct MeasureLpips {
     /// The weights of AlexNet or VGG16, as torchvision names them.
     pub path: AssetPath,
-    /// The weights of its layers, as the package `lpips` names them.
-    pub heads: AssetPath,
+    /// The weights of its linear layers, as the package `lpips` names them.
+    pub linear: AssetPath,
     /// The name of the column.
     #[serde(default = "default_name")]
     pub name: String,
@@ -62,7 +61,7 @@ ports! {
 ports! {
     /// What `lpips` gives.
     pub struct Outputs {
-        /// With `to` a row for each picture, `image` and the distance; without it one row, the mean over the pairs of the batch.
+        /// A row for each picture: `image`, and its distance.
         pub table: Arc<Table>,
     }
 }
@@ -72,12 +71,12 @@ struct Described {
     place: Place,
     backbone: Backbone,
     weights: Arc<WeightTable>,
-    heads: Arc<WeightTable>,
+    linear: Arc<WeightTable>,
 }
 
-impl PerceptualDistance {
+impl MeasureLpips {
     fn files(&self) -> [(&'static str, PathBuf); 2] {
-        [("path", &self.path), ("heads", &self.heads)]
+        [("path", &self.path), ("linear", &self.linear)]
             .map(|(field, path)| (field, path.as_path().to_owned()))
     }
 
@@ -90,7 +89,7 @@ impl PerceptualDistance {
                 Err(error) => Err((field, error)),
             }
         };
-        let [path, heads_path] = self.files();
+        let [path, linear_path] = self.files();
         let bad = |path: &PathBuf, message: String| Error::Weights {
             file: path.clone(),
             message,
@@ -100,10 +99,10 @@ impl PerceptualDistance {
             let message = "it is neither AlexNet nor VGG16 as torchvision has them".to_owned();
             ("path", bad(&path.1, message))
         })?;
-        let heads = read(heads_path.clone())?;
+        let linear = read(linear_path.clone())?;
         let (own, its) = (
             Weights::checking(Arc::clone(&weights)),
-            Weights::checking(Arc::clone(&heads)),
+            Weights::checking(Arc::clone(&linear)),
         );
         Lpips::load(backbone, &own, &its).map_err(|error| ("path", error))?;
         if let Some(fault) = own.faults().first() {
@@ -111,18 +110,18 @@ impl PerceptualDistance {
         }
         if let Some(fault) = its.faults().first() {
             let message = format!("as the layers of {}: {fault}", backbone.name());
-            return Err(("heads", bad(&heads_path.1, message)));
+            return Err(("linear", bad(&linear_path.1, message)));
         }
         Ok(Described {
             place: Place::of(&path.1, files),
             backbone,
             weights,
-            heads,
+            linear,
         })
     }
 }
 
-impl Node for PerceptualDistance {
+impl Node for MeasureLpips {
     const OP: &'static str = "lpips";
     const VERSION: u32 = 1;
     const DEVICE: bool = true;
@@ -184,7 +183,7 @@ impl Node for PerceptualDistance {
         let network = Lpips::load(
             described.backbone,
             &opened(&described.weights, &device, &kernel),
-            &opened(&described.heads, &device, &kernel),
+            &opened(&described.linear, &device, &kernel),
         )?;
         let features = |image: &Image, index: usize| -> Result<_, NodeError> {
             context.check_cancelled()?;
@@ -192,12 +191,12 @@ impl Node for PerceptualDistance {
             let features = one.rgb.to_device(&device).map_err(Error::from);
             Ok(network.features(&features?, &*kernel)?)
         };
-        let mut table;
+        let mut table = Table::new([IMAGE, &self.name]);
+        let count = image.batch();
         let how = if let Some(to) = &inputs.to {
-            table = Table::new([IMAGE, &self.name]);
             let mut other = features(to, 0)?;
-            for index in 0..image.batch() {
-                context.progress(index, image.batch());
+            for index in 0..count {
+                context.progress(index, count);
                 if index > 0 && to.batch() > 1 {
                     other = features(to, index)?;
                 }
@@ -206,18 +205,25 @@ impl Node for PerceptualDistance {
             }
             "with the picture beside it"
         } else {
-            table = Table::new([self.name.as_str()]);
-            let mut all = Vec::with_capacity(image.batch());
-            for index in 0..image.batch() {
-                context.progress(index, image.batch());
+            let mut all = Vec::with_capacity(count);
+            for index in 0..count {
+                context.progress(index, count);
                 all.push(features(image, index)?);
             }
-            let pairs = (0..all.len()).flat_map(|i| (0..i).map(move |j| (i, j)));
-            let distances: Vec<f64> = pairs
-                .map(|(i, j)| network.distance(&all[i], &all[j]))
-                .collect::<DiffusionResult<_>>()?;
-            table.push(vec![mean(&distances).map_or(Json::Null, number)])?;
-            "the mean over the pairs of a batch's pictures"
+            let mut sums = vec![0.0; count];
+            for i in 0..count {
+                context.check_cancelled()?;
+                for j in 0..i {
+                    let distance = network.distance(&all[i], &all[j])?;
+                    sums[i] += distance;
+                    sums[j] += distance;
+                }
+            }
+            for (index, sum) in sums.into_iter().enumerate() {
+                // There is more than one picture, or it would have been refused.
+                table.push(vec![index.into(), number(sum / (count - 1) as f64)])?;
+            }
+            "the mean over the batch's other pictures"
         };
         let (width, height) = image.size();
         table.define(
@@ -265,29 +271,36 @@ fn refused(
             format!("{} picture has no pairs", own.batch),
             "draw a batch of several seeds, `batch: 8`, or link other pictures to `to`",
         )),
-        batch if batch > MAX_PICTURES => Some((
-            "image",
-            format!(
-                "{batch} pictures are too many; at most {MAX_PICTURES} are compared with each other"
-            ),
-            "draw fewer seeds at a time",
-        )),
-        _ => None,
+        batch => {
+            let one = backbone
+                .features((own.width, own.height))
+                .saturating_mul(size_of::<f32>());
+            let most = MAX_BYTES / one.max(1);
+            (batch > most).then(|| {
+                let message = format!(
+                    "{batch} pictures of {}x{} pixels are too many to compare each with each by {}; at most {most} are",
+                    own.width,
+                    own.height,
+                    backbone.name()
+                );
+                ("image", message, "draw fewer seeds at a time, or make them smaller with `resize_image`")
+            })
+        }
     }
 }
 
-impl PerceptualDistance {
+impl MeasureLpips {
     /// What is wrong with a file.
     fn fault(&self, field: &'static str, error: &Error, files: &dyn Files) -> Fault {
         let path = match field {
-            "heads" => self.heads.as_path(),
+            "linear" => self.linear.as_path(),
             _ => self.path.as_path(),
         };
         if let Some(withheld) = files.withheld(path) {
             return Fault::file(field, withheld.message).help(withheld.help);
         }
         let where_from = match field {
-            "heads" => {
+            "linear" => {
                 "it is `lpips/weights/v0.1/alex.pth` or `vgg.pth` of the package `lpips`, the one of the network in `path`"
             }
             _ => "it is torchvision's `alexnet-owt-7be5be79.pth` or `vgg16-397923af.pth`",

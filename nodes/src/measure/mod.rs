@@ -20,7 +20,7 @@ pub use diversity::Diversity;
 pub use image_features::ImageFeatures;
 pub use layout::MeasureLayout;
 pub use look::MeasureLook;
-pub use lpips::PerceptualDistance;
+pub use lpips::MeasureLpips;
 pub use picture_error::PictureError;
 pub use prompt_score::PromptScore;
 pub use report::MakeReport;

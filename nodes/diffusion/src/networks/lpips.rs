@@ -103,6 +103,27 @@ impl Backbone {
         }
     }
 
+    /// How many numbers the features of a picture are.
+    #[must_use]
+    pub fn features(self, (width, height): (usize, usize)) -> usize {
+        let (mut size, mut sum) = ((width, height), 0usize);
+        for (index, layer) in self.layers().iter().enumerate() {
+            if let Some(side) = self.pooled(index) {
+                let pooled = |length: usize| length.saturating_sub(side) / 2 + 1;
+                size = (pooled(size.0), pooled(size.1));
+            }
+            for conv in *layer {
+                let padded = 2 * Self::padding(*conv);
+                let after =
+                    |length: usize| (length + padded).saturating_sub(conv.size) / conv.stride + 1;
+                size = (after(size.0), after(size.1));
+            }
+            let channels = layer.last().map_or(0, |conv| conv.output);
+            sum = sum.saturating_add(size.0.saturating_mul(size.1).saturating_mul(channels));
+        }
+        sum
+    }
+
     fn layers(self) -> [&'static [Conv]; LAYERS] {
         match self {
             Self::AlexNet => ALEXNET,
@@ -137,8 +158,8 @@ struct Loaded {
 pub struct Lpips {
     backbone: Backbone,
     layers: Vec<Vec<Loaded>>,
-    /// The weight of each channel of each layer.
-    heads: Vec<Vec<f64>>,
+    /// The weight of each channel of each layer, a linear layer to one number.
+    linear: Vec<Vec<f64>>,
 }
 
 /// The features of a picture: for each layer every pixel's, one pixel after the other, each of length 1.
@@ -146,21 +167,21 @@ pub struct Lpips {
 pub struct Features(Vec<Vec<f32>>);
 
 impl Lpips {
-    /// Loads the network from torchvision's file and the weights of its layers from the package's (`lin0.model.1.weight`, ...).
+    /// Loads the network from torchvision's file and the weights of its linear layers from the package's (`lin0.model.1.weight`, ...).
     ///
     /// # Errors
-    /// When a tensor is missing or of another shape; while checking these are noted in `weights` and `heads`.
-    pub fn load(backbone: Backbone, weights: &Weights, heads: &Weights) -> Result<Self> {
+    /// When a tensor is missing or of another shape; while checking these are noted in `weights` and `linear`.
+    pub fn load(backbone: Backbone, weights: &Weights, linear: &Weights) -> Result<Self> {
         let root = weights.root().at("features");
         let of_layer = |convs: &[Conv]| convs.iter().map(|conv| load(&root, *conv)).collect();
         let layers: Vec<Vec<Loaded>> = (backbone.layers().iter())
             .map(|convs| of_layer(convs))
             .collect::<Result<_>>()?;
-        let heads = (0..LAYERS).map(|layer| {
+        let linear_layers = (0..LAYERS).map(|layer| {
             let width = backbone.layers()[layer]
                 .last()
                 .map_or(0, |conv| conv.output);
-            let scope = heads.root().at(format!("lin{layer}.model.1"));
+            let scope = linear.root().at(format!("lin{layer}.model.1"));
             let weight = scope.get("weight", (1, width, 1, 1))?;
             if scope.is_checking() {
                 return Ok(Vec::new());
@@ -173,7 +194,7 @@ impl Lpips {
         Ok(Self {
             backbone,
             layers,
-            heads: heads.collect::<Result<_>>()?,
+            linear: linear_layers.collect::<Result<_>>()?,
         })
     }
 
@@ -214,6 +235,10 @@ impl Lpips {
             let unit = pixels.broadcast_div(&length)?;
             found.push(unit.flatten_all()?.to_device(&Device::Cpu)?.to_vec1()?);
         }
+        debug_assert_eq!(
+            found.iter().map(Vec::len).sum::<usize>(),
+            self.backbone.features((width, height))
+        );
         Ok(Features(found))
     }
 
@@ -224,17 +249,19 @@ impl Lpips {
     /// When the pictures are of different sizes.
     pub fn distance(&self, a: &Features, b: &Features) -> Result<f64> {
         let mut sum = 0.0;
-        for ((a, b), head) in a.0.iter().zip(&b.0).zip(&self.heads) {
+        for ((a, b), weights) in a.0.iter().zip(&b.0).zip(&self.linear) {
             if a.len() != b.len() {
                 return Err(Error::request(
-                    "pictures of different sizes have no perceptual distance".to_owned(),
+                    "pictures of different sizes have no LPIPS".to_owned(),
                 ));
             }
-            let pixels = (a.len() / head.len()).max(1);
-            let both = a.chunks_exact(head.len()).zip(b.chunks_exact(head.len()));
+            let pixels = (a.len() / weights.len()).max(1);
+            let both = a
+                .chunks_exact(weights.len())
+                .zip(b.chunks_exact(weights.len()));
             let layer: f64 = both
                 .map(|(a, b)| {
-                    (a.iter().zip(b).zip(head))
+                    (a.iter().zip(b).zip(weights))
                         .map(|((a, b), weight)| weight * f64::from(a - b) * f64::from(a - b))
                         .sum::<f64>()
                 })

@@ -1,4 +1,4 @@
-//! Images cut off at zero, halved and enlarged: what networks that find a subject do between their convolutions.
+//! ReLU, max pooling and bilinear resizing of images: what networks do between their convolutions.
 //!
 //! candle does the latter two on planes, on one thread; these read images as the convolutions leave them. The numbers are the same.
 
@@ -6,7 +6,7 @@ use super::buffers::Unfilled;
 use super::simd::{Isa, Simd, multiversion};
 use super::team;
 
-/// Numbers that a task of the first handles, about.
+/// Elements that a task of the ReLU handles.
 const TASK: usize = 1 << 13;
 
 /// The shape of images: how many, height, width, channels.
@@ -34,7 +34,7 @@ pub(super) fn relu(isa: Isa, x: &[f32], out: Unfilled<'_>) {
 }
 
 #[inline(always)]
-unsafe fn halved_generic<S: Simd>(
+unsafe fn max_pool2_generic<S: Simd>(
     above: &[f32],
     below: &[f32],
     channels: usize,
@@ -53,19 +53,24 @@ unsafe fn halved_generic<S: Simd>(
 }
 
 multiversion! {
-    /// A line of the halved image from two lines.
-    unsafe fn halved_line(above: &[f32], below: &[f32], channels: usize, out: Unfilled<'_>) = halved_generic
+    /// A line of the pooled image from two lines.
+    unsafe fn max_pool2_line(above: &[f32], below: &[f32], channels: usize, out: Unfilled<'_>) = max_pool2_generic
 }
 
 /// The largest of each two by two pixels: images of half the height and width, rounded down. None of the sides is 0.
-pub(super) fn halved(isa: Isa, x: &[f32], (_, height, width, channels): Shape, out: Unfilled<'_>) {
+pub(super) fn max_pool2(
+    isa: Isa,
+    x: &[f32],
+    (_, height, width, channels): Shape,
+    out: Unfilled<'_>,
+) {
     let line = width * channels;
     team::for_each_chunk(out, width / 2 * channels, |i, out| {
         let (image, row) = (i / (height / 2), i % (height / 2));
         let from = (image * height + 2 * row) * line;
         // SAFETY: `isa` is there.
         unsafe {
-            halved_line(
+            max_pool2_line(
                 isa,
                 &x[from..][..line],
                 &x[from + line..][..line],
@@ -76,7 +81,7 @@ pub(super) fn halved(isa: Isa, x: &[f32], (_, height, width, channels): Shape, o
     });
 }
 
-/// The two lines or columns that a line or column of the enlarged image lies between, and the weight of the second (torch, corners not aligned).
+/// The two lines or columns that a line or column of the resized image lies between, and the weight of the second (torch, corners not aligned).
 fn between(index: usize, from: usize, to: usize) -> (usize, usize, f64) {
     let place = (from as f64 / to as f64 * (index as f64 + 0.5) - 0.5).max(0.0);
     let first = place.floor() as usize;
@@ -85,7 +90,7 @@ fn between(index: usize, from: usize, to: usize) -> (usize, usize, f64) {
 }
 
 #[inline(always)]
-unsafe fn enlarged_generic<S: Simd>(
+unsafe fn bilinear_generic<S: Simd>(
     lines: [&[f32]; 2],
     weight: f64,
     columns: &[(usize, usize, f64)],
@@ -111,12 +116,12 @@ unsafe fn enlarged_generic<S: Simd>(
 }
 
 multiversion! {
-    /// A line of the enlarged image from the two that it lies between.
-    unsafe fn enlarged_line(lines: [&[f32]; 2], weight: f64, columns: &[(usize, usize, f64)], channels: usize, out: Unfilled<'_>) = enlarged_generic
+    /// A line of the resized image from the two that it lies between.
+    unsafe fn bilinear_line(lines: [&[f32]; 2], weight: f64, columns: &[(usize, usize, f64)], channels: usize, out: Unfilled<'_>) = bilinear_generic
 }
 
 /// Images of `to` (height, width), bilinear, corners not aligned. None of the sides is 0.
-pub(super) fn enlarged(
+pub(super) fn bilinear(
     isa: Isa,
     x: &[f32],
     (_, height, width, channels): Shape,
@@ -132,6 +137,6 @@ pub(super) fn enlarged(
         let (above, below, weight) = between(row, height, to.0);
         let of = |row: usize| &x[(image * height + row) * line..][..line];
         // SAFETY: `isa` is there.
-        unsafe { enlarged_line(isa, [of(above), of(below)], weight, &columns, channels, out) };
+        unsafe { bilinear_line(isa, [of(above), of(below)], weight, &columns, channels, out) };
     });
 }
