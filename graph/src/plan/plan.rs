@@ -229,6 +229,9 @@ impl Plan {
     }
 }
 
+/// The files that a node reads, and their digests by role.
+type Guarded = (Guard, Vec<(String, Digest)>);
+
 /// A plan that is being made: nodes are added in topological order.
 struct Builder<'a> {
     checked: &'a Checked,
@@ -237,7 +240,7 @@ struct Builder<'a> {
     graph: DiGraph<Task, Edge>,
     by_key: HashMap<Key, NodeIndex>,
     /// Of files that were looked at: the cells of a sweep read the same ones.
-    guards: HashMap<&'a [ReadFile], (Guard, Vec<(String, Digest)>)>,
+    guards: HashMap<&'a [ReadFile], Guarded>,
     /// For each node that was added: its task.
     task_of: Vec<Option<NodeIndex>>,
     problems: Vec<Problem>,
