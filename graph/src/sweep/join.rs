@@ -259,7 +259,7 @@ impl<'a> Joiner<'a> {
 /// Adds the nodes of a cell to those of the cells before it.
 fn add_nodes(all: &mut Vec<CheckedNode>, nodes: Vec<CheckedNode>, cell: usize) {
     let offset = all.len();
-    // What a node has in common with that of the first cell is held once.
+    // Parameters, facts and files of a node that the first cell has too are held once.
     let mut shared: Vec<bool> = Vec::with_capacity(nodes.len());
     for (at, mut node) in nodes.into_iter().enumerate() {
         let first = all.get(at).filter(|_| offset > 0);
@@ -275,7 +275,6 @@ fn add_nodes(all: &mut Vec<CheckedNode>, nodes: Vec<CheckedNode>, cell: usize) {
             node.params = Arc::clone(&twin.params);
             node.known = Arc::clone(&twin.known);
             node.reads = Arc::clone(&twin.reads);
-            node.node = Arc::clone(&twin.node);
         }
         shared.push(twin.is_some());
         node.cell = Some(cell);
