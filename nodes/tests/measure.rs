@@ -282,6 +282,12 @@ fn lpips_is_that_of_its_package_by_both_networks() {
         }
         let again = table(batch(&[pictures[2].clone(), pictures[2].clone()]), None);
         assert_eq!(cell(&again, "lpips", 0), 0.0);
+        let said = &again.definitions["lpips"];
+        for field in ["path", "linear"] {
+            let bytes = std::fs::read(params[field].as_str().unwrap()).unwrap();
+            let digest = blake3::hash(&bytes).to_hex();
+            assert!(said.contains(&digest[..8]), "{field}: {said}");
+        }
     }
 }
 

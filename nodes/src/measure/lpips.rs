@@ -123,7 +123,7 @@ impl MeasureLpips {
 
 impl Node for MeasureLpips {
     const OP: &'static str = "lpips";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const DEVICE: bool = true;
     type Inputs = Inputs;
     type Outputs = Outputs;
@@ -229,9 +229,10 @@ impl Node for MeasureLpips {
         table.define(
             &self.name,
             &format!(
-                "LPIPS 0.1 of {} (weights {}) at {width}x{height} pixels; {how}",
+                "LPIPS 0.1 of {} (weights {}, linear layers {}) at {width}x{height} pixels; {how}",
                 described.backbone.name(),
-                described.place.digest(context.files())?
+                described.place.digest(context.files())?,
+                Place::of(self.linear.as_path(), context.files()).digest(context.files())?
             ),
         );
         Ok(Outputs {
