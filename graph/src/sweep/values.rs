@@ -181,11 +181,10 @@ impl<'a> CellReader<'a> {
                     let help = suggest::hint(own, "params of the matrix", known.iter().copied());
                     let help = help.unwrap_or_else(|| "name params of the matrix".to_owned());
                     self.fault(name.span, format!("`{own}` is not in the matrix"), help);
-                } else if changed.contains(own) {
                 } else if !taken.insert(own) {
                     let message = format!("`{own}` is zipped twice");
                     self.fault(name.span, message, "name each param once");
-                } else {
+                } else if !changed.contains(own) {
                     group.push(name.clone());
                 }
             }
