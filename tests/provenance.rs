@@ -263,6 +263,34 @@ fn each_picture_of_a_batch_says_which_it_is_and_its_seed() {
 }
 
 #[test]
+fn replay_names_the_kernels_that_a_picture_was_drawn_with_and_with_them_it_is_the_same() {
+    let place = Place::new();
+    std::fs::write(place.path().join("box/workflows/small.yaml"), SMALL).unwrap();
+    // Of all sets this one is on every processor and the fastest of none, but those without FMA.
+    let set = ["--device", "cpu:cpu2-unfused"];
+    let drawn = ["run", "box/workflows/small.yaml", "-q"].into_iter();
+    place.done(&drawn.chain(set).collect::<Vec<_>>());
+    let shown = place.done(&["show", "out/small.png"]);
+    assert!(
+        shown.contains("computed with cpu/f32/cpu2-unfused"),
+        "{shown}"
+    );
+    let replay = ["replay", "out/small.png"];
+    let plain = retouch_nodes::Runtime::cpu().numerics();
+    if plain != "cpu/f32/cpu2-unfused" {
+        let warned = said(&place.run(&replay));
+        let expected = format!(
+            "computed with cpu/f32/cpu2-unfused, and here with {plain}: last digits may differ; `--device cpu:cpu2-unfused` computes as it was"
+        );
+        assert!(warned.contains(&expected), "{warned}");
+    }
+    let again = place.run(&replay.into_iter().chain(set).collect::<Vec<_>>());
+    let (heard, warned) = (String::from_utf8_lossy(&again.stdout), said(&again));
+    assert!(heard.contains("the same bytes"), "{heard}");
+    assert!(!warned.contains("last digits"), "{warned}");
+}
+
+#[test]
 fn replay_draws_and_tells_the_same_from_rounding_and_from_another_picture() {
     let place = Place::new();
     std::fs::write(place.path().join("box/workflows/small.yaml"), SMALL).unwrap();

@@ -9,7 +9,7 @@ use retouch_diffusion::checkpoint::memory::Memory;
 use retouch_diffusion::sampling::Monitor;
 pub(crate) use retouch_diffusion::tensor_error;
 use retouch_diffusion::{Error, Result};
-use retouch_kernels::{Kernel, for_device};
+use retouch_kernels::{Kernel, cpu_sets, for_device};
 
 /// The compute device and its kernels: the environment that whoever makes an engine gives the nodes.
 #[derive(Clone, Debug)]
@@ -73,15 +73,18 @@ impl Runtime {
     }
 
     /// A device by the name that the command line takes, `cpu`, `cuda`, `cuda:1`, `metal`, and behind a slash the type that
-    /// weights are held in: `cpu/bf16`.
+    /// weights are held in: `cpu/bf16`. `cpu:cpu2` computes with that kernel set, by its name in keys, in place of the fastest.
     ///
     /// # Errors
-    /// When there is no such device, or this build has no support for it.
+    /// When there is no such device, this build has no support for it, or the processor cannot run the kernel set.
     pub fn by_name(name: &str) -> Result<Self, NodeError> {
         if let Some((device, dtype)) = name.split_once('/') {
             return Self::by_name(device)?.with_dtype(dtype);
         }
         let (kind, index) = name.split_once(':').unwrap_or((name, "0"));
+        if kind == "cpu" && index != "0" {
+            return Self::with_cpu_set(index);
+        }
         let index: usize = index.parse().map_err(|_| {
             NodeError::failed(format!("{name:?} is not a device"))
                 .help("give `cpu`, `cuda`, `cuda:1` or `metal`")
@@ -107,6 +110,30 @@ impl Runtime {
             }
         };
         Ok(Self::new(device))
+    }
+
+    /// The CPU with one of its kernel sets.
+    fn with_cpu_set(name: &str) -> Result<Self, NodeError> {
+        let sets = cpu_sets();
+        match sets.iter().find(|set| set.name() == name) {
+            Some(kernel) => Ok(Self {
+                kernel: Arc::clone(kernel),
+                ..Self::cpu()
+            }),
+            None => {
+                let names: Vec<String> = sets
+                    .iter()
+                    .map(|set| format!("`cpu:{}`", set.name()))
+                    .collect();
+                Err(NodeError::failed(format!(
+                    "this processor has no kernel set {name:?} to compute with"
+                ))
+                .help(format!(
+                    "give `cpu` for the fastest, or one of {}",
+                    names.join(", ")
+                )))
+            }
+        }
     }
 
     /// What enters every cache key: results of another device class or kernel set may differ in their last bits.

@@ -279,6 +279,20 @@ fn load(
     })
 }
 
+/// The options that make a processor compute as these numerics say, where this one can.
+fn options_of(numerics: &str) -> Option<String> {
+    let mut parts = numerics.split('/');
+    let (Some("cpu"), Some(dtype), Some(set)) = (parts.next(), parts.next(), parts.next()) else {
+        return None;
+    };
+    let device = format!("cpu:{set}");
+    retouch_nodes::Runtime::by_name(&device).ok()?;
+    Some(match dtype {
+        "f32" => format!("--device {device}"),
+        dtype => format!("--device {device} --dtype {dtype}"),
+    })
+}
+
 /// Draws a picture again, from nothing, and compares.
 ///
 /// # Errors
@@ -315,9 +329,12 @@ pub fn replay(args: &ReplayArgs) -> Result<Exit, Failure> {
         Err(exit) => return Ok(exit),
     };
     if plan.numerics() != recipe.record.numerics() {
+        let was = recipe.record.numerics();
+        let again = options_of(was).map_or_else(String::new, |options| {
+            format!("; `{options}` computes as it was")
+        });
         tell(&format!(
-            "warning: it was computed with {}, and here with {}: last digits may differ",
-            recipe.record.numerics(),
+            "warning: it was computed with {was}, and here with {}: last digits may differ{again}",
             plan.numerics()
         ));
     }

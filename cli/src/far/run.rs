@@ -394,7 +394,7 @@ impl Run {
                 "this machine computes with `{numerics}`, and the run with `{first}`: their pictures would differ in the last digits"
             ))
             .code(Code::WorkerDiffers)
-            .help("start workers on machines of one kind: constrain the job to it, as with `--sbatch \"--constraint=...\"`")),
+            .help("start workers on machines of one kind (`--sbatch \"--constraint=...\"`), or the run with what all of them can compute with: `--device cpu:cpu2`")),
             _ => Ok(()),
         }
     }

@@ -16,7 +16,7 @@ pub mod train;
 
 pub use arena::{Arena, KeepMore};
 pub use cpu::{Cpu, Isa};
-pub use device::for_device;
+pub use device::{cpu_sets, for_device};
 pub use plain::Plain;
 #[cfg(target_os = "linux")]
 pub use refused::{Running, exit_when_refused};

@@ -140,7 +140,7 @@ impl Node for Segment {
 
     fn run(&self, inputs: Inputs, context: &Context<'_>) -> Result<Outputs, NodeError> {
         let runtime = Runtime::of(context)?;
-        let finder = Finder::new(self, &runtime.device, context.files())?;
+        let finder = Finder::new(self, runtime, context.files())?;
         let find = |image: &Image, name: &str| -> Result<Mask, NodeError> {
             context.check_cancelled()?;
             finder.subject(image, name)
@@ -240,9 +240,10 @@ struct Finder {
 }
 
 impl Finder {
-    fn new(node: &Segment, device: &Device, files: &dyn Files) -> Result<Self, NodeError> {
+    fn new(node: &Segment, runtime: &Runtime, files: &dyn Files) -> Result<Self, NodeError> {
+        let device = &runtime.device;
         let network = match &node.model {
-            None => Network::U2Net(U2Net::small(device)?),
+            None => Network::U2Net(U2Net::small(device, &runtime.kernel)?),
             Some(path) => {
                 files.find_model(path.as_path());
                 let shown = path.display();

@@ -223,8 +223,8 @@ impl Described {
     pub(super) fn load(&self, kernel: Arc<dyn Kernel>, device: &Device) -> Result<Network> {
         // Depthwise convolutions are computed on the CPU alone.
         let (kernel, device) = match self.kind {
-            Kind::Lite0 => (for_device(&Device::Cpu), &Device::Cpu),
-            Kind::Vit(_) => (kernel, device),
+            Kind::Lite0 if !device.is_cpu() => (for_device(&Device::Cpu), &Device::Cpu),
+            Kind::Lite0 | Kind::Vit(_) => (kernel, device),
         };
         let weights = opened(&self.table, device, &kernel);
         Ok(Network {

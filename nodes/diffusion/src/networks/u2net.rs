@@ -8,7 +8,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder};
 
-use retouch_kernels::{KeepMore, Kernel, Padding, Terms, Weight, Window, for_device};
+use retouch_kernels::{KeepMore, Kernel, Padding, Terms, Weight, Window};
 
 use crate::{Result, goes_on};
 
@@ -40,6 +40,21 @@ const STAGES: [(usize, bool); 6] = [
     (4, false),
 ];
 
+/// Where layers come from, and what they are computed by.
+struct Source<'a> {
+    builder: VarBuilder<'a>,
+    kernel: &'a Arc<dyn Kernel>,
+}
+
+impl Source<'_> {
+    fn pp(&self, name: String) -> Self {
+        Self {
+            builder: self.builder.pp(name),
+            kernel: self.kernel,
+        }
+    }
+}
+
 /// A convolution that keeps the grid, by the kernels where they have it: they have no dilation.
 #[derive(Debug)]
 struct Convolution {
@@ -49,15 +64,14 @@ struct Convolution {
 }
 
 impl Convolution {
-    fn new(plain: Conv2d) -> Result<Self> {
-        let kernel = for_device(plain.weight().device());
+    fn new(plain: Conv2d, kernel: &Arc<dyn Kernel>) -> Result<Self> {
         let packed = (plain.config().dilation == 1)
-            .then(|| Weight::new(plain.weight(), &*kernel))
+            .then(|| Weight::new(plain.weight(), &**kernel))
             .transpose()?;
         Ok(Self {
             plain,
             packed,
-            kernel,
+            kernel: Arc::clone(kernel),
         })
     }
 
@@ -104,7 +118,7 @@ struct Block {
 }
 
 impl Block {
-    fn load(weights: &VarBuilder<'_>, input: usize, (depth, pools): (usize, bool)) -> Result<Self> {
+    fn load(weights: &Source<'_>, input: usize, (depth, pools): (usize, bool)) -> Result<Self> {
         // Without pooling every level looks twice as far as the one before instead.
         let dilation = |level: usize| match pools {
             true => 1 + usize::from(level == depth),
@@ -154,7 +168,7 @@ impl Block {
 
 /// A 3 x 3 convolution that keeps the grid.
 fn convolution(
-    weights: &VarBuilder<'_>,
+    weights: &Source<'_>,
     input: usize,
     output: usize,
     dilation: usize,
@@ -164,13 +178,8 @@ fn convolution(
         dilation,
         ..Conv2dConfig::default()
     };
-    Convolution::new(candle_nn::conv2d(
-        input,
-        output,
-        3,
-        config,
-        weights.clone(),
-    )?)
+    let plain = candle_nn::conv2d(input, output, 3, config, weights.builder.clone())?;
+    Convolution::new(plain, weights.kernel)
 }
 
 /// The network.
@@ -185,12 +194,13 @@ pub struct U2Net {
 }
 
 impl U2Net {
-    /// The small network, with the weights in the program.
+    /// The small network, with the weights in the program, computed by `kernel`.
     ///
     /// # Errors
     /// When the device has no room.
-    pub fn small(device: &Device) -> Result<Self> {
-        let weights = VarBuilder::from_slice_safetensors(WEIGHTS, DType::F32, device)?;
+    pub fn small(device: &Device, kernel: &Arc<dyn Kernel>) -> Result<Self> {
+        let builder = VarBuilder::from_slice_safetensors(WEIGHTS, DType::F32, device)?;
+        let weights = Source { builder, kernel };
         let down = STAGES.iter().enumerate().map(|(index, stage)| {
             let input = if index == 0 { 3 } else { WIDE };
             Block::load(&weights.pp(format!("stage{}", index + 1)), input, *stage)
@@ -213,13 +223,16 @@ impl U2Net {
             down: down.collect::<Result<_>>()?,
             up: up.collect::<Result<_>>()?,
             side: side.collect::<Result<_>>()?,
-            joined: Convolution::new(candle_nn::conv2d(
-                STAGES.len(),
-                1,
-                1,
-                Conv2dConfig::default(),
-                weights.pp("outconv"),
-            )?)?,
+            joined: Convolution::new(
+                candle_nn::conv2d(
+                    STAGES.len(),
+                    1,
+                    1,
+                    Conv2dConfig::default(),
+                    weights.builder.pp("outconv"),
+                )?,
+                kernel,
+            )?,
         })
     }
 
