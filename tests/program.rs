@@ -209,6 +209,18 @@ fn exit_codes_are_those_of_the_manual() {
     assert_eq!(code(&["nodes", "sampel"]), Some(2));
     assert_eq!(code(&["explain", "R9999"]), Some(2));
     assert_eq!(code(&["run", &file, "--device", "abacus"]), Some(2));
+    for wrong in [
+        "cpu,abacus",
+        "cpu,",
+        "cpu,cpu --offload",
+        "cpu:cpu9",
+        "cpu,cpu:cpu2-unfused",
+    ] {
+        let given = ["run", &file, "--devices"]
+            .into_iter()
+            .chain(wrong.split(' '));
+        assert_eq!(code(&given.collect::<Vec<_>>()), Some(2), "{wrong}");
+    }
     std::fs::write(out.path().join("blocked"), "a file where a folder is due").unwrap();
     assert_eq!(
         code(&["run", &file, "--set", "steps=1", "--out", "blocked"]),

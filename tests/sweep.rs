@@ -166,6 +166,48 @@ fn four_blend_steps_by_four_seeds_cost_what_their_tree_of_prefixes_has_and_equal
     assert_eq!(pictures, 4 * 5);
 }
 
+#[test]
+fn two_devices_draw_the_same_files_by_the_same_calls() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = workflow("layout-and-retouch.yaml");
+    let draw = |device: &str, out: &str| {
+        let output = retouch(
+            folder.path(),
+            &[
+                "sweep",
+                &file,
+                "--json",
+                "--over",
+                "seed=42,43",
+                "--over",
+                "blend_steps=2,3",
+                "--set",
+                "steps=6",
+                "--set",
+                "until_step=100%",
+                "--devices",
+                device,
+                "--threads",
+                "1",
+                "--no-cache",
+                "--no-provenance",
+                "--out",
+                out,
+            ],
+        );
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let made = pictures(&folder.path().join(out).join("layout-and-retouch"));
+        (calls(&events(&output)), made)
+    };
+    let (one, made) = draw("cpu", "one");
+    assert!(made.len() > 4);
+    assert_eq!((one, made), draw("cpu,cpu", "two"));
+}
+
 /// Kills the process once so many outputs were saved.
 fn kill_after(folder: &Path, arguments: &[&str], outputs: usize) {
     let mut child = command(folder, arguments)

@@ -32,7 +32,7 @@ pub fn engine(device: &str) -> Result<Engine, Failure> {
     Ok(engine_on(Arc::new(runtime(device)?)))
 }
 
-/// An engine with all ops as the command line says where and how to compute, which keeps nothing.
+/// An engine with all ops as the command line says where and how to compute, on one device, which keeps nothing.
 ///
 /// # Errors
 /// When the device cannot be used.
@@ -40,12 +40,65 @@ pub fn engine_for(args: &DeviceArgs) -> Result<Engine, Failure> {
     Ok(engine_on(Arc::new(runtime_for(args)?)))
 }
 
-/// The runtime as the command line says where and how to compute.
+/// The runtime as the command line says where and how to compute, on one device.
 ///
 /// # Errors
-/// When the device cannot be used.
+/// When the device cannot be used, or there are several.
 pub fn runtime_for(args: &DeviceArgs) -> Result<Runtime, Failure> {
-    Ok(runtime(&args.numerics.spec())?.with_memory(args.memory, args.offload))
+    match &*args.numerics.specs() {
+        [one] => Ok(runtime(one)?.with_memory(args.memory, args.offload)),
+        _ => Err(Failure::usage("this command computes on one device")
+            .help("give one device")
+            .code(Code::DeviceUnusable)),
+    }
+}
+
+/// The runtime of each device that the command line names; a device that is named twice runs two nodes at a time.
+///
+/// # Errors
+/// When a device cannot be used, or what they compute would differ.
+fn runtimes_for(args: &DeviceArgs) -> Result<Vec<Arc<Runtime>>, Failure> {
+    let refused = |what: String, help: &str| {
+        let failure = Failure::usage(what).help(help);
+        Err(failure.code(Code::DeviceUnusable))
+    };
+    let specs = args.numerics.specs();
+    if args.offload && specs.len() > 1 {
+        // The parts of a model on one device are not dropped while it may be used on another.
+        return refused(
+            "`--offload` goes with one device".to_owned(),
+            "give one device, or leave out `--offload`",
+        );
+    }
+    let mut runtimes: Vec<Arc<Runtime>> = Vec::new();
+    for (index, spec) in specs.iter().enumerate() {
+        let same = specs.iter().position(|other| other == spec);
+        let made = match same.filter(|same| *same < index) {
+            Some(same) => Arc::clone(&runtimes[same]),
+            None => Arc::new(runtime(spec)?.with_memory(args.memory, args.offload)),
+        };
+        let location = made.device.location();
+        if let Some(first) = runtimes.first()
+            && first.numerics() != made.numerics()
+        {
+            return refused(
+                format!("{} and {spec} do not compute the same", specs[0]),
+                "give devices of one kind",
+            );
+        }
+        if let Some(other) = runtimes
+            .iter()
+            .position(|it| it.device.location() == location)
+            && specs[other] != *spec
+        {
+            return refused(
+                format!("{} and {spec} are the same device", specs[other]),
+                "give each device its number: `cuda:0,cuda:1`",
+            );
+        }
+        runtimes.push(made);
+    }
+    Ok(runtimes)
 }
 
 /// An engine with all ops on the device that keeps values where `cache` says, given the device, and reads every file anew.
@@ -63,10 +116,15 @@ pub fn engine_over(
 }
 
 fn engine_on(runtime: Arc<Runtime>) -> Engine {
-    let numerics = runtime.numerics();
+    engine_on_all(vec![runtime])
+}
+
+/// An engine on devices of the same numerics, at least one.
+fn engine_on_all(runtimes: Vec<Arc<Runtime>>) -> Engine {
+    let numerics = runtimes.first().map(|runtime| runtime.numerics());
     Engine::new(retouch_nodes::registry())
-        .with_environment(runtime)
-        .with_numerics(numerics)
+        .with_environments(runtimes.into_iter().map(|runtime| runtime as Environment))
+        .with_numerics(numerics.unwrap_or_default())
 }
 
 /// An engine with all ops on the device, over the cache of this user.
@@ -74,7 +132,7 @@ fn engine_on(runtime: Arc<Runtime>) -> Engine {
 /// # Errors
 /// When the device cannot be used.
 pub fn caching_engine(device: &str, store: &Store) -> Result<Engine, Failure> {
-    Ok(caching_engine_on(runtime(device)?, store))
+    Ok(caching_engine_on(vec![Arc::new(runtime(device)?)], store))
 }
 
 /// An engine with all ops as the command line says where and how to compute, over the cache of this user.
@@ -82,7 +140,7 @@ pub fn caching_engine(device: &str, store: &Store) -> Result<Engine, Failure> {
 /// # Errors
 /// When the device cannot be used.
 pub fn caching_engine_for(args: &DeviceArgs, store: &Store) -> Result<Engine, Failure> {
-    Ok(caching_engine_on(runtime_for(args)?, store))
+    Ok(caching_engine_on(runtimes_for(args)?, store))
 }
 
 /// An engine with all ops as the command line says where and how to compute, which computes everything: nothing is read
@@ -91,16 +149,18 @@ pub fn caching_engine_for(args: &DeviceArgs, store: &Store) -> Result<Engine, Fa
 /// # Errors
 /// When the device cannot be used.
 pub fn drawing_engine_for(args: &DeviceArgs, store: &Store) -> Result<Engine, Failure> {
-    let engine = caching_engine_on(runtime_for(args)?, &store.without_disk());
+    let engine = caching_engine_on(runtimes_for(args)?, &store.without_disk());
     Ok(engine.with_files(store.files()))
 }
 
-fn caching_engine_on(runtime: Runtime, store: &Store) -> Engine {
-    // One runtime for both: what the cache moves to the device must be on the very one that computes.
-    let runtime = Arc::new(runtime);
-    let engine = engine_on(Arc::clone(&runtime));
-    engine
-        .with_cache(store.whole_cache(runtime))
+fn caching_engine_on(runtimes: Vec<Arc<Runtime>>, store: &Store) -> Engine {
+    // The same runtimes for both: what the cache moves to a device must be on the very one that computes.
+    let environments = runtimes
+        .iter()
+        .map(|it| Arc::clone(it) as Environment)
+        .collect();
+    engine_on_all(runtimes)
+        .with_cache(store.whole_cache(environments))
         .with_sources(store.sources)
         .with_files(store.files())
 }

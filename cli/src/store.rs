@@ -10,7 +10,7 @@ use retouch_cluster::Place;
 use retouch_graph::cache::disk::is_full;
 use retouch_graph::engine::DEFAULT_SOURCES;
 use retouch_graph::write::{self, Access};
-use retouch_graph::{Cache, DiskCache, DiskFiles, Files, RemoteCache, TieredCache};
+use retouch_graph::{Cache, DiskCache, DiskFiles, Environment, Files, RemoteCache, TieredCache};
 use retouch_nodes::payload::decoders;
 
 use crate::args::CacheArgs;
@@ -97,7 +97,7 @@ impl Store {
 
     /// The cache. A folder that cannot be made is said and done without.
     #[must_use]
-    pub fn cache(&self, environment: retouch_graph::Environment) -> Arc<TieredCache> {
+    pub fn cache(&self, environments: Vec<Environment>) -> Arc<TieredCache> {
         if let Some(folder) = &self.folder {
             tidy(folder);
         }
@@ -114,14 +114,14 @@ impl Store {
             bytes(self.device),
             bytes(self.ram),
             disk,
-            Some(environment),
+            environments,
         ))
     }
 
     /// The cache with its remote level, if there is one. A store that cannot be opened is said and done without.
     #[must_use]
-    pub fn whole_cache(&self, environment: retouch_graph::Environment) -> Arc<dyn Cache> {
-        let local = self.cache(environment);
+    pub fn whole_cache(&self, environments: Vec<Environment>) -> Arc<dyn Cache> {
+        let local = self.cache(environments);
         let Some(place) = &self.remote else {
             return local;
         };

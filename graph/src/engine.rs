@@ -21,12 +21,13 @@ use crate::op::registry::Registry;
 use crate::plan::forecast::Forecast;
 use crate::plan::guard::{Lazies, Verdict};
 use crate::plan::plan::Plan;
-use crate::run::device::{Device, DevicePermit};
+use crate::run::device::{DevicePermit, Devices};
 use crate::run::event::{Event, Listener};
 use crate::run::job::{Job, RunOptions};
 use crate::run::report::{RunError, RunReport};
 use crate::sweep::{self, Sweep, SweepPlan};
 use crate::syntax::workflow::{self, Workflow};
+use crate::value::payload::Value;
 
 /// The memory that the cache of a new engine may take, in bytes.
 pub const DEFAULT_CACHE: usize = 1 << 30;
@@ -52,11 +53,12 @@ pub struct Engine {
     registry: Arc<Registry>,
     files: Arc<dyn Files>,
     cache: Arc<dyn Cache>,
-    environment: Option<Environment>,
+    /// Of each compute device, by its number.
+    environments: Arc<[Environment]>,
     numerics: String,
     sources: u64,
     flight: Arc<InFlight>,
-    device: Arc<Device>,
+    devices: Arc<Devices>,
     lazies: Arc<Lazies>,
     facts: Arc<FactsMemo>,
 }
@@ -78,11 +80,11 @@ impl Engine {
             registry: Arc::new(registry),
             files: Arc::new(DiskFiles::new()),
             cache: Arc::new(HostCache::new(DEFAULT_CACHE)),
-            environment: None,
+            environments: Arc::default(),
             numerics: "cpu".to_owned(),
             sources: DEFAULT_SOURCES,
             flight: Arc::default(),
-            device: Arc::default(),
+            devices: Arc::new(Devices::new(1)),
             lazies: Arc::default(),
             facts: Arc::default(),
         }
@@ -104,8 +106,19 @@ impl Engine {
 
     /// Gives nodes what they need beyond their inputs: the compute device.
     #[must_use]
-    pub fn with_environment(mut self, environment: Environment) -> Self {
-        self.environment = Some(environment);
+    pub fn with_environment(self, environment: Environment) -> Self {
+        self.with_environments([environment])
+    }
+
+    /// Gives nodes several compute devices of the same numerics, each by an environment of its own. Nodes on different devices
+    /// run side by side; a value that is needed on another is moved there ([`Payload::to_device`](crate::Payload::to_device)).
+    #[must_use]
+    pub fn with_environments(
+        mut self,
+        environments: impl IntoIterator<Item = Environment>,
+    ) -> Self {
+        self.environments = environments.into_iter().collect();
+        self.devices = Arc::new(Devices::new(self.environments.len()));
         self
     }
 
@@ -141,10 +154,21 @@ impl Engine {
         &self.registry
     }
 
-    /// What nodes are given beyond their inputs.
+    /// What nodes are given beyond their inputs: the first compute device.
     #[must_use]
     pub fn environment(&self) -> Option<&Environment> {
-        self.environment.as_ref()
+        self.environments.first()
+    }
+
+    /// A value where callers of networks outside of a run have it: on the first of several compute devices.
+    ///
+    /// # Errors
+    /// When the device fails or has no room.
+    pub fn on_first_device(&self, value: &Value) -> Result<Value, NodeError> {
+        match &*self.environments {
+            [first, _, ..] => value.to_device(first),
+            _ => Ok(value.clone()),
+        }
     }
 
     /// What files are read through.
@@ -267,12 +291,12 @@ impl Engine {
         Plan::new(checked, targets, &*self.files, &self.numerics)
     }
 
-    /// Waits for the compute device, for those who call networks outside of a run: one of an engine's runs and such callers
-    /// has it at a time, its clones included. `None` when it was cancelled first. Its holder must not start a run, which
-    /// would wait for it.
+    /// Waits for the first compute device, for those who call networks outside of a run: one of an engine's runs and such
+    /// callers has it at a time, its clones included. `None` when it was cancelled first. Its holder must not start a run,
+    /// which may wait for it.
     #[must_use]
     pub fn device(&self, cancel: &Cancel) -> Option<DevicePermit> {
-        self.device.take(cancel)
+        self.devices.take(0, cancel)
     }
 
     /// Compares the files behind a task, those of the models that it uses included, with what they were when it was planned:
@@ -311,13 +335,13 @@ impl Engine {
             plan,
             files: &*self.files,
             cache: &*self.cache,
-            environment: self.environment.as_ref(),
+            environments: &self.environments,
             listener: &guarded,
             cancel,
             options,
             sources: self.sources,
             flight: &self.flight,
-            device: &self.device,
+            devices: &self.devices,
             lazies: &self.lazies,
             preview_failed: AtomicBool::new(false),
             touched: AtomicBool::new(false),

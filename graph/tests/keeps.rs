@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use retouch_graph::fields::AssetPath;
 use retouch_graph::{
-    Cache, Cancel, Chain, Chained, Code, Context, Decoders, DiskCache, DiskFiles, Engine, Event,
-    Exists, Files, HostCache, Key, Listener, Node, NodeError, NodeOutcome, Outputs, Payload,
-    ReadFile, Recorder, Registry, RunError, RunOptions, RunReport, Saver, Settings, Step, Upstream,
-    ports,
+    Cache, Cancel, Chain, Chained, Code, Context, Decoders, DiskCache, DiskFiles, Engine,
+    Environment, Event, Exists, Files, HostCache, Key, Listener, Node, NodeError, NodeOutcome,
+    Outputs, Payload, ReadFile, Recorder, Registry, RunError, RunOptions, RunReport, Saver,
+    Settings, Step, TieredCache, Upstream, ports,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -978,10 +978,14 @@ fn independent_nodes_run_at_the_same_time() {
         (&["meet", "meet"][..], 2),
         (&["meet_on_device", "meet"], 2),
         (&["meet", "meet", "meet_on_device", "meet"], 4),
+        // Two devices, each with a node; a thread is added for the second.
+        (&["meet_on_device", "meet_on_device"], 1),
     ] {
         let registry = Registry::new().with::<Meet>().with::<MeetOnDevice>();
+        let devices = ops.iter().filter(|op| **op == "meet_on_device").count();
+        let meeting = Arc::new(Meeting::default());
         let engine = Engine::new(registry)
-            .with_environment(Arc::new(Meeting::default()))
+            .with_environments(std::iter::repeat_n(meeting as Environment, devices.max(1)))
             .with_cache(Arc::new(HostCache::new(1 << 20)));
         let (mut nodes, mut outputs) = (String::new(), String::new());
         for (who, op) in ops.iter().enumerate() {
@@ -1070,6 +1074,155 @@ outputs:
         .run(&plan(100), &listener, &Cancel::new(), &options)
         .unwrap();
     assert_eq!(listener.heard.ran(), ["n", "s"]);
+}
+
+/// One of several devices, as an environment.
+struct Numbered {
+    number: usize,
+    meeting: Arc<Meeting>,
+    /// Values that were moved to it.
+    moved: AtomicUsize,
+}
+
+/// A value in the memory of a device.
+struct Placed(usize);
+
+impl Payload for Placed {
+    const TYPE: &'static str = "placed";
+    fn bytes(&self) -> usize {
+        8
+    }
+    fn summary(&self) -> String {
+        format!("on device {}", self.0)
+    }
+    fn on_device(&self) -> bool {
+        true
+    }
+    fn is_on(&self, environment: &Environment) -> bool {
+        let device = environment.downcast_ref::<Numbered>();
+        device.is_some_and(|device| device.number == self.0)
+    }
+    fn to_device(&self, environment: &Environment) -> Result<Option<Self>, NodeError> {
+        let device = environment.downcast_ref::<Numbered>();
+        let elsewhere = device.filter(|device| device.number != self.0);
+        Ok(elsewhere.map(|device| {
+            device.moved.fetch_add(1, Ordering::SeqCst);
+            Self(device.number)
+        }))
+    }
+}
+
+ports! {
+    pub struct MaybePlaced {
+        /// A value that must be where the node runs.
+        pub a: Option<Arc<Placed>>,
+        /// Another.
+        pub b: Option<Arc<Placed>>,
+    }
+}
+ports! {
+    pub struct OnePlaced {
+        /// A value where the node ran.
+        pub out: Arc<Placed>,
+    }
+}
+
+/// Runs on a device with what is there.
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct Compute {
+    /// Who it is.
+    who: u32,
+    /// How many must be there.
+    many: usize,
+}
+
+impl Node for Compute {
+    const OP: &'static str = "compute";
+    const VERSION: u32 = 1;
+    const DEVICE: bool = true;
+    type Inputs = MaybePlaced;
+    type Outputs = OnePlaced;
+    fn run(&self, inputs: MaybePlaced, context: &Context<'_>) -> Result<OnePlaced, NodeError> {
+        let device = context.environment::<Numbered>().unwrap();
+        for input in [inputs.a, inputs.b].into_iter().flatten() {
+            assert_eq!(
+                input.0, device.number,
+                "an input of {} is elsewhere",
+                self.who
+            );
+        }
+        device.meeting.join(self.who, self.many)?;
+        Ok(OnePlaced {
+            out: Arc::new(Placed(device.number)),
+        })
+    }
+}
+
+#[test]
+fn a_node_runs_where_its_inputs_are_and_what_is_elsewhere_is_moved() {
+    let meeting: Arc<Meeting> = Arc::default();
+    let devices: Vec<Arc<Numbered>> = (0..2)
+        .map(|number| {
+            Arc::new(Numbered {
+                number,
+                meeting: Arc::clone(&meeting),
+                moved: AtomicUsize::new(0),
+            })
+        })
+        .collect();
+    let environments = || {
+        devices
+            .iter()
+            .map(|device| Arc::clone(device) as Environment)
+    };
+    let cache = Arc::new(TieredCache::new(1 << 20, 1 << 20, None, environments()));
+    let engine = Engine::new(Registry::new().with::<Compute>())
+        .with_environments(environments())
+        .with_cache(Arc::clone(&cache) as _);
+    // `a` and `b` run side by side, then `c` where `a` was and `d` where `b` was; `e` needs both.
+    let text = "schema: retouch/v1
+nodes:
+  a: {op: compute, who: 0, many: 2}
+  b: {op: compute, who: 1, many: 2}
+  c: {op: compute, who: 2, many: 4, a: $a}
+  d: {op: compute, who: 3, many: 4, a: $b}
+  e: {op: compute, who: 4, many: 5, a: $c, b: $d}
+outputs:
+  a: {value: $a}
+  b: {value: $b}
+  c: {value: $c}
+  d: {value: $d}
+  e: {value: $e}
+";
+    let run = |text: &str| {
+        let checked = engine.load_str("w.yaml", text, &Settings::default());
+        let plan = engine.plan(&checked.unwrap(), &[]).unwrap();
+        let options = RunOptions::default();
+        let report = engine.run(&plan, &Recorder::new(), &Cancel::new(), &options);
+        let report = report.unwrap();
+        let outputs = report.outputs.iter();
+        let places = outputs.map(|output| output.value.downcast::<Placed>().unwrap().0);
+        (report.ran, places.collect::<Vec<_>>())
+    };
+    let moved = || -> Vec<usize> {
+        let devices = devices.iter();
+        devices
+            .map(|device| device.moved.load(Ordering::SeqCst))
+            .collect()
+    };
+    let (ran, places) = run(text);
+    assert_eq!(ran, 5);
+    assert_ne!(places[0], places[1]);
+    assert_eq!([places[2], places[3]], [places[0], places[1]]);
+    assert_eq!(places[4], 0, "of two that have as much, the first is taken");
+    assert_eq!(moved(), [1, 0]);
+    // Each result is kept where it was made.
+    let held: Vec<usize> = cache.devices().iter().map(HostCache::len).collect();
+    assert_eq!(held, [3, 2]);
+    // What was made before is found, and moved to where it is needed.
+    let (ran, places) = run(&text.replace("who: 4", "who: 5"));
+    assert_eq!((ran, places[4]), (1, 0));
+    assert_eq!(moved(), [2, 0]);
 }
 
 /// A cache that takes until another node has begun.

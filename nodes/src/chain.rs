@@ -590,6 +590,12 @@ impl<'a> CacheStore<'a> {
         }
     }
 
+    fn lock(&self, key: Key) -> Result<Option<Box<dyn Held + '_>>> {
+        let held = self.context.in_flight_lock(key);
+        let held = held.map_err(|_| Error::Cancelled)?;
+        Ok(held.map(|held| Box::new(StepLock(held)) as Box<dyn Held + '_>))
+    }
+
     fn state_key(&self, k: usize) -> Option<Key> {
         self.note.as_ref()?.states.get(k).copied()
     }
@@ -665,9 +671,17 @@ impl StepStore for CacheStore<'_> {
         let Some(key) = self.state_key(k) else {
             return Ok(None);
         };
-        let held = self.context.in_flight_lock(key);
-        let held = held.map_err(|_| Error::Cancelled)?;
-        Ok(held.map(|held| Box::new(StepLock(held)) as Box<dyn Held + '_>))
+        self.lock(key)
+    }
+
+    fn claim_calls(&self, calls: &BTreeSet<Key>) -> Result<Vec<Box<dyn Held + '_>>> {
+        // All take them in one order, and take nothing else while they have them: nobody waits in a circle.
+        let held = calls.iter().map(|call| self.lock(*call));
+        Ok(held
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .flatten()
+            .collect())
     }
 
     fn call(&self, branch: Branch, half: Half, k: usize) -> Option<Key> {

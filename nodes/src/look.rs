@@ -259,7 +259,7 @@ impl Reader {
                 self.calls.fetch_add(calls, Ordering::Relaxed);
                 for output in report.outputs {
                     if let Some(values) = made.get_mut(output.name.as_str()) {
-                        values.push(output.value);
+                        values.push(self.engine.on_first_device(&output.value)?);
                     }
                 }
             }

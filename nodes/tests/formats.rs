@@ -892,6 +892,20 @@ fn offloading_holds_one_kind_of_part_at_a_time_and_changes_no_bit() {
 }
 
 #[test]
+fn models_on_one_device_share_what_is_loaded_there() {
+    let memory = Arc::new(Memory::default());
+    let base = open(&Sources::of(&micro("sd1"))).held(DType::F32, memory.clone(), false);
+    let elsewhere = Arc::new(Memory::default());
+    let other = base.on(&Device::Cpu, base.shared_kernel(), elsewhere.clone());
+    assert_eq!(base.id(), other.id());
+    assert!(Arc::ptr_eq(&base.unet().unwrap(), &other.unet().unwrap()));
+    let adapted = adapted(&other, "sd1-lora-kohya.safetensors");
+    assert!(Arc::ptr_eq(&other.vae().unwrap(), &adapted.vae().unwrap()));
+    // Each counts what it was the first to load.
+    assert_eq!((memory.loads(), elsewhere.loads()), (1, 1));
+}
+
+#[test]
 fn an_adapted_model_holds_what_it_adds_and_shares_the_rest() {
     let memory = Arc::new(Memory::default());
     let base = open(&Sources::of(&micro("sd1"))).held(DType::F32, memory.clone(), false);

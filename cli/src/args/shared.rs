@@ -20,8 +20,10 @@ pub struct ParamArgs {
 /// What results depend on beside the workflow: it is part of every key.
 #[derive(Args, Clone, Debug)]
 pub struct NumericsArgs {
-    /// The device: `cpu`, `cuda`, `cuda:1` or `metal` (the last three when built with that feature).
-    #[arg(long, value_name = "DEVICE", env = "RETOUCH_DEVICE", default_value_t = crate::config::device())]
+    /// The device: `cpu`, `cuda`, `cuda:1` or `metal` (the last three when built with that feature). What draws takes several:
+    /// `cuda:0,cuda:1` runs independent nodes and cells side by side, one a device. `cpu:cpu2` gives the same digits on every
+    /// processor with AVX2 or NEON, `cpu` the fastest.
+    #[arg(long, value_name = "DEVICE", env = "RETOUCH_DEVICE", default_value_t = crate::config::device(), visible_alias = "devices")]
     pub device: String,
     /// The type of the weights in memory: `f16` and `bf16` halve it and change the last digits of results.
     #[arg(long, value_name = "TYPE", env = "RETOUCH_DTYPE", default_value_t = crate::config::dtype(), value_parser = ["f32", "f16", "bf16"])]
@@ -29,13 +31,21 @@ pub struct NumericsArgs {
 }
 
 impl NumericsArgs {
-    /// Both in one word: `cpu`, `cuda:1/bf16`.
+    /// Both in one word, of the first device: `cpu`, `cuda:1/bf16`. All devices of a run give the same results.
     #[must_use]
     pub fn spec(&self) -> String {
-        match self.dtype.as_str() {
-            "f32" => self.device.clone(),
-            dtype => format!("{}/{dtype}", self.device),
-        }
+        self.specs().swap_remove(0)
+    }
+
+    /// Both in one word, of each device.
+    #[must_use]
+    pub fn specs(&self) -> Vec<String> {
+        let each = self.device.split(',').map(str::trim);
+        each.map(|device| match self.dtype.as_str() {
+            "f32" => device.to_owned(),
+            dtype => format!("{device}/{dtype}"),
+        })
+        .collect()
     }
 }
 

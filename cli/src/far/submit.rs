@@ -147,9 +147,10 @@ fn check(args: &SweepArgs, place: Where) -> Result<(), Failure> {
             "each worker would write to the same file",
         );
     }
-    if args.drawing.device.numerics.device.contains(':') {
+    let device = &args.drawing.device.numerics.device;
+    if device.contains(',') || !device.starts_with("cpu:") && device.contains(':') {
         return wrong(
-            "with `--on` a device has no number: each worker sees one",
+            "with `--on` a worker has one device, without a number",
             "give `--device cuda`, and choose cards by CUDA_VISIBLE_DEVICES",
         );
     }

@@ -57,7 +57,7 @@ pub fn worker(args: &WorkerArgs) -> Result<Exit, Failure> {
     let run = Run::find(far.clone(), &args.run)?;
     let kept: Arc<Mutex<Keep>> = Arc::default();
     let engine = session::engine_over(&run.about.asked.device, store.sources, |environment| {
-        let cache = store.whole_cache(environment);
+        let cache = store.whole_cache(vec![environment]);
         Arc::new(Keeping::new(cache, far.clone(), Arc::clone(&kept)))
     })?;
     let engine = engine.with_files(store.files());
@@ -171,6 +171,9 @@ impl Wanted {
 impl Cache for Keeping {
     fn get(&self, key: &Key) -> Option<Outputs> {
         self.inner.get(key)
+    }
+    fn get_on(&self, key: &Key, device: usize) -> Option<Outputs> {
+        self.inner.get_on(key, device)
     }
     fn place(&self, key: &Key) -> Option<&'static str> {
         self.inner.place(key)

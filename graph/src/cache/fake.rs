@@ -10,23 +10,23 @@ use crate::base::key::Key;
 use crate::cache::interface::Outputs;
 use crate::value::payload::{Payload, Value};
 
-/// Bytes in the memory of the host or of a device.
+/// Bytes in the memory of the host or of a device, by its number.
 #[derive(Clone)]
 pub(super) struct Bytes {
     pub(super) content: Vec<u8>,
-    pub(super) on_device: bool,
+    pub(super) device: Option<usize>,
 }
 
 impl Bytes {
-    pub(super) fn new(content: &[u8], on_device: bool) -> Self {
+    pub(super) fn new(content: &[u8], device: Option<usize>) -> Self {
         Self {
             content: content.to_vec(),
-            on_device,
+            device,
         }
     }
 
-    fn moved(&self, on_device: bool) -> Option<Self> {
-        (self.on_device != on_device).then(|| Self::new(&self.content, on_device))
+    fn moved(&self, device: Option<usize>) -> Option<Self> {
+        (self.device != device).then(|| Self::new(&self.content, device))
     }
 }
 
@@ -39,23 +39,28 @@ impl Payload for Bytes {
         format!("{} bytes", self.content.len())
     }
     fn on_device(&self) -> bool {
-        self.on_device
+        self.device.is_some()
+    }
+    fn is_on(&self, environment: &Environment) -> bool {
+        let device = environment.downcast_ref::<Device>();
+        device.is_some_and(|device| self.device == Some(device.number))
     }
     fn to_host(&self) -> Result<Option<Self>, NodeError> {
-        Ok(self.moved(false))
+        Ok(self.moved(None))
     }
     fn to_device(&self, environment: &Environment) -> Result<Option<Self>, NodeError> {
-        let device = environment.downcast_ref::<Device>();
-        if device.is_none_or(|device| device.full.load(Ordering::Relaxed)) {
-            return Err(NodeError::failed("out of memory"));
+        match environment.downcast_ref::<Device>() {
+            Some(device) if !device.full.load(Ordering::Relaxed) => {
+                Ok(self.moved(Some(device.number)))
+            }
+            _ => Err(NodeError::failed("out of memory")),
         }
-        Ok(self.moved(true))
     }
     fn to_disk(&self) -> Option<Result<Vec<u8>, NodeError>> {
         Some(Ok(self.content.clone()))
     }
     fn from_disk(bytes: &[u8]) -> Result<Self, NodeError> {
-        Ok(Self::new(bytes, false))
+        Ok(Self::new(bytes, None))
     }
 }
 
@@ -81,6 +86,7 @@ impl Payload for Fickle {
 /// A device: an environment, and as a payload one that is not kept on disk.
 #[derive(Default)]
 pub(super) struct Device {
+    pub(super) number: usize,
     pub(super) full: AtomicBool,
 }
 
@@ -103,9 +109,9 @@ pub(super) fn outputs<T: Payload>(payload: T) -> Outputs {
 }
 
 pub(super) fn on_host(content: &[u8]) -> Outputs {
-    outputs(Bytes::new(content, false))
+    outputs(Bytes::new(content, None))
 }
 
 pub(super) fn on_device(content: &[u8]) -> Outputs {
-    outputs(Bytes::new(content, true))
+    outputs(Bytes::new(content, Some(0)))
 }

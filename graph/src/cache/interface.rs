@@ -15,6 +15,12 @@ pub trait Cache: Send + Sync {
     /// The outputs under a key.
     fn get(&self, key: &Key) -> Option<Outputs>;
 
+    /// The same to be used on a compute device, by its number: what is found elsewhere may be moved there, and need not be.
+    fn get_on(&self, key: &Key, device: usize) -> Option<Outputs> {
+        let _ = device;
+        self.get(key)
+    }
+
     /// Where the outputs under a key are (`memory`, `device memory`, `disk`, `remote`), if they are there; this is not a use.
     fn place(&self, key: &Key) -> Option<&'static str>;
 

@@ -211,7 +211,11 @@ impl RemoteCache {
 
 impl Cache for RemoteCache {
     fn get(&self, key: &Key) -> Option<Outputs> {
-        if let Some(outputs) = self.local.get(key) {
+        self.get_on(key, 0)
+    }
+
+    fn get_on(&self, key: &Key, device: usize) -> Option<Outputs> {
+        if let Some(outputs) = self.local.get_on(key, device) {
             return Some(outputs);
         }
         if self.shared.known(key) == Some(false) {
@@ -226,7 +230,7 @@ impl Cache for RemoteCache {
                 self.shared.note(*key, true);
                 self.local.put(*key, &outputs, seconds);
                 // From there it comes as it is used: on the device.
-                Some(self.local.get(key).unwrap_or(outputs))
+                Some(self.local.get_on(key, device).unwrap_or(outputs))
             }
             Err(why) => {
                 // It is made again, and written over this one.

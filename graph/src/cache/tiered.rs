@@ -1,4 +1,4 @@
-//! The memory of a device over the memory of the host over the disk.
+//! The memory of devices over the memory of the host over the disk.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -14,14 +14,16 @@ use crate::value::payload::Value;
 
 /// Keeps outputs in tiers, each with its budget: what one evicts moves to the one below, what is used moves up.
 ///
-/// Outputs lie in one of the two memory tiers, in that of the device if any value holds memory of it. What can be
+/// Outputs lie in one of the memory tiers, in that of a device if any value holds memory of it. What can be
 /// stored on disk is written there when it comes, so that it is there after the process ends, however it ends.
 #[derive(Debug)]
 pub struct TieredCache {
-    device: HostCache,
+    /// One tier for each device.
+    devices: Vec<HostCache>,
     host: HostCache,
     disk: Option<DiskCache>,
-    environment: Option<Environment>,
+    /// Of each device; none: nothing is moved to a device.
+    environments: Vec<Environment>,
     said: Mutex<Said>,
 }
 
@@ -36,28 +38,30 @@ struct Said {
 }
 
 impl TieredCache {
-    /// Makes a cache with budgets in bytes for the memory of the device and of the host; without an environment,
-    /// nothing is moved to the device.
+    /// Makes a cache with budgets in bytes for the memory of each device and of the host. Without an environment, nothing
+    /// is moved to a device; with several, each is one of a device, by its number.
     #[must_use]
     pub fn new(
         device_budget: usize,
         host_budget: usize,
         disk: Option<DiskCache>,
-        environment: Option<Environment>,
+        environments: impl IntoIterator<Item = Environment>,
     ) -> Self {
+        let environments: Vec<Environment> = environments.into_iter().collect();
+        let devices = 0..environments.len().max(1);
         Self {
-            device: HostCache::new(device_budget),
+            devices: devices.map(|_| HostCache::new(device_budget)).collect(),
             host: HostCache::new(host_budget),
             disk,
-            environment,
+            environments,
             said: Mutex::default(),
         }
     }
 
-    /// The tier in the device's memory.
+    /// The tiers in the memory of devices, by their numbers.
     #[must_use]
-    pub fn device(&self) -> &HostCache {
-        &self.device
+    pub fn devices(&self) -> &[HostCache] {
+        &self.devices
     }
 
     /// The tier in the host's memory.
@@ -82,8 +86,22 @@ impl TieredCache {
         }
     }
 
-    fn put_on_device(&self, key: Key, outputs: &Outputs, seconds: f64) {
-        let evicted = self.device.put_evicting(key, outputs, seconds);
+    /// The number of the device whose memory the outputs hold; of those that hold that of several, the first.
+    fn number(&self, outputs: &Outputs) -> Option<usize> {
+        if !on_device(outputs) {
+            return None;
+        }
+        let holds = |environment| outputs.values().any(|value| value.is_on(environment));
+        Some(self.environments.iter().position(holds).unwrap_or(0))
+    }
+
+    fn put_on_device(&self, number: usize, key: Key, outputs: &Outputs, seconds: f64) {
+        for (other, device) in self.devices.iter().enumerate() {
+            if other != number {
+                device.remove(&key);
+            }
+        }
+        let evicted = self.devices[number].put_evicting(key, outputs, seconds);
         if evicted.iter().all(|(other, ..)| *other != key) {
             self.host.remove(&key);
         }
@@ -112,10 +130,17 @@ impl TieredCache {
         }
     }
 
-    /// Moves what was found below the device's tier up to where it is used; `below` says that the host's tier does not
-    /// have it.
-    fn promote(&self, key: Key, outputs: Outputs, seconds: f64, below: bool) -> Outputs {
-        let moved = match &self.environment {
+    /// Moves what was found below the devices' tiers up to the device where it is used; `below` says that the host's tier
+    /// does not have it.
+    fn promote(
+        &self,
+        number: usize,
+        key: Key,
+        outputs: Outputs,
+        seconds: f64,
+        below: bool,
+    ) -> Outputs {
+        let moved = match self.environments.get(number) {
             None => Outputs::clone(&outputs),
             Some(environment) => match each(&outputs, |value| value.to_device(environment)) {
                 Ok(moved) => moved,
@@ -127,8 +152,9 @@ impl TieredCache {
                 }
             },
         };
-        if on_device(&moved) {
-            for (other, evicted, seconds) in self.device.put_evicting(key, &moved, seconds) {
+        if let Some(number) = self.number(&moved) {
+            let device = &self.devices[number];
+            for (other, evicted, seconds) in device.put_evicting(key, &moved, seconds) {
                 if other != key {
                     self.demote(other, &evicted, seconds);
                 } else if below {
@@ -136,7 +162,7 @@ impl TieredCache {
                     self.put_on_host(key, &outputs, seconds);
                 }
             }
-            if self.device.place(&key).is_some() {
+            if device.place(&key).is_some() {
                 self.host.remove(&key);
             }
         } else if below {
@@ -164,22 +190,30 @@ fn each(
 
 impl Cache for TieredCache {
     fn keeps(&self) -> bool {
-        self.device.budget() > 0 || self.host.budget() > 0 || self.disk.is_some()
+        self.devices[0].budget() > 0 || self.host.budget() > 0 || self.disk.is_some()
     }
 
     fn get(&self, key: &Key) -> Option<Outputs> {
-        if let Some(outputs) = self.device.get(key) {
+        self.get_on(key, 0)
+    }
+
+    fn get_on(&self, key: &Key, device: usize) -> Option<Outputs> {
+        if let Some(outputs) = self.devices.iter().find_map(|device| device.get(key)) {
             return Some(outputs);
         }
         if let Some((outputs, seconds)) = self.host.get_with_seconds(key) {
-            return Some(self.promote(*key, outputs, seconds, false));
+            return Some(self.promote(device, *key, outputs, seconds, false));
         }
         let (outputs, seconds) = self.disk.as_ref()?.get_with_seconds(key)?;
-        Some(self.promote(*key, outputs, seconds, true))
+        Some(self.promote(device, *key, outputs, seconds, true))
     }
 
     fn place(&self, key: &Key) -> Option<&'static str> {
-        if self.device.place(key).is_some() {
+        if self
+            .devices
+            .iter()
+            .any(|device| device.place(key).is_some())
+        {
             return Some("device memory");
         }
         self.host
@@ -191,17 +225,19 @@ impl Cache for TieredCache {
         if let Some(disk) = &self.disk {
             disk.put(key, outputs, seconds);
         }
-        if on_device(outputs) {
-            self.put_on_device(key, outputs, seconds);
+        if let Some(number) = self.number(outputs) {
+            self.put_on_device(number, key, outputs, seconds);
         } else {
-            self.device.remove(&key);
+            for device in &self.devices {
+                device.remove(&key);
+            }
             self.put_on_host(key, outputs, seconds);
         }
     }
 
     fn forget_lazy(&self) {
         // The disk has none: such values are not written there.
-        self.device.forget_lazy();
+        self.devices.iter().for_each(Cache::forget_lazy);
         self.host.forget_lazy();
     }
 
@@ -235,7 +271,7 @@ mod tests {
     }
 
     fn value(name: u8, on_device: bool) -> Outputs {
-        outputs(Bytes::new(&[name; 100], on_device))
+        outputs(Bytes::new(&[name; 100], on_device.then_some(0)))
     }
 
     fn environment() -> Option<Environment> {
@@ -247,7 +283,7 @@ mod tests {
         let found = cache.get(&key(name)).unwrap();
         let bytes = found["out"].downcast::<Bytes>().unwrap();
         assert_eq!(bytes.content, [name; 100]);
-        assert_eq!(bytes.on_device, on_device);
+        assert_eq!(bytes.device.is_some(), on_device);
     }
 
     fn places(cache: &TieredCache, names: impl IntoIterator<Item = u8>) -> Vec<&'static str> {
@@ -276,7 +312,7 @@ mod tests {
         // From the disk.
         found(&cache, 1, true);
         assert_eq!(places(&cache, 1..=3), ["device memory", "memory", "disk"]);
-        assert_eq!((cache.device.len(), cache.host.len()), (1, 1));
+        assert_eq!((cache.devices[0].len(), cache.host.len()), (1, 1));
         assert!(cache.warnings().is_empty());
     }
 
@@ -325,6 +361,7 @@ mod tests {
         let folder = folder();
         let device = Arc::new(Device {
             full: AtomicBool::new(true),
+            ..Device::default()
         });
         let cache = TieredCache::new(
             room(4),
@@ -358,13 +395,49 @@ mod tests {
     }
 
     #[test]
+    fn each_device_has_a_tier() {
+        let folder = folder();
+        let devices = (0..2).map(|number| {
+            let full = AtomicBool::new(false);
+            Arc::new(Device { number, full }) as Environment
+        });
+        let cache = TieredCache::new(room(1), room(4), disk(&folder), devices);
+        let held = |name: u8| {
+            cache
+                .devices()
+                .iter()
+                .map(move |it| it.place(&key(name)).is_some())
+        };
+        let on = |device: usize| outputs(Bytes::new(&[7; 100], Some(device)));
+        cache.put(key(1), &on(0), 1.0);
+        cache.put(key(2), &on(1), 1.0);
+        assert!(held(1).eq([true, false]) && held(2).eq([false, true]));
+        // What is computed again on the other device is there alone.
+        cache.put(key(1), &on(1), 1.0);
+        assert!(held(1).eq([false, true]));
+        assert_eq!(places(&cache, 1..=2), ["device memory", "memory"]);
+        // What is below goes up to the device where it is used; what is on one is found from the other.
+        let place = |outputs: &Outputs| outputs["out"].downcast::<Bytes>().unwrap().device;
+        assert_eq!(place(&cache.get_on(&key(2), 0).unwrap()), Some(0));
+        assert_eq!(place(&cache.get_on(&key(2), 1).unwrap()), Some(0));
+        assert_eq!(place(&cache.get_on(&key(1), 0).unwrap()), Some(1));
+        assert!(held(2).eq([true, false]));
+        // What one evicts goes to the host.
+        cache.put(key(3), &on(0), 1.0);
+        assert_eq!(
+            places(&cache, 1..=3),
+            ["device memory", "memory", "device memory"]
+        );
+    }
+
+    #[test]
     fn an_entry_is_in_one_memory_tier() {
         let cache = TieredCache::new(room(2), room(2), None, None);
         cache.put(key(1), &on_host(&[1; 100]), 1.0);
         cache.put(key(1), &fake::on_device(&[1; 100]), 1.0);
-        assert_eq!((cache.device.len(), cache.host.len()), (1, 0));
+        assert_eq!((cache.devices[0].len(), cache.host.len()), (1, 0));
         cache.put(key(1), &on_host(&[1; 100]), 1.0);
-        assert_eq!((cache.device.len(), cache.host.len()), (0, 1));
+        assert_eq!((cache.devices[0].len(), cache.host.len()), (0, 1));
     }
 
     #[test]
@@ -384,7 +457,7 @@ mod tests {
                             }
                             None => cache.put(key(name), &value(name, true), 1.0),
                         }
-                        assert!(cache.device().bytes() <= cache.device().budget());
+                        assert!(cache.devices()[0].bytes() <= cache.devices()[0].budget());
                         assert!(cache.host().bytes() <= cache.host().budget());
                     }
                 });

@@ -16,7 +16,7 @@ impl Run<'_> {
     /// Saves an output, or fetches what the report lists without saving it.
     pub(super) fn deliver(&self, index: usize) {
         let output = &self.job.plan.outputs()[index];
-        let found = catch_unwind(AssertUnwindSafe(|| self.find(output.task, output.port)));
+        let found = catch_unwind(AssertUnwindSafe(|| self.find(output.task, output.port, 0)));
         let value = match found {
             Ok(Found::Value(value)) => Some(value),
             Ok(Found::NotGiven) => {

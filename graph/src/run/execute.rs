@@ -1,4 +1,4 @@
-//! Runs a plan: workers on CPU threads, of which one at a time has the compute device.
+//! Runs a plan: workers on CPU threads, of which one at a time has a compute device.
 
 use std::sync::PoisonError;
 use std::time::Instant;
@@ -26,7 +26,8 @@ impl Job<'_> {
         let run = Run::new(self);
         let threads = match self.options.threads {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            threads => threads,
+            // A device without a worker would be idle.
+            threads => threads.max(self.devices.count()),
         };
         let of = lock(&run.state).of;
         let threads = threads.min(of.max(plan.outputs().len())).max(1);

@@ -36,6 +36,8 @@ pub(super) struct NodeHost<'a> {
     /// The output ports that something needs.
     pub(super) ports: &'a BTreeSet<&'static str>,
     to_keep: Arc<ItemsToKeep>,
+    /// The number of the compute device that it runs on.
+    pub(super) device: usize,
     counters: Mutex<Counters>,
     /// That a file behind the task changed: the node ends at its next step.
     changed: Mutex<Option<NodeError>>,
@@ -48,6 +50,7 @@ impl<'a> NodeHost<'a> {
         task: &'a Task,
         ports: &'a BTreeSet<&'static str>,
         to_keep: Arc<ItemsToKeep>,
+        device: usize,
     ) -> Self {
         Self {
             run,
@@ -55,6 +58,7 @@ impl<'a> NodeHost<'a> {
             task,
             ports,
             to_keep,
+            device,
             counters: Mutex::default(),
             changed: Mutex::default(),
         }
@@ -178,7 +182,8 @@ impl Host for NodeHost<'_> {
     }
 
     fn any_environment(&self) -> Option<&(dyn Any + Send + Sync)> {
-        self.job().environment.map(|environment| &**environment)
+        let environment = self.job().environments.get(self.device)?;
+        Some(&**environment)
     }
 
     fn chain(&self) -> Option<&Chain> {
@@ -198,7 +203,17 @@ impl Host for NodeHost<'_> {
     }
 
     fn kept_outputs(&self, key: &Key) -> Option<Outputs> {
-        self.job().cache.get(key)
+        let kept = self.job().cache.get_on(key, self.device)?;
+        if self.job().environments.len() < 2 {
+            return Some(kept);
+        }
+        let moved = kept.iter().map(|(name, value)| {
+            let value = self.job().moved(value.clone(), self.device)?;
+            Ok((name.clone(), value))
+        });
+        // What cannot be moved is made again.
+        let moved: Result<_, NodeError> = moved.collect();
+        moved.ok().map(Arc::new)
     }
 
     fn keep_outputs(&self, key: Key, outputs: Outputs, seconds: f64) {

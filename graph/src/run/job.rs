@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use crate::base::error::Environment;
+use crate::base::error::{Environment, NodeError};
 use crate::base::interrupt::Cancel;
 use crate::base::key::Key;
 use crate::cache::in_flight::InFlight;
@@ -16,7 +16,7 @@ use crate::plan::guard::Lazies;
 use crate::plan::plan::Plan;
 use crate::plan::priority::Expected;
 use crate::plan::task::Task;
-use crate::run::device::Device;
+use crate::run::device::Devices;
 use crate::run::event::{Event, Listener};
 use crate::run::save::{Saver, Stamp};
 use crate::value::payload::Value;
@@ -25,7 +25,7 @@ use crate::value::preview::Previewer;
 /// How to run.
 #[derive(Clone, Debug, Default)]
 pub struct RunOptions {
-    /// How many nodes run at a time; 0: as many as there are processors. Only one of them has the device.
+    /// How many nodes run at a time; 0: as many as there are processors. Each device is had by one of them.
     pub threads: usize,
     /// Saves outputs as soon as they are ready; without one they are only reported.
     pub saver: Option<Arc<Saver>>,
@@ -47,7 +47,8 @@ pub(crate) struct Job<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) files: &'a dyn Files,
     pub(crate) cache: &'a dyn Cache,
-    pub(crate) environment: Option<&'a Environment>,
+    /// Of each compute device, by its number.
+    pub(crate) environments: &'a [Environment],
     pub(crate) listener: &'a dyn Listener,
     pub(crate) cancel: &'a Cancel,
     pub(crate) options: &'a RunOptions,
@@ -55,8 +56,8 @@ pub(crate) struct Job<'a> {
     pub(crate) sources: u64,
     /// What this engine's runs are making right now.
     pub(crate) flight: &'a InFlight,
-    /// This engine's compute device.
-    pub(crate) device: &'a Arc<Device>,
+    /// The permits of this engine's compute devices.
+    pub(crate) devices: &'a Arc<Devices>,
     /// From which files the lazy values in this engine's cache are read.
     pub(crate) lazies: &'a Lazies,
     /// Whether a warning was given that a preview failed.
@@ -67,14 +68,20 @@ pub(crate) struct Job<'a> {
 
 impl Job<'_> {
     /// The values of a task's ports from the cache, if all of them are there. An entry without a port is one of a run that
-    /// did not need it, unless that run says that the node does not give it.
-    pub(super) fn fetch(&self, task: &Task, ports: &BTreeSet<&'static str>) -> Option<Outputs> {
+    /// did not need it, unless that run says that the node does not give it. They are to be used on `device`, where they may
+    /// not be yet.
+    pub(super) fn fetch(
+        &self,
+        task: &Task,
+        ports: &BTreeSet<&'static str>,
+        device: usize,
+    ) -> Option<Outputs> {
         let mut entries: BTreeMap<Key, Outputs> = BTreeMap::new();
         for port in ports {
             let key = task.port_key(port);
             let entry = match entries.entry(key) {
                 Slot::Occupied(entry) => entry.into_mut(),
-                Slot::Vacant(slot) => slot.insert(self.cache.get(&key)?),
+                Slot::Vacant(slot) => slot.insert(self.cache.get_on(&key, device)?),
             };
             let lazy = entry.values().any(Value::is_lazy);
             if lazy && !self.lazies.fit(&key, &task.guard) {
@@ -93,6 +100,14 @@ impl Job<'_> {
             }
         }
         Some(Arc::new(merged))
+    }
+
+    /// A value as a task on `device` takes it: with several devices it may be on another.
+    pub(super) fn moved(&self, value: Value, device: usize) -> Result<Value, NodeError> {
+        match self.environments {
+            [_, _, ..] => value.to_device(&self.environments[device]),
+            _ => Ok(value),
+        }
     }
 
     /// Puts the outputs of a task into the cache, each port under its key.

@@ -36,8 +36,8 @@ enum Attempt {
 }
 
 impl Run<'_> {
-    /// A value of a task: one that is held, or from the cache.
-    pub(super) fn find(&self, from: usize, port: &'static str) -> Found {
+    /// A value of a task, to be used on `device`: one that is held, or from the cache.
+    pub(super) fn find(&self, from: usize, port: &'static str, device: usize) -> Found {
         let ports = {
             let state = lock(&self.state);
             if let Some(value) = state.values[from].as_ref().and_then(|it| it.get(port)) {
@@ -53,7 +53,7 @@ impl Run<'_> {
         let Some(task) = self.job.plan.task(from) else {
             return Found::NotGiven;
         };
-        let Some(outputs) = self.job.fetch(task, &ports) else {
+        let Some(outputs) = self.job.fetch(task, &ports, device) else {
             return Found::Gone;
         };
         let value = outputs.get(port).cloned();
@@ -70,14 +70,20 @@ impl Run<'_> {
         value.map_or(Found::NotGiven, Found::Value)
     }
 
-    fn inputs(&self, index: usize) -> Result<PortValues, Attempt> {
+    fn inputs(&self, host: &NodeHost<'_>) -> Result<PortValues, Attempt> {
+        let (index, device) = (host.index, host.device);
         let mut inputs = PortValues::new();
         let mut lacks = Vec::new();
         for (port, links) in self.job.plan.inputs(index) {
             let mut values = Vec::with_capacity(links.len());
             for (from, output) in links {
-                match self.find(from, output) {
-                    Found::Value(value) => values.push(value),
+                match self.find(from, output, device) {
+                    Found::Value(value) => {
+                        let moved = self.job.moved(value, device);
+                        values.push(moved.map_err(|error| {
+                            Attempt::Failed(failure(host.task, Code::NodeFailed, error))
+                        })?);
+                    }
                     Found::Gone => lacks.push((from, output)),
                     Found::NotGiven => {
                         let from = self.job.plan.task(from);
@@ -108,7 +114,8 @@ impl Run<'_> {
             state.tainted[index] = tainted;
             (state.ports[index].clone(), Arc::clone(&state.to_keep))
         };
-        let host = NodeHost::new(self, index, task, &ports, to_keep);
+        let device = turn.device();
+        let host = NodeHost::new(self, index, task, &ports, to_keep, device);
         let start = Instant::now();
         // What a panic leaves behind is only what the node had: its inputs are dropped, its outputs never were.
         let attempt = catch_unwind(AssertUnwindSafe(|| self.attempt(&host, turn, start)));
@@ -187,7 +194,7 @@ impl Run<'_> {
     /// Fetches the inputs of a task, runs it and keeps what it gives.
     fn attempt(&self, host: &NodeHost<'_>, turn: &mut Turn<'_, '_>, start: Instant) -> Attempt {
         let (job, task, ports) = (self.job, host.task, host.ports);
-        let inputs = match self.inputs(host.index) {
+        let inputs = match self.inputs(host) {
             Ok(inputs) => inputs,
             Err(attempt) => return attempt,
         };
@@ -207,7 +214,7 @@ impl Run<'_> {
         let _running = running::begin(task.name(), task.op());
         // Another run of this engine may be making the same outputs: they are taken then.
         let in_flight = (job.flight).lock(task.key(), || job.cancel.is_cancelled());
-        let result = match job.fetch(task, ports) {
+        let result = match job.fetch(task, ports, host.device) {
             Some(outputs) => Ok(outputs),
             None => {
                 let context: &Context<'_> = host;

@@ -1,5 +1,5 @@
 //! The ready queue of a run: it walks the plan's graph, what is ready and has the longest remaining path first, with one
-//! permit for the compute device.
+//! permit for each compute device.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -64,6 +64,8 @@ pub(super) struct State {
     pub(super) values: Vec<Option<Outputs>>,
     /// For each task: the ports that `values` were fetched for. A port of these without a value is not given by the node.
     pub(super) asked: Vec<BTreeSet<&'static str>>,
+    /// For each task: the numbers of the compute devices that its outputs were made or used on.
+    places: Vec<BTreeSet<usize>>,
     /// For each task: whether what it makes must not be kept, as a file behind it was touched.
     pub(super) tainted: Vec<bool>,
     pub(super) outcomes: Vec<Option<NodeOutcome>>,
@@ -101,6 +103,11 @@ pub(super) struct Turn<'a, 'b> {
 }
 
 impl Turn<'_, '_> {
+    /// The number of the compute device that the turn has, the first of one that has none.
+    pub(super) fn device(&self) -> usize {
+        self.permit.as_ref().map_or(0, DevicePermit::number)
+    }
+
     /// Releases the device before the turn is over.
     pub(super) fn release_device(&mut self) {
         if let Some(permit) = self.permit.take() {
@@ -149,6 +156,7 @@ impl<'a> Run<'a> {
             ports,
             values: vec![None; count],
             asked: vec![BTreeSet::new(); count],
+            places: vec![BTreeSet::new(); count],
             tainted: vec![false; count],
             outcomes: vec![None; count],
             saved: vec![Vec::new(); plan.outputs().len()],
@@ -229,7 +237,8 @@ impl<'a> Run<'a> {
                         return true;
                     }
                     if !device_busy {
-                        permit = self.job.device.try_take();
+                        let devices = self.job.devices;
+                        permit = devices.try_take(|device| self.inputs_on(&state, *index, device));
                         device_busy = permit.is_none();
                     }
                     permit.is_some()
@@ -237,6 +246,12 @@ impl<'a> Run<'a> {
                 if let Some(next) = next {
                     state.ready.remove(&next);
                     state.phases[next.1] = Phase::Running;
+                    if let Some(permit) = &permit {
+                        let upstream = self.job.plan.upstream(next.1);
+                        for task in upstream.chain([next.1]) {
+                            state.places[task].insert(permit.number());
+                        }
+                    }
                     state.busy += 1;
                     return Some((Work::Task(next.1), turn(permit)));
                 }
@@ -255,6 +270,19 @@ impl<'a> Run<'a> {
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// How much of what a task needs is on a device: models, which are long to load, before all else.
+    fn inputs_on(&self, state: &State, index: usize, device: usize) -> (usize, usize) {
+        let there = (self.job.plan.incoming(index))
+            .filter(|(from, _)| state.places[*from].contains(&device));
+        there.fold((0, 0), |(models, others), (from, edge)| {
+            let task = self.job.plan.task(from);
+            match task.is_some_and(|task| task.is_lazy(edge.from)) {
+                true => (models + 1, others),
+                false => (models, others + 1),
+            }
+        })
     }
 
     /// Marks a task as done; tasks that waited for it alone become ready.

@@ -42,6 +42,12 @@ pub trait Payload: Any + Send + Sync + 'static {
         false
     }
 
+    /// Whether it holds memory of the compute device of that environment, where that is not the host's.
+    fn is_on(&self, environment: &Environment) -> bool {
+        let _ = environment;
+        false
+    }
+
     /// The same value in the host's memory; `None` when it is there already.
     ///
     /// # Errors
@@ -138,6 +144,7 @@ trait Erased: Any + Send + Sync {
     fn encode(&self, format: &str) -> Result<Vec<Vec<u8>>, NodeError>;
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
     fn on_device(&self) -> bool;
+    fn is_on(&self, environment: &Environment) -> bool;
     fn to_host(&self) -> Result<Option<Value>, NodeError>;
     fn to_device(&self, environment: &Environment) -> Result<Option<Value>, NodeError>;
     fn to_disk(&self) -> Option<Result<Vec<u8>, NodeError>>;
@@ -171,6 +178,9 @@ impl<T: Payload> Erased for T {
     }
     fn on_device(&self) -> bool {
         Payload::on_device(self)
+    }
+    fn is_on(&self, environment: &Environment) -> bool {
+        Payload::is_on(self, environment)
     }
     fn to_host(&self) -> Result<Option<Value>, NodeError> {
         Ok(Payload::to_host(self)?.map(Value::new))
@@ -253,6 +263,12 @@ impl Value {
     #[must_use]
     pub fn on_device(&self) -> bool {
         self.0.on_device()
+    }
+
+    /// Whether the payload holds memory of the compute device of that environment, where that is not the host's.
+    #[must_use]
+    pub fn is_on(&self, environment: &Environment) -> bool {
+        self.0.is_on(environment)
     }
 
     /// The value in the host's memory.

@@ -71,6 +71,12 @@ impl Payload for Attention {
         self.parts().iter().any(|(_, t)| tensors::on_device(t))
     }
 
+    fn is_on(&self, environment: &Environment) -> bool {
+        self.parts()
+            .iter()
+            .any(|(_, t)| tensors::is_on(t, environment))
+    }
+
     fn to_host(&self) -> Result<Option<Self>, NodeError> {
         self.map(|t| {
             tensors::on_device(t)

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use retouch_graph::Payload;
+use retouch_graph::{Environment, NodeError, Payload};
 use serde::{Deserialize, Serialize};
 
 use super::TrajectoryFacts;
@@ -56,6 +56,30 @@ impl Payload for Control {
             + self.vanilla.as_ref().map_or(0, |model| model.bytes())
             + masks.map(MaskOrMasks::bytes).sum::<usize>()
             + trajectories.map(|of| of.bytes()).sum::<usize>()
+    }
+
+    fn to_device(&self, environment: &Environment) -> Result<Option<Self>, NodeError> {
+        let moved_model = self.vanilla.as_ref().map(|it| it.to_device(environment));
+        let vanilla = moved_model.transpose()?.flatten().map(Arc::new);
+        let context = self.context.to_device(environment)?.map(Arc::new);
+        let references = self.references.iter().map(|it| it.to_device(environment));
+        let references: Vec<Option<Trajectory>> = references.collect::<Result<_, _>>()?;
+        if vanilla.is_none() && context.is_none() && references.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        let references = references.into_iter().zip(&self.references);
+        Ok(Some(Self {
+            settings: self.settings.clone(),
+            vanilla: vanilla.or_else(|| self.vanilla.clone()),
+            context: context.unwrap_or_else(|| self.context.clone()),
+            references: references
+                .map(|(moved, own)| moved.map_or_else(|| own.clone(), Arc::new))
+                .collect(),
+            // Masks are on the host until they are used.
+            reference_masks: self.reference_masks.clone(),
+            context_mask: self.context_mask.clone(),
+            blend_mask: self.blend_mask.clone(),
+        }))
     }
 
     fn summary(&self) -> String {

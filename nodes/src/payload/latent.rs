@@ -49,6 +49,10 @@ impl Payload for Latent {
         tensors::on_device(&self.tensor)
     }
 
+    fn is_on(&self, environment: &Environment) -> bool {
+        tensors::is_on(&self.tensor, environment)
+    }
+
     fn to_host(&self) -> Result<Option<Self>, NodeError> {
         let host = || tensors::to_host(&self.tensor).map(|tensor| Self { tensor });
         tensors::on_device(&self.tensor).then(host).transpose()

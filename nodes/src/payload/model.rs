@@ -1,7 +1,8 @@
 //! Models.
 
-use retouch_graph::Payload;
+use retouch_graph::{Environment, NodeError, Payload};
 
+use crate::runtime::Runtime;
 use retouch_diffusion::checkpoint::model::{Checkpoint, Parts};
 
 /// A model: U-Net, text encoder, tokenizer, VAE and schedule.
@@ -58,6 +59,17 @@ impl Payload for Model {
 
     fn bytes(&self) -> usize {
         self.checkpoint.bytes()
+    }
+
+    fn to_device(&self, environment: &Environment) -> Result<Option<Self>, NodeError> {
+        let runtime = environment.downcast_ref::<Runtime>();
+        let elsewhere = runtime.filter(|it| !self.checkpoint.device().same_device(&it.device));
+        Ok(elsewhere.map(|it| Self {
+            checkpoint: self
+                .checkpoint
+                .on(&it.device, it.kernel.clone(), it.memory.clone()),
+            adapters: self.adapters.clone(),
+        }))
     }
 
     fn trim(&self, consumers: &[&'static str]) {

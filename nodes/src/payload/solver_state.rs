@@ -14,16 +14,6 @@ pub(crate) struct SolverState(pub Vec<Tensor>);
 /// The names that the tensors have on disk.
 const NAMES: [&str; 4] = ["0", "1", "2", "3"];
 
-impl SolverState {
-    fn map(
-        &self,
-        f: impl Fn(&Tensor) -> Result<Option<Tensor>, NodeError>,
-    ) -> Result<Option<Self>, NodeError> {
-        let all: Option<Vec<Tensor>> = self.0.iter().map(f).collect::<Result<_, _>>()?;
-        Ok(all.map(Self))
-    }
-}
-
 impl Payload for SolverState {
     // As it was first called: the tag is on disks.
     const TYPE: &'static str = "past";
@@ -40,15 +30,20 @@ impl Payload for SolverState {
         self.0.iter().any(tensors::on_device)
     }
 
+    fn is_on(&self, environment: &Environment) -> bool {
+        self.0.iter().any(|t| tensors::is_on(t, environment))
+    }
+
     fn to_host(&self) -> Result<Option<Self>, NodeError> {
         if !Payload::on_device(self) {
             return Ok(None);
         }
-        self.map(|t| tensors::to_host(t).map(Some))
+        let all = self.0.iter().map(tensors::to_host);
+        Ok(Some(Self(all.collect::<Result<_, _>>()?)))
     }
 
     fn to_device(&self, environment: &Environment) -> Result<Option<Self>, NodeError> {
-        self.map(|t| tensors::to_device(t, environment))
+        Ok(tensors::all_to_device(&self.0, environment)?.map(Self))
     }
 
     fn to_disk(&self) -> Option<Result<Vec<u8>, NodeError>> {

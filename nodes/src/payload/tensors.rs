@@ -76,6 +76,12 @@ pub(crate) fn on_device(tensor: &Tensor) -> bool {
     !tensor.device().is_cpu()
 }
 
+/// Whether a tensor is in the memory of the environment's device, where that is not the host's.
+pub(crate) fn is_on(tensor: &Tensor, environment: &Environment) -> bool {
+    let runtime = environment.downcast_ref::<Runtime>();
+    runtime.is_some_and(|it| on_device(tensor) && tensor.device().same_device(&it.device))
+}
+
 /// A tensor in host memory.
 pub(crate) fn to_host(tensor: &Tensor) -> Result<Tensor, NodeError> {
     tensor
@@ -83,18 +89,34 @@ pub(crate) fn to_host(tensor: &Tensor) -> Result<Tensor, NodeError> {
         .map_err(crate::runtime::tensor_error)
 }
 
-/// A tensor on the run's device; `None` when the environment is no runtime or its device is the host.
+/// A tensor on the environment's device; `None` when it is there already, or the environment is no runtime.
 pub(crate) fn to_device(
     tensor: &Tensor,
     environment: &Environment,
 ) -> Result<Option<Tensor>, NodeError> {
     match environment.downcast_ref::<Runtime>() {
-        Some(runtime) if !runtime.device.is_cpu() => tensor
+        Some(runtime) if !tensor.device().same_device(&runtime.device) => tensor
             .to_device(&runtime.device)
             .map(Some)
             .map_err(crate::runtime::tensor_error),
         _ => Ok(None),
     }
+}
+
+/// Tensors on the environment's device; `None` when all of them are there already.
+pub(crate) fn all_to_device<'a>(
+    tensors: impl IntoIterator<Item = &'a Tensor>,
+    environment: &Environment,
+) -> Result<Option<Vec<Tensor>>, NodeError> {
+    let mut any = false;
+    let mut move_one = |tensor: &Tensor| {
+        let moved = to_device(tensor, environment)?;
+        any |= moved.is_some();
+        Ok(moved.unwrap_or_else(|| tensor.clone()))
+    };
+    let all = tensors.into_iter().map(&mut move_one);
+    let all: Vec<Tensor> = all.collect::<Result<_, NodeError>>()?;
+    Ok(any.then_some(all))
 }
 
 /// One tensor as a safetensors file, float32, with metadata.

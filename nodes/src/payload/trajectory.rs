@@ -70,6 +70,10 @@ impl Payload for Trajectory {
         self.latents.iter().any(tensors::on_device)
     }
 
+    fn is_on(&self, environment: &Environment) -> bool {
+        self.latents.iter().any(|z| tensors::is_on(z, environment))
+    }
+
     fn to_host(&self) -> Result<Option<Self>, NodeError> {
         if !Payload::on_device(self) {
             return Ok(None);
@@ -83,11 +87,7 @@ impl Payload for Trajectory {
     }
 
     fn to_device(&self, environment: &Environment) -> Result<Option<Self>, NodeError> {
-        let latents: Option<Vec<Tensor>> = self
-            .latents
-            .iter()
-            .map(|z| tensors::to_device(z, environment))
-            .collect::<Result<_, _>>()?;
+        let latents = tensors::all_to_device(&self.latents, environment)?;
         Ok(latents.map(|latents| Self {
             latents,
             drawn: self.drawn.clone(),

@@ -130,7 +130,7 @@ fn size(content: &[u8]) -> u64 {
 fn an_entry_makes_room_for_one_with_more_ports_and_for_no_other() {
     let folder = folder();
     let values = |ports: &[&'static str], content: &[u8]| -> Outputs {
-        let value = |port: &&'static str| ((*port).into(), Value::new(Bytes::new(content, false)));
+        let value = |port: &&'static str| ((*port).into(), Value::new(Bytes::new(content, None)));
         Arc::new(ports.iter().map(value).collect())
     };
     let ports = |outputs: &Outputs| outputs.keys().map(ToString::to_string).collect::<Vec<_>>();
@@ -153,8 +153,8 @@ fn an_entry_makes_room_for_one_with_more_ports_and_for_no_other() {
 fn outputs_come_back_in_another_process() {
     let folder = folder();
     let two = Arc::new(BTreeMap::from([
-        ("a".into(), Value::new(Bytes::new(b"first", false))),
-        ("b".into(), Value::new(Bytes::new(b"", false))),
+        ("a".into(), Value::new(Bytes::new(b"first", None))),
+        ("b".into(), Value::new(Bytes::new(b"", None))),
     ]));
     let cache = open(&folder, 1 << 20);
     assert!(cache.get(&key(1)).is_none());
@@ -287,7 +287,7 @@ fn what_cannot_be_stored_is_not() {
     cache.put(key(1), &outputs(Device::default()), 1.0);
     cache.put(key(2), &on_host(&[0; 1000]), 1.0);
     let mixed = Arc::new(BTreeMap::from([
-        ("a".into(), Value::new(Bytes::new(b"first", false))),
+        ("a".into(), Value::new(Bytes::new(b"first", None))),
         ("b".into(), Value::new(Device::default())),
     ]));
     cache.put(key(3), &mixed, 1.0);

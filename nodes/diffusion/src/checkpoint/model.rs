@@ -5,7 +5,7 @@ mod checkpoint;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 use retouch_graph::Files;
@@ -20,7 +20,7 @@ use crate::checkpoint::layout::{
 };
 use crate::checkpoint::memory::{Claim, Memory};
 use crate::checkpoint::weights::{
-    Changes, Edit, Maps, Shared, Stored, Table, Tensors, Variables, Weights,
+    Changes, Edit, Maps, OnDevices, Shared, Stored, Table, Tensors, Variables, Weights,
 };
 use crate::networks::clip::{ClipText, ClipTextConfig, Layer, load_text};
 use crate::networks::preview::LinearMap;

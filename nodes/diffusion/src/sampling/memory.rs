@@ -1,5 +1,7 @@
 //! What is kept between runs: states between steps, and what calls give besides their result.
 
+use std::collections::BTreeSet;
+
 use candle_core::Tensor;
 use retouch_graph::Key;
 
@@ -46,6 +48,14 @@ pub trait StepStore {
     fn claim(&self, k: usize) -> Result<Option<Box<dyn Held + '_>>> {
         let _ = k;
         Ok(None)
+    }
+    /// Acquires the in-flight locks of calls, waiting for their holders; they are held until what is returned is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`](crate::Error::Cancelled).
+    fn claim_calls(&self, calls: &BTreeSet<Key>) -> Result<Vec<Box<dyn Held + '_>>> {
+        let _ = calls;
+        Ok(Vec::new())
     }
     /// What the call of a branch at step k is called.
     fn call(&self, branch: Branch, half: Half, k: usize) -> Option<Key> {

@@ -2,27 +2,31 @@
 
 use super::*;
 
-/// A part of a model that is loaded when it is first used.
+/// A part of a model that is loaded when it is first used, once for each device.
 #[derive(Debug)]
-pub(super) struct Lazy<T>(Mutex<Option<Arc<T>>>);
+pub(super) struct Lazy<T>(OnDevices<Mutex<Option<Arc<T>>>>);
 
 impl<T> Default for Lazy<T> {
     fn default() -> Self {
-        Self(Mutex::new(None))
+        Self(OnDevices::default())
     }
 }
 
 impl<T> Lazy<T> {
-    pub(super) fn get(&self, load: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
-        self.get_shared(|| load().map(Arc::new))
+    /// The part on the device, made by `load` where it is not there.
+    pub(super) fn get(&self, device: &Device, load: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+        self.get_shared(device, || load().map(Arc::new))
     }
 
     /// The same of a part that others may have too.
-    pub(super) fn get_shared(&self, load: impl FnOnce() -> Result<Arc<T>>) -> Result<Arc<T>> {
-        let mut slot = self
-            .0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+    pub(super) fn get_shared(
+        &self,
+        device: &Device,
+        load: impl FnOnce() -> Result<Arc<T>>,
+    ) -> Result<Arc<T>> {
+        // Others load on their devices in the meantime.
+        let slot = self.0.on(device);
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(part) = &*slot {
             return Ok(part.clone());
         }
@@ -31,13 +35,11 @@ impl<T> Lazy<T> {
         Ok(part)
     }
 
-    /// Releases the part; users that hold it keep it.
+    /// Releases the part on all devices; users that hold it keep it.
     pub(super) fn clear(&self) {
-        let mut slot = self
-            .0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        *slot = None;
+        for slot in self.0.all() {
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
     }
 }
 
@@ -181,6 +183,15 @@ impl Checkpoint {
             added: Vec::new(),
             linear_map: Arc::default(),
         }
+    }
+
+    /// The same model on another device, counted there. Each network is loaded once for each device, whoever uses it there.
+    #[must_use]
+    pub fn on(&self, device: &Device, kernel: Arc<dyn Kernel>, memory: Arc<Memory>) -> Self {
+        let mut model = self.derived(self.id.clone());
+        model.device = device.clone();
+        model.kernel = kernel;
+        model.held(self.dtype, memory, self.offload)
     }
 
     /// Says how weights are held: in which type, counted by whom, and whether parts are dropped as soon as what they were
@@ -374,7 +385,8 @@ impl Checkpoint {
     /// # Errors
     /// When the VAE's weights cannot be read or it fails.
     pub fn linear_map(&self, known: impl FnOnce() -> Option<LinearMap>) -> Result<Arc<LinearMap>> {
-        self.linear_map.get(|| match known() {
+        // Numbers on the host, whatever they were fitted on.
+        self.linear_map.get(&Device::Cpu, || match known() {
             Some(map) => Ok(map),
             None => {
                 let fit = |vae: &Vae| LinearMap::of_vae(vae, &self.device, self.kernel());
@@ -435,7 +447,7 @@ impl Checkpoint {
         build: impl FnOnce(&Weights) -> Result<T>,
         variables: Option<Arc<Variables>>,
     ) -> Result<Arc<T>> {
-        let loaded = slot.get(|| {
+        let loaded = slot.get(&self.device, || {
             tracing::debug!(file = %table.file.display(), tensors = table.tensors.len(), "reads weights");
             let host = self.device.is_cpu();
             // Weights that are quantised stay so on the CPU.
@@ -446,7 +458,7 @@ impl Checkpoint {
                 table.bytes(size)
             } as u64;
             let whose = table.file.display();
-            let tensors = shared.tensors(|| {
+            let tensors = shared.tensors(&self.device, || {
                 self.memory
                     .claim(&format!("{what} of {whose} ({dtype:?})"), bytes, host)
             })?;
@@ -565,7 +577,7 @@ impl Checkpoint {
     /// When its files are not what they should be, or there is no such encoder.
     pub fn tokenizer(&self, index: usize) -> Result<Arc<Tokenizer>> {
         let text = self.text(index)?;
-        self.tokenizers[index].get_shared(|| {
+        self.tokenizers[index].get_shared(&Device::Cpu, || {
             let config = &text.config;
             let added: Vec<Added> = self
                 .added

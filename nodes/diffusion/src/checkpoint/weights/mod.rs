@@ -14,7 +14,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use candle_core::{DType, Device, Shape, Tensor};
+use candle_core::{DType, Device, DeviceLocation, Shape, Tensor};
 
 pub use block::{Block, e4m3, e5m2};
 pub use change::{Delta, Edit, Factor, Magnitude};
@@ -105,17 +105,52 @@ impl Tensors {
     }
 }
 
-/// The loaded tensors of a network as long as anybody holds them.
+/// One thing for each device that it is used on.
+#[derive(Debug)]
+pub struct OnDevices<T>(Mutex<HashMap<DeviceLocation, Arc<T>>>);
+
+impl<T> Default for OnDevices<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: Default> OnDevices<T> {
+    /// That of a device.
+    #[must_use]
+    pub fn on(&self, device: &Device) -> Arc<T> {
+        self.at(device.location())
+    }
+
+    fn at(&self, location: DeviceLocation) -> Arc<T> {
+        let mut by_device = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        by_device.entry(location).or_default().clone()
+    }
+
+    /// Those of all devices that it was used on.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<T>> {
+        let by_device = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        by_device.values().cloned().collect()
+    }
+}
+
+/// The loaded tensors of a network on each device, as long as anybody holds them.
 #[derive(Debug, Default)]
-pub struct Shared(Mutex<Weak<Tensors>>);
+pub struct Shared(OnDevices<Mutex<Weak<Tensors>>>);
 
 impl Shared {
-    /// Those that are loaded, to be added to; if there are none, in the room that `claim` takes.
+    /// Those that are loaded on the device, to be added to; if there are none, in the room that `claim` takes.
     ///
     /// # Errors
     /// When there is no room.
-    pub fn tensors(&self, claim: impl FnOnce() -> Result<Claim>) -> Result<Arc<Tensors>> {
-        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn tensors(
+        &self,
+        device: &Device,
+        claim: impl FnOnce() -> Result<Claim>,
+    ) -> Result<Arc<Tensors>> {
+        let slot = self.0.on(device);
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(tensors) = slot.upgrade() {
             return Ok(tensors);
         }
@@ -669,5 +704,29 @@ impl<'a> Scope<'a> {
             dropout: None,
         });
         Ok(applied.into_iter().chain(trained).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_device_has_its_own() {
+        let counts: OnDevices<Mutex<u32>> = OnDevices::default();
+        let cuda = |gpu_id| DeviceLocation::Cuda { gpu_id };
+        for (number, location) in [DeviceLocation::Cpu, cuda(0), cuda(1), cuda(1)]
+            .into_iter()
+            .enumerate()
+        {
+            *counts.at(location).lock().unwrap() += 1 << number;
+        }
+        let mut all: Vec<u32> = counts.all().iter().map(|it| *it.lock().unwrap()).collect();
+        all.sort_unstable();
+        assert_eq!(all, [1, 2, 12]);
+        assert!(Arc::ptr_eq(
+            &counts.on(&Device::Cpu),
+            &counts.at(DeviceLocation::Cpu)
+        ));
     }
 }

@@ -1,7 +1,9 @@
 //! The source branches of a swap: what is kept of their calls, and the calls for the rest, several in one.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
+
+use retouch_graph::Key;
 
 use crate::checkpoint::model::Checkpoint;
 use crate::networks::unet::grid_at;
@@ -25,6 +27,16 @@ struct Due<'a> {
     asked: BTreeSet<(Half, Part)>,
     /// Whether the unconditional half is the conditional.
     same: bool,
+}
+
+impl Due<'_> {
+    /// Whether all that the call is to give is kept.
+    fn is_kept(&self, memory: &dyn StepStore) -> bool {
+        self.asked.iter().all(|(half, part)| {
+            let call = memory.call(self.member.rows.branch, *half, self.member.step);
+            call.is_some_and(|call| memory.part(&call, *part).is_some())
+        })
+    }
 }
 
 /// What is kept of what these halves of a branch give at step k, and the rows of the halves that lack something.
@@ -55,6 +67,14 @@ fn lacking(
         }
     }
     (store, rows)
+}
+
+/// What the calls of these rows of a branch at step k are called.
+fn names(k: usize, rows: Rows, memory: &dyn StepStore) -> BTreeSet<Key> {
+    let halves = rows.halves().into_iter();
+    halves
+        .filter_map(|(half, _)| memory.call(rows.branch, half, k))
+        .collect()
 }
 
 /// Makes calls of one model as one, and keeps what is wanted of each.
@@ -122,12 +142,18 @@ impl Retouch<'_> {
         with: CallContext<'_>,
         calls: bool,
     ) -> Result<Option<CapturedParts>> {
-        let (mut store, rows) = lacking(k, parts, all, with.memory);
+        let (store, rows) = lacking(k, parts, all, with.memory);
         if rows.count() == 0 {
             return Ok(Some(store));
         }
         if !calls {
             return Ok(None);
+        }
+        // A node on another device may be making the same.
+        let _held = with.memory.claim_calls(&names(k, rows, with.memory))?;
+        let (mut store, rows) = lacking(k, parts, all, with.memory);
+        if rows.count() == 0 {
+            return Ok(Some(store));
         }
         let due = self.due(source, k, parts, rows, with)?;
         for made in make(&[due], with)? {
@@ -191,7 +217,7 @@ impl Retouch<'_> {
         }
         let mut dues: Vec<Due<'_>> = Vec::new();
         let mut kept = Vec::new();
-        let mut names = HashSet::new();
+        let mut calls = BTreeSet::new();
         let mut pixels = 0;
         'steps: for j in k..steps {
             let needs = self.needs(j)?;
@@ -233,12 +259,9 @@ impl Retouch<'_> {
                     }
                     None => due.member.joins(&due.member)?,
                 };
-                let own = due.member.rows.halves().into_iter();
-                let own: Vec<_> = own
-                    .filter_map(|(half, _)| memory.call(branch, half, j))
-                    .collect();
+                let own = names(j, due.member.rows, memory);
                 // What another branch is about to give is found when that is done.
-                if !joins || own.iter().any(|name| names.contains(name)) {
+                if !joins || !own.is_disjoint(&calls) {
                     continue;
                 }
                 let more = due.member.rows.count() * h * w;
@@ -252,7 +275,7 @@ impl Retouch<'_> {
                     break 'steps;
                 }
                 pixels += more;
-                names.extend(own);
+                calls.extend(own);
                 kept.push(store);
                 dues.push(due);
             }
@@ -262,6 +285,11 @@ impl Retouch<'_> {
         }
         // One by one they are called for where they are needed.
         if dues.len() > 1 {
+            let _held = memory.claim_calls(&calls)?;
+            if dues.iter().any(|due| due.is_kept(memory)) {
+                // A node on another device made some of it in the meantime.
+                return Ok(());
+            }
             let made = make(&dues, with)?;
             for ((due, mut store), made) in dues.iter().zip(kept).zip(made) {
                 store.extend(made);
