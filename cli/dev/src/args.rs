@@ -70,6 +70,9 @@ pub struct BenchArgs {
     /// The side of the model's pictures in pixels. Default: what the model was made for.
     #[arg(long, value_name = "PIXELS", requires = "model", value_parser = clap::value_parser!(u16).range(8..=8192))]
     pub size: Option<u16>,
+    /// Hold the VAE too in the type of `--dtype`, as `half_vae: true` of `load_model` does.
+    #[arg(long, requires = "model")]
+    pub half_vae: bool,
     /// Rows of the U-Net call; of an even number one half is guided by the empty prompt.
     #[arg(long, value_name = "ROWS", default_value_t = 2, requires = "model", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub batch: u16,

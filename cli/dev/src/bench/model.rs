@@ -270,8 +270,9 @@ pub(super) fn load(args: &BenchArgs, path: &Path) -> Result<Arc<Model>, Failure>
     let engine = session::engine_for(&args.device)?.with_cache(Arc::new(NoCache));
     let folder = std::env::current_dir().map_err(|e| Failure::failed(e.to_string()))?;
     let text = format!(
-        "schema: retouch/v1\nnodes:\n  base: {{op: load_model, path: {}}}\n",
-        json!(folder.join(path).display().to_string())
+        "schema: retouch/v1\nnodes:\n  base: {{op: load_model, path: {}, half_vae: {}}}\n",
+        json!(folder.join(path).display().to_string()),
+        args.half_vae
     );
     let checked = engine
         .load_str("bench.yaml", &text, &Settings::default())

@@ -6,7 +6,7 @@ use candle_core::{D, DType, Device, Result, Tensor, bail};
 use super::buffers::{Scratch, Unfilled, written};
 use super::data::with_data;
 use super::matrix::{View, multiply};
-use super::packing::{PANEL, padded_columns, transpose_block};
+use super::packing::{self, PANEL, Packed, padded_columns, transpose_block};
 use super::simd::{Isa, SUM_LANES, Simd, erf, multiversion};
 use super::{Cpu, gradients, team, with_packed};
 use crate::{AttentionGradients, Backward, GroupNormSpec, NormGradients, Weight, Window};
@@ -33,7 +33,35 @@ pub(super) fn transposed(kernel: &Cpu, w: &Weight) -> Result<Weight> {
         // A copy would be as much memory again, written and read at each step.
         return Ok(Weight::transposed_on_read(data, w));
     }
+    if data.dtype() == DType::U32 {
+        return transposed_tiles(kernel, w);
+    }
     transposed_copy(kernel, data, (w.outputs, w.inputs), w.window)
+}
+
+/// The transpose of a weight in tiles of parts, in such tiles.
+fn transposed_tiles(kernel: &Cpu, w: &Weight) -> Result<Weight> {
+    let (kh, kw) = w.window;
+    let of = (w.outputs, w.inputs);
+    let words = packing::packed_len(DType::BF16, w.inputs, w.outputs, kh * kw) / 2;
+    let data = with_packed(kernel, w, |w| {
+        let Packed::Split(data, parts) = w.data else {
+            bail!("a weight that is not in tiles of parts");
+        };
+        // SAFETY: all of the tiles are written.
+        let (tiles, ()) = unsafe {
+            written(parts * words, |to| {
+                packing::transpose_tiles(data, parts, of, kh * kw, to);
+                Ok(())
+            })?
+        };
+        let len = tiles.len();
+        Tensor::from_vec(tiles, len, &Device::Cpu)
+    })?;
+    match w.window {
+        (1, 1) => Weight::of_packed(data, &[w.inputs, w.outputs]),
+        (kh, kw) => Weight::of_packed(data, &[w.inputs, w.outputs, kh, kw]),
+    }
 }
 
 /// The weight for a product of so many rows: a transposed copy if it would be transposed again for each of many bands of them.
@@ -821,5 +849,44 @@ impl Backward for Cpu {
             k: joined(1, m, sources)?,
             v: joined(2, m, sources)?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Kernel, Padding, Terms};
+
+    /// What is cut again when a copy in float32 is used is what the tiles hold: training gives the same on both ways.
+    #[test]
+    fn a_transposed_weight_in_tiles_gives_the_bits_of_its_copy_in_float32() {
+        let cpu = Cpu::default();
+        for (outputs, inputs, side) in [(320, 640, 1), (70, 130, 1), (64, 128, 3), (70, 66, 3)] {
+            let shape = [outputs, inputs, side, side];
+            let numbers = (0..shape.iter().product()).map(|i: usize| {
+                half::f16::from_f32(((i * 7919 % 1999) as f32 - 1000.0) / 700.0).to_f32()
+            });
+            let w = Tensor::from_iter(numbers, &Device::Cpu).unwrap();
+            let w = Weight::new(&w.reshape(&shape[..]).unwrap(), &cpu).unwrap();
+            let data = w.packed(&cpu).unwrap();
+            if data.dtype() != DType::U32 {
+                return; // there is no matrix unit
+            }
+            let copy = transposed_copy(&cpu, data, (outputs, inputs), (side, side)).unwrap();
+            let tiles = cpu.transposed(&w).unwrap();
+            assert_eq!(tiles.packed(&cpu).unwrap().dtype(), DType::U32);
+            for rows in [7, 64, 400] {
+                let x = (0..rows * outputs).map(|i| ((i * 7907 % 4001) as f32 / 3001.0).sin());
+                let x = Tensor::from_iter(x, &Device::Cpu).unwrap();
+                let x = x.reshape((1, rows, 1, outputs)).unwrap();
+                let bits = |w: &Weight| -> Vec<u32> {
+                    let window = Window::padded(Padding::same(side / 2));
+                    let y = cpu.conv2d(&x, w, window, Terms::default()).unwrap();
+                    let y = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                    y.into_iter().map(f32::to_bits).collect()
+                };
+                assert!(bits(&tiles) == bits(&copy), "{shape:?}, {rows} rows");
+            }
+        }
     }
 }

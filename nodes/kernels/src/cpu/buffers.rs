@@ -5,16 +5,16 @@ use std::mem::MaybeUninit;
 use candle_core::Result;
 
 /// Numbers that are yet to be written, which all of the functions here do that succeed.
-pub(super) type Unfilled<'a> = &'a mut [MaybeUninit<f32>];
+pub(super) type Unfilled<'a, T = f32> = &'a mut [MaybeUninit<T>];
 
 /// `len` numbers that `f` writes; it must write all of them if it succeeds.
 ///
 /// # Safety
 /// That it does.
-pub(super) unsafe fn written<R>(
+pub(super) unsafe fn written<T, R>(
     len: usize,
-    f: impl FnOnce(Unfilled<'_>) -> Result<R>,
-) -> Result<(Vec<f32>, R)> {
+    f: impl FnOnce(Unfilled<'_, T>) -> Result<R>,
+) -> Result<(Vec<T>, R)> {
     let mut out = Vec::with_capacity(len);
     let given = f(&mut out.spare_capacity_mut()[..len])?;
     // SAFETY: the capacity is `len`, and `f` wrote all of it, by the caller's promise.

@@ -7,6 +7,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::buffers::{Scratch, Unfilled};
+use super::team;
 
 /// Columns of a panel of packed float32 or float16 weights: four AVX-512 vectors.
 pub(super) const PANEL: usize = 64;
@@ -259,6 +260,46 @@ pub(super) fn pack_split(
     packed
 }
 
+/// Writes tiles of a weight `[outputs, inputs, taps]`, cut into so many parts, as those of the weight `[inputs, outputs, taps
+/// turned round]`: the parts are the same numbers, so nothing is cut again. All of `to` is written.
+pub(super) fn transpose_tiles(
+    from: &[u32],
+    parts: usize,
+    (outputs, inputs): (usize, usize),
+    taps: usize,
+    to: Unfilled<'_, u32>,
+) {
+    const WORDS: usize = SQUARE * SQUARE / 2;
+    let (rows, columns) = (inputs.div_ceil(SQUARE), outputs.div_ceil(SQUARE));
+    // A block of the result is what one row of squares of every block of the weight becomes.
+    team::for_each_chunk(to, columns * taps * parts * WORDS, |row, to| {
+        for (square, to) in to.chunks_exact_mut(parts * WORDS).enumerate() {
+            let (tap, column) = (taps - 1 - square / columns, square % columns);
+            let first = ((column * taps + tap) * rows + row) * parts;
+            for (part, to) in to.chunks_exact_mut(WORDS).enumerate() {
+                transpose_square(&from[(first + part) * WORDS..][..WORDS], to);
+            }
+        }
+    });
+}
+
+/// Transposes a square of two tiles, `[column / 16][row / 2][column % 16][row % 2]`. Two words hold two rows of two columns: they
+/// become two words of the result, in which these four numbers are transposed.
+fn transpose_square(from: &[u32], to: Unfilled<'_, u32>) {
+    // Blocks of 8 x 8 such quarters, of which lines of both are whole cache lines.
+    for (down, right) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        for q in 0..8 {
+            let line = &mut to[(down * 16 + right * 8 + q) * 16..][..16];
+            for (p, to) in line.chunks_exact_mut(2).enumerate() {
+                let at = (right * 16 + down * 8 + p) * 16 + 2 * q;
+                let (even, odd) = (from[at], from[at + 1]);
+                to[0].write(even & 0xffff | odd << 16);
+                to[1].write(even >> 16 | odd & 0xffff_0000);
+            }
+        }
+    }
+}
+
 /// Calls `f(square, place of the pair in it, output, first input of the pair, tap)` for every pair of inputs of a block of
 /// [`SQUARE`] columns, in the order in which they are packed: what is written follows itself, and what is read of the
 /// block's rows, 32 inputs of each, stays in the first cache while all taps are taken from it.
@@ -343,4 +384,41 @@ pub(super) fn pack<T: Copy + Send + Sync + Default>(
             });
     }
     packed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::buffers::written;
+
+    #[test]
+    fn tiles_that_are_transposed_are_those_of_the_transposed_weight() {
+        for (outputs, inputs, taps) in [(64, 96, 1), (70, 33, 1), (1, 3, 9), (40, 66, 9)] {
+            // 24 bits each, so that three parts differ.
+            let number = |at: usize| (at * 7919 % 16_000_057) as f32;
+            let all = 0..outputs * inputs * taps;
+            let whole: Vec<f32> = all.clone().map(number).collect();
+            let turned: Vec<f32> = all
+                .map(|at| {
+                    let (i, o, tap) = (at / taps / outputs, at / taps % outputs, at % taps);
+                    number((o * inputs + i) * taps + taps - 1 - tap)
+                })
+                .collect();
+            for parts in 1..=3 {
+                let packed = pack_split(&whole, parts, outputs, inputs, taps);
+                let due = pack_split(&turned, parts, inputs, outputs, taps);
+                // SAFETY: all of the tiles are written.
+                let found = unsafe {
+                    written(due.len(), |to| {
+                        transpose_tiles(&packed, parts, (outputs, inputs), taps, to);
+                        Ok(())
+                    })
+                };
+                assert!(
+                    found.unwrap().0 == due,
+                    "{outputs} x {inputs} x {taps}, {parts} parts"
+                );
+            }
+        }
+    }
 }
