@@ -14,6 +14,9 @@ use crate::support::{self, Bench};
 const FAMILIES: [&str; 2] = ["tiny-sd1", "tiny-sd2"];
 /// max |difference| / std of the expected tensor.
 const TRAJECTORY: f32 = 5e-4;
+/// The same where values are matched by kernels that sum otherwise than vectors do: of two keys of the reference that are as
+/// near to within rounding they may take the other (those of the matrix unit do once: 1.0e-3).
+const MATCHED: f32 = 2e-3;
 const MODULE: f32 = 1e-4;
 
 /// The folder of the oracle's data; `RETOUCH_ORACLE` names another one that `make.py` made.
@@ -373,12 +376,13 @@ fn every_variant_of_stage_2_is_that_of_the_oracle_with_its_masks_and_picture() {
                 flipped <= 2 || (otsu && tipped(&actual, expected)),
                 "{name} {label}: {flipped} pixels differ"
             );
+            let vectors = family.bench.engine.numerics() == "cpu/f32/cpu2";
+            let tolerance = match variant.name.starts_with("matched") && !vectors {
+                true => MATCHED,
+                false => TRAJECTORY,
+            };
             if flipped == 0 {
-                family.close(
-                    &format!("retouch.{}", variant.name),
-                    &trajectory,
-                    TRAJECTORY,
-                );
+                family.close(&format!("retouch.{}", variant.name), &trajectory, tolerance);
             } else {
                 let masks = expected_masks(
                     expected,
@@ -405,7 +409,7 @@ fn every_variant_of_stage_2_is_that_of_the_oracle_with_its_masks_and_picture() {
                 family.close(
                     &format!("retouch.{}", variant.name),
                     &family.trajectory(&yaml, "out"),
-                    TRAJECTORY,
+                    tolerance,
                 );
             }
             if variant.name == "default" && flipped == 0 {
