@@ -265,17 +265,25 @@ fn each_picture_of_a_batch_says_which_it_is_and_its_seed() {
 #[test]
 fn replay_names_the_kernels_that_a_picture_was_drawn_with_and_with_them_it_is_the_same() {
     let place = Place::new();
-    std::fs::write(place.path().join("box/workflows/small.yaml"), SMALL).unwrap();
+    // A picture that networks made: without its enlargement, so that every digit of theirs is compared.
+    let drawn = [
+        "run",
+        "box/workflows/vanilla.yaml",
+        "-q",
+        "raw",
+        "--set",
+        "steps=2",
+    ];
     // Of all sets this one is on every processor and the fastest of none, but those without FMA.
     let set = ["--device", "cpu:cpu2-unfused"];
-    let drawn = ["run", "box/workflows/small.yaml", "-q"].into_iter();
-    place.done(&drawn.chain(set).collect::<Vec<_>>());
-    let shown = place.done(&["show", "out/small.png"]);
+    place.done(&drawn.into_iter().chain(set).collect::<Vec<_>>());
+    let picture = "out/vanilla/43-raw.png";
+    let shown = place.done(&["show", picture]);
     assert!(
         shown.contains("computed with cpu/f32/cpu2-unfused"),
         "{shown}"
     );
-    let replay = ["replay", "out/small.png"];
+    let replay = ["replay", picture];
     let plain = retouch_nodes::Runtime::cpu().numerics();
     if plain != "cpu/f32/cpu2-unfused" {
         let warned = said(&place.run(&replay));

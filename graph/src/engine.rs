@@ -10,10 +10,12 @@ use std::sync::atomic::AtomicBool;
 use crate::base::error::Environment;
 use crate::base::error::NodeError;
 use crate::base::interrupt::Cancel;
+use crate::base::key::Key;
 use crate::base::paths::folder_of;
 use crate::base::problem::{Problems, Source};
+use crate::cache::changed;
 use crate::cache::in_flight::InFlight;
-use crate::cache::{Cache, HostCache};
+use crate::cache::{Cache, HostCache, Outputs};
 use crate::check::memo::{FactsMemo, LoadMemo};
 use crate::check::{self, CheckContext, Checked, Settings, TextBudget};
 use crate::files::{DiskFiles, Files};
@@ -168,6 +170,17 @@ impl Engine {
         match &*self.environments {
             [first, _, ..] => value.to_device(first),
             _ => Ok(value.clone()),
+        }
+    }
+
+    /// What the cache holds under a key, where callers of networks outside of a run have it; what cannot be moved there is as
+    /// if it were not held.
+    #[must_use]
+    pub fn kept_on_first_device(&self, key: &Key) -> Option<Outputs> {
+        let kept = self.cache.get(key)?;
+        match self.environments.len() {
+            0 | 1 => Some(kept),
+            _ => changed(&kept, |value| self.on_first_device(value)).ok(),
         }
     }
 

@@ -627,6 +627,18 @@ fn faults_are_told_at_their_place_once() {
         );
         assert!(told[0].2.contains(message), "{sweep}: {told:?}");
     }
+    // What is named twice is so for every command line.
+    let set = Settings {
+        set: vec!["a=5".to_owned()],
+        ..Settings::default()
+    };
+    let Err(problems) = load(
+        "sweep: {matrix: {a: [1, 2], b: [3, 4]}, zip: [a, a]}\n",
+        &set,
+    ) else {
+        panic!("`a` is zipped twice");
+    };
+    assert!(format!("{problems:?}").contains("zipped twice"));
     let Err(problems) = load("", &Settings::default()) else {
         panic!("there is no sweep");
     };

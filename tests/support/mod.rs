@@ -90,8 +90,12 @@ pub struct Bench {
 
 impl Bench {
     pub fn new() -> Self {
-        let device = std::env::var("RETOUCH_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
-        let runtime = Runtime::by_name(&device).unwrap();
+        Self::on(&std::env::var("RETOUCH_TEST_DEVICE").unwrap_or_else(|_| "cpu".into()))
+    }
+
+    /// The same on this device.
+    pub fn on(device: &str) -> Self {
+        let runtime = Runtime::by_name(device).unwrap();
         let numerics = runtime.numerics();
         Self {
             engine: Engine::new(retouch_nodes::registry())

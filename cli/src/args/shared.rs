@@ -20,9 +20,9 @@ pub struct ParamArgs {
 /// What results depend on beside the workflow: it is part of every key.
 #[derive(Args, Clone, Debug)]
 pub struct NumericsArgs {
-    /// The device: `cpu`, `cuda`, `cuda:1` or `metal` (the last three when built with that feature). What draws takes several:
-    /// `cuda:0,cuda:1` runs independent nodes and cells side by side, one a device. `cpu:cpu2` gives the same digits on every
-    /// processor with AVX2 or NEON, `cpu` the fastest.
+    /// The device: `cpu`, `cuda`, `cuda:1` or `metal` (the last three when built with that feature). With several,
+    /// `cuda:0,cuda:1`, independent nodes and cells run side by side, one on each device. `cpu:cpu2` draws the same digits on
+    /// every processor with AVX2 or NEON; `cpu` is the fastest.
     #[arg(long, value_name = "DEVICE", env = "RETOUCH_DEVICE", default_value_t = crate::config::device(), visible_alias = "devices")]
     pub device: String,
     /// The type of the weights in memory: `f16` and `bf16` halve it and change the last digits of results.

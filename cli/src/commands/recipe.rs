@@ -281,12 +281,16 @@ fn load(
 
 /// The options that make a processor compute as these numerics say, where this one can.
 fn options_of(numerics: &str) -> Option<String> {
-    let mut parts = numerics.split('/');
-    let (Some("cpu"), Some(dtype), Some(set)) = (parts.next(), parts.next(), parts.next()) else {
+    let parts: Vec<&str> = numerics.split('/').collect();
+    let ["cpu", dtype, set] = parts[..] else {
         return None;
     };
     let device = format!("cpu:{set}");
-    retouch_nodes::Runtime::by_name(&device).ok()?;
+    // They come from a file: what names no kernel set and no type is in no command.
+    let runtime = retouch_nodes::Runtime::by_name(&format!("{device}/{dtype}")).ok()?;
+    if runtime.numerics() != numerics {
+        return None;
+    }
     Some(match dtype {
         "f32" => format!("--device {device}"),
         dtype => format!("--device {device} --dtype {dtype}"),

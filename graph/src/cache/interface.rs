@@ -10,6 +10,21 @@ use crate::value::payload::Value;
 /// Named values under one key (the outputs of a node by port); cloning shares them.
 pub type Outputs = Arc<BTreeMap<Cow<'static, str>, Value>>;
 
+/// The outputs with each value changed.
+///
+/// # Errors
+/// The first of `change`.
+pub(crate) fn changed<E>(
+    outputs: &Outputs,
+    change: impl Fn(&Value) -> Result<Value, E>,
+) -> Result<Outputs, E> {
+    let changed: Result<BTreeMap<_, _>, E> = outputs
+        .iter()
+        .map(|(port, value)| Ok((port.clone(), change(value)?)))
+        .collect();
+    changed.map(Arc::new)
+}
+
 /// Keeps the outputs of nodes. Only successes are stored.
 pub trait Cache: Send + Sync {
     /// The outputs under a key.

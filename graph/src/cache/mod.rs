@@ -13,6 +13,7 @@ mod tiered;
 
 pub use disk::{DiskCache, DiskEntry, Verified};
 pub use host::HostCache;
+pub(crate) use interface::changed;
 pub use interface::{Cache, NoCache, Outputs};
 pub use remote::{Remote, RemoteCache};
 pub use tiered::TieredCache;

@@ -1,15 +1,14 @@
 //! The memory of devices over the memory of the host over the disk.
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::collections::HashSet;
+use std::sync::Mutex;
 
 use crate::base::error::Environment;
-use crate::base::error::NodeError;
 use crate::base::key::Key;
 use crate::base::sync::lock;
 use crate::cache::disk::DiskCache;
 use crate::cache::host::HostCache;
-use crate::cache::interface::{Cache, Outputs};
+use crate::cache::interface::{Cache, Outputs, changed};
 use crate::value::payload::Value;
 
 /// Keeps outputs in tiers, each with its budget: what one evicts moves to the one below, what is used moves up.
@@ -122,7 +121,7 @@ impl TieredCache {
 
     /// Moves what the device's tier evicted to the host.
     fn demote(&self, key: Key, outputs: &Outputs, seconds: f64) {
-        match each(outputs, Value::to_host) {
+        match changed(outputs, Value::to_host) {
             Ok(outputs) => self.put_on_host(key, &outputs, seconds),
             Err(error) => self.say(format!(
                 "what the cache evicted could not be moved from the device: {error}"
@@ -142,7 +141,7 @@ impl TieredCache {
     ) -> Outputs {
         let moved = match self.environments.get(number) {
             None => Outputs::clone(&outputs),
-            Some(environment) => match each(&outputs, |value| value.to_device(environment)) {
+            Some(environment) => match changed(&outputs, |value| value.to_device(environment)) {
                 Ok(moved) => moved,
                 Err(error) => {
                     self.say(format!(
@@ -174,18 +173,6 @@ impl TieredCache {
 
 fn on_device(outputs: &Outputs) -> bool {
     outputs.values().any(Value::on_device)
-}
-
-/// The outputs with each value changed.
-fn each(
-    outputs: &Outputs,
-    change: impl Fn(&Value) -> Result<Value, NodeError>,
-) -> Result<Outputs, NodeError> {
-    let changed: Result<BTreeMap<_, _>, _> = outputs
-        .iter()
-        .map(|(port, value)| Ok((port.clone(), change(value)?)))
-        .collect();
-    changed.map(Arc::new)
 }
 
 impl Cache for TieredCache {
@@ -253,6 +240,7 @@ mod tests {
     use super::*;
     use crate::cache::fake::{self, Bytes, Device, key, on_host, outputs};
     use crate::value::payload::Decoders;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
     use tempfile::TempDir;
 

@@ -1,4 +1,4 @@
-//! The right to use a compute device: one at a time and a device, for one of an engine's runs and its viewers.
+//! The right to use a compute device: each is used by one task at a time, of all the runs and viewers of an engine.
 
 use std::cmp::Reverse;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

@@ -1,4 +1,4 @@
-//! Runs a plan: workers on CPU threads, of which one at a time has a compute device.
+//! Runs a plan: workers on CPU threads, of which each compute device is used by one at a time.
 
 use std::sync::PoisonError;
 use std::time::Instant;
@@ -26,9 +26,10 @@ impl Job<'_> {
         let run = Run::new(self);
         let threads = match self.options.threads {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            // A device without a worker would be idle.
-            threads => threads.max(self.devices.count()),
+            threads => threads,
         };
+        // A device without a worker would be idle.
+        let threads = threads.max(self.devices.count());
         let of = lock(&run.state).of;
         let threads = threads.min(of.max(plan.outputs().len())).max(1);
         std::thread::scope(|scope| {

@@ -15,6 +15,7 @@ use crate::base::key::Key;
 use crate::base::problem::Code;
 use crate::base::sync::lock;
 use crate::cache::Outputs;
+use crate::cache::changed;
 use crate::cache::in_flight::InFlightLock;
 use crate::files::Files;
 use crate::op::chain::{Chain, Item, Note};
@@ -207,13 +208,8 @@ impl Host for NodeHost<'_> {
         if self.job().environments.len() < 2 {
             return Some(kept);
         }
-        let moved = kept.iter().map(|(name, value)| {
-            let value = self.job().moved(value.clone(), self.device)?;
-            Ok((name.clone(), value))
-        });
         // What cannot be moved is made again.
-        let moved: Result<_, NodeError> = moved.collect();
-        moved.ok().map(Arc::new)
+        changed(&kept, |value| self.job().moved(value.clone(), self.device)).ok()
     }
 
     fn keep_outputs(&self, key: Key, outputs: Outputs, seconds: f64) {

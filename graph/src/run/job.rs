@@ -25,7 +25,7 @@ use crate::value::preview::Previewer;
 /// How to run.
 #[derive(Clone, Debug, Default)]
 pub struct RunOptions {
-    /// How many nodes run at a time; 0: as many as there are processors. Each device is had by one of them.
+    /// How many nodes run at a time; 0: as many as there are processors. Each device is used by one of them at a time.
     pub threads: usize,
     /// Saves outputs as soon as they are ready; without one they are only reported.
     pub saver: Option<Arc<Saver>>,

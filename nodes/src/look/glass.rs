@@ -37,15 +37,7 @@ impl Host for Glass<'_> {
         Some(&self.note)
     }
     fn kept_outputs(&self, key: &Key) -> Option<Outputs> {
-        let engine = &self.reader.engine;
-        let kept = engine.cache().get(key)?;
-        let moved = kept.iter().map(|(name, value)| {
-            let value = engine.on_first_device(value)?;
-            Ok((name.clone(), value))
-        });
-        // What cannot be moved is made again.
-        let moved: std::result::Result<_, NodeError> = moved.collect();
-        moved.ok().map(Arc::new)
+        self.reader.engine.kept_on_first_device(key)
     }
     fn keep_outputs(&self, key: Key, outputs: Outputs, seconds: f64) {
         // Of calls nothing is wanted, so this is the map from latents to colours.

@@ -41,12 +41,12 @@ const STAGES: [(usize, bool); 6] = [
 ];
 
 /// Where layers come from, and what they are computed by.
-struct Source<'a> {
+struct Loader<'a> {
     builder: VarBuilder<'a>,
     kernel: &'a Arc<dyn Kernel>,
 }
 
-impl Source<'_> {
+impl Loader<'_> {
     fn pp(&self, name: String) -> Self {
         Self {
             builder: self.builder.pp(name),
@@ -118,7 +118,7 @@ struct Block {
 }
 
 impl Block {
-    fn load(weights: &Source<'_>, input: usize, (depth, pools): (usize, bool)) -> Result<Self> {
+    fn load(weights: &Loader<'_>, input: usize, (depth, pools): (usize, bool)) -> Result<Self> {
         // Without pooling every level looks twice as far as the one before instead.
         let dilation = |level: usize| match pools {
             true => 1 + usize::from(level == depth),
@@ -168,7 +168,7 @@ impl Block {
 
 /// A 3 x 3 convolution that keeps the grid.
 fn convolution(
-    weights: &Source<'_>,
+    weights: &Loader<'_>,
     input: usize,
     output: usize,
     dilation: usize,
@@ -200,7 +200,7 @@ impl U2Net {
     /// When the device has no room.
     pub fn small(device: &Device, kernel: &Arc<dyn Kernel>) -> Result<Self> {
         let builder = VarBuilder::from_slice_safetensors(WEIGHTS, DType::F32, device)?;
-        let weights = Source { builder, kernel };
+        let weights = Loader { builder, kernel };
         let down = STAGES.iter().enumerate().map(|(index, stage)| {
             let input = if index == 0 { 3 } else { WIDE };
             Block::load(&weights.pp(format!("stage{}", index + 1)), input, *stage)

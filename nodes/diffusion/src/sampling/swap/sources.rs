@@ -142,7 +142,7 @@ impl Retouch<'_> {
         with: CallContext<'_>,
         calls: bool,
     ) -> Result<Option<CapturedParts>> {
-        let (store, rows) = lacking(k, parts, all, with.memory);
+        let (mut store, rows) = lacking(k, parts, all, with.memory);
         if rows.count() == 0 {
             return Ok(Some(store));
         }
@@ -151,7 +151,8 @@ impl Retouch<'_> {
         }
         // A node on another device may be making the same.
         let _held = with.memory.claim_calls(&names(k, rows, with.memory))?;
-        let (mut store, rows) = lacking(k, parts, all, with.memory);
+        let (made, rows) = lacking(k, parts, rows, with.memory);
+        store.extend(made);
         if rows.count() == 0 {
             return Ok(Some(store));
         }
