@@ -330,13 +330,14 @@ pub trait Backward: Sync {
     /// When the shapes do not fit.
     fn geglu_backward(&self, grad: &Tensor, x: &Tensor) -> Result<Tensor>;
 
-    /// Of [`Kernel::attention`] to all keys, or, if `causal`, of each query to the keys up to its own.
+    /// Of [`Kernel::attention`] to all keys, or, if `causal`, of each query to the keys up to its own. `given`: the gradient of the
+    /// result, and the result.
     ///
     /// # Errors
     /// When the shapes do not fit.
     fn attention_backward(
         &self,
-        grad: &Tensor,
+        given: (&Tensor, &Tensor),
         qkv: (&Tensor, &Tensor, &Tensor),
         heads: usize,
         scale: f64,

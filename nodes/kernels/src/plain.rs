@@ -261,7 +261,7 @@ impl Backward for Plain {
 
     fn attention_backward(
         &self,
-        grad: &Tensor,
+        (grad, y): (&Tensor, &Tensor),
         (q, k, v): (&Tensor, &Tensor, &Tensor),
         heads: usize,
         scale: f64,
@@ -274,7 +274,7 @@ impl Backward for Plain {
         for image in 0..images {
             let source = if sources == 1 { 0 } else { image };
             let own = |t: &Tensor, i| split_heads(&t.narrow(0, i, 1)?, heads);
-            let (grad, q) = (own(grad, image)?, own(q, image)?);
+            let (grad, y, q) = (own(grad, image)?, own(y, image)?, own(q, image)?);
             let (k, v) = (own(k, source)?, own(v, source)?);
             let mut scores = (q.matmul(&k.transpose(1, 2)?)? * scale)?;
             if causal {
@@ -282,7 +282,8 @@ impl Backward for Plain {
             }
             let p = candle_nn::ops::softmax_last_dim(&scores)?;
             let of_p = grad.matmul(&v.transpose(1, 2)?)?;
-            let along = (&p * &of_p)?.sum_keepdim(D::Minus1)?;
+            // Which is the sum of p times its gradient.
+            let along = (&grad * &y)?.sum_keepdim(D::Minus1)?;
             let of_scores = ((&p * of_p.broadcast_sub(&along)?)? * scale)?;
             of[0].push(joined(of_scores.matmul(&k)?, n)?);
             of[1].push(joined(of_scores.transpose(1, 2)?.matmul(&q)?, m)?);

@@ -77,7 +77,7 @@ impl Method for TrainCustomDiffusion {
 
 impl Node for TrainCustomDiffusion {
     const OP: &'static str = "train_custom_diffusion";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const DEVICE: bool = true;
     type Inputs = Inputs;
     type Outputs = Outputs;

@@ -68,7 +68,7 @@ impl Method for TrainDreambooth {
 
 impl Node for TrainDreambooth {
     const OP: &'static str = "train_dreambooth";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const DEVICE: bool = true;
     type Inputs = Inputs;
     type Outputs = Outputs;

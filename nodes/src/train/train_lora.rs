@@ -105,7 +105,7 @@ impl Method for TrainLora {
 
 impl Node for TrainLora {
     const OP: &'static str = "train_lora";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const DEVICE: bool = true;
     type Inputs = Inputs;
     type Outputs = Outputs;

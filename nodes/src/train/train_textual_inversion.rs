@@ -77,7 +77,7 @@ impl Method for TrainTextualInversion {
 
 impl Node for TrainTextualInversion {
     const OP: &'static str = "train_textual_inversion";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const DEVICE: bool = true;
     type Inputs = Inputs;
     type Outputs = Outputs;

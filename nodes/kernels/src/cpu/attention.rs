@@ -6,6 +6,7 @@
 //! instruction set, as long as that fuses multiply and add. A task takes several panels of one head, so that its keys and
 //! values are gathered a few times only. Where there is a matrix unit, long heads are for it (`tiles`).
 
+mod gradient;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 
@@ -15,9 +16,12 @@ use candle_core::{Device, Result, Tensor, bail};
 
 use super::data::with_data;
 use super::machine::Machine;
+use super::matrix::{Singles, block, tile_rows};
 use super::simd::{Isa, Simd, multiversion};
 use super::team;
 use crate::{Attended, blend as blend_rows};
+
+pub(super) use gradient::backward;
 
 /// Queries of a panel.
 const QUERIES: usize = 64;
@@ -31,9 +35,6 @@ const INNER: usize = 128;
 
 /// Numbers of a cache line.
 const LINE: usize = 16;
-
-/// The largest number of rows of a register tile.
-const TILE: usize = 6;
 
 /// One number for each query of a panel of W.
 #[derive(Clone, Copy)]
@@ -105,17 +106,7 @@ impl Head<'_> {
     }
 }
 
-/// Rows of the next register tile when `left` are left: at most [`TILE`], and no small rest.
-#[inline(always)]
-fn tile_rows(left: usize) -> usize {
-    if left > TILE && left < 2 * TILE {
-        left.div_ceil(2)
-    } else {
-        left.min(TILE)
-    }
-}
-
-/// Calls `$f::<S, R>($args)` for the number of rows R = `$rows`, 1 to [`TILE`].
+/// Calls `$f::<S, R>($args)` for the number of rows R = `$rows`, 1 to 6.
 macro_rules! by_rows {
     ($rows:expr, $f:ident::<$s:ident>($($arg:expr),* $(,)?)) => {
         match $rows {
@@ -127,48 +118,6 @@ macro_rules! by_rows {
             _ => $f::<$s, 6>($($arg),*),
         }
     };
-}
-
-/// `scores[r] (+)= sum_p k[r stride + p] q[p]` over p in order: R rows of [`QUERIES`].
-///
-/// # Safety
-/// The processor has the set of `S`. k is valid for reading R rows of `inner` elements, q for `inner` rows of
-/// [`QUERIES`], scores for writing R rows (and reading, if `add`).
-#[inline(always)]
-unsafe fn score_tile<S: Simd, const R: usize>(
-    k: *const f32,
-    stride: usize,
-    q: *const f32,
-    inner: usize,
-    add: bool,
-    scores: *mut f32,
-) {
-    // SAFETY: p < inner, r < R, and lane + (j + 1) S::LANES <= QUERIES, as S::LANES * S::BLOCK divides it: all is inside
-    // what the caller promises.
-    unsafe {
-        for lane in (0..QUERIES).step_by(S::LANES * S::BLOCK) {
-            let mut sums = [[S::splat(0.0); 4]; R];
-            for p in 0..inner {
-                let mut b = [S::splat(0.0); 4];
-                for (j, b) in b.iter_mut().enumerate().take(S::BLOCK) {
-                    *b = S::load(q.add(p * QUERIES + lane + j * S::LANES));
-                }
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let a = S::splat(*k.add(r * stride + p));
-                    for j in 0..S::BLOCK {
-                        sums[j] = S::fma(a, b[j], sums[j]);
-                    }
-                }
-            }
-            for (r, sums) in sums.iter().enumerate() {
-                for (j, &sum) in sums.iter().enumerate().take(S::BLOCK) {
-                    let to = scores.add(r * QUERIES + lane + j * S::LANES);
-                    let sum = if add { S::add(S::load(to), sum) } else { sum };
-                    S::store(to, sum);
-                }
-            }
-        }
-    }
 }
 
 /// `out[r] = out[r] scale + sum_p v[p stride + r] weights[p]` over p in order: R rows of [`QUERIES`].
@@ -223,17 +172,16 @@ unsafe fn score_block<S: Simd>(q: &[Row], k: &[f32], scores: &mut [Row]) {
     assert!(k.len() == count * size);
     for first in (0..size).step_by(INNER) {
         let inner = INNER.min(size - first);
-        let mut j = 0;
-        while j < count {
-            let height = tile_rows(count - j);
-            // SAFETY: first + inner <= size and j + height <= count, the rows of scores and of k.
-            unsafe {
-                let k = k.as_ptr().add(j * size + first);
-                let q = q.as_ptr().add(first).cast();
-                let to = scores.as_mut_ptr().add(j).cast();
-                by_rows!(height, score_tile::<S>(k, size, q, inner, first > 0, to));
-            }
-            j += height;
+        // SAFETY: first + inner <= size; k and scores have `count` rows, and a row of scores is whole vectors.
+        unsafe {
+            let k = Singles {
+                at: k.as_ptr().add(first),
+                row: size,
+                term: 1,
+            };
+            let q = (q.as_ptr().add(first).cast(), QUERIES);
+            let to = (scores.as_mut_ptr().cast(), QUERIES);
+            block::<S>((count, QUERIES, inner), k, q, first > 0, to);
         }
     }
 }

@@ -1,18 +1,14 @@
-//! The way back on the CPU: transposed weights in the packed order, norms and GEGLU in as few passes as they take, attention
-//! without its whole score matrix.
+//! The way back on the CPU: transposed weights in the packed order, norms and GEGLU in as few passes as they take.
 
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 use super::buffers::{Scratch, Unfilled, written};
 use super::data::with_data;
-use super::matrix::{View, multiply};
 use super::packing::{self, PANEL, Packed, padded_columns, transpose_block};
 use super::simd::{Isa, SUM_LANES, Simd, erf, multiversion};
-use super::{Cpu, gradients, team, with_packed};
+use super::{Cpu, attention, gradients, team, with_packed};
 use crate::{AttentionGradients, Backward, GroupNormSpec, NormGradients, Weight, Window};
 
-/// Bytes of scores that a task of attention's gradient holds at a time, about: they stay in the L2 cache.
-const SCORES: usize = 1 << 19;
 /// Numbers that a task of the pointwise passes handles, about.
 const TASK: usize = 1 << 14;
 
@@ -513,133 +509,6 @@ multiversion! {
     unsafe fn geglu(grad: &[f32], x: &[f32], half: usize, out: &mut [f32]) = geglu_generic
 }
 
-/// Rows of scores to their softmax over the first `seen(row)` numbers, zeros behind.
-#[inline(always)]
-unsafe fn softmax_generic<S: Simd>(scores: &mut [f32], width: usize, first: usize, causal: bool) {
-    for (i, row) in scores.chunks_exact_mut(width).enumerate() {
-        let seen = if causal {
-            (first + i + 1).min(width)
-        } else {
-            width
-        };
-        let (row, behind) = row.split_at_mut(seen);
-        behind.fill(0.0);
-        let most = row.iter().fold(f32::NEG_INFINITY, |most, x| most.max(*x));
-        let mut sum = 0f32;
-        let mut c = 0;
-        while c < seen {
-            // SAFETY: c is inside of the row.
-            unsafe {
-                let e = S::exp(S::sub(part::<S>(row, c), S::splat(most)));
-                put::<S>(row, c, e);
-                c += S::LANES;
-            }
-        }
-        // In lanes of their own, so that the sum's rounding grows with their length alone.
-        let mut lanes = [0f32; SUM_LANES];
-        for chunk in row.chunks(SUM_LANES) {
-            for (lane, x) in lanes.iter_mut().zip(chunk) {
-                *lane += x;
-            }
-        }
-        sum += lanes.iter().sum::<f32>();
-        let inverse = 1.0 / sum;
-        row.iter_mut().for_each(|x| *x *= inverse);
-    }
-}
-
-multiversion! {
-    unsafe fn softmax(scores: &mut [f32], width: usize, first: usize, causal: bool) = softmax_generic
-}
-
-/// Rows of `p (dp - sum(p dp)) scale`, put in place of dp.
-#[inline(always)]
-unsafe fn scores_back_generic<S: Simd>(p: &[f32], dp: &mut [f32], width: usize, scale: f32) {
-    for (p, dp) in p.chunks_exact(width).zip(dp.chunks_exact_mut(width)) {
-        // SAFETY: both are `width` long, and c is below that.
-        unsafe {
-            let mut along = S::splat(0.0);
-            let mut c = 0;
-            while c < width {
-                along = S::fma(part::<S>(p, c), part::<S>(dp, c), along);
-                c += S::LANES;
-            }
-            let along = S::splat(total::<S>(along));
-            let mut c = 0;
-            while c < width {
-                let d = S::mul(part::<S>(p, c), S::sub(part::<S>(dp, c), along));
-                put::<S>(dp, c, S::mul(d, S::splat(scale)));
-                c += S::LANES;
-            }
-        }
-    }
-}
-
-multiversion! {
-    unsafe fn scores_back(p: &[f32], dp: &mut [f32], width: usize, scale: f32) = scores_back_generic
-}
-
-/// The same where `to` has m rows of n numbers.
-fn multiply_into(
-    to: &mut [f32],
-    (m, n, k): (usize, usize, usize),
-    a: View<'_>,
-    b: View<'_>,
-    beta: f32,
-    adds: bool,
-) {
-    assert!(to.len() >= m * n, "room for the product");
-    // SAFETY: by the check.
-    unsafe { multiply(to.as_mut_ptr(), n, (m, n, k), a, b, beta, adds) }
-}
-
-/// What one head of one image needs.
-struct Head<'a> {
-    isa: Isa,
-    grad: &'a [f32],
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
-    /// Queries, keys, channels of all heads, channels of one.
-    n: usize,
-    m: usize,
-    c: usize,
-    d: usize,
-    scale: f32,
-    causal: bool,
-}
-
-impl Head<'_> {
-    /// The gradients of queries `[N, d]`, keys and values `[M, d]` of the head that begins at `q_start` and `k_start`.
-    fn gradients(&self, q_start: usize, k_start: usize) -> [Vec<f32>; 3] {
-        let &Self { n, m, c, d, .. } = self;
-        let mut of = [vec![0f32; n * d], vec![0f32; m * d], vec![0f32; m * d]];
-        let block = (SCORES / 4 / m).clamp(8, 256).min(n);
-        let (mut p, mut dp) = (vec![0f32; block * m], vec![0f32; block * m]);
-        let k = View::new(self.k, k_start, c);
-        let v = View::new(self.v, k_start, c);
-        for first in (0..n).step_by(block) {
-            let rows = block.min(n - first);
-            let q = View::new(self.q, q_start + first * c, c);
-            let grad = View::new(self.grad, q_start + first * c, c);
-            let (p, dp) = (&mut p[..rows * m], &mut dp[..rows * m]);
-            multiply_into(p, (rows, m, d), q, k.turned(), self.scale, false);
-            // SAFETY: whole rows of m; `isa` is there.
-            unsafe { softmax(self.isa, p, m, first, self.causal) };
-            multiply_into(dp, (rows, m, d), grad, v.turned(), 1.0, false);
-            let own = View::new(p, 0, m);
-            multiply_into(&mut of[2], (m, d, rows), own.turned(), grad, 1.0, true);
-            // SAFETY: as above.
-            unsafe { scores_back(self.isa, p, dp, m, self.scale) };
-            let own = View::new(dp, 0, m);
-            let to = &mut of[0][first * d..(first + rows) * d];
-            multiply_into(to, (rows, d, m), own, k, 1.0, false);
-            multiply_into(&mut of[1], (m, d, rows), own.turned(), q, 1.0, true);
-        }
-        of
-    }
-}
-
 impl Backward for Cpu {
     fn group_norm_backward(
         &self,
@@ -744,7 +613,7 @@ impl Backward for Cpu {
     }
 
     fn matmul_tn(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        gradients::product(a, b)
+        gradients::product(self.machine.isa, a, b)
     }
 
     fn row_sums(&self, x: &Tensor) -> Result<Tensor> {
@@ -758,7 +627,7 @@ impl Backward for Cpu {
         window: (usize, usize),
         of: Window,
     ) -> Result<Option<Tensor>> {
-        gradients::convolution(grad, x, window, of)
+        gradients::convolution(self.machine.isa, grad, x, window, of)
     }
 
     fn geglu_backward(&self, grad: &Tensor, x: &Tensor) -> Result<Tensor> {
@@ -784,71 +653,13 @@ impl Backward for Cpu {
 
     fn attention_backward(
         &self,
-        grad: &Tensor,
-        (q, k, v): (&Tensor, &Tensor, &Tensor),
+        given: (&Tensor, &Tensor),
+        qkv: (&Tensor, &Tensor, &Tensor),
         heads: usize,
         scale: f64,
         causal: bool,
     ) -> Result<AttentionGradients> {
-        let (images, n, c) = q.dims3()?;
-        let (sources, m, _) = k.dims3()?;
-        let fits =
-            heads > 0 && c > 0 && c.is_multiple_of(heads) && (sources == images || sources == 1);
-        if !fits || n == 0 || m == 0 || grad.dims() != q.dims() || v.dims() != k.dims() {
-            bail!(
-                "the gradient {:?} of attention of {:?} to {:?}",
-                grad.dims(),
-                q.dims(),
-                k.dims()
-            );
-        }
-        let d = c / heads;
-        let mut made: Vec<[Vec<f32>; 3]> = vec![Default::default(); images * heads];
-        with_data(grad, |grad| {
-            with_data(q, |q| {
-                with_data(k, |k| {
-                    with_data(v, |v| {
-                        let head = Head {
-                            isa: self.machine.isa,
-                            grad,
-                            q,
-                            k,
-                            v,
-                            n,
-                            m,
-                            c,
-                            d,
-                            scale: scale as f32,
-                            causal,
-                        };
-                        team::for_each_chunk(&mut made, 1, |i, to| {
-                            let (image, own) = (i / heads, i % heads * d);
-                            let source = if sources == 1 { 0 } else { image };
-                            to[0] = head.gradients(image * n * c + own, source * m * c + own);
-                        });
-                        Ok(())
-                    })
-                })
-            })
-        })?;
-        let joined = |which: usize, rows: usize, sources: usize| {
-            let mut out = vec![0f32; sources * rows * c];
-            for (i, made) in made.iter().enumerate() {
-                let (image, own) = (if sources == 1 { 0 } else { i / heads }, i % heads * d);
-                let to = &mut out[image * rows * c..][..rows * c];
-                for (to, from) in to.chunks_exact_mut(c).zip(made[which].chunks_exact(d)) {
-                    for (to, from) in to[own..own + d].iter_mut().zip(from) {
-                        *to += from;
-                    }
-                }
-            }
-            Tensor::from_vec(out, (sources, rows, c), &Device::Cpu)
-        };
-        Ok(AttentionGradients {
-            q: joined(0, n, images)?,
-            k: joined(1, m, sources)?,
-            v: joined(2, m, sources)?,
-        })
+        attention::backward(self.machine.isa, given, qkv, heads, scale, causal)
     }
 }
 

@@ -5,7 +5,8 @@ use candle_core::{Device, Result, Tensor, bail};
 
 use super::buffers::{Shared, Unfilled, written};
 use super::data::with_data;
-use super::matrix::{View, multiply};
+use super::matrix::{Rows, transposed_product};
+use super::simd::Isa;
 use super::{team, transpose};
 use crate::Window;
 
@@ -15,7 +16,7 @@ const PART: (usize, usize) = (64, 256);
 const RUN: usize = 256;
 
 /// `a^T b` of rows a `[R, M]` and b `[R, N]`: `[M, N]`.
-pub(super) fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+pub(super) fn product(isa: Isa, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let ((rows, m), (others, n)) = (a.dims2()?, b.dims2()?);
     if rows != others || rows * m * n == 0 {
         bail!("the gradient of a weight of {rows} rows of {m} and {others} rows of {n}");
@@ -28,11 +29,11 @@ pub(super) fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
                 team::for_each(m.div_ceil(PART.0) * parts, |task| {
                     let (row, column) = (task / parts * PART.0, task % parts * PART.1);
                     let size = (PART.0.min(m - row), PART.1.min(n - column), rows);
-                    let a = View::new(a, row, m).turned();
+                    let (a, b) = (Rows::new(a, row, m), Rows::new(b, column, n));
                     // SAFETY: the part is inside of m rows of n, and this task's alone.
                     unsafe {
                         let to = out.data().add(row * n + column);
-                        multiply(to, n, size, a, View::new(b, column, n), 1.0, false);
+                        transposed_product(isa, size, a, b, false, (to, n));
                     }
                 });
                 Ok(())
@@ -83,6 +84,7 @@ pub(super) fn row_sums(x: &Tensor) -> Result<Tensor> {
 /// Both are copied once with room around, so that a step to the next pixel of either is a step to its next row, whatever the tap: then
 /// the gradient of a tap is one product an image, and nothing the size of kernel x image is ever made.
 pub(super) fn convolution(
+    isa: Isa,
     grad: &Tensor,
     x: &Tensor,
     (kh, kw): (usize, usize),
@@ -107,7 +109,7 @@ pub(super) fn convolution(
     }
     if (kh, kw) == (1, 1) && (rows, pitch) == (h, w) {
         let flat = |t: &Tensor, width| t.reshape((images * high * wide, width));
-        let of = product(&flat(grad, outputs)?, &flat(x, inputs)?)?;
+        let of = product(isa, &flat(grad, outputs)?, &flat(x, inputs)?)?;
         return of.reshape((outputs, inputs, 1, 1)).map(Some);
     }
     // Lines of the gradient end in as many zeros as the window reaches over; those behind the last line are left out.
@@ -132,12 +134,12 @@ pub(super) fn convolution(
         let shift = (tap / kw * pitch + tap % kw) * inputs;
         let size = (PART.0.min(outputs - row), inputs, depth);
         for image in 0..images {
-            let a = View::new(&grad, image * high * pitch * outputs + row, outputs).turned();
-            let b = View::new(&x, image * rows * pitch * inputs + shift, inputs);
+            let a = Rows::new(&grad, image * high * pitch * outputs + row, outputs);
+            let b = Rows::new(&x, image * rows * pitch * inputs + shift, inputs);
             // SAFETY: the part is whole rows inside of the tap's `outputs` rows, and this task's alone; the first image fills it.
             unsafe {
                 let to = room.data().add((tap * outputs + row) * inputs);
-                multiply(to, inputs, size, a, b, 1.0, image > 0);
+                transposed_product(isa, size, a, b, image > 0, (to, inputs));
             }
         }
     });
@@ -216,18 +218,23 @@ mod tests {
         let (one, three) = (pool(1), pool(3));
         for (rows, m, n) in [(1, 1, 1), (300, 70, 300), (513, 4, 320), (77, 200, 3)] {
             let (a, b) = (numbers(1, &[rows, m]), numbers(2, &[rows, n]));
-            let own = one.install(|| product(&a, &b).unwrap());
+            let own = one.install(|| product(Isa::best(), &a, &b).unwrap());
             near(&own, &Plain.matmul_tn(&a, &b).unwrap());
             assert_eq!(
                 bits(&own),
-                bits(&three.install(|| product(&a, &b).unwrap()))
+                bits(&three.install(|| product(Isa::best(), &a, &b).unwrap()))
             );
+            for isa in Isa::available() {
+                let by = product(isa, &a, &b).unwrap();
+                near(&by, &own);
+                assert!(!isa.fuses() || bits(&by) == bits(&own), "{isa:?}");
+            }
             let x = numbers(3, &[2, rows, n]);
             let own = one.install(|| row_sums(&x).unwrap());
             near(&own, &Plain.row_sums(&x).unwrap());
             assert_eq!(bits(&own), bits(&three.install(|| row_sums(&x).unwrap())));
         }
-        assert!(product(&numbers(1, &[3, 2]), &numbers(2, &[4, 2])).is_err());
+        assert!(product(Isa::best(), &numbers(1, &[3, 2]), &numbers(2, &[4, 2])).is_err());
         assert!(row_sums(&numbers(1, &[1, 0, 2])).is_err());
     }
 
@@ -291,14 +298,21 @@ mod tests {
                 numbers(2, &[2, h, w, inputs]),
             );
             let of = Window::padded(padding);
-            let found = convolution(&grad, &x, window, of).unwrap().unwrap();
+            let found = convolution(Isa::best(), &grad, &x, window, of)
+                .unwrap()
+                .unwrap();
             near(&found, &by_definition(&grad, &x, window, padding));
             let strided = Window { stride: 2, ..of };
-            assert!(convolution(&grad, &x, window, strided).unwrap().is_none());
+            assert!(
+                convolution(Isa::best(), &grad, &x, window, strided)
+                    .unwrap()
+                    .is_none()
+            );
         }
         let of = Window::padded(around(1));
         assert!(
             convolution(
+                Isa::best(),
                 &numbers(1, &[1, 4, 4, 2]),
                 &numbers(2, &[1, 5, 4, 2]),
                 (3, 3),

@@ -459,14 +459,16 @@ impl Recorder {
     ) -> Result<Tensor> {
         let ids = of.map(Tensor::id);
         let inner = self.inner.clone();
-        self.tape.record(y, &of, move |grad, gradients| {
-            let [q, k, v] = &own;
-            let back = inner.backward();
-            let of = back.attention_backward(grad, (q, k, v), heads, scale, causal)?;
-            for (id, gradient) in ids.into_iter().zip([of.q, of.k, of.v]) {
-                gradients.add(id, gradient)?;
+        self.tape.record_result(y, &of, |y| {
+            move |grad: &Tensor, gradients: &mut Gradients| {
+                let [q, k, v] = &own;
+                let back = inner.backward();
+                let of = back.attention_backward((grad, &y), (q, k, v), heads, scale, causal)?;
+                for (id, gradient) in ids.into_iter().zip([of.q, of.k, of.v]) {
+                    gradients.add(id, gradient)?;
+                }
+                Ok(())
             }
-            Ok(())
         })
     }
 }

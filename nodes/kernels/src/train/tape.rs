@@ -133,11 +133,29 @@ impl Tape {
         of: &[&Tensor],
         backward: impl FnOnce(&Tensor, &mut Gradients) -> Result<()> + Send + 'static,
     ) -> Result<Tensor> {
+        self.record_result(y, of, |_| backward)
+    }
+
+    /// The same for a way back that needs the result: `backward` is given it.
+    ///
+    /// # Errors
+    /// As [`Tape::record`].
+    pub fn record_result<B: FnOnce(&Tensor, &mut Gradients) -> Result<()> + Send + 'static>(
+        &self,
+        y: Tensor,
+        of: &[&Tensor],
+        backward: impl FnOnce(Tensor) -> B,
+    ) -> Result<Tensor> {
         let mut any = false;
         for t in of {
             any |= self.holds(t)?;
         }
-        if any { self.push(y, backward) } else { Ok(y) }
+        if !any {
+            return Ok(y);
+        }
+        let y = marked(y, self.copies)?;
+        self.put(&y, Box::new(backward(y.detach())));
+        Ok(y)
     }
 
     /// Records `y` whatever it was made of.

@@ -2,7 +2,7 @@
 
 use super::super::tests::{bits, close, data, kernels};
 use super::super::{Cpu, Isa};
-use crate::{Attended, Kernel, Plain};
+use crate::{Attended, AttentionGradients, Backward, Kernel, Plain};
 use candle_core::{Device, Tensor};
 use proptest::prelude::*;
 
@@ -186,5 +186,50 @@ fn what_does_not_fit_is_refused() {
     for dims in [[2, 4], [3, 5]] {
         let mask = data(&dims, 3);
         assert!(cpu.attention_blend(&q, side, side, &mask, 2, 0.3).is_err());
+    }
+}
+
+/// Shapes (images, images of keys, queries, keys, heads, channels of one, causal): of one task and of several, of whole panels,
+/// blocks and vectors and of others.
+#[test]
+fn gradients_equal_the_plain_ones_and_are_the_same_bits_by_all_sets_that_fuse() {
+    for (images, sources, n, m, heads, size, causal) in [
+        (1, 1, 1, 1, 1, 1, false),
+        (2, 2, 130, 77, 2, 40, false),
+        (2, 1, 65, 200, 3, 20, false),
+        (1, 1, 1300, 100, 1, 40, false),
+        (3, 1, 64, 96, 2, 160, false),
+        (1, 1, 77, 77, 2, 64, true),
+        (1, 1, 200, 200, 1, 33, true),
+    ] {
+        let c = heads * size;
+        let [grad, q] = [1, 2].map(|seed| data(&[images, n, c], seed));
+        let [k, v] = [3, 4].map(|seed| data(&[sources, m, c], seed));
+        let y = match causal {
+            true => Plain.causal_attention(&q, &k, &v, heads, 0.2),
+            false => Plain.attention(&q, &k, &v, heads, 0.2, None),
+        };
+        let y = y.unwrap();
+        let gradients = |kernel: &dyn Backward| {
+            let of = kernel.attention_backward((&grad, &y), (&q, &k, &v), heads, 0.2, causal);
+            let AttentionGradients { q, k, v } = of.unwrap();
+            [q, k, v]
+        };
+        let due = gradients(&Plain);
+        everywhere(|cpu| {
+            for (found, due) in gradients(&cpu).iter().zip(&due) {
+                close(found, due);
+            }
+        });
+        same_where_fused(|cpu| {
+            let all = gradients(&cpu).map(|t| t.flatten_all().unwrap());
+            Tensor::cat(&all, 0).unwrap()
+        });
+    }
+    let [grad, q, k, v] = [1, 2, 3, 4].map(|seed| data(&[1, 8, 12], seed));
+    let other = data(&[1, 9, 12], 5);
+    for (given, of) in [(&other, &k), (&grad, &other)] {
+        let of = Cpu::default().attention_backward((&grad, given), (&q, of, &v), 3, 0.2, false);
+        assert!(of.is_err());
     }
 }
