@@ -174,12 +174,49 @@ unsafe fn put<S: Simd>(to: &mut [f32], c: usize, v: S::V) {
     }
 }
 
-#[inline(always)]
-unsafe fn total<S: Simd>(v: S::V) -> f32 {
-    let mut lanes = [0f32; SUM_LANES];
-    // SAFETY: 16 lanes, as many as a vector has at most.
-    unsafe { S::store(lanes.as_mut_ptr(), v) };
-    lanes.iter().sum()
+/// A sum over a row in lanes that every set has as many of.
+#[derive(Clone, Copy)]
+struct Sum<S: Simd>([S::V; 4]);
+
+impl<S: Simd> Sum<S> {
+    const VECTORS: usize = SUM_LANES / S::LANES;
+
+    /// # Safety
+    /// The set is there; so below.
+    #[inline(always)]
+    unsafe fn new() -> Self {
+        const { assert!(Self::VECTORS >= 1 && Self::VECTORS <= 4) };
+        // SAFETY: the set is there.
+        Self([unsafe { S::splat(0.0) }; 4])
+    }
+
+    /// Calls `f` with the place of each vector of a row and the vector of each of these sums that it belongs to.
+    #[inline(always)]
+    fn along<const N: usize>(
+        sums: [&mut Self; N],
+        width: usize,
+        mut f: impl FnMut(usize, [&mut S::V; N]),
+    ) {
+        let mut sums = sums.map(|sum| &mut sum.0);
+        for first in (0..width).step_by(SUM_LANES) {
+            for vector in 0..Self::VECTORS {
+                let at = first + vector * S::LANES;
+                if at < width {
+                    f(at, sums.each_mut().map(|sum| &mut sum[vector]));
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn total(self) -> f32 {
+        let mut lanes = [0f32; SUM_LANES];
+        for (lanes, v) in lanes.chunks_exact_mut(S::LANES).zip(self.0) {
+            // SAFETY: as many lanes as a vector has.
+            unsafe { S::store(lanes.as_mut_ptr(), v) };
+        }
+        lanes.iter().sum()
+    }
 }
 
 /// What a group norm's channels are made with: y = x scale + shift before SiLU.
@@ -430,33 +467,34 @@ unsafe fn layer_norm_generic<S: Simd>(
         // SAFETY: all are `width` long, affine twice that, and i is below that.
         unsafe {
             let n = width as f32;
-            let mut sum = S::splat(0.0);
-            let mut i = 0;
-            while i < width {
-                sum = S::add(sum, part::<S>(x, i));
-                i += S::LANES;
-            }
-            let mean = total::<S>(sum) / n;
-            let mut squares = S::splat(0.0);
-            let mut i = 0;
-            while i + S::LANES <= width {
-                let d = S::sub(part::<S>(x, i), S::splat(mean));
-                squares = S::fma(d, d, squares);
-                i += S::LANES;
-            }
-            let rest: f32 = x[i..].iter().map(|x| (x - mean) * (x - mean)).sum();
-            let variance = (total::<S>(squares) + rest) / n;
+            let mut sum = Sum::<S>::new();
+            Sum::along([&mut sum], width, |i, [sum]| {
+                *sum = S::add(*sum, part::<S>(x, i))
+            });
+            let mean = sum.total() / n;
+            let mut squares = Sum::<S>::new();
+            Sum::along([&mut squares], width, |i, [squares]| {
+                // Behind the row's end there is nothing to be far from the mean.
+                let d = if i + S::LANES <= width {
+                    S::sub(part::<S>(x, i), S::splat(mean))
+                } else {
+                    let mut lanes = [0f32; SUM_LANES];
+                    let rest = lanes.iter_mut().zip(&x[i..]);
+                    rest.for_each(|(to, x)| *to = x - mean);
+                    S::load(lanes.as_ptr())
+                };
+                *squares = S::fma(d, d, *squares);
+            });
+            let variance = squares.total() / n;
             let inverse = 1.0 / (variance + eps as f32).sqrt();
-            let (mut sum, mut along) = (S::splat(0.0), S::splat(0.0));
-            let mut i = 0;
-            while i < width {
+            let (mut sum, mut along) = (Sum::<S>::new(), Sum::<S>::new());
+            Sum::along([&mut sum, &mut along], width, |i, [sum, along]| {
                 let y = S::mul(S::sub(part::<S>(x, i), S::splat(mean)), S::splat(inverse));
                 let g = S::mul(part::<S>(grad, i), part::<S>(weight, i));
-                sum = S::add(sum, g);
-                along = S::fma(g, y, along);
-                i += S::LANES;
-            }
-            let (sum, along) = (total::<S>(sum) / n, total::<S>(along) / n);
+                *sum = S::add(*sum, g);
+                *along = S::fma(g, y, *along);
+            });
+            let (sum, along) = (sum.total() / n, along.total() / n);
             let mut i = 0;
             while i < width {
                 let y = S::mul(S::sub(part::<S>(x, i), S::splat(mean)), S::splat(inverse));

@@ -527,7 +527,7 @@ impl Kernel for Cpu {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::super::{Kernel, Padding, Plain};
+    use super::super::{Kernel, NormGradients, Padding, Plain};
     use super::*;
     use proptest::prelude::*;
 
@@ -615,6 +615,73 @@ pub(crate) mod tests {
             assert_eq!(found, BITS, "{isa:?}: {found:#x?}");
         }
     }
+
+    /// The same of the way back.
+    #[test]
+    fn gradients_by_sets_that_fuse_are_the_bits_that_they_are_on_other_machines() {
+        let picture = data(&[2, 20, 18, 72], 1);
+        let of_picture = data(&[2, 20, 18, 72], 11);
+        let rows = data(&[2, 50, 84], 2);
+        let of_rows = data(&[2, 50, 84], 12);
+        let of_half = data(&[2, 50, 42], 13);
+        let scale = data(&[72], 3);
+        let along = data(&[84], 4);
+        let norm = GroupNormSpec {
+            groups: 8,
+            eps: 1e-5,
+            weight: &scale,
+            bias: &scale,
+        };
+        let flat = |all: &[&Tensor]| {
+            let all: Vec<Tensor> = all.iter().map(|t| t.flatten_all().unwrap()).collect();
+            Tensor::cat(&all, 0).unwrap()
+        };
+        let norms = |of: NormGradients| {
+            let (scale, shift) = of.affine.unwrap();
+            flat(&[&of.x, &scale, &shift])
+        };
+        for isa in Isa::available().into_iter().filter(|isa| isa.fuses()) {
+            let kernel = Cpu::with(isa);
+            let [k, v] = [9, 10].map(|seed| data(&[2, 77, 84], seed));
+            let y = kernel.attention(&rows, &k, &v, 2, 0.16, None).unwrap();
+            let of_attention =
+                kernel.attention_backward((&of_rows, &y), (&rows, &k, &v), 2, 0.16, false);
+            let of_attention = of_attention.unwrap();
+            let (a, b) = (of_rows.flatten_to(1).unwrap(), rows.flatten_to(1).unwrap());
+            let window = Window::padded(Padding::same(1));
+            let of_convolution = kernel.conv2d_weight(&of_picture, &picture, (3, 3), window);
+            let found = [
+                norms(
+                    kernel
+                        .group_norm_backward(&of_picture, &picture, &norm, true, true)
+                        .unwrap(),
+                ),
+                norms(
+                    kernel
+                        .layer_norm_backward(&of_rows, &rows, &along, 1e-5, true)
+                        .unwrap(),
+                ),
+                kernel.geglu_backward(&of_half, &rows).unwrap(),
+                kernel.matmul_tn(&a, &b).unwrap(),
+                of_convolution.unwrap().unwrap(),
+                kernel.row_sums(&rows).unwrap(),
+                flat(&[&of_attention.q, &of_attention.k, &of_attention.v]),
+            ];
+            let found = found.each_ref().map(digest);
+            assert_eq!(found, GRADIENT_BITS, "{isa:?}: {found:#x?}");
+        }
+    }
+
+    /// Of the norms, GEGLU, the weights of a product and of a convolution, a sum over rows, and an attention.
+    const GRADIENT_BITS: [u64; 7] = [
+        0x1618_2784_153c_9377,
+        0x7b68_7fb4_1b55_5c0d,
+        0x09ff_2e9d_d168_70d2,
+        0xbf0f_b024_73d0_c355,
+        0x5b36_a089_e3e6_cbc8,
+        0xbdcc_7290_cfa8_67de,
+        0x3697_acdc_77d8_8db3,
+    ];
 
     /// A product, a convolution, the norms, GEGLU, a resized image; a convolution of Winograd's and an attention.
     const BITS: [u64; 8] = [
