@@ -181,7 +181,7 @@ unsafe fn score_block<S: Simd>(q: &[Row], k: &[f32], scores: &mut [Row]) {
             };
             let q = (q.as_ptr().add(first).cast(), QUERIES);
             let to = (scores.as_mut_ptr().cast(), QUERIES);
-            block::<S>((count, QUERIES, inner), k, q, first > 0, to);
+            block(S::ISA, (count, QUERIES, inner), k, q, first > 0, to);
         }
     }
 }

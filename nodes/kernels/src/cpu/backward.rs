@@ -1,8 +1,11 @@
 //! The way back on the CPU: transposed weights in the packed order, norms and GEGLU in as few passes as they take.
 
-use candle_core::{D, DType, Device, Result, Tensor, bail};
+use std::cell::RefCell;
 
-use super::buffers::{Scratch, Unfilled, written};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
+use half::bf16;
+
+use super::buffers::{Scratch, Shared, Unfilled, written};
 use super::data::with_data;
 use super::packing::{self, PANEL, Packed, padded_columns, transpose_block};
 use super::simd::{Isa, SUM_LANES, Simd, erf, multiversion};
@@ -29,7 +32,8 @@ pub(super) fn transposed(kernel: &Cpu, w: &Weight) -> Result<Weight> {
         // A copy would be as much memory again, written and read at each step.
         return Ok(Weight::transposed_on_read(data, w));
     }
-    if data.dtype() == DType::U32 {
+    // A bfloat16 weight meets gradients of float32, in whose products it is the only part of itself.
+    if data.dtype() == DType::U32 || data.dtype() == DType::BF16 && kernel.machine.amx {
         return transposed_tiles(kernel, w);
     }
     transposed_copy(kernel, data, (w.outputs, w.inputs), w.window)
@@ -41,13 +45,30 @@ fn transposed_tiles(kernel: &Cpu, w: &Weight) -> Result<Weight> {
     let of = (w.outputs, w.inputs);
     let words = packing::packed_len(DType::BF16, w.inputs, w.outputs, kh * kw) / 2;
     let data = with_packed(kernel, w, |w| {
-        let Packed::Split(data, parts) = w.data else {
-            bail!("a weight that is not in tiles of parts");
+        let parts = match w.data {
+            Packed::Split(_, parts) => parts,
+            Packed::Bf16(_) => 1,
+            _ => bail!("a weight that is not in tiles"),
         };
         // SAFETY: all of the tiles are written.
         let (tiles, ()) = unsafe {
             written(parts * words, |to| {
-                packing::transpose_tiles(data, parts, of, kh * kw, to);
+                match w.data {
+                    Packed::Bf16(data) => packing::transpose_tiles(
+                        |at| {
+                            let [even, odd] = [data[2 * at], data[2 * at + 1]].map(bf16::to_bits);
+                            u32::from(even) | u32::from(odd) << 16
+                        },
+                        parts,
+                        of,
+                        kh * kw,
+                        to,
+                    ),
+                    Packed::Split(data, _) => {
+                        packing::transpose_tiles(|at| data[at], parts, of, kh * kw, to);
+                    }
+                    _ => {}
+                }
                 Ok(())
             })?
         };
@@ -88,23 +109,27 @@ fn transposed_copy(
             // A panel of the result is 64 of the inputs: what it takes of each panel of the weight is a block of 64 x 64 for each
             // tap, of which lines of both are whole cache lines.
             let wide = PANEL * outputs * taps;
-            let mut scratch = Scratch::default();
-            for column in (0..outputs).step_by(PANEL) {
-                let (panel, width) = w.panel(column, &mut scratch);
-                let panel = Block(panel, inputs * taps * width);
-                let columns = width.min(outputs - column);
-                team::for_each_chunk(to, wide, |q, to| {
-                    let first = q * PANEL;
-                    let to_width = to.len() / (outputs * taps);
-                    let rows = to_width.min(inputs - first);
-                    for tap in 0..taps {
-                        let from = panel.rows(tap * inputs + first, rows, width);
-                        let start = ((taps - 1 - tap) * outputs + column) * to_width;
-                        let to = &mut to[start..start + columns * to_width];
-                        transpose_block(from, (rows, width), to, (columns, to_width));
+            let (all, len) = (Shared::of(to), len);
+            team::for_each(outputs.div_ceil(PANEL), |task| {
+                let column = task * PANEL;
+                WIDENED.with_borrow_mut(|scratch| {
+                    let (panel, width) = w.panel(column, scratch);
+                    let panel = Block(panel, inputs * taps * width);
+                    let columns = width.min(outputs - column);
+                    for first in (0..inputs).step_by(PANEL) {
+                        let at = first / PANEL * wide;
+                        let to_width = wide.min(len - at) / (outputs * taps);
+                        let rows = to_width.min(inputs - first);
+                        for tap in 0..taps {
+                            let from = panel.rows(tap * inputs + first, rows, width);
+                            let start = at + ((taps - 1 - tap) * outputs + column) * to_width;
+                            // SAFETY: these columns of the tap are this task's alone.
+                            let to = unsafe { all.part(start, columns * to_width) };
+                            transpose_block(from, (rows, width), to, (columns, to_width));
+                        }
                     }
                 });
-            }
+            });
             Ok(())
         })
     };
@@ -118,11 +143,13 @@ fn transposed_copy(
     Weight::of_packed(data, &shape)
 }
 
-/// A panel that all threads read.
-struct Block(*const f32, usize);
+thread_local! {
+    /// A panel in float32.
+    static WIDENED: RefCell<Scratch> = RefCell::default();
+}
 
-// SAFETY: it is only read.
-unsafe impl Sync for Block {}
+/// A panel of a weight.
+struct Block(*const f32, usize);
 
 impl Block {
     /// `count` rows of `width` numbers.

@@ -103,19 +103,15 @@ unsafe fn tile_of<S: Simd>(
     }
 }
 
-/// `to[r] (+)= sum_p a[r][p] b[p]` over p in order: `rows` rows of `columns` numbers, whole vectors.
-///
-/// # Safety
-/// The processor has the set of `S`, and `columns` are a multiple of its lanes. a is valid for reading so many rows of `inner`
-/// terms, b for `inner` rows of so many columns, to for writing so many rows and columns (and reading, if it `adds`).
 #[inline(always)]
-pub(super) unsafe fn block<S: Simd>(
+unsafe fn block_with<S: Simd>(
     (rows, columns, inner): (usize, usize, usize),
     a: Singles,
     (b, b_row): (*const f32, usize),
     adds: bool,
     (to, to_row): (*mut f32, usize),
 ) {
+    debug_assert!(columns.is_multiple_of(S::LANES));
     let mut row = 0;
     while row < rows {
         let height = tile_rows(rows - row);
@@ -142,6 +138,15 @@ pub(super) unsafe fn block<S: Simd>(
         }
         row += height;
     }
+}
+
+multiversion! {
+    /// `to[r] (+)= sum_p a[r][p] b[p]` over p in order: `size` is rows, columns, which are whole vectors, and terms.
+    ///
+    /// # Safety
+    /// The set is there, and columns are a multiple of its lanes. a is valid for reading so many rows of terms, b for so many rows
+    /// of columns, to for writing so many rows and columns (and reading, if it `adds`).
+    pub(super) unsafe fn block(size: (usize, usize, usize), a: Singles, b: (*const f32, usize), adds: bool, to: (*mut f32, usize)) = block_with
 }
 
 /// Rows of a matrix inside of a slice.
@@ -251,9 +256,9 @@ unsafe fn panel_product_with<S: Simd>(
         unsafe {
             let to = to.add(row * stride);
             if whole == width {
-                block::<S>(size, a, b, adds, (to, stride));
+                block(S::ISA, size, a, b, adds, (to, stride));
             } else {
-                block::<S>(size, a, b, false, (sums.as_mut_ptr(), PANEL));
+                block(S::ISA, size, a, b, false, (sums.as_mut_ptr(), PANEL));
                 for (r, sums) in sums.chunks_exact(PANEL).take(height).enumerate() {
                     let to = to.add(r * stride);
                     for (x, sum) in sums[..width].iter().enumerate() {

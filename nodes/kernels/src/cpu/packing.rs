@@ -261,9 +261,9 @@ pub(super) fn pack_split(
 }
 
 /// Writes tiles of a weight `[outputs, inputs, taps]`, cut into so many parts, as those of the weight `[inputs, outputs, taps
-/// turned round]`: the parts are the same numbers, so nothing is cut again. All of `to` is written.
+/// turned round]`: the parts are the same numbers, so nothing is cut again. `from` gives a word by its place. All of `to` is written.
 pub(super) fn transpose_tiles(
-    from: &[u32],
+    from: impl Fn(usize) -> u32 + Sync,
     parts: usize,
     (outputs, inputs): (usize, usize),
     taps: usize,
@@ -277,7 +277,7 @@ pub(super) fn transpose_tiles(
             let (tap, column) = (taps - 1 - square / columns, square % columns);
             let first = ((column * taps + tap) * rows + row) * parts;
             for (part, to) in to.chunks_exact_mut(WORDS).enumerate() {
-                transpose_square(&from[(first + part) * WORDS..][..WORDS], to);
+                transpose_square(|at| from((first + part) * WORDS + at), to);
             }
         }
     });
@@ -285,14 +285,14 @@ pub(super) fn transpose_tiles(
 
 /// Transposes a square of two tiles, `[column / 16][row / 2][column % 16][row % 2]`. Two words hold two rows of two columns: they
 /// become two words of the result, in which these four numbers are transposed.
-fn transpose_square(from: &[u32], to: Unfilled<'_, u32>) {
+fn transpose_square(from: impl Fn(usize) -> u32, to: Unfilled<'_, u32>) {
     // Blocks of 8 x 8 such quarters, of which lines of both are whole cache lines.
     for (down, right) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
         for q in 0..8 {
             let line = &mut to[(down * 16 + right * 8 + q) * 16..][..16];
             for (p, to) in line.chunks_exact_mut(2).enumerate() {
                 let at = (right * 16 + down * 8 + p) * 16 + 2 * q;
-                let (even, odd) = (from[at], from[at + 1]);
+                let (even, odd) = (from(at), from(at + 1));
                 to[0].write(even & 0xffff | odd << 16);
                 to[1].write(even >> 16 | odd & 0xffff_0000);
             }
@@ -410,7 +410,7 @@ mod tests {
                 // SAFETY: all of the tiles are written.
                 let found = unsafe {
                     written(due.len(), |to| {
-                        transpose_tiles(&packed, parts, (outputs, inputs), taps, to);
+                        transpose_tiles(|at| packed[at], parts, (outputs, inputs), taps, to);
                         Ok(())
                     })
                 };

@@ -66,6 +66,8 @@ pub(super) unsafe trait Simd: Copy {
     const LANES: usize;
     /// Vectors that a register block of products is wide.
     const BLOCK: usize;
+    /// The set.
+    const ISA: Isa;
 
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
@@ -195,6 +197,7 @@ unsafe impl Simd for Portable {
     type V = [f32; 4];
     const LANES: usize = 4;
     const BLOCK: usize = 2;
+    const ISA: Isa = Isa::Portable;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -259,6 +262,7 @@ macro_rules! by_intrinsics {
             type V = std::arch::$arch::$v;
             const LANES: usize = $lanes;
             const BLOCK: usize = $block;
+            const ISA: Isa = Isa::$name;
 
             #[inline(always)]
             unsafe fn splat(x: f32) -> Self::V {

@@ -23,7 +23,7 @@ const PANELS: usize = 1 << 20;
 
 /// Queries of a task, whole panels, for heads of so many channels.
 fn queries(size: usize) -> usize {
-    // Queries and what they are given back, each in rows and in lanes, and their gradients.
+    // Queries and the gradients of their results, each in lanes and in rows, and the gradients of the queries.
     let panel = 5 * size * size_of::<Row>();
     (PANELS / panel.max(1)).clamp(1, 16) * QUERIES
 }
@@ -45,17 +45,17 @@ struct Task<'a> {
 
 /// A panel of queries and what goes with it.
 struct Panel<'a> {
-    /// Queries and what they are given, in lanes: `[d][64]`, queries times `scale log2 e`.
+    /// Queries, times `scale log2 e`, and the gradients of their results, in lanes: `[d][64]`.
     q: &'a mut [Row],
     grad: &'a mut [Row],
     /// The gradients of the queries.
     of_q: &'a mut [Row],
-    /// Queries and what they are given, in rows: `[64][d]`, rows of whole vectors.
+    /// Queries and the gradients of their results, in rows: `[64][d]`, rows of whole vectors.
     q_rows: &'a mut [f32],
     grad_rows: &'a mut [f32],
     softmax: Softmax,
     inverse: Row,
-    /// `sum_j p_j dp_j`, which is what a query was given times its gradient.
+    /// `sum_j p_j dp_j`, which is the product of a query's result with its gradient.
     along: Row,
     /// The number of its first query.
     first: usize,
@@ -139,7 +139,7 @@ unsafe fn gradients_with<S: Simd>(
         );
         pack(task.q, head.stride, head.start, rows, log2, q);
         pack(task.grad, head.stride, head.start, rows, 1.0, grad);
-        // Until it is needed, the room of the gradient holds what the queries were given.
+        // Until it is needed, the room of the queries' gradients holds their results.
         pack(task.y, head.stride, head.start, rows, 1.0, of_q);
         gather_rows(task.q, at, rows, q_rows, wide);
         gather_rows(task.grad, at, rows, grad_rows, wide);
@@ -284,7 +284,8 @@ unsafe fn add_to_rows<S: Simd>(by: &[Row], rows: &[f32], wide: usize, to: &mut [
     // SAFETY: the rows are as long as asserted; the set is the caller's promise.
     unsafe {
         let size = (by.len(), wide, QUERIES);
-        block::<S>(
+        block(
+            S::ISA,
             size,
             a,
             (rows.as_ptr(), wide),
