@@ -854,3 +854,27 @@ fn a_sweep_in_a_file_of_its_own_is_planned_locked_and_bundled() {
     let opened = run(&["unbundle", "small.tar.zst", "small"], 0).1;
     assert!(opened.contains("--models DIR"), "{opened}");
 }
+
+#[test]
+fn a_warning_that_many_cells_give_is_said_once_and_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = workflow("vanilla.yaml");
+    let sweep = ["sweep", &file, "--over", "seed=1..5", "--set", "steps=1"];
+    let output = retouch(folder.path(), &[&sweep[..], &["-q"]].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let warnings: Vec<&str> = said.lines().collect();
+    let [first, rest] = warnings[..] else {
+        panic!("{said}");
+    };
+    let message = "the first of 1 steps is at timestep 1 of 1000";
+    assert!(first.starts_with("warning: draw [seed="), "{said}");
+    assert!(first.contains(message), "{said}");
+    let counted = format!("warning: draw, in 3 more cells too: {message}");
+    assert!(rest.starts_with(&counted), "{said}");
+    // For programs each is an event.
+    let json = ["--json", "--out", "again", "--no-cache"];
+    let events = events(&retouch(folder.path(), &[&sweep[..], &json].concat()));
+    let warned = |event: &&Json| event["event"] == "node_warning";
+    assert_eq!(events.iter().filter(warned).count(), 4);
+}

@@ -1,6 +1,7 @@
 //! Progress output of a run: a bar and lines on a terminal, plain lines elsewhere, JSON lines for programs.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -287,6 +288,8 @@ struct State {
     running: BTreeMap<String, Running>,
     reused: usize,
     cache_warnings: usize,
+    /// How many more cells of a sweep gave the same warning, by node and message.
+    repeated: BTreeMap<(String, String), usize>,
     /// The node that the preview shows.
     previewed: Option<String>,
 }
@@ -327,6 +330,11 @@ impl Progress {
             self.line(text);
         }
     }
+}
+
+/// The name of a node of a cell without what tells the cell from others: `draw` of `draw [seed=1]`.
+fn in_cell(node: &str) -> Option<&str> {
+    Some(node.split_once(" [")?.0)
 }
 
 /// The bar's form: with a count of steps, or while a node says nothing of its own.
@@ -408,9 +416,17 @@ impl Listener for Progress {
                     self.line(&format!("warning: {message}"));
                 }
             }
-            Event::NodeWarning { node, message } => {
-                self.line(&format!("warning: {node}: {message}"));
-            }
+            Event::NodeWarning { node, message } => match in_cell(node) {
+                // What a param of all cells brings about is said once.
+                Some(own) => match state.repeated.entry((own.to_owned(), message.clone())) {
+                    Entry::Occupied(mut more) => *more.get_mut() += 1,
+                    Entry::Vacant(first) => {
+                        first.insert(0);
+                        self.line(&format!("warning: {node}: {message}"));
+                    }
+                },
+                None => self.line(&format!("warning: {node}: {message}")),
+            },
             Event::NodeNote { node, message } => self.told(&format!("  {node}: {message}")),
             Event::NodeFinished {
                 node,
@@ -449,6 +465,14 @@ impl Listener for Progress {
                 ..
             } => {
                 self.screen.clear();
+                for ((node, message), more) in &state.repeated {
+                    let cells = match more {
+                        0 => continue,
+                        1 => "1 more cell".to_owned(),
+                        more => format!("{more} more cells"),
+                    };
+                    self.line(&format!("warning: {node}, in {cells} too: {message}"));
+                }
                 let more = state.cache_warnings.saturating_sub(MOST_WARNINGS);
                 if more > 0 {
                     self.line(&format!(
