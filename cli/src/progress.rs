@@ -465,7 +465,7 @@ impl Listener for Progress {
                 ..
             } => {
                 self.screen.clear();
-                for ((node, message), more) in &state.repeated {
+                for ((node, message), more) in std::mem::take(&mut state.repeated) {
                     let cells = match more {
                         0 => continue,
                         1 => "1 more cell".to_owned(),

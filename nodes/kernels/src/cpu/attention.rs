@@ -16,7 +16,7 @@ use candle_core::{Device, Result, Tensor, bail};
 
 use super::data::with_data;
 use super::machine::Machine;
-use super::matrix::{Singles, block, tile_rows};
+use super::matrix::{Strided, block, tile_rows};
 use super::simd::{Isa, Simd, multiversion};
 use super::team;
 use crate::{Attended, blend as blend_rows};
@@ -174,7 +174,7 @@ unsafe fn score_block<S: Simd>(q: &[Row], k: &[f32], scores: &mut [Row]) {
         let inner = INNER.min(size - first);
         // SAFETY: first + inner <= size; k and scores have `count` rows, and a row of scores is whole vectors.
         unsafe {
-            let k = Singles {
+            let k = Strided {
                 at: k.as_ptr().add(first),
                 row: size,
                 term: 1,

@@ -24,9 +24,9 @@ pub(super) fn tile_rows(left: usize) -> usize {
     }
 }
 
-/// Numbers that are read again and again as single ones: the first, and the steps from row to row and from term to term.
+/// A matrix that is read number by number: the first, and the steps from row to row and from term to term.
 #[derive(Clone, Copy)]
-pub(super) struct Singles {
+pub(super) struct Strided {
     pub at: *const f32,
     pub row: usize,
     pub term: usize,
@@ -39,7 +39,7 @@ pub(super) struct Singles {
 /// for writing R rows of V vectors (and reading, if it `adds`).
 #[inline(always)]
 unsafe fn tile<S: Simd, const R: usize, const V: usize>(
-    a: Singles,
+    a: Strided,
     (b, b_row): (*const f32, usize),
     inner: usize,
     adds: bool,
@@ -77,7 +77,7 @@ unsafe fn tile<S: Simd, const R: usize, const V: usize>(
 #[inline(always)]
 unsafe fn tile_of<S: Simd>(
     (rows, vectors): (usize, usize),
-    a: Singles,
+    a: Strided,
     b: (*const f32, usize),
     inner: usize,
     adds: bool,
@@ -106,7 +106,7 @@ unsafe fn tile_of<S: Simd>(
 #[inline(always)]
 unsafe fn block_with<S: Simd>(
     (rows, columns, inner): (usize, usize, usize),
-    a: Singles,
+    a: Strided,
     (b, b_row): (*const f32, usize),
     adds: bool,
     (to, to_row): (*mut f32, usize),
@@ -120,7 +120,7 @@ unsafe fn block_with<S: Simd>(
             let vectors = ((columns - column) / S::LANES).min(S::BLOCK);
             // SAFETY: row + height <= rows, and column + the vectors' lanes <= columns.
             unsafe {
-                let a = Singles {
+                let a = Strided {
                     at: a.at.add(row * a.row),
                     ..a
                 };
@@ -146,7 +146,7 @@ multiversion! {
     /// # Safety
     /// The set is there, and columns are a multiple of its lanes. a is valid for reading so many rows of terms, b for so many rows
     /// of columns, to for writing so many rows and columns (and reading, if it `adds`).
-    pub(super) unsafe fn block(size: (usize, usize, usize), a: Singles, b: (*const f32, usize), adds: bool, to: (*mut f32, usize)) = block_with
+    pub(super) unsafe fn block(size: (usize, usize, usize), a: Strided, b: (*const f32, usize), adds: bool, to: (*mut f32, usize)) = block_with
 }
 
 /// Rows of a matrix inside of a slice.
@@ -244,7 +244,7 @@ unsafe fn panel_product_with<S: Simd>(
     let mut row = 0;
     while row < m {
         let height = tile_rows(m - row);
-        let a = Singles {
+        let a = Strided {
             at: a[row * terms..][..height * terms].as_ptr(),
             row: 1,
             term: height,

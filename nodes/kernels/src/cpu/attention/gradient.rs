@@ -9,12 +9,11 @@ use candle_core::{Device, Result, Tensor, bail};
 
 use super::{
     Head, KEYS, LINE, Out, QUERIES, Row, Softmax, numbers, pack, score_block, value_block,
-    with_scratch,
+    with_all, with_scratch,
 };
 use crate::AttentionGradients;
 use crate::cpu::buffers::{Shared, Unfilled, written};
-use crate::cpu::data::with_data;
-use crate::cpu::matrix::{Singles, block};
+use crate::cpu::matrix::{Strided, block};
 use crate::cpu::simd::{Isa, Simd, multiversion};
 use crate::cpu::team;
 
@@ -55,8 +54,8 @@ struct Panel<'a> {
     grad_rows: &'a mut [f32],
     softmax: Softmax,
     inverse: Row,
-    /// `sum_j p_j dp_j`, which is the product of a query's result with its gradient.
-    along: Row,
+    /// `sum_j p_j dp_j` (D of Dao et al.), which is the product of a query's result with its gradient.
+    delta: Row,
     /// The number of its first query.
     first: usize,
 }
@@ -92,14 +91,15 @@ fn gather_rows(
 }
 
 /// Masks the keys from `first` on that come behind a query of a panel.
-fn hide(scores: &mut [Row], first: usize, panel: usize, with: f32) {
+fn mask_causal(scores: &mut [Row], first: usize, panel: usize, with: f32) {
     for (key, row) in scores.iter_mut().enumerate() {
         let seen = (first + key).saturating_sub(panel).min(QUERIES);
         row.0[..seen].fill(with);
     }
 }
 
-/// What a task gives: the gradients of its queries in panels of `size` rows, and its part of those of keys and values, `[2][M][d]`.
+/// What a task gives: `write` is called with queries and the panel of their gradients; its part of the gradients of keys and of
+/// values, `[M][d]` each, is written.
 ///
 /// # Safety
 /// The processor has the set of `S`. `scratch` is of [`Task::room`].
@@ -117,7 +117,7 @@ unsafe fn gradients_with<S: Simd>(
     let (lanes, scratch) = scratch.split_at_mut(3 * count * size);
     let (in_rows, scratch) = scratch.split_at_mut(2 * count * task.wide());
     let (scores, scratch) = scratch.split_at_mut(KEYS);
-    let (slopes, scratch) = scratch.split_at_mut(KEYS);
+    let (dp, scratch) = scratch.split_at_mut(KEYS);
     let (k, scratch) = numbers(scratch).split_at_mut(KEYS * size);
     let (v, scratch) = scratch.split_at_mut(KEYS * size);
     let (of_k, scratch) = scratch.split_at_mut(KEYS * wide);
@@ -143,12 +143,12 @@ unsafe fn gradients_with<S: Simd>(
         pack(task.y, head.stride, head.start, rows, 1.0, of_q);
         gather_rows(task.q, at, rows, q_rows, wide);
         gather_rows(task.grad, at, rows, grad_rows, wide);
-        let mut along = Row::splat(0.0);
+        let mut delta = Row::splat(0.0);
         for (y, grad) in of_q.iter().zip(grad.iter()) {
             for lane in (0..QUERIES).step_by(S::LANES) {
                 // SAFETY: lane + S::LANES <= QUERIES; the set is there.
                 unsafe {
-                    let to = along.0.as_mut_ptr().add(lane);
+                    let to = delta.0.as_mut_ptr().add(lane);
                     let (y, grad) = (
                         S::load(y.0.as_ptr().add(lane)),
                         S::load(grad.0.as_ptr().add(lane)),
@@ -166,7 +166,7 @@ unsafe fn gradients_with<S: Simd>(
             grad_rows,
             softmax: Softmax::new(),
             inverse: Row::splat(0.0),
-            along,
+            delta,
             first: rows[0] as usize,
         });
     }
@@ -184,7 +184,7 @@ unsafe fn gradients_with<S: Simd>(
             unsafe {
                 score_block::<S>(panel.q, k, scores);
                 if task.causal {
-                    hide(scores, first, panel.first, f32::NEG_INFINITY);
+                    mask_causal(scores, first, panel.first, f32::NEG_INFINITY);
                 }
                 panel.softmax.take::<S>(scores);
             }
@@ -201,21 +201,21 @@ unsafe fn gradients_with<S: Simd>(
         let (of_k, of_v) = (&mut of_k[..count * wide], &mut of_v[..count * wide]);
         of_k.fill(0.0);
         of_v.fill(0.0);
-        let (scores, slopes) = (&mut scores[..count], &mut slopes[..count]);
+        let (scores, dp) = (&mut scores[..count], &mut dp[..count]);
         for panel in panels.iter_mut().filter(|panel| sees(panel, first)) {
             // SAFETY: the set is there; scores are `count` rows of 64, the rows of the panel 64 of `wide` numbers, whole vectors, and
             // the block's gradients `count` of these.
             unsafe {
                 score_block::<S>(panel.q, k, scores);
-                weigh::<S>(scores, panel);
+                probabilities::<S>(scores, panel);
                 if task.causal {
-                    hide(scores, first, panel.first, 0.0);
+                    mask_causal(scores, first, panel.first, 0.0);
                 }
-                add_to_rows::<S>(scores, panel.grad_rows, wide, of_v);
-                score_block::<S>(panel.grad, v, slopes);
-                slope::<S>(scores, slopes, panel, task.scale as f32);
-                add_to_rows::<S>(slopes, panel.q_rows, wide, of_k);
-                value_block::<S>(slopes, k, &Row::splat(1.0), panel.of_q);
+                accumulate::<S>(scores, panel.grad_rows, wide, of_v);
+                score_block::<S>(panel.grad, v, dp);
+                softmax_backward::<S>(scores, dp, panel, task.scale as f32);
+                accumulate::<S>(dp, panel.q_rows, wide, of_k);
+                value_block::<S>(dp, k, &Row::splat(1.0), panel.of_q);
             }
         }
         for (to, from) in [(&mut *of_keys, of_k), (&mut *of_values, of_v)] {
@@ -235,7 +235,7 @@ unsafe fn gradients_with<S: Simd>(
 /// # Safety
 /// The processor has the set of `S`.
 #[inline(always)]
-unsafe fn weigh<S: Simd>(scores: &mut [Row], panel: &Panel<'_>) {
+unsafe fn probabilities<S: Simd>(scores: &mut [Row], panel: &Panel<'_>) {
     for lane in (0..QUERIES).step_by(S::LANES) {
         // SAFETY: lane + S::LANES <= QUERIES, and every pointer is to a row.
         unsafe {
@@ -249,20 +249,25 @@ unsafe fn weigh<S: Simd>(scores: &mut [Row], panel: &Panel<'_>) {
     }
 }
 
-/// The gradients of weights p to those of scores, `p (dp - along) scale`.
+/// The gradients dp of the weights p become those of the scores, `p (dp - delta) scale`.
 ///
 /// # Safety
 /// The processor has the set of `S`.
 #[inline(always)]
-unsafe fn slope<S: Simd>(weights: &[Row], slopes: &mut [Row], panel: &Panel<'_>, scale: f32) {
+unsafe fn softmax_backward<S: Simd>(
+    weights: &[Row],
+    dp: &mut [Row],
+    panel: &Panel<'_>,
+    scale: f32,
+) {
     for lane in (0..QUERIES).step_by(S::LANES) {
         // SAFETY: lane + S::LANES <= QUERIES, and every pointer is to a row.
         unsafe {
-            let along = S::load(panel.along.0.as_ptr().add(lane));
-            for (p, row) in weights.iter().zip(&mut *slopes) {
+            let delta = S::load(panel.delta.0.as_ptr().add(lane));
+            for (p, row) in weights.iter().zip(&mut *dp) {
                 let to = row.0.as_mut_ptr().add(lane);
                 let p = S::load(p.0.as_ptr().add(lane));
-                let of = S::mul(p, S::sub(S::load(to), along));
+                let of = S::mul(p, S::sub(S::load(to), delta));
                 S::store(to, S::mul(of, S::splat(scale)));
             }
         }
@@ -274,9 +279,9 @@ unsafe fn slope<S: Simd>(weights: &[Row], slopes: &mut [Row], panel: &Panel<'_>,
 /// # Safety
 /// The processor has the set of `S`, and `wide` is a multiple of its lanes.
 #[inline(always)]
-unsafe fn add_to_rows<S: Simd>(by: &[Row], rows: &[f32], wide: usize, to: &mut [f32]) {
+unsafe fn accumulate<S: Simd>(by: &[Row], rows: &[f32], wide: usize, to: &mut [f32]) {
     assert!(rows.len() == QUERIES * wide && to.len() == by.len() * wide);
-    let a = Singles {
+    let a = Strided {
         at: by.as_ptr().cast(),
         row: QUERIES,
         term: 1,
@@ -336,58 +341,48 @@ pub(in crate::cpu) fn backward(
     // Of each task its part of the gradients of its head's keys and values.
     let mut sums = vec![0f32; tasks * 2 * m * size];
     let source_of = |image: usize| if sources == 1 { 0 } else { image };
-    let of_q = with_data(grad, |grad| {
-        with_data(y, |y| {
-            with_data(q, |q| {
-                with_data(k, |k| {
-                    with_data(v, |v| {
-                        let mut out = Vec::with_capacity(images * n * c);
-                        let to = Out(out.as_mut_ptr());
-                        team::for_each_chunk(&mut sums, 2 * m * size, |i, sums| {
-                            let (image, head, part) = (
-                                i / parts.len() / heads,
-                                i / parts.len() % heads,
-                                i % parts.len(),
-                            );
-                            let own = |x| image_of(x, image, n * c);
-                            let of = |x| image_of(x, source_of(image), m * c);
-                            let task = Task {
-                                grad: own(grad),
-                                y: own(y),
-                                q: own(q),
-                                head: Head {
-                                    k: of(k),
-                                    v: of(v),
-                                    keys: None,
-                                    count: m,
-                                    stride: c,
-                                    start: head * size,
-                                },
-                                size,
-                                rows: parts[part],
-                                scale,
-                                causal,
-                            };
-                            let (of_keys, of_values) = sums.split_at_mut(m * size);
-                            with_scratch(task.room(), |scratch| {
-                                let mut write = |rows: &[u32], panel: &[Row]| {
-                                    // SAFETY: the rows are below N, the panel has `size` rows and the head's columns are inside C;
-                                    // an image, head and row are in one task alone.
-                                    unsafe { to.write(panel, c, head * size, image * n, rows) };
-                                };
-                                // SAFETY: the set is this processor's, and there is room.
-                                unsafe {
-                                    gradients(isa, &task, scratch, of_keys, of_values, &mut write);
-                                }
-                            });
-                        });
-                        // SAFETY: of all images, all heads' columns of all rows were written; heads divide C.
-                        unsafe { out.set_len(images * n * c) };
-                        Tensor::from_vec(out, (images, n, c), &Device::Cpu)
-                    })
-                })
-            })
-        })
+    let of_q = with_all(&[grad, y, q, k, v], &[], &mut |data| {
+        let mut out = Vec::with_capacity(images * n * c);
+        let to = Out(out.as_mut_ptr());
+        team::for_each_chunk(&mut sums, 2 * m * size, |i, sums| {
+            let (image, head, part) = (
+                i / parts.len() / heads,
+                i / parts.len() % heads,
+                i % parts.len(),
+            );
+            let own = |x: usize| &data[x][image * n * c..][..n * c];
+            let of = |x: usize| &data[x][source_of(image) * m * c..][..m * c];
+            let task = Task {
+                grad: own(0),
+                y: own(1),
+                q: own(2),
+                head: Head {
+                    k: of(3),
+                    v: of(4),
+                    keys: None,
+                    count: m,
+                    stride: c,
+                    start: head * size,
+                },
+                size,
+                rows: parts[part],
+                scale,
+                causal,
+            };
+            let (of_keys, of_values) = sums.split_at_mut(m * size);
+            with_scratch(task.room(), |scratch| {
+                let mut write = |rows: &[u32], panel: &[Row]| {
+                    // SAFETY: the rows are below N, the panel has `size` rows and the head's columns are inside C; an image, head
+                    // and row are in one task alone.
+                    unsafe { to.write(panel, c, head * size, image * n, rows) };
+                };
+                // SAFETY: the set is this processor's, and there is room.
+                unsafe { gradients(isa, &task, scratch, of_keys, of_values, &mut write) };
+            });
+        });
+        // SAFETY: of all images, all heads' columns of all rows were written; heads divide C.
+        unsafe { out.set_len(images * n * c) };
+        Tensor::from_vec(out, (images, n, c), &Device::Cpu)
     })?;
     let joined = |which: usize| -> Result<Tensor> {
         let fill = |out: Unfilled<'_>| {
@@ -424,8 +419,4 @@ pub(in crate::cpu) fn backward(
         k: joined(0)?,
         v: joined(1)?,
     })
-}
-
-fn image_of(x: &[f32], image: usize, len: usize) -> &[f32] {
-    &x[image * len..][..len]
 }
